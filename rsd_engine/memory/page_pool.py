@@ -1,0 +1,91 @@
+"""One byte buffer for the K and V of all models, cut into pages of equal bytes.
+
+A page belongs to one (slot, role) at a time and holds K and V of every layer of that role for
+`page_bytes // kv_bytes_per_token` tokens, so pages move freely between models whose tokens differ
+in size. The K or V of a layer is a strided view; no byte is ever moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one token of one model needs in the pool."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class PagedKV:
+    """The K/V of one role in the pool, as strided views of its pages."""
+
+    k: tuple[Tensor, ...]  # a layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
+    v: tuple[Tensor, ...]  # a layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
+    tokens_per_page: int
+
+
+class PagePool:
+    """The byte buffer. Which page is whose is kept in the slot state, not here.
+
+    Args:
+        num_pages: pages in the pool.
+        page_bytes: bytes of a page; a multiple of 256, so that every page is aligned.
+        device: where the buffer lives.
+    """
+
+    def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
+        if num_pages < 1:
+            raise ValueError(f"num_pages must be at least 1, got {num_pages}")
+        if page_bytes < 256 or page_bytes % 256:
+            raise ValueError(f"page_bytes must be a positive multiple of 256, got {page_bytes}")
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes
+        self.buffer = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
+
+    def tokens_per_page(self, shape: KVShape) -> int:
+        return self.page_bytes // shape.bytes_per_token
+
+    def view(self, shape: KVShape) -> PagedKV:
+        """K and V views of a role. Pages of other roles show through as meaningless numbers.
+
+        Raises:
+            ValueError: if a page cannot hold one token of this shape.
+        """
+        tokens = self.tokens_per_page(shape)
+        if tokens < 1:
+            raise ValueError(
+                f"page_bytes={self.page_bytes} holds no token of {shape.bytes_per_token} bytes"
+            )
+        typed = self.buffer.view(shape.dtype)
+        page_stride = self.page_bytes // shape.dtype.itemsize
+        token_stride = shape.num_kv_heads * shape.head_dim
+        plane = tokens * token_stride  # K or V of one layer inside a page
+
+        def layer(index: int) -> Tensor:
+            return typed.as_strided(
+                (self.num_pages, tokens, shape.num_kv_heads, shape.head_dim),
+                (page_stride, token_stride, shape.head_dim, 1),
+                index * plane,
+            )
+
+        return PagedKV(
+            k=tuple(layer(2 * i) for i in range(shape.num_layers)),
+            v=tuple(layer(2 * i + 1) for i in range(shape.num_layers)),
+            tokens_per_page=tokens,
+        )
+
+    def poison(self, pages: Tensor) -> None:
+        """Fills whole pages with 0xFF bytes, which read as NaN in every float type (for tests)."""
+        self.buffer.view(self.num_pages, self.page_bytes)[pages.long()] = 0xFF
