@@ -114,6 +114,8 @@ class SlotState:
     generation: Tensor  # [B] which request sits in the slot
     age: Tensor  # [B] order of arrival: the smallest is the oldest
     short: Tensor  # [B] 1 if the last plan found no pages for it
+    next_token: Tensor  # [B] token just sampled, -1 if the logits were not finite
+    ended: Tensor  # [B] 1 if the step ended in this pass
     # steps
     num_steps: Tensor  # [B] kept steps
     max_steps: Tensor  # [B]

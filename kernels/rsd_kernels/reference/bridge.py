@@ -1,0 +1,65 @@
+"""Write a finished step onto the PRM's own token row: strip the delimiter, add the separator.
+
+Runs at the end of every step, the draft's and the target's, when the PRM shares the base
+vocabulary; only the tokens that hold the delimiter need re-tokenising.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rsd_kernels.slot_state import Finish, Mode, Phase, SlotState
+from rsd_kernels.step_tables import StepTables
+
+
+def bridge(state: SlotState, tables: StepTables) -> None:
+    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
+    for b in _ended_rsd_slots(state):
+        step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
+        if int(state.finish[b]) == Finish.STOP_TOKEN:
+            step.pop()
+        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables)
+        start = int(state.prm_committed[b])
+        state.prm_tokens[b, start : start + len(kept)] = torch.tensor(kept, dtype=torch.int32)
+        state.prm_length[b] = start + len(kept)
+
+
+def wait_for_host(state: SlotState) -> None:
+    """Instead of `bridge` when the tokenizers differ: the host bridges through text."""
+    for b in _ended_rsd_slots(state):
+        state.phase[b] = Phase.WAIT_HOST
+
+
+def prm_step_tokens(step: list[int], delimiter_bytes: int, tables: StepTables) -> list[int]:
+    """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last."""
+    step = list(step)
+    tail: list[int] = []
+    remaining = delimiter_bytes
+    while remaining and step:
+        token = step.pop()
+        start, end = tables.token_start[token : token + 2].tolist()
+        if end - start > remaining:
+            tail = _prefix(token, end - start - remaining, tables)
+            remaining = 0
+        else:
+            remaining -= end - start
+    mapped = tables.prm_token[torch.tensor(step + tail, dtype=torch.long)].tolist()
+    return [t for t in mapped if t >= 0] + tables.separator.tolist()
+
+
+def _prefix(token: int, num_bytes: int, tables: StepTables) -> list[int]:
+    entry = int(tables.prefix_entry[token])
+    if entry < 0:
+        return [token]
+    first, last = tables.prefix_start[entry + num_bytes - 1 : entry + num_bytes + 1].tolist()
+    return tables.prefix_token[first:last].tolist() or [token]
+
+
+def _ended_rsd_slots(state: SlotState) -> list[int]:
+    ended, mode = state.ended.tolist(), state.mode.tolist()
+    finish = state.finish.tolist()
+    return [
+        b
+        for b in range(len(ended))
+        if ended[b] and mode[b] == Mode.RSD and finish[b] != Finish.ERROR
+    ]

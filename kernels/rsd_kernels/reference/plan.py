@@ -1,0 +1,175 @@
+"""Choose one pass: the role, its packed rows and their pages.
+
+The batching policy: the role with most ready slots goes, scoring counts double, ties go PRM,
+target, draft, and a role passed over for 16 ticks goes first. One role a tick leaves no two roles
+to race over rollback and pages.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.reference.pages import pages_for, take_pages
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import (
+    LOG_HEADER,
+    NUM_ROLES,
+    HostRequest,
+    Phase,
+    Role,
+    SlotState,
+)
+
+STARVED_AFTER = 16
+_PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
+_TIE_ORDER = (Role.PRM, Role.TARGET, Role.DRAFT)
+
+
+@dataclass(frozen=True)
+class _Extend:
+    """New tokens of one slot in this pass: rows start:stop of its row."""
+
+    slot: int
+    start: int
+    stop: int
+    complete: bool
+
+
+def write(tensor: Tensor, values: list[int]) -> None:
+    """Overwrites the first `len(values)` elements in one copy."""
+    tensor[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
+
+
+def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int]) -> None:
+    """Writes the next pass into `batch`, or stops the loop (`running` = 0, no role).
+
+    The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
+    end of the log is near, or no slot can go on.
+    """
+    state.tick += 1
+    state.pass_role.fill_(NUM_ROLES)
+    state.ended.zero_()
+    if _must_return(state):
+        state.running.zero_()
+        return
+    ready = _ready_slots(state)
+    state.short.zero_()
+    for role in _order(ready, state.role_wait.tolist()):
+        extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
+        if extends:
+            _fill(state, batch, role, extends, tokens_per_page[role])
+            _count_waits(state, role, ready)
+            state.pass_role.fill_(role)
+            state.pass_start.fill_(time.perf_counter_ns())
+            return
+    state.running.zero_()
+
+
+def advance(state: SlotState, batch: RowBatch, role: int) -> None:
+    """Moves the cursor of `role` over the rows its forward has just read."""
+    elapsed = time.perf_counter_ns() - int(state.pass_start)
+    slots = batch.seq_slot.long()
+    rows = batch.seq_start[1:] - batch.seq_start[:-1]
+    state.kv_len[role, slots] = batch.seq_kv_len
+    state.tokens_read[role, slots] += rows
+    state.passes[role, slots] += 1
+    state.nanoseconds[role, slots] += elapsed
+
+
+def _must_return(state: SlotState) -> bool:
+    phases = state.phase.tolist()
+    asked = int(state.host_request)
+    return (
+        asked == HostRequest.RETURN
+        or (asked == HostRequest.RETURN_WHEN_FREE and Phase.DONE in phases)
+        or Phase.WAIT_HOST in phases
+        or int(state.tick) > int(state.tick_cap)
+        or int(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
+    )
+
+
+def _log_words_of_a_tick(state: SlotState) -> int:
+    """Most words one tick can append: every slot decides a step."""
+    asked = state.num_logprobs
+    words_per_token = torch.where(asked < 0, 1, 2 + 2 * asked)
+    step_tokens = state.length - state.committed + 1
+    return int((step_tokens * words_per_token + LOG_HEADER).sum())
+
+
+def _ready_slots(state: SlotState) -> list[list[int]]:
+    """Slots each role could serve, oldest first."""
+    phase, active, age = state.phase.tolist(), state.active.tolist(), state.age.tolist()
+    by_age = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: age[b])
+    return [[b for b in by_age if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
+
+
+def _order(ready: list[list[int]], waits: list[int]) -> list[Role]:
+    def rank(role: Role) -> tuple[int, int, int]:
+        starved = waits[role] if waits[role] >= STARVED_AFTER else 0
+        weight = 2 if role == Role.PRM else 1
+        return (-starved, -weight * len(ready[role]), _TIE_ORDER.index(role))
+
+    return sorted((role for role in Role if ready[role]), key=rank)
+
+
+def _pack(
+    state: SlotState, role: int, slots: list[int], max_rows: int, tokens_per_page: int
+) -> list[_Extend]:
+    """Decode rows first, then chunks by age; pages all or nothing for the rows of a slot."""
+    is_prm = role == Role.PRM
+    ends = (state.prm_length if is_prm else state.length).tolist()
+    kv_len = state.kv_len[role].tolist()
+    held = state.num_pages[role].tolist()
+    # A writer needs a row to sample from even when it has read everything.
+    starts = [kv if is_prm else min(kv, end - 1) for kv, end in zip(kv_len, ends, strict=True)]
+    decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
+    extends: list[_Extend] = []
+    room = max_rows
+    for b in decode_first:
+        if room == 0:
+            break
+        stop = min(ends[b], starts[b] + room)
+        need = pages_for(stop, tokens_per_page) - held[b]
+        if need > int(state.num_free):
+            state.short[b] = 1
+            continue
+        take_pages(state, role, b, need)
+        extends.append(_Extend(b, starts[b], stop, stop == ends[b]))
+        room -= stop - starts[b]
+    return extends
+
+
+def _fill(
+    state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
+) -> None:
+    row = state.prm_tokens if role == Role.PRM else state.tokens
+    slots = [e.slot for e in extends for _ in range(e.start, e.stop)]
+    positions = [p for e in extends for p in range(e.start, e.stop)]
+    starts = [0]
+    for e in extends:
+        starts.append(starts[-1] + e.stop - e.start)
+    write(batch.slot, slots)
+    write(batch.position, positions)
+    n = len(slots)
+    slot, position = batch.slot[:n].long(), batch.position[:n].long()
+    batch.token[:n] = row[slot, position]
+    batch.page[:n] = state.page_table[role][slot, position // tokens_per_page]
+    batch.offset[:n] = position % tokens_per_page
+    write(batch.seq_slot, [e.slot for e in extends])
+    write(batch.seq_start, starts)
+    write(batch.seq_kv_len, [e.stop for e in extends])
+    write(batch.seq_complete, [int(e.complete) for e in extends])
+    state.num_rows.fill_(n)
+    state.num_seqs.fill_(len(extends))
+
+
+def _count_waits(state: SlotState, chosen: Role, ready: list[list[int]]) -> None:
+    waits = state.role_wait.tolist()
+    write(
+        state.role_wait,
+        [waits[r] + 1 if ready[r] and r != chosen else 0 for r in range(NUM_ROLES)],
+    )

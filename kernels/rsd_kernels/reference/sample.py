@@ -1,0 +1,134 @@
+"""Draw the next token of every complete sequence: penalties, temperature, min-p, top-k, top-p.
+
+One uniform number a draw and the inverse of the distribution over the kept ids in vocabulary
+order: no full sort is needed and nothing but the key enters the draw.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.reference.philox import Purpose, uniform
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import SlotState
+
+NOT_FINITE = -1  # in `next_token`: the model's logits cannot be sampled from
+
+
+def sample(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    role: int,
+) -> None:
+    """Writes `next_token` (and logprobs where asked) of each complete sequence's slot."""
+    finite = torch.isfinite(logits.sum(-1)).tolist()
+    complete = batch.seq_complete.tolist()
+    temperature = state.temperature.tolist()
+    greedy = logits.argmax(-1).tolist() if _all_plain(state, batch) else None
+    for s, b in enumerate(batch.seq_slot.tolist()):
+        if not complete[s]:
+            continue
+        if not finite[s]:
+            state.next_token[b] = NOT_FINITE
+            continue
+        if greedy is not None:
+            token = greedy[s]
+        else:
+            adjusted = _adjust(state, b, logits[s])
+            token = (
+                int(adjusted.argmax()) if temperature[b] == 0 else _draw(state, b, adjusted, role)
+            )
+        state.next_token[b] = token
+        if int(state.num_logprobs[b]) >= 0:
+            _record_logprobs(state, b, logits[s], token)
+
+
+def _all_plain(state: SlotState, batch: RowBatch) -> bool:
+    """Whether every sequence only needs its largest logit."""
+    slots = batch.seq_slot.long()
+    plain = (
+        (state.temperature[slots] == 0)
+        & (state.repetition_penalty[slots] == 1)
+        & (state.length[slots] >= state.min_length[slots])
+    )
+    return bool(plain.all())
+
+
+def _adjust(state: SlotState, slot: int, logits: Tensor) -> Tensor:
+    """Repetition penalty over prompt and output; no stop token before `min_length`."""
+    length = int(state.length[slot])
+    penalty = float(state.repetition_penalty[slot])
+    adjusted = logits
+    if penalty != 1:
+        seen = state.tokens[slot, :length].long()
+        seen = seen[seen < logits.shape[0]]
+        values = logits[seen]
+        adjusted = logits.clone()
+        adjusted[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if length < int(state.min_length[slot]):
+        stops = state.stop_tokens[slot]
+        stops = stops[(stops >= 0) & (stops < logits.shape[0])].long()
+        adjusted = adjusted.clone()
+        adjusted[stops] = -torch.inf
+    return adjusted
+
+
+def filtered_probabilities(
+    logits: Tensor,  # [V] float32
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> Tensor:
+    """The distribution a token is drawn from, [V] float64; filtered ids have probability 0.
+
+    Order as in vLLM: temperature, min-p, top-k, top-p. Ids tied at a cut-off stay.
+    """
+    scaled = logits / temperature
+    scaled = scaled - scaled.max()
+    if min_p > 0:
+        scaled = scaled.masked_fill(scaled.exp() < min_p, -torch.inf)
+    if 0 < top_k < scaled.shape[0]:
+        cut = scaled.topk(top_k).values[-1]
+        scaled = scaled.masked_fill(scaled < cut, -torch.inf)
+    probabilities = scaled.double().softmax(-1)
+    if top_p < 1:
+        ordered = probabilities.sort(descending=True).values
+        kept = int(((ordered.cumsum(-1) - ordered) < top_p).sum())
+        probabilities = probabilities.masked_fill(probabilities < ordered[kept - 1], 0.0)
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
+
+
+def _draw(state: SlotState, slot: int, logits: Tensor, role: int) -> int:
+    probabilities = filtered_probabilities(
+        logits,
+        temperature=float(state.temperature[slot]),
+        top_k=int(state.top_k[slot]),
+        top_p=float(state.top_p[slot]),
+        min_p=float(state.min_p[slot]),
+    )
+    u = uniform(
+        int(state.seed[slot]),
+        int(state.sample_index[slot]),
+        num_steps=int(state.num_steps[slot]),
+        position=int(state.length[slot]),
+        role=role,
+        purpose=Purpose.TOKEN,
+    )
+    cumulative = probabilities.cumsum(-1)
+    # The first id whose cumulative mass exceeds u; scaling by the total keeps u < 1 inside it.
+    return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+
+
+def _record_logprobs(state: SlotState, slot: int, logits: Tensor, token: int) -> None:
+    """Logprobs of the model itself, before temperature and filters, as in vLLM."""
+    position, k = int(state.length[slot]), int(state.num_logprobs[slot])
+    logprobs = logits.log_softmax(-1)
+    state.token_logprob[slot, position] = logprobs[token]
+    values, ids = logprobs.topk(min(k, logprobs.shape[0]))
+    state.top_logprob[slot, position, : len(values)] = values
+    state.top_token[slot, position, : len(ids)] = ids.int()

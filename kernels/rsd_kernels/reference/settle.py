@@ -1,0 +1,138 @@
+"""Decide what becomes of a step: score it, keep it, or forget it.
+
+Section 1 of the algorithm (Liao et al., ICML 2025, Algorithm 1) as transitions of a slot.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from rsd_kernels.reference.pages import truncate_kv
+from rsd_kernels.reference.philox import Purpose, uniform
+from rsd_kernels.reference.step_log import RecordKind, publish
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import Finish, Mode, Phase, PolicyKind, Role, SlotState
+
+UNSCORED = math.nan
+_NOTHING = (0, 0, 0)
+
+
+def settle(state: SlotState, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+    """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
+    for b, ended in enumerate(state.ended.tolist()):
+        if ended and int(state.phase[b]) != Phase.WAIT_HOST:
+            settle_slot(state, b, role, tokens_per_page)
+
+
+def settle_slot(
+    state: SlotState, slot: int, role: int, tokens_per_page: tuple[int, int, int]
+) -> None:
+    """The transition of one slot whose step, written by `role`, stands on every row."""
+    if int(state.finish[slot]) == Finish.ERROR:
+        _fail(state, slot, role, tokens_per_page)
+    elif role == Role.DRAFT and int(state.mode[slot]) == Mode.RSD:
+        state.phase[slot] = Phase.SCORE
+    else:
+        _keep(state, slot, role, UNSCORED, tokens_per_page)
+
+
+def decide(
+    state: SlotState,
+    batch: RowBatch,
+    rewards: Tensor,  # [S] float32
+    tokens_per_page: tuple[int, int, int],
+) -> None:
+    """Accept with probability w(reward); otherwise forget the step and call the target."""
+    complete = batch.seq_complete.tolist()
+    for s, b in enumerate(batch.seq_slot.tolist()):
+        if not complete[s]:
+            continue
+        state.reward[b] = rewards[s]
+        reward = float(state.reward[b])
+        if math.isnan(reward):
+            state.nan_rewards[b] += 1
+        if _accepts(state, b, reward):
+            _keep(state, b, Role.DRAFT, reward, tokens_per_page)
+        else:
+            _reject(state, b, reward, tokens_per_page)
+
+
+def accept_probability(kind: int, a: float, b: float, reward: float) -> float:
+    """w(r) of the paper's Table 1; 0 for a reward that is not a number."""
+    if math.isnan(reward):
+        return 0.0
+    if kind == PolicyKind.CONSTANT:
+        return a
+    if kind == PolicyKind.THRESHOLD:
+        return float(reward >= a)
+    if kind == PolicyKind.CLIP:
+        return min(1.0, max(0.0, reward))
+    if kind == PolicyKind.SIGMOIDAL:
+        return max(0.0, reward / (1.0 + reward))
+    z = -a * (reward - b)
+    return 1.0 / (1.0 + math.exp(z)) if z < 700 else 0.0
+
+
+def _accepts(state: SlotState, slot: int, reward: float) -> bool:
+    probability = accept_probability(
+        int(state.policy_kind[slot]),
+        float(state.policy_a[slot]),
+        float(state.policy_b[slot]),
+        reward,
+    )
+    u = uniform(
+        int(state.seed[slot]),
+        int(state.sample_index[slot]),
+        num_steps=int(state.num_steps[slot]),
+        position=int(state.length[slot]),
+        role=Role.PRM,
+        purpose=Purpose.ACCEPT,
+    )
+    return u < probability
+
+
+def _keep(
+    state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
+) -> None:
+    num_steps = int(state.num_steps[b]) + 1
+    finish = int(state.finish[b])
+    if finish == Finish.NONE and num_steps >= int(state.max_steps[b]):
+        finish = int(Finish.STEPS)
+    publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
+    state.num_steps[b] = num_steps
+    state.committed[b] = state.length[b]
+    state.prm_committed[b] = state.prm_length[b]
+    state.stop_committed[b] = state.stop_state[b]
+    _start_step(state, b)
+    if finish:
+        state.phase[b] = Phase.DONE
+        truncate_kv(state, b, _NOTHING, tokens_per_page)
+    else:
+        state.phase[b] = Phase.TARGET if int(state.mode[b]) == Mode.TARGET else Phase.DRAFT
+
+
+def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
+    publish(
+        state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
+    )
+    state.length[b] = state.committed[b]
+    state.prm_length[b] = state.prm_committed[b]
+    state.stop_state[b] = state.stop_committed[b]
+    _start_step(state, b)
+    state.phase[b] = Phase.TARGET
+    row, prm_row = int(state.committed[b]), int(state.prm_committed[b])
+    truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
+
+
+def _fail(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+    publish(state, b, kind=RecordKind.FAILED, source=role, reward=UNSCORED, finish=Finish.ERROR)
+    state.phase[b] = Phase.DONE
+    truncate_kv(state, b, _NOTHING, tokens_per_page)
+
+
+def _start_step(state: SlotState, b: int) -> None:
+    state.delimiter_state[b] = 0
+    state.match_bytes[b] = 0
+    state.finish[b] = Finish.NONE
