@@ -122,6 +122,7 @@ class SlotState:
     max_step_tokens: Tensor  # [B]
     min_length: Tensor  # [B] length before which nothing may stop the output
     finish: Tensor  # [B] Finish of the step being written; takes effect when it is kept
+    step_source: Tensor  # [B] Role that wrote the step
     match_bytes: Tensor  # [B] bytes of the delimiter that ended the step, 0 if none did
     delimiter_state: Tensor  # [B] automaton over the current step
     stop_state: Tensor  # [B] automaton over the whole output

@@ -26,11 +26,12 @@ class _Walk:
     used: int  # bytes of the token up to the delimiter's end
 
 
-def append(state: SlotState, batch: RowBatch, tables: StepTables) -> None:
+def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
     """Adds `next_token` to each complete sequence's row; sets `ended`, `finish`, `match_bytes`."""
     complete = batch.seq_complete.tolist()
     for s, b in enumerate(batch.seq_slot.tolist()):
         if complete[s]:
+            state.step_source[b] = role
             _append_token(state, b, int(state.next_token[b]), tables)
 
 

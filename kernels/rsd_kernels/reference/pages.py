@@ -20,7 +20,7 @@ def take_pages(state: SlotState, role: int, slot: int, count: int) -> None:
     taken = state.free_pages[free - count : free].flip(0)
     state.page_table[role, slot, held : held + count] = taken
     state.num_pages[role, slot] = held + count
-    state.num_free -= count
+    state.num_free.sub_(count)
 
 
 def truncate_kv(
@@ -40,5 +40,5 @@ def truncate_kv(
             returned = state.page_table[role, slot, held - count : held].flip(0)
             state.free_pages[free : free + count] = returned
             state.num_pages[role, slot] = held - count
-            state.num_free += count
+            state.num_free.add_(count)
         state.kv_len[role, slot] = kv_len

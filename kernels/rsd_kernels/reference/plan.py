@@ -50,7 +50,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
     The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
     end of the log is near, or no slot can go on.
     """
-    state.tick += 1
+    state.tick.add_(1)
     state.pass_role.fill_(NUM_ROLES)
     state.ended.zero_()
     if _must_return(state):

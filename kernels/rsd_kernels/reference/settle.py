@@ -19,17 +19,16 @@ UNSCORED = math.nan
 _NOTHING = (0, 0, 0)
 
 
-def settle(state: SlotState, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
     """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
     for b, ended in enumerate(state.ended.tolist()):
         if ended and int(state.phase[b]) != Phase.WAIT_HOST:
-            settle_slot(state, b, role, tokens_per_page)
+            settle_slot(state, b, tokens_per_page)
 
 
-def settle_slot(
-    state: SlotState, slot: int, role: int, tokens_per_page: tuple[int, int, int]
-) -> None:
-    """The transition of one slot whose step, written by `role`, stands on every row."""
+def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
+    """The transition of one slot whose step stands on every row."""
+    role = int(state.step_source[slot])
     if int(state.finish[slot]) == Finish.ERROR:
         _fail(state, slot, role, tokens_per_page)
     elif role == Role.DRAFT and int(state.mode[slot]) == Mode.RSD:
@@ -70,7 +69,7 @@ def accept_probability(kind: int, a: float, b: float, reward: float) -> float:
     if kind == PolicyKind.CLIP:
         return min(1.0, max(0.0, reward))
     if kind == PolicyKind.SIGMOIDAL:
-        return max(0.0, reward / (1.0 + reward))
+        return reward / (1.0 + reward) if reward > 0 else 0.0
     z = -a * (reward - b)
     return 1.0 / (1.0 + math.exp(z)) if z < 700 else 0.0
 

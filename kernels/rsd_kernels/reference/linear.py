@@ -1,0 +1,81 @@
+"""Plain-PyTorch twin of the matrix products of a decoder: y = x Wᵀ (+ bias) (+ residual).
+
+On a CPU it also chooses how to call BLAS. With AVX2 only (measured on two Zen 3 cores, fp32, all
+products of a 135M-parameter model) one row takes 33 ms as `x @ W.t()` and 18 ms when every thread
+gets its own slab of W; eight rows take 75 ms and, as `W @ x.t()`, 40 ms. With AVX-512 (two Sapphire
+Rapids cores) the plain call is never slower. The choice looks at shapes and at the machine, never
+at a clock, so equal calls give equal bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MAX_TRANSPOSED_ROWS = 16
+
+Layout = Literal["plain", "split", "transposed"]
+
+
+def linear(
+    x: Tensor,  # [n, K]
+    weight: Tensor,  # [N, K]
+    bias: Tensor | None = None,  # [N]
+    *,
+    residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
+    out: Tensor | None = None,  # [n, N]
+) -> Tensor:
+    """x Wᵀ + bias + residual, all of one dtype.
+
+    Returns:
+        [n, N]; `out` itself when it is given.
+    """
+    layout = cpu_layout(x.shape[0], weight.shape[0], torch.get_num_threads(), _capability())
+    if layout == "plain" or x.device.type != "cpu" or not weight.is_contiguous():
+        return _plain(x, weight, bias, residual, out)
+    product = _split(x, weight) if layout == "split" else torch.mm(weight, x.t()).t()
+    if bias is not None:
+        product = product + bias
+    if residual is not None:
+        return torch.add(product, residual, out=out)
+    return product if out is None else out.copy_(product)
+
+
+def cpu_layout(num_rows: int, num_columns: int, num_threads: int, capability: str) -> Layout:
+    """The fastest way to multiply `num_rows` rows by a weight of `num_columns` rows."""
+    if capability != "AVX2" or num_rows == 0:
+        return "plain"
+    if num_rows == 1 and num_threads > 1 and num_columns % num_threads == 0:
+        return "split"
+    return "transposed" if 1 < num_rows <= MAX_TRANSPOSED_ROWS else "plain"
+
+
+@functools.cache
+def _capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _plain(
+    x: Tensor,  # [n, K]
+    weight: Tensor,  # [N, K]
+    bias: Tensor | None,  # [N]
+    residual: Tensor | None,  # [n, N]
+    out: Tensor | None,  # [n, N]
+) -> Tensor:
+    if residual is None:
+        if bias is None:
+            return torch.mm(x, weight.t(), out=out)
+        return torch.addmm(bias, x, weight.t(), out=out)
+    product = torch.addmm(residual, x, weight.t(), out=out)
+    return product if bias is None else product.add_(bias)
+
+
+def _split(x: Tensor, weight: Tensor) -> Tensor:
+    """One row: a batch of `num_threads` slabs of W, so every thread streams its own slab."""
+    num_threads = torch.get_num_threads()
+    num_columns, width = weight.shape
+    slabs = weight.view(num_threads, num_columns // num_threads, width)
+    return torch.bmm(slabs, x.t().expand(num_threads, width, 1)).view(1, num_columns)

@@ -1,0 +1,260 @@
+"""Requests into slots and events out: admission, preemption, abort, between launches.
+
+The core knows token ids only. It never looks into a running loop: it launches the program, reads
+the log, and acts on what it finds, so all executors share this code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rsd_engine.core.events import Event, RequestDone, RoleCounters, StepDecided
+from rsd_engine.core.log_reader import LogRecord, drain
+from rsd_engine.loop import eager
+from rsd_engine.loop.rsd import Loop, build_program
+from rsd_engine.memory.slots import SlotRequest, fill_slot
+from rsd_kernels import ops
+from rsd_kernels.reference.pages import pages_for
+from rsd_kernels.reference.step_log import RecordKind, publish
+from rsd_kernels.slot_state import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role, SlotState
+
+TextBridge = Callable[[list[int], int, Finish], list[int]]
+"""(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
+
+_ROLES_OF_MODE = {
+    Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
+    Mode.DRAFT: (Role.DRAFT,),
+    Mode.TARGET: (Role.TARGET,),
+}
+
+
+@dataclass
+class _Running:
+    """A request in a slot, on the host's side."""
+
+    key: int
+    request: SlotRequest
+    age: int
+    preemptions: int = 0
+
+
+class EngineCore:
+    """Runs requests given as token ids.
+
+    Args:
+        loop: the state, the tables and the models.
+        text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+        ticks_per_launch: the host looks at the log at least this often.
+    """
+
+    def __init__(
+        self, loop: Loop, *, text_bridge: TextBridge | None = None, ticks_per_launch: int = 64
+    ) -> None:
+        self.loop = loop
+        self.state: SlotState = loop.state
+        self.ticks_per_launch = ticks_per_launch
+        self.num_preemptions = 0
+        self._program = build_program(loop)
+        self._text_bridge = text_bridge
+        self._queue: deque[tuple[int, SlotRequest]] = deque()
+        self._slots: list[_Running | None] = [None] * self.state.num_slots
+        self._arrivals = 0
+        self._generation = 0
+
+    # ------------------------------------------------------------------ requests
+
+    def check(self, request: SlotRequest) -> str | None:
+        """Why the pool can never hold this request alone, or None if it can."""
+        need = self._pages_at(request, request.limit)
+        total = self.state.free_pages.shape[0]
+        if need > total:
+            return f"it may need {need} KV pages and the pool has {total}"
+        return None
+
+    def add(self, key: int, request: SlotRequest) -> None:
+        """Queues a request. `key` is the caller's name for it and must be new."""
+        self._queue.append((key, request))
+
+    def abort(self, key: int) -> RequestDone | None:
+        """Ends a queued or running request at once; None if it is not known (any more)."""
+        for i, (queued, _) in enumerate(self._queue):
+            if queued == key:
+                del self._queue[i]
+                return RequestDone(key, None, {}, 0)
+        for slot, running in enumerate(self._slots):
+            if running and running.key == key:
+                self._release(slot)
+                return self._leave(slot, None)
+        return None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue) or any(self._slots)
+
+    # ------------------------------------------------------------------ one launch
+
+    def step(self) -> list[Event]:
+        """Admits what fits, launches the loop once and returns what was decided, in order."""
+        self._resume()
+        self._admit()
+        self._launch()
+        events = self._collect()
+        if not self._serve_waiting(events) and not events and self._is_stuck():
+            self.preempt_youngest()
+        return events
+
+    def _launch(self) -> None:
+        state = self.state
+        state.tick.zero_()
+        state.tick_cap.fill_(self.ticks_per_launch)
+        wants_slot = bool(self._queue) and None not in self._slots
+        state.host_request.fill_(
+            HostRequest.RETURN_WHEN_FREE if wants_slot else HostRequest.NONE
+        )
+        state.running.fill_(1)
+        eager.run(self._program)
+
+    def _collect(self) -> list[Event]:
+        events: list[Event] = []
+        for record in drain(self.state):
+            running = self._slots[record.slot]
+            if running is None or record.generation != int(self.state.generation[record.slot]):
+                continue
+            events.append(_decided(running.key, record))
+            if record.finish:
+                events.append(self._leave(record.slot, record.finish))
+        return events
+
+    def _leave(self, slot: int, finish: Finish | None) -> RequestDone:
+        running = self._slots[slot]
+        assert running is not None
+        state = self.state
+        counters = {
+            role: RoleCounters(
+                tokens_read=int(state.tokens_read[role, slot]),
+                passes=int(state.passes[role, slot]),
+                seconds=int(state.nanoseconds[role, slot]) * 1e-9,
+            )
+            for role in _ROLES_OF_MODE[running.request.mode]
+        }
+        done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
+        state.phase[slot] = Phase.FREE
+        state.active[slot] = 0
+        self._slots[slot] = None
+        return done
+
+    # ------------------------------------------------------------------ admission and pages
+
+    def _admit(self) -> None:
+        while self._queue and None in self._slots:
+            if any(r and not self._is_active(s) for s, r in enumerate(self._slots)):
+                return  # the preempted are older and go first
+            _, request = self._queue[0]
+            if not self._has_room(request, len(request.prompt)):
+                return
+            key, request = self._queue.popleft()
+            slot = self._slots.index(None)
+            self._generation += 1
+            self._arrivals += 1
+            fill_slot(
+                self.state, slot, request, generation=self._generation, age=self._arrivals
+            )
+            self._slots[slot] = _Running(key, request, self._arrivals)
+
+    def _resume(self) -> None:
+        """Re-admits preempted requests, oldest first, when pages for a long step are free."""
+        waiting = [(r.age, s) for s, r in enumerate(self._slots) if r and not self._is_active(s)]
+        for _, slot in sorted(waiting):
+            running = self._slots[slot]
+            assert running is not None
+            if not self._has_room(running.request, int(self.state.length[slot])):
+                return
+            self.state.active[slot] = 1
+
+    def _has_room(self, request: SlotRequest, length: int) -> bool:
+        """Free pages for its tokens and one longest step, or nobody else to wait for."""
+        if not any(r and self._is_active(s) for s, r in enumerate(self._slots)):
+            return True
+        longest = min(request.limit, length + request.max_step_tokens)
+        return self._pages_at(request, longest) <= int(self.state.num_free)
+
+    def _pages_at(self, request: SlotRequest, length: int) -> int:
+        """Pages of all its roles when its row has `length` tokens."""
+        output = length - len(request.prompt)
+        prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
+        return sum(
+            pages_for(prm_length if role == Role.PRM else length, self.loop.tokens_per_page[role])
+            for role in _ROLES_OF_MODE[request.mode]
+        )
+
+    def _is_active(self, slot: int) -> bool:
+        return bool(self.state.active[slot])
+
+    def _is_stuck(self) -> bool:
+        """The last launch found a slot short of pages and nothing that could go on."""
+        return int(self.state.pass_role) == NUM_ROLES and bool(self.state.short.any())
+
+    def preempt_youngest(self) -> int | None:
+        """Takes the pages of the youngest active request; the oldest is never preempted.
+
+        Lengths, phase, automata and counters stay, so resuming is one long extend. Returns the
+        slot, or None if there is only one active request.
+        """
+        active = [(r.age, s) for s, r in enumerate(self._slots) if r and self._is_active(s)]
+        if len(active) < 2:
+            return None
+        _, slot = max(active)
+        running = self._slots[slot]
+        assert running is not None
+        self._release(slot)
+        self.state.active[slot] = 0
+        running.preemptions += 1
+        self.num_preemptions += 1
+        return slot
+
+    def _release(self, slot: int) -> None:
+        ops.truncate_kv(self.state, slot, (0, 0, 0), self.loop.tokens_per_page)
+
+    # ------------------------------------------------------------------ the text path
+
+    def _serve_waiting(self, events: list[Event]) -> bool:
+        """Bridges the steps that wait for the host; adds what follows to `events`."""
+        waiting = [s for s, p in enumerate(self.state.phase.tolist()) if p == Phase.WAIT_HOST]
+        for slot in waiting:
+            self._bridge_on_host(slot)
+        if waiting:
+            events += self._collect()
+        return bool(waiting)
+
+    def _bridge_on_host(self, slot: int) -> None:
+        state = self.state
+        assert self._text_bridge is not None
+        first, last = int(state.committed[slot]), int(state.length[slot])
+        step = state.tokens[slot, first:last].tolist()
+        finish = Finish(int(state.finish[slot]))
+        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
+        start = int(state.prm_committed[slot])
+        stop = start + len(ids)
+        if stop > state.prm_tokens.shape[1]:
+            # The PRM cannot read this step: what is kept so far is the output.
+            publish(state, slot, kind=RecordKind.FAILED, source=int(state.step_source[slot]),
+                    reward=float("nan"), finish=Finish.LENGTH)  # fmt: skip
+            self._release(slot)
+            state.phase[slot] = Phase.DONE
+            return
+        state.prm_tokens[slot, start:stop] = state.prm_tokens.new_tensor(ids)
+        state.prm_length[slot] = stop
+        ops.settle_slot(state, slot, self.loop.tokens_per_page)
+
+
+def _decided(key: int, record: LogRecord) -> StepDecided:
+    return StepDecided(
+        key=key,
+        kind=record.kind,
+        source=record.source,
+        reward=record.reward,
+        token_ids=record.token_ids,
+        logprobs=record.logprobs,
+    )

@@ -1,0 +1,195 @@
+"""A toy vocabulary and scripted models: the loop without a transformer.
+
+One token is one byte, so the tables are written by hand; models are functions of the row so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rsd_engine.core.engine_core import EngineCore, TextBridge
+from rsd_engine.core.events import Event, RequestDone, StepDecided
+from rsd_engine.loop.rsd import Loop
+from rsd_engine.memory.slots import SlotRequest, check_integrity
+from rsd_engine.steps.automaton import build_automaton
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import (
+    MAX_DELIMITER_STATES,
+    MAX_STOP_STATES,
+    Mode,
+    PolicyKind,
+    Role,
+    SlotLimits,
+    SlotState,
+)
+from rsd_kernels.step_tables import StepTables
+
+CHARS = "abcdefghijkl.\n"
+EOS = len(CHARS)
+NUM_IDS = EOS + 1
+SEPARATOR = 99  # only on the PRM row
+NEWLINE = CHARS.index("\n")
+
+Writer = Callable[[tuple[int, ...]], Sequence[float]]  # row so far -> logits
+Scorer = Callable[[tuple[int, ...]], float]  # PRM row so far -> reward
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(EOS if c == "$" else CHARS.index(c) for c in text)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join("$" if i == EOS else "|" if i == SEPARATOR else CHARS[i] for i in ids)
+
+
+def toy_tables() -> StepTables:
+    start = [*range(len(CHARS) + 1), len(CHARS)]
+    return StepTables(
+        token_byte=torch.tensor([ord(c) for c in CHARS], dtype=torch.uint8),
+        token_start=torch.tensor(start, dtype=torch.int32),
+        prefix_entry=torch.full((NUM_IDS,), -1, dtype=torch.int32),
+        prefix_start=torch.zeros(1, dtype=torch.int32),
+        prefix_token=torch.zeros(0, dtype=torch.int32),
+        prm_token=torch.tensor([*range(len(CHARS)), -1], dtype=torch.int32),
+        separator=torch.tensor([SEPARATOR], dtype=torch.int32),
+    )
+
+
+def toy_core(
+    draft: Writer,
+    target: Writer,
+    score: Scorer,
+    *,
+    num_slots: int = 4,
+    num_pages: int = 400,
+    tokens_per_page: tuple[int, int, int] = (3, 2, 5),
+    row_len: int = 96,
+    max_rows: int = 16,
+    ticks_per_launch: int = 64,
+    text_bridge: TextBridge | None = None,
+) -> EngineCore:
+    limits = SlotLimits(
+        num_slots=num_slots,
+        row_len=row_len,
+        prm_row_len=2 * row_len,
+        pages_per_role=row_len,
+        num_pages=num_pages,
+        log_words=num_slots * 60 * row_len,
+    )
+    state = SlotState.allocate(limits, torch.device("cpu"))
+
+    def writer(model: Writer) -> Callable[[RowBatch, Tensor], None]:
+        def forward(batch: RowBatch, out: Tensor) -> None:
+            for s, slot in enumerate(batch.seq_slot.tolist()):
+                row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
+                out[s, :NUM_IDS] = torch.tensor(model(row))
+
+        return forward
+
+    def scorer(batch: RowBatch, out: Tensor) -> None:
+        for s, slot in enumerate(batch.seq_slot.tolist()):
+            row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
+            out[s] = score(row)
+
+    loop = Loop(
+        state=state,
+        batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
+        tables=toy_tables(),
+        tokens_per_page=tokens_per_page,
+        forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
+        logits=torch.full((num_slots, NUM_IDS + 1), torch.nan),
+        num_ids=NUM_IDS,
+        rewards=torch.full((num_slots,), torch.nan),
+        bridge_on_device=text_bridge is None,
+    )
+    return EngineCore(loop, ticks_per_launch=ticks_per_launch, text_bridge=text_bridge)
+
+
+def toy_request(
+    prompt: str = "ab",
+    *,
+    mode: Mode = Mode.RSD,
+    max_tokens: int = 60,
+    max_steps: int = 30,
+    max_step_tokens: int = 60,
+    min_tokens: int = 0,
+    delimiters: Sequence[str] = ("\n\n",),
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    sample_index: int = 0,
+    num_logprobs: int = -1,
+    policy: tuple[int, float, float] = (PolicyKind.THRESHOLD, 0.5, 0.0),
+) -> SlotRequest:
+    ids = encode(prompt)
+    return SlotRequest(
+        prompt=ids,
+        prm_prompt=(*ids, SEPARATOR) if mode == Mode.RSD else (),
+        mode=mode,
+        limit=len(ids) + max_tokens,
+        max_steps=max_steps,
+        max_step_tokens=max_step_tokens,
+        min_length=len(ids) + min_tokens,
+        delimiters=build_automaton(list(delimiters), MAX_DELIMITER_STATES, "step_delimiters"),
+        stops=build_automaton(list(stop), MAX_STOP_STATES, "stop"),
+        stop_tokens=(EOS,),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        sample_index=sample_index,
+        num_logprobs=num_logprobs,
+        policy=policy,
+    )
+
+
+def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Event]]:
+    """Runs to the end, checking pages and cursors after every launch."""
+    for key, request in enumerate(requests):
+        core.add(key, request)
+    events: dict[int, list[Event]] = {key: [] for key in range(len(requests))}
+    for _ in range(20_000):
+        if not core.has_work:
+            break
+        for event in core.step():
+            events[event.key].append(event)
+        check_integrity(core.state, core.loop.tokens_per_page)
+    assert not core.has_work, "the loop does not end"
+    assert int(core.state.num_free) == core.state.free_pages.shape[0], "pages were not returned"
+    return events
+
+
+def story(events: Sequence[Event]) -> list[str]:
+    """Events as short lines: `draft 0.90 kept: ab`, `... rejected: ...`, `done: STOP_TOKEN`."""
+    lines = []
+    for event in events:
+        if isinstance(event, StepDecided):
+            reward = "" if event.reward != event.reward else f" {event.reward:.2f}"
+            text = decode(event.token_ids)
+            lines.append(f"{event.source.name.lower()}{reward} {event.kind.name.lower()}: {text}")
+        elif isinstance(event, RequestDone):
+            lines.append(f"done: {event.finish.name if event.finish else 'ABORTED'}")
+    return lines
+
+
+def writes(steps: dict[str, str]) -> Writer:
+    """A greedy writer of whole steps: after the row `key`, it writes `steps[key]` char by char."""
+
+    def logits(row: tuple[int, ...]) -> list[float]:
+        text = decode(row)
+        for key, step in steps.items():
+            if text.startswith(key) and step.startswith(text[len(key) :]) and text != key + step:
+                token = encode(step[len(text) - len(key)])[0]
+                return [5.0 if i == token else 0.0 for i in range(NUM_IDS)]
+        raise AssertionError(f"the script has nothing after {text!r}")
+
+    return logits
