@@ -1,0 +1,105 @@
+"""What is installed, what was built, and what will run: `python -m rsd_engine.doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from rsd_kernels import cuda_library
+
+_PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """Facts about this machine and installation, found when `report` was called."""
+
+    python: str
+    packages: dict[str, str | None]  # version, or None if not installed
+    flash_attn: str | None
+    cpu_threads: int
+    devices: tuple[Device, ...]
+    no_gpu_reason: str | None  # why there is no GPU, or None if there is one
+    cuda_library: cuda_library.LibraryStatus
+    attention_backend: str
+    executor: str
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) in the order to show them."""
+        rows = [("Python", self.python)]
+        rows += [(name, version or "not installed") for name, version in self.packages.items()]
+        rows.append(("flash-attn", self.flash_attn or "not installed (not needed)"))
+        rows += [("device", f"{device.name}, {device.detail}") for device in self.devices]
+        if self.no_gpu_reason is not None:
+            rows.append(("GPU", f"none ({self.no_gpu_reason})"))
+        rows.append(("CUDA library", str(self.cuda_library)))
+        rows.append(("attention", self.attention_backend))
+        rows.append(("executor", self.executor))
+        return rows
+
+    def text(self) -> str:
+        rows = self.lines()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def report() -> DoctorReport:
+    threads = torch.get_num_threads()
+    cpu = Device("cpu", f"{platform.machine()}, {threads} threads")
+    gpus = _gpus()
+    return DoctorReport(
+        python=platform.python_version(),
+        packages={name: _version(name) for name in _PACKAGES},
+        flash_attn=_version("flash-attn") if importlib.util.find_spec("flash_attn") else None,
+        cpu_threads=threads,
+        devices=(cpu, *gpus),
+        no_gpu_reason=None if gpus else _no_gpu_reason(),
+        cuda_library=cuda_library.status(),
+        attention_backend="reference (PyTorch)",
+        executor="eager",
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> tuple[Device, ...]:
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(_gpu(index) for index in range(torch.cuda.device_count()))
+
+
+def _gpu(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    gib = properties.total_memory / 2**30
+    capability = f"sm_{properties.major}{properties.minor}"
+    return Device(f"cuda:{index}", f"{properties.name}, {capability}, {gib:.0f} GiB")
+
+
+def _no_gpu_reason() -> str:
+    if torch.version.cuda is None:
+        return f"this build of torch, {torch.__version__}, has no CUDA"
+    return "torch sees no CUDA device"
+
+
+def main() -> int:
+    print(report().text())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
