@@ -1,0 +1,117 @@
+"""Byte automata that find step ends and stop strings while tokens are sampled.
+
+Working on bytes lets a string end inside a token or across several, without text on the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROOT = 0
+_ALPHABET = 256
+
+
+@dataclass(frozen=True)
+class ByteAutomaton:
+    """Aho-Corasick over byte strings as a dense table. State 0 is the root.
+
+    A walk reads `state = next[state, byte]` and stops at the first state with `match > 0`: there a
+    string of that many bytes ends. Where several end at one byte, `match` is the longest.
+    """
+
+    next: Tensor  # [states, 256] int16
+    match: Tensor  # [states] int16: bytes of the string that ends here, 0 = none
+
+    @property
+    def num_states(self) -> int:
+        return self.match.shape[0]
+
+    def find(self, state: int, data: bytes) -> tuple[int, int, int]:
+        """Walk over `data` from `state` up to the first match.
+
+        Returns (state, end, match): the state reached, the bytes read, and the length of the string
+        that ends there, 0 if `data` was read to its end without a match.
+        """
+        for i, byte in enumerate(data):
+            state = int(self.next[state, byte])
+            match = int(self.match[state])
+            if match > 0:
+                return state, i + 1, match
+        return state, len(data), 0
+
+
+def build_automaton(strings: Sequence[str], max_states: int, argument: str) -> ByteAutomaton:
+    """The automaton of `strings` (their UTF-8 bytes); of no strings, one state that never matches.
+
+    `argument` is the name under which the user gave the strings (`stop`, `step_delimiters`); errors
+    repeat it. Source: Aho and Corasick, "Efficient string matching", 1975.
+
+    Raises:
+        ValueError: `strings` is one string and not a list, holds something other than a string or
+            an empty one, or needs more than `max_states` states.
+    """
+    patterns = _patterns(strings, argument)
+    children, ends = _trie(patterns)
+    if len(children) > max_states:
+        raise ValueError(
+            f"{argument} = {list(strings)!r}: needs an automaton of {len(children)} states, "
+            f"at most {max_states} are allowed; give fewer or shorter strings"
+        )
+    return _complete(children, ends)
+
+
+def _patterns(strings: Sequence[str], argument: str) -> list[bytes]:
+    if isinstance(strings, str):
+        raise ValueError(f"{argument} = {strings!r}: must be a list of strings")
+    for string in strings:
+        if not isinstance(string, str):
+            raise ValueError(f"{argument} holds {string!r}: every entry must be a string")
+        if not string:
+            raise ValueError(f"{argument} = {list(strings)!r}: an empty string matches everywhere")
+    return [string.encode("utf-8") for string in strings]
+
+
+def _trie(patterns: list[bytes]) -> tuple[list[dict[int, int]], list[int]]:
+    """Children of every node, and the length of the pattern that ends in it (0 = none)."""
+    children: list[dict[int, int]] = [{}]
+    ends = [0]
+    for pattern in patterns:
+        node = ROOT
+        for byte in pattern:
+            if byte not in children[node]:
+                children[node][byte] = len(children)
+                children.append({})
+                ends.append(0)
+            node = children[node][byte]
+        ends[node] = len(pattern)
+    return children, ends
+
+
+def _complete(children: list[dict[int, int]], ends: list[int]) -> ByteAutomaton:
+    """Fill in the missing moves, nearest nodes first.
+
+    A node without a child for a byte moves as the longest proper suffix of its text that is a node
+    itself; that one is nearer to the root and therefore complete already. The same suffix gives the
+    match of a node where no pattern ends.
+    """
+    table = [[ROOT] * _ALPHABET for _ in children]
+    match = list(ends)
+    suffix = [ROOT] * len(children)
+    queue = deque([ROOT])
+    while queue:
+        node = queue.popleft()
+        match[node] = match[node] or match[suffix[node]]
+        row = list(table[suffix[node]])  # of the root: all ROOT
+        for byte, child in children[node].items():
+            suffix[child] = row[byte] if node != ROOT else ROOT
+            row[byte] = child
+            queue.append(child)
+        table[node] = row
+    return ByteAutomaton(
+        next=torch.tensor(table, dtype=torch.int16), match=torch.tensor(match, dtype=torch.int16)
+    )

@@ -1,0 +1,105 @@
+"""Text of an output that arrives in pieces: what a piece gives out is never taken back.
+
+Text is the UTF-8 of the tokens' bytes. That makes the pieces add up to the whole by construction,
+and the text agree with the byte automata that find steps and stop strings.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+from rsd_engine.steps.vocabulary import Vocabulary
+
+
+class Detokenizer:
+    """Turns ids into text as they come. One per output.
+
+    The text continues the prompt: the space that sentencepiece puts before a first word stays.
+    Bytes that are not UTF-8 become U+FFFD; a character split between two tokens comes with the
+    second one. With stop strings, text that may turn out to be the begin of one is held back.
+
+    Args:
+        vocabulary: of the model that writes (draft and target share it).
+        skip_special_tokens: leave special tokens out of the text.
+        stop: the request's stop strings.
+        include_stop: keep the stop string in the text when the output ends with one.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        skip_special_tokens: bool = True,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._special = {} if skip_special_tokens else vocabulary.special_text
+        self._stop = tuple(stop)
+        self._include_stop = include_stop
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that `ids` add, except what must wait for the next ids."""
+        text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids)))
+        keep = _possible_stop(text, self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self, ids: Sequence[int] = (), stopped: bool = False) -> str:
+        """The text that the last `ids` add, and all that was held back.
+
+        Args:
+            ids: the rest of the output.
+            stopped: a stop string ended the output, inside or at the end of the last token: the
+                text is cut at that string. An earlier one (before `min_tokens`) is left alone.
+        """
+        text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids[:-1])))
+        before = len(text)
+        text += self._decoder.decode(b"".join(map(self._bytes, ids[-1:])), final=True)
+        self._held = ""
+        if not stopped:
+            return text
+        return cut_at_stop(text, self._stop, self._include_stop, before)[0]
+
+    def _bytes(self, token: int) -> bytes:
+        if token in self._special:
+            return self._special[token].encode("utf-8")
+        return self._vocabulary.token_bytes[token]
+
+
+def cut_at_stop(
+    text: str, stop: Sequence[str], include: bool = False, after: int = 0
+) -> tuple[str, str | None]:
+    """Cut `text` at the stop string that is complete first; of several, the longest.
+
+    Args:
+        text: output text.
+        stop: the stop strings, none empty.
+        include: keep the stop string itself.
+        after: only strings that end past this many characters count.
+
+    Returns:
+        (text up to the stop string, the stop string), or (`text`, None) if there is none.
+    """
+    found = []
+    for string in stop:
+        start = text.find(string, max(0, after + 1 - len(string)))
+        if start >= 0:
+            found.append((start + len(string), -len(string), string))
+    if not found:
+        return text, None
+    end, _, string = min(found)
+    return text[: end if include else end - len(string)], string
+
+
+def _possible_stop(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins, but does not complete, a stop string."""
+    longest = 0
+    for string in stop:
+        for k in range(min(len(string) - 1, len(text)), longest, -1):
+            if text.endswith(string[:k]):
+                longest = k
+                break
+    return longest

@@ -1,0 +1,162 @@
+"""Step tables: what the device needs to cut a step at its delimiter and to write the PRM's row.
+
+The text-level rule is: cut the step's text after the delimiter, take the delimiter off, tokenise
+the rest for the PRM, add the separator. Tokens need re-tokenising only where a delimiter begins or
+ends inside one; those few tokens are tabulated here with all their prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from rsd_engine.steps.sharing import shares_vocabulary
+from rsd_engine.steps.vocabulary import (
+    Vocabulary,
+    plain_encoder,
+    read_vocabulary,
+)
+from rsd_kernels.step_tables import StepTables
+
+Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> its tokens
+
+
+def build_step_tables(
+    tokenizer: Any,
+    prm_tokenizer: Any | None,
+    delimiters: Sequence[str],
+    separator_ids: Sequence[int],
+    device: torch.device | str,
+) -> StepTables:
+    """The tables of a drafting vocabulary, for `delimiters` and a PRM that shares the vocabulary.
+
+    Args:
+        tokenizer: fast tokenizer of draft and target.
+        prm_tokenizer: the PRM's; None if the PRM's row is written through text (`TextBridge`) or
+            there is no PRM: then `prm_token` is -1 everywhere.
+        delimiters: every string that may end a step; of several requests, their union.
+        separator_ids: PRM ids that follow each step, from `prm_format`.
+
+    Raises:
+        ValueError: `prm_tokenizer` does not share the vocabulary, or a tokenizer is not supported
+            (`read_vocabulary`).
+    """
+    vocabulary = read_vocabulary(tokenizer)
+    if prm_tokenizer is not None and not shares_vocabulary(tokenizer, prm_tokenizer):
+        raise ValueError(
+            "prm_tokenizer: its vocabulary differs from the tokenizer's; give None and write the "
+            "PRM's tokens through TextBridge"
+        )
+    cuts = _cuts(vocabulary, [delimiter.encode("utf-8") for delimiter in delimiters])
+    entry, start, tokens = _prefix_table(
+        vocabulary, _canonical_prefixes(tokenizer, vocabulary, cuts)
+    )
+    starts = [0]
+    for data in vocabulary.token_bytes:
+        starts.append(starts[-1] + len(data))
+    return StepTables(
+        token_byte=_bytes_tensor(b"".join(vocabulary.token_bytes), device),
+        token_start=_int_tensor(starts, device),
+        prefix_entry=_int_tensor(entry, device),
+        prefix_start=_int_tensor(start, device),
+        prefix_token=_int_tensor(tokens, device),
+        prm_token=_int_tensor(_prm_tokens(vocabulary, prm_tokenizer), device),
+        separator=_int_tensor(list(separator_ids), device),
+    )
+
+
+def _cuts(vocabulary: Vocabulary, delimiters: list[bytes]) -> dict[int, list[int]]:
+    """Where each token may be cut: lengths c, 1 <= c < len(token), in order.
+
+    After a delimiter, or after the part of one that began in an earlier token; and before the part
+    of a delimiter that the token ends with.
+    """
+    ends = {delimiter[:k] for delimiter in delimiters for k in range(1, len(delimiter) + 1)}
+    edges = {delimiter[0] for delimiter in delimiters} | {d[-1] for d in delimiters}
+    cuts: dict[int, list[int]] = {}
+    for token, data in enumerate(vocabulary.token_bytes):
+        if len(data) < 2 or edges.isdisjoint(data):
+            continue
+        found = [
+            c
+            for c in range(1, len(data))
+            if data[c:] in ends
+            or any(data[:c].endswith(d) or d.endswith(data[:c]) for d in delimiters)
+        ]
+        if found:
+            cuts[token] = found
+    return cuts
+
+
+def _canonical_prefixes(
+    tokenizer: Any, vocabulary: Vocabulary, cuts: dict[int, list[int]]
+) -> Prefixes:
+    """The tokens of every prefix that has some, each distinct prefix tokenised once."""
+    data = vocabulary.token_bytes
+    wanted = sorted({data[token][:c] for token, lengths in cuts.items() for c in lengths})
+    encoder = plain_encoder(tokenizer)
+    tokens_of = {prefix: _tokens_of(prefix, encoder, vocabulary) for prefix in wanted}
+    return {
+        token: {c: tokens_of[data[token][:c]] for c in lengths} for token, lengths in cuts.items()
+    }
+
+
+def _tokens_of(prefix: bytes, encoder: Tokenizer, vocabulary: Vocabulary) -> list[int]:
+    """The canonical tokens of `prefix`, [] if no tokens have exactly these bytes.
+
+    First as text. That fails where the tokenizer puts a space before every text (sentencepiece) and
+    for bytes that are no text; so, second, by the model alone, in its own alphabet.
+    """
+    ids = _encode_text(prefix, encoder)
+    if ids is not None and vocabulary.join(ids) == prefix:
+        return ids
+    spelled = vocabulary.spell(prefix)
+    if spelled is not None:
+        ids = [token.id for token in encoder.model.tokenize(spelled)]
+        if vocabulary.join(ids) == prefix:
+            return ids
+    return []
+
+
+def _encode_text(data: bytes, encoder: Tokenizer) -> list[int] | None:
+    try:
+        return encoder.encode(data.decode("utf-8"), add_special_tokens=False).ids
+    except UnicodeDecodeError:
+        return None
+
+
+def _prefix_table(
+    vocabulary: Vocabulary, prefixes: Prefixes
+) -> tuple[list[int], list[int], list[int]]:
+    """`prefix_entry`, `prefix_start`, `prefix_token` of `StepTables`, as lists."""
+    entry = [-1] * vocabulary.num_tokens
+    starts, tokens = [0], []
+    for token, by_length in prefixes.items():
+        entry[token] = len(starts) - 1
+        for c in range(1, len(vocabulary.token_bytes[token])):
+            tokens += by_length.get(c, [])
+            starts.append(len(tokens))
+    return entry, starts, tokens
+
+
+def _prm_tokens(vocabulary: Vocabulary, prm_tokenizer: Any | None) -> list[int]:
+    """For each token the PRM's id: its own if the PRM reads the same bytes there, else -1."""
+    if prm_tokenizer is None:
+        return [-1] * vocabulary.num_tokens
+    theirs = read_vocabulary(prm_tokenizer).token_bytes
+    return [
+        token if data and token < len(theirs) and theirs[token] == data else -1
+        for token, data in enumerate(vocabulary.token_bytes)
+    ]
+
+
+def _int_tensor(values: list[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def _bytes_tensor(data: bytes, device: torch.device | str) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)

@@ -1,0 +1,180 @@
+"""The bytes of every token id, read from a Hugging Face fast tokenizer.
+
+Step ends, stop strings and streamed text all work on these bytes, so the three agree with each
+other and need no decoding of text on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SENTENCEPIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+ToBytes = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`token_bytes[t]` is what token t adds to the text, in UTF-8; special tokens add nothing.
+
+    Ids in a gap of the tokenizer's numbering have no bytes either.
+    """
+
+    token_bytes: tuple[bytes, ...]
+    special_text: Mapping[int, str]  # the special tokens and how they are written
+    added_ids: frozenset[int]  # special and ordinary tokens that are matched before the model runs
+    space_mark: str | None  # how sentencepiece writes a space; None: byte-level letters
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that may be sampled: every id of the tokenizer, none of the model's padded rows."""
+        return len(self.token_bytes)
+
+    def join(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the text of `ids`, special tokens left out."""
+        return b"".join(self.token_bytes[i] for i in ids)
+
+    def spell(self, data: bytes) -> str | None:
+        """`data` in the letters of the tokenizer's model; None if they cannot write it."""
+        if self.space_mark is None:
+            return "".join(_letter_of_byte()[byte] for byte in data)
+        try:
+            return data.decode("utf-8").replace(" ", self.space_mark)
+        except UnicodeDecodeError:
+            return None
+
+
+def backend_of(tokenizer: Any) -> Tokenizer:
+    """The `tokenizers.Tokenizer` behind a transformers fast tokenizer (or the object itself).
+
+    Raises:
+        ValueError: the tokenizer is a slow one (written in Python, no `backend_tokenizer`).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError(
+            f"tokenizer = {type(tokenizer).__name__}: needs a fast tokenizer (tokenizer.json)"
+        )
+    return backend
+
+
+def plain_encoder(tokenizer: Any) -> Tokenizer:
+    """A copy of the tokenizer for text that is only text.
+
+    No truncation, no padding, and a special token written out in the text is read as its letters: a
+    question that contains `<|im_end|>` cannot close its own turn. A copy, because these settings
+    live in the tokenizer and the caller goes on using theirs.
+    """
+    encoder = Tokenizer.from_str(backend_of(tokenizer).to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def read_vocabulary(tokenizer: Any) -> Vocabulary:
+    """The bytes of every id of `tokenizer`.
+
+    Supported are byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2) and sentencepiece-style
+    vocabularies (Llama 2, Mistral, Gemma) with or without byte fallback.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one, or its decoder is of another kind.
+    """
+    backend = backend_of(tokenizer)
+    space_mark, to_bytes = _decoding(backend)
+    ids = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder()
+    special = {i: token.content for i, token in added.items() if token.special}
+    for i in getattr(tokenizer, "all_special_ids", ()):
+        special.setdefault(i, str(backend.id_to_token(i)))
+    token_bytes = [b""] * (max(ids.values(), default=-1) + 1)
+    for token, i in ids.items():
+        if i not in special:
+            token_bytes[i] = to_bytes(token)
+    return Vocabulary(tuple(token_bytes), special, frozenset(added), space_mark)
+
+
+def component(part: Any) -> dict[str, Any]:
+    """The settings of a tokenizer's decoder, pre-tokenizer, normalizer or model; {} if it has none.
+
+    Pickling state is JSON: far less text than the whole tokenizer's.
+    """
+    return {} if part is None else json.loads(part.__getstate__())
+
+
+def _decoding(backend: Tokenizer) -> tuple[str | None, ToBytes]:
+    """The space mark, and the bytes of a token as the tokenizer's decoder would write it."""
+    decoder = component(backend.decoder)
+    parts = decoder.get("decoders", [decoder]) if decoder else []
+    kinds = {part["type"] for part in parts}
+    if "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}:
+        return None, _byte_level
+    if kinds and kinds <= _SENTENCEPIECE_DECODERS:
+        mark = _space_mark(parts)
+        if mark is not None:
+            return mark, _sentencepiece(mark, byte_fallback="ByteFallback" in kinds)
+    names = [part["type"] for part in parts] or None
+    raise ValueError(
+        f"tokenizer decoder = {names}: the bytes of its tokens are not known; supported are "
+        "byte-level (ByteLevel) and sentencepiece-style (Metaspace, or Replace '▁' by ' ') decoders"
+    )
+
+
+def _space_mark(parts: list[dict[str, Any]]) -> str | None:
+    """The character that stands for a space; None if the decoder rewrites anything else."""
+    marks = []
+    for part in parts:
+        if part["type"] == "Metaspace":
+            marks.append(part["replacement"])
+        elif part["type"] == "Replace":
+            mark = part["pattern"].get("String")
+            if mark is None or part["content"] != " ":
+                return None
+            marks.append(mark)
+        elif part["type"] == "Strip" and (part["content"] != " " or part["stop"] != 0):
+            return None
+    return marks[0] if len(marks) == 1 else None
+
+
+def _byte_level(token: str) -> bytes:
+    byte_of = _byte_of_letter()
+    try:
+        return bytes(byte_of[letter] for letter in token)
+    except KeyError:  # an added token, stored as it reads
+        return token.encode("utf-8")
+
+
+def _sentencepiece(mark: str, byte_fallback: bool) -> ToBytes:
+    def to_bytes(token: str) -> bytes:
+        byte = _BYTE_TOKEN.fullmatch(token) if byte_fallback else None
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        return token.replace(mark, " ").encode("utf-8")
+
+    return to_bytes
+
+
+@cache
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 letters stand for their own byte, the rest for others.
+
+    The 68 bytes without a printable letter are written as the letters from U+0100 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+@cache
+def _letter_of_byte() -> dict[int, str]:
+    return {byte: letter for letter, byte in _byte_of_letter().items()}
