@@ -85,14 +85,16 @@ def toy_core(
         def forward(batch: RowBatch, out: Tensor) -> None:
             for s, slot in enumerate(batch.seq_slot.tolist()):
                 row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
-                out[s, :NUM_IDS] = torch.tensor(model(row))
+                # What an incomplete sequence gives must not matter.
+                done = bool(batch.seq_complete[s])
+                out[s, :NUM_IDS] = torch.tensor(model(row)) if done else torch.nan
 
         return forward
 
     def scorer(batch: RowBatch, out: Tensor) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
             row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
-            out[s] = score(row)
+            out[s] = score(row) if bool(batch.seq_complete[s]) else torch.nan
 
     loop = Loop(
         state=state,
