@@ -1,0 +1,162 @@
+"""Imports point down: a module imports its own layer's group and lower layers, nothing else."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"rsd_kernels": ROOT / "kernels" / "rsd_kernels", "rsd_engine": ROOT / "rsd_engine"}
+
+# Lowest first. An entry covers a module and everything below it, the longest entry that fits counts.
+# Entries of one layer do not import each other. A new module that no entry covers fails the test:
+# write down here where it belongs.
+LAYERS: list[tuple[str, ...]] = [
+    ("rsd_kernels",),
+    ("rsd_engine.errors",),
+    ("rsd_engine.steps",),
+    ("rsd_engine.config", "rsd_engine.outputs", "rsd_engine.sampling_params"),
+    ("rsd_engine.memory",),
+    ("rsd_engine.models", "rsd_engine.loop"),
+    ("rsd_engine.core",),
+    ("rsd_engine.scheduler",),
+    ("rsd_engine.engine",),
+    ("rsd_engine",),
+    ("rsd_engine.demo", "rsd_engine.doctor"),
+    ("rsd_engine.integrations", "rsd_engine.server"),
+    ("rsd_engine.cli",),
+]
+# The package itself is only its __init__, which re-exports the public face.
+EXACT = {"rsd_engine"}
+
+LAYER_OF = {entry: layer for layer, entries in enumerate(LAYERS) for entry in entries}
+
+
+def module_files() -> dict[str, Path]:
+    """Module name -> file, for both packages. A file with nothing but a docstring counts too."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = (package, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def entry_of(module: str) -> str | None:
+    """The longest entry that covers `module`."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        entry = ".".join(parts[:length])
+        if entry in LAYER_OF and (entry == module or entry not in EXACT):
+            return entry
+    return None
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every name imported anywhere in the file, in functions and type-checking blocks too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > 0:
+                raise ValueError(f"line {node.lineno}: write absolute imports")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(text: str, modules: set[str]) -> set[str]:
+    """Which of `modules` the source imports: `from a.b import c` is a.b.c if it exists, else a.b."""
+    found = set()
+    for name in imported_names(ast.parse(text)):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        if name:
+            found.add(name)
+    return found
+
+
+def layer_errors(imports: dict[str, set[str]]) -> list[str]:
+    errors = []
+    for module, targets in imports.items():
+        entry = entry_of(module)
+        if entry is None:
+            errors.append(f"{module} has no layer: add it to LAYERS")
+            continue
+        for target in sorted(targets - {module}):
+            below = entry_of(target)
+            if below is None or below == entry:
+                continue
+            if LAYER_OF[below] >= LAYER_OF[entry]:
+                errors.append(f"{module} imports {target}, which is not below it")
+    return errors
+
+
+def find_cycle(imports: dict[str, set[str]]) -> list[str] | None:
+    """A chain of modules that leads back to its first, or None."""
+    done: set[str] = set()
+
+    def visit(module: str, chain: list[str]) -> list[str] | None:
+        if module in chain:
+            return [*chain[chain.index(module) :], module]
+        if module in done:
+            return None
+        for target in sorted(imports.get(module, set()) - {module}):
+            cycle = visit(target, [*chain, module])
+            if cycle is not None:
+                return cycle
+        done.add(module)
+        return None
+
+    for module in imports:
+        cycle = visit(module, [])
+        if cycle is not None:
+            return cycle
+    return None
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    files = module_files()
+    found = {}
+    for module, path in files.items():
+        try:
+            found[module] = imported_modules(path.read_text(), set(files))
+        except ValueError as error:
+            pytest.fail(f"{path.relative_to(ROOT)}: {error}")
+    return found
+
+
+def test_imports_point_down(imports: dict[str, set[str]]) -> None:
+    assert layer_errors(imports) == []
+
+
+def test_no_import_cycles(imports: dict[str, set[str]]) -> None:
+    assert find_cycle(imports) is None
+
+
+def test_kernels_do_not_know_the_engine(imports: dict[str, set[str]]) -> None:
+    kernels = {module: targets for module, targets in imports.items() if "rsd_kernels" in module}
+    assert kernels
+    assert not [m for m, targets in kernels.items() if any("rsd_engine" in t for t in targets)]
+
+
+def test_the_test_sees_what_it_should() -> None:
+    modules = {"rsd_kernels.ops", "rsd_engine.loop.rsd", "rsd_engine.core", "rsd_engine"}
+    lazy = "def f():\n    from rsd_engine.core import anything\n"
+    assert imported_modules(lazy, modules) == {"rsd_engine.core"}
+    assert imported_modules("from rsd_engine.loop import rsd", modules) == {"rsd_engine.loop.rsd"}
+    up = {"rsd_engine.loop.rsd": {"rsd_engine.core"}}
+    assert layer_errors(up) == [
+        "rsd_engine.loop.rsd imports rsd_engine.core, which is not below it"
+    ]
+    sideways = {"rsd_engine.loop.rsd": {"rsd_engine.models.config"}}
+    assert len(layer_errors(sideways)) == 1
+    assert layer_errors({"rsd_engine.core.log": {"rsd_engine.loop.rsd", "rsd_kernels.ops"}}) == []
+    assert layer_errors({"rsd_engine.unheard_of": set()}) == [
+        "rsd_engine.unheard_of has no layer: add it to LAYERS"
+    ]
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    with pytest.raises(ValueError, match="line 1: write absolute imports"):
+        imported_modules("from . import x", modules)
