@@ -1,0 +1,124 @@
+"""Tiny random checkpoints of every supported architecture, made with transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "rms_norm_eps": 1e-5,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
+    "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 7, "num_key_value_heads": 1}),
+    "mistral-full": ("Mistral", {"sliding_window": None}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-untied": ("Qwen2", {"rms_norm_eps": 1e-6}),
+    "qwen2-sliding": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    "qwen2-yarn": ("Qwen2", {"rope_parameters": _YARN}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+}
+
+
+def make_model(name: str, seed: int = 0) -> Any:
+    """A random fp32 model; norms and biases are random too, so that none can be left out."""
+    family, options = ARCHITECTURES[name]
+    config = getattr(transformers, f"{family}Config")(
+        **{**_SIZES, "attn_implementation": "eager", **options}
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name_, parameter in model.named_parameters():
+            if "norm" in name_:
+                parameter.uniform_(0.5, 1.5)
+            elif parameter.dim() == 1:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.normal_(0, 0.15)
+    return model
+
+
+def save(model: Any, folder: Path, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def edit_config(folder: Path, *, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name in drop:
+        config.pop(name, None)
+    path.write_text(json.dumps(config | changes))
+
+
+def to_old_spelling(folder: Path) -> None:
+    """Rewrites config.json as transformers 4 wrote it."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["torch_dtype"] = config.pop("dtype")
+    kind = rope.pop("rope_type")
+    config["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+class PrmHeads:
+    """State dicts of the two reward heads, and their formulas applied by hand."""
+
+    @staticmethod
+    def value(hidden_size: int) -> dict[str, Tensor]:
+        layer = nn.Linear(hidden_size, 1)
+        return {f"v_head.summary.{k}": v.detach() for k, v in layer.state_dict().items()}
+
+    @staticmethod
+    def two_class(hidden_size: int) -> dict[str, Tensor]:
+        inner, classes = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, 2)
+        head = {f"score.0.{k}": v.detach() for k, v in inner.state_dict().items()}
+        return head | {f"score.2.{k}": v.detach() for k, v in classes.state_dict().items()}
+
+    @staticmethod
+    def value_reward(hidden: Tensor, head: dict[str, Tensor]) -> Tensor:
+        weight, bias = head["v_head.summary.weight"], head["v_head.summary.bias"]
+        return torch.sigmoid(hidden @ weight[0] + bias[0])
+
+    @staticmethod
+    def two_class_reward(hidden: Tensor, head: dict[str, Tensor]) -> Tensor:
+        inner = (hidden @ head["score.0.weight"].T + head["score.0.bias"]).clamp(min=0)
+        return torch.softmax(inner @ head["score.2.weight"].T + head["score.2.bias"], -1)[..., 1]
