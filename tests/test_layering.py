@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"rsd_kernels": ROOT / "kernels" / "rsd_kernels", "rsd_engine": ROOT / "rsd_engine"}
 
-# Lowest first. An entry covers a module and everything below it, the longest entry that fits counts.
+# Lowest first. An entry covers a module and everything inside it; the longest that fits counts.
 # Entries of one layer do not import each other. A new module that no entry covers fails the test:
 # write down here where it belongs.
 LAYERS: list[tuple[str, ...]] = [
@@ -67,7 +67,7 @@ def imported_names(tree: ast.AST) -> Iterator[str]:
 
 
 def imported_modules(text: str, modules: set[str]) -> set[str]:
-    """Which of `modules` the source imports: `from a.b import c` is a.b.c if it exists, else a.b."""
+    """Which of `modules` a source imports: `from a.b import c` is a.b.c if there is one, or a.b."""
     found = set()
     for name in imported_names(ast.parse(text)):
         while name and name not in modules:

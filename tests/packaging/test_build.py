@@ -1,4 +1,4 @@
-"""What an install makes: with nvcc, without it, told to skip, told to insist, and when nvcc fails."""
+"""What an install makes: with nvcc, without it, told to skip or to insist, with a failing one."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def fake_nvcc(folder: Path) -> Path:
     """A compiler that finds an error in everything."""
     folder.mkdir(parents=True)
     script = folder / "nvcc"
-    script.write_text(
-        "#!/bin/sh\necho 'decode_projection.cu(1): error: no such luck' >&2\nexit 2\n"
-    )
+    script.write_text("#!/bin/sh\necho 'a.cu(1): error: no such luck' >&2\nexit 2\n")
     script.chmod(0o755)
     return script
 
@@ -226,7 +224,7 @@ PROBE = textwrap.dedent(
 )
 
 
-def test_every_source_reaches_the_wheel_or_is_data() -> None:
+def test_every_folder_with_code_is_a_package() -> None:
     """setuptools leaves a folder out, silently, that lacks an __init__.py."""
     for package in (ROOT / "rsd_engine", ROOT / "kernels" / "rsd_kernels"):
         folders = {path.parent for path in package.rglob("*.py")}
