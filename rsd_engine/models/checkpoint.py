@@ -107,7 +107,7 @@ def load_generation_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def _from_hub(name: str, revision: str | None) -> Path:
     """The local snapshot of a hub id, with safetensors where there are any, else .bin files."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         for weights in _WEIGHTS:

@@ -7,6 +7,12 @@ It moves no cursor: what it wrote counts only once the loop says so.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from rsd_engine.memory.page_pool import PagedKV
+from rsd_engine.models.activations import Activations
+from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.weights import DecoderWeights, LayerWeights
 from rsd_kernels.reference.activation import silu_mul
 from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
 from rsd_kernels.reference.kv_write import kv_write
@@ -14,12 +20,6 @@ from rsd_kernels.reference.linear import linear
 from rsd_kernels.reference.norm import rms_norm
 from rsd_kernels.reference.rope import rope, rope_rows, rope_tables
 from rsd_kernels.row_batch import RowBatch
-from torch import Tensor
-
-from rsd_engine.memory.page_pool import PagedKV
-from rsd_engine.models.activations import Activations
-from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.weights import DecoderWeights, LayerWeights
 
 
 class Decoder:

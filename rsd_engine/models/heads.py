@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from rsd_kernels.reference.linear import linear
-from rsd_kernels.reference.norm import rms_norm
-from rsd_kernels.row_batch import RowBatch
 from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
+from rsd_kernels.reference.linear import linear
+from rsd_kernels.reference.norm import rms_norm
+from rsd_kernels.row_batch import RowBatch
 
 
 class Model:

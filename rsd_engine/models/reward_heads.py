@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 import torch
-from rsd_kernels.reference.linear import linear
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
+from rsd_kernels.reference.linear import linear
 
 
 @dataclass(frozen=True)

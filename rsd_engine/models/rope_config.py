@@ -1,4 +1,4 @@
-"""Which angles a model rotates its heads by: the `rope` part of a config.json, old and new spelling."""
+"""Which angles a model rotates its heads by: the rope part of its config.json."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class RopeConfig:
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
     attention_factor: float = 1.0  # yarn: multiplies cosines and sines
+    frequency_factors: tuple[float, ...] = ()  # GGUF: a divisor for each pair of dimensions
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RopeConfig:
@@ -49,7 +50,8 @@ class RopeConfig:
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope type {kind!r} is not supported; one of {', '.join(ROPE_TYPES)}")
         if kind == "default":
-            return cls(theta=theta)
+            factors = tuple(float(value) for value in scaling.get("frequency_factors") or ())
+            return cls(theta=theta, frequency_factors=factors)
         factor = float(_need(scaling, kind, "factor"))
         if kind == "linear":
             return cls(theta=theta, type=kind, factor=factor)
@@ -90,7 +92,7 @@ class RopeConfig:
             return self._llama3(plain)
         if self.type == "yarn":
             return self._yarn_inv_freq(plain, head_dim)
-        return plain
+        return plain / torch.tensor(self.frequency_factors) if self.frequency_factors else plain
 
     def _llama3(self, plain: Tensor) -> Tensor:
         """Long waves are slowed by `factor`, short ones kept, those between are blended."""
@@ -101,7 +103,7 @@ class RopeConfig:
         return (1 - smooth) * plain / self.factor + smooth * plain
 
     def _yarn_inv_freq(self, plain: Tensor, head_dim: int) -> Tensor:
-        """Dimensions that turn often keep their angle, slow ones are interpolated, a ramp between."""
+        """Dimensions that turn often keep their angle, slow ones are interpolated, with a ramp."""
 
         def dimension(turns: float) -> float:
             span = self.original_max_position / (turns * 2 * math.pi)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from rsd_kernels.row_batch import RowBatch
 from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.heads import LanguageModel, Model, RewardModel
+from rsd_kernels.row_batch import RowBatch
 
 
 def pack(

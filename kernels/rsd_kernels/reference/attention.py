@@ -9,6 +9,7 @@ trusted: they are dropped or zeroed before any arithmetic, since stale memory ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def attention_map(
 ) -> AttentionMap:
     """Plans the attention of one pass; `dtype` is that of the queries."""
     starts, kv_lens = batch.seq_start.tolist(), batch.seq_kv_len.tolist()
-    sizes = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    sizes = [end - start for start, end in pairwise(starts)]
     tables = page_table[batch.seq_slot].long()
     builder = _GroupBuilder(tables, kv_lens, tokens_per_page, sliding_window, dtype)
     decode = [s for s, size in enumerate(sizes) if size == 1]
@@ -111,10 +112,9 @@ class _GroupBuilder:
         key = torch.arange(first, kv_len)
         position = torch.arange(kv_len - num_rows, kv_len)[:, None]
         masked = key > position
-        windowed = self.sliding_window is not None and kv_len > self.sliding_window
-        if windowed:
+        if self.sliding_window is not None:
             masked |= key <= position - self.sliding_window
-        causal = num_rows == kv_len and not windowed
+        causal = num_rows == kv_len and kv_len <= (self.sliding_window or kv_len)
         return AttentionGroup(
             rows=slice(row, row + num_rows),
             num_seqs=1,

@@ -16,7 +16,7 @@ def rope_tables(
     num_positions: int,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of every position times `scale`, both [num_positions, head_dim] fp32."""
+    """Cosines and signed sines times `scale`, both [num_positions, head_dim] fp32."""
     position = torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device)
     angle = torch.outer(position, inv_freq.float())
     cos, sin = angle.cos() * scale, angle.sin() * scale
@@ -28,7 +28,7 @@ def rope_rows(
     sin_table: Tensor,  # [num_positions, head_dim] fp32
     position: Tensor,  # [N] int32
 ) -> tuple[Tensor, Tensor]:
-    """The table rows of N positions, both [N, head_dim]: gathered once a pass, used by all layers."""
+    """Table rows of N positions, both [N, head_dim]: gathered once a pass for all layers."""
     return cos_table.index_select(0, position), sin_table.index_select(0, position)
 
 
@@ -37,7 +37,7 @@ def rope(
     cos: Tensor,  # [N, head_dim] fp32
     sin: Tensor,  # [N, head_dim] fp32, first half negated
 ) -> None:
-    """Rotates every head of row n by the angles of row n; computed in fp32 (fp64 for fp64 input)."""
+    """Rotates every head of row n by the angles of row n, in fp32 (fp64 for fp64 input)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rotated = x.to(wide)
     swapped = rotated.roll(x.shape[-1] // 2, dims=-1) * sin.unsqueeze(1)
