@@ -1,0 +1,16 @@
+"""The demo family: three tiny models trained for this package, and the problems they solve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["draft", "target", "prm"]
+
+
+def checkpoint_dir(role: Role) -> Path:
+    """The folder of a demo model in Hugging Face format."""
+    folder = Path(__file__).parent / "checkpoints" / role
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no demo checkpoint for the role {role!r} at {folder}")
+    return folder

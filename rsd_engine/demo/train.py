@@ -1,0 +1,211 @@
+"""Train the demo family, stage by stage.
+
+    python -m rsd_engine.demo.train tokenizer --work DIR
+    python -m rsd_engine.demo.train target --work DIR --minutes 75
+    python -m rsd_engine.demo.train draft --work DIR --minutes 15
+    python -m rsd_engine.demo.train prm --work DIR --minutes 40
+    python -m rsd_engine.demo.train export --work DIR
+    python -m rsd_engine.demo.train evaluate --work DIR
+
+Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
+
+from rsd_engine.demo import Role
+from rsd_engine.demo.data import Batch, batches, language_rows, pools
+from rsd_engine.demo.evaluate import report
+from rsd_engine.demo.export import (
+    export_language_model,
+    export_reward_model,
+    load_language_model,
+    load_reward_model,
+)
+from rsd_engine.demo.loop import Plan, Pools, Trainer
+from rsd_engine.demo.problems import generate
+from rsd_engine.demo.recipes import (
+    LEARNING_RATE,
+    RewardModel,
+    count_parameters,
+    language_model,
+)
+from rsd_engine.demo.reward_data import (
+    TEMPERATURES,
+    load_mistakes,
+    reward_pools,
+    sample_mistakes,
+    save_mistakes,
+)
+from rsd_engine.demo.tokenizer import save_tokenizer, train_tokenizer
+
+BATCH_TOKENS = {"draft": 4096, "target": 4096, "prm": 4096}
+
+
+def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a training folder, trained on first use."""
+    folder = work / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        save_tokenizer(train_tokenizer(), folder)
+    return load_tokenizer_from(folder)
+
+
+def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of any folder that holds one."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def language_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Next-token loss on the solution."""
+    with torch.autocast(batch.ids.device.type, torch.bfloat16):
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden.flatten(0, 1)[batch.word_at])
+    return functional.cross_entropy(logits.float(), batch.word_labels)
+
+
+def language_pools(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Pools:
+    """Batches of solved problems, pool after pool."""
+
+    def stream(start: int, rng: random.Random) -> Iterator[tuple[int, list[Batch]]]:
+        for index, problems in pools(seed, start):
+            yield index, batches(language_rows(tokenizer, problems, rng), tokens, rng)
+
+    return stream
+
+
+def train_language_model(args: argparse.Namespace) -> None:
+    """The draft or the target."""
+    torch.manual_seed(args.seed)
+    model = language_model(args.stage)
+    print(f"{args.stage}: {count_parameters(model):,} parameters")
+    seed = args.seed + (1 if args.stage == "draft" else 2)
+    trainer = Trainer(model, _plan(args))
+    tokens = BATCH_TOKENS[args.stage]
+    trainer.run(language_loss, language_pools(load_tokenizer(args.work), seed, tokens))
+
+
+def reward_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Right or wrong at every mark, and what the next right token is."""
+    with torch.autocast(batch.ids.device.type, torch.bfloat16):
+        hidden = model.hidden(batch.ids).flatten(0, 1)
+        values = model.logits(hidden[batch.mark_at])
+        words = model.words(hidden[batch.word_at])
+    judged = functional.binary_cross_entropy_with_logits(
+        values.float(), batch.mark_labels, batch.mark_weights, reduction="sum"
+    )
+    return judged / batch.mark_weights.sum() + 0.5 * functional.cross_entropy(
+        words.float(), batch.word_labels
+    )
+
+
+def train_reward_model(args: argparse.Namespace) -> None:
+    """The reward model, on spoiled steps and on the mistakes sampled so far."""
+    torch.manual_seed(args.seed)
+    model = RewardModel()
+    mistakes = load_mistakes(args.work / "mistakes.jsonl")
+    print(f"prm: {count_parameters(model):,} parameters, {len(mistakes):,} sampled mistakes")
+    trainer = Trainer(model, _plan(args))
+    tokens = BATCH_TOKENS["prm"]
+    trainer.run(reward_loss, reward_pools(load_tokenizer(args.work), mistakes, 3, tokens))
+
+
+def load_average(work: Path, role: Role, device: str = "cpu") -> Any:
+    """The averaged weights of a checkpoint, ready for inference."""
+    model: Any = RewardModel("sdpa") if role == "prm" else language_model(role, "sdpa")
+    state = torch.load(work / f"{role}.pt", map_location=device)
+    model.load_state_dict(state["average"])
+    return model.to(device).eval()
+
+
+def collect_mistakes(args: argparse.Namespace) -> None:
+    """Sample mistakes of the draft and the target for the given minutes."""
+    torch.manual_seed(args.seed)
+    tokenizer = load_tokenizer(args.work)
+    models = [load_average(args.work, "draft", args.device)]
+    if (args.work / "target.pt").is_file() and not args.draft_only:
+        models.append(load_average(args.work, "target", args.device))
+    end = time.monotonic() + args.minutes * 60
+    turn = 0
+    while time.monotonic() < end:
+        model = models[turn // 3 % len(models)] if turn % 3 == 2 else models[0]
+        temperature = TEMPERATURES[turn % len(TEMPERATURES)]
+        seed = 7_000_000_000 + args.seed * 1_000_000 + turn
+        found = sample_mistakes(model, tokenizer, seed, 512, temperature)
+        save_mistakes(args.work / "mistakes.jsonl", found)
+        print(f"turn {turn} temperature {temperature} mistakes {len(found)} of 512", flush=True)
+        turn += 1
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the models that are trained so far to DIR/export."""
+    tokenizer, folder = load_tokenizer(args.work), args.work / "export"
+    for role in ("draft", "target"):
+        if (args.work / f"{role}.pt").is_file():
+            export_language_model(load_average(args.work, role), tokenizer, folder / role)
+    if (args.work / "prm.pt").is_file():
+        prm = load_average(args.work, "prm")
+        export_reward_model(prm, tokenizer, folder / "prm", args.shift)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure the exported models on held-out problems."""
+    folder = args.work / "export"
+    numbers = report(
+        load_language_model(folder, "draft"),
+        load_language_model(folder, "target"),
+        load_reward_model(folder),
+        load_tokenizer(args.work),
+        generate(args.seed, args.split, args.problems),
+    )
+    for name, value in numbers.items():
+        print(f"{name}: {value:.4f}")
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    rate = args.rate or LEARNING_RATE[args.stage]
+    checkpoint = args.work / f"{args.stage}.pt"
+    return Plan(checkpoint, args.minutes, rate, args.seed, args.device, not args.eager)
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    stages = {
+        "tokenizer": lambda args: load_tokenizer(args.work),
+        "draft": train_language_model,
+        "target": train_language_model,
+        "sample": collect_mistakes,
+        "prm": train_reward_model,
+        "export": export,
+        "evaluate": evaluate,
+    }
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, help="learning rate other than the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all)")
+    parser.add_argument("--shift", type=float, default=0.0, help="added to the reward bias")
+    parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--draft-only", action="store_true", help="sample the draft alone")
+    parser.add_argument("--eager", action="store_true", help="do not compile the model")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    stages[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()
