@@ -110,9 +110,7 @@ class EngineCore:
         state.tick.zero_()
         state.tick_cap.fill_(self.ticks_per_launch)
         wants_slot = bool(self._queue) and None not in self._slots
-        state.host_request.fill_(
-            HostRequest.RETURN_WHEN_FREE if wants_slot else HostRequest.NONE
-        )
+        state.host_request.fill_(HostRequest.RETURN_WHEN_FREE if wants_slot else HostRequest.NONE)
         state.running.fill_(1)
         eager.run(self._program)
 
@@ -158,9 +156,7 @@ class EngineCore:
             slot = self._slots.index(None)
             self._generation += 1
             self._arrivals += 1
-            fill_slot(
-                self.state, slot, request, generation=self._generation, age=self._arrivals
-            )
+            fill_slot(self.state, slot, request, generation=self._generation, age=self._arrivals)
             self._slots[slot] = _Running(key, request, self._arrivals)
 
     def _resume(self) -> None:
@@ -256,5 +252,6 @@ def _decided(key: int, record: LogRecord) -> StepDecided:
         source=record.source,
         reward=record.reward,
         token_ids=record.token_ids,
+        finish=record.finish,
         logprobs=record.logprobs,
     )

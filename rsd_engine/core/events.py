@@ -25,6 +25,7 @@ class StepDecided:
     source: Role
     reward: float  # NaN if unscored
     token_ids: tuple[int, ...]
+    finish: Finish  # why the output ends with this step, NONE if it goes on
     logprobs: tuple[TokenLogprobs, ...] | None
 
 

@@ -12,9 +12,7 @@ from tests.loop.toy import run, toy_core, toy_request
 
 
 def kept(events: list[Event]) -> list[tuple[int, ...]]:
-    return [
-        e.token_ids for e in events if isinstance(e, StepDecided) and e.kind == RecordKind.KEPT
-    ]
+    return [e.token_ids for e in events if isinstance(e, StepDecided) and e.kind == RecordKind.KEPT]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -25,7 +23,12 @@ def test_extreme_thresholds_equal_one_model_alone(
     core = toy_core(draft, target, score, num_slots=4)
     seeds = range(12)
     policy = (int(PolicyKind.THRESHOLD), threshold, 0.0)
-    options = {"temperature": temperature, "max_steps": 6, "max_tokens": 17, "delimiters": DELIMITERS}
+    options = {
+        "temperature": temperature,
+        "max_steps": 6,
+        "max_tokens": 17,
+        "delimiters": DELIMITERS,
+    }
     rsd = [toy_request(seed=s, policy=policy, **options) for s in seeds]
     alone = [toy_request(seed=s, mode=mode, **options) for s in seeds]
     events = run(core, rsd + alone)

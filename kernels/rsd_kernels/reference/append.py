@@ -9,10 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rsd_kernels.reference.columns import host, write_at
 from rsd_kernels.reference.sample import NOT_FINITE
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Finish, SlotState
 from rsd_kernels.step_tables import StepTables
+
+_COLUMNS = ("length", "delimiter_state", "stop_state", "match_bytes", "finish", "ended")
+
+
+@dataclass(frozen=True)
+class _Appended:
+    """What a new token makes of a slot."""
+
+    tokens: list[int]  # put at the old length: the token, or what replaces it
+    columns: tuple[int, ...]  # the slot's new values, in the order of `_COLUMNS`
 
 
 @dataclass(frozen=True)
@@ -23,70 +34,94 @@ class _Walk:
     stop_state: int
     delimiter_bytes: int  # length of the delimiter that ended the step, 0 if none
     stopped: bool  # a stop string ended
-    used: int  # bytes of the token up to the delimiter's end
+    used: int  # bytes of the token up to the end of what matched
+
+
+class _Slots:
+    """What `append` reads of slots and vocabulary, for plain Python."""
+
+    def __init__(self, state: SlotState, tables: StepTables) -> None:
+        self.token_start = host(tables.token_start)
+        self.token_byte = host(tables.token_byte)
+        self.length = host(state.length).tolist()
+        self.committed = host(state.committed).tolist()
+        self.limit = host(state.limit).tolist()
+        self.min_length = host(state.min_length).tolist()
+        self.max_step_tokens = host(state.max_step_tokens).tolist()
+        self.next_token = host(state.next_token).tolist()
+        self.delimiter_state = host(state.delimiter_state).tolist()
+        self.stop_state = host(state.stop_state).tolist()
+        self.stop_tokens = host(state.stop_tokens)
+        self.delimiter_next = host(state.delimiter_next)
+        self.delimiter_match = host(state.delimiter_match)
+        self.stop_next = host(state.stop_next)
+        self.stop_match = host(state.stop_match)
 
 
 def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
-    """Adds `next_token` to each complete sequence's row; sets `ended`, `finish`, `match_bytes`."""
-    complete = batch.seq_complete.tolist()
-    for s, b in enumerate(batch.seq_slot.tolist()):
-        if complete[s]:
-            state.step_source[b] = role
-            _append_token(state, b, int(state.next_token[b]), tables)
+    """Adds `next_token` to each complete sequence's row.
 
-
-def _append_token(state: SlotState, b: int, token: int, tables: StepTables) -> None:
-    if token == NOT_FINITE:
-        state.finish[b] = Finish.ERROR
-        state.ended[b] = 1
+    Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
+    """
+    slot = batch.seq_slot[batch.seq_complete.bool()].long()
+    if len(slot) == 0:
         return
-    length = int(state.length[b]) + 1
-    state.tokens[b, length - 1] = token
-    stop_token = length > int(state.min_length[b]) and token in state.stop_tokens[b].tolist()
-    walk = _walk(state, b, token, tables, stops_count=length > int(state.min_length[b]))
-    limit = int(state.limit[b])
-    if walk.delimiter_bytes and not walk.stopped:
-        length = _cut(state, b, token, walk.used, length, limit, tables)
-    state.length[b] = length
-    state.delimiter_state[b] = walk.delimiter_state
-    state.stop_state[b] = walk.stop_state
-    state.match_bytes[b] = walk.delimiter_bytes
+    slots = _Slots(state, tables)
+    appended = {b: _append_token(slots, tables, b) for b in slot.tolist()}
+    for b, after in appended.items():
+        first = slots.length[b]
+        for i, token in enumerate(after.tokens):
+            state.tokens[b, first + i] = token
+    columns = zip(*(after.columns for after in appended.values()), strict=True)
+    for name, values in zip(_COLUMNS, columns, strict=True):
+        write_at(getattr(state, name), slot, values)
+    state.step_source[slot] = role
+
+
+def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
+    token, length = slots.next_token[b], slots.length[b]
+    if token == NOT_FINITE:
+        return _Appended([], (length, 0, slots.stop_state[b], 0, Finish.ERROR, 1))
+    stops_count = length + 1 > slots.min_length[b]
+    start, end = slots.token_start[token : token + 2]
+    data = slots.token_byte[start:end].tolist()
+    walk = _walk(slots, b, data, stops_count)
+    tokens = [token]
+    if walk.delimiter_bytes and not walk.stopped and walk.used < len(data):
+        tokens = _replacement(token, walk.used, slots.limit[b] - length, tables)
+    length += len(tokens)
     finish = Finish.NONE
-    if stop_token:
+    if stops_count and token in slots.stop_tokens[b]:
         finish = Finish.STOP_TOKEN
     elif walk.stopped:
         finish = Finish.STOP_STRING
-    elif length >= limit:
+    elif length >= slots.limit[b]:
         finish = Finish.LENGTH
-    state.finish[b] = finish
-    step_tokens = length - int(state.committed[b])
-    if finish or walk.delimiter_bytes or step_tokens >= int(state.max_step_tokens[b]):
-        state.ended[b] = 1
+    full = length - slots.committed[b] >= slots.max_step_tokens[b]
+    ended = int(bool(finish or walk.delimiter_bytes or full))
+    state = (walk.delimiter_state, walk.stop_state, walk.delimiter_bytes)
+    return _Appended(tokens, (length, *state, finish, ended))
 
 
-def _walk(state: SlotState, b: int, token: int, tables: StepTables, *, stops_count: bool) -> _Walk:
-    start, end = tables.token_start[token : token + 2].tolist()
-    delimiter, stop = int(state.delimiter_state[b]), int(state.stop_state[b])
-    for i, byte in enumerate(tables.token_byte[start:end].tolist()):
-        delimiter = int(state.delimiter_next[b, delimiter, byte])
-        stop = int(state.stop_next[b, stop, byte])
-        matched = int(state.delimiter_match[b, delimiter])
-        stopped = stops_count and int(state.stop_match[b, stop]) > 0
+def _walk(slots: _Slots, b: int, data: list[int], stops_count: bool) -> _Walk:
+    delimiter, stop = slots.delimiter_state[b], slots.stop_state[b]
+    delimiter_next, delimiter_match = slots.delimiter_next[b], slots.delimiter_match[b]
+    stop_next, stop_match = slots.stop_next[b], slots.stop_match[b]
+    for used, byte in enumerate(data, start=1):
+        delimiter = int(delimiter_next[delimiter, byte])
+        stop = int(stop_next[stop, byte])
+        matched = int(delimiter_match[delimiter])
+        stopped = stops_count and bool(stop_match[stop])
         if matched or stopped:
-            return _Walk(delimiter, stop, matched, stopped, i + 1)
-    return _Walk(delimiter, stop, 0, False, end - start)
+            return _Walk(delimiter, stop, matched, stopped, used)
+    return _Walk(delimiter, stop, 0, False, len(data))
 
 
-def _cut(
-    state: SlotState, b: int, token: int, used: int, length: int, limit: int, tables: StepTables
-) -> int:
-    """Replaces the last token by the canonical tokens of its first `used` bytes."""
-    start, end = tables.token_start[token : token + 2].tolist()
+def _replacement(token: int, used: int, room: int, tables: StepTables) -> list[int]:
+    """Canonical tokens of the first `used` bytes of `token`; itself if there is none or no room."""
     entry = int(tables.prefix_entry[token])
-    if used == end - start or entry < 0:
-        return length
+    if entry < 0:
+        return [token]
     first, last = tables.prefix_start[entry + used - 1 : entry + used + 1].tolist()
-    if first == last or length - 1 + last - first > limit:
-        return length
-    state.tokens[b, length - 1 : length - 1 + last - first] = tables.prefix_token[first:last]
-    return length - 1 + last - first
+    fits = first < last and last - first <= room
+    return list(tables.prefix_token[first:last].tolist()) if fits else [token]

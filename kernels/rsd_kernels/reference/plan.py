@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from rsd_kernels.reference.columns import write
 from rsd_kernels.reference.pages import pages_for, take_pages
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
@@ -37,11 +37,6 @@ class _Extend:
     start: int
     stop: int
     complete: bool
-
-
-def write(tensor: Tensor, values: list[int]) -> None:
-    """Overwrites the first `len(values)` elements in one copy."""
-    tensor[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
 
 
 def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int]) -> None:

@@ -1,0 +1,78 @@
+"""How much memory the page pool gets, and whether that is enough."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from rsd_engine.memory.page_pool import KVShape
+from rsd_kernels.reference.pages import pages_for
+from rsd_kernels.slot_state import Role
+
+TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
+_CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """The page pool of an engine."""
+
+    num_pages: int
+    page_bytes: int
+    tokens_per_page: tuple[int, int, int]  # by Role; 1 for an absent role
+    pages_per_sequence: int  # of all roles, at full length
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_pages * self.page_bytes
+
+
+def plan_pool(
+    shapes: dict[Role, KVShape],
+    row_len: dict[Role, int],
+    *,
+    max_num_seqs: int,
+    max_model_len: int,
+    kv_cache_memory_bytes: int | None,
+    gpu_memory_utilization: float,
+    device: torch.device,
+) -> PoolPlan:
+    """Sizes the pool: the budget, but no more than all slots at full length can use.
+
+    Raises:
+        ValueError: the budget cannot hold one request of `max_model_len` tokens.
+    """
+    largest = max(shape.bytes_per_token for shape in shapes.values())
+    page_bytes = -(-largest * TOKENS_PER_PAGE // 256) * 256
+    tokens_per_page = {role: page_bytes // shape.bytes_per_token for role, shape in shapes.items()}
+    per_sequence = sum(pages_for(row_len[role], tokens_per_page[role]) for role in shapes)
+    budget = kv_cache_memory_bytes
+    if budget is None:
+        budget = _free_bytes(device, gpu_memory_utilization)
+    num_pages = min(budget // page_bytes, per_sequence * max_num_seqs)
+    if num_pages < per_sequence:
+        raise ValueError(
+            f"kv_cache_memory_bytes={budget} cannot hold one request of "
+            f"max_model_len={max_model_len} tokens, which needs {per_sequence * page_bytes} bytes; "
+            "raise kv_cache_memory_bytes or lower max_model_len"
+        )
+    return PoolPlan(
+        num_pages=num_pages,
+        page_bytes=page_bytes,
+        tokens_per_page=(
+            tokens_per_page.get(Role.DRAFT, 1),
+            tokens_per_page.get(Role.TARGET, 1),
+            tokens_per_page.get(Role.PRM, 1),
+        ),
+        pages_per_sequence=per_sequence,
+    )
+
+
+def _free_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(free - (1 - gpu_memory_utilization) * total))
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(_CPU_SHARE * available)

@@ -1,0 +1,254 @@
+"""Put an engine together: models, pool, state and program; say what fits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rsd_engine.core.engine_core import EngineCore, TextBridge
+from rsd_engine.engine.budget import PoolPlan, plan_pool
+from rsd_engine.engine.models import ModelSet, Source, load_models
+from rsd_engine.engine.requests import RequestRules
+from rsd_engine.loop.rsd import Forward, Loop
+from rsd_engine.memory.page_pool import PagedKV, PagePool
+from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_engine.steps.automaton import build_automaton
+from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.tables import build_step_tables
+from rsd_engine.steps.text_bridge import TextBridge as StepText
+from rsd_kernels.reference.pages import pages_for
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import (
+    LOG_HEADER,
+    MAX_DELIMITER_STATES,
+    MAX_LOGPROBS,
+    Finish,
+    Role,
+    SlotLimits,
+    SlotState,
+)
+
+logger = logging.getLogger("rsd_engine")
+
+MAX_ROWS = 256  # packed rows of one pass
+_SLACK = 8  # a cut token may become several
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """The parts of a running engine."""
+
+    models: ModelSet
+    pool: PagePool
+    core: EngineCore
+    rules: RequestRules
+    parameters: dict[Role, int]
+
+
+def build_engine(
+    draft: Source | None,
+    target: Source | None,
+    prm: Source | None,
+    *,
+    policy: Policy,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    max_num_seqs: int,
+    max_model_len: int | None,
+    kv_cache_memory_bytes: int | None,
+    gpu_memory_utilization: float,
+    step_delimiters: Sequence[str] | None,
+    revision: str | None,
+) -> BuiltEngine:
+    """See `Engine`."""
+    _check_arguments(max_num_seqs, kv_cache_memory_bytes, gpu_memory_utilization, policy)
+    delimiters = () if step_delimiters is None else step_delimiters
+    automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
+    where = _device(device)
+    models = load_models(
+        draft, target, prm, dtype=dtype, device=where, revision=revision, max_rows=MAX_ROWS
+    )
+    model_len = _model_len(models, max_model_len)
+    row_len = _row_lengths(models, model_len)
+    plan = plan_pool(
+        models.kv_shapes,
+        row_len,
+        max_num_seqs=max_num_seqs,
+        max_model_len=model_len,
+        kv_cache_memory_bytes=kv_cache_memory_bytes,
+        gpu_memory_utilization=gpu_memory_utilization,
+        device=where,
+    )
+    pool = PagePool(plan.num_pages, plan.page_bytes, where)
+    state = _allocate_state(plan, row_len, max_num_seqs, where)
+    loop = _loop(models, pool, plan, state, delimiters, where)
+    core = EngineCore(loop, text_bridge=_text_bridge(models))
+    rules = RequestRules(
+        modes=_modes(models),
+        policy=policy,
+        delimiters=automaton,
+        eos_ids=models.eos_ids,
+        num_ids=models.num_ids,
+        max_model_len=model_len,
+        prm_row_len=row_len.get(Role.PRM, 0),
+        prm_format=models.prm.format if models.prm else None,
+    )
+    _say(models, plan, model_len)
+    parameters = {role: model.num_parameters for role, model in models.models.items()}
+    return BuiltEngine(models, pool, core, rules, parameters)
+
+
+def _check_arguments(
+    max_num_seqs: int,
+    kv_cache_memory_bytes: int | None,
+    gpu_memory_utilization: float,
+    policy: Policy,
+) -> None:
+    if not 1 <= max_num_seqs <= MAX_ROWS:
+        raise ValueError(f"max_num_seqs must be in [1, {MAX_ROWS}], got {max_num_seqs}")
+    if kv_cache_memory_bytes is not None and kv_cache_memory_bytes < 1:
+        raise ValueError(f"kv_cache_memory_bytes must be positive, got {kv_cache_memory_bytes}")
+    if not 0 < gpu_memory_utilization <= 1:
+        raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}")
+    if not hasattr(policy, "columns"):
+        raise ValueError(f"policy must be one of rsd_engine's policies, got {policy!r}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device: {error}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: no usable CUDA device here; use 'cpu' or 'auto'")
+    return found
+
+
+def _model_len(models: ModelSet, asked: int | None) -> int:
+    allowed = min(w.model.config.max_position_embeddings for w in models.writers.values())
+    if asked is None:
+        return allowed
+    if not 2 <= asked <= allowed:
+        raise ValueError(
+            f"max_model_len must be in [2, {allowed}], the context of draft and target, got {asked}"
+        )
+    return asked
+
+
+def _row_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
+    """Tokens each role's row may hold; the PRM's has another prompt and more separators."""
+    lengths = dict.fromkeys(models.writers, model_len)
+    if models.prm:
+        lengths[Role.PRM] = min(
+            models.prm.model.config.max_position_embeddings, 2 * model_len + 128
+        )
+    return lengths
+
+
+def _allocate_state(
+    plan: PoolPlan, row_len: dict[Role, int], max_num_seqs: int, device: torch.device
+) -> SlotState:
+    longest = max(length for role, length in row_len.items() if role != Role.PRM) + _SLACK
+    words_per_token = 2 + 2 * MAX_LOGPROBS
+    limits = SlotLimits(
+        num_slots=max_num_seqs,
+        row_len=longest,
+        prm_row_len=row_len.get(Role.PRM, 1),
+        pages_per_role=max(
+            pages_for(length + _SLACK, plan.tokens_per_page[role])
+            for role, length in row_len.items()
+        ),
+        num_pages=plan.num_pages,
+        log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
+    )
+    return SlotState.allocate(limits, device)
+
+
+def _loop(
+    models: ModelSet,
+    pool: PagePool,
+    plan: PoolPlan,
+    state: SlotState,
+    delimiters: Sequence[str],
+    device: torch.device,
+) -> Loop:
+    prm = models.prm
+    tables = build_step_tables(
+        models.main.tokenizer,
+        prm.tokenizer if prm and prm.shares_vocabulary else None,
+        delimiters,
+        prm.format.separator_ids if prm else (),
+        device,
+    )
+    kv = {role: pool.view(shape) for role, shape in models.kv_shapes.items()}
+    forwards: dict[Role, Forward] = {}
+    for role, writer in models.writers.items():
+        forwards[role] = partial(
+            _write, writer.model, kv[role], state.page_table[role], models.num_ids
+        )
+    if prm:
+        forwards[Role.PRM] = partial(_score, prm.model, kv[Role.PRM], state.page_table[Role.PRM])
+    return Loop(
+        state=state,
+        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
+        tables=tables,
+        tokens_per_page=plan.tokens_per_page,
+        forwards=forwards,
+        logits=torch.empty(state.num_slots, models.num_ids, device=device),
+        num_ids=models.num_ids,
+        rewards=torch.empty(state.num_slots, device=device),
+        bridge_on_device=prm is None or prm.shares_vocabulary,
+    )
+
+
+def _write(
+    model: LanguageModel,
+    kv: PagedKV,
+    page_table: Tensor,
+    num_ids: int,
+    batch: RowBatch,
+    out: Tensor,
+) -> None:
+    model.logits(batch, kv, page_table, out[: batch.num_seqs, :num_ids])
+
+
+def _score(
+    model: RewardModel, kv: PagedKV, page_table: Tensor, batch: RowBatch, out: Tensor
+) -> None:
+    model.rewards(batch, kv, page_table, out[: batch.num_seqs])
+
+
+def _text_bridge(models: ModelSet) -> TextBridge | None:
+    prm = models.prm
+    if prm is None or prm.shares_vocabulary:
+        return None
+    steps = StepText(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
+
+    def bridge(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+        if finish == Finish.STOP_TOKEN:
+            step = step[:-1]
+        return steps.step_tokens(step, delimiter_bytes)
+
+    return bridge
+
+
+def _modes(models: ModelSet) -> tuple[str, ...]:
+    if models.prm:
+        return ("rsd", "target", "draft")
+    return tuple(role.name.lower() for role in models.writers)
+
+
+def _say(models: ModelSet, plan: PoolPlan, model_len: int) -> None:
+    full = plan.num_pages // plan.pages_per_sequence
+    logger.info(
+        "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
+        plan.num_pages, plan.page_bytes, plan.num_bytes / 1e6, full, model_len,
+    )  # fmt: skip
+    logger.info("attention: reference (PyTorch); executor: eager; modes: %s", _modes(models))

@@ -1,0 +1,400 @@
+"""The public face: prompts in, results or steps out."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from rsd_engine.core.engine_core import EngineCore
+from rsd_engine.core.events import RequestDone
+from rsd_engine.engine.build import BuiltEngine, build_engine
+from rsd_engine.engine.models import Source
+from rsd_engine.engine.prompts import (
+    Message,
+    Prompt,
+    ResolvedPrompt,
+    is_single_prompt,
+    resolve_chat,
+    resolve_prompt,
+)
+from rsd_engine.engine.requests import default_params, slot_request
+from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.engine.stream import Stream
+from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
+from rsd_engine.sampling_params import MAX_SEED, SamplingParams
+from rsd_engine.steps.policies import Policy, Threshold
+
+logger = logging.getLogger("rsd_engine")
+
+StreamEvent = StepEvent | FinishedEvent
+Progress = bool | Callable[..., Any]
+
+
+class Engine:
+    """Reward-Guided Speculative Decoding of three models in one process, on one device.
+
+    Args:
+        draft: the small model: folder, hub id or GGUF file.
+        target: the big model. Draft or target may be given alone: then that model writes alone.
+        prm: the process reward model (Skywork-o1-Open-PRM or Qwen2.5-Math-PRM format).
+        policy: from the reward of a step to the chance to keep it; a request may bring its own.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU), "float32", "bfloat16", ...
+        max_num_seqs: requests that run at once (slots).
+        max_model_len: most tokens of prompt and output; by default what draft and target allow.
+        kv_cache_memory_bytes: memory of the page pool; by default what is free on a GPU, within
+            `gpu_memory_utilization`, or a quarter of the free memory of a CPU.
+        gpu_memory_utilization: share of the GPU's memory that weights and pages may take.
+        step_delimiters: strings that end a step; None for plain decoding.
+        revision: branch, tag or commit of hub ids.
+
+    Raises:
+        ValueError: an argument, a checkpoint or their combination is bad; nothing was started.
+    """
+
+    def __init__(
+        self,
+        draft: Source | None = None,
+        target: Source | None = None,
+        prm: Source | None = None,
+        *,
+        policy: Policy | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        max_num_seqs: int = 16,
+        max_model_len: int | None = None,
+        kv_cache_memory_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        step_delimiters: Sequence[str] | None = ("\n\n",),
+        revision: str | None = None,
+    ) -> None:
+        self._built: BuiltEngine = build_engine(
+            draft, target, prm,
+            policy=Threshold() if policy is None else policy,
+            device=device,
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
+            step_delimiters=step_delimiters,
+            revision=revision,
+        )  # fmt: skip
+        self._lock = threading.RLock()
+        self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
+        self._events: dict[str, deque[StreamEvent]] = {}
+        self._requests: dict[str, tuple[RequestBuilder, list[int]]] = {}
+        self._next_key = 0
+        self._next_request = 0
+        self._metrics = Metrics()
+        self._closed = False
+        self._default_params = default_params(self._models.main.generation_config)
+        if self._default_params != SamplingParams():
+            logger.info("sampling defaults of the checkpoint: %s", self._default_params)
+
+    # ------------------------------------------------------------------ generate
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: Progress = True,
+    ) -> list[RequestOutput]:
+        """Completes raw prompts: text, token ids, or dicts of either with the bare `question`.
+
+        Args:
+            prompts: one prompt or several.
+            params: one for all or one per prompt; None takes the checkpoint's defaults.
+            use_tqdm: show a progress bar; or a callable that makes one.
+
+        Returns:
+            One result a prompt, in the order of the prompts.
+
+        Raises:
+            ValueError: any prompt or parameter is bad; nothing was started.
+        """
+        return self._run(self._resolve(prompts), params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: Progress = True,
+    ) -> list[RequestOutput]:
+        """Answers conversations through the chat template; otherwise as `generate`."""
+        return self._run(self._resolve_chats(messages), params, use_tqdm)
+
+    def as_completed(
+        self,
+        prompts: Prompt | Sequence[Prompt] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Yields (index of the prompt, result) as requests finish; leaving it aborts the rest.
+
+        A list of messages in place of a prompt is a conversation.
+        """
+        if is_single_prompt(prompts):
+            return self._completed(self._resolve(prompts), params)  # type: ignore[arg-type]
+        resolved = [self._resolve_any(prompt) for prompt in prompts]  # type: ignore[arg-type]
+        return self._completed(resolved, params)
+
+    def stream(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+    ) -> Stream:
+        """One request, a decided step at a time: `for event in ...` or `async for event in ...`.
+
+        Kept steps are final and their texts add up to the result's text; rejected steps are events
+        of their own; the last event carries the result. Leaving the stream aborts the request.
+        """
+        resolved = self._resolve_any(prompt)
+        [request_id] = self._add_all([resolved], params)
+        return Stream(self, request_id)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request at once; its result has what was kept, with finish_reason `abort`."""
+        with self._lock:
+            if request_id not in self._requests:
+                return
+            _, keys = self._requests[request_id]
+            for key in keys:
+                done = self._core.abort(key)
+                if done is not None:
+                    self._finish_sample(done)
+
+    # ------------------------------------------------------------------ the rest of the face
+
+    @property
+    def metrics(self) -> Metrics:
+        """Sums over all finished requests; `seconds` is the time spent in launches."""
+        return self._metrics
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._core.num_preemptions
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer of draft and target, as transformers gives it."""
+        return self._models.main.tokenizer
+
+    def get_default_params(self) -> SamplingParams:
+        """What a request without parameters gets: the checkpoint's sampling defaults."""
+        return self._default_params
+
+    def close(self) -> None:
+        """Aborts what runs and lets go of weights and pages. The engine cannot be used again."""
+        with self._lock:
+            if self._closed:
+                return
+            for request_id in list(self._requests):
+                self.abort(request_id)
+            self._closed = True
+            del self._built
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ requests
+
+    @property
+    def _core(self) -> EngineCore:
+        return self._alive().core
+
+    @property
+    def _models(self):  # type: ignore[no-untyped-def]
+        return self._alive().models
+
+    def _alive(self) -> BuiltEngine:
+        if getattr(self, "_closed", False):
+            raise ValueError("the engine is closed")
+        return self._built
+
+    def _resolve(self, prompts: Prompt | Sequence[Prompt]) -> list[ResolvedPrompt]:
+        tokenizer = self.get_tokenizer()
+        if is_single_prompt(prompts):
+            return [resolve_prompt(prompts, tokenizer)]  # type: ignore[arg-type]
+        return [resolve_prompt(prompt, tokenizer) for prompt in prompts]  # type: ignore[arg-type]
+
+    def _resolve_chats(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]]
+    ) -> list[ResolvedPrompt]:
+        tokenizer = self.get_tokenizer()
+        if not messages or isinstance(messages[0], dict):
+            return [resolve_chat(messages, tokenizer)]  # type: ignore[arg-type]
+        return [resolve_chat(conversation, tokenizer) for conversation in messages]  # type: ignore[arg-type]
+
+    def _resolve_any(self, prompt: Prompt | Sequence[Message]) -> ResolvedPrompt:
+        is_chat = isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict)
+        if is_chat:
+            return resolve_chat(prompt, self.get_tokenizer())  # type: ignore[arg-type]
+        return resolve_prompt(prompt, self.get_tokenizer())  # type: ignore[arg-type]
+
+    def _add_all(
+        self,
+        prompts: Sequence[ResolvedPrompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[str]:
+        """Checks every request, then queues them all: a bad one leaves nothing started."""
+        listed = self._params_for(len(prompts), params)
+        with self._lock:
+            checked = []
+            for position, (prompt, p) in enumerate(zip(prompts, listed, strict=True)):
+                try:
+                    checked.append(self._check(prompt, p))
+                except ValueError as error:
+                    where = f"prompt {position}: " if len(prompts) > 1 else ""
+                    raise ValueError(f"{where}{error}") from error
+            return [self._queue(*item) for item in checked]
+
+    def _params_for(
+        self, count: int, params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None:
+            return [self._default_params] * count
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        if len(params) != count:
+            raise ValueError(f"params has {len(params)} entries for {count} prompts")
+        return list(params)
+
+    def _check(self, prompt: ResolvedPrompt, params: SamplingParams):  # type: ignore[no-untyped-def]
+        seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        slots = [
+            slot_request(prompt, params, self._alive().rules, seed=seed, sample=i)
+            for i in range(params.n)
+        ]
+        problem = self._core.check(slots[0])
+        if problem:
+            raise ValueError(
+                f"max_tokens={params.max_tokens}: {problem}; "
+                "lower max_tokens or raise kv_cache_memory_bytes"
+            )
+        return prompt, params, seed, slots
+
+    def _queue(self, prompt, params, seed, slots) -> str:  # type: ignore[no-untyped-def]
+        request_id = str(self._next_request)
+        self._next_request += 1
+        models = self._models
+        samples = [
+            SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
+            for i in range(params.n)
+        ]
+        builder = RequestBuilder(request_id, prompt, seed, samples)
+        keys = []
+        for sample, slot in zip(samples, slots, strict=True):
+            key = self._next_key
+            self._next_key += 1
+            self._samples[key] = (builder, sample)
+            self._core.add(key, slot)
+            keys.append(key)
+        self._requests[request_id] = (builder, keys)
+        self._events[request_id] = deque()
+        return request_id
+
+    # ------------------------------------------------------------------ running
+
+    def _run(
+        self,
+        prompts: Sequence[ResolvedPrompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: Progress,
+    ) -> list[RequestOutput]:
+        results: list[RequestOutput | None] = [None] * len(prompts)
+        make_bar = use_tqdm if callable(use_tqdm) else tqdm
+        bar = make_bar(total=len(prompts), desc="Prompts", disable=not use_tqdm)
+        try:
+            for index, result in self._completed(prompts, params):
+                results[index] = result
+                bar.update(1)
+        finally:
+            bar.close()
+        return [result for result in results if result is not None]
+
+    def _completed(
+        self,
+        prompts: Sequence[ResolvedPrompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        ids = self._add_all(prompts, params)
+        return self._iterate(ids)
+
+    def _iterate(self, ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
+        waiting = {request_id: index for index, request_id in enumerate(ids)}
+        try:
+            while waiting:
+                for request_id in list(waiting):
+                    for event in self._take(request_id):
+                        if isinstance(event, FinishedEvent):
+                            yield waiting.pop(request_id), event.output
+                if waiting:
+                    self._pump(next(iter(waiting)))
+        finally:
+            for request_id in waiting:
+                self._drop(request_id)
+
+    def _pump(self, request_id: str) -> None:
+        """One launch, unless another thread has brought an event of this request meanwhile."""
+        with self._lock:
+            if self._events.get(request_id):
+                return
+            started = time.perf_counter()
+            events = self._core.step()
+            spent = time.perf_counter() - started
+            self._metrics = replace(self._metrics, seconds=self._metrics.seconds + spent)
+            for event in events:
+                if isinstance(event, RequestDone):
+                    self._finish_sample(event)
+                else:
+                    _, sample = self._samples[event.key]
+                    self._publish(sample.request_id, sample.push(event))
+
+    def _finish_sample(self, done: RequestDone) -> None:
+        builder, sample = self._samples.pop(done.key)
+        self._publish(sample.request_id, sample.close(done))
+        if builder.finished:
+            output = builder.output(self._alive().parameters)
+            del self._requests[builder.request_id]
+            self._metrics = self._metrics + replace(output.metrics, seconds=0.0)
+            self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
+
+    def _publish(self, request_id: str, event: StreamEvent | None) -> None:
+        if event is not None and request_id in self._events:
+            self._events[request_id].append(event)
+
+    def _take(self, request_id: str) -> list[StreamEvent]:
+        """Events that wait for this request, in order; the last one closes its queue."""
+        with self._lock:
+            queue = self._events.get(request_id)
+            if queue is None:
+                return []
+            events = list(queue)
+            queue.clear()
+            if events and isinstance(events[-1], FinishedEvent):
+                del self._events[request_id]
+            return events
+
+    def _drop(self, request_id: str) -> None:
+        """Aborts a request nobody waits for any more, and forgets its events."""
+        with self._lock:
+            if not self._closed:
+                self.abort(request_id)
+            self._events.pop(request_id, None)

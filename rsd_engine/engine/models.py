@@ -1,0 +1,177 @@
+"""Load the three models and their tokenizers, and check that they can work together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.checkpoint import (
+    Checkpoint,
+    load_generation_config,
+    load_tokenizer,
+    open_checkpoint,
+)
+from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_engine.models.loader import load_language_model, load_reward_model
+from rsd_engine.steps.prm_format import PrmFormat, prm_format
+from rsd_engine.steps.sharing import shares_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
+from rsd_kernels.slot_state import Role
+
+logger = logging.getLogger("rsd_engine")
+
+Source = str | Path
+
+
+@dataclass(frozen=True)
+class WriterModel:
+    """A draft or target model with what belongs to it."""
+
+    model: LanguageModel
+    tokenizer: Any
+    vocabulary: Vocabulary
+    generation_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PrmModel:
+    """A process reward model with what belongs to it."""
+
+    model: RewardModel
+    tokenizer: Any
+    format: PrmFormat
+    shares_vocabulary: bool  # with the writers: its row can be written on the device
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """What an engine runs: all three roles, or one writer alone."""
+
+    writers: dict[Role, WriterModel]
+    prm: PrmModel | None
+
+    @property
+    def main(self) -> WriterModel:
+        """The model whose tokenizer, chat template and sampling defaults count."""
+        return self.writers.get(Role.TARGET) or self.writers[Role.DRAFT]
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that every writer knows and its tokenizer can spell."""
+        return min(
+            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.writers.values()
+        )
+
+    @property
+    def models(self) -> dict[Role, LanguageModel | RewardModel]:
+        found: dict[Role, LanguageModel | RewardModel] = {
+            role: writer.model for role, writer in self.writers.items()
+        }
+        if self.prm:
+            found[Role.PRM] = self.prm.model
+        return found
+
+    @property
+    def kv_shapes(self) -> dict[Role, KVShape]:
+        return {role: m.config.kv_shape(m.dtype) for role, m in self.models.items()}
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """End-of-text ids: all that any writer's generation config or tokenizer names."""
+        found: set[int] = set()
+        for writer in self.writers.values():
+            listed = writer.generation_config.get("eos_token_id", writer.tokenizer.eos_token_id)
+            listed = listed if isinstance(listed, list) else [listed]
+            found.update(i for i in listed if i is not None)
+        return frozenset(found)
+
+
+def load_models(
+    draft: Source | None,
+    target: Source | None,
+    prm: Source | None,
+    *,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    revision: str | None,
+    max_rows: int,
+) -> ModelSet:
+    """Loads what is given.
+
+    Raises:
+        ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
+            draft and target do not share their tokens.
+    """
+    given = {"draft": draft, "target": target, "prm": prm}
+    names = {name for name, source in given.items() if source is not None}
+    if names not in ({"draft", "target", "prm"}, {"target"}, {"draft"}):
+        raise ValueError(
+            f"got models for {sorted(names) or 'no role'}; give draft, target and prm, "
+            "or target alone, or draft alone"
+        )
+    opened = {
+        name: open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
+        for name, source in given.items()
+        if source is not None
+    }
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
+    writers = {
+        role: _load_writer(name, opened[name], options)
+        for name, role in (("draft", Role.DRAFT), ("target", Role.TARGET))
+        if name in opened
+    }
+    if len(writers) == 2:
+        _check_same_tokens(writers[Role.DRAFT], writers[Role.TARGET])
+    reward_model = None
+    if "prm" in opened:
+        reward_model = _load_prm(opened["prm"], writers[Role.TARGET], options)
+    return ModelSet(writers, reward_model)
+
+
+def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> WriterModel:
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_language_model(checkpoint, **options)
+    _say(name, checkpoint, model)
+    return WriterModel(
+        model, tokenizer, read_vocabulary(tokenizer), load_generation_config(checkpoint) or {}
+    )
+
+
+def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_reward_model(checkpoint, **options)
+    _say("prm", checkpoint, model)
+    shared = shares_vocabulary(writer.tokenizer, tokenizer)
+    if not shared:
+        logger.info("prm: its tokenizer differs; steps reach it as text, through the host (slower)")
+    return PrmModel(model, tokenizer, prm_format(model.config.architecture, tokenizer), shared)
+
+
+def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:
+    shared = range(min(draft.vocabulary.num_tokens, target.vocabulary.num_tokens))
+    ours, theirs = draft.vocabulary.special_text, target.vocabulary.special_text
+    clash = [i for i in shared if ours.get(i) != theirs.get(i)]
+    if clash or not shares_vocabulary(draft.tokenizer, target.tokenizer):
+        detail = ""
+        if clash:
+            i = clash[0]
+            detail = (
+                f" (id {i} is {ours.get(i)!r} in the draft and {theirs.get(i)!r} in the target)"
+            )
+        raise ValueError(
+            "draft and target must share one tokenizer, for the target continues the draft's "
+            f"tokens; these differ{detail}"
+        )
+
+
+def _say(name: str, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:
+    logger.info(
+        "%s: %s, %s, %.1f M parameters, %.1f MB of weights in %s",
+        name, checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
+        model.weight_bytes / 1e6, str(model.dtype).removeprefix("torch."),
+    )  # fmt: skip

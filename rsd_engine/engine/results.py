@@ -1,0 +1,227 @@
+"""Collect the events of a request into steps, text and metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Flops,
+    Logprob,
+    Metrics,
+    RejectedStep,
+    RequestOutput,
+    RoleMetrics,
+    Source,
+    Step,
+    StepEvent,
+)
+from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.steps.detokenize import Detokenizer, cut_at_stop
+from rsd_engine.steps.vocabulary import Vocabulary
+from rsd_kernels.reference.step_log import RecordKind
+from rsd_kernels.slot_state import Finish, Role
+
+_REASONS: dict[Finish | None, FinishReason] = {
+    Finish.STOP_TOKEN: "stop",
+    Finish.STOP_STRING: "stop",
+    Finish.LENGTH: "length",
+    Finish.STEPS: "steps",
+    Finish.ERROR: "error",
+    None: "abort",
+}
+_SOURCES: dict[Role, Source] = {Role.DRAFT: "draft", Role.TARGET: "target"}
+
+
+class SampleBuilder:
+    """One sample of one request, while it grows."""
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        params: SamplingParams,
+        vocabulary: Vocabulary,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.request_id = request_id
+        self.index = index
+        self.done: RequestDone | None = None
+        self._params = params
+        self._vocabulary = vocabulary
+        self._eos_ids = eos_ids
+        self._detokenizer = Detokenizer(
+            vocabulary,
+            params.skip_special_tokens,
+            params.stop_strings,
+            params.include_stop_str_in_output,
+        )
+        self._pieces: list[str] = []
+        self._steps: list[Step] = []
+        self._rejected: list[RejectedStep] = []
+        self._pending: RejectedStep | None = None
+        self._logprobs: list[TokenLogprobs] = []
+        self._failed: StepDecided | None = None
+
+    def push(self, event: StepDecided) -> StepEvent | None:
+        """Takes in a decided step; returns what a stream shows of it."""
+        source = _SOURCES[event.source]
+        if event.kind == RecordKind.FAILED:
+            self._failed = event
+            return None
+        if event.kind == RecordKind.REJECTED:
+            text = self._text_of(event.token_ids)
+            self._pending = RejectedStep(text, event.token_ids, event.reward)
+            self._rejected.append(self._pending)
+            return self._event("rejected", text, event, source)
+        reward = None if math.isnan(event.reward) else event.reward
+        text = self._text_of(event.token_ids)
+        self._steps.append(Step(text, event.token_ids, source, reward, self._pending))
+        self._pending = None
+        if event.logprobs:
+            self._logprobs += event.logprobs
+        if event.finish:
+            stopped = event.finish == Finish.STOP_STRING
+            piece = self._detokenizer.finish(event.token_ids, stopped=stopped)
+        else:
+            piece = self._detokenizer.push(event.token_ids)
+        self._pieces.append(piece)
+        return self._event("kept", piece, event, source)
+
+    def close(self, done: RequestDone) -> StepEvent | None:
+        """Ends the sample; an abort or error may free text that was held back."""
+        self.done = done
+        if self._steps and done.finish not in (None, Finish.ERROR) and self._failed is None:
+            return None
+        rest = self._detokenizer.finish()
+        if not rest:
+            return None
+        self._pieces.append(rest)
+        last = self._steps[-1]
+        return StepEvent(self.request_id, self.index, "kept", rest, (), last.source, None)
+
+    def completion(self) -> CompletionOutput:
+        assert self.done is not None
+        token_ids = tuple(i for step in self._steps for i in step.token_ids)
+        logprobs = self._logprobs if self._params.logprobs is not None else None
+        return CompletionOutput(
+            index=self.index,
+            text="".join(self._pieces),
+            token_ids=token_ids,
+            finish_reason=_REASONS[self.done.finish],
+            stop_reason=self._stop_reason(token_ids),
+            steps=tuple(self._steps),
+            cumulative_logprob=None if logprobs is None else sum(p.logprob for p in logprobs),
+            logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
+            error=self._error(),
+        )
+
+    def metrics(self, parameters: dict[Role, int]) -> Metrics:
+        assert self.done is not None
+        kept = dict.fromkeys(Role, 0)
+        for step in self._steps:
+            kept[Role.DRAFT if step.source == "draft" else Role.TARGET] += len(step.token_ids)
+        discarded = sum(len(r.token_ids) for r in self._rejected)
+        if self._failed:
+            kept[self._failed.source] += len(self._failed.token_ids)
+        scored = kept[Role.DRAFT] + discarded if Role.PRM in parameters else 0
+        roles = {
+            role: RoleMetrics(
+                tokens_generated=kept[role],
+                tokens_discarded=discarded if role == Role.DRAFT else 0,
+                tokens_read=counters.tokens_read,
+                passes=counters.passes,
+                seconds=counters.seconds,
+            )
+            for role, counters in self.done.counters.items()
+        }
+        if Role.PRM not in roles:
+            scored = 0
+        written = {Role.DRAFT: kept[Role.DRAFT] + discarded, Role.TARGET: kept[Role.TARGET]}
+        generated = sum(2 * parameters.get(role, 0) * n for role, n in written.items())
+        generated += 2 * parameters.get(Role.PRM, 0) * scored
+        return Metrics(
+            draft=roles.get(Role.DRAFT, RoleMetrics()),
+            target=roles.get(Role.TARGET, RoleMetrics()),
+            prm=roles.get(Role.PRM, RoleMetrics()),
+            flops=Flops(
+                generated=generated,
+                all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
+            ),
+            steps_accepted=sum(step.source == "draft" and scored > 0 for step in self._steps),
+            steps_rejected=len(self._rejected),
+            nan_rewards=self.done.nan_rewards,
+        )
+
+    def _event(self, kind, text: str, event: StepDecided, source: Source) -> StepEvent:  # type: ignore[no-untyped-def]
+        reward = None if math.isnan(event.reward) else event.reward
+        return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
+
+    def _text_of(self, ids: tuple[int, ...]) -> str:
+        return self._vocabulary.join(ids).decode("utf-8", errors="replace")
+
+    def _stop_reason(self, token_ids: tuple[int, ...]) -> int | str | None:
+        assert self.done is not None
+        if self.done.finish == Finish.STOP_TOKEN:
+            return None if token_ids[-1] in self._eos_ids else token_ids[-1]
+        if self.done.finish == Finish.STOP_STRING:
+            before = len(self._text_of(token_ids[:-1]))
+            return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
+        return None
+
+    def _error(self) -> str | None:
+        assert self.done is not None
+        if self.done.finish != Finish.ERROR:
+            return None
+        role = self._failed.source.name.lower() if self._failed else "a"
+        return f"the {role} model gave logits that are not finite (NaN or infinite)"
+
+    def _named_logprobs(
+        self, token_ids: tuple[int, ...], logprobs: list[TokenLogprobs]
+    ) -> tuple[dict[int, Logprob], ...]:
+        named = []
+        for token, entry in zip(token_ids, logprobs, strict=True):
+            top = {
+                t: Logprob(value, rank, self._text_of((t,)))
+                for rank, (t, value) in enumerate(entry.top.items(), start=1)
+            }
+            top.setdefault(token, Logprob(entry.logprob, None, self._text_of((token,))))
+            named.append(top)
+        return tuple(named)
+
+
+class RequestBuilder:
+    """One request: its samples, in order."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: ResolvedPrompt,
+        seed: int,
+        samples: list[SampleBuilder],
+    ) -> None:
+        self.request_id = request_id
+        self.samples = samples
+        self._prompt = prompt
+        self._seed = seed
+        self._arrived = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.done for sample in self.samples)
+
+    def output(self, parameters: dict[Role, int]) -> RequestOutput:
+        metrics = sum((s.metrics(parameters) for s in self.samples), start=Metrics())
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt.text,
+            prompt_token_ids=self._prompt.token_ids,
+            outputs=tuple(s.completion() for s in self.samples),
+            metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
+            seed=self._seed,
+        )

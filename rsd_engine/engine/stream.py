@@ -1,0 +1,75 @@
+"""One request as an iterator of decided steps, for plain code and for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
+
+if TYPE_CHECKING:
+    from rsd_engine.engine.engine import Engine
+
+
+class Stream:
+    """Iterate it once, with `for` or `async for`. Leaving it early aborts the request."""
+
+    def __init__(self, engine: Engine, request_id: str) -> None:
+        self.request_id = request_id
+        self._engine = engine
+        self._ready: deque[StepEvent | FinishedEvent] = deque()
+        self._output: RequestOutput | None = None
+
+    @property
+    def output(self) -> RequestOutput | None:
+        """The result, once the stream has ended."""
+        return self._output
+
+    def close(self) -> None:
+        """Aborts the request unless it has ended."""
+        if self._output is None:
+            self._engine._drop(self.request_id)
+
+    def __iter__(self) -> Iterator[StepEvent | FinishedEvent]:
+        try:
+            while self._output is None:
+                while not self._fill():
+                    self._engine._pump(self.request_id)
+                while self._ready:
+                    yield self._next()
+        finally:
+            self.close()
+
+    async def __aiter__(self) -> AsyncIterator[StepEvent | FinishedEvent]:
+        try:
+            while self._output is None:
+                while not self._fill():
+                    await asyncio.to_thread(self._engine._pump, self.request_id)
+                while self._ready:
+                    yield self._next()
+        finally:
+            self.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> bool:
+        self._ready.extend(self._engine._take(self.request_id))
+        return bool(self._ready)
+
+    def _next(self) -> StepEvent | FinishedEvent:
+        event = self._ready.popleft()
+        if isinstance(event, FinishedEvent):
+            self._output = event.output
+        return event
