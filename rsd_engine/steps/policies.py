@@ -6,10 +6,9 @@ the row of the slot, so requests of one batch may use different policies.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from rsd_kernels.slot_state import PolicyKind
 
@@ -55,7 +54,7 @@ class Threshold:
         _check_number("threshold", self.threshold)
 
     def weight(self, reward: float) -> float:
-        return float(np.float32(reward) >= np.float32(self.threshold))
+        return float(_float32(reward) >= _float32(self.threshold))
 
     def columns(self) -> PolicyColumns:
         return (int(PolicyKind.THRESHOLD), float(self.threshold), 0.0)
@@ -152,6 +151,10 @@ def parse_policy(text: str) -> Policy:
         ) from None
     except ValueError as error:
         raise ValueError(f"policy = {text!r}: {error}") from None
+
+
+def _float32(value: float) -> float:
+    return ctypes.c_float(value).value
 
 
 def _check_number(name: str, value: object) -> None:

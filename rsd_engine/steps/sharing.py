@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers.models import Model
+
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, component, read_vocabulary
 
 # Settings of a BPE or Unigram model that decide how text is split, besides the vocabulary.
@@ -33,7 +35,11 @@ def shares_vocabulary(tokenizer: Any, prm_tokenizer: Any) -> bool:
     if backend_of(tokenizer) is backend_of(prm_tokenizer):
         return True
     ours, theirs = read_vocabulary(tokenizer), read_vocabulary(prm_tokenizer)
-    return same_tokens(ours, theirs) and _splits_text(tokenizer) == _splits_text(prm_tokenizer)
+    return (
+        same_tokens(ours, theirs)
+        and _splits_text(tokenizer) == _splits_text(prm_tokenizer)
+        and _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model)
+    )
 
 
 def same_tokens(ours: Vocabulary, theirs: Vocabulary) -> bool:
@@ -49,11 +55,17 @@ def _bytes_at(vocabulary: Vocabulary, token: int) -> bytes:
     return vocabulary.token_bytes[token] if token < vocabulary.num_tokens else b""
 
 
+def _same_model(ours: Model, theirs: Model) -> bool:
+    """True if both models split a word alike; their vocabularies are compared by bytes."""
+    if ours.__getstate__() == theirs.__getstate__():  # spares reading megabytes of JSON
+        return True
+    first, second = component(ours), component(theirs)
+    return all(first.get(name) == second.get(name) for name in _MODEL_RULES)
+
+
 def _splits_text(tokenizer: Any) -> tuple[Any, ...]:
     backend = backend_of(tokenizer)
-    model = component(backend.model)
     return (
-        {name: model.get(name) for name in _MODEL_RULES},
         _without(component(backend.pre_tokenizer), "trim_offsets"),  # offsets, not tokens
         _without_nfc(component(backend.normalizer)),
     )

@@ -45,7 +45,7 @@ class Vocabulary:
     def spell(self, data: bytes) -> str | None:
         """`data` in the letters of the tokenizer's model; None if they cannot write it."""
         if self.space_mark is None:
-            return "".join(_letter_of_byte()[byte] for byte in data)
+            return byte_letters(data)
         try:
             return data.decode("utf-8").replace(" ", self.space_mark)
         except UnicodeDecodeError:
@@ -101,6 +101,11 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
         if i not in special:
             token_bytes[i] = to_bytes(token)
     return Vocabulary(tuple(token_bytes), special, frozenset(added), space_mark)
+
+
+def byte_letters(data: bytes) -> str:
+    """`data` in the alphabet of byte-level BPE: one letter a byte."""
+    return "".join(_letter_of_byte()[byte] for byte in data)
 
 
 def component(part: Any) -> dict[str, Any]:

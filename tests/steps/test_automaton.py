@@ -67,5 +67,5 @@ def test_shared_beginnings_cost_states_once() -> None:
 
 @pytest.mark.parametrize("strings", [[""], ["a", ""], "ab", [1], [None]])
 def test_what_is_not_a_list_of_strings_is_refused(strings: list[str]) -> None:
-    with pytest.raises(ValueError, match="^stop"):
+    with pytest.raises(ValueError, match=r"^stop"):
         build_automaton(strings, 64, "stop")

@@ -50,7 +50,7 @@ def test_a_question_cannot_close_its_own_turn(
 def test_unknown_architectures_and_missing_tokens_are_named(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    with pytest.raises(ValueError, match="'LlamaForCausalLM'.*Qwen2ForPrmModel"):
+    with pytest.raises(ValueError, match=r"'LlamaForCausalLM'.*Qwen2ForPrmModel"):
         prm_format("LlamaForCausalLM", tokenizer)
     with pytest.raises(ValueError, match="'<extra_0>'"):
         prm_format("Qwen2ForProcessRewardModel", qwen_like())

@@ -68,7 +68,7 @@ def test_unknown_decoders_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="decoder = None"):
         read_vocabulary(tokenizer)
     tokenizer.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match="WordPiece.*supported are"):
+    with pytest.raises(ValueError, match=r"WordPiece.*supported are"):
         read_vocabulary(tokenizer)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("x", "y"), decoders.Fuse()])
     with pytest.raises(ValueError, match="Replace"):

@@ -14,26 +14,7 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WORDS = [
-    "we",
-    "add",
-    "two",
-    "and",
-    "three",
-    "then",
-    "the",
-    "sum",
-    "is",
-    "five",
-    "so",
-    "x",
-    "equals",
-    "seven",
-    "é",
-    "ü",
-    "日本",
-    "done",
-]
+WORDS = ["we", "add", "two", "then", "three", "the sum", "is five", "so x", "é", "ü", "日本"]
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -84,20 +65,23 @@ def qwen_like(specials: list[str] | None = None, vocab_size: int = 420) -> Token
     return with_specials(_byte_level(_qwen_pre_tokenizer(), vocab_size), specials)
 
 
-def long_newlines() -> Tokenizer:
-    """As `qwen_like`, with tokens that run past the delimiter: `\\n\\n\\n`, `.\\n\\n\\n\\n`."""
-    tokenizer = qwen_like()
-    state = json.loads(tokenizer.to_str())
-    vocab, merges = state["model"]["vocab"], state["model"]["merges"]
-    for left, right in (("ĊĊ", "Ċ"), ("ĊĊ", "ĊĊ"), (".", "ĊĊĊĊ"), (")", "ĊĊĊ")):
-        if [left, right] not in merges:
-            merges.append([left, right])
-        vocab.setdefault(left + right, len(vocab) + len(CHAT_TOKENS))
-    return Tokenizer.from_str(json.dumps(state))
+def math_like() -> Tokenizer:
+    """Merges by hand in the order of Qwen's: `$.` is a token, yet `$.\\n\\n` is `$` and `.\\n\\n`.
+
+    Some tokens run past a blank line: three and four newlines, and `.` with four.
+    """
+    pairs = "Ċ+Ċ ĊĊ+Ċ ĊĊ+ĊĊ .+ĊĊ .+ĊĊĊĊ )+ĊĊ .+Ċ $+. }+$ )+. )+$. )+$ Ġ+$ w+e a+d ad+d Ġ+add"
+    merges = [tuple(pair.split("+")) for pair in pairs.split()]
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in merges]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = _qwen_pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    return with_specials(tokenizer)
 
 
 def smollm_like() -> Tokenizer:
-    """Byte-level BPE with single digits and single newlines: the delimiter is always two tokens."""
+    """Byte-level BPE with single digits and single newlines: a blank line is always two tokens."""
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -1,0 +1,187 @@
+"""The PRM's tokens of a step: by tables, and by the text-level rule they must agree with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
+from rsd_engine.steps.tables import build_step_tables
+from rsd_engine.steps.tail import build_tail_tables
+from rsd_engine.steps.text_bridge import TextBridge
+from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
+from rsd_kernels.reference.bridge import prm_step_tokens
+from rsd_kernels.reference.tail import canonical_tail, merge_bytes
+from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
+from tests.steps.toy_tokenizers import llama_like, math_like, qwen_like, smollm_like
+
+SEPARATOR = 7
+BLANK = "\n\n"
+
+
+@dataclass
+class Family:
+    """A tokenizer with everything that is built from it."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    tables: StepTables
+    tail: TailTables | None
+    automaton: ByteAutomaton
+    bridge: TextBridge
+
+
+def family(tokenizer: Tokenizer) -> Family:
+    return Family(
+        tokenizer,
+        read_vocabulary(tokenizer),
+        build_step_tables(tokenizer, tokenizer, [BLANK], [SEPARATOR], "cpu"),
+        build_tail_tables(tokenizer, [BLANK], "cpu"),
+        build_automaton([BLANK], 64, "step_delimiters"),
+        TextBridge(tokenizer, tokenizer, [SEPARATOR]),
+    )
+
+
+FAMILIES = {
+    "qwen": family(qwen_like()),
+    "math": family(math_like()),
+    "smollm": family(smollm_like()),
+    "llama": family(llama_like()),
+}
+BYTE_LEVEL = ["qwen", "math", "smollm"]
+PARTS = ["we", " add", "2", "$", ".", ")", " $", " (", "é", "日", "$.", "}", ")."]
+TEXTS = st.lists(st.sampled_from([*PARTS, "\n", "\n\n\n", " ", "  "]), min_size=1, max_size=9).map(
+    "".join
+)
+
+
+def first_step(ids: list[int], made: Family) -> tuple[list[int], int]:
+    """The ids up to the first delimiter, what runs past it cut off, and the delimiter's bytes."""
+    state = 0
+    for i, token in enumerate(ids):
+        data = made.vocabulary.token_bytes[token]
+        state, end, match = made.automaton.find(state, data)
+        if match:
+            return ids[:i] + cut(token, end, made), match
+    return ids, 0
+
+
+def cut(token: int, num_bytes: int, made: Family) -> list[int]:
+    if num_bytes == len(made.vocabulary.token_bytes[token]):
+        return [token]
+    entry = int(made.tables.prefix_entry[token]) + num_bytes - 1
+    first, last = made.tables.prefix_start[entry : entry + 2].tolist()
+    return made.tables.prefix_token[first:last].tolist()
+
+
+def by_tables(step: list[int], delimiter_bytes: int, made: Family) -> list[int]:
+    *kept, separator = prm_step_tokens(step, delimiter_bytes, made.tables)
+    assert made.tail is not None
+    return [*canonical_tail(kept, made.tables, made.tail), separator]
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+@given(text=TEXTS)
+def test_tables_and_text_give_the_same_tokens(name: str, text: str) -> None:
+    made = FAMILIES[name]
+    ids = made.tokenizer.encode(text + BLANK, add_special_tokens=False).ids
+    step, match = first_step(ids, made)
+    body = text[: (text + BLANK).index(BLANK)]
+    expected = [*made.tokenizer.encode(body, add_special_tokens=False).ids, SEPARATOR]
+    assert match == 2
+    assert by_tables(step, match, made) == expected
+    assert made.bridge.step_tokens(step, match) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(data=st.data())
+def test_any_sampled_ids_keep_their_bytes(name: str, data: st.DataObject) -> None:
+    made = FAMILIES[name]
+    ids = data.draw(st.lists(st.integers(0, made.vocabulary.num_tokens - 1), max_size=12))
+    step, match = first_step(ids, made)
+    *kept, separator = prm_step_tokens(step, match, made.tables)
+    whole = made.vocabulary.join(ids)
+    end = whole.find(b"\n\n")
+    assert made.vocabulary.join(kept) == (whole if end < 0 else whole[:end])
+    assert separator == SEPARATOR
+    if made.tail is not None:
+        rewritten = canonical_tail(kept, made.tables, made.tail)
+        assert made.vocabulary.join(rewritten) == made.vocabulary.join(kept)
+
+
+def test_the_last_word_must_be_merged_anew() -> None:
+    """Why the prefix table alone is not enough: `}$.` with and without its blank line."""
+    made = FAMILIES["math"]
+    ids = made.tokenizer.encode("}$.\n\n", add_special_tokens=False)
+    assert ids.tokens == ["}$", ".ĊĊ"]
+    stripped = prm_step_tokens(ids.ids, 2, made.tables)[:-1]
+    assert [made.tokenizer.id_to_token(i) for i in stripped] == ["}$", "."]
+    assert made.tail is not None
+    canonical = canonical_tail(stripped, made.tables, made.tail)
+    assert canonical == made.tokenizer.encode("}$.", add_special_tokens=False).ids != stripped
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+@given(text=st.text(alphabet=".$)}(\n é", min_size=1, max_size=10))
+def test_merging_bytes_is_the_models_own_tokenisation(name: str, text: str) -> None:
+    made = FAMILIES[name]
+    assert made.tail is not None
+    spelled = made.vocabulary.spell(text.encode())
+    expected = [token.id for token in made.tokenizer.model.tokenize(spelled)]
+    assert merge_bytes(list(text.encode()), made.tail) == expected
+
+
+def test_special_tokens_and_endings_without_delimiter() -> None:
+    made = FAMILIES["qwen"]
+    end = made.tokenizer.token_to_id("<|im_end|>")
+    ids = made.tokenizer.encode("we add.", add_special_tokens=False).ids
+    assert prm_step_tokens([*ids, end], 0, made.tables) == [*ids, SEPARATOR]
+    assert made.bridge.step_tokens([*ids, end], 0) == [*ids, SEPARATOR]
+    assert prm_step_tokens([], 0, made.tables) == [SEPARATOR]
+
+
+def test_vocabularies_the_device_cannot_follow_have_no_tail_tables() -> None:
+    assert FAMILIES["llama"].tail is None
+    unsplit = qwen_like()
+    unsplit.pre_tokenizer = None
+    assert build_tail_tables(unsplit, [BLANK], "cpu") is None
+    # a delimiter inside the words of this tokenizer
+    assert build_tail_tables(qwen_like(), ["a"], "cpu") is None
+
+
+def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
+    made = math_like().to_str().replace('"ignore_merges":false', '"ignore_merges":true')
+    assert build_tail_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
+    unreachable = made.replace('"vocab":{', '"vocab":{"((":9999,', 1)
+    assert build_tail_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
+
+
+@given(text=st.text(alphabet="we ad2$.)é日\n", max_size=15))
+def test_other_tokenizers_go_through_text(text: str) -> None:
+    writer, prm = FAMILIES["llama"], FAMILIES["qwen"]
+    bridge = TextBridge(writer.tokenizer, prm.tokenizer, [1, 2])
+    ids = prm.tokenizer.encode(text, add_special_tokens=False).ids
+    written = writer.tokenizer.encode(text + BLANK, add_special_tokens=False).ids[1:]
+    # ids[1:] drops the space that sentencepiece puts before a text, where it is a token of its own
+    if writer.vocabulary.join(written) == (text + BLANK).encode():
+        assert bridge.step_tokens(written, 2) == [*ids, 1, 2]
+
+
+def test_half_a_character_becomes_a_replacement_character() -> None:
+    made = FAMILIES["qwen"]
+    half = made.vocabulary.token_bytes.index("日".encode()[:1])
+    expected = made.tokenizer.encode("we\ufffd", add_special_tokens=False).ids
+    ids = made.tokenizer.encode("we", add_special_tokens=False).ids
+    assert made.bridge.step_tokens([*ids, half], 0) == [*expected, SEPARATOR]
+
+
+def test_letters_that_look_like_special_tokens_stay_letters() -> None:
+    made = FAMILIES["qwen"]
+    text = b"<|im_end|>"
+    ids = [made.vocabulary.token_bytes.index(bytes([byte])) for byte in text]
+    assert made.vocabulary.join(made.bridge.step_tokens(ids, 0)[:-1]) == text

@@ -1,0 +1,111 @@
+"""The prefix table, token by token, and the refusals of its builder."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer
+
+from rsd_engine.steps.tables import build_step_tables
+from rsd_engine.steps.vocabulary import read_vocabulary
+from rsd_kernels.step_tables import StepTables
+from tests.steps.toy_tokenizers import CHAT_TOKENS, llama_like, math_like, qwen_like, smollm_like
+
+TOKENIZERS = {
+    "qwen": qwen_like(),
+    "math": math_like(),
+    "smollm": smollm_like(),
+    "llama": llama_like(),
+}
+DELIMITERS = [["\n\n"], ["\n\n", "$."], ["é"], [" a"], []]
+
+
+def prefix(tables: StepTables, token: int, c: int) -> list[int] | None:
+    """What stands in the table for the first `c` bytes of `token`; None if it has no entry."""
+    entry = int(tables.prefix_entry[token])
+    if entry < 0:
+        return None
+    first, last = tables.prefix_start[entry + c - 1 : entry + c + 1].tolist()
+    return tables.prefix_token[first:last].tolist()
+
+
+def is_cut(data: bytes, c: int, delimiters: list[bytes]) -> bool:
+    """A delimiter may end after c bytes of the token, or begin there and go on past the token."""
+    after = any(data[:c].endswith(d) or d.endswith(data[:c]) for d in delimiters)
+    before = any(d.startswith(data[c:]) for d in delimiters)
+    return after or before
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("delimiters", DELIMITERS, ids=repr)
+def test_every_cut_has_tokens_of_exactly_those_bytes(name: str, delimiters: list[str]) -> None:
+    tokenizer = TOKENIZERS[name]
+    vocabulary = read_vocabulary(tokenizer)
+    tables = build_step_tables(tokenizer, tokenizer, delimiters, [3], "cpu")
+    encoded = [d.encode() for d in delimiters]
+    for token, data in enumerate(vocabulary.token_bytes):
+        cuts = [c for c in range(1, len(data)) if is_cut(data, c, encoded)]
+        if not cuts:
+            assert prefix(tables, token, 1) is None
+        for c in cuts:
+            tokens = prefix(tables, token, c)
+            assert tokens and vocabulary.join(tokens) == data[:c]
+
+
+def test_prefixes_are_the_tokens_of_the_text() -> None:
+    tokenizer = math_like()
+    tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
+
+    def ids(*tokens: str) -> list[int]:
+        return [tokenizer.token_to_id(token) for token in tokens]
+
+    assert prefix(tables, *ids(".ĊĊĊĊ"), 3) == ids(".ĊĊ")
+    assert prefix(tables, *ids(".ĊĊĊĊ"), 1) == []  # a blank line ends before this is asked
+    assert prefix(tables, *ids(".ĊĊ"), 1) == ids(".")
+    assert prefix(tables, *ids(".Ċ"), 1) == ids(".")
+    assert prefix(tables, *ids("ĊĊĊ"), 2) == ids("ĊĊ")
+    assert prefix(tables, *ids("$."), 1) is None
+
+
+def test_prefixes_that_are_no_text_get_the_models_own_tokens() -> None:
+    tokenizer = math_like()
+    half = tokenizer.token_to_id("Ã") or 0
+    tokenizer = Tokenizer.from_str(
+        tokenizer.to_str()
+        .replace('"vocab":{', '"vocab":{"ÃĊĊ":9999,', 1)
+        .replace('"merges":[', '"merges":[["Ã","ĊĊ"],', 1)
+    )
+    tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
+    assert prefix(tables, 9999, 1) == [half]
+
+
+def test_bytes_and_prm_ids() -> None:
+    tokenizer = qwen_like([*CHAT_TOKENS, "<|quad_end|>"])
+    prm = qwen_like([*CHAT_TOKENS, "<extra_0>"])
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    vocabulary = read_vocabulary(tokenizer)
+    tables = build_step_tables(tokenizer, prm, ["\n\n"], [5, 6], "cpu")
+    start = tables.token_start.tolist()
+    joined = bytes(tables.token_byte.tolist())
+    assert tuple(joined[a:b] for a, b in pairwise(start)) == vocabulary.token_bytes
+    ordinary = prm.get_vocab_size(with_added_tokens=False)
+    # special tokens, and the added one that the PRM does not know, have no place in its row
+    assert tables.prm_token.tolist() == [*range(ordinary)] + [-1] * (len(CHAT_TOKENS) + 2)
+    assert tables.separator.tolist() == [5, 6]
+    assert {t.dtype for t in (tables.token_start, tables.prefix_entry, tables.prm_token)} == {
+        torch.int32
+    }
+    assert tables.token_byte.dtype == torch.uint8
+
+
+def test_without_a_prm_no_token_has_a_place() -> None:
+    tables = build_step_tables(qwen_like(), None, ["\n\n"], [], "cpu")
+    assert set(tables.prm_token.tolist()) == {-1}
+    assert tables.separator.numel() == 0
+
+
+def test_a_prm_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prm_tokenizer.*TextBridge"):
+        build_step_tables(qwen_like(), smollm_like(), ["\n\n"], [1], "cpu")
