@@ -189,6 +189,9 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, with_nvc
     if with_nvcc:
         needs_nvcc()
     changes = {} if with_nvcc else {"RSD_NVCC": "/nonexistent"}
+    checkpoint = Path("rsd_engine", "demo", "checkpoints", "toy", "model.safetensors")
+    (tree / checkpoint).parent.mkdir(parents=True)
+    (tree / checkpoint).write_text("data deep inside the package")
     done = run_setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path / "dist"), **changes)
     assert done.returncode == 0, done.stderr
     [wheel] = (tmp_path / "dist").iterdir()
@@ -199,7 +202,7 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, with_nvc
         names = set(archive.namelist())
         archive.extractall(site)
     assert {"rsd_engine/py.typed", "rsd_kernels/py.typed", "rsd_kernels/ops.py"} <= names
-    assert "rsd_kernels/csrc/rsd_kernels.h" in names
+    assert {"rsd_kernels/csrc/rsd_kernels.h", checkpoint.as_posix()} <= names
     assert not [name for name in names if name.startswith(("tests/", "kernels/", "csrc/"))]
     state = subprocess.run(
         [sys.executable, "-c", PROBE],
