@@ -20,7 +20,7 @@ class TailTables:
     """V ids, M merges of a byte-level BPE. Merges stand in order of `merge_pair`, for bisection."""
 
     flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS
-    byte_token: Tensor  # [256] int32: the token of one byte
+    byte_token: Tensor  # [256] int32: the token of one byte; -1 if no flagged token has that byte
     merge_pair: Tensor  # [M] int64: left * 2**32 + right
     merge_rank: Tensor  # [M] int32: the lowest is merged first
     merge_token: Tensor  # [M] int32: what left and right become

@@ -46,10 +46,10 @@ def build_tail_tables(
         return None
     if any(_joined(split, probe, d) for probe in _PROBES for d in delimiters):
         return None
-    byte_token = [model["vocab"].get(byte_letters(bytes([byte]))) for byte in range(256)]
-    if None in byte_token:
-        return None
     flags = _flags(vocabulary, split, delimiters)
+    byte_token = [model["vocab"].get(byte_letters(bytes([byte])), -1) for byte in range(256)]
+    if any(byte_token[byte] < 0 for byte in _flagged_bytes(vocabulary, flags)):
+        return None
     if model.get("ignore_merges") and not _merges_reach(vocabulary, flags, model):
         return None
     merges = _merges(model)
@@ -60,6 +60,12 @@ def build_tail_tables(
         merge_rank=torch.tensor([m[1] for m in merges], dtype=torch.int32, device=device),
         merge_token=torch.tensor([m[2] for m in merges], dtype=torch.int32, device=device),
     )
+
+
+def _flagged_bytes(vocabulary: Vocabulary, flags: list[int]) -> set[int]:
+    """Every byte a tail may hold; some vocabularies lack tokens for bytes UTF-8 never has."""
+    flagged = zip(vocabulary.token_bytes, flags, strict=True)
+    return {byte for data, flag in flagged if flag for byte in data}
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[int, int, int]]:

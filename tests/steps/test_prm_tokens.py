@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -152,6 +153,19 @@ def test_vocabularies_the_device_cannot_follow_have_no_tail_tables() -> None:
     assert build_tail_tables(unsplit, [BLANK], "cpu") is None
     # a delimiter inside the words of this tokenizer
     assert build_tail_tables(qwen_like(), ["a"], "cpu") is None
+
+
+def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
+    # 0xFF is never in a text, 0x2E is the full stop
+    without_ff = json.loads(math_like().to_str())
+    without_ff["model"]["vocab"].pop("ÿ")
+    tail = build_tail_tables(Tokenizer.from_str(json.dumps(without_ff)), [BLANK], "cpu")
+    assert tail is not None and tail.byte_token[0xFF] == -1 and tail.byte_token[0x2E] >= 0
+    without_dot = json.loads(math_like().to_str())
+    vocab = without_dot["model"]["vocab"]
+    vocab["~."] = vocab.pop(".")
+    without_dot["model"]["merges"] = []
+    assert build_tail_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
 
 
 def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
