@@ -20,6 +20,7 @@ from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.steps.automaton import build_automaton
 from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.tables import build_step_tables
+from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge as StepText
 from rsd_kernels.reference.pages import pages_for
 from rsd_kernels.row_batch import RowBatch
@@ -87,7 +88,7 @@ def build_engine(
     pool = PagePool(plan.num_pages, plan.page_bytes, where)
     state = _allocate_state(plan, row_len, max_num_seqs, where)
     loop = _loop(models, pool, plan, state, delimiters, where)
-    core = EngineCore(loop, text_bridge=_text_bridge(models))
+    core = EngineCore(loop, text_bridge=_text_bridge(models) if loop.tail is None else None)
     rules = RequestRules(
         modes=_modes(models),
         policy=policy,
@@ -180,6 +181,11 @@ def _loop(
     device: torch.device,
 ) -> Loop:
     prm = models.prm
+    tail = None
+    if prm is None or prm.shares_vocabulary:
+        tail = build_tail_tables(models.main.tokenizer, delimiters, device)
+    if prm and tail is None:
+        logger.info("prm: its steps are tokenised from text, on the host (slower)")
     tables = build_step_tables(
         models.main.tokenizer,
         prm.tokenizer if prm and prm.shares_vocabulary else None,
@@ -199,12 +205,12 @@ def _loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
         tables=tables,
+        tail=tail,
         tokens_per_page=plan.tokens_per_page,
         forwards=forwards,
         logits=torch.empty(state.num_slots, models.num_ids, device=device),
         num_ids=models.num_ids,
         rewards=torch.empty(state.num_slots, device=device),
-        bridge_on_device=prm is None or prm.shares_vocabulary,
     )
 
 
@@ -227,7 +233,7 @@ def _score(
 
 def _text_bridge(models: ModelSet) -> TextBridge | None:
     prm = models.prm
-    if prm is None or prm.shares_vocabulary:
+    if prm is None:
         return None
     steps = StepText(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
 

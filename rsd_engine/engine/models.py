@@ -146,10 +146,12 @@ def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, An
     tokenizer = load_tokenizer(checkpoint)
     model = load_reward_model(checkpoint, **options)
     _say("prm", checkpoint, model)
-    shared = shares_vocabulary(writer.tokenizer, tokenizer)
-    if not shared:
-        logger.info("prm: its tokenizer differs; steps reach it as text, through the host (slower)")
-    return PrmModel(model, tokenizer, prm_format(model.config.architecture, tokenizer), shared)
+    return PrmModel(
+        model=model,
+        tokenizer=tokenizer,
+        format=prm_format(model.config.architecture, tokenizer),
+        shares_vocabulary=shares_vocabulary(writer.tokenizer, tokenizer),
+    )
 
 
 def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:

@@ -24,6 +24,7 @@ from rsd_kernels import ops
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role, SlotState
 from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
 
 Forward = Callable[[RowBatch, Tensor], None]
 """Reads the rows of a pass and writes one result a sequence: logits [S, V] or rewards [S]."""
@@ -36,12 +37,12 @@ class Loop:
     state: SlotState
     batch: RowBatch
     tables: StepTables
+    tail: TailTables | None  # None: the PRM's row is written by the host, through text
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
     logits: Tensor  # [B, V rows] float32
     num_ids: int  # V: ids that may be sampled, no padded rows
     rewards: Tensor  # [B] float32
-    bridge_on_device: bool
 
 
 def build_program(loop: Loop) -> Block:
@@ -61,9 +62,9 @@ def _writer_body(loop: Loop, role: Role) -> Block:
         return ()
     state, tables, rows = loop.state, loop.tables, partial(_rows, loop)
     bridge = (
-        partial(ops.bridge, state, tables)
-        if loop.bridge_on_device
-        else partial(ops.wait_for_host, state)
+        partial(ops.wait_for_host, state)
+        if loop.tail is None
+        else partial(ops.bridge, state, tables, loop.tail)
     )
 
     def logits() -> Tensor:

@@ -26,6 +26,7 @@ from rsd_kernels.slot_state import (
     SlotState,
 )
 from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
 
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)
@@ -55,6 +56,17 @@ def toy_tables() -> StepTables:
         prefix_token=torch.zeros(0, dtype=torch.int32),
         prm_token=torch.tensor([*range(len(CHARS)), -1], dtype=torch.int32),
         separator=torch.tensor([SEPARATOR], dtype=torch.int32),
+    )
+
+
+def toy_tail() -> TailTables:
+    """No token shares a word with a delimiter."""
+    return TailTables(
+        flags=torch.zeros(NUM_IDS, dtype=torch.uint8),
+        byte_token=torch.full((256,), -1, dtype=torch.int32),
+        merge_pair=torch.zeros(0, dtype=torch.int64),
+        merge_rank=torch.zeros(0, dtype=torch.int32),
+        merge_token=torch.zeros(0, dtype=torch.int32),
     )
 
 
@@ -100,12 +112,12 @@ def toy_core(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
         tables=toy_tables(),
+        tail=toy_tail() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
         logits=torch.full((num_slots, NUM_IDS + 1), torch.nan),
         num_ids=NUM_IDS,
         rewards=torch.full((num_slots,), torch.nan),
-        bridge_on_device=text_bridge is None,
     )
     return EngineCore(loop, ticks_per_launch=ticks_per_launch, text_bridge=text_bridge)
 

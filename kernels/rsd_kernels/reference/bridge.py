@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import torch
 
+from rsd_kernels.reference.tail import canonical_tail
 from rsd_kernels.slot_state import Finish, Mode, Phase, SlotState
 from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
 
 
-def bridge(state: SlotState, tables: StepTables) -> None:
+def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
         if int(state.finish[b]) == Finish.STOP_TOKEN:
             step.pop()
-        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables)
+        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, tail)
         start = int(state.prm_committed[b])
         state.prm_tokens[b, start : start + len(kept)] = torch.tensor(kept, dtype=torch.int32)
         state.prm_length[b] = start + len(kept)
@@ -30,20 +32,24 @@ def wait_for_host(state: SlotState) -> None:
         state.phase[b] = Phase.WAIT_HOST
 
 
-def prm_step_tokens(step: list[int], delimiter_bytes: int, tables: StepTables) -> list[int]:
-    """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last."""
-    step = list(step)
-    tail: list[int] = []
+def prm_step_tokens(
+    step: list[int], delimiter_bytes: int, tables: StepTables, tail: TailTables
+) -> list[int]:
+    """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last.
+
+    From the last token back, tokens inside the delimiter are dropped; the one it begins in is
+    replaced by its prefix, and the word it belongs to is tokenised anew.
+    """
+    kept = list(step)
     remaining = delimiter_bytes
-    while remaining and step:
-        token = step.pop()
+    while remaining and kept:
+        token = kept.pop()
         start, end = tables.token_start[token : token + 2].tolist()
         if end - start > remaining:
-            tail = _prefix(token, end - start - remaining, tables)
-            remaining = 0
-        else:
-            remaining -= end - start
-    mapped = tables.prm_token[torch.tensor(step + tail, dtype=torch.long)].tolist()
+            kept += _prefix(token, end - start - remaining, tables)
+            kept = canonical_tail(kept, tables, tail)
+        remaining -= min(remaining, end - start)
+    mapped = tables.prm_token[torch.tensor(kept, dtype=torch.long)].tolist()
     return [t for t in mapped if t >= 0] + tables.separator.tolist()
 
 
