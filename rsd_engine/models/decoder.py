@@ -6,6 +6,8 @@ It moves no cursor: what it wrote counts only once the loop says so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -71,45 +73,50 @@ class Decoder:
             raise ValueError(
                 f"a pass of {batch.num_rows} rows, at most {self.activations.max_rows} fit"
             )
+        now = self._begin(batch, kv, page_table)
+        for index, layer in enumerate(self.weights.layers):
+            self._attention(index, layer, now, batch, kv)
+            self._mlp(layer, now.buffers)
+        return now.buffers.hidden
+
+    def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Pass:
+        """What all layers share: embedded rows, angles, views, which keys to attend to."""
+        config = self.config
         buffers = self.activations.narrow(batch.num_rows)
         torch.index_select(self.weights.embedding, 0, batch.token, out=buffers.hidden)
         cos, sin = rope_rows(self._cos, self._sin, batch.position)
-        key_maps = self._key_maps(batch, page_table, kv.tokens_per_page)
-        for index, layer in enumerate(self.weights.layers):
-            rms_norm(buffers.hidden, layer.input_norm, self.config.rms_norm_eps, out=buffers.normed)
-            q, k, v = self._project(layer, buffers, cos, sin)
-            kv_write(k, v, kv.k[index], kv.v[index], batch.page, batch.offset)
-            paged_attention(
-                q,
-                kv.k[index],
-                kv.v[index],
-                key_maps[self.config.sliding_windows[index]],
-                scale=self._scale,
-                out=buffers.attended.view(q.shape),
-            )
-            linear(
-                buffers.attended,
-                layer.o,
-                layer.o_bias,
-                residual=buffers.hidden,
-                out=buffers.hidden,
-            )
-            self._mlp(layer, buffers)
-        return buffers.hidden
+        heads = buffers.qkv.view(batch.num_rows, -1, config.head_dim)
+        num_rotated = config.num_q_heads + config.num_kv_heads
+        return _Pass(
+            buffers=buffers,
+            q=heads[:, : config.num_q_heads],
+            k=heads[:, config.num_q_heads : num_rotated],
+            v=heads[:, num_rotated:],
+            rotated=heads[:, :num_rotated],
+            attended=buffers.attended.view(batch.num_rows, -1, config.head_dim),
+            cos=cos,
+            sin=sin,
+            key_maps={
+                window: attention_map(batch, page_table, kv.tokens_per_page, window, self.dtype)
+                for window in set(config.sliding_windows)
+            },
+        )
 
-    def _project(
-        self, layer: LayerWeights, buffers: Activations, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of every row, q and k rotated, as views [N, heads, head_dim] of one buffer."""
-        config = self.config
+    def _attention(
+        self, index: int, layer: LayerWeights, now: _Pass, batch: RowBatch, kv: PagedKV
+    ) -> None:
+        eps, buffers = self.config.rms_norm_eps, now.buffers
+        k_pages, v_pages = kv.k[index], kv.v[index]
+        rms_norm(buffers.hidden, layer.input_norm, eps, out=buffers.normed)
         linear(buffers.normed, layer.qkv, layer.qkv_bias, out=buffers.qkv)
-        heads = buffers.qkv.view(buffers.qkv.shape[0], -1, config.head_dim)
-        q, k, v = heads.split((config.num_q_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            rms_norm(q, layer.q_norm, config.rms_norm_eps, out=q)
-            rms_norm(k, layer.k_norm, config.rms_norm_eps, out=k)
-        rope(heads[:, : config.num_q_heads + config.num_kv_heads], cos, sin)
-        return q, k, v
+            rms_norm(now.q, layer.q_norm, eps, out=now.q)
+            rms_norm(now.k, layer.k_norm, eps, out=now.k)
+        rope(now.rotated, now.cos, now.sin)
+        kv_write(now.k, now.v, k_pages, v_pages, batch.page, batch.offset)
+        key_map = now.key_maps[self.config.sliding_windows[index]]
+        paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
+        linear(buffers.attended, layer.o, layer.o_bias, residual=buffers.hidden, out=buffers.hidden)
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
         rms_norm(buffers.hidden, layer.post_norm, self.config.rms_norm_eps, out=buffers.normed)
@@ -123,11 +130,17 @@ class Decoder:
             out=buffers.hidden,
         )
 
-    def _key_maps(
-        self, batch: RowBatch, page_table: Tensor, tokens_per_page: int
-    ) -> dict[int | None, AttentionMap]:
-        """One map for each sliding window among the layers."""
-        return {
-            window: attention_map(batch, page_table, tokens_per_page, window, self.dtype)
-            for window in set(self.config.sliding_windows)
-        }
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all layers of one pass share. q, k and v are views of one buffer, as is `rotated`."""
+
+    buffers: Activations
+    q: Tensor  # [N, num_q_heads, head_dim]
+    k: Tensor  # [N, num_kv_heads, head_dim]
+    v: Tensor  # [N, num_kv_heads, head_dim]
+    rotated: Tensor  # [N, num_q_heads + num_kv_heads, head_dim] q and k
+    attended: Tensor  # [N, num_q_heads, head_dim]
+    cos: Tensor  # [N, head_dim]
+    sin: Tensor  # [N, head_dim]
+    key_maps: dict[int | None, AttentionMap]  # one for each sliding window among the layers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+_WIDE = (torch.float32, torch.float64)
 
 
 def rms_norm(
@@ -19,6 +20,9 @@ def rms_norm(
     Returns:
         [..., width] in the dtype of `x`; `out` itself when it is given.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    normed = functional.rms_norm(x.to(wide), (x.shape[-1],), weight.to(wide), eps)
+    wide = x if x.dtype in _WIDE else x.float()
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    if wide is x:
+        return torch.mul(x, scale, out=out).mul_(weight)
+    normed = (wide * scale).mul_(weight)
     return normed.to(x.dtype) if out is None else out.copy_(normed)

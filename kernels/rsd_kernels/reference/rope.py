@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def rope_tables(
     inv_freq: Tensor,  # [head_dim / 2] fp32
@@ -38,8 +40,9 @@ def rope(
     sin: Tensor,  # [N, head_dim] fp32, first half negated
 ) -> None:
     """Rotates every head of row n by the angles of row n, in fp32 (fp64 for fp64 input)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rotated = x.to(wide)
-    swapped = rotated.roll(x.shape[-1] // 2, dims=-1) * sin.unsqueeze(1)
-    torch.addcmul(swapped, rotated, cos.unsqueeze(1), out=swapped)
-    x.copy_(swapped)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    if x.dtype in _WIDE:
+        x.mul_(cos).addcmul_(swapped, sin)
+    else:
+        x.copy_(x * cos + swapped * sin)  # a narrow type times fp32 is fp32
