@@ -1,9 +1,10 @@
 // Decode projection: y[r, n] = sum_k x[r, k] * weight[n, k] (+ bias[n]) for one to four rows.
 //
-// At this size the time is that of reading the weights, so the kernel is built around keeping 16-byte
-// loads in flight: a warp owns kOutputs rows of the weight, its lanes walk k side by side, and the next
-// kUnroll vectors of every row are asked for before the present ones are used. Where the weight has too
-// few rows to fill the device, `split` warps share the k of one group and add up in shared memory.
+// At this size the time is that of reading the weights, so the kernel is built around keeping
+// 16-byte loads in flight: a warp owns kOutputs rows of the weight, its lanes walk k side by side,
+// and the next kUnroll vectors of every row are asked for before the present ones are used. Where
+// the weight has too few rows to fill the device, `split` warps share the k of one group and add up
+// in shared memory.
 
 #include <climits>
 
@@ -15,9 +16,9 @@ namespace rsd {
 namespace {
 
 constexpr int kWarpSize = 32;
-constexpr int kWarps = 8;       // in a block
-constexpr int kOutputs = 2;     // weight rows of a warp: each activation loaded is used this often
-constexpr int kUnroll = 4;      // vectors of every weight row in flight in a lane
+constexpr int kWarps = 8;    // in a block
+constexpr int kOutputs = 2;  // weight rows of a warp: each activation loaded is used this often
+constexpr int kUnroll = 4;   // vectors of every weight row in flight in a lane
 constexpr int kMaxRows = 4;
 constexpr int kWarpsWanted = 16;  // on a multiprocessor, before k is no longer split
 
@@ -61,7 +62,8 @@ __device__ __forceinline__ void accumulate(const Projection<T>& p, int vector,
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
         float x[kPerVector<T>];
-        Convert<T>::unpack(load_activation_vector(p.x + r * p.x_stride + vector * kPerVector<T>), x);
+        Convert<T>::unpack(load_activation_vector(p.x + r * p.x_stride + vector * kPerVector<T>),
+                           x);
 #pragma unroll
         for (int e = 0; e < kPerVector<T>; ++e) {
 #pragma unroll
@@ -146,8 +148,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
     write_results<T, kRows>(p, partial);
 }
 
-// More warps on one group of outputs while a warp would need several batches of loads and the device
-// still has room. Rows do not enter: a row's bits must not depend on its neighbours.
+// More warps on one group of outputs while a warp would need several batches of loads and the
+// device still has room. Rows do not enter: a row's bits must not depend on its neighbours.
 int choose_split(int num_outputs, int num_vectors, int num_multiprocessors) {
     const int64_t groups = (num_outputs + kOutputs - 1) / kOutputs;
     const int64_t wanted = static_cast<int64_t>(kWarpsWanted) * num_multiprocessors;
@@ -178,8 +180,8 @@ bool is_aligned(const void* pointer, int64_t num_rows, int64_t row_bytes) {
 }
 
 template <typename T>
-int32_t run(Projection<T> p, int64_t num_rows, int64_t num_inputs, bool overlap_previous, int device,
-            cudaStream_t stream) {
+int32_t run(Projection<T> p, int64_t num_rows, int64_t num_inputs, bool overlap_previous,
+            int device, cudaStream_t stream) {
     if (num_inputs % kPerVector<T> != 0) return RSD_ERROR_SHAPE;
     if (!is_aligned(p.weight, p.num_outputs, p.weight_stride * sizeof(T)) ||
         !is_aligned(p.x, num_rows, p.x_stride * sizeof(T))) {

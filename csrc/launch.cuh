@@ -1,5 +1,5 @@
-// Launching on a given device, with or without overlap with the kernel before (programmatic dependent
-// launch).
+// Launching on a given device, with or without overlap with the kernel before (programmatic
+// dependent launch).
 
 #pragma once
 
@@ -15,7 +15,8 @@ __device__ __forceinline__ void allow_next_kernel() {
 #endif
 }
 
-// Returns when the kernel before has ended and its writes are visible; at once when there is no overlap.
+// Returns when the kernel before has ended and its writes are visible; at once when there is no
+// overlap.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -46,8 +47,8 @@ class DeviceScope {
     bool changed_ = false;
 };
 
-// Code compiled for a target before sm_90 contains no wait, also when the driver translates it for a
-// newer device: launched early, it would read its input too soon.
+// Code compiled for a target before sm_90 contains no wait, also when the driver translates it for
+// a newer device: launched early, it would read its input too soon.
 template <typename... Arguments>
 bool waits_for_previous_kernel(void (*kernel)(Arguments...)) {
     cudaFuncAttributes attributes;

@@ -1,5 +1,5 @@
-// The C ABI of the CUDA library: raw device pointers and a stream in, an error code out. Nothing here
-// needs torch or Python, so that the library builds without either.
+// The C ABI of the CUDA library: raw device pointers and a stream in, an error code out. Nothing
+// here needs torch or Python, so that the library builds without either.
 //
 // Every function that launches returns RSD_SUCCESS, a negative code of its own, or the positive
 // cudaError_t that the runtime gave. Launches are asynchronous on `stream` and allocate nothing, so
@@ -10,7 +10,8 @@
 
 #include <stdint.h>
 
-// Raised with every change to a signature or to the meaning of an argument; the loader refuses others.
+// Raised with every change to a signature or to the meaning of an argument; the loader refuses
+// others.
 #define RSD_ABI_VERSION 1
 
 #define RSD_API __attribute__((visibility("default")))
@@ -21,10 +22,11 @@ extern "C" {
 
 enum {
     RSD_SUCCESS = 0,
-    RSD_ERROR_DTYPE = -1,      // not one of RSD_DTYPE_*
-    RSD_ERROR_SHAPE = -2,      // a size is out of the range the function states
-    RSD_ERROR_ALIGNMENT = -3,  // a pointer or row stride is not a multiple of 16 bytes where it must be
-    RSD_ERROR_POINTER = -4,    // a required pointer is null
+    RSD_ERROR_DTYPE = -1,  // not one of RSD_DTYPE_*
+    RSD_ERROR_SHAPE = -2,  // a size is out of the range the function states
+    RSD_ERROR_ALIGNMENT =
+        -3,  // a pointer or row stride is not a multiple of 16 bytes where it must be
+    RSD_ERROR_POINTER = -4,  // a required pointer is null
 };
 
 enum {
@@ -49,13 +51,13 @@ RSD_API const char* rsd_error_string(int32_t code);
 //   bias    [num_outputs] or null
 //
 // All of one dtype; y overlaps none of the others. num_inputs is a multiple of 16 bytes' worth of
-// elements. A row's result has the same bits for every num_rows: the order of the sum depends on the
-// weight's shape and the device only.
+// elements. A row's result has the same bits for every num_rows: the order of the sum depends on
+// the weight's shape and the device only.
 //
 // overlap_previous = 1 lets the kernel start while the one before it on the stream still runs
-// (programmatic dependent launch, sm_90 and later; ignored elsewhere). It then fetches weights first
-// and waits before it reads x or writes y: weight and bias must not be written by kernels still
-// running.
+// (programmatic dependent launch, sm_90 and later; ignored elsewhere). It then fetches weights
+// first and waits before it reads x or writes y: weight and bias must not be written by kernels
+// still running.
 RSD_API int32_t rsd_decode_projection(void* y, const void* x, const void* weight, const void* bias,
                                       int64_t num_rows, int64_t num_outputs, int64_t num_inputs,
                                       int64_t y_stride, int64_t x_stride, int64_t weight_stride,

@@ -1,6 +1,6 @@
-// Enough of CUDA to run a kernel on the CPU: a host thread for every thread of a block, the blocks one
-// after another. It shows whether indices, masks and sums are right; it says nothing about speed or
-// about memory ordering between kernels.
+// Enough of CUDA to run a kernel on the CPU: a host thread for every thread of a block, the blocks
+// one after another. It shows whether indices, masks and sums are right; it says nothing about
+// speed or about memory ordering between kernels.
 
 #pragma once
 
