@@ -1,4 +1,4 @@
-"""What a request may ask for; the names and meanings of vLLM's `SamplingParams` where it has one."""
+"""What a request may ask for; names and meanings are those of vLLM where it has them."""
 
 from __future__ import annotations
 
@@ -113,10 +113,9 @@ class SamplingParams:
                 raise ValueError(f"stop must hold non-empty strings, got {self.stop!r}")
         for token in self.stop_token_ids or ():
             _check_integer("stop_token_ids", token, 0)
-        if len(self.stop_token_ids or ()) > MAX_STOP_TOKENS:
-            raise ValueError(
-                f"stop_token_ids may hold {MAX_STOP_TOKENS} ids, got {len(self.stop_token_ids or ())}"
-            )
+        count = len(self.stop_token_ids or ())
+        if count > MAX_STOP_TOKENS:
+            raise ValueError(f"stop_token_ids may hold {MAX_STOP_TOKENS} ids, got {count}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.events import RequestDone
 from rsd_engine.engine.build import BuiltEngine, build_engine
+from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
 from rsd_engine.engine.models import Source
 from rsd_engine.engine.prompts import (
     Message,
@@ -28,15 +23,13 @@ from rsd_engine.engine.prompts import (
     resolve_prompt,
 )
 from rsd_engine.engine.requests import default_params, slot_request
-from rsd_engine.engine.results import RequestBuilder, SampleBuilder
 from rsd_engine.engine.stream import Stream
-from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
+from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_engine.steps.policies import Policy, Threshold
 
 logger = logging.getLogger("rsd_engine")
 
-StreamEvent = StepEvent | FinishedEvent
 Progress = bool | Callable[..., Any]
 
 
@@ -90,15 +83,9 @@ class Engine:
             step_delimiters=step_delimiters,
             revision=revision,
         )  # fmt: skip
-        self._lock = threading.RLock()
-        self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
-        self._events: dict[str, deque[StreamEvent]] = {}
-        self._requests: dict[str, tuple[RequestBuilder, list[int]]] = {}
-        self._next_key = 0
-        self._next_request = 0
-        self._metrics = Metrics()
+        self._dispatcher = Dispatcher(self._built)
         self._closed = False
-        self._default_params = default_params(self._models.main.generation_config)
+        self._default_params = default_params(self._built.models.main.generation_config)
         if self._default_params != SamplingParams():
             logger.info("sampling defaults of the checkpoint: %s", self._default_params)
 
@@ -160,33 +147,26 @@ class Engine:
         """
         resolved = self._resolve_any(prompt)
         [request_id] = self._add_all([resolved], params)
-        return Stream(self, request_id)
+        return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has what was kept, with finish_reason `abort`."""
-        with self._lock:
-            if request_id not in self._requests:
-                return
-            _, keys = self._requests[request_id]
-            for key in keys:
-                done = self._core.abort(key)
-                if done is not None:
-                    self._finish_sample(done)
+        self._alive().abort(request_id)
 
     # ------------------------------------------------------------------ the rest of the face
 
     @property
     def metrics(self) -> Metrics:
         """Sums over all finished requests; `seconds` is the time spent in launches."""
-        return self._metrics
+        return self._dispatcher.metrics
 
     @property
     def num_preemptions(self) -> int:
-        return self._core.num_preemptions
+        return self._built.core.num_preemptions
 
     def get_tokenizer(self) -> Any:
         """The tokenizer of draft and target, as transformers gives it."""
-        return self._models.main.tokenizer
+        return self._built.models.main.tokenizer
 
     def get_default_params(self) -> SamplingParams:
         """What a request without parameters gets: the checkpoint's sampling defaults."""
@@ -194,13 +174,11 @@ class Engine:
 
     def close(self) -> None:
         """Aborts what runs and lets go of weights and pages. The engine cannot be used again."""
-        with self._lock:
-            if self._closed:
-                return
-            for request_id in list(self._requests):
-                self.abort(request_id)
-            self._closed = True
-            del self._built
+        if self._closed:
+            return
+        self._dispatcher.abort_all()
+        self._closed = True
+        del self._built, self._dispatcher
 
     def __enter__(self) -> Engine:
         return self
@@ -215,18 +193,10 @@ class Engine:
 
     # ------------------------------------------------------------------ requests
 
-    @property
-    def _core(self) -> EngineCore:
-        return self._alive().core
-
-    @property
-    def _models(self):  # type: ignore[no-untyped-def]
-        return self._alive().models
-
-    def _alive(self) -> BuiltEngine:
-        if getattr(self, "_closed", False):
+    def _alive(self) -> Dispatcher:
+        if self._closed:
             raise ValueError("the engine is closed")
-        return self._built
+        return self._dispatcher
 
     def _resolve(self, prompts: Prompt | Sequence[Prompt]) -> list[ResolvedPrompt]:
         tokenizer = self.get_tokenizer()
@@ -254,16 +224,17 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[str]:
         """Checks every request, then queues them all: a bad one leaves nothing started."""
-        listed = self._params_for(len(prompts), params)
-        with self._lock:
-            checked = []
-            for position, (prompt, p) in enumerate(zip(prompts, listed, strict=True)):
-                try:
-                    checked.append(self._check(prompt, p))
-                except ValueError as error:
-                    where = f"prompt {position}: " if len(prompts) > 1 else ""
-                    raise ValueError(f"{where}{error}") from error
-            return [self._queue(*item) for item in checked]
+        dispatcher = self._alive()
+        checked = []
+        for position, (prompt, p) in enumerate(
+            zip(prompts, self._params_for(len(prompts), params), strict=True)
+        ):
+            try:
+                checked.append(self._check(prompt, p))
+            except ValueError as error:
+                where = f"prompt {position}: " if len(prompts) > 1 else ""
+                raise ValueError(f"{where}{error}") from error
+        return dispatcher.add_all(checked)
 
     def _params_for(
         self, count: int, params: SamplingParams | Sequence[SamplingParams] | None
@@ -276,39 +247,19 @@ class Engine:
             raise ValueError(f"params has {len(params)} entries for {count} prompts")
         return list(params)
 
-    def _check(self, prompt: ResolvedPrompt, params: SamplingParams):  # type: ignore[no-untyped-def]
+    def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         slots = [
-            slot_request(prompt, params, self._alive().rules, seed=seed, sample=i)
+            slot_request(prompt, params, self._built.rules, seed=seed, sample=i)
             for i in range(params.n)
         ]
-        problem = self._core.check(slots[0])
+        problem = self._built.core.check(slots[0])
         if problem:
             raise ValueError(
                 f"max_tokens={params.max_tokens}: {problem}; "
                 "lower max_tokens or raise kv_cache_memory_bytes"
             )
-        return prompt, params, seed, slots
-
-    def _queue(self, prompt, params, seed, slots) -> str:  # type: ignore[no-untyped-def]
-        request_id = str(self._next_request)
-        self._next_request += 1
-        models = self._models
-        samples = [
-            SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
-            for i in range(params.n)
-        ]
-        builder = RequestBuilder(request_id, prompt, seed, samples)
-        keys = []
-        for sample, slot in zip(samples, slots, strict=True):
-            key = self._next_key
-            self._next_key += 1
-            self._samples[key] = (builder, sample)
-            self._core.add(key, slot)
-            keys.append(key)
-        self._requests[request_id] = (builder, keys)
-        self._events[request_id] = deque()
-        return request_id
+        return CheckedRequest(prompt, params, seed, slots)
 
     # ------------------------------------------------------------------ running
 
@@ -335,66 +286,19 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         ids = self._add_all(prompts, params)
-        return self._iterate(ids)
+        return self._iterate(self._alive(), ids)
 
-    def _iterate(self, ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
+    @staticmethod
+    def _iterate(dispatcher: Dispatcher, ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
         waiting = {request_id: index for index, request_id in enumerate(ids)}
         try:
             while waiting:
                 for request_id in list(waiting):
-                    for event in self._take(request_id):
+                    for event in dispatcher.take(request_id):
                         if isinstance(event, FinishedEvent):
                             yield waiting.pop(request_id), event.output
                 if waiting:
-                    self._pump(next(iter(waiting)))
+                    dispatcher.pump(next(iter(waiting)))
         finally:
             for request_id in waiting:
-                self._drop(request_id)
-
-    def _pump(self, request_id: str) -> None:
-        """One launch, unless another thread has brought an event of this request meanwhile."""
-        with self._lock:
-            if self._events.get(request_id):
-                return
-            started = time.perf_counter()
-            events = self._core.step()
-            spent = time.perf_counter() - started
-            self._metrics = replace(self._metrics, seconds=self._metrics.seconds + spent)
-            for event in events:
-                if isinstance(event, RequestDone):
-                    self._finish_sample(event)
-                else:
-                    _, sample = self._samples[event.key]
-                    self._publish(sample.request_id, sample.push(event))
-
-    def _finish_sample(self, done: RequestDone) -> None:
-        builder, sample = self._samples.pop(done.key)
-        self._publish(sample.request_id, sample.close(done))
-        if builder.finished:
-            output = builder.output(self._alive().parameters)
-            del self._requests[builder.request_id]
-            self._metrics = self._metrics + replace(output.metrics, seconds=0.0)
-            self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
-
-    def _publish(self, request_id: str, event: StreamEvent | None) -> None:
-        if event is not None and request_id in self._events:
-            self._events[request_id].append(event)
-
-    def _take(self, request_id: str) -> list[StreamEvent]:
-        """Events that wait for this request, in order; the last one closes its queue."""
-        with self._lock:
-            queue = self._events.get(request_id)
-            if queue is None:
-                return []
-            events = list(queue)
-            queue.clear()
-            if events and isinstance(events[-1], FinishedEvent):
-                del self._events[request_id]
-            return events
-
-    def _drop(self, request_id: str) -> None:
-        """Aborts a request nobody waits for any more, and forgets its events."""
-        with self._lock:
-            if not self._closed:
-                self.abort(request_id)
-            self._events.pop(request_id, None)
+                dispatcher.drop(request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Literal
 
 from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
@@ -158,7 +159,9 @@ class SampleBuilder:
             nan_rewards=self.done.nan_rewards,
         )
 
-    def _event(self, kind, text: str, event: StepDecided, source: Source) -> StepEvent:  # type: ignore[no-untyped-def]
+    def _event(
+        self, kind: Literal["kept", "rejected"], text: str, event: StepDecided, source: Source
+    ) -> StepEvent:
         reward = None if math.isnan(event.reward) else event.reward
         return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
 

@@ -6,21 +6,18 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
-
-if TYPE_CHECKING:
-    from rsd_engine.engine.engine import Engine
+from rsd_engine.engine.dispatcher import Dispatcher, StreamEvent
+from rsd_engine.outputs import FinishedEvent, RequestOutput
 
 
 class Stream:
     """Iterate it once, with `for` or `async for`. Leaving it early aborts the request."""
 
-    def __init__(self, engine: Engine, request_id: str) -> None:
+    def __init__(self, dispatcher: Dispatcher, request_id: str) -> None:
         self.request_id = request_id
-        self._engine = engine
-        self._ready: deque[StepEvent | FinishedEvent] = deque()
+        self._dispatcher = dispatcher
+        self._ready: deque[StreamEvent] = deque()
         self._output: RequestOutput | None = None
 
     @property
@@ -31,23 +28,23 @@ class Stream:
     def close(self) -> None:
         """Aborts the request unless it has ended."""
         if self._output is None:
-            self._engine._drop(self.request_id)
+            self._dispatcher.drop(self.request_id)
 
-    def __iter__(self) -> Iterator[StepEvent | FinishedEvent]:
+    def __iter__(self) -> Iterator[StreamEvent]:
         try:
             while self._output is None:
                 while not self._fill():
-                    self._engine._pump(self.request_id)
+                    self._dispatcher.pump(self.request_id)
                 while self._ready:
                     yield self._next()
         finally:
             self.close()
 
-    async def __aiter__(self) -> AsyncIterator[StepEvent | FinishedEvent]:
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             while self._output is None:
                 while not self._fill():
-                    await asyncio.to_thread(self._engine._pump, self.request_id)
+                    await asyncio.to_thread(self._dispatcher.pump, self.request_id)
                 while self._ready:
                     yield self._next()
         finally:
@@ -65,10 +62,10 @@ class Stream:
         self.close()
 
     def _fill(self) -> bool:
-        self._ready.extend(self._engine._take(self.request_id))
+        self._ready.extend(self._dispatcher.take(self.request_id))
         return bool(self._ready)
 
-    def _next(self) -> StepEvent | FinishedEvent:
+    def _next(self) -> StreamEvent:
         event = self._ready.popleft()
         if isinstance(event, FinishedEvent):
             self._output = event.output

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from scipy.stats import chisquare
@@ -98,7 +99,7 @@ def test_kept_steps_follow_the_mixture(policy: Policy) -> None:
     for steps in chains(policy):
         everywhere.update(text for text, _ in steps)
         late.update(text for text, _ in steps[5:])
-        pairs = zip(steps, steps[1:], strict=False)
+        pairs = pairwise(steps)
         after_rejection.update(text for (_, rejected), (text, _) in pairs if rejected)
     probabilities = expected(policy)
     assert sum(after_rejection.values()) > 200

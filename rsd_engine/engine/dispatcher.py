@@ -1,0 +1,131 @@
+"""Hand requests to the core and its events back to whoever waits for them.
+
+Callers may wait in several threads or asyncio tasks. Whoever needs an event next runs the core,
+under one lock, and finds the others' events put by for them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+
+from rsd_engine.core.events import RequestDone
+from rsd_engine.engine.build import BuiltEngine
+from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.memory.slots import SlotRequest
+from rsd_engine.outputs import FinishedEvent, Metrics, StepEvent
+from rsd_engine.sampling_params import SamplingParams
+
+StreamEvent = StepEvent | FinishedEvent
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that may be queued."""
+
+    prompt: ResolvedPrompt
+    params: SamplingParams
+    seed: int
+    slots: list[SlotRequest]  # one a sample
+
+
+class Dispatcher:
+    """The requests of one engine, by their ids."""
+
+    def __init__(self, built: BuiltEngine) -> None:
+        self.metrics = Metrics()  # of finished requests; `seconds` is time in launches
+        self._built = built
+        self._core = built.core
+        self._lock = threading.RLock()
+        self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
+        self._keys: dict[str, list[int]] = {}
+        self._events: dict[str, deque[StreamEvent]] = {}
+        self._num_keys = 0
+        self._num_requests = 0
+
+    def add_all(self, requests: list[CheckedRequest]) -> list[str]:
+        """Queues requests, all before any can run; returns their ids."""
+        with self._lock:
+            return [self._add(request) for request in requests]
+
+    def pump(self, request_id: str) -> None:
+        """One launch, unless another thread has brought an event of this request meanwhile."""
+        with self._lock:
+            if self._events.get(request_id):
+                return
+            started = time.perf_counter()
+            events = self._core.step()
+            spent = time.perf_counter() - started
+            self.metrics = replace(self.metrics, seconds=self.metrics.seconds + spent)
+            for event in events:
+                if isinstance(event, RequestDone):
+                    self._finish(event)
+                else:
+                    _, sample = self._samples[event.key]
+                    self._publish(sample.request_id, sample.push(event))
+
+    def take(self, request_id: str) -> list[StreamEvent]:
+        """The events that wait for this request, in order; the last one closes its queue."""
+        with self._lock:
+            queue = self._events.get(request_id)
+            if queue is None:
+                return []
+            events = list(queue)
+            queue.clear()
+            if events and isinstance(events[-1], FinishedEvent):
+                del self._events[request_id]
+            return events
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request at once; unknown or finished ones are left alone."""
+        with self._lock:
+            for key in list(self._keys.get(request_id, ())):
+                done = self._core.abort(key)
+                if done is not None:
+                    self._finish(done)
+
+    def drop(self, request_id: str) -> None:
+        """Aborts a request nobody waits for any more, and forgets its events."""
+        with self._lock:
+            self.abort(request_id)
+            self._events.pop(request_id, None)
+
+    def abort_all(self) -> None:
+        with self._lock:
+            for request_id in list(self._keys):
+                self.abort(request_id)
+
+    def _add(self, request: CheckedRequest) -> str:
+        request_id = str(self._num_requests)
+        self._num_requests += 1
+        models, params = self._built.models, request.params
+        samples = [
+            SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
+            for i in range(params.n)
+        ]
+        builder = RequestBuilder(request_id, request.prompt, request.seed, samples)
+        keys = list(range(self._num_keys, self._num_keys + params.n))
+        self._num_keys += params.n
+        for key, sample, slot in zip(keys, samples, request.slots, strict=True):
+            self._samples[key] = (builder, sample)
+            self._core.add(key, slot)
+        self._keys[request_id] = keys
+        self._events[request_id] = deque()
+        return request_id
+
+    def _finish(self, done: RequestDone) -> None:
+        builder, sample = self._samples.pop(done.key)
+        self._publish(sample.request_id, sample.close(done))
+        if not builder.finished:
+            return
+        output = builder.output(self._built.parameters)
+        del self._keys[builder.request_id]
+        self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
+        self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
+
+    def _publish(self, request_id: str, event: StreamEvent | None) -> None:
+        if event is not None and request_id in self._events:
+            self._events[request_id].append(event)
