@@ -1,0 +1,215 @@
+r"""Tiny random draft, target and PRM that behave like models: text varies, steps and outputs end.
+
+All three share one byte-level tokenizer written out here. A blank line can be reached as one token
+(`\n\n`, `.\n\n`), as two (`\n` + `\n`) and inside a longer one (`\n\n\n`). One channel of every
+hidden state is almost constant, so a column of the LM head works as a bias: it makes newlines and
+end-of-text likely, and padded rows (past the tokenizer's end) so likely that sampling one shows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
+
+BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
+SPECIAL = (BOS, EOS, USER, ASSISTANT)
+CONTEXT = 512
+PRM_CONTEXT = 1024
+# Qwen2's own pattern: transformers 5 gives it to every tokenizer of model type qwen2 (the PRM).
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_MERGES = (
+    "Ċ+Ċ Ċ+ĊĊ .+ĊĊ .+Ċ )+ĊĊ t+h th+e Ġ+the a+d ad+d Ġ+add s+u su+m Ġ+sum i+s Ġ+is o+f Ġ+of w+e "
+    "Ġ+= Ã+© t+w tw+o Ġ+two Ġ+x"
+)
+_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n' }}"
+    "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_LIKELY = {"Ċ": 3.0, "ĊĊ": 3.0, ".ĊĊ": 3.2, ".Ċ": 2.2, "ĊĊĊ": 2.4, ")ĊĊ": 2.0, EOS: 2.6}
+_CONSTANT = 4.0  # of channel 0 in every embedding
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders in Hugging Face format."""
+
+    draft: Path
+    target: Path
+    prm: Path
+
+    def sources(self) -> dict[str, Path]:
+        """What `Engine` takes."""
+        return {"draft": self.draft, "target": self.target, "prm": self.prm}
+
+
+def make_tiny_models(folder: Path, *, own_prm_tokenizer: bool = False, seed: int = 0) -> TinyModels:
+    """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path."""
+    tokenizer = tiny_tokenizer()
+    prm_tokenizer = other_tokenizer() if own_prm_tokenizer else tokenizer
+    made = TinyModels(folder / "draft", folder / "target", folder / "prm")
+    # The padded sizes differ, as those of Qwen2.5 1.5B and 7B do.
+    _write_language_model(made.draft, tokenizer, hidden=32, layers=1, padded=3, seed=seed + 1)
+    _write_language_model(made.target, tokenizer, hidden=48, layers=2, padded=7, seed=seed + 2)
+    _write_prm(made.prm, prm_tokenizer, seed=seed + 3)
+    return made
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Splits like Qwen2's tokenizer; puts bos before every text."""
+    return _byte_level(_pairs())
+
+
+def other_tokenizer() -> Tokenizer:
+    """Another vocabulary with its letters in another order, and no token of `.` and newlines."""
+    return _byte_level([pair for pair in _pairs() if pair[0] != "."], reverse=True)
+
+
+def _pairs() -> list[tuple[str, str]]:
+    halves = [pair.partition("+") for pair in _MERGES.split()]
+    return [(left, right) for left, _, right in halves]
+
+
+def _byte_level(merges: list[tuple[str, str]], *, reverse: bool = False) -> Tokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
+    tokens = [*SPECIAL, *letters, *dict.fromkeys(left + right for left, right in merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}  # as Qwen2's has them
+    tokenizer = Tokenizer(models.BPE(vocab, merges, **affixes))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocab[BOS])]
+    )
+    return tokenizer
+
+
+def _write_language_model(
+    folder: Path, tokenizer: Tokenizer, *, hidden: int, layers: int, padded: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = tokenizer.get_vocab_size() + padded
+    weights = _decoder(generator, hidden, layers, vocab_size, bias=False)
+    head = _normal(generator, vocab_size, hidden, scale=1.6 / hidden**0.5)
+    head[:, 0] = 0.0
+    for token, boost in _LIKELY.items():
+        head[tokenizer.token_to_id(token), 0] = boost / _final_constant(hidden)
+    head[tokenizer.get_vocab_size() :, 0] = 50.0
+    for token in (BOS, USER, ASSISTANT):
+        head[tokenizer.token_to_id(token), 0] = -20.0
+    config = _config("LlamaForCausalLM", "llama", hidden, layers, vocab_size, CONTEXT)
+    _write(folder, config, weights | {"lm_head.weight": head}, tokenizer)
+
+
+def _write_prm(folder: Path, tokenizer: Tokenizer, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, layers, vocab_size = 32, 2, tokenizer.get_vocab_size() + 5
+    weights = _decoder(generator, hidden, layers, vocab_size, bias=True)
+    weights["v_head.summary.weight"] = _normal(generator, 1, hidden, scale=2.0 / hidden**0.5)
+    weights["v_head.summary.weight"][:, 0] = 0.0
+    weights["v_head.summary.bias"] = torch.full((1,), -2.2)  # rewards around 0.5
+    config = _config("Qwen2ForPrmModel", "qwen2", hidden, layers, vocab_size, PRM_CONTEXT)
+    _write(folder, config, weights, tokenizer)
+
+
+def _final_constant(hidden: int) -> float:
+    """About what channel 0 is after the final norm: the others are of unit size before it."""
+    return _CONSTANT / ((hidden - 1 + _CONSTANT**2) / hidden) ** 0.5 * 0.75
+
+
+def _decoder(
+    generator: torch.Generator, hidden: int, layers: int, vocab_size: int, *, bias: bool
+) -> dict[str, Tensor]:
+    """Random weights; no layer writes to channel 0."""
+    kv = hidden // 2
+    embedding = _normal(generator, vocab_size, hidden, scale=0.6)
+    embedding[:, 0] = _CONSTANT
+    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": torch.ones(hidden)}
+    for layer in range(layers):
+        shapes = {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (2 * hidden, hidden),
+            "mlp.up_proj": (2 * hidden, hidden),
+            "mlp.down_proj": (hidden, 2 * hidden),
+        }
+        for name, (rows, columns) in shapes.items():
+            # Sharp attention: otherwise every position would see about the same average.
+            gain = 2.5 if name in ("self_attn.q_proj", "self_attn.k_proj") else 1.4
+            weight = _normal(generator, rows, columns, scale=gain / columns**0.5)
+            if name in ("self_attn.o_proj", "mlp.down_proj"):
+                weight[0] = 0.0
+            weights[f"model.layers.{layer}.{name}.weight"] = weight
+            if bias and name[-6:] in ("q_proj", "k_proj", "v_proj"):
+                bias_name = f"model.layers.{layer}.{name}.bias"
+                weights[bias_name] = _normal(generator, rows, scale=0.2)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            scale = 0.75 + 0.5 * torch.rand(hidden, generator=generator)
+            weights[f"model.layers.{layer}.{name}.weight"] = scale
+    return weights
+
+
+def _normal(generator: torch.Generator, *shape: int, scale: float) -> Tensor:
+    return torch.randn(*shape, generator=generator) * scale
+
+
+def _config(
+    architecture: str, model_type: str, hidden: int, layers: int, vocab_size: int, context: int
+) -> dict[str, Any]:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 500.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }
+
+
+def _write(
+    folder: Path, config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    generation = {"bos_token_id": 0, "eos_token_id": [1], "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "chat_template": _TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config["max_position_embeddings"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
