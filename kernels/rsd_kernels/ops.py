@@ -6,7 +6,7 @@ Every op has a plain-PyTorch twin in `rsd_kernels.reference`, which runs on any 
 from __future__ import annotations
 
 from rsd_kernels.reference.append import append
-from rsd_kernels.reference.bridge import bridge, wait_for_host
+from rsd_kernels.reference.bridge import bridge, wait_for_host, write_prm_step
 from rsd_kernels.reference.pages import truncate_kv
 from rsd_kernels.reference.plan import advance, plan
 from rsd_kernels.reference.sample import sample
@@ -23,4 +23,5 @@ __all__ = [
     "settle_slot",
     "truncate_kv",
     "wait_for_host",
+    "write_prm_step",
 ]

@@ -65,7 +65,8 @@ class Finish(IntEnum):
     STOP_STRING = 2
     LENGTH = 3
     STEPS = 4
-    ERROR = 5
+    ERROR = 5  # logits that are not finite
+    PRM_FULL = 6  # the step does not fit the PRM's row; it is dropped
 
 
 class HostRequest(IntEnum):

@@ -17,7 +17,6 @@ from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.memory.slots import SlotRequest, fill_slot
 from rsd_kernels import ops
 from rsd_kernels.reference.pages import pages_for
-from rsd_kernels.reference.step_log import RecordKind, publish
 from rsd_kernels.slot_state import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role, SlotState
 
 TextBridge = Callable[[list[int], int, Finish], list[int]]
@@ -92,6 +91,10 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         return bool(self._queue) or any(self._slots)
+
+    def ask_to_return(self) -> None:
+        """Makes a running launch return after its tick; may be called from any thread."""
+        self.state.host_request.fill_(HostRequest.RETURN)
 
     # ------------------------------------------------------------------ one launch
 
@@ -170,9 +173,15 @@ class EngineCore:
             self.state.active[slot] = 1
 
     def _has_room(self, request: SlotRequest, length: int) -> bool:
-        """Free pages for its tokens and one longest step, or nobody else to wait for."""
-        if not any(r and self._is_active(s) for s, r in enumerate(self._slots)):
+        """Free pages for its tokens and one longest step, or nobody else to wait for.
+
+        Nobody comes in while an older request is short: it would take the pages just freed.
+        """
+        active = [s for s, r in enumerate(self._slots) if r and self._is_active(s)]
+        if not active:
             return True
+        if any(bool(self.state.short[s]) for s in active):
+            return False
         longest = min(request.limit, length + request.max_step_tokens)
         return self._pages_at(request, longest) <= int(self.state.num_free)
 
@@ -231,17 +240,7 @@ class EngineCore:
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
-        start = int(state.prm_committed[slot])
-        stop = start + len(ids)
-        if stop > state.prm_tokens.shape[1]:
-            # The PRM cannot read this step: what is kept so far is the output.
-            publish(state, slot, kind=RecordKind.FAILED, source=int(state.step_source[slot]),
-                    reward=float("nan"), finish=Finish.LENGTH)  # fmt: skip
-            self._release(slot)
-            state.phase[slot] = Phase.DONE
-            return
-        state.prm_tokens[slot, start:stop] = state.prm_tokens.new_tensor(ids)
-        state.prm_length[slot] = stop
+        ops.write_prm_step(state, slot, ids)
         ops.settle_slot(state, slot, self.loop.tokens_per_page)
 
 

@@ -1,7 +1,8 @@
 """Hand requests to the core and its events back to whoever waits for them.
 
 Callers may wait in several threads or asyncio tasks. Whoever needs an event next runs the core,
-under one lock, and finds the others' events put by for them.
+under one lock, and finds the others' events put by for them. The core itself works in a thread of
+its own, so that an interrupt (Ctrl-C) reaches the caller between two launches and never tears one.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from rsd_engine.core.events import RequestDone
+from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.engine.build import BuiltEngine
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
@@ -40,6 +42,7 @@ class Dispatcher:
         self._built = built
         self._core = built.core
         self._lock = threading.RLock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
         self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
         self._keys: dict[str, list[int]] = {}
         self._events: dict[str, deque[StreamEvent]] = {}
@@ -56,16 +59,14 @@ class Dispatcher:
         with self._lock:
             if self._events.get(request_id):
                 return
-            started = time.perf_counter()
-            events = self._core.step()
-            spent = time.perf_counter() - started
-            self.metrics = replace(self.metrics, seconds=self.metrics.seconds + spent)
-            for event in events:
-                if isinstance(event, RequestDone):
-                    self._finish(event)
-                else:
-                    _, sample = self._samples[event.key]
-                    self._publish(sample.request_id, sample.push(event))
+            step = self._worker.submit(self._timed_step)
+            try:
+                events = step.result()
+            except KeyboardInterrupt:
+                self._core.ask_to_return()
+                self._deliver(step.result())
+                raise
+            self._deliver(events)
 
     def take(self, request_id: str) -> list[StreamEvent]:
         """The events that wait for this request, in order; the last one closes its queue."""
@@ -93,10 +94,27 @@ class Dispatcher:
             self.abort(request_id)
             self._events.pop(request_id, None)
 
-    def abort_all(self) -> None:
+    def close(self) -> None:
+        """Aborts everything and ends the worker."""
         with self._lock:
             for request_id in list(self._keys):
                 self.abort(request_id)
+            self._worker.shutdown()
+
+    def _timed_step(self) -> list[Event]:
+        started = time.perf_counter()
+        events = self._core.step()
+        spent = time.perf_counter() - started
+        self.metrics = replace(self.metrics, seconds=self.metrics.seconds + spent)
+        return events
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, RequestDone):
+                self._finish(event)
+            else:
+                _, sample = self._samples[event.key]
+                self._publish(sample.request_id, sample.push(event))
 
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)

@@ -176,7 +176,7 @@ class Engine:
         """Aborts what runs and lets go of weights and pages. The engine cannot be used again."""
         if self._closed:
             return
-        self._dispatcher.abort_all()
+        self._dispatcher.close()
         self._closed = True
         del self._built, self._dispatcher
 

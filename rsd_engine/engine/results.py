@@ -34,6 +34,7 @@ _REASONS: dict[Finish | None, FinishReason] = {
     Finish.LENGTH: "length",
     Finish.STEPS: "steps",
     Finish.ERROR: "error",
+    Finish.PRM_FULL: "length",
     None: "abort",
 }
 _SOURCES: dict[Role, Source] = {Role.DRAFT: "draft", Role.TARGET: "target"}
@@ -67,13 +68,13 @@ class SampleBuilder:
         self._rejected: list[RejectedStep] = []
         self._pending: RejectedStep | None = None
         self._logprobs: list[TokenLogprobs] = []
-        self._failed: StepDecided | None = None
+        self._dropped: StepDecided | None = None
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""
         source = _SOURCES[event.source]
-        if event.kind == RecordKind.FAILED:
-            self._failed = event
+        if event.kind == RecordKind.DROPPED:
+            self._dropped = event
             return None
         if event.kind == RecordKind.REJECTED:
             text = self._text_of(event.token_ids)
@@ -97,7 +98,7 @@ class SampleBuilder:
     def close(self, done: RequestDone) -> StepEvent | None:
         """Ends the sample; an abort or error may free text that was held back."""
         self.done = done
-        if self._steps and done.finish not in (None, Finish.ERROR) and self._failed is None:
+        if self._steps and done.finish not in (None, Finish.ERROR) and self._dropped is None:
             return None
         rest = self._detokenizer.finish()
         if not rest:
@@ -128,8 +129,8 @@ class SampleBuilder:
         for step in self._steps:
             kept[Role.DRAFT if step.source == "draft" else Role.TARGET] += len(step.token_ids)
         discarded = sum(len(r.token_ids) for r in self._rejected)
-        if self._failed:
-            kept[self._failed.source] += len(self._failed.token_ids)
+        if self._dropped:
+            kept[self._dropped.source] += len(self._dropped.token_ids)
         scored = kept[Role.DRAFT] + discarded if Role.PRM in parameters else 0
         roles = {
             role: RoleMetrics(
@@ -181,7 +182,7 @@ class SampleBuilder:
         assert self.done is not None
         if self.done.finish != Finish.ERROR:
             return None
-        role = self._failed.source.name.lower() if self._failed else "a"
+        role = self._dropped.source.name.lower() if self._dropped else "a"
         return f"the {role} model gave logits that are not finite (NaN or infinite)"
 
     def _named_logprobs(

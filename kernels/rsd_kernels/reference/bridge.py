@@ -21,9 +21,18 @@ def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
         if int(state.finish[b]) == Finish.STOP_TOKEN:
             step.pop()
         kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, tail)
-        start = int(state.prm_committed[b])
-        state.prm_tokens[b, start : start + len(kept)] = torch.tensor(kept, dtype=torch.int32)
-        state.prm_length[b] = start + len(kept)
+        write_prm_step(state, b, kept)
+
+
+def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
+    """Puts the PRM's tokens of a step on its row; `finish` becomes PRM_FULL if they do not fit."""
+    start = int(state.prm_committed[slot])
+    stop = start + len(tokens)
+    if stop > state.prm_tokens.shape[1]:
+        state.finish[slot] = Finish.PRM_FULL
+        return
+    state.prm_tokens[slot, start:stop] = torch.tensor(tokens, dtype=torch.int32)
+    state.prm_length[slot] = stop
 
 
 def wait_for_host(state: SlotState) -> None:

@@ -29,8 +29,8 @@ def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
 def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
     """The transition of one slot whose step stands on every row."""
     role = int(state.step_source[slot])
-    if int(state.finish[slot]) == Finish.ERROR:
-        _fail(state, slot, role, tokens_per_page)
+    if int(state.finish[slot]) in (Finish.ERROR, Finish.PRM_FULL):
+        _drop(state, slot, role, tokens_per_page)
     elif role == Role.DRAFT and int(state.mode[slot]) == Mode.RSD:
         state.phase[slot] = Phase.SCORE
     else:
@@ -125,8 +125,10 @@ def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int,
     truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
 
 
-def _fail(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
-    publish(state, b, kind=RecordKind.FAILED, source=role, reward=UNSCORED, finish=Finish.ERROR)
+def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+    """Ends the output without the step."""
+    finish = int(state.finish[b])
+    publish(state, b, kind=RecordKind.DROPPED, source=role, reward=UNSCORED, finish=finish)
     state.phase[b] = Phase.DONE
     truncate_kv(state, b, _NOTHING, tokens_per_page)
 

@@ -19,7 +19,7 @@ class RecordKind(IntEnum):
 
     KEPT = 1
     REJECTED = 2
-    FAILED = 3  # dropped: the request ends with an error
+    DROPPED = 3  # the output ends without them
 
 
 def publish(
