@@ -13,6 +13,7 @@ from torch import Tensor
 from rsd_engine.models.weight_files import read_tensors
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 _WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
 
 
@@ -56,6 +57,9 @@ class FolderCheckpoint(Checkpoint):
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
+        # Without any of these, transformers makes up an empty tokenizer and says nothing.
+        if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
+            raise ValueError(f"none of {', '.join(_VOCABULARIES)} is there")
         return AutoTokenizer.from_pretrained(self.folder)
 
     def generation_config(self) -> dict[str, Any] | None:

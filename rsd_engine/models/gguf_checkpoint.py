@@ -37,7 +37,7 @@ _SIZES = {
     "head_dim": "attention.key_length",
     "rope_theta": "rope.freq_base",
 }
-_NAMES = {
+TENSOR_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
@@ -135,7 +135,7 @@ class GgufCheckpoint(Checkpoint):
             if self._architecture == "llama" and part in ("attn_q", "attn_k"):
                 value = self._unpermuted(value, part)
             prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
-            yield f"{prefix}{_NAMES.get(part, part)}.{kind}", value
+            yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value
 
     def _announce(self) -> None:
         kinds = sorted({tensor.tensor_type.name for tensor in self._tensors.values()})

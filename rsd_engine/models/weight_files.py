@@ -66,7 +66,7 @@ def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format before zip files cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, BadZipFile) as error:
         raise ValueError(f"{path} is damaged or not a file of plain tensors: {error}") from error
     state = state.get("state_dict", state)
     yield from ((name, tensor) for name, tensor in state.items() if isinstance(tensor, Tensor))

@@ -56,11 +56,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_model(name: str, seed: int = 0) -> Any:
+def make_model(name: str, seed: int = 0, **changes: Any) -> Any:
     """A random fp32 model; norms and biases are random too, so that none can be left out."""
     family, options = ARCHITECTURES[name]
     config = getattr(transformers, f"{family}Config")(
-        **{**_SIZES, "attn_implementation": "eager", **options}
+        **{**_SIZES, "attn_implementation": "eager", **options, **changes}
     )
     torch.manual_seed(seed)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()

@@ -1,0 +1,152 @@
+"""What a config.json may say, in both spellings, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.rope_config import RopeConfig
+from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"]}
+LLAMA3_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def read(folder: Path) -> ModelConfig:
+    return ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_saved_config_in_both_spellings(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    config = read(save(model, tmp_path))
+    assert config.num_parameters == sum(p.numel() for p in model.parameters())
+    assert config.tie_word_embeddings == model.config.tie_word_embeddings
+    to_old_spelling(tmp_path)
+    assert read(tmp_path) == config
+
+
+def test_concrete_model() -> None:
+    """Qwen2.5-Math-1.5B: 28,672 bytes of K and V a token in bf16, 1.54 billion weights."""
+    config = ModelConfig.from_dict(
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "max_position_embeddings": 4096,
+            "sliding_window": 4096,
+            "use_sliding_window": False,
+            "max_window_layers": 21,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "rope_theta": 10000,
+            "rms_norm_eps": 1e-6,
+        }
+    )
+    assert config.kv_shape(torch.bfloat16) == KVShape(28, 2, 128, torch.bfloat16)
+    assert config.kv_shape(torch.bfloat16).bytes_per_token == 28672
+    assert config.num_parameters == 1_543_714_304
+    assert config.dtype == torch.bfloat16
+    assert config.qkv_bias and not config.o_bias and not config.mlp_bias
+    assert set(config.sliding_windows) == {None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, (4096,) * 4),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": None}, (None,) * 4),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 9}, (9,) * 4),
+        ({"sliding_window": 9}, (None,) * 4),
+        ({"sliding_window": 9, "use_sliding_window": True}, (None,) * 4),
+        (
+            {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 3},
+            (None, None, None, 9),
+        ),
+        ({"architectures": ["LlamaForCausalLM"], "sliding_window": 9}, (None,) * 4),
+    ],
+)
+def test_sliding_windows(changes: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    assert ModelConfig.from_dict(QWEN2 | changes).sliding_windows == windows
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 2.5},
+        {"rope_type": "llama3", **LLAMA3_ROPE},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "attention_factor": 1.3},
+        {"rope_type": "yarn", "factor": 4.0, "truncate": False, "mscale": 0.7},
+        {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.1},
+    ],
+)
+def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
+    parameters = {"rope_theta": 1e6, "original_max_position_embeddings": 4096, **scaling}
+    theirs = LlamaConfig(
+        hidden_size=512, num_attention_heads=4, head_dim=128, rope_parameters=dict(parameters)
+    )
+    if scaling["rope_type"] == "default":
+        wanted, factor = 1.0 / 1e6 ** (torch.arange(0, 128, 2).float() / 128), 1.0
+    else:
+        wanted, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, torch.device("cpu"))
+    ours = RopeConfig.from_dict({"rope_parameters": parameters, "max_position_embeddings": 4096})
+    torch.testing.assert_close(ours.inv_freq(128), wanted, rtol=1e-6, atol=0)
+    assert ours.attention_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM.*LlamaForCausalLM"),
+        ({"architectures": None}, r"architectures=\[\]"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'.*llama3"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'.*yarn"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide"),
+        ({"head_dim": 15}, "head_dim=15 must be even"),
+        ({"torch_dtype": "int8"}, "dtype='int8'.*bfloat16"),
+    ],
+)
+def test_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(LLAMA | changes)
+
+
+def test_unknown_layer_type() -> None:
+    changes = {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 4}
+    with pytest.raises(ValueError, match="chunked_attention"):
+        ModelConfig.from_dict(QWEN2 | changes)

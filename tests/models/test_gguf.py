@@ -1,0 +1,142 @@
+"""GGUF files give the model and the tokenizer they were made from."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+gguf = pytest.importorskip("gguf")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+
+from rsd_engine.models.checkpoint import (  # noqa: E402
+    load_generation_config,
+    load_tokenizer,
+    open_checkpoint,
+)
+from rsd_engine.models.loader import load_language_model  # noqa: E402
+from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
+from tests.models.checkpoints import ARCHITECTURES, make_model  # noqa: E402
+from tests.models.driver import Driver  # noqa: E402
+from tests.models.gguf_files import write_gguf  # noqa: E402
+
+TOKENS = [5, 1, 44, 60, 2, 17, 30, 30, 9]
+
+
+def assert_equals_transformers(path: Path, reference, tolerance: float = 1e-4) -> None:
+    ours = Driver(load_language_model(path, max_rows=16)).run((0, TOKENS))
+    with torch.no_grad():
+        wanted = reference(torch.tensor([TOKENS])).logits[0, -1:]
+    assert (ours - wanted).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2-tied", "qwen2-untied", "qwen3"])
+def test_architectures(name: str, tmp_path: Path) -> None:
+    reference = make_model(name)
+    assert_equals_transformers(write_gguf(tmp_path / "m.gguf", reference), reference)
+
+
+def test_llama3_frequencies(tmp_path: Path) -> None:
+    """llama.cpp stores the llama3 scaling as one divisor for each pair of dimensions."""
+    reference = make_model("llama3")
+    scaled = RopeConfig.from_dict(
+        {"rope_parameters": ARCHITECTURES["llama3"][1]["rope_parameters"]}
+    )
+    factors = RopeConfig(theta=scaled.theta).inv_freq(8) / scaled.inv_freq(8)
+    assert factors.max() == 4.0
+    path = write_gguf(tmp_path / "m.gguf", reference, frequency_factors=factors)
+    assert_equals_transformers(path, reference)
+
+
+def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers gets the rounded weights too, so that only the expansion is compared."""
+    kind = gguf.GGMLQuantizationType.Q8_0
+    reference = make_model("llama2", intermediate_size=64)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.dim() == 2:
+                packed = gguf.quants.quantize(parameter.numpy(), kind)
+                parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
+    with caplog.at_level(logging.INFO):
+        path = write_gguf(tmp_path / "m.gguf", reference, quantise=kind)
+        assert_equals_transformers(path, reference)
+    assert "Q8_0" in caplog.text and "MiB in fp32" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat, then the other cat sat"] * 3, trainer)
+    return tokenizer
+
+
+def test_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_model("llama2"), tokenizer=bpe)
+    checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint)
+    for text in ("the cat", "then 1234 cats\n\n sat", "é 漢 🙂 ", "on<|end|> the mat<|end|>", ""):
+        assert tokenizer.encode(text) == bpe.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode("a<|end|>"), skip_special_tokens=True) == "a"
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|end|>", 0)
+    chat = [{"role": "user", "content": "the cat"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "the cat<|end|>"
+    assert load_generation_config(checkpoint) == {"eos_token_id": 0}
+
+
+def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_model("llama2"))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"pip install 'rsd-engine\[gguf\]'"):
+        open_checkpoint(path)
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "bert")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="'bert' is not supported; one of llama, qwen2, qwen3"):
+        load_language_model(tmp_path / "m.gguf", max_rows=1)
+
+
+def test_left_over_tensor(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        make_model("llama2"),
+        extra={"blk.0.ffn_gate_exps.weight": torch.zeros(2, 2)},
+    )
+    with pytest.raises(ValueError, match=r"no use: model\.layers\.0\.ffn_gate_exps\.weight"):
+        load_language_model(path, max_rows=1)
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.01])
+def test_truncated(tmp_path: Path, keep: float) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_model("llama2"))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=r"m\.gguf is damaged"):
+        load_language_model(path, max_rows=1)
+
+
+def test_absent_and_not_gguf(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        open_checkpoint(tmp_path / "absent.gguf")
+    (tmp_path / "text.gguf").write_text("not a model, but long enough to be read as one")
+    with pytest.raises(ValueError, match="damaged or not a GGUF file"):
+        open_checkpoint(tmp_path / "text.gguf")
