@@ -85,7 +85,7 @@ def build_engine(
         gpu_memory_utilization=gpu_memory_utilization,
         device=where,
     )
-    pool = PagePool(plan.num_pages, plan.page_bytes, where)
+    pool = _allocate_pool(plan, where)
     state = _allocate_state(plan, row_len, max_num_seqs, where)
     loop = _loop(models, pool, plan, state, delimiters, where)
     core = EngineCore(loop, text_bridge=_text_bridge(models) if loop.tail is None else None)
@@ -151,6 +151,16 @@ def _row_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
             models.prm.model.config.max_position_embeddings, 2 * model_len + 128
         )
     return lengths
+
+
+def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
+    try:
+        return PagePool(plan.num_pages, plan.page_bytes, device)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        raise MemoryError(
+            f"the KV pages need {plan.num_bytes} bytes and {device} does not have them; lower "
+            "kv_cache_memory_bytes or gpu_memory_utilization, or max_num_seqs or max_model_len"
+        ) from error
 
 
 def _allocate_state(
