@@ -1,0 +1,98 @@
+"""What the Triton launchers share. Nothing here imports Triton: it loads on any machine.
+
+A file with a Triton kernel imports Triton at its top, so it is imported only where the kernel runs:
+on CUDA tensors, in the interpreter (`TRITON_INTERPRET=1`, read when a kernel is decorated) or to be
+compiled ahead of time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@functools.cache
+def available() -> bool:
+    """True if Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """True if kernels run on CPU tensors, in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """True if the Triton kernel of an op takes this tensor, false if its twin must."""
+    return tensor.is_cuda and available()
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below `number`, which is at least 1."""
+    return 1 << (number - 1).bit_length()
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, complete before it happens, so that it can also be compiled ahead of time.
+
+    Launchers make it in a function of its own, which works on tensors without memory (device
+    "meta") as well: what is compiled ahead of time is then what ships.
+    """
+
+    kernel: Any  # a @triton.jit function
+    grid: tuple[int, ...]
+    args: dict[str, Any]  # every argument by name, constexprs too
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def run(self) -> None:
+        """Launches on the current stream of the current device; an empty grid does nothing."""
+        if 0 not in self.grid:
+            self.kernel[self.grid](
+                **self.args, num_warps=self.num_warps, num_stages=self.num_stages
+            )
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+
+
+def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype) for dtype in allowed)
+        raise ValueError(f"{name} has dtype {tensor.dtype}; allowed: {names}")
+
+
+def check_last_contiguous(name: str, tensor: Tensor) -> None:
+    if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{name} has strides {tuple(tensor.stride())}; its last dimension must be contiguous"
+        )
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """All on one CUDA device, or all on the CPU where the interpreter runs the kernels."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    (first, leader), *others = given.items()
+    if leader.device.type != "cuda" and not (leader.device.type == "cpu" and interpreting()):
+        raise ValueError(
+            f"{first} is on {leader.device}; Triton kernels run on CUDA devices, and on the CPU "
+            "where TRITON_INTERPRET=1 is set (the twins in rsd_kernels.reference run on any)"
+        )
+    for name, tensor in others:
+        if tensor.device != leader.device:
+            raise ValueError(f"{name} is on {tensor.device}; it must be on {leader.device}")
