@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
+from rsd_engine.steps.vocabulary import read_vocabulary
+
 BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
 SPECIAL = (BOS, EOS, USER, ASSISTANT)
 CONTEXT = 512
@@ -27,17 +29,17 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_MERGES = (
-    "Ċ+Ċ Ċ+ĊĊ .+ĊĊ .+Ċ )+ĊĊ t+h th+e Ġ+the a+d ad+d Ġ+add s+u su+m Ġ+sum i+s Ġ+is o+f Ġ+of w+e "
-    "Ġ+= Ã+© t+w tw+o Ġ+two Ġ+x"
-)
+# A model may write these tokens in any order and the text still has only these tokens, the ends of
+# steps apart: rows can be compared with rows that went through text.
+_MERGES = "Ċ+Ċ Ċ+ĊĊ .+ĊĊ )+ĊĊ Ã+© æ+Ĺ æĹ+¥"
+_OTHER_MERGES = "Ċ+Ċ t+h th+e Ġ+the a+d ad+d Ġ+x Ã+© 1+2"
 _TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n' }}"
     "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
     "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] + eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_LIKELY = {"Ċ": 3.0, "ĊĊ": 3.0, ".ĊĊ": 3.2, ".Ċ": 2.2, "ĊĊĊ": 2.4, ")ĊĊ": 2.0, EOS: 2.6}
+_LIKELY = {"Ċ": 3.2, "ĊĊ": 3.4, ".ĊĊ": 3.6, "ĊĊĊ": 2.6, ")ĊĊ": 2.6, EOS: 2.4}
 _CONSTANT = 4.0  # of channel 0 in every embedding
 
 
@@ -54,13 +56,15 @@ class TinyModels:
         return {"draft": self.draft, "target": self.target, "prm": self.prm}
 
 
-def make_tiny_models(folder: Path, *, own_prm_tokenizer: bool = False, seed: int = 0) -> TinyModels:
+def make_tiny_models(
+    folder: Path, *, own_prm_tokenizer: bool = False, seed: int = 10
+) -> TinyModels:
     """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path."""
     tokenizer = tiny_tokenizer()
     prm_tokenizer = other_tokenizer() if own_prm_tokenizer else tokenizer
     made = TinyModels(folder / "draft", folder / "target", folder / "prm")
     # The padded sizes differ, as those of Qwen2.5 1.5B and 7B do.
-    _write_language_model(made.draft, tokenizer, hidden=32, layers=1, padded=3, seed=seed + 1)
+    _write_language_model(made.draft, tokenizer, hidden=32, layers=2, padded=3, seed=seed + 1)
     _write_language_model(made.target, tokenizer, hidden=48, layers=2, padded=7, seed=seed + 2)
     _write_prm(made.prm, prm_tokenizer, seed=seed + 3)
     return made
@@ -68,20 +72,17 @@ def make_tiny_models(folder: Path, *, own_prm_tokenizer: bool = False, seed: int
 
 def tiny_tokenizer() -> Tokenizer:
     """Splits like Qwen2's tokenizer; puts bos before every text."""
-    return _byte_level(_pairs())
+    return _byte_level(_MERGES)
 
 
 def other_tokenizer() -> Tokenizer:
-    """Another vocabulary with its letters in another order, and no token of `.` and newlines."""
-    return _byte_level([pair for pair in _pairs() if pair[0] != "."], reverse=True)
+    """Other tokens of several letters, and the single letters in another order."""
+    return _byte_level(_OTHER_MERGES, reverse=True)
 
 
-def _pairs() -> list[tuple[str, str]]:
-    halves = [pair.partition("+") for pair in _MERGES.split()]
-    return [(left, right) for left, _, right in halves]
-
-
-def _byte_level(merges: list[tuple[str, str]], *, reverse: bool = False) -> Tokenizer:
+def _byte_level(pairs: str, *, reverse: bool = False) -> Tokenizer:
+    halves = [pair.partition("+") for pair in pairs.split()]
+    merges = [(left, right) for left, _, right in halves]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
     tokens = [*SPECIAL, *letters, *dict.fromkeys(left + right for left, right in merges)]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -112,8 +113,9 @@ def _write_language_model(
     for token, boost in _LIKELY.items():
         head[tokenizer.token_to_id(token), 0] = boost / _final_constant(hidden)
     head[tokenizer.get_vocab_size() :, 0] = 50.0
-    for token in (BOS, USER, ASSISTANT):
-        head[tokenizer.token_to_id(token), 0] = -20.0
+    for token, data in enumerate(read_vocabulary(tokenizer).token_bytes):
+        if data.decode("utf-8", errors="ignore") == "" and token != tokenizer.token_to_id(EOS):
+            head[token, 0] = -20.0  # parts of a character, and special tokens
     config = _config("LlamaForCausalLM", "llama", hidden, layers, vocab_size, CONTEXT)
     _write(folder, config, weights | {"lm_head.weight": head}, tokenizer)
 
@@ -124,7 +126,7 @@ def _write_prm(folder: Path, tokenizer: Tokenizer, *, seed: int) -> None:
     weights = _decoder(generator, hidden, layers, vocab_size, bias=True)
     weights["v_head.summary.weight"] = _normal(generator, 1, hidden, scale=2.0 / hidden**0.5)
     weights["v_head.summary.weight"][:, 0] = 0.0
-    weights["v_head.summary.bias"] = torch.full((1,), -2.2)  # rewards around 0.5
+    weights["v_head.summary.bias"] = torch.full((1,), -0.5)  # rewards around 0.5
     config = _config("Qwen2ForPrmModel", "qwen2", hidden, layers, vocab_size, PRM_CONTEXT)
     _write(folder, config, weights, tokenizer)
 
