@@ -55,8 +55,12 @@ class FolderCheckpoint(Checkpoint):
         return read_tensors(self.folder)
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text in
+        # another way than the checkpoint's own tokenizer.json says.
+        if (self.folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(self.folder)
         # Without any of these, transformers makes up an empty tokenizer and says nothing.
         if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
             raise ValueError(f"none of {', '.join(_VOCABULARIES)} is there")
