@@ -1,0 +1,1 @@
+"""Measurements: speed against other programs, and accuracy against arithmetic."""

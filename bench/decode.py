@@ -1,0 +1,199 @@
+"""Plain greedy decoding of one model: this engine against transformers' `generate`.
+
+    python -m bench.decode
+
+Both read the same fp32 weights with the same number of threads, write exactly as many tokens, and
+must write the same ones before anything is timed. The ceiling is printed first: a decode step can
+be no faster than its weights can be read, or its products computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench import report, timing
+from bench.smollm2 import checkpoint_folder
+from rsd_engine import Engine, SamplingParams
+
+OURS, BASELINE = "ours", "transformers"
+# With SmolLM2's chat template 118 tokens; the last digit tells the sequences of a batch apart.
+QUESTION = (
+    "A library has three floors. The first floor holds four rooms, the second floor holds twice as "
+    "many rooms as the first, and the third floor holds half as many rooms as the second. Every "
+    "room has twelve shelves and every shelf carries thirty books. Explain step by step how many "
+    "books the library holds in total, and say in two sentences how you would check that the total "
+    "is right. Use plain words and no tables. Case {number}"
+)
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Two ways to write the same tokens."""
+
+    ours: Callable[[Sequence[list[int]], int], list[list[int]]]
+    baseline: Callable[[Sequence[list[int]], int], list[list[int]]]
+    num_parameters: int
+    weight_bytes: int
+
+    def named(self, prompts: Sequence[list[int]], num_tokens: int) -> dict[str, Callable[[], Any]]:
+        return {
+            OURS: lambda: self.ours(prompts, num_tokens),
+            BASELINE: lambda: self.baseline(prompts, num_tokens),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    folder = checkpoint_folder(options.model)
+    contenders = _contenders(folder, max(options.batch), options.tokens)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batches = {size: prompts(tokenizer, size) for size in options.batch}
+    for size, batch in batches.items():
+        timing.require_same_tokens(
+            contenders.ours(batch, options.tokens),
+            contenders.baseline(batch, options.tokens),
+            f"batch {size}, {options.tokens} greedy tokens",
+        )
+    print(f"gate passed: the same {options.tokens} greedy tokens in every sequence")
+    measured = {
+        size: measure(contenders, batch, options.tokens, options.runs)
+        for size, batch in batches.items()
+    }
+    print(report.format_table(_HEADERS, [row for m in measured.values() for row in _rows(m)]))
+    result: dict[str, Any] = {f"ratio_batch{size}": m["ratio"] for size, m in measured.items()}
+    result |= {f"batch{size}": m for size, m in measured.items()}
+    result |= {
+        "bench": "decode",
+        "model": folder.name,
+        "dtype": "float32",
+        "prompt_tokens": len(batches[options.batch[0]][0]),
+        "new_tokens": options.tokens,
+        "runs": options.runs,
+    }
+    report.print_json(result)
+
+
+def prompts(tokenizer: Any, count: int) -> list[list[int]]:
+    """Different prompts of equally many tokens, so that the baseline needs no padding."""
+    found = []
+    for number in range(count):
+        text = QUESTION.format(number=number % 10)
+        messages = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        found.append(tokenizer.encode(rendered, add_special_tokens=False))
+    return found
+
+
+def measure(
+    contenders: Contenders, batch: Sequence[list[int]], num_tokens: int, runs: int
+) -> dict[str, Any]:
+    """Ceiling, then both in turn: whole runs, and runs of one token for the time to the first."""
+    size = len(batch)
+    bound = ceiling(contenders, size)
+    whole = timing.alternate(contenders.named(batch, num_tokens), runs, warmup=0)
+    first = timing.alternate(contenders.named(batch, 1), min(runs, 3), warmup=0)
+    found: dict[str, Any] = {
+        "batch": size,
+        "ratio": whole[BASELINE].median / whole[OURS].median,
+        "ceiling_tokens_per_second": bound,
+    }
+    for name in (OURS, BASELINE):
+        decoding = whole[name].median - first[name].median
+        found[name] = {
+            "tokens_per_second": whole[name].rates(size * num_tokens),
+            "spread": whole[name].spread,
+            "first_token_seconds": first[name].median,
+            "decode_tokens_per_second": size * (num_tokens - 1) / decoding,
+            "seconds": list(whole[name].seconds),
+        }
+    return found
+
+
+def ceiling(contenders: Contenders, batch: int) -> float:
+    """Tokens a second if a step only read the weights, or only multiplied by them."""
+    reading = timing.read_bandwidth() / contenders.weight_bytes
+    multiplying = timing.product_speed() / (2 * contenders.num_parameters * batch)
+    return batch * min(reading, multiplying)
+
+
+_HEADERS = ("batch", "what", "tok/s", "min", "max", "spread", "first token s", "decode tok/s",
+            "% of ceiling", "ratio")  # fmt: skip
+
+
+def _rows(m: dict[str, Any]) -> list[list[str]]:
+    size, bound = str(m["batch"]), m["ceiling_tokens_per_second"]
+    rows = [[size, "ceiling", "", "", "", "", "", f"{bound:.1f}", "100", ""]]
+    for name in (OURS, BASELINE):
+        got = m[name]
+        rate, decoding = got["tokens_per_second"], got["decode_tokens_per_second"]
+        rows.append(
+            [size, name, f"{rate['median']:.1f}", f"{rate['min']:.1f}", f"{rate['max']:.1f}",
+             f"{got['spread']:.1%}", f"{got['first_token_seconds']:.3f}", f"{decoding:.1f}",
+             f"{100 * decoding / bound:.0f}", f"{m['ratio']:.2f}" if name == OURS else "1"]
+        )  # fmt: skip
+    return rows
+
+
+def _contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders:
+    engine = Engine(
+        target=folder, dtype="float32", device="cpu", step_delimiters=None, max_num_seqs=max_batch,
+        max_model_len=_context(folder, num_tokens),
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # write on after the end-of-text token, as ours
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return Contenders(
+        ours=lambda batch, n: _ours(engine, batch, n),
+        baseline=lambda batch, n: _baseline(model, batch, n),
+        num_parameters=num_parameters,
+        weight_bytes=4 * num_parameters,
+    )
+
+
+def _context(folder: Path, num_tokens: int) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return len(prompts(tokenizer, 1)[0]) + num_tokens
+
+
+def _ours(engine: Engine, batch: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    results = engine.generate(list(batch), params, use_tqdm=False)
+    return [list(result.outputs[0].token_ids) for result in results]
+
+
+@torch.inference_mode()
+def _baseline(model: Any, batch: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+    ids = torch.tensor(batch)
+    written = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return [row.tolist() for row in written[:, ids.shape[1] :]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", help="folder or .gguf file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each sequence")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="sequences at once")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How everything here is told: a table for people, then one line of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("rsd-engine", "torch", "transformers", "triton")
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"a row has {len(row)} cells for {len(headers)} headers: {row}")
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(_line(row, widths) for row in (headers, rule, *rows))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on and with."""
+    return {
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "commit": commit(),
+    }
+
+
+def device_name() -> str:
+    """The GPU if there is one, else the processor and its vector unit."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def commit() -> str | None:
+    """The commit of this source, marked where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """The last line of a benchmark: valid JSON (a number that is none becomes null)."""
+    print(json.dumps(_clean(dict(result) | {"machine": machine()})), flush=True)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = zip(cells, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _clean(value: Any) -> Any:
+    """Floats to six significant digits; NaN and infinities to null."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

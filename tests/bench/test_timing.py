@@ -1,0 +1,64 @@
+"""Medians, spreads, taking turns and the correctness gate."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.timing import (
+    Mismatch,
+    Timing,
+    alternate,
+    product_speed,
+    read_bandwidth,
+    require_same_tokens,
+    seconds_of,
+)
+
+
+def test_median_spread_and_rates() -> None:
+    timing = Timing((4.0, 1.0, 2.0))
+    assert timing.median == 2.0
+    assert timing.spread == 1.5
+    assert timing.rates(8) == {"median": 4.0, "min": 2.0, "max": 8.0}
+    assert Timing((1.0, 2.0)).median == 1.5
+
+
+def test_no_runs_is_an_error() -> None:
+    with pytest.raises(ValueError, match="seconds is empty"):
+        Timing(())
+    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
+        alternate({"a": lambda: None}, runs=0)
+
+
+def test_contenders_take_turns_after_the_warm_up() -> None:
+    calls: list[str] = []
+    found = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, warmup=2)
+    assert calls == ["a", "b"] * 5
+    assert [len(t.seconds) for t in found.values()] == [3, 3]
+    assert list(found) == ["a", "b"]
+
+
+def test_the_gate_lets_equal_tokens_pass() -> None:
+    require_same_tokens([[1, 2], [3]], [(1, 2), (3,)], "batch 2")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([[1, 2, 3]], [[1, 5, 3]], "sequence 0 parts at token 1: ours [2, 3], theirs [5, 3]"),
+        ([[1], [1, 2]], [[1], [1]], "sequence 1 parts at token 1: ours [2], theirs []"),
+        ([[1]], [[1], [2]], "1 sequences of ours, 2 of theirs"),
+    ],
+)
+def test_the_gate_stops_the_rest(
+    ours: list[list[int]], theirs: list[list[int]], message: str
+) -> None:
+    with pytest.raises(Mismatch) as caught:
+        require_same_tokens(ours, theirs, "greedy")
+    assert message in str(caught.value)
+
+
+def test_the_machine_does_something() -> None:
+    assert seconds_of(lambda: sum(range(1000))) > 0
+    assert read_bandwidth(num_bytes=2**20, runs=2) > 1e6
+    assert product_speed(size=64, runs=1) > 1e6
