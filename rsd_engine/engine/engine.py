@@ -158,14 +158,16 @@ class Engine:
     @property
     def metrics(self) -> Metrics:
         """Sums over all finished requests; `seconds` is the time spent in launches."""
-        return self._dispatcher.metrics
+        return self._alive().metrics
 
     @property
     def num_preemptions(self) -> int:
+        self._alive()
         return self._built.core.num_preemptions
 
     def get_tokenizer(self) -> Any:
         """The tokenizer of draft and target, as transformers gives it."""
+        self._alive()
         return self._built.models.main.tokenizer
 
     def get_default_params(self) -> SamplingParams:

@@ -31,7 +31,7 @@ def resolve_prompt(prompt: Prompt, tokenizer: Any) -> ResolvedPrompt:
     """Raw text, token ids, or a dict of either with the bare `question`.
 
     Raises:
-        ValueError: the prompt is empty, of another type, or has unknown keys.
+        ValueError: the prompt is empty, of another type, or has unknown keys or ids.
     """
     question: str | None = None
     if isinstance(prompt, Mapping):
@@ -48,12 +48,19 @@ def resolve_prompt(prompt: Prompt, tokenizer: Any) -> ResolvedPrompt:
         text = prompt
     elif isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt):
         ids = list(prompt)
+        _check_ids(ids, len(tokenizer))
         text = tokenizer.decode(ids, skip_special_tokens=True)
     else:
         raise ValueError(f"a prompt must be text, token ids or a dict, got {type(prompt).__name__}")
     if not ids:
         raise ValueError("prompt is empty; it needs at least one token")
     return ResolvedPrompt(text, tuple(ids), text if question is None else str(question))
+
+
+def _check_ids(ids: Sequence[int], num_ids: int) -> None:
+    bad = [i for i in ids if not 0 <= i < num_ids]
+    if bad:
+        raise ValueError(f"prompt_token_ids must be in [0, {num_ids - 1}], got {bad[0]}")
 
 
 def resolve_chat(messages: Sequence[Message], tokenizer: Any) -> ResolvedPrompt:

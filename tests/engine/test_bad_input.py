@@ -1,0 +1,253 @@
+"""Bad input is refused with an error that names argument, value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rsd_engine import Engine, SamplingParams, Threshold
+from tests.tiny_models import CONTEXT, TinyModels
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def copies(tiny: TinyModels, tmp_path: Path) -> TinyModels:
+    """Checkpoints that a test may break."""
+    for source in (tiny.draft, tiny.target, tiny.prm):
+        shutil.copytree(source, tmp_path / source.name)
+    return TinyModels(tmp_path / "draft", tmp_path / "target", tmp_path / "prm")
+
+
+def open_engine(models: TinyModels, **options: object) -> None:
+    with Engine(**{**models.sources(), "device": "cpu", **options}):  # type: ignore[arg-type]
+        pass
+
+
+def unknown_architecture(models: TinyModels) -> None:
+    edit_json(models.target / "config.json", architectures=["GPTNeoForCausalLM"])
+
+
+def prm_without_head(models: TinyModels) -> None:
+    edit_json(models.prm / "config.json", architectures=["Qwen2ForCausalLM"])
+
+
+def prm_of_unknown_kind(models: TinyModels) -> None:
+    edit_json(models.prm / "config.json", architectures=["Qwen2ForRewardModel"])
+
+
+def other_tokenizer(models: TinyModels) -> None:
+    path = models.draft / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(content))
+
+
+def truncated_weights(models: TinyModels) -> None:
+    path = models.draft / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_config(models: TinyModels) -> None:
+    (models.target / "config.json").unlink()
+
+
+def no_tokenizer(models: TinyModels) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (models.target / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (unknown_architecture, ["GPTNeoForCausalLM", "LlamaForCausalLM"]),
+        (prm_without_head, ["Qwen2ForCausalLM", "Qwen2ForPrmModel"]),
+        (prm_of_unknown_kind, ["Qwen2ForRewardModel", "Qwen2ForPrmModel"]),
+        (other_tokenizer, ["draft", "target", "tokenizer"]),
+        (truncated_weights, ["model.safetensors"]),
+        (no_config, ["config.json"]),
+        (no_tokenizer, ["tokenizer"]),
+    ],
+)
+def test_bad_checkpoints(
+    copies: TinyModels, damage: Callable[[TinyModels], None], words: list[str]
+) -> None:
+    damage(copies)
+    with pytest.raises(ValueError) as error:
+        open_engine(copies)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_copies_are_good_before_they_are_broken(copies: TinyModels) -> None:
+    open_engine(copies)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_num_seqs": 0}, ["max_num_seqs", "0"]),
+        ({"max_model_len": 1}, ["max_model_len", "1", str(CONTEXT)]),
+        ({"max_model_len": CONTEXT + 1}, ["max_model_len", str(CONTEXT + 1)]),
+        ({"kv_cache_memory_bytes": 0}, ["kv_cache_memory_bytes", "0"]),
+        ({"kv_cache_memory_bytes": 50_000}, ["kv_cache_memory_bytes", "50000", "max_model_len"]),
+        ({"gpu_memory_utilization": 0.0}, ["gpu_memory_utilization"]),
+        ({"step_delimiters": ("",)}, ["step_delimiters"]),
+        ({"policy": 0.7}, ["policy", "0.7"]),
+        ({"device": "toaster"}, ["device", "toaster"]),
+        ({"dtype": "float12"}, ["dtype", "float12"]),
+    ],
+)
+def test_bad_engine_arguments(
+    tiny: TinyModels, options: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(ValueError) as error:
+        open_engine(tiny, **options)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("roles", [(), ("prm",), ("draft", "target"), ("draft", "prm")])
+def test_models_that_make_no_engine(tiny: TinyModels, roles: tuple[str, ...]) -> None:
+    sources = {role: path for role, path in tiny.sources().items() if role in roles}
+    with pytest.raises(ValueError, match="give draft, target and prm"):
+        Engine(**sources)
+
+
+def test_a_threshold_that_is_not_a_number() -> None:
+    with pytest.raises(ValueError, match="threshold = nan"):
+        Threshold(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", -3),
+        ("max_tokens", 1.5),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", float("nan")),
+        ("top_k", -2),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("n", 0),
+        ("min_tokens", -1),
+        ("min_tokens", 4096),
+        ("max_steps", 0),
+        ("max_step_tokens", 0),
+        ("logprobs", -1),
+        ("logprobs", 1000),
+        ("stop", ""),
+        ("stop", [""]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", list(range(100))),
+        ("mode", "both"),
+    ],
+)
+def test_bad_sampling_parameters(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+def test_unknown_sampling_parameters() -> None:
+    with pytest.raises(ValueError, match="temprature"):
+        SamplingParams.from_dict({"temprature": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([[]], ["prompt is empty"]),
+        ([5] * CONTEXT, [f"prompt has {CONTEXT} tokens", str(CONTEXT - 1)]),
+        ([0, 100_000], ["prompt_token_ids", "100000"]),
+        ([0, -4], ["prompt_token_ids", "-4"]),
+        ([0, 2**70], ["prompt_token_ids", str(2**70)]),
+        ({"prompt": "a", "prompt_token_ids": [1]}, ["prompt"]),
+        ({"question": "a"}, ["prompt"]),
+        ({"prompt": "a", "answer": "b"}, ["answer"]),
+        ([3.5, 2.5], ["float"]),
+    ],
+)
+def test_bad_prompts(engine: Engine, prompt: object, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        engine.generate(prompt, SamplingParams(max_tokens=4), use_tqdm=False)  # type: ignore[arg-type]
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "messages is empty"),
+        ([{"role": "user"}], "'content'"),
+        ([{"role": "system", "content": "be kind"}], "user message"),
+    ],
+)
+def test_bad_conversations(engine: Engine, messages: list[dict[str, str]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        engine.chat(messages, SamplingParams(max_tokens=4), use_tqdm=False)
+
+
+def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="prompt 1: prompt has"):
+        engine.generate([[5, 6], [5] * CONTEXT], SamplingParams(max_tokens=4), use_tqdm=False)
+    assert not engine._built.core.has_work
+
+
+def test_params_of_another_count(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="params has 2 entries for 1 prompts"):
+        engine.generate(["a"], [SamplingParams()] * 2, use_tqdm=False)
+
+
+def test_modes_whose_models_are_absent(tiny: TinyModels) -> None:
+    with (
+        Engine(target=tiny.target, device="cpu") as engine,
+        pytest.raises(ValueError, match="mode='rsd'"),
+    ):
+        engine.generate("a", SamplingParams(mode="rsd"), use_tqdm=False)
+
+
+def test_the_longest_prompt_that_fits(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True, mode="target")
+    [result] = engine.generate([5] * (CONTEXT - 1), params, use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 1
+    assert result.outputs[0].finish_reason == "length"
+
+
+def test_a_question_the_prm_cannot_read(engine: Engine) -> None:
+    prompt = {"prompt": "a", "question": "x" * 2000}
+    with pytest.raises(ValueError, match="question has 2002 tokens"):
+        engine.generate(prompt, SamplingParams(max_tokens=4), use_tqdm=False)
+
+
+def test_a_closed_engine(tiny: TinyModels) -> None:
+    engine = Engine(**tiny.sources(), device="cpu")
+    engine.close()
+    engine.close()
+    calls: list[Callable[[], object]] = [
+        lambda: engine.generate("a", use_tqdm=False),
+        lambda: engine.chat([{"role": "user", "content": "a"}], use_tqdm=False),
+        lambda: engine.stream("a"),
+        lambda: list(engine.as_completed(["a"])),
+        lambda: engine.abort("0"),
+        lambda: engine.metrics,
+        lambda: engine.num_preemptions,
+        lambda: engine.get_tokenizer(),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="closed"):
+            call()
