@@ -198,8 +198,13 @@ class EngineCore:
         return bool(self.state.active[slot])
 
     def _is_stuck(self) -> bool:
-        """The last launch found a slot short of pages and nothing that could go on."""
-        return int(self.state.pass_role) == NUM_ROLES and bool(self.state.short.any())
+        """The last launch found a slot short of pages and nothing that could go on.
+
+        A launch that ended at its tick cap says nothing: others may go on in the next one.
+        """
+        state = self.state
+        went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
+        return not went_on and bool(state.short.any())
 
     def preempt_youngest(self) -> int | None:
         """Takes the pages of the youngest active request; the oldest is never preempted.
