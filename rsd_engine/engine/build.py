@@ -248,7 +248,7 @@ def _text_bridge(models: ModelSet) -> TextBridge | None:
     steps = StepText(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
 
     def bridge(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
-        if finish == Finish.STOP_TOKEN:
+        if finish == Finish.STOP_TOKEN and not delimiter_bytes:
             step = step[:-1]
         return steps.step_tokens(step, delimiter_bytes)
 

@@ -18,7 +18,8 @@ def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
-        if int(state.finish[b]) == Finish.STOP_TOKEN:
+        # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
+        if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
             step.pop()
         kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, tail)
         write_prm_step(state, b, kept)
