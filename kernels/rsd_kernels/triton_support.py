@@ -30,6 +30,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
+def debugging() -> bool:
+    """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1)."""
+    return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1"
+
+
 def runs_on(tensor: Tensor) -> bool:
     """True if the Triton kernel of an op takes this tensor, false if its twin must."""
     return tensor.is_cuda and available()

@@ -8,7 +8,7 @@ trusted: they are dropped or zeroed before any arithmetic, since stale memory ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -35,16 +35,26 @@ class AttentionGroup:
     mask: Tensor | None  # [S, 1, n, L], added to the scores; None: nothing is masked
     causal: bool  # rows and keys are the same tokens: plain causal attention, no mask needed
 
+    def to(self, device: torch.device) -> AttentionGroup:
+        return replace(
+            self,
+            rows=self.rows if isinstance(self.rows, slice) else self.rows.to(device),
+            pages=self.pages.to(device),
+            stale=None if self.stale is None else self.stale.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What every layer of one pass needs to attend. `groups` is for the CPU twin alone."""
+    """What every layer of one pass needs to attend. `groups` is for the PyTorch twin alone."""
 
     batch: RowBatch
     page_table: Tensor  # [B, P] int32: page of tokens [p * tokens_per_page, ..) of a slot
     tokens_per_page: int
     sliding_window: int | None  # tokens a row sees, itself included
     groups: tuple[AttentionGroup, ...]
+    scratch: Tensor | None = None  # fp32, the kernel's alone: see `paged_attention`
 
 
 def attention_map(
@@ -57,11 +67,14 @@ def attention_map(
     """Plans the attention of one pass; `dtype` is that of the queries."""
     starts, kv_lens = batch.seq_start.tolist(), batch.seq_kv_len.tolist()
     sizes = [end - start for start, end in pairwise(starts)]
-    tables = page_table[batch.seq_slot].long()
+    tables = page_table[batch.seq_slot].long().cpu()
     builder = _GroupBuilder(tables, kv_lens, tokens_per_page, sliding_window, dtype)
     decode = [s for s, size in enumerate(sizes) if size == 1]
     groups = [builder.decode(decode, [starts[s] for s in decode])] if decode else []
     groups += [builder.chunk(s, starts[s], size) for s, size in enumerate(sizes) if size > 1]
+    device = page_table.device
+    if device.type != "cpu":
+        groups = [group.to(device) for group in groups]
     return AttentionMap(batch, page_table, tokens_per_page, sliding_window, tuple(groups))
 
 
