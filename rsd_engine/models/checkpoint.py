@@ -1,42 +1,21 @@
-"""Where a model's files are: a folder, a Hugging Face hub id or a GGUF file, behind one face."""
+"""Finds a model's files: a folder, a Hugging Face hub id or a GGUF file."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rsd_engine.models.checkpoint_base import Checkpoint
+from rsd_engine.models.gguf_checkpoint import GgufCheckpoint
 from rsd_engine.models.weight_files import read_tensors
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
-_WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
-
-
-class Checkpoint(ABC):
-    """The config, weights and tokenizer of one model, read when asked for."""
-
-    source: str  # as the user named it, for messages
-
-    @abstractmethod
-    def config(self) -> Mapping[str, Any]:
-        """The config in the spelling of a config.json."""
-
-    @abstractmethod
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor once, on the CPU, under the names transformers gives them."""
-
-    @abstractmethod
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer (a PreTrainedTokenizerBase)."""
-
-    @abstractmethod
-    def generation_config(self) -> dict[str, Any] | None:
-        """Sampling defaults of the checkpoint, None if it brings none."""
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 class FolderCheckpoint(Checkpoint):
@@ -87,8 +66,6 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"GGUF file {str(path)!r} does not exist")
-        from rsd_engine.models.gguf_checkpoint import GgufCheckpoint
-
         return GgufCheckpoint(path)
     return FolderCheckpoint(_from_hub(str(source), revision), str(source))
 
@@ -119,9 +96,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
     try:
         for weights in _WEIGHTS:
-            patterns = [*_DOWNLOADED, *weights]
+            patterns = [*_DOWNLOADED, weights]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-            if any(folder.glob(weights[0])):
+            if any(folder.glob(weights)):
                 return folder
     except HFValidationError as error:
         raise ValueError(

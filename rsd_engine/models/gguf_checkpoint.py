@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoint import Checkpoint
+from rsd_engine.models.checkpoint_base import Checkpoint
 from rsd_engine.models.gguf_tokenizer import gguf_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -117,8 +117,9 @@ class GgufCheckpoint(Checkpoint):
                 "rope_type": kind,
                 "factor": self.field(f"{prefix}.factor"),
                 "original_max_position_embeddings": self.field(f"{prefix}.original_context_length"),
-                "attention_factor": self.field(f"{prefix}.attn_factor"),
             }
+        if (self.field(f"{prefix}.attn_factor") or 1.0) != 1.0:
+            raise ValueError(f"{prefix}.attn_factor is not supported; only 1")
         if _ROPE_FACTORS in self._tensors:  # how llama.cpp stores the llama3 scaling
             factors = self._expand(self._tensors[_ROPE_FACTORS])
             scaling["frequency_factors"] = factors.flatten().tolist()
