@@ -69,7 +69,7 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,  # keys of a step
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,  # at least S
-):
+) -> None:
     i_tile, i_head, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ROWS: tl.constexpr = BLOCK_M // GROUP
     # Sequence s owns the tiles from seq_start[s] // ROWS + s on: room for its last, partial one.
@@ -156,7 +156,7 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):
+) -> None:
     """out[n, h] = sum_s 2^max[s] part[s] / sum_s 2^max[s] sum[s]"""
     i_row, i_head = tl.program_id(0), tl.program_id(1)
     if i_row >= tl.load(seq_start + num_seqs):  # a row of no sequence
