@@ -174,7 +174,8 @@ class SampleBuilder:
         if self.done.finish == Finish.STOP_TOKEN:
             return None if token_ids[-1] in self._eos_ids else token_ids[-1]
         if self.done.finish == Finish.STOP_STRING:
-            before = len(self._text_of(token_ids[:-1]))
+            # Whole characters only: the last token may complete one, and the stop string with it.
+            before = len(Detokenizer(self._vocabulary).push(token_ids[:-1]))
             return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
         return None
 

@@ -80,10 +80,21 @@ def after_every_step(core: EngineCore, action: Callable[[], None]) -> Iterator[N
 
 
 @contextmanager
+def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
+    """The host gets to look at the log every so many ticks."""
+    core = engine._built.core
+    before, core.ticks_per_launch = core.ticks_per_launch, ticks
+    try:
+        yield
+    finally:
+        core.ticks_per_launch = before
+
+
+@contextmanager
 def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator[None]:
     """Short launches; between them: checks, NaN in free memory, now and then a preemption."""
     core = engine._built.core
-    ticks_before, launches = core.ticks_per_launch, 0
+    launches = 0
 
     def act() -> None:
         nonlocal launches
@@ -93,12 +104,8 @@ def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator
         check_integrity(core.state, core.loop.tokens_per_page)
         poison_free(engine)
 
-    core.ticks_per_launch = ticks
-    try:
-        with after_every_step(core, act):
-            yield
-    finally:
-        core.ticks_per_launch = ticks_before
+    with short_launches(engine, ticks), after_every_step(core, act):
+        yield
 
 
 class Fresh:

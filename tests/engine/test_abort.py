@@ -1,0 +1,128 @@
+"""An abort gives every page back at once and harms nobody, whatever the request was doing."""
+
+from __future__ import annotations
+
+import pytest
+
+from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
+from rsd_engine.memory.slots import check_integrity
+from rsd_kernels.slot_state import Phase
+from tests.engine.support import (
+    PROMPTS,
+    all_pages_free,
+    decisions,
+    generate,
+    poison_free,
+    short_launches,
+)
+from tests.tiny_models import TinyModels
+
+LONG = SamplingParams(temperature=1.0, seed=3, max_tokens=120, ignore_eos=True,
+                      policy=Threshold(1.1))  # fmt: skip
+OTHERS = [SamplingParams(temperature=1.0, seed=s, max_tokens=30) for s in (5, 6)]
+
+
+def slot_of(engine: Engine, request_id: str) -> int:
+    """Where the request sits; its key in the core is the last one given."""
+    core = engine._built.core
+    [key] = engine._dispatcher._keys[request_id]
+    return next(i for i, r in enumerate(core._slots) if r is not None and r.key == key)
+
+
+def launch(engine: Engine) -> None:
+    """One launch, on behalf of nobody in particular."""
+    engine._dispatcher.pump("")
+
+
+def drain(stream) -> FinishedEvent:
+    *_, last = stream
+    assert isinstance(last, FinishedEvent)
+    return last
+
+
+@pytest.mark.parametrize("phase", [Phase.DRAFT, Phase.SCORE, Phase.TARGET])
+def test_abort_in_each_phase(engine: Engine, phase: Phase) -> None:
+    wanted = [generate(engine, [p], q)[0] for p, q in zip(PROMPTS[1:], OTHERS, strict=False)]
+    core = engine._built.core
+    with short_launches(engine, 1):
+        others = [engine.stream(p, q) for p, q in zip(PROMPTS[1:], OTHERS, strict=False)]
+        victim = engine.stream(PROMPTS[0], LONG)
+        for tick in range(500):
+            launch(engine)
+            slot = slot_of(engine, victim.request_id)
+            if tick > 30 and int(core.state.phase[slot]) == phase:
+                break
+        assert int(core.state.phase[slot]) == phase
+        held = int(core.state.num_pages[:, slot].sum())
+        before = int(core.state.num_free)
+        assert held > 0
+        engine.abort(victim.request_id)
+        assert int(core.state.num_free) == before + held
+        check_integrity(core.state, core.loop.tokens_per_page)
+        poison_free(engine)
+        output = drain(victim).output
+        assert output.outputs[0].finish_reason == "abort"
+        assert "".join(step.text for step in output.outputs[0].steps) == output.outputs[0].text
+        for stream, result in zip(others, wanted, strict=True):
+            assert decisions(drain(stream).output) == decisions(result)
+    assert all_pages_free(engine)
+
+
+def test_abort_of_a_queued_request(engine: Engine) -> None:
+    slots = engine._built.core.state.num_slots
+    streams = [engine.stream("a", OTHERS[0]) for _ in range(slots + 1)]
+    engine.abort(streams[-1].request_id)
+    output = drain(streams[-1]).output
+    assert output.outputs[0].finish_reason == "abort" and output.outputs[0].steps == ()
+    assert output.metrics.draft.tokens_read == 0
+    results = [drain(stream).output for stream in streams[:-1]]
+    assert len({tuple(map(str, decisions(r))) for r in results}) == 1
+
+
+def test_abort_of_a_preempted_request(engine: Engine) -> None:
+    core = engine._built.core
+    with short_launches(engine, 3):
+        other = engine.stream(PROMPTS[1], OTHERS[0])
+        victim = engine.stream(PROMPTS[0], LONG)
+        for _ in range(10):
+            launch(engine)
+        slot = slot_of(engine, victim.request_id)
+        assert core.preempt_youngest() == slot
+        engine.abort(victim.request_id)
+        assert drain(victim).output.outputs[0].finish_reason == "abort"
+        [wanted] = generate(engine, [PROMPTS[1]], OTHERS[0])
+        assert decisions(drain(other).output) == decisions(wanted)
+    assert all_pages_free(engine)
+
+
+def test_abort_while_a_step_waits_for_the_host(other_prm: TinyModels) -> None:
+    with Engine(**other_prm.sources(), max_num_seqs=2, device="cpu") as engine:
+        core = engine._built.core
+        victim = engine.stream(PROMPTS[0], LONG)
+        core._resume()
+        core._admit()
+        while int(core.state.phase[0]) != Phase.WAIT_HOST:
+            core._launch()
+        engine.abort(victim.request_id)
+        assert drain(victim).output.outputs[0].finish_reason == "abort"
+        assert all_pages_free(engine)
+        assert generate(engine, ["a"], OTHERS[0])[0].outputs[0].steps
+
+
+def test_abort_of_nobody(engine: Engine) -> None:
+    engine.abort("no such request")
+    [result] = generate(engine, ["a"], OTHERS[0])
+    engine.abort(result.request_id)
+
+
+def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
+    """The next request in the slot sees nothing of the aborted one."""
+    [wanted] = generate(engine, [PROMPTS[2]], OTHERS[1])
+    with short_launches(engine, 7):
+        victim = engine.stream(PROMPTS[0], LONG)
+        launch(engine)
+        engine.abort(victim.request_id)
+        drain(victim)
+        poison_free(engine)
+        [again] = generate(engine, [PROMPTS[2]], OTHERS[1])
+    assert decisions(again) == decisions(wanted)

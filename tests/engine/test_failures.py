@@ -1,0 +1,77 @@
+"""Models that misbehave: a failure ends its own request, or none at all, and never hangs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rsd_engine import Clip, Constant, Engine, SamplingParams, Threshold
+from rsd_kernels.slot_state import Role
+from tests.engine.scripted import scripted, spoiled
+from tests.engine.support import all_pages_free, decisions, generate
+
+GOOD = ["ab", "abcd", "abcde"]
+BAD = "abc"  # the only prompt of four tokens, with bos
+PARAMS = SamplingParams(temperature=1.0, seed=2, max_tokens=30)
+
+
+@pytest.mark.parametrize("role", [Role.DRAFT, Role.TARGET])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite(
+    engine: Engine, role: Role, value: float, temperature: float
+) -> None:
+    params = SamplingParams(temperature=temperature, seed=2, max_tokens=30, policy=Threshold(1.1))
+    wanted = generate(engine, GOOD, params)
+    with spoiled(engine, role, value, prompt_length=4):
+        results = generate(engine, [*GOOD, BAD], params)
+    completion = results[-1].outputs[0]
+    assert completion.finish_reason == "error"
+    assert completion.error is not None and role.name.lower() in completion.error
+    assert "not finite" in completion.error
+    assert completion.token_ids == () and completion.text == ""
+    for good, result in zip(wanted, results, strict=False):
+        assert decisions(good) == decisions(result)
+        assert result.outputs[0].error is None
+    assert all_pages_free(engine)
+
+
+@pytest.mark.parametrize("policy", [Threshold(0.0), Constant(1.0), Clip()])
+def test_a_reward_that_is_not_a_number_never_accepts(engine: Engine, policy: Threshold) -> None:
+    params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=policy)
+    wanted = generate(engine, GOOD, params)
+    with spoiled(engine, Role.PRM, math.nan, prompt_length=4):
+        results = generate(engine, [*GOOD, BAD], params)
+    bad = results[-1]
+    steps = bad.outputs[0].steps
+    assert steps and {step.source for step in steps} == {"target"}
+    assert all(step.rejected and math.isnan(step.rejected.reward) for step in steps)
+    assert bad.metrics.nan_rewards == len(steps) and bad.metrics.acceptance_rate == 0.0
+    assert bad.outputs[0].error is None
+    for good, result in zip(wanted, results, strict=False):
+        assert decisions(good) == decisions(result) and result.metrics.nan_rewards == 0
+
+
+@pytest.mark.parametrize("policy", [Threshold(0.0), Threshold(1.1)])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("\n\n", "steps"), ("</s>", "stop"), ("\n\n</s>", "stop"), ("a</s>", "stop"), ("b", "length")],
+)
+def test_steps_of_nothing_do_not_loop(
+    engine: Engine, policy: Threshold, text: str, reason: str
+) -> None:
+    """Delimiters alone, end-of-text first, no delimiter at all: every output ends."""
+    params = SamplingParams(temperature=0.0, max_tokens=40, max_steps=7, policy=policy)
+    with scripted(engine, text), scripted(engine, text, role=Role.TARGET):
+        [result] = generate(engine, ["x"], params)
+    completion = result.outputs[0]
+    assert completion.finish_reason == reason
+    sizes = [len(step.token_ids) for step in completion.steps]
+    expected = {"\n\n": [1] * 7, "</s>": [1], "\n\n</s>": [1, 1], "a</s>": [2], "b": [40]}[text]
+    assert sizes == expected
+    assert all(0 <= score <= 1 for score in _rewards(completion.steps))
+
+
+def _rewards(steps) -> list[float]:
+    return [s.rejected.reward if s.rejected else s.reward for s in steps]

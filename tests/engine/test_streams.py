@@ -1,0 +1,126 @@
+"""Streams: a step at a time, final, adding up to the result; for plain code and for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent
+from tests.engine.scripted import scripted
+from tests.engine.support import PROMPTS, all_pages_free, decisions, generate, short_launches
+
+PARAMS = [
+    SamplingParams(temperature=1.0, seed=3, max_tokens=50),
+    SamplingParams(temperature=1.0, seed=4, max_tokens=50, stop=["é", "i", "$", "Y"]),
+    SamplingParams(temperature=1.0, seed=5, max_tokens=50, stop=["\n\n\n\n", "no such text"]),
+    SamplingParams(temperature=1.0, seed=6, max_tokens=30, skip_special_tokens=False),
+    SamplingParams(temperature=0.0, seed=7, max_tokens=30, max_step_tokens=3, stop="y\ny"),
+    SamplingParams(temperature=1.0, seed=8, max_tokens=40, stop=["d"], min_tokens=12,
+                   include_stop_str_in_output=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(PARAMS)))
+def test_kept_texts_add_up_to_the_result(engine: Engine, index: int) -> None:
+    prompt, params = PROMPTS[index], PARAMS[index]
+    events = list(engine.stream(prompt, params))
+    *steps, last = events
+    assert isinstance(last, FinishedEvent)
+    [wanted] = generate(engine, [prompt], params)
+    completion = last.output.outputs[0]
+    assert completion.text == wanted.outputs[0].text
+    assert decisions(last.output) == decisions(wanted)
+    kept = [e for e in steps if isinstance(e, StepEvent) and e.kind == "kept"]
+    rejected = [e for e in steps if isinstance(e, StepEvent) and e.kind == "rejected"]
+    assert "".join(e.text for e in kept) == completion.text
+    assert sum((e.token_ids for e in kept), ()) == completion.token_ids
+    assert len(rejected) == last.output.metrics.steps_rejected
+    assert [e.reward for e in rejected] == [
+        s.rejected.reward for s in completion.steps if s.rejected
+    ]
+    assert {e.request_id for e in events} == {last.request_id}
+
+
+def test_a_character_split_between_tokens_and_steps_comes_whole(engine: Engine) -> None:
+    """A step limit may cut é in two; the text comes with its second half."""
+    with scripted(engine, "aé日b</s>", split_characters=True):
+        params = SamplingParams(temperature=0.0, max_step_tokens=2, mode="draft")
+        *steps, last = engine.stream("x", params)
+    texts = [e.text for e in steps if isinstance(e, StepEvent)]
+    assert texts == ["a", "é", "日", "b"]  # a+Ã | ©+æ | Ĺ+¥ | b+eos
+    assert isinstance(last, FinishedEvent) and last.output.outputs[0].text == "aé日b"
+
+
+def test_text_that_may_begin_a_stop_string_is_held_back(engine: Engine) -> None:
+    with scripted(engine, "a\n\nbc\n\nd</s>"):
+        params = SamplingParams(temperature=0.0, mode="draft", stop=["\n\nbd"])
+        *steps, last = engine.stream("x", params)
+    assert [e.text for e in steps if isinstance(e, StepEvent)] == ["a", "\n\nbc", "\n\nd"]
+    assert isinstance(last, FinishedEvent) and last.output.outputs[0].text == "a\n\nbc\n\nd"
+
+
+def test_async_streams_run_together(engine: Engine) -> None:
+    prompts, params = PROMPTS[:3], PARAMS[:3]
+    alone = [generate(engine, [p], q)[0] for p, q in zip(prompts, params, strict=True)]
+    order: list[int] = []
+
+    async def consume(index: int) -> object:
+        stream = engine.stream(prompts[index], params[index])
+        async for event in stream:
+            order.append(index)
+            assert isinstance(event, StepEvent | FinishedEvent)
+        return stream.output
+
+    async def together() -> list[object]:
+        return await asyncio.gather(*(consume(i) for i in range(3)))
+
+    with short_launches(engine, 4):
+        outputs = asyncio.run(together())
+    for output, wanted in zip(outputs, alone, strict=True):
+        assert decisions(output) == decisions(wanted)  # type: ignore[arg-type]
+    # They took turns: no stream waited for another to end.
+    assert order != sorted(order, key=order.index)
+
+
+def test_leaving_a_stream_aborts_its_request(engine: Engine) -> None:
+    params = replace(PARAMS[0], ignore_eos=True, max_tokens=200)
+    with short_launches(engine, 2):
+        for _event in engine.stream(PROMPTS[0], params):
+            break
+    assert not engine._built.core.has_work and all_pages_free(engine)
+
+
+def test_a_stream_closed_before_it_was_read(engine: Engine) -> None:
+    with engine.stream(PROMPTS[0], PARAMS[0]):
+        assert engine._built.core.has_work
+    assert not engine._built.core.has_work
+
+
+def test_a_chat_streams_too(engine: Engine) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    *_, last = engine.stream(messages, PARAMS[0])
+    assert isinstance(last, FinishedEvent)
+    assert last.output.prompt == "<s>Be brief.\n<|user|>1 + 1?<|assistant|>"
+    [wanted] = engine.chat(messages, PARAMS[0], use_tqdm=False)
+    assert decisions(last.output) == decisions(wanted)
+
+
+def test_as_completed_yields_in_order_of_finishing(engine: Engine) -> None:
+    params = [
+        SamplingParams(temperature=0.0, mode="target", max_tokens=n, ignore_eos=True)
+        for n in (40, 3, 20)
+    ]
+    with short_launches(engine, 4):
+        found = list(engine.as_completed(["a", "b", "c"], params))
+    assert [index for index, _ in found] == [1, 2, 0]
+    assert [len(result.outputs[0].token_ids) for _, result in found] == [3, 20, 40]
+
+
+def test_leaving_as_completed_aborts_the_rest(engine: Engine) -> None:
+    params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (200, 2)]
+    for index, _ in engine.as_completed(["a", "b"], params):
+        assert index == 1
+        break
+    assert not engine._built.core.has_work
