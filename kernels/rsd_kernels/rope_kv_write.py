@@ -1,0 +1,260 @@
+"""Head norm, rotary embedding and the store into pages, fused in Triton: one program a head.
+
+q[n, h] <- rotate(norm(q[n, h])), k_pages[page[n], offset[n], h] <- rotate(norm(k[n, h])), and v is
+stored as it is. The norm is Qwen3's and may be absent. rotate(x) = x cos + swap(x) sin, where swap
+exchanges the halves of a head and the first half of sin is negated.
+
+Twin: `rsd_kernels.reference.rope_kv_write`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.triton_support import (
+    FLOAT_DTYPES,
+    Launch,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    check_shape,
+    debugging,
+    next_power_of_2,
+)
+
+
+@triton.jit
+def _rope_kv_write_kernel(
+    q: tl.tensor,  # [N, NUM_Q_HEADS, 2 * HALF]
+    k: tl.tensor,  # [N, NUM_KV_HEADS, 2 * HALF]
+    v: tl.tensor,  # [N, NUM_KV_HEADS, 2 * HALF]
+    k_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
+    v_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
+    page: tl.tensor,  # [N]
+    offset: tl.tensor,  # [N]
+    cos: tl.tensor,  # [positions, 2 * HALF] fp32, contiguous
+    sin: tl.tensor,  # [positions, 2 * HALF] fp32, contiguous
+    position: tl.tensor,  # [N] or None
+    q_norm: tl.tensor,  # [2 * HALF] or None
+    k_norm: tl.tensor,  # [2 * HALF] or None
+    eps: tl.tensor,
+    stride_q_row: tl.tensor,
+    stride_q_head: tl.tensor,
+    stride_k_row: tl.tensor,
+    stride_k_head: tl.tensor,
+    stride_v_row: tl.tensor,
+    stride_v_head: tl.tensor,
+    stride_k_page: tl.tensor,
+    stride_k_token: tl.tensor,
+    stride_k_page_head: tl.tensor,
+    stride_v_page: tl.tensor,
+    stride_v_token: tl.tensor,
+    stride_v_page_head: tl.tensor,
+    NUM_Q_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,  # at least HALF
+) -> None:
+    i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_page = tl.load(page + i_row).to(tl.int64)
+    if i_page < 0:  # padding
+        return
+    i_offset = tl.load(offset + i_row)
+    o = tl.arange(0, BLOCK)
+    m = o < HALF
+    if i_head >= NUM_Q_HEADS + NUM_KV_HEADS:
+        i_v = i_head - NUM_Q_HEADS - NUM_KV_HEADS
+        p_v = v + i_row * stride_v_row + i_v * stride_v_head + o
+        p_to = v_pages + i_page * stride_v_page + i_offset * stride_v_token
+        p_to += i_v * stride_v_page_head + o
+        tl.store(p_to, tl.load(p_v, mask=m), mask=m)
+        tl.store(p_to + HALF, tl.load(p_v + HALF, mask=m), mask=m)
+        return
+
+    is_q = i_head < NUM_Q_HEADS
+    if is_q:
+        p_x = q + i_row * stride_q_row + i_head * stride_q_head
+        p_y = p_x
+    else:
+        i_k = i_head - NUM_Q_HEADS
+        p_x = k + i_row * stride_k_row + i_k * stride_k_head
+        p_y = k_pages + i_page * stride_k_page + i_offset * stride_k_token
+        p_y += i_k * stride_k_page_head
+    b_low = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
+    b_high = tl.load(p_x + HALF + o, mask=m, other=0.0).to(tl.float32)
+    if q_norm is not None:
+        p_norm = q_norm if is_q else k_norm
+        b_rms = tl.rsqrt(tl.sum(b_low * b_low + b_high * b_high, 0) / (2 * HALF) + eps)
+        b_low *= b_rms * tl.load(p_norm + o, mask=m, other=0.0).to(tl.float32)
+        b_high *= b_rms * tl.load(p_norm + HALF + o, mask=m, other=0.0).to(tl.float32)
+    i_angle = i_row if position is None else tl.load(position + i_row).to(tl.int64)
+    p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
+    b_new_low = b_low * tl.load(p_cos, mask=m) + b_high * tl.load(p_sin, mask=m)
+    b_new_high = b_high * tl.load(p_cos + HALF, mask=m) + b_low * tl.load(p_sin + HALF, mask=m)
+    tl.store(p_y + o, b_new_low.to(q.dtype.element_ty), mask=m)
+    tl.store(p_y + HALF + o, b_new_high.to(q.dtype.element_ty), mask=m)
+
+
+def rope_kv_write(
+    q: Tensor,  # [N, num_q_heads, head_dim], changed in place
+    k: Tensor,  # [N, num_kv_heads, head_dim]
+    v: Tensor,  # [N, num_kv_heads, head_dim]
+    k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    page: Tensor,  # [N] int32; rows with a negative page are padding and left alone
+    offset: Tensor,  # [N] int32
+    cos: Tensor,  # [N or num_positions, head_dim] fp32, see `rope_tables`
+    sin: Tensor,  # [N or num_positions, head_dim] fp32
+    *,
+    position: Tensor | None = None,  # [N] int32: row n of q takes this row of cos; None: row n
+    q_norm: Tensor | None = None,  # [head_dim]
+    k_norm: Tensor | None = None,  # [head_dim]
+    eps: float = 0.0,
+) -> None:
+    """Norms each head of q and k if weights are given (Qwen3), rotates them, and stores k and v.
+
+    Row n goes to token `offset[n]` of page `page[n]`; no two rows may name one place. Everything
+    in between is fp32.
+
+    Raises:
+        ValueError: an argument's shape, dtype, strides or device is not one it can take; with
+            RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
+    """
+    tables = {"cos": cos, "sin": sin}
+    _check(q, k, v, k_pages, v_pages)
+    _check_rows(q, page, offset, position, tables)
+    _check_norms(q, q_norm, k_norm)
+    check_devices(
+        q=q, k=k, v=v, k_pages=k_pages, v_pages=v_pages, page=page, offset=offset, cos=cos,
+        sin=sin, position=position, q_norm=q_norm, k_norm=k_norm,
+    )  # fmt: skip
+    if debugging():
+        _check_values(k_pages, page, offset, position, cos)
+    rope_kv_write_launch(
+        q, k, v, k_pages, v_pages, page, offset, cos, sin,
+        position=position, q_norm=q_norm, k_norm=k_norm, eps=eps,
+    ).run()  # fmt: skip
+
+
+def rope_kv_write_launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page: Tensor,
+    offset: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    position: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> Launch:
+    """The launch of `rope_kv_write`, whose arguments these are."""
+    num_rows, num_q_heads, head_dim = q.shape
+    num_kv_heads = k.shape[1]
+    return Launch(
+        kernel=_rope_kv_write_kernel,
+        grid=(num_rows, num_q_heads + 2 * num_kv_heads),
+        args={
+            "q": q,
+            "k": k,
+            "v": v,
+            "k_pages": k_pages,
+            "v_pages": v_pages,
+            "page": page,
+            "offset": offset,
+            "cos": cos,
+            "sin": sin,
+            "position": position,
+            "q_norm": q_norm,
+            "k_norm": k_norm,
+            "eps": eps,
+            "stride_q_row": q.stride(0),
+            "stride_q_head": q.stride(1),
+            "stride_k_row": k.stride(0),
+            "stride_k_head": k.stride(1),
+            "stride_v_row": v.stride(0),
+            "stride_v_head": v.stride(1),
+            "stride_k_page": k_pages.stride(0),
+            "stride_k_token": k_pages.stride(1),
+            "stride_k_page_head": k_pages.stride(2),
+            "stride_v_page": v_pages.stride(0),
+            "stride_v_token": v_pages.stride(1),
+            "stride_v_page_head": v_pages.stride(2),
+            "NUM_Q_HEADS": num_q_heads,
+            "NUM_KV_HEADS": num_kv_heads,
+            "HALF": head_dim // 2,
+            "BLOCK": next_power_of_2(head_dim // 2),
+        },
+        # One warp reads a head before it writes it: q changes in place.
+        num_warps=1,
+    )
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    if q.dim() != 3 or q.shape[2] % 2 or not q.shape[2]:
+        raise ValueError(f"q has shape {list(q.shape)}; it must be [N, heads, an even head_dim]")
+    if k.dim() != 3:
+        raise ValueError(f"k has shape {list(k.shape)}; it must have 3 dimensions")
+    if k_pages.dim() != 4:
+        raise ValueError(f"k_pages has shape {list(k_pages.shape)}; it must have 4 dimensions")
+    num_rows, _, head_dim = q.shape
+    check_shape("k", k, (num_rows, k.shape[1], head_dim))
+    check_shape("v", v, tuple(k.shape))
+    check_shape("k_pages", k_pages, (*k_pages.shape[:2], *k.shape[1:]))
+    check_shape("v_pages", v_pages, tuple(k_pages.shape))
+    check_dtype("q", q, *FLOAT_DTYPES)
+    others = {"k": k, "v": v, "k_pages": k_pages, "v_pages": v_pages}
+    for name, tensor in others.items():
+        check_dtype(name, tensor, q.dtype)
+    for name, tensor in {"q": q, **others}.items():
+        check_last_contiguous(name, tensor)
+
+
+def _check_rows(
+    q: Tensor, page: Tensor, offset: Tensor, position: Tensor | None, tables: dict[str, Tensor]
+) -> None:
+    num_rows, _, head_dim = q.shape
+    for name, tensor in (("page", page), ("offset", offset), ("position", position)):
+        if tensor is not None:
+            check_shape(name, tensor, (num_rows,))
+            check_dtype(name, tensor, torch.int32)
+            check_last_contiguous(name, tensor)
+    for name, tensor in tables.items():
+        if tensor.dim() != 2 or (position is None and tensor.shape[0] < num_rows):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have {num_rows} rows")
+        check_shape(name, tensor, (tables["cos"].shape[0], head_dim))
+        check_dtype(name, tensor, torch.float32)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
+
+
+def _check_norms(q: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
+    if (q_norm is None) != (k_norm is None):
+        raise ValueError("q_norm and k_norm: one is None; give both or neither")
+    for name, tensor in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if tensor is not None:
+            check_shape(name, tensor, (q.shape[2],))
+            check_dtype(name, tensor, q.dtype)
+            check_last_contiguous(name, tensor)
+
+
+def _check_values(
+    k_pages: Tensor, page: Tensor, offset: Tensor, position: Tensor | None, cos: Tensor
+) -> None:
+    """Reads pages, offsets and positions on the host: for debugging only."""
+    kept = page >= 0
+    limits = [("page", page, k_pages.shape[0]), ("offset", offset, k_pages.shape[1])]
+    if position is not None:
+        limits.append(("position", position, cos.shape[0]))
+    for name, tensor, limit in limits:
+        wrong = (kept & ((tensor < 0) | (tensor >= limit))).nonzero()
+        if wrong.numel():
+            row = int(wrong[0])
+            raise ValueError(f"{name}[{row}] is {int(tensor[row])}; allowed: 0 to {limit - 1}")
