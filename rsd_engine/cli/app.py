@@ -1,0 +1,59 @@
+"""The command line's tree. Nothing heavy is imported before a command runs: `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from rsd_engine.cli.demo_command import HELP as DEMO_HELP
+from rsd_engine.cli.demo_command import demo
+from rsd_engine.cli.errors import clean_errors
+from rsd_engine.cli.generate_command import HELP as GENERATE_HELP
+from rsd_engine.cli.generate_command import generate
+
+app = typer.Typer(
+    name="rsd",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reward-guided speculative decoding: a draft writes steps, a reward model scores them, "
+    "a target rewrites the rejected ones.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        version = importlib.metadata.version("rsd-engine")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed: run from a checkout)"
+    typer.echo(f"rsd-engine {version}")
+    raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of `rsd` itself."""
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, what was built, and what will run."""
+    with clean_errors():
+        from rsd_engine import doctor as checks
+
+        checks.main()
+
+
+app.command(help=DEMO_HELP)(demo)
+app.command(help=GENERATE_HELP)(generate)

@@ -1,0 +1,139 @@
+"""Defaults from a TOML file; what the command line says wins over it.
+
+[engine]        # arguments of rsd_engine.Engine
+draft = "models/draft"
+policy = "threshold:0.7"
+kv_cache_memory_bytes = "2GiB"
+
+[sampling]      # fields of rsd_engine.SamplingParams
+temperature = 0.0
+
+[generate]      # options of `rsd generate`
+chat = true
+
+[demo]          # options of `rsd demo`
+problems = 5
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsd_engine.cli.errors import UsageError
+from rsd_engine.cli.values import (
+    Check,
+    checked,
+    flag,
+    integer,
+    number,
+    policy,
+    size,
+    text,
+    texts,
+)
+
+ENGINE: Mapping[str, Check] = {
+    "draft": text,
+    "target": text,
+    "prm": text,
+    "policy": policy,
+    "device": text,
+    "dtype": text,
+    "max_num_seqs": integer,
+    "max_model_len": integer,
+    "kv_cache_memory_bytes": size,
+    "gpu_memory_utilization": number,
+    "step_delimiters": texts,
+    "revision": text,
+}
+GENERATE: Mapping[str, Check] = {
+    "chat": flag,
+    "system": text,
+    "show_steps": flag,
+    "json": flag,
+    "verbose": flag,
+}
+DEMO: Mapping[str, Check] = {
+    "problems": integer,
+    "threshold": number,
+    "seed": integer,
+    "device": text,
+    "draft": text,
+    "target": text,
+    "prm": text,
+    "verbose": flag,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tables of a config file, their keys and types checked."""
+
+    engine: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    generate: dict[str, Any] = field(default_factory=dict)
+    demo: dict[str, Any] = field(default_factory=dict)
+
+
+def read_config(path: Path | None) -> Config:
+    """Reads a config file; None gives an empty one.
+
+    Raises:
+        UsageError: the file cannot be read, is not TOML, or has a key or value it may not have.
+    """
+    if path is None:
+        return Config()
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    try:
+        return _tables(found)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _tables(found: dict[str, Any]) -> Config:
+    allowed = ("engine", "sampling", "generate", "demo")
+    for name, table in found.items():
+        if name not in allowed or not isinstance(table, dict):
+            raise UsageError(f"unknown table or key {name!r}; allowed tables: {list(allowed)}")
+    return Config(
+        engine=checked("engine", found.get("engine", {}), ENGINE),
+        sampling=_sampling(found.get("sampling", {})),
+        generate=checked("generate", found.get("generate", {}), GENERATE),
+        demo=checked("demo", found.get("demo", {}), DEMO),
+    )
+
+
+def _sampling(table: dict[str, Any]) -> dict[str, Any]:
+    if not table:
+        return {}
+    try:
+        return sampling_values(table)
+    except ValueError as error:
+        raise UsageError(f"[sampling]: {error}") from None
+
+
+def sampling_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of SamplingParams as JSON or TOML can say them, checked; the policy is text.
+
+    Raises:
+        ValueError: a key is unknown or a value out of range.
+    """
+    from rsd_engine.sampling_params import SamplingParams
+
+    values = dict(given)
+    if values.get("policy") is not None:
+        values["policy"] = policy("policy", values["policy"])
+    try:
+        SamplingParams.from_dict(values)
+    except TypeError as error:
+        raise ValueError(f"bad value in {dict(given)}: {error}") from None
+    return values

@@ -1,0 +1,92 @@
+"""How far a run has come: a bar on a terminal, one line at the end anywhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from rsd_engine.cli.errors import say
+from rsd_engine.cli.show import make_console, visible
+
+
+class Progress:
+    """A bar on stderr if that is a terminal; notes go above it."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._console = make_console(stderr=True)
+        self._started = time.perf_counter()
+        self._tokens = 0
+        self._accepted = self._scored = 0
+        self._count = 0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("reading", total=total, completed=done, facts="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def status(self, text: str) -> None:
+        """What is going on; speeds count from the last change."""
+        self._started = time.perf_counter()
+        self._bar.update(self._task, description=text)
+
+    def note(self, text: str) -> None:
+        """A line for people that must not break the bar."""
+        if self._console.is_terminal:
+            self._bar.print(Text(visible(text)), soft_wrap=True)
+        else:
+            say(visible(text))
+
+    def advance(self, metrics: Any) -> None:
+        """One more line is done; `metrics` are those of its request, if it had one."""
+        if metrics is not None:
+            self._count += 1
+            self._tokens += metrics.draft.tokens_generated + metrics.target.tokens_generated
+            self._accepted += metrics.steps_accepted
+            self._scored += metrics.steps_accepted + metrics.steps_rejected
+        self._bar.update(self._task, advance=1, facts=self._facts())
+
+    def summary(self, metrics: Any) -> None:
+        """The run in one line."""
+        self._bar.stop()
+        if metrics is not None:
+            seconds = time.perf_counter() - self._started
+            say(
+                f"{self._count} requests in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}"
+            )
+
+    def _facts(self) -> str:
+        speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)
+        facts = f"{speed:.0f} tokens/s"
+        if self._scored:
+            facts += f", {self._accepted / self._scored:.0%} of draft steps accepted"
+        return facts

@@ -1,0 +1,48 @@
+"""From a result of the engine to the JSON that `rsd generate` writes.
+
+Only what the request and its seed decide goes in, so a run that was stopped and resumed gives the
+same file as one that was not: no times, and rewards to four decimals, because in which order a
+matrix product sums depends on which requests happened to share a pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rsd_engine.outputs import Metrics, RequestOutput
+
+_DECIMALS = 4
+
+
+def result_record(result: RequestOutput) -> dict[str, Any]:
+    """Seed, outputs and counts of one request; `error` if a sample failed."""
+    outputs = result.to_dict()["outputs"]
+    for output in outputs:
+        for key in ("cumulative_logprob", "logprobs", "error"):
+            if output[key] is None:
+                del output[key]
+        for step in output["steps"]:
+            _round(step)
+            if step["rejected"] is not None:
+                _round(step["rejected"])
+    record: dict[str, Any] = {"seed": result.seed, "outputs": outputs}
+    record["metrics"] = counts(result.metrics)
+    errors = [output.error for output in result.outputs if output.error]
+    return {"error": errors[0], **record} if errors else record
+
+
+def counts(metrics: Metrics) -> dict[str, Any]:
+    """The counts of a request that do not depend on what else ran."""
+    return {
+        "draft_tokens": metrics.draft.tokens_generated,
+        "discarded_tokens": metrics.draft.tokens_discarded,
+        "target_tokens": metrics.target.tokens_generated,
+        "steps_accepted": metrics.steps_accepted,
+        "steps_rejected": metrics.steps_rejected,
+        "flops": metrics.flops.generated,
+    }
+
+
+def _round(step: dict[str, Any]) -> None:
+    if step["reward"] is not None:
+        step["reward"] = round(step["reward"], _DECIMALS)

@@ -1,0 +1,76 @@
+"""Steps on the screen: in colour on a terminal, with words in front where there is no colour."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_STYLES = {"draft": "green", "rejected": "red", "target": "yellow"}
+_TAG_WIDTH = len("rejected 0.00")
+
+
+def is_plain(console: Console) -> bool:
+    """Whether words must say what colour cannot: no terminal, or NO_COLOR is set."""
+    return not console.is_terminal or bool(os.environ.get("NO_COLOR")) or console.no_color
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that adds no colours of its own to numbers and paths."""
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+
+
+class StepView:
+    """Prints decided steps one below the other."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plain = is_plain(console)
+
+    def legend(self) -> None:
+        """What the colours mean; plain output says it at every step."""
+        if self.plain:
+            return
+        self.console.print(
+            Text.assemble(
+                ("accepted draft step", _STYLES["draft"]), "   ",
+                ("rejected draft step", f"{_STYLES['rejected']} strike"), "   ",
+                ("target's rewrite", _STYLES["target"]), "   (number: reward)",
+            )
+        )  # fmt: skip
+
+    def event(self, event: Any) -> None:
+        """Shows a StepEvent."""
+        kind = "rejected" if event.kind == "rejected" else event.source
+        self.step(kind, event.reward, event.text)
+
+    def step(self, kind: str, reward: float | None, text: str) -> None:
+        """`kind` is draft, rejected or target; a reward of NaN is none."""
+        shown = visible(text.strip("\n")) or "(end of text)"
+        tag = kind if reward is None or math.isnan(reward) else f"{kind} {reward:.2f}"
+        if self.plain:
+            self.console.print(Text(f"[{tag}] {shown}"), soft_wrap=True)
+            return
+        style = _STYLES[kind]
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=_TAG_WIDTH, justify="right", no_wrap=True)
+        grid.add_column(overflow="fold")
+        body = Text(shown, style=f"{style} strike" if kind == "rejected" else style)
+        grid.add_row(Text(tag, style=f"{style} dim"), body)
+        self.console.print(grid)
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Any other text; never wrapped where a program may read it."""
+        self.console.print(Text(visible(text), style="" if self.plain else style),
+                           soft_wrap=self.plain)  # fmt: skip
+
+
+def visible(text: str) -> str:
+    """Text without control characters: what a model writes must not steer the terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

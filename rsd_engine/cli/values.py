@@ -1,0 +1,92 @@
+"""Values as people write them in a shell or a TOML file, and checks of their types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rsd_engine.cli.errors import UsageError
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+Check = Callable[[str, Any], Any]
+"""(name, value) -> the value to use; raises UsageError naming both."""
+
+
+def size(name: str, value: Any) -> int:
+    """Bytes: a count, or text such as `2GiB`, `500 MB`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if match is None or isinstance(value, bool) or match[2].lower() not in _UNITS:
+        raise UsageError(
+            f"{name} must be a size such as 2GiB, 500MB or a number of bytes, got {value!r}"
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def unescape(name: str, value: str) -> str:
+    r"""Text in which `\n`, `\t`, `\r` and `\\` were written with a backslash."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in _ESCAPES:
+            raise UsageError(
+                rf"{name}={value!r}: unknown escape {match[0]!r}; allowed: \n, \t, \r and \\"
+            )
+        return _ESCAPES[match[1]]
+
+    return re.sub(r"\\(.?)", replace, value, flags=re.DOTALL)
+
+
+def text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text, got {value!r}")
+    return value
+
+
+def integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """One text or a list of texts."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise UsageError(f"{name} must be text or a list of texts, got {value!r}")
+    return listed
+
+
+def policy(name: str, value: Any) -> Any:
+    """A policy written as `threshold:0.7` and the like."""
+    from rsd_engine.steps.policies import parse_policy
+
+    try:
+        return parse_policy(text(name, value))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
+    """The values of one table, each checked; an unknown key is an error that names them all."""
+    unknown = sorted(set(values) - set(checks))
+    if unknown:
+        raise UsageError(f"unknown keys {unknown} in [{table}]; allowed: {sorted(checks)}")
+    return {name: checks[name](f"{table}.{name}", value) for name, value in values.items()}

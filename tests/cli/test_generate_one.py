@@ -1,0 +1,129 @@
+"""`rsd generate PROMPT`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rsd_engine import Engine, SamplingParams, Threshold
+from tests.cli.conftest import Rsd
+from tests.tiny_models import TinyModels
+
+MESSAGES = [{"role": "user", "content": "the sum"}]
+OPTIONS = ["--max-tokens=60", "--temperature=1", "--policy=threshold:0.4", "--seed=3"]
+PARAMS = SamplingParams(max_tokens=60, temperature=1.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: TinyModels) -> Engine:
+    return Engine(**tiny.sources(), policy=Threshold(0.4), max_num_seqs=2)
+
+
+def test_prints_the_text_of_the_result(rsd: Rsd, model_args: list[str], engine: Engine) -> None:
+    result = rsd("generate", "the sum", *model_args, *OPTIONS)
+    [expected] = engine.chat(MESSAGES, PARAMS, use_tqdm=False)
+    assert result.exit_code == 0
+    assert result.stdout_bytes.decode() == expected.outputs[0].text + "\n"
+
+
+def test_raw_text_stdin_and_json(rsd: Rsd, model_args: list[str], engine: Engine) -> None:
+    result = rsd("generate", "-", *model_args, *OPTIONS, "--raw", "--json", input="the sum\n")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    [expected] = engine.generate("the sum", PARAMS, use_tqdm=False)
+    assert record["outputs"][0]["token_ids"] == list(expected.outputs[0].token_ids)
+    assert record["seed"] == 3
+    assert record["metrics"]["steps_rejected"] == expected.metrics.steps_rejected
+    [chat] = engine.chat(MESSAGES, PARAMS, use_tqdm=False)
+    assert chat.outputs[0].token_ids != expected.outputs[0].token_ids
+
+
+def test_show_steps(rsd: Rsd, model_args: list[str], engine: Engine) -> None:
+    result = rsd("generate", "the sum", *model_args, *OPTIONS, "--show-steps")
+    [expected] = engine.chat(MESSAGES, PARAMS, use_tqdm=False)
+    tags = []
+    for step in expected.outputs[0].steps:
+        if step.rejected:
+            tags.append(f"[rejected {step.rejected.reward:.2f}] ")
+        tags.append("[target] " if step.reward is None else f"[draft {step.reward:.2f}] ")
+    assert {tag[:6] for tag in tags} == {"[draft", "[rejec", "[targe"}
+    at = -1
+    for tag in tags:
+        at = result.stdout.index(tag, at + 1)
+    assert f"{expected.metrics.steps_accepted} of " in result.stderr
+
+
+def test_samples(rsd: Rsd, model_args: list[str], engine: Engine) -> None:
+    result = rsd("generate", "the sum", *model_args, *OPTIONS, "-n", "2")
+    [expected] = engine.chat(
+        MESSAGES, SamplingParams(n=2, max_tokens=60, temperature=1.0, seed=3), use_tqdm=False
+    )
+    first, second = (output.text for output in expected.outputs)
+    assert first != second
+    assert result.stdout_bytes.decode() == (
+        f"--- sample 1 of 2 ---\n{first}\n--- sample 2 of 2 ---\n{second}\n"
+    )
+
+
+def test_limits_are_said(rsd: Rsd, tiny: TinyModels) -> None:
+    result = rsd("generate", "hi", f"--target={tiny.target}", "--max-tokens=3", "--n=1")
+    assert result.exit_code == 0
+    assert result.stderr == "note: cut off at the limit of max-tokens or the context\n"
+
+
+def test_only_verbose_logs(rsd: Rsd, tiny: TinyModels, caplog: pytest.LogCaptureFixture) -> None:
+    quiet = rsd("generate", "hi", f"--target={tiny.target}", "--max-tokens=3")
+    assert "parameters" not in caplog.text
+    loud = rsd("generate", "hi", f"--target={tiny.target}", "--max-tokens=3", "-v")
+    assert "parameters" in caplog.text
+    assert quiet.stdout == loud.stdout
+
+
+def test_steps_may_end_elsewhere(rsd: Rsd, model_args: list[str]) -> None:
+    def steps(*more: str) -> list[str]:
+        result = rsd("generate", "the sum", *model_args, *OPTIONS, "--json", *more)
+        return [step["text"] for step in json.loads(result.stdout)["outputs"][0]["steps"]]
+
+    assert all(text.endswith("\n\n") for text in steps()[:-1])
+    assert all("\n" not in text[:-1] for text in steps(r"--step-delimiter=\n"))
+    assert len(steps("--no-steps")) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["hi"], 2, "no model"),
+        ([], 2, "no model"),
+        (["hi", "--target=/no/such/model"], 1, "/no/such/model"),
+        (["--target=T"], 2, "give either a prompt"),
+        (["hi", "--target=T", "--input=x"], 2, "give either a prompt"),
+        (["hi", "--target=T", "--output=x"], 2, "--output needs --input"),
+        (["--target=T", "--input=x", "--overwrite"], 2, "--overwrite needs --output"),
+        (["--target=T", "--input=x", "--show-steps"], 2, "are for one prompt"),
+        (["hi", "--target=T", "--policy=clap"], 2, "policy = 'clap': unknown"),
+        (["hi", "--target=T", "--temperature=-1"], 2, "temperature must be"),
+        (["hi", "--target=T", "--mode=both"], 2, "mode must be"),
+        (["hi", "--target=T", r"--stop=\q"], 2, "unknown escape"),
+        (["hi", "--target=T", "--kv-cache-memory=lots"], 2, "--kv-cache-memory must be a size"),
+        (["hi", "--target=T", "--no-steps", "--step-delimiter=x"], 2, "exclude each other"),
+    ],
+)
+def test_errors_are_one_line(rsd: Rsd, args: list[str], code: int, message: str) -> None:
+    result = rsd("generate", *args)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_errors_of_the_engine_are_one_line(rsd: Rsd, tiny: TinyModels) -> None:
+    target = f"--target={tiny.target}"
+    for args, message in (
+        (["--mode=rsd"], "mode='rsd' needs models that were not loaded"),
+        (["--kv-cache-memory=1KB"], "kv_cache_memory_bytes=1000 cannot hold"),
+        (["--max-num-seqs=0"], "max_num_seqs must be in"),
+    ):
+        result = rsd("generate", "hi", target, *args)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ") and message in result.stderr

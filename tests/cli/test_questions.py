@@ -1,0 +1,87 @@
+"""Lines of a question file: what they may say, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsd_engine.cli.errors import UsageError
+from rsd_engine.cli.questions import (
+    InputLine,
+    engine_prompt,
+    line_seed,
+    parse_question,
+    read_lines,
+)
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_lines_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\r\n\n  \n{"prompt": "b"}')
+    assert [(line.number, line.raw) for line in read_lines(path)] == [
+        (1, b'{"prompt": "a"}'),
+        (4, b'{"prompt": "b"}'),
+    ]
+    with pytest.raises(UsageError, match="cannot read"):
+        read_lines(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"not json", "not JSON"),
+        (b'{"prompt": "a"', "not JSON"),
+        (b'{"prompt": "\xff"}', "not JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"[1]", r"must be a JSON object, got \[1\]"),
+        (b"{}", "needs one of"),
+        (b'{"answer": 4}', r"got keys \['answer'\]"),
+        (b'{"prompt": "a", "messages": []}', "needs one of"),
+        (b'{"question": "a", "messages": [{}]}', "needs one of"),
+        (b'{"prompt": 5}', "prompt must be text, got 5"),
+        (b'{"prompt": "a", "question": 5}', "question must be text, got 5"),
+        (b'{"prompt_token_ids": "abc"}', "must be a list of integers"),
+        (b'{"prompt_token_ids": [true]}', "must be a list of integers"),
+        (b'{"messages": "hi"}', "messages must be a list"),
+        (b'{"prompt": "a", "id": [1]}', r"id must be text or an integer, got \[1\]"),
+        (b'{"prompt": "a", "params": 1}', "params must be an object, got 1"),
+    ],
+)
+def test_bad_lines_say_what_is_wrong(raw: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_question(InputLine(1, raw))
+
+
+@pytest.mark.parametrize(
+    ("values", "chat", "system", "expected"),
+    [
+        ({"prompt": "hi"}, True, None, [USER]),
+        ({"question": "hi", "answer": 3}, True, None, [USER]),
+        ({"question": "hi"}, True, "Sys", [{"role": "system", "content": "Sys"}, USER]),
+        ({"prompt": "hi"}, False, "Sys", {"prompt": "hi", "question": "hi"}),
+        ({"prompt": "a", "question": "b"}, True, "Sys", {"prompt": "a", "question": "b"}),
+        ({"prompt_token_ids": [1]}, True, "Sys", {"prompt_token_ids": [1]}),
+        (
+            {"prompt_token_ids": [1], "question": "b"},
+            True,
+            None,
+            {"prompt_token_ids": [1], "question": "b"},
+        ),
+        ({"messages": [USER]}, False, "Sys", [USER]),
+    ],
+)
+def test_engine_prompt(values: dict[str, Any], chat: bool, system: str | None, expected) -> None:  # type: ignore[no-untyped-def]
+    question = parse_question(InputLine(1, json.dumps(values).encode()))
+    assert engine_prompt(question.given, chat=chat, system=system) == expected
+
+
+def test_seeds_of_lines_are_fixed_and_all_different() -> None:
+    seeds = {(seed, line): line_seed(seed, line) for seed in range(3) for line in range(1, 200)}
+    assert len(set(seeds.values())) == len(seeds)
+    assert all(0 <= value < 2**53 for value in seeds.values())
+    assert line_seed(0, 1) == 8225708212379481676 & (2**53 - 1)

@@ -1,0 +1,63 @@
+"""Steps with and without colour."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rsd_engine.cli.show import StepView, is_plain, visible
+
+
+def shown(*, terminal: bool, width: int = 100) -> str:
+    out = io.StringIO()
+    colors = "standard" if terminal else None
+    console = Console(file=out, force_terminal=terminal, width=width, color_system=colors)
+    view = StepView(console)
+    view.legend()
+    view.step("draft", 0.934, "She has 3 [red]apples[/red].\n\n")
+    view.step("rejected", 0.214, "3 + 4 = 8.\n\n")
+    view.step("target", None, "3 + 4 = 7.\n\n")
+    view.step("draft", None, "")
+    view.step("rejected", float("nan"), "?")
+    return out.getvalue()
+
+
+def test_without_a_terminal_words_say_who_wrote() -> None:
+    assert shown(terminal=False).splitlines() == [
+        "[draft 0.93] She has 3 [red]apples[/red].",
+        "[rejected 0.21] 3 + 4 = 8.",
+        "[target] 3 + 4 = 7.",
+        "[draft] (end of text)",
+        "[rejected] ?",
+    ]
+
+
+def test_plain_lines_are_never_wrapped() -> None:
+    assert shown(terminal=False, width=20) == shown(terminal=False)
+
+
+def test_a_terminal_gets_colours_and_rejected_steps_struck_through() -> None:
+    lines = [line.rstrip() for line in shown(terminal=True).splitlines()]
+    assert "accepted draft step" in lines[0] and "reward" in lines[0]
+    assert "\x1b[32mShe has 3 [red]apples[/red]." in lines[1] and "draft 0.93" in lines[1]
+    assert "\x1b[9;31m3 + 4 = 8." in lines[2] and "rejected 0.21" in lines[2]
+    assert "\x1b[33m3 + 4 = 7." in lines[3]
+    assert not any(line.startswith("[") for line in lines)
+
+
+def test_no_color_on_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_plain(Console(force_terminal=True))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert is_plain(Console(force_terminal=True))
+
+
+def test_narrow_terminals_wrap_inside_the_column() -> None:
+    lines = shown(terminal=True, width=30).splitlines()
+    assert max(len(line) for line in lines[3:]) < 60
+    assert "apples" in "".join(lines)
+
+
+def test_a_model_cannot_steer_the_terminal() -> None:
+    assert visible("a\x1b[2Jb\x07\tc\nd\x9b") == "a�[2Jb�\tc\nd�"
