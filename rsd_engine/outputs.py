@@ -59,7 +59,7 @@ class RoleMetrics:
 
     Attributes:
         tokens_generated: tokens written and kept.
-        tokens_discarded: tokens written and rejected.
+        tokens_discarded: tokens written and rejected, or lost with a request that failed.
         tokens_read: rows of its passes, prompts and tokens read again after a preemption included.
         passes: passes that served it.
         seconds: time of those passes, shared with the other requests in them.

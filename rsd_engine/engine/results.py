@@ -125,37 +125,36 @@ class SampleBuilder:
 
     def metrics(self, parameters: dict[Role, int]) -> Metrics:
         assert self.done is not None
-        kept = dict.fromkeys(Role, 0)
+        kept, discarded = dict.fromkeys(Role, 0), dict.fromkeys(Role, 0)
         for step in self._steps:
             kept[Role.DRAFT if step.source == "draft" else Role.TARGET] += len(step.token_ids)
-        discarded = sum(len(r.token_ids) for r in self._rejected)
+        discarded[Role.DRAFT] = sum(len(step.token_ids) for step in self._rejected)
+        is_scored = Role.PRM in self.done.counters
+        scored = kept[Role.DRAFT] + discarded[Role.DRAFT] if is_scored else 0
         if self._dropped:
-            kept[self._dropped.source] += len(self._dropped.token_ids)
-        scored = kept[Role.DRAFT] + discarded if Role.PRM in parameters else 0
+            discarded[self._dropped.source] += len(self._dropped.token_ids)
         roles = {
             role: RoleMetrics(
                 tokens_generated=kept[role],
-                tokens_discarded=discarded if role == Role.DRAFT else 0,
+                tokens_discarded=discarded[role],
                 tokens_read=counters.tokens_read,
                 passes=counters.passes,
                 seconds=counters.seconds,
             )
             for role, counters in self.done.counters.items()
         }
-        if Role.PRM not in roles:
-            scored = 0
-        written = {Role.DRAFT: kept[Role.DRAFT] + discarded, Role.TARGET: kept[Role.TARGET]}
-        generated = sum(2 * parameters.get(role, 0) * n for role, n in written.items())
-        generated += 2 * parameters.get(Role.PRM, 0) * scored
+        used = {role: kept[role] + discarded[role] for role in roles}
+        if is_scored:
+            used[Role.PRM] = scored
         return Metrics(
             draft=roles.get(Role.DRAFT, RoleMetrics()),
             target=roles.get(Role.TARGET, RoleMetrics()),
             prm=roles.get(Role.PRM, RoleMetrics()),
             flops=Flops(
-                generated=generated,
+                generated=sum(2 * parameters[role] * n for role, n in used.items()),
                 all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
             ),
-            steps_accepted=sum(step.source == "draft" and scored > 0 for step in self._steps),
+            steps_accepted=sum(step.reward is not None for step in self._steps),
             steps_rejected=len(self._rejected),
             nan_rewards=self.done.nan_rewards,
         )
