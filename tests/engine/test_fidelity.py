@@ -1,0 +1,114 @@
+"""One model alone, without steps, greedy: the tokens that transformers generates."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rsd_engine import Engine, RequestOutput, SamplingParams
+from tests.engine.support import PROMPTS, Fresh, generate
+from tests.engine.ties import TIE
+from tests.models.gguf_files import find_smollm2
+from tests.tiny_models import TinyModels
+
+SHORT_PROMPTS = [
+    "The capital of France is", "Once upon a time", "2 + 2 =", "def add(a, b):", "Water boils at",
+    "My favourite colour", "The moon", "List three fruits:", "In 1969,", "Dear Sir,",
+    "To be or not", "Roses are red,", "A triangle has", "The opposite of hot", "import numpy",
+    "Breaking news:", "Step 1:", "Q: What is 7 * 8?", "The largest ocean", "Good morning",
+]  # fmt: skip
+
+
+def transformers_tokens(model, ids: list[int], count: int, eos: list[int]) -> list[int]:
+    prompt = torch.tensor([ids])
+    with torch.no_grad():
+        output = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False, eos_token_id=eos,
+            pad_token_id=0, temperature=None, top_p=None, top_k=None,
+        )  # fmt: skip
+    return output[0, len(ids) :].tolist()
+
+
+def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> bool:
+    """Whether the tokens agree up to a place where the two best logits do."""
+    found = list(result.outputs[0].token_ids)
+    if found == wanted:
+        return True
+    same = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b)
+    [role] = engine._built.models.writers
+    row = [*result.prompt_token_ids, *wanted[:same]]
+    best = Fresh(engine).logits(role, row).topk(2).values
+    return float(best[0] - best[1]) < TIE
+
+
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_tiny_models(tiny: TinyModels, role: str) -> None:
+    folder = tiny.sources()[role]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    num_ids = len(AutoTokenizer.from_pretrained(folder))
+    # transformers would sample the padded rows, which stand far above the others.
+    model.lm_head.weight.data[num_ids:] = -model.lm_head.weight.data[num_ids:]
+    params = SamplingParams(temperature=0.0, max_tokens=64)
+    with Engine(**{role: folder}, step_delimiters=None, device="cpu") as engine:
+        results = generate(engine, PROMPTS, params)
+        for result in results:
+            ids = list(result.prompt_token_ids)
+            wanted = transformers_tokens(model, ids, 64, eos=[1])
+            assert same_or_tie(engine, result, wanted)
+            assert len(result.outputs[0].steps) == 1
+    assert len({result.outputs[0].token_ids for result in results}) > 3
+
+
+def test_steps_change_nothing_in_what_one_model_writes(tiny: TinyModels) -> None:
+    """But for tokens that run past a delimiter, which are cut."""
+    params = SamplingParams(temperature=0.0, max_tokens=64)
+    with (
+        Engine(target=tiny.target, step_delimiters=None, device="cpu") as plain,
+        Engine(target=tiny.target, device="cpu") as stepped,
+    ):
+        three = plain.get_tokenizer().convert_tokens_to_ids("ĊĊĊ")
+        compared = 0
+        for one, two in zip(
+            generate(plain, PROMPTS, params), generate(stepped, PROMPTS, params), strict=True
+        ):
+            if three not in one.outputs[0].token_ids:
+                assert one.outputs[0].token_ids == two.outputs[0].token_ids
+                compared += len(two.outputs[0].steps) > 1
+    assert compared > 0
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    return find_smollm2()
+
+
+def demo_questions(count: int) -> list[str]:
+    from rsd_engine.demo.problems import generate as make_problems
+
+    return [problem.question for problem in make_problems(12, "test", count)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_smollm2(smollm2: Path) -> None:
+    """Twenty short prompts and twenty word problems, 24 to 64 tokens each."""
+    file = {"gguf_file": smollm2.name}
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, dtype=torch.float32, **file).eval()
+    prompts = [*SHORT_PROMPTS, *demo_questions(20)]
+    rng = random.Random(1)
+    counts = [rng.randint(24, 64) for _ in prompts]
+    params = [SamplingParams(temperature=0.0, max_tokens=count) for count in counts]
+    with Engine(
+        target=smollm2, step_delimiters=None, max_num_seqs=8, max_model_len=256,
+        dtype="float32", device="cpu",
+    ) as engine:  # fmt: skip
+        results = generate(engine, prompts, params)
+        eos = sorted(engine._built.models.eos_ids)
+        for result, count in zip(results, counts, strict=True):
+            wanted = transformers_tokens(model, list(result.prompt_token_ids), count, eos)
+            assert same_or_tie(engine, result, wanted)
+    assert len(results) == 40

@@ -1,0 +1,91 @@
+"""Steps that reach the PRM as text, through the host: the same meaning, whichever way they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rsd_engine import Engine, Logistic, SamplingParams, Threshold
+from rsd_engine.engine import build
+from tests.engine.support import (
+    PROMPTS,
+    Fresh,
+    all_pages_free,
+    decisions,
+    generate,
+    harsh,
+    prm_rows,
+    scores,
+)
+from tests.tiny_models import TinyModels
+
+PARAMS = [
+    SamplingParams(temperature=t, seed=s, max_tokens=40, max_step_tokens=m, policy=p)
+    for s, (t, m, p) in enumerate(
+        [
+            (0.0, None, Threshold(0.5)),
+            (1.0, None, Threshold(0.5)),
+            (1.0, 6, Logistic(8.0, 0.5)),
+            (0.7, 9, Threshold(0.4)),
+            (0.0, 5, Threshold(0.5)),
+            (1.2, None, Logistic(8.0, 0.5)),
+        ]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def text_engine(other_prm: TinyModels) -> Iterator[Engine]:
+    with Engine(**other_prm.sources(), max_num_seqs=4, device="cpu") as engine:
+        assert engine._built.core.loop.tail is None
+        yield engine
+
+
+@pytest.fixture
+def forced_engine(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The shared vocabulary, sent through text all the same."""
+    monkeypatch.setattr(build, "build_tail_tables", lambda *_: None)
+    with Engine(**tiny.sources(), max_num_seqs=4, device="cpu") as engine:
+        assert engine._built.core.loop.tail is None
+        yield engine
+
+
+def test_both_ways_give_the_same(engine: Engine, forced_engine: Engine) -> None:
+    assert engine._built.core.loop.tail is not None
+    by_table = generate(engine, PROMPTS, PARAMS)
+    by_text = generate(forced_engine, PROMPTS, PARAMS)
+    rewards = []
+    for one, two in zip(by_table, by_text, strict=True):
+        assert decisions(one) == decisions(two)
+        assert scores(one) == pytest.approx(scores(two), abs=1e-5)
+        assert one.metrics.prm.tokens_read == two.metrics.prm.tokens_read
+        rewards += scores(two)
+    assert len(rewards) > 25
+
+
+@pytest.mark.parametrize("roughly", [False, True], ids=["plain", "preempted"])
+def test_a_prm_with_a_tokenizer_of_its_own(text_engine: Engine, roughly: bool) -> None:
+    before = text_engine.num_preemptions
+    if roughly:
+        with harsh(text_engine):
+            results = generate(text_engine, PROMPTS, PARAMS)
+        assert text_engine.num_preemptions > before
+    else:
+        results = generate(text_engine, PROMPTS, PARAMS)
+    fresh, count = Fresh(text_engine), 0
+    for result in results:
+        for row, reward in zip(prm_rows(text_engine, result), scores(result), strict=True):
+            assert reward == pytest.approx(fresh.reward(row), abs=1e-5)
+            count += 1
+    assert count > 25
+    assert any(step.rejected for result in results for step in result.outputs[0].steps)
+    assert any(step.source == "draft" for result in results for step in result.outputs[0].steps)
+    assert all_pages_free(text_engine)
+
+
+def test_independence_on_the_text_path(text_engine: Engine) -> None:
+    together = generate(text_engine, PROMPTS, PARAMS)
+    for prompt, params, result in zip(PROMPTS, PARAMS, together, strict=True):
+        [alone] = generate(text_engine, [prompt], params)
+        assert decisions(alone) == decisions(result)
