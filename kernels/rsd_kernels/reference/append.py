@@ -63,19 +63,18 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
 
     Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
     """
-    slot = batch.seq_slot[batch.seq_complete.bool()].long()
-    if len(slot) == 0:
+    complete = host(batch.seq_slot)[host(batch.seq_complete) != 0].tolist()
+    if not complete:
         return
     slots = _Slots(state, tables)
-    appended = {b: _append_token(slots, tables, b) for b in slot.tolist()}
-    for b, after in appended.items():
+    appended = [_append_token(slots, tables, b) for b in complete]
+    for b, after in zip(complete, appended, strict=True):
         first = slots.length[b]
-        for i, token in enumerate(after.tokens):
-            state.tokens[b, first + i] = token
-    columns = zip(*(after.columns for after in appended.values()), strict=True)
+        write_at(state.tokens, (b, slice(first, first + len(after.tokens))), after.tokens)
+    columns = zip(*(after.columns for after in appended), strict=True)
     for name, values in zip(_COLUMNS, columns, strict=True):
-        write_at(getattr(state, name), slot, values)
-    state.step_source[slot] = role
+        write_at(getattr(state, name), complete, values)
+    write_at(state.step_source, complete, role)
 
 
 def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 
-import torch
+import numpy as np
 
-from rsd_kernels.reference.columns import write
+from rsd_kernels.reference.columns import add_at, host, write, write_at
 from rsd_kernels.reference.pages import pages_for, take_pages
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
@@ -67,12 +68,11 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     """Moves the cursor of `role` over the rows its forward has just read."""
     elapsed = time.perf_counter_ns() - int(state.pass_start)
-    slots = batch.seq_slot.long()
-    rows = batch.seq_start[1:] - batch.seq_start[:-1]
-    state.kv_len[role, slots] = batch.seq_kv_len
-    state.tokens_read[role, slots] += rows
-    state.passes[role, slots] += 1
-    state.nanoseconds[role, slots] += elapsed
+    here = (role, host(batch.seq_slot).tolist())
+    write_at(state.kv_len, here, host(batch.seq_kv_len))
+    add_at(state.tokens_read, here, np.diff(host(batch.seq_start)))
+    add_at(state.passes, here, 1)
+    add_at(state.nanoseconds, here, elapsed)
 
 
 def _must_return(state: SlotState) -> bool:
@@ -89,9 +89,9 @@ def _must_return(state: SlotState) -> bool:
 
 def _log_words_of_a_tick(state: SlotState) -> int:
     """Most words one tick can append: every slot decides a step."""
-    asked = state.num_logprobs
-    words_per_token = torch.where(asked < 0, 1, 2 + 2 * asked)
-    step_tokens = state.length - state.committed + 1
+    asked = host(state.num_logprobs)
+    words_per_token = np.where(asked < 0, 1, 2 + 2 * asked)
+    step_tokens = host(state.length) - host(state.committed) + 1
     return int((step_tokens * words_per_token + LOG_HEADER).sum())
 
 
@@ -142,23 +142,20 @@ def _fill(
     state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
 ) -> None:
     row = state.prm_tokens if role == Role.PRM else state.tokens
-    slots = [e.slot for e in extends for _ in range(e.start, e.stop)]
-    positions = [p for e in extends for p in range(e.start, e.stop)]
-    starts = [0]
-    for e in extends:
-        starts.append(starts[-1] + e.stop - e.start)
-    write(batch.slot, slots)
-    write(batch.position, positions)
-    n = len(slots)
-    slot, position = batch.slot[:n].long(), batch.position[:n].long()
-    batch.token[:n] = row[slot, position]
-    batch.page[:n] = state.page_table[role][slot, position // tokens_per_page]
-    batch.offset[:n] = position % tokens_per_page
+    counts = [e.stop - e.start for e in extends]
+    starts = [0, *accumulate(counts)]
+    slot = np.repeat([e.slot for e in extends], counts)
+    position = np.concatenate([np.arange(e.start, e.stop) for e in extends])
+    write(batch.slot, slot)
+    write(batch.position, position)
+    write(batch.token, host(row)[slot, position])
+    write(batch.page, host(state.page_table)[role, slot, position // tokens_per_page])
+    write(batch.offset, position % tokens_per_page)
     write(batch.seq_slot, [e.slot for e in extends])
     write(batch.seq_start, starts)
     write(batch.seq_kv_len, [e.stop for e in extends])
     write(batch.seq_complete, [int(e.complete) for e in extends])
-    state.num_rows.fill_(n)
+    state.num_rows.fill_(starts[-1])
     state.num_seqs.fill_(len(extends))
 
 
