@@ -1,0 +1,24 @@
+"""Control kernels in Triton: interpreted, compiled ahead of time, and on a GPU if there is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.triton_child import run_checks
+
+pytest.importorskip("triton")
+
+CHECKS = "triton_control_checks.py"
+
+
+def test_in_the_interpreter() -> None:
+    run_checks(CHECKS, interpreted=True)
+
+
+def test_compile_ahead_of_time() -> None:
+    run_checks("triton_control_aot_checks.py", interpreted=False)
+
+
+@pytest.mark.gpu
+def test_on_the_device() -> None:
+    run_checks(CHECKS, interpreted=False)

@@ -1,0 +1,17 @@
+"""Control kernels compile for GPUs that are not here. Run by `test_triton_control.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from rsd_kernels import aot
+from rsd_kernels.control_launches import control_launches
+
+LAUNCHES = control_launches()
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_compiles(name: str, capability: int) -> None:
+    usage = aot.usage(aot.compile_launch(LAUNCHES[name], capability))
+    assert usage.stack_bytes == 0, f"{name} spills: {usage}"
