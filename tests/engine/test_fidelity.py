@@ -27,9 +27,13 @@ def transformers_tokens(model, ids: list[int], count: int, eos: list[int]) -> li
     prompt = torch.tensor([ids])
     with torch.no_grad():
         output = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False, eos_token_id=eos,
-            pad_token_id=0, temperature=None, top_p=None, top_k=None,
-        )  # fmt: skip
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=0,
+        )
     return output[0, len(ids) :].tolist()
 
 

@@ -81,7 +81,7 @@ def test_prompts_in_every_shape(engine: Engine) -> None:
     other = {"prompt": "What is 2 + 2?", "question": "Name a colour."}
     [asked] = engine.generate(other, params, use_tqdm=False)
     rewards = [
-        [s.rejected.reward if s.rejected else s.reward for s in r.outputs[0].steps][0]
+        next(s.rejected.reward if s.rejected else s.reward for s in r.outputs[0].steps)
         for r in (asked, text)
     ]
     assert rewards[0] != rewards[1]  # the PRM read another question
