@@ -81,6 +81,7 @@ def _print_question(view: StepView, index: int, problems: Sequence[Problem]) -> 
 def _solve_in_view(
     engine: Engine, view: StepView, problems: Sequence[Problem], params: SamplingParams
 ) -> Score:
+    from rsd_engine import StepEvent
     from rsd_engine.demo.problems import extract_answer
 
     score = Score()
@@ -90,7 +91,7 @@ def _solve_in_view(
         started = time.perf_counter()
         stream = engine.stream(_messages(problem), params)
         for event in stream:
-            if not hasattr(event, "output"):
+            if isinstance(event, StepEvent):
                 view.event(event)
         score.seconds += time.perf_counter() - started
         assert stream.output is not None

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_interrupts: list[int] = []
 
 
 class UsageError(ValueError):
@@ -22,6 +25,16 @@ class UsageError(ValueError):
 def say(text: str) -> None:
     """One line for people, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def notice_interrupts() -> None:
+    """Remembers that Ctrl-C was pressed: libraries that load may turn it into other errors."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
 
 
 @contextmanager
@@ -53,7 +66,9 @@ def _interrupted() -> typer.Exit:
 
 
 def caused_by_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C came first: code that cleans up after it may fail in its turn."""
+    """Whether Ctrl-C came first: code that it breaks into, or that cleans up, may fail in turn."""
+    if _interrupts:
+        return True
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

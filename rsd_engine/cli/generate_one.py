@@ -13,7 +13,7 @@ from rsd_engine.cli.questions import engine_prompt
 from rsd_engine.cli.show import StepView, make_console
 
 if TYPE_CHECKING:
-    from rsd_engine import Engine, RequestOutput, SamplingParams, StepEvent
+    from rsd_engine import Engine, RequestOutput, SamplingParams
 
 
 def read_prompt(argument: str) -> str:
@@ -52,24 +52,21 @@ def _decide(
     engine: Engine, prompt: Any, params: SamplingParams, *, live: bool, show_steps: bool
 ) -> RequestOutput:
     """Runs the request; one sample is shown while it grows, several only when complete."""
+    from rsd_engine import StepEvent
+
     stream = engine.stream(prompt, params)
     view = StepView(make_console()) if live and show_steps and params.n == 1 else None
     for event in stream:
-        if hasattr(event, "output") or not live or params.n > 1:
+        if not isinstance(event, StepEvent) or not live or params.n > 1:
             continue
         if view is not None:
             view.event(event)
-        else:
-            _print_text(event)
+        elif event.kind == "kept":
+            print(event.text, end="", flush=True)
     if live and view is None and params.n == 1:
         print(flush=True)
     assert stream.output is not None
     return stream.output
-
-
-def _print_text(event: StepEvent) -> None:
-    if event.kind == "kept":
-        print(event.text, end="", flush=True)
 
 
 def _print_samples(result: RequestOutput, show_steps: bool) -> None:
