@@ -1,0 +1,195 @@
+"""Products of up to 16 rows with a weight in Triton, with all that stands around them fused in.
+
+y[r, n] = sum_k h[r, k] weight[n, k] (+ bias[n]) (+ residual[r, n])
+
+where h is x or rms_norm(x), and, gated, silu(y[r, n]) * y[r, N + n] is stored. The weight is read
+once, and at so few rows nothing else counts. Up to 4 rows are multiplied on plain cores; 5 to 16
+rows fill one tile of the tensor cores. A norm divides the finished sums, so no pass over x stands
+before the first byte of weight (fp16 with tensor cores is the exception: it could overflow).
+
+Twin: `rsd_kernels.reference.fused_linear`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.triton_support import Launch, ceil_div, next_power_of_2
+
+MAX_ROWS = 16
+
+_PLAIN_ROWS = 4  # at most so many rows are multiplied without tensor cores
+_PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _projection_kernel(
+    x: tl.tensor,  # [num_rows, NUM_INPUTS]
+    norm: tl.tensor,  # [NUM_INPUTS] or None
+    weight: tl.tensor,  # [NUM_OUTPUTS, NUM_INPUTS], [2 * NUM_OUTPUTS, NUM_INPUTS] if GATED
+    bias: tl.tensor,  # [NUM_OUTPUTS], [2 * NUM_OUTPUTS] if GATED, or None
+    residual: tl.tensor,  # [num_rows, NUM_OUTPUTS] or None
+    out: tl.tensor,  # [num_rows, NUM_OUTPUTS]
+    eps: tl.tensor,
+    num_rows: tl.tensor,
+    stride_x: tl.tensor,
+    stride_weight: tl.tensor,
+    stride_residual: tl.tensor,
+    stride_out: tl.tensor,
+    NUM_INPUTS: tl.constexpr,
+    NUM_OUTPUTS: tl.constexpr,
+    GATED: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,  # at least num_rows
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+) -> None:
+    o_r = tl.arange(0, ROWS)
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_r, m_n = o_r < num_rows, o_n < NUM_OUTPUTS
+    p_x = x + o_r[:, None] * stride_x
+    p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
+    up = NUM_OUTPUTS * stride_weight  # from a gate's weights to its partner's
+    b_square = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    b_rms = tl.full([ROWS], 1.0, tl.float32)
+    if NORM_FIRST:
+        for i_k in range(0, NUM_INPUTS, BLOCK_K):
+            o_k = i_k + tl.arange(0, BLOCK_K)
+            m_x = m_r[:, None] & (o_k < NUM_INPUTS)[None, :]
+            b_x = tl.load(p_x + o_k[None, :], mask=m_x, other=0.0).to(tl.float32)
+            b_square += b_x * b_x
+        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)
+
+    if TENSOR_CORES:
+        b_y = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        b_up = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    else:
+        b_y = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+        b_up = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+    for i_k in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=NUM_STAGES):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_k < NUM_INPUTS
+        m_w = m_n[:, None] & m_k[None, :]
+        b_x = tl.load(p_x + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+        b_w = tl.load(p_w + o_k[None, :], mask=m_w, other=0.0)
+        if norm is not None:
+            b_wide = b_x.to(tl.float32)
+            if not NORM_FIRST:
+                b_square += b_wide * b_wide
+            b_scale = tl.load(norm + o_k, mask=m_k, other=0.0).to(tl.float32)
+            b_wide = b_wide * b_rms[:, None] * b_scale[None, :]
+        if TENSOR_CORES:
+            if norm is not None:
+                b_x = b_wide.to(x.dtype.element_ty)
+            b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
+            if GATED:
+                b_w = tl.load(p_w + up + o_k[None, :], mask=m_w, other=0.0)
+                b_up = tl.dot(b_x, tl.trans(b_w), b_up, input_precision="ieee")
+        else:
+            if norm is None:
+                b_wide = b_x.to(tl.float32)
+            b_y += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
+            if GATED:
+                b_w = tl.load(p_w + up + o_k[None, :], mask=m_w, other=0.0)
+                b_up += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
+
+    if not TENSOR_CORES:
+        b_y, b_up = tl.sum(b_y, 2), tl.sum(b_up, 2)
+    if norm is not None and not NORM_FIRST:
+        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
+        b_y, b_up = b_y * b_rms, b_up * b_rms
+    if bias is not None:
+        b_y += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if bias is not None:
+            b_up += tl.load(bias + NUM_OUTPUTS + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_y = b_y * tl.sigmoid(b_y) * b_up
+    m_y = m_r[:, None] & m_n[None, :]
+    if residual is not None:
+        p_residual = residual + o_r[:, None] * stride_residual + o_n[None, :]
+        b_y += tl.load(p_residual, mask=m_y, other=0.0).to(tl.float32)
+    p_out = out + o_r[:, None] * stride_out + o_n[None, :]
+    tl.store(p_out, b_y.to(out.dtype.element_ty), mask=m_y)
+
+
+@dataclass(frozen=True)
+class ProjectionTiles:
+    """How a product is cut, from its shape alone: the same shape always sums in the same order."""
+
+    rows: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    tensor_cores: bool
+
+
+def projection_tiles(
+    num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool, dtype: torch.dtype
+) -> ProjectionTiles:
+    """The tiles that ship: some 8 KiB of weight a step, and enough programs to fill the device."""
+    widest = next_power_of_2(num_inputs)
+    if num_rows <= _PLAIN_ROWS:
+        rows = next_power_of_2(max(1, num_rows))
+        block_k = 256 if dtype == torch.float32 or (gated and rows == 4) else 512
+        wanted = next_power_of_2(num_outputs // (2 * _PROGRAMS) + 1) // 2
+        most = 16 // rows // (2 if gated else 1)  # sums held in registers
+        block_n = max(min(wanted, most), 4)
+        return ProjectionTiles(rows, block_n, min(block_k, widest), 4, 4, False)
+    block_n = 16 if num_outputs >= 16 * _PROGRAMS // 2 else 8
+    block_k = 64 if dtype == torch.float32 else 128 if gated else 256
+    stages = 2 if dtype == torch.float32 else 3
+    return ProjectionTiles(MAX_ROWS, block_n, max(16, min(block_k, widest)), 4, stages, True)
+
+
+def projection_launch(
+    x: Tensor,  # [num_rows, num_inputs]
+    weight: Tensor,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
+    bias: Tensor | None,  # [num_outputs], [2 * num_outputs] if gated
+    *,
+    out: Tensor,  # [num_rows, num_outputs]
+    residual: Tensor | None = None,  # [num_rows, num_outputs]; may be `out` itself
+    norm: Tensor | None = None,  # [num_inputs]
+    eps: float = 0.0,
+    gated: bool = False,
+) -> Launch:
+    """One product of at most `MAX_ROWS` rows; the arguments are taken to be right."""
+    num_rows, num_inputs = x.shape
+    num_outputs = out.shape[1]
+    tiles = projection_tiles(num_rows, num_outputs, num_inputs, gated=gated, dtype=x.dtype)
+    return Launch(
+        kernel=_projection_kernel,
+        grid=(ceil_div(num_outputs, tiles.block_n) if num_rows else 0,),
+        args={
+            "x": x,
+            "norm": norm,
+            "weight": weight,
+            "bias": bias,
+            "residual": residual,
+            "out": out,
+            "eps": eps,
+            "num_rows": num_rows,
+            "stride_x": x.stride(0),
+            "stride_weight": weight.stride(0),
+            "stride_residual": 0 if residual is None else residual.stride(0),
+            "stride_out": out.stride(0),
+            "NUM_INPUTS": num_inputs,
+            "NUM_OUTPUTS": num_outputs,
+            "GATED": gated,
+            "TENSOR_CORES": tiles.tensor_cores,
+            "NORM_FIRST": norm is not None and tiles.tensor_cores and x.dtype == torch.float16,
+            "ROWS": tiles.rows,
+            "BLOCK_N": tiles.block_n,
+            "BLOCK_K": tiles.block_k,
+            "NUM_STAGES": tiles.num_stages,
+        },
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
