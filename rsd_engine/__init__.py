@@ -1,18 +1,39 @@
 """Reward-Guided Speculative Decoding: three models, one process, one paged KV memory."""
 
-from rsd_engine.engine.engine import Engine
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rsd_engine.logs import show_on_stderr
-from rsd_engine.outputs import (
-    CompletionOutput,
-    FinishedEvent,
-    Metrics,
-    RejectedStep,
-    RequestOutput,
-    Step,
-    StepEvent,
-)
-from rsd_engine.sampling_params import SamplingParams
-from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
+
+if TYPE_CHECKING:
+    from rsd_engine.engine.engine import Engine
+    from rsd_engine.outputs import (
+        CompletionOutput,
+        FinishedEvent,
+        Metrics,
+        RejectedStep,
+        RequestOutput,
+        Step,
+        StepEvent,
+    )
+    from rsd_engine.sampling_params import SamplingParams
+    from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
+
+# Where each name lives. Loaded when first asked for: `rsd --help` need not wait for torch.
+_HOMES = {
+    "rsd_engine.engine.engine": ("Engine",),
+    "rsd_engine.outputs": (
+        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
+        "StepEvent",
+    ),
+    "rsd_engine.sampling_params": ("SamplingParams",),
+    "rsd_engine.steps.policies": (
+        "Clip", "Constant", "Logistic", "Policy", "Sigmoidal", "Threshold",
+    ),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 show_on_stderr()
 
@@ -33,3 +54,17 @@ __all__ = [
     "StepEvent",
     "Threshold",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker must see that other names do not exist
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -49,7 +49,7 @@ class EngineCore:
     """
 
     def __init__(
-        self, loop: Loop, *, text_bridge: TextBridge | None = None, ticks_per_launch: int = 64
+        self, loop: Loop, *, text_bridge: TextBridge | None = None, ticks_per_launch: int = 16
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
