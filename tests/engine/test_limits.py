@@ -48,10 +48,10 @@ def test_stop_strings(
 
 
 def test_a_stop_string_in_a_rejected_step_is_forgotten(engine: Engine) -> None:
-    params = replace(GREEDY, mode=None, policy=Threshold(1.1), stop=["bd", "abX"])
+    params = replace(GREEDY, mode=None, policy=Threshold(1.1), stop=["\n\nc"])
     with scripted(engine, "ab\n\n"), scripted(engine, "c\n\nX</s>", role=Role.TARGET):
         [result] = generate(engine, ["x"], params)
-    assert result.outputs[0].text == "c\n\nX"
+    assert result.outputs[0].text == "c\n\nX" and result.outputs[0].stop_reason is None
     assert result.outputs[0].steps[0].rejected.text == "ab\n\n"
 
 
