@@ -36,7 +36,6 @@ class _Running:
     key: int
     request: SlotRequest
     age: int
-    preemptions: int = 0
 
 
 class EngineCore:
@@ -216,11 +215,8 @@ class EngineCore:
         if len(active) < 2:
             return None
         _, slot = max(active)
-        running = self._slots[slot]
-        assert running is not None
         self._release(slot)
         self.state.active[slot] = 0
-        running.preemptions += 1
         self.num_preemptions += 1
         return slot
 
