@@ -19,6 +19,7 @@ class Stream:
         self._dispatcher = dispatcher
         self._ready: deque[StreamEvent] = deque()
         self._output: RequestOutput | None = None
+        self._closed = False
 
     @property
     def output(self) -> RequestOutput | None:
@@ -26,14 +27,15 @@ class Stream:
         return self._output
 
     def close(self) -> None:
-        """Aborts the request unless it has ended."""
+        """Aborts the request unless it has ended. A closed stream yields nothing more."""
+        self._closed = True
         if self._output is None:
             self._dispatcher.drop(self.request_id)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         try:
-            while self._output is None:
-                while not self._fill():
+            while not self._closed and self._output is None:
+                if not self._fill():
                     self._dispatcher.pump(self.request_id)
                 while self._ready:
                     yield self._next()
@@ -42,8 +44,8 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
-            while self._output is None:
-                while not self._fill():
+            while not self._closed and self._output is None:
+                if not self._fill():
                     await asyncio.to_thread(self._dispatcher.pump, self.request_id)
                 while self._ready:
                     yield self._next()

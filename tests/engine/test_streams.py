@@ -98,6 +98,16 @@ def test_a_stream_closed_before_it_was_read(engine: Engine) -> None:
     assert not engine._built.core.has_work
 
 
+def test_a_stream_that_was_left_yields_nothing_more(engine: Engine) -> None:
+    stream = engine.stream(PROMPTS[0], replace(PARAMS[0], ignore_eos=True, max_tokens=200))
+    with short_launches(engine, 2):
+        for _event in stream:
+            break
+    assert list(stream) == [] and stream.output is None
+    ended = engine.stream(PROMPTS[0], PARAMS[0])
+    assert list(ended) and list(ended) == [] and ended.output is not None
+
+
 def test_a_chat_streams_too(engine: Engine) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
     *_, last = engine.stream(messages, PARAMS[0])
