@@ -70,5 +70,6 @@ def test_sixteen_requests(sized_engine: Engine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sixty_four_requests(sized_engine: Engine) -> None:
     check_independence(sized_engine, *mixed_requests(64, max_tokens=80), preempt_every=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -82,6 +83,16 @@ def test_async_streams_run_together(engine: Engine) -> None:
         assert decisions(output) == decisions(wanted)  # type: ignore[arg-type]
     # They took turns: no stream waited for another to end.
     assert order != sorted(order, key=order.index)
+
+
+def test_threads_share_an_engine(engine: Engine) -> None:
+    alone = [generate(engine, [p], q)[0] for p, q in zip(PROMPTS, PARAMS, strict=True)]
+    with short_launches(engine, 4), ThreadPoolExecutor(len(PROMPTS)) as pool:
+        futures = [
+            pool.submit(generate, engine, [p], q) for p, q in zip(PROMPTS, PARAMS, strict=True)
+        ]
+        together = [future.result(timeout=60)[0] for future in futures]
+    assert [decisions(result) for result in together] == [decisions(result) for result in alone]
 
 
 def test_leaving_a_stream_aborts_its_request(engine: Engine) -> None:
