@@ -28,9 +28,7 @@ from rsd_kernels.triton_support import (
 
 @triton.jit
 def _rope_kv_write_kernel(
-    q: tl.tensor,  # [N, NUM_Q_HEADS, 2 * HALF]
-    k: tl.tensor,  # [N, NUM_KV_HEADS, 2 * HALF]
-    v: tl.tensor,  # [N, NUM_KV_HEADS, 2 * HALF]
+    qkv: tl.tensor,  # [N, NUM_Q_HEADS + 2 * NUM_KV_HEADS, 2 * HALF]
     k_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
     v_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
     page: tl.tensor,  # [N]
@@ -41,18 +39,14 @@ def _rope_kv_write_kernel(
     q_norm: tl.tensor,  # [2 * HALF] or None
     k_norm: tl.tensor,  # [2 * HALF] or None
     eps: tl.tensor,
-    stride_q_row: tl.tensor,
-    stride_q_head: tl.tensor,
-    stride_k_row: tl.tensor,
-    stride_k_head: tl.tensor,
-    stride_v_row: tl.tensor,
-    stride_v_head: tl.tensor,
+    stride_row: tl.tensor,
+    stride_head: tl.tensor,
     stride_k_page: tl.tensor,
     stride_k_token: tl.tensor,
-    stride_k_page_head: tl.tensor,
+    stride_k_head: tl.tensor,
     stride_v_page: tl.tensor,
     stride_v_token: tl.tensor,
-    stride_v_page_head: tl.tensor,
+    stride_v_head: tl.tensor,
     NUM_Q_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -65,28 +59,22 @@ def _rope_kv_write_kernel(
     i_offset = tl.load(offset + i_row)
     o = tl.arange(0, BLOCK)
     m = o < HALF
+    p_x = qkv + i_row * stride_row + i_head * stride_head
     if i_head >= NUM_Q_HEADS + NUM_KV_HEADS:
         i_v = i_head - NUM_Q_HEADS - NUM_KV_HEADS
-        p_v = v + i_row * stride_v_row + i_v * stride_v_head + o
-        p_to = v_pages + i_page * stride_v_page + i_offset * stride_v_token
-        p_to += i_v * stride_v_page_head + o
-        tl.store(p_to, tl.load(p_v, mask=m), mask=m)
-        tl.store(p_to + HALF, tl.load(p_v + HALF, mask=m), mask=m)
+        p_v = v_pages + i_page * stride_v_page + i_offset * stride_v_token + i_v * stride_v_head
+        tl.store(p_v + o, tl.load(p_x + o, mask=m), mask=m)
+        tl.store(p_v + HALF + o, tl.load(p_x + HALF + o, mask=m), mask=m)
         return
 
-    is_q = i_head < NUM_Q_HEADS
-    if is_q:
-        p_x = q + i_row * stride_q_row + i_head * stride_q_head
-        p_y = p_x
-    else:
+    p_y = p_x
+    if i_head >= NUM_Q_HEADS:
         i_k = i_head - NUM_Q_HEADS
-        p_x = k + i_row * stride_k_row + i_k * stride_k_head
-        p_y = k_pages + i_page * stride_k_page + i_offset * stride_k_token
-        p_y += i_k * stride_k_page_head
+        p_y = k_pages + i_page * stride_k_page + i_offset * stride_k_token + i_k * stride_k_head
     b_low = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
     b_high = tl.load(p_x + HALF + o, mask=m, other=0.0).to(tl.float32)
     if q_norm is not None:
-        p_norm = q_norm if is_q else k_norm
+        p_norm = q_norm if i_head < NUM_Q_HEADS else k_norm
         b_rms = tl.rsqrt(tl.sum(b_low * b_low + b_high * b_high, 0) / (2 * HALF) + eps)
         b_low *= b_rms * tl.load(p_norm + o, mask=m, other=0.0).to(tl.float32)
         b_high *= b_rms * tl.load(p_norm + HALF + o, mask=m, other=0.0).to(tl.float32)
@@ -94,14 +82,12 @@ def _rope_kv_write_kernel(
     p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
     b_new_low = b_low * tl.load(p_cos, mask=m) + b_high * tl.load(p_sin, mask=m)
     b_new_high = b_high * tl.load(p_cos + HALF, mask=m) + b_low * tl.load(p_sin + HALF, mask=m)
-    tl.store(p_y + o, b_new_low.to(q.dtype.element_ty), mask=m)
-    tl.store(p_y + HALF + o, b_new_high.to(q.dtype.element_ty), mask=m)
+    tl.store(p_y + o, b_new_low.to(qkv.dtype.element_ty), mask=m)
+    tl.store(p_y + HALF + o, b_new_high.to(qkv.dtype.element_ty), mask=m)
 
 
 def rope_kv_write(
-    q: Tensor,  # [N, num_q_heads, head_dim], changed in place
-    k: Tensor,  # [N, num_kv_heads, head_dim]
-    v: Tensor,  # [N, num_kv_heads, head_dim]
+    qkv: Tensor,  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v; q is changed in place
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     page: Tensor,  # [N] int32; rows with a negative page are padding and left alone
@@ -109,7 +95,7 @@ def rope_kv_write(
     cos: Tensor,  # [N or num_positions, head_dim] fp32, see `rope_tables`
     sin: Tensor,  # [N or num_positions, head_dim] fp32
     *,
-    position: Tensor | None = None,  # [N] int32: row n of q takes this row of cos; None: row n
+    position: Tensor | None = None,  # [N] int32: row n takes this row of cos and sin; None: row n
     q_norm: Tensor | None = None,  # [head_dim]
     k_norm: Tensor | None = None,  # [head_dim]
     eps: float = 0.0,
@@ -123,26 +109,23 @@ def rope_kv_write(
         ValueError: an argument's shape, dtype, strides or device is not one it can take; with
             RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
     """
-    tables = {"cos": cos, "sin": sin}
-    _check(q, k, v, k_pages, v_pages)
-    _check_rows(q, page, offset, position, tables)
-    _check_norms(q, q_norm, k_norm)
+    _check_heads(qkv, k_pages, v_pages)
+    _check_rows(qkv, page, offset, position, {"cos": cos, "sin": sin})
+    _check_norms(qkv, q_norm, k_norm)
     check_devices(
-        q=q, k=k, v=v, k_pages=k_pages, v_pages=v_pages, page=page, offset=offset, cos=cos,
-        sin=sin, position=position, q_norm=q_norm, k_norm=k_norm,
+        qkv=qkv, k_pages=k_pages, v_pages=v_pages, page=page, offset=offset, cos=cos, sin=sin,
+        position=position, q_norm=q_norm, k_norm=k_norm,
     )  # fmt: skip
     if debugging():
         _check_values(k_pages, page, offset, position, cos)
     rope_kv_write_launch(
-        q, k, v, k_pages, v_pages, page, offset, cos, sin,
+        qkv, k_pages, v_pages, page, offset, cos, sin,
         position=position, q_norm=q_norm, k_norm=k_norm, eps=eps,
     ).run()  # fmt: skip
 
 
 def rope_kv_write_launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
     page: Tensor,
@@ -156,15 +139,13 @@ def rope_kv_write_launch(
     eps: float,
 ) -> Launch:
     """The launch of `rope_kv_write`, whose arguments these are."""
-    num_rows, num_q_heads, head_dim = q.shape
-    num_kv_heads = k.shape[1]
+    num_rows, num_heads, head_dim = qkv.shape
+    num_kv_heads = k_pages.shape[2]
     return Launch(
         kernel=_rope_kv_write_kernel,
-        grid=(num_rows, num_q_heads + 2 * num_kv_heads),
+        grid=(num_rows, num_heads),
         args={
-            "q": q,
-            "k": k,
-            "v": v,
+            "qkv": qkv,
             "k_pages": k_pages,
             "v_pages": v_pages,
             "page": page,
@@ -175,19 +156,15 @@ def rope_kv_write_launch(
             "q_norm": q_norm,
             "k_norm": k_norm,
             "eps": eps,
-            "stride_q_row": q.stride(0),
-            "stride_q_head": q.stride(1),
-            "stride_k_row": k.stride(0),
-            "stride_k_head": k.stride(1),
-            "stride_v_row": v.stride(0),
-            "stride_v_head": v.stride(1),
+            "stride_row": qkv.stride(0),
+            "stride_head": qkv.stride(1),
             "stride_k_page": k_pages.stride(0),
             "stride_k_token": k_pages.stride(1),
-            "stride_k_page_head": k_pages.stride(2),
+            "stride_k_head": k_pages.stride(2),
             "stride_v_page": v_pages.stride(0),
             "stride_v_token": v_pages.stride(1),
-            "stride_v_page_head": v_pages.stride(2),
-            "NUM_Q_HEADS": num_q_heads,
+            "stride_v_head": v_pages.stride(2),
+            "NUM_Q_HEADS": num_heads - 2 * num_kv_heads,
             "NUM_KV_HEADS": num_kv_heads,
             "HALF": head_dim // 2,
             "BLOCK": next_power_of_2(head_dim // 2),
@@ -197,30 +174,31 @@ def rope_kv_write_launch(
     )
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-    if q.dim() != 3 or q.shape[2] % 2 or not q.shape[2]:
-        raise ValueError(f"q has shape {list(q.shape)}; it must be [N, heads, an even head_dim]")
-    if k.dim() != 3:
-        raise ValueError(f"k has shape {list(k.shape)}; it must have 3 dimensions")
+def _check_heads(qkv: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    if qkv.dim() != 3 or qkv.shape[2] % 2 or not qkv.shape[2]:
+        raise ValueError(
+            f"qkv has shape {list(qkv.shape)}; it must be [N, heads, an even head_dim]"
+        )
     if k_pages.dim() != 4:
         raise ValueError(f"k_pages has shape {list(k_pages.shape)}; it must have 4 dimensions")
-    num_rows, _, head_dim = q.shape
-    check_shape("k", k, (num_rows, k.shape[1], head_dim))
-    check_shape("v", v, tuple(k.shape))
-    check_shape("k_pages", k_pages, (*k_pages.shape[:2], *k.shape[1:]))
+    num_kv_heads, head_dim = k_pages.shape[2], qkv.shape[2]
+    if qkv.shape[1] <= 2 * num_kv_heads:
+        raise ValueError(
+            f"qkv has {qkv.shape[1]} heads; it must have more than two for each of the "
+            f"{num_kv_heads} of k_pages"
+        )
+    check_shape("k_pages", k_pages, (*k_pages.shape[:3], head_dim))
     check_shape("v_pages", v_pages, tuple(k_pages.shape))
-    check_dtype("q", q, *FLOAT_DTYPES)
-    others = {"k": k, "v": v, "k_pages": k_pages, "v_pages": v_pages}
-    for name, tensor in others.items():
-        check_dtype(name, tensor, q.dtype)
-    for name, tensor in {"q": q, **others}.items():
+    check_dtype("qkv", qkv, *FLOAT_DTYPES)
+    for name, tensor in (("qkv", qkv), ("k_pages", k_pages), ("v_pages", v_pages)):
+        check_dtype(name, tensor, qkv.dtype)
         check_last_contiguous(name, tensor)
 
 
 def _check_rows(
-    q: Tensor, page: Tensor, offset: Tensor, position: Tensor | None, tables: dict[str, Tensor]
+    qkv: Tensor, page: Tensor, offset: Tensor, position: Tensor | None, tables: dict[str, Tensor]
 ) -> None:
-    num_rows, _, head_dim = q.shape
+    num_rows, _, head_dim = qkv.shape
     for name, tensor in (("page", page), ("offset", offset), ("position", position)):
         if tensor is not None:
             check_shape(name, tensor, (num_rows,))
@@ -235,13 +213,13 @@ def _check_rows(
             raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
 
 
-def _check_norms(q: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
+def _check_norms(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm: one is None; give both or neither")
     for name, tensor in (("q_norm", q_norm), ("k_norm", k_norm)):
         if tensor is not None:
-            check_shape(name, tensor, (q.shape[2],))
-            check_dtype(name, tensor, q.dtype)
+            check_shape(name, tensor, (qkv.shape[2],))
+            check_dtype(name, tensor, qkv.dtype)
             check_last_contiguous(name, tensor)
 
 

@@ -15,12 +15,9 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.weights import DecoderWeights, LayerWeights
-from rsd_kernels.reference.activation import silu_mul
-from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
-from rsd_kernels.reference.kv_write import kv_write
-from rsd_kernels.reference.linear import linear
-from rsd_kernels.reference.norm import rms_norm
-from rsd_kernels.reference.rope import rope, rope_rows, rope_tables
+from rsd_kernels.model_ops import model_ops
+from rsd_kernels.reference.attention import AttentionMap
+from rsd_kernels.reference.rope import rope_tables
 from rsd_kernels.row_batch import RowBatch
 
 
@@ -49,6 +46,10 @@ class Decoder:
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self.activations = Activations.allocate(config, max_rows, self.dtype, self.device, arena)
+        self.ops = model_ops(weights.embedding)
+        heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
+        size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
+        self._scratch = torch.empty(size, dtype=torch.float32, device=self.device)
         self._scale = config.head_dim**-0.5
         inv_freq = config.rope.inv_freq(config.head_dim)
         positions = max_positions or config.max_position_embeddings
@@ -83,21 +84,21 @@ class Decoder:
         """What all layers share: embedded rows, angles, views, which keys to attend to."""
         config = self.config
         buffers = self.activations.narrow(batch.num_rows)
-        torch.index_select(self.weights.embedding, 0, batch.token, out=buffers.hidden)
-        cos, sin = rope_rows(self._cos, self._sin, batch.position)
+        self.ops.embed(self.weights.embedding, batch.token, out=buffers.hidden)
+        cos, sin, position = self.ops.rope_angles(self._cos, self._sin, batch.position)
         heads = buffers.qkv.view(batch.num_rows, -1, config.head_dim)
-        num_rotated = config.num_q_heads + config.num_kv_heads
         return _Pass(
             buffers=buffers,
+            heads=heads,
             q=heads[:, : config.num_q_heads],
-            k=heads[:, config.num_q_heads : num_rotated],
-            v=heads[:, num_rotated:],
-            rotated=heads[:, :num_rotated],
             attended=buffers.attended.view(batch.num_rows, -1, config.head_dim),
             cos=cos,
             sin=sin,
+            position=position,
             key_maps={
-                window: attention_map(batch, page_table, kv.tokens_per_page, window, self.dtype)
+                window: self.ops.attention_map(
+                    batch, page_table, kv.tokens_per_page, window, self.dtype, self._scratch
+                )
                 for window in set(config.sliding_windows)
             },
         )
@@ -105,24 +106,48 @@ class Decoder:
     def _attention(
         self, index: int, layer: LayerWeights, now: _Pass, batch: RowBatch, kv: PagedKV
     ) -> None:
-        eps, buffers = self.config.rms_norm_eps, now.buffers
+        ops, eps, buffers = self.ops, self.config.rms_norm_eps, now.buffers
         k_pages, v_pages = kv.k[index], kv.v[index]
-        rms_norm(buffers.hidden, layer.input_norm, eps, out=buffers.normed)
-        linear(buffers.normed, layer.qkv, layer.qkv_bias, out=buffers.qkv)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            rms_norm(now.q, layer.q_norm, eps, out=now.q)
-            rms_norm(now.k, layer.k_norm, eps, out=now.k)
-        rope(now.rotated, now.cos, now.sin)
-        kv_write(now.k, now.v, k_pages, v_pages, batch.page, batch.offset)
+        ops.norm_linear(
+            buffers.hidden,
+            layer.input_norm,
+            eps,
+            layer.qkv,
+            layer.qkv_bias,
+            normed=buffers.normed,
+            out=buffers.qkv,
+        )
+        ops.rope_kv_write(
+            now.heads,
+            k_pages,
+            v_pages,
+            batch.page,
+            batch.offset,
+            now.cos,
+            now.sin,
+            position=now.position,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=eps,
+        )
         key_map = now.key_maps[self.config.sliding_windows[index]]
-        paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
-        linear(buffers.attended, layer.o, layer.o_bias, residual=buffers.hidden, out=buffers.hidden)
+        ops.paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
+        ops.linear(
+            buffers.attended, layer.o, layer.o_bias, residual=buffers.hidden, out=buffers.hidden
+        )
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
-        rms_norm(buffers.hidden, layer.post_norm, self.config.rms_norm_eps, out=buffers.normed)
-        linear(buffers.normed, layer.gate_up, layer.gate_up_bias, out=buffers.gate_up)
-        silu_mul(buffers.gate_up, out=buffers.gated)
-        linear(
+        self.ops.norm_gate_up(
+            buffers.hidden,
+            layer.post_norm,
+            self.config.rms_norm_eps,
+            layer.gate_up,
+            layer.gate_up_bias,
+            normed=buffers.normed,
+            gate_up=buffers.gate_up,
+            out=buffers.gated,
+        )
+        self.ops.linear(
             buffers.gated,
             layer.down,
             layer.down_bias,
@@ -133,14 +158,13 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What all layers of one pass share. q, k and v are views of one buffer, as is `rotated`."""
+    """What all layers of one pass share. `q` is a view of `heads`, which views `buffers.qkv`."""
 
     buffers: Activations
+    heads: Tensor  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v
     q: Tensor  # [N, num_q_heads, head_dim]
-    k: Tensor  # [N, num_kv_heads, head_dim]
-    v: Tensor  # [N, num_kv_heads, head_dim]
-    rotated: Tensor  # [N, num_q_heads + num_kv_heads, head_dim] q and k
     attended: Tensor  # [N, num_q_heads, head_dim]
-    cos: Tensor  # [N, head_dim]
-    sin: Tensor  # [N, head_dim]
+    cos: Tensor  # [N or num_positions, head_dim]
+    sin: Tensor  # [N or num_positions, head_dim]
+    position: Tensor | None  # [N] rows of cos and sin; None: row n
     key_maps: dict[int | None, AttentionMap]  # one for each sliding window among the layers

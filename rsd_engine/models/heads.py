@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
-from rsd_kernels.reference.linear import linear
-from rsd_kernels.reference.norm import rms_norm
 from rsd_kernels.row_batch import RowBatch
 
 
@@ -35,11 +32,12 @@ class Model:
             [S, hidden]: the last row of each sequence after the final norm; valid until the next
             pass. The row of a sequence that brings no tokens means nothing.
         """
-        hidden = self.decoder.forward(batch, kv, page_table)
-        last = self.decoder.activations.last[: batch.num_seqs]
-        row = (batch.seq_start[1:] - 1).clamp_(min=0)
-        torch.index_select(hidden, 0, row, out=last)
-        return rms_norm(last, self.decoder.weights.final_norm, self.config.rms_norm_eps, out=last)
+        decoder = self.decoder
+        hidden = decoder.forward(batch, kv, page_table)
+        last = decoder.activations.last[: batch.num_seqs]
+        norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
+        decoder.ops.last_rows_norm(hidden, batch.seq_start, norm, eps, out=last)
+        return last
 
 
 class LanguageModel(Model):
@@ -71,11 +69,7 @@ class LanguageModel(Model):
         which are never sampled, are then not computed.
         """
         last = self.last_hidden(batch, kv, page_table)
-        weight = self.lm_head[: out.shape[1]]
-        if out.dtype == self.dtype:
-            linear(last, weight, out=out)
-        else:
-            out.copy_(linear(last, weight))
+        self.decoder.ops.lm_head(last, self.lm_head[: out.shape[1]], out=out)
 
 
 class RewardModel(Model):

@@ -52,7 +52,7 @@ class Case:
             self.tensors |= {"q_norm": weights[0], "k_norm": weights[1]}
 
     def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-        """Fresh tensors for one call: q, k and v in one buffer, K and V of a page side by side."""
+        """Fresh tensors for one call, with K and V of a page side by side."""
         qkv = self.qkv.to(device, dtype, copy=True)
         shape = (NUM_PAGES, 5, PER_PAGE, self.num_kv_heads, self.head_dim)
         pages = torch.full(shape, float("nan"), dtype=dtype, device=device)
@@ -60,22 +60,19 @@ class Case:
             name: tensor.to(device, dtype if name.endswith("norm") else tensor.dtype)
             for name, tensor in self.tensors.items()
         }
-        q, k, v = qkv.split((self.num_q_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        kept |= {"q": q, "k": k, "v": v, "k_pages": pages[:, 1], "v_pages": pages[:, 3]}
-        return kept | {"eps": 1e-6}
+        return kept | {"qkv": qkv, "k_pages": pages[:, 1], "v_pages": pages[:, 3], "eps": 1e-6}
 
     def by_twin(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         arguments = self.arguments(dtype, torch.device("cpu"))
         if self.tables:  # the twin gathers the angles of padding too
             arguments["position"].clamp_(max=NUM_POSITIONS - 1)
         twin(**arguments)
-        return results(arguments)
+        return self.results(arguments)
 
-
-def results(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """q of all rows but padding, and the two planes of the pages as they lie in memory."""
-    pages = torch.stack((arguments["k_pages"], arguments["v_pages"]))
-    return arguments["q"][:-1].cpu(), pages.cpu()
+    def results(self, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """q of all rows but padding, and the two planes of the pages as they lie in memory."""
+        pages = torch.stack((arguments["k_pages"], arguments["v_pages"]))
+        return arguments["qkv"][:-1, : self.num_q_heads].cpu(), pages.cpu()
 
 
 CASES = {
@@ -98,10 +95,10 @@ CASES = {
 def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -> None:
     case = Case(**CASES[name], dtype=dtype)
     arguments = case.arguments(dtype, DEVICE)
-    before = arguments["q"][-1:].clone()
+    before = arguments["qkv"][-1:].clone()
     rope_kv_write(**arguments)
-    assert torch.equal(arguments["q"][-1:], before), "padding was changed"
-    q, pages = results(arguments)
+    assert torch.equal(arguments["qkv"][-1:], before), "padding was changed"
+    q, pages = case.results(arguments)
     (exact_q, exact_pages), (plain_q, plain_pages) = (
         case.by_twin(torch.float64),
         case.by_twin(dtype),
@@ -119,9 +116,14 @@ def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(5, 6, 63)}, r"q has shape \[5, 6, 63\]; it must be \[N, heads, an even"),
-        ({"k": torch.zeros(4, 2, 64)}, r"k has shape \[4, 2, 64\]; it must be \[5, 2, 64\]"),
-        ({"v": torch.zeros(5, 2, 64).half()}, "v has dtype torch.float16; allowed: torch.float32"),
+        (
+            {"qkv": torch.zeros(5, 10, 63)},
+            r"qkv has shape \[5, 10, 63\]; it must be \[N, heads, an",
+        ),
+        ({"qkv": torch.zeros(5, 4, 64)}, "qkv has 4 heads; it must have more than two for each of"),
+        ({"qkv": torch.zeros(5, 10, 64).double()}, "qkv has dtype torch.float64; allowed: "),
+        ({"v_pages": torch.zeros(7, 3, 2, 64).half()}, "v_pages has dtype torch.float16; allowed"),
+        ({"k_pages": torch.zeros(7, 3, 64)}, r"k_pages has shape \[7, 3, 64\]; it must have 4 dim"),
         ({"k_pages": torch.zeros(7, 3, 64, 2).mT}, r"k_pages has strides \(.*\); its last dimens"),
         ({"page": torch.zeros(5)}, "page has dtype torch.float32; allowed: torch.int32"),
         ({"offset": torch.zeros(4).int()}, r"offset has shape \[4\]; it must be \[5\]"),

@@ -1,0 +1,138 @@
+"""The ops of a model's forward: Triton where its tensors are on a CUDA device, else the twins.
+
+A model asks once, where its weights are, and calls what it got. Triton is imported only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.reference import fused_linear
+from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
+from rsd_kernels.reference.embedding import embed
+from rsd_kernels.reference.linear import linear
+from rsd_kernels.reference.rope import rope_rows
+from rsd_kernels.reference.rope_kv_write import rope_kv_write
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.triton_support import runs_on
+
+Op = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ModelOps:
+    """One function for each op; arguments and results are those of the twin of that name."""
+
+    backend: str
+    embed: Op
+    norm_linear: Op
+    norm_gate_up: Op
+    linear: Op
+    rope_kv_write: Op
+    paged_attention: Op
+    last_rows_norm: Op
+    lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
+    attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
+    attention_scratch_size: Op  # as in `rsd_kernels.paged_attention`; 0 where none is needed
+    # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
+    rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def model_ops(tensor: Tensor) -> ModelOps:
+    """The ops for tensors that are where this one is."""
+    return triton_ops() if runs_on(tensor) else REFERENCE
+
+
+def triton_ops() -> ModelOps:
+    """The Triton launchers.
+
+    Raises:
+        ImportError: if there is no Triton.
+    """
+    from rsd_kernels import embedding, paged_attention, rms_norm, rope_kv_write
+    from rsd_kernels import fused_linear as products
+
+    return ModelOps(
+        backend="triton",
+        embed=embedding.embed,
+        norm_linear=products.norm_linear,
+        norm_gate_up=products.norm_gate_up,
+        linear=products.linear,
+        rope_kv_write=rope_kv_write.rope_kv_write,
+        paged_attention=paged_attention.paged_attention,
+        last_rows_norm=rms_norm.last_rows_norm,
+        lm_head=products.linear,
+        attention_map=_map_on_device,
+        attention_scratch_size=paged_attention.attention_scratch_size,
+        rope_angles=_angles_by_position,
+    )
+
+
+def _map_on_device(
+    batch: RowBatch,
+    page_table: Tensor,
+    tokens_per_page: int,
+    sliding_window: int | None,
+    dtype: torch.dtype,
+    scratch: Tensor | None,
+) -> AttentionMap:
+    """Nothing is worked out beforehand: the kernel reads lengths and tables itself."""
+    del dtype
+    return AttentionMap(batch, page_table, tokens_per_page, sliding_window, (), scratch)
+
+
+def _map_on_host(
+    batch: RowBatch,
+    page_table: Tensor,
+    tokens_per_page: int,
+    sliding_window: int | None,
+    dtype: torch.dtype,
+    scratch: Tensor | None,
+) -> AttentionMap:
+    del scratch
+    return attention_map(batch, page_table, tokens_per_page, sliding_window, dtype)
+
+
+def _angles_by_position(
+    cos: Tensor, sin: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return cos, sin, position
+
+
+def _gathered_angles(
+    cos: Tensor, sin: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gathered once a pass for all layers."""
+    return *rope_rows(cos, sin, position), None
+
+
+def _lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    if out.dtype == x.dtype:
+        return linear(x, weight, out=out)
+    return out.copy_(linear(x, weight))
+
+
+def _no_scratch(*sizes: Any) -> int:
+    del sizes
+    return 0
+
+
+REFERENCE = ModelOps(
+    backend="reference (PyTorch)",
+    embed=embed,
+    norm_linear=fused_linear.norm_linear,
+    norm_gate_up=fused_linear.norm_gate_up,
+    linear=linear,
+    rope_kv_write=rope_kv_write,
+    paged_attention=paged_attention,
+    last_rows_norm=fused_linear.last_rows_norm,
+    lm_head=_lm_head,
+    attention_map=_map_on_host,
+    attention_scratch_size=_no_scratch,
+    rope_angles=_gathered_angles,
+)

@@ -1,0 +1,16 @@
+"""Plain-PyTorch twin of the embedding of new tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def embed(
+    table: Tensor,  # [vocab_size, width]
+    token: Tensor,  # [N] int32
+    *,
+    out: Tensor,  # [N, width]
+) -> Tensor:
+    """Row `token[n]` of the table. Returns `out`."""
+    return torch.index_select(table, 0, token, out=out)
