@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from rsd_kernels import plan, rollback, settle
+from rsd_kernels import plan, reward, reward_accept, reward_scores, rollback, settle
+from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role, SlotLimits, SlotState
 from rsd_kernels.triton_support import Launch
@@ -15,6 +16,9 @@ from rsd_kernels.triton_support import Launch
 _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 _MAX_ROWS = 256
+
+
+_HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
 
 
 def control_launches(num_slots: int = 16) -> dict[str, Launch]:
@@ -37,4 +41,45 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
             state.kv_len, sizes,
         ),
+        **_reward_launches(state, batch),
     }  # fmt: skip
+
+
+def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
+    """Both heads, inside the engine and for other stacks."""
+    num_seqs = batch.num_seqs
+    whole = torch.empty(num_seqs, dtype=torch.int32, device=_META)
+    real = torch.empty(num_seqs, dtype=torch.float32, device=_META)
+    policy = {
+        "policy_kind": whole, "policy_a": real, "policy_b": real, "draw": real,
+        "reward": real, "accept": whole,
+    }  # fmt: skip
+    launches: dict[str, Launch] = {}
+    for size, width in _HIDDEN.items():
+        rows = torch.empty(_MAX_ROWS, width, dtype=torch.bfloat16, device=_META)
+        for kind, head in _heads(width).items():
+            scratch = torch.empty(
+                reward_scores.scratch_shape(head, num_seqs), dtype=torch.float32, device=_META
+            )
+            ours = reward.score_launches(state, batch, rows, head, _TOKENS_PER_PAGE, scratch)
+            theirs = reward_accept.reward_accept_launches(rows[:num_seqs], head, policy, scratch)
+            for i, launch in enumerate(ours):
+                launches[f"score_{kind}_{size}_{i}"] = launch
+            for i, launch in enumerate(theirs):
+                launches[f"reward_accept_{kind}_{size}_{i}"] = launch
+    return launches
+
+
+def _heads(width: int) -> dict[str, RewardHead]:
+    def weight(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=_META)
+
+    single = torch.float32
+    return {
+        "value": ValueHead(
+            weight(width), 1e-6, weight(1, width, dtype=single), weight(1, dtype=single)
+        ),
+        "classes": TwoClassHead(
+            weight(width), 1e-6, weight(width, width), weight(width), weight(2, width), weight(2)
+        ),
+    }

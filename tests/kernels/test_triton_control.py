@@ -8,11 +8,12 @@ from tests.kernels.triton_child import run_checks
 
 pytest.importorskip("triton")
 
-CHECKS = "triton_control_checks.py"
+CHECKS = ("triton_control_checks.py", "triton_reward_checks.py")
 
 
-def test_in_the_interpreter() -> None:
-    run_checks(CHECKS, interpreted=True)
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(name: str) -> None:
+    run_checks(name, interpreted=True)
 
 
 def test_compile_ahead_of_time() -> None:
@@ -20,5 +21,6 @@ def test_compile_ahead_of_time() -> None:
 
 
 @pytest.mark.gpu
-def test_on_the_device() -> None:
-    run_checks(CHECKS, interpreted=False)
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_the_device(name: str) -> None:
+    run_checks(name, interpreted=False)
