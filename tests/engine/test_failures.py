@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
+from torch import Tensor
 
 from rsd_engine import Clip, Constant, Engine, SamplingParams, Threshold
+from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role
-from tests.engine.scripted import scripted, spoiled
+from tests.engine.scripted import replaced, scripted, spoiled
 from tests.engine.support import all_pages_free, decisions, generate
 
 GOOD = ["ab", "abcd", "abcde"]
@@ -71,6 +74,24 @@ def test_steps_of_nothing_do_not_loop(
     expected = {"\n\n": [1] * 7, "</s>": [1], "\n\n</s>": [1, 1], "a</s>": [2], "b": [40]}[text]
     assert sizes == expected
     assert all(0 <= score <= 1 for score in _rewards(completion.steps))
+
+
+def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
+    [wanted] = generate(engine, ["ab"], PARAMS)
+    forward, passes = engine._built.core.loop.forwards[Role.DRAFT], 0
+
+    def interrupted(batch: RowBatch, out: Tensor) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            signal.raise_signal(signal.SIGINT)
+        forward(batch, out)
+
+    with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
+        generate(engine, ["ab", "abcd"], PARAMS)
+    assert not engine._built.core.has_work and all_pages_free(engine)
+    [again] = generate(engine, ["ab"], PARAMS)
+    assert decisions(again) == decisions(wanted)
 
 
 def _rewards(steps) -> list[float]:

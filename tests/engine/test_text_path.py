@@ -8,6 +8,7 @@ import pytest
 
 from rsd_engine import Engine, Logistic, SamplingParams, Threshold
 from rsd_engine.engine import build
+from tests.engine.scripted import scripted
 from tests.engine.support import (
     PROMPTS,
     Fresh,
@@ -89,3 +90,15 @@ def test_independence_on_the_text_path(text_engine: Engine) -> None:
     for prompt, params, result in zip(PROMPTS, PARAMS, together, strict=True):
         [alone] = generate(text_engine, [prompt], params)
         assert decisions(alone) == decisions(result)
+
+
+def test_a_stop_token_that_completes_a_delimiter(engine: Engine, text_engine: Engine) -> None:
+    """The PRM reads the step up to the delimiter, neither more nor less."""
+    for one in (engine, text_engine):
+        blank = one.get_tokenizer().convert_tokens_to_ids("ĊĊ")
+        params = SamplingParams(temperature=0.0, stop_token_ids=[blank], policy=Threshold(0.0))
+        with scripted(one, "abc\n\nd</s>"):
+            [result] = generate(one, ["x"], params)
+        assert result.outputs[0].stop_reason == blank and result.outputs[0].text == "abc\n\n"
+        [row] = prm_rows(one, result)
+        assert scores(result) == pytest.approx([Fresh(one).reward(row)], abs=1e-5)
