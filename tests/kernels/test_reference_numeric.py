@@ -60,13 +60,32 @@ def test_linear_split_over_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
 
+@pytest.mark.parametrize("num_rows", [3, 4, 8, 15, 16])
+def test_linear_over_a_large_weight(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of 64 columns, and plainly where they do not come out even."""
+    monkeypatch.setattr(linear_module, "_capability", lambda: "AVX512")
+    x, weight = torch.randn(num_rows, 128), torch.randn(4097, 128)
+    wanted = x.double() @ weight.double().T
+    out = torch.full((num_rows, 4097), NAN)
+    for columns in (4096, 4097):
+        got = linear(x, weight[:columns], out=out[:, :columns])
+        torch.testing.assert_close(got.double(), wanted[:, :columns], rtol=0, atol=1e-4)
+
+
 def test_linear_layouts() -> None:
-    assert cpu_layout(1, 10, 2, "AVX2") == "split"
-    assert cpu_layout(1, 9, 2, "AVX2") == "plain"
-    assert cpu_layout(1, 10, 1, "AVX2") == "plain"
-    assert cpu_layout(2, 9, 2, "AVX2") == cpu_layout(16, 9, 2, "AVX2") == "transposed"
-    assert cpu_layout(17, 10, 2, "AVX2") == cpu_layout(0, 10, 2, "AVX2") == "plain"
-    assert {cpu_layout(n, 10, 2, "AVX512") for n in (1, 2, 8, 64)} == {"plain"}
+    small, odd = (10, 24), (9, 24)
+    assert cpu_layout(1, small, 2, "AVX2") == "split"
+    assert cpu_layout(1, odd, 2, "AVX2") == "plain"
+    assert cpu_layout(1, small, 1, "AVX2") == "plain"
+    assert cpu_layout(2, odd, 2, "AVX2") == cpu_layout(16, odd, 2, "AVX2") == "transposed"
+    assert cpu_layout(17, small, 2, "AVX2") == cpu_layout(0, small, 2, "AVX2") == "plain"
+    assert {cpu_layout(n, small, 2, "AVX512") for n in (1, 2, 8, 64)} == {"plain"}
+    large = (4096, 128)
+    assert {cpu_layout(n, large, 2, "AVX512") for n in (0, 1, 3, 16, 64)} == {"plain"}
+    assert {cpu_layout(n, large, 2, "AVX512") for n in (4, 8, 15)} == {"batched"}
+    assert cpu_layout(8, (4097, 128), 2, "AVX512") == "plain"
+    assert cpu_layout(8, (4032, 128), 2, "AVX512") == "plain"
+    assert cpu_layout(8, large, 2, "DEFAULT") == "plain"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
