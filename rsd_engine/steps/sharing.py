@@ -60,7 +60,8 @@ def _same_model(ours: Model, theirs: Model) -> bool:
     if ours.__getstate__() == theirs.__getstate__():  # spares reading megabytes of JSON
         return True
     first, second = component(ours), component(theirs)
-    return all(first.get(name) == second.get(name) for name in _MODEL_RULES)
+    # An affix of None and one of "" are the same, as are a switch that is off and one left out.
+    return all((first.get(name) or None) == (second.get(name) or None) for name in _MODEL_RULES)
 
 
 def _splits_text(tokenizer: Any) -> tuple[Any, ...]:

@@ -70,7 +70,12 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
     appended = [_append_token(slots, tables, b) for b in complete]
     for b, after in zip(complete, appended, strict=True):
         first = slots.length[b]
-        write_at(state.tokens, (b, slice(first, first + len(after.tokens))), after.tokens)
+        last = first + len(after.tokens)
+        write_at(state.tokens, (b, slice(first, last)), after.tokens)
+        if last > first + 1:  # all the logprob of a replaced token stands at its first position
+            state.token_logprob[b, first + 1 : last] = 0.0
+            state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
+            state.top_token[b, first + 1 : last] = state.top_token[b, first]
     columns = zip(*(after.columns for after in appended), strict=True)
     for name, values in zip(_COLUMNS, columns, strict=True):
         write_at(getattr(state, name), complete, values)
