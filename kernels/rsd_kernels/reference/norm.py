@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,17 @@ def rms_norm(
         [..., width] in the dtype of `x`; `out` itself when it is given.
     """
     wide = x if x.dtype in _WIDE else x.float()
-    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = torch.addcmul(
+        _constant(eps, wide.dtype, wide.device), norm, norm, value=1 / x.shape[-1]
+    ).rsqrt_()
     if wide is x:
         return torch.mul(x, scale, out=out).mul_(weight)
     normed = (wide * scale).mul_(weight)
     return normed.to(x.dtype) if out is None else out.copy_(normed)
+
+
+@functools.cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A scalar tensor, made once: making one costs as much as using it."""
+    return torch.tensor(value, dtype=dtype, device=device)
