@@ -1,0 +1,173 @@
+"""Micro-benchmarks of the CPU path: `pytest bench/ --benchmark-only`.
+
+Control ops and a forward at the shapes of the demo draft with random weights, 16 slots at 200
+tokens each: what a tick of the loop costs beside arithmetic. No checkpoint is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
+from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.decoder import Decoder
+from rsd_engine.models.heads import LanguageModel
+from rsd_engine.models.weights import DecoderWeights
+from rsd_kernels import ops
+from rsd_kernels.reference.attention import attention_map, paged_attention
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import Phase, PolicyKind, Role, SlotLimits, SlotState
+from rsd_kernels.step_tables import StepTables
+
+CPU = torch.device("cpu")
+NUM_SLOTS, LENGTH, STEP, PAGE, VOCAB = 16, 200, 20, 16, 960
+TOKENS_PER_PAGE = (PAGE, PAGE, PAGE)
+ROUNDS: dict[str, Any] = {"rounds": 200, "warmup_rounds": 10}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Slots in the middle of a step, one row each to read."""
+
+    state: SlotState
+    batch: RowBatch
+
+    @property
+    def rows(self) -> RowBatch:
+        return self.batch.narrow(NUM_SLOTS, NUM_SLOTS)
+
+    def rewind(self) -> Callable[[], None]:
+        """A function that puts the state back to what it is now."""
+        kept = {f.name: getattr(self.state, f.name).clone() for f in fields(self.state)}
+
+        def restore() -> None:
+            for name, value in kept.items():
+                getattr(self.state, name).copy_(value)
+
+        return restore
+
+
+@pytest.fixture
+def scene() -> Scene:
+    limits = SlotLimits(NUM_SLOTS, 512, 1024, 64, 4096, 2**16)
+    state = SlotState.allocate(limits, CPU)
+    state.length.fill_(LENGTH)
+    state.committed.fill_(LENGTH - STEP)
+    state.prm_length.fill_(LENGTH + 4)
+    state.prm_committed.fill_(LENGTH - STEP)
+    state.limit.fill_(500)
+    state.max_steps.fill_(100)
+    state.max_step_tokens.fill_(400)
+    state.phase.fill_(Phase.DRAFT)
+    state.active.fill_(1)
+    state.age.copy_(torch.arange(NUM_SLOTS))
+    state.num_logprobs.fill_(-1)
+    state.stop_tokens.fill_(-1)
+    state.repetition_penalty.fill_(1.0)
+    state.policy_kind.fill_(PolicyKind.THRESHOLD)
+    state.policy_a.fill_(0.7)
+    state.tick_cap.fill_(10**9)
+    state.tokens.random_(VOCAB)
+    state.kv_len[Role.DRAFT] = LENGTH - 1
+    batch = RowBatch.allocate(256, NUM_SLOTS, CPU)
+    ops.plan(state, batch, TOKENS_PER_PAGE)
+    return Scene(state, batch)
+
+
+def test_plan(benchmark: Any, scene: Scene) -> None:
+    benchmark(ops.plan, scene.state, scene.batch, TOKENS_PER_PAGE)
+    assert int(scene.state.num_rows) == NUM_SLOTS
+
+
+def test_sample_greedy(benchmark: Any, scene: Scene) -> None:
+    logits = torch.randn(NUM_SLOTS, VOCAB)
+    benchmark(ops.sample, scene.state, scene.rows, logits, Role.DRAFT)
+    assert scene.state.next_token.tolist() == logits.argmax(-1).tolist()
+
+
+def test_append(benchmark: Any, scene: Scene) -> None:
+    scene.state.next_token.fill_(7)
+    restore, tables = scene.rewind(), _tables()
+    append = lambda: ops.append(scene.state, scene.rows, tables, Role.DRAFT)  # noqa: E731
+    benchmark.pedantic(append, setup=restore, **ROUNDS)
+    assert scene.state.length.tolist() == [LENGTH + 1] * NUM_SLOTS
+
+
+@pytest.mark.parametrize("reward", [0.9, 0.1], ids=["keep", "reject"])
+def test_decide(benchmark: Any, scene: Scene, reward: float) -> None:
+    restore = scene.rewind()
+    rewards = torch.full((NUM_SLOTS,), reward)
+    decide = lambda: ops.decide(scene.state, scene.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
+    benchmark.pedantic(decide, setup=restore, **ROUNDS)
+    expected = Phase.DRAFT if reward > 0.7 else Phase.TARGET
+    assert scene.state.phase.tolist() == [expected] * NUM_SLOTS
+
+
+def test_paged_attention(benchmark: Any, scene: Scene) -> None:
+    kv = _kv(KVShape(1, 2, 32, torch.float32))
+    q = torch.randn(NUM_SLOTS, 2, 32)
+    out = torch.full_like(q, torch.nan)
+    table = scene.state.page_table[Role.DRAFT]
+    keys = attention_map(scene.rows, table, kv.tokens_per_page, None, q.dtype)
+    benchmark(paged_attention, q, kv.k[0], kv.v[0], keys, scale=32**-0.5, out=out)
+    assert bool(out.isfinite().all())
+
+
+def test_decode_pass(benchmark: Any, scene: Scene) -> None:
+    model = _draft()
+    kv = _kv(KVShape(3, 2, 32, torch.float32))
+    logits = torch.full((NUM_SLOTS, VOCAB), torch.nan)
+    benchmark(model.logits, scene.rows, kv, scene.state.page_table[Role.DRAFT], logits)
+    assert bool(logits.isfinite().all())
+
+
+def _kv(shape: KVShape) -> PagedKV:
+    """Pages of PAGE tokens, all zeros."""
+    pool = PagePool(4096, PAGE * shape.bytes_per_token, CPU)
+    pool.buffer.zero_()
+    return pool.view(shape)
+
+
+def _tables() -> StepTables:
+    """Every token is the letter a."""
+
+    def table(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)
+
+    return StepTables(
+        token_byte=torch.full((VOCAB,), ord("a"), dtype=torch.uint8),
+        token_start=torch.arange(VOCAB + 1, dtype=torch.int32),
+        prefix_entry=torch.full((VOCAB,), -1, dtype=torch.int32),
+        prefix_start=table(0),
+        prefix_token=table(),
+        prm_token=torch.arange(VOCAB, dtype=torch.int32),
+        separator=table(0),
+    )
+
+
+def _draft() -> LanguageModel:
+    """A decoder of the demo draft's shape with random weights."""
+    config = ModelConfig.from_dict(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": VOCAB,
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+        }
+    )
+    weights = DecoderWeights.allocate(config, torch.float32, CPU)
+    for tensor in weights.places(config).values():
+        tensor.normal_(0, 0.1)
+    return LanguageModel(Decoder(config, weights, max_rows=256), weights.embedding)
