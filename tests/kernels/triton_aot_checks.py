@@ -1,0 +1,64 @@
+"""Launches compiled ahead of time. Run by `test_triton_aot.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rsd_kernels import aot
+from rsd_kernels.launch_registry import MODEL_SHAPES, ModelShape, ShippedLaunch, forward_launches
+from rsd_kernels.triton_support import Launch
+
+ARCHS = (80, 90, 100)
+# Heads and dtypes that none of the models of the registry has.
+OTHERS = {
+    "head of 80": (ModelShape(640, 1024, 2, 8, 2, 80, 1000, False), torch.bfloat16),
+    "head of 96, fp16": (ModelShape(768, 1024, 2, 8, 4, 96, 1000, True), torch.float16),
+    "head of 128, normed": (
+        ModelShape(1024, 3072, 2, 16, 8, 128, 1000, False, True),
+        torch.bfloat16,
+    ),
+    "head of 256": (ModelShape(1024, 1024, 2, 4, 2, 256, 1000, False), torch.bfloat16),
+    "fp32": (ModelShape(576, 1536, 2, 9, 3, 64, 1000, False), torch.float32),
+}
+DECODE = ("paged_attention", "rope_kv_write", "norm_gate_up", "linear (down)")
+
+
+def compiled(launch: Launch, arch: int) -> aot.Usage:
+    usage = aot.usage(aot.compile_launch(launch, arch))
+    assert 16 <= usage.registers <= 255
+    return usage
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("op", DECODE)
+def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
+    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
+    [launch] = [s for s in forward_launches("Qwen2.5-1.5B", shape, 1) if s.op == op]
+    assert launch.decode
+    assert compiled(launch.launch, arch).stack_bytes == 0
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
+    shape, dtype = OTHERS[name]
+    for shipped in forward_launches(name, shape, rows, dtype):
+        if shipped.op in ("paged_attention", "rope_kv_write", "norm_gate_up"):
+            usage = compiled(shipped.launch, 90)
+            assert usage.stack_bytes == 0 or not shipped.decode
+            assert usage.shared_bytes <= 160 * 1024  # what an A100 gives one program
+
+
+def test_weights_are_read_by_wide_asynchronous_copies() -> None:
+    shape = MODEL_SHAPES["Qwen2.5-7B"]
+    launches = {s.op: s.launch for s in forward_launches("Qwen2.5-7B", shape, 1)}
+    for op in ("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)", "lm_head"):
+        ptx = aot.compile_launch(launches[op], 90).asm["ptx"]
+        assert "cp.async.cg.shared.global" in ptx, op  # the 16-byte form
+
+
+def test_more_rows_than_a_tile_are_not_decode() -> None:
+    launch = next(iter(forward_launches("Qwen2.5-1.5B", MODEL_SHAPES["Qwen2.5-1.5B"], 1))).launch
+    assert ShippedLaunch("op", "shape", 16, launch).decode
+    assert not ShippedLaunch("op", "shape", 17, launch).decode

@@ -1,0 +1,84 @@
+"""A whole forward by Triton against that by the twins. Run by `test_triton_decoder.py`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_engine.models.heads import LanguageModel
+from rsd_engine.models.loader import load_language_model
+from rsd_kernels import paged_attention
+from rsd_kernels.model_ops import model_ops, triton_ops
+from rsd_kernels.row_batch import RowBatch
+from tests.kernels.triton_child import DEVICE, INTERPRETED
+from tests.models.checkpoints import make_model, save
+from tests.models.driver import Driver, pack
+
+PASSES = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
+TOLERANCE = 1e-4  # fp32
+
+
+def tokens(slot: int, start: int, count: int) -> list[int]:
+    return [(slot * 17 + position * 7) % 61 for position in range(start, start + count)]
+
+
+def by_twins(folder: Path) -> list[Tensor]:
+    driver, found = Driver(load_language_model(folder, max_rows=64)), []
+    for new in PASSES:
+        chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
+        found.append(driver.run(*chunks))
+    return found
+
+
+def padded(batch: RowBatch, num_rows: int, num_seqs: int) -> RowBatch:
+    """The same pass in a bucket of fixed size: rows of no sequence, and empty sequences."""
+    wide = RowBatch.allocate(num_rows, num_seqs, torch.device("cpu"))
+    for field in fields(RowBatch):
+        tensor = getattr(batch, field.name)
+        getattr(wide, field.name)[: tensor.shape[0]] = tensor
+    wide.page[batch.num_rows :] = -1
+    wide.token[batch.num_rows :] = 1 << 20  # never read
+    wide.seq_start[batch.num_seqs :] = batch.num_rows
+    return RowBatch(**{f.name: getattr(wide, f.name).to(DEVICE) for f in fields(RowBatch)})
+
+
+def by_triton(model: LanguageModel, num_rows: int, num_seqs: int) -> list[Tensor]:
+    driver, found = Driver(model), []
+    pages, table = driver.pool.buffer.to(DEVICE), driver.table.to(DEVICE)
+    driver.pool.buffer = pages
+    kv = driver.pool.view(model.config.kv_shape(model.dtype))
+    for new in PASSES:
+        chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
+        batch = pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page)
+        for slot, n in new.items():
+            driver.kv_len[slot] += n
+        out = torch.full((num_seqs, model.config.vocab_size), float("nan"), device=DEVICE)
+        model.logits(padded(batch, num_rows, num_seqs), kv, table, out)
+        found.append(out[: len(new)].cpu())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_rows"), [("qwen3", 16), ("mistral", 16), ("llama-bias", 20)]
+)
+def test_forward(
+    architecture: str, num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every op of a forward: head norms, a sliding window, biases; rows for one tile and more."""
+    folder = save(make_model(architecture), tmp_path)
+    if INTERPRETED:
+        monkeypatch.setattr(paged_attention, "_PROGRAMS", 9)
+    model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
+    if INTERPRETED:
+        monkeypatch.setattr(model.decoder, "ops", triton_ops())
+        size = paged_attention.attention_scratch_size(64, 4, 4, 32, torch.float32)
+        monkeypatch.setattr(model.decoder, "_scratch", torch.full((size,), float("nan")))
+    else:
+        assert model_ops(model.lm_head).backend == "triton"
+    for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
+        assert bool(found.isfinite().all())
+        assert float((found - wanted).abs().max()) <= TOLERANCE
