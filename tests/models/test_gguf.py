@@ -61,7 +61,7 @@ def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptur
             if parameter.dim() == 2:
                 packed = gguf.quants.quantize(parameter.numpy(), kind)
                 parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "rsd_engine"):
         path = write_gguf(tmp_path / "m.gguf", reference, quantise=kind)
         assert_equals_transformers(path, reference)
     assert "Q8_0" in caplog.text and "MiB in fp32" in caplog.text
