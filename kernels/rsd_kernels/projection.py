@@ -132,20 +132,31 @@ class ProjectionTiles:
 
 
 def projection_tiles(
-    num_rows: int, num_outputs: int, num_inputs: int, *, gated: bool, dtype: torch.dtype
+    num_rows: int,
+    num_outputs: int,
+    num_inputs: int,
+    *,
+    gated: bool,
+    normed: bool,
+    dtype: torch.dtype,
 ) -> ProjectionTiles:
-    """The tiles that ship: some 8 KiB of weight a step, and enough programs to fill the device."""
+    """The tiles that ship: many bytes of weight on their way, enough programs for the device.
+
+    Wider tiles than these make the sm_100 compiler spill a register or two.
+    """
     widest = next_power_of_2(num_inputs)
+    wide_dtype = dtype == torch.float32
     if num_rows <= _PLAIN_ROWS:
         rows = next_power_of_2(max(1, num_rows))
-        block_k = 256 if dtype == torch.float32 or (gated and rows == 4) else 512
+        block_k, stages = (256, 6) if rows == 4 else (256 if wide_dtype else 512, 4)
         wanted = next_power_of_2(num_outputs // (2 * _PROGRAMS) + 1) // 2
         most = 16 // rows // (2 if gated else 1)  # sums held in registers
         block_n = max(min(wanted, most), 4)
-        return ProjectionTiles(rows, block_n, min(block_k, widest), 4, 4, False)
+        return ProjectionTiles(rows, block_n, min(block_k, widest), 4, stages, False)
     block_n = 16 if num_outputs >= 16 * _PROGRAMS // 2 else 8
-    block_k = 64 if dtype == torch.float32 else 128 if gated else 256
-    stages = 2 if dtype == torch.float32 else 3
+    block_k, stages = (128, 4) if gated or normed else (256, 3)
+    if wide_dtype:
+        block_k, stages = 64, 2
     return ProjectionTiles(MAX_ROWS, block_n, max(16, min(block_k, widest)), 4, stages, True)
 
 
@@ -163,7 +174,14 @@ def projection_launch(
     """One product of at most `MAX_ROWS` rows; the arguments are taken to be right."""
     num_rows, num_inputs = x.shape
     num_outputs = out.shape[1]
-    tiles = projection_tiles(num_rows, num_outputs, num_inputs, gated=gated, dtype=x.dtype)
+    tiles = projection_tiles(
+        num_rows,
+        num_outputs,
+        num_inputs,
+        gated=gated,
+        normed=norm is not None,
+        dtype=x.dtype,
+    )
     return Launch(
         kernel=_projection_kernel,
         grid=(ceil_div(num_outputs, tiles.block_n) if num_rows else 0,),
