@@ -21,15 +21,16 @@ _STATE = tuple(f.name for f in fields(SlotState))
 _BATCH = tuple(f.name for f in fields(RowBatch))
 
 
-def _bundle(name: str, *members: str) -> Any:
+def bundle(name: str, *members: str) -> Any:
+    """A named tuple type, which Triton takes apart into its members."""
     return namedtuple(name, members)
 
 
-StateArgs = _bundle(
+StateArgs = bundle(
     "StateArgs", *_STATE, "num_slots", "row_len", "prm_row_len", "num_columns", "log_words"
 )
-BatchArgs = _bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
-PageSizes = _bundle("PageSizes", "draft", "target", "prm")
+BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
+PageSizes = bundle("PageSizes", "draft", "target", "prm")
 
 
 def state_args(state: SlotState) -> Any:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from rsd_kernels import plan, reward, reward_accept, reward_scores, rollback, settle
+from rsd_kernels import (
+    plan,
+    reward,
+    reward_accept,
+    reward_scores,
+    rollback,
+    sample,
+    sample_scratch,
+    settle,
+)
 from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role, SlotLimits, SlotState
@@ -18,6 +27,7 @@ _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 _MAX_ROWS = 256
 
 
+_VOCABULARY = 151936  # of Qwen2.5
 _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
 
 
@@ -42,7 +52,16 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
             state.kv_len, sizes,
         ),
         **_reward_launches(state, batch),
+        **_sample_launches(state, batch),
     }  # fmt: skip
+
+
+def _sample_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
+    num_slots, row_len = state.tokens.shape
+    scratch = sample_scratch.allocate(num_slots, row_len, _VOCABULARY, _META)
+    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
+    launches = sample.sample_launches(state, batch, logits, Role.DRAFT, scratch)
+    return {f"sample_{i}": launch for i, launch in enumerate(launches)}
 
 
 def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:

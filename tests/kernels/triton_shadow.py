@@ -72,7 +72,7 @@ class Shadow:
         return op
 
 
-def random_requests(seed: int, count: int) -> list[Any]:
+def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any]:
     """Requests of all modes, policies and limits."""
     rng = random.Random(seed)
     policies = (
@@ -99,7 +99,7 @@ def random_requests(seed: int, count: int) -> list[Any]:
             repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
             seed=rng.randrange(2**63),
             sample_index=rng.randint(0, 3),
-            num_logprobs=rng.choice([-1, -1, 0, 4]),
+            num_logprobs=rng.choice([-1, -1, 0, 4]) if logprobs else -1,
             policy=rng.choice(policies),
         )
         for _ in range(count)
@@ -133,9 +133,14 @@ def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore
 
 
 def run_shadowed(
-    monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Op], seed: int, count: int = 6
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: dict[str, Op],
+    seed: int,
+    count: int = 6,
+    *,
+    logprobs: bool = True,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
-    run(random_core(seed), random_requests(seed, count))
+    run(random_core(seed), random_requests(seed, count, logprobs=logprobs))
     return shadow.calls

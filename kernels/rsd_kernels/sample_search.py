@@ -1,0 +1,149 @@
+"""Candidates of a draw: list them, count them, find a cut-off among them, pick one.
+
+An id's key is the magnitude of s = x / T - max(x) / T as an integer: all s <= 0, so a smaller key
+is more probable, and a bisection over keys finds every cut-off exactly.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def scaled(
+    p_row: tl.tensor, b_id: tl.tensor, m_id: tl.tensor, temperature: tl.tensor, top: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """s, its place in the order (0 is the most probable) and e of some ids."""
+    b_x = tl.load(p_row + b_id, mask=m_id, other=float("-inf"))
+    b_s = tl.div_rn(b_x, temperature) - top
+    b_key = b_s.to(tl.int32, bitcast=True) & _MAGNITUDE
+    return b_key, tl.exp(b_s)
+
+
+@triton.jit
+def compact(
+    p_row: tl.tensor,
+    p_candidate: tl.tensor,
+    vocabulary: tl.tensor,
+    temperature: tl.tensor,
+    top: tl.tensor,
+    min_p: tl.tensor,
+    limit: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Writes the ids within `limit`, in order."""
+    count = 0
+    start = 0
+    while start < vocabulary:
+        b_id = start + tl.arange(0, BLOCK)
+        m_id = b_id < vocabulary
+        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        m_kept = m_id & (b_e >= min_p) & (b_key <= limit)
+        b_one = tl.where(m_kept, 1, 0)
+        tl.store(p_candidate + count + tl.cumsum(b_one, 0) - 1, b_id, mask=m_kept)
+        count += tl.sum(b_one)
+        start += BLOCK
+    tl.debug_barrier()
+
+
+@triton.jit
+def _candidates(
+    p_candidate: tl.tensor,
+    start: tl.tensor,
+    number: tl.tensor,
+    listed: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """Ids start:start + BLOCK of the list, or of the vocabulary where there is no list."""
+    o_id = start + tl.arange(0, BLOCK)
+    m_id = o_id < number
+    b_listed = tl.load(p_candidate + o_id, mask=m_id & listed, other=0)
+    return tl.where(listed, b_listed, o_id), m_id
+
+
+@triton.jit
+def kept(
+    p_row: tl.tensor,
+    p_candidate: tl.tensor,
+    number: tl.tensor,
+    listed: tl.tensor,
+    temperature: tl.tensor,
+    top: tl.tensor,
+    min_p: tl.tensor,
+    limit: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """How many candidates are within `limit`, and their mass."""
+    count = 0
+    mass = tl.full((), 0.0, tl.float64)
+    start = 0
+    while start < number:
+        b_id, m_id = _candidates(p_candidate, start, number, listed, BLOCK)
+        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        m_kept = m_id & (b_e >= min_p) & (b_key <= limit)
+        count += tl.sum(tl.where(m_kept, 1, 0))
+        mass += tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
+        start += BLOCK
+    return count, mass
+
+
+@triton.jit
+def bisect(
+    p_row: tl.tensor,
+    p_candidate: tl.tensor,
+    number: tl.tensor,
+    listed: tl.tensor,
+    temperature: tl.tensor,
+    top: tl.tensor,
+    min_p: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    least_count: tl.tensor,
+    least_mass: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The least limit in (low, high] that keeps `least_count` ids and `least_mass`; or `high`."""
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        count, mass = kept(
+            p_row, p_candidate, number, listed, temperature, top, min_p, middle, BLOCK
+        )
+        enough = (count >= least_count) & (mass >= least_mass)
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle)
+    return high
+
+
+@triton.jit
+def invert(
+    p_row: tl.tensor,
+    p_candidate: tl.tensor,
+    number: tl.tensor,
+    listed: tl.tensor,
+    temperature: tl.tensor,
+    top: tl.tensor,
+    min_p: tl.tensor,
+    limit: tl.tensor,
+    target: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The first kept id whose running mass exceeds `target`; the last kept one if none does."""
+    token = number * 0 + _NO_ID
+    last = number * 0
+    mass = target * 0.0
+    start = 0
+    while (start < number) & (token == _NO_ID):
+        b_id, m_id = _candidates(p_candidate, start, number, listed, BLOCK)
+        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        m_kept = m_id & (b_e >= min_p) & (b_key <= limit) & (b_e > 0)
+        b_mass = tl.where(m_kept, b_e, 0.0).to(tl.float64)
+        b_running = mass + tl.cumsum(b_mass, 0)
+        token = tl.min(tl.where(m_kept & (b_running > target), b_id, _NO_ID))
+        last = tl.maximum(last, tl.max(tl.where(m_kept, b_id, 0)))
+        mass += tl.sum(b_mass)
+        start += BLOCK
+    return tl.where(token == _NO_ID, last, token)
