@@ -34,7 +34,7 @@ _MAX_SPLITS = 64
 _DECODE_ROWS = 16  # passes of at most so many rows use the narrow tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs"])
 def _attend_kernel(
     q: tl.tensor,  # [N, num_q_heads, HEAD_DIM]
     k_pages: tl.tensor,  # [num_pages, TOKENS_PER_PAGE, num_kv_heads, HEAD_DIM]
@@ -143,7 +143,7 @@ def _attend_kernel(
             tl.store(part + o_part[:, None] * HEAD_DIM + o_d[None, :], b_acc, mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs"])
 def _combine_kernel(
     out: tl.tensor,  # [N, num_q_heads, HEAD_DIM]
     part: tl.tensor,  # [N, num_q_heads, NUM_SPLITS, HEAD_DIM] fp32
