@@ -50,6 +50,15 @@ def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
             assert usage.shared_bytes <= 160 * 1024  # what an A100 gives one program
 
 
+def test_fp16_norms_before_it_multiplies() -> None:
+    """With tensor cores only, and no other dtype: a kernel of its own."""
+    shape, dtype = OTHERS["head of 96, fp16"]
+    launches = {s.op: s.launch for s in forward_launches("fp16", shape, 16, dtype)}
+    launch = launches["norm_gate_up"]
+    assert launch.args["NORM_FIRST"] and launch.args["TENSOR_CORES"]
+    assert compiled(launch, 90).stack_bytes == 0
+
+
 def test_weights_are_read_by_wide_asynchronous_copies() -> None:
     shape = MODEL_SHAPES["Qwen2.5-7B"]
     launches = {s.op: s.launch for s in forward_launches("Qwen2.5-7B", shape, 1)}
