@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from rsd_kernels import paged_attention
@@ -46,11 +47,15 @@ def padded(batch: RowBatch, num_rows: int, num_seqs: int) -> RowBatch:
     return RowBatch(**{f.name: getattr(wide, f.name).to(DEVICE) for f in fields(RowBatch)})
 
 
+def on_device(model: LanguageModel) -> tuple[Driver, PagedKV, Tensor]:
+    """Pages of NaN and the page table, where the model is."""
+    driver = Driver(model)
+    driver.pool.buffer = driver.pool.buffer.to(DEVICE)
+    return driver, driver.pool.view(model.config.kv_shape(model.dtype)), driver.table.to(DEVICE)
+
+
 def by_triton(model: LanguageModel, num_rows: int, num_seqs: int) -> list[Tensor]:
-    driver, found = Driver(model), []
-    pages, table = driver.pool.buffer.to(DEVICE), driver.table.to(DEVICE)
-    driver.pool.buffer = pages
-    kv = driver.pool.view(model.config.kv_shape(model.dtype))
+    (driver, kv, table), found = on_device(model), []
     for new in PASSES:
         chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
         batch = pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page)
@@ -82,3 +87,32 @@ def test_forward(
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
         assert bool(found.isfinite().all())
         assert float((found - wanted).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
+@pytest.mark.parametrize("num_rows", [16, 64])
+def test_a_forward_can_be_captured(num_rows: int, tmp_path: Path) -> None:
+    """It allocates nothing, waits for nothing, and its CUDA graph gives the same bits."""
+    folder = save(make_model("qwen3"), tmp_path)
+    model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="bfloat16")
+    driver, kv, table = on_device(model)
+    chunks = [(0, tokens(0, 0, 5)), (2, tokens(2, 0, 1))]
+    batch = padded(pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page), num_rows, 4)
+    out = torch.full((4, model.config.vocab_size), float("nan"), device=DEVICE)
+    model.logits(batch, kv, table, out)  # compiles, and cuBLAS takes its workspace
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.logits(batch, kv, table, out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    wanted = out[: len(chunks)].clone()
+    assert bool(wanted.isfinite().all())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model.logits(batch, kv, table, out)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out[: len(chunks)], wanted)
