@@ -199,7 +199,7 @@ def attention_tiles(
     if decode:
         block_m, block_n, warps, stages = 16, 32, 4, 2
     else:
-        block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 2
+        block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 3
     if wide:
         block_m, block_n, warps, stages = 16, 16, 4, 1
     block_m = max(block_m, next_power_of_2(group))

@@ -29,7 +29,7 @@ EPS = 1e-5
 CPU = torch.device("cpu")
 # outputs, inputs: tiny, odd, a step and a bit, several steps
 SHAPES = [(1, 1), (5, 24), (33, 40), (7, 515), (20, 1100)]
-ROWS = [0, 1, 2, 3, 4, 5, 16]  # beyond: cuBLAS
+ROWS = [0, 1, 3, 5, 16]  # beyond: cuBLAS
 
 
 def rows(count: int, width: int, seed: int) -> Tensor:
