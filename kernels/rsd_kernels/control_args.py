@@ -15,10 +15,14 @@ from torch import Tensor
 
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import NUM_ROLES, SlotState
+from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
 from rsd_kernels.triton_support import check_devices
 
 _STATE = tuple(f.name for f in fields(SlotState))
 _BATCH = tuple(f.name for f in fields(RowBatch))
+_TABLES = tuple(f.name for f in fields(StepTables))
+_TAIL = tuple(f.name for f in fields(TailTables))
 
 
 def bundle(name: str, *members: str) -> Any:
@@ -30,6 +34,8 @@ StateArgs = bundle(
     "StateArgs", *_STATE, "num_slots", "row_len", "prm_row_len", "num_columns", "log_words"
 )
 BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
+TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
+TailArgs = bundle("TailArgs", *_TAIL, "num_merges")
 PageSizes = bundle("PageSizes", "draft", "target", "prm")
 
 
@@ -48,6 +54,16 @@ def state_args(state: SlotState) -> Any:
 def batch_args(batch: RowBatch) -> Any:
     """Every tensor of the pass, then how many rows and sequences it has room for."""
     return BatchArgs(*(getattr(batch, name) for name in _BATCH), batch.num_rows, batch.num_seqs)
+
+
+def table_args(tables: StepTables) -> Any:
+    """Every table of the vocabulary, then how many tokens the separator has."""
+    return TableArgs(*(getattr(tables, name) for name in _TABLES), tables.separator.shape[0])
+
+
+def tail_args(tail: TailTables) -> Any:
+    """Every table of the merges, then how many there are."""
+    return TailArgs(*(getattr(tail, name) for name in _TAIL), tail.merge_pair.shape[0])
 
 
 def page_sizes(tokens_per_page: Sequence[int]) -> Any:
@@ -70,6 +86,17 @@ def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
     if batch is not None:
         tensors |= {f"batch.{name}": getattr(batch, name) for name in _BATCH}
     check_devices(**tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+
+
+def check_tables(state: SlotState, tables: StepTables, tail: TailTables | None = None) -> None:
+    """Tables are contiguous and on the device of the state."""
+    tensors: dict[str, Tensor] = {name: getattr(tables, name) for name in _TABLES}
+    if tail is not None:
+        tensors |= {f"tail.{name}": getattr(tail, name) for name in _TAIL}
+    check_devices(length=state.length, **tensors)
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 
 from rsd_kernels import (
+    append,
+    bridge,
     plan,
     reward,
     reward_accept,
@@ -20,12 +22,13 @@ from rsd_kernels import (
 from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role, SlotLimits, SlotState
+from rsd_kernels.step_tables import StepTables
+from rsd_kernels.tail_tables import TailTables
 from rsd_kernels.triton_support import Launch
 
 _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 _MAX_ROWS = 256
-
 
 _VOCABULARY = 151936  # of Qwen2.5
 _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
@@ -53,7 +56,30 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
         ),
         **_reward_launches(state, batch),
         **_sample_launches(state, batch),
+        **_text_launches(state, batch),
     }  # fmt: skip
+
+
+def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
+    """Append and bridge, over a vocabulary of Qwen2.5's size."""
+
+    def table(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=_META)
+
+    size = _VOCABULARY
+    tables = StepTables(
+        table(1 << 20, torch.uint8), table(size + 1), table(size), table(4096), table(4096),
+        table(size), table(1),
+    )  # fmt: skip
+    tail = TailTables(
+        table(size, torch.uint8), table(256), table(size, torch.int64), table(size), table(size)
+    )
+    scratch = torch.empty(state.num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
+    return {
+        "append": append.append_launch(state, batch, tables, Role.DRAFT),
+        "bridge": bridge.bridge_launch(state, tables, tail, scratch),
+        "wait_for_host": bridge.wait_for_host_launch(state),
+    }
 
 
 def _sample_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 JOINS_NEXT = 1  # no word ends between this token and a delimiter
+MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes quadratic time
 JOINS_PREVIOUS = 2  # no word ends between this token and a JOINS_NEXT token before it
 
 

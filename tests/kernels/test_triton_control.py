@@ -8,7 +8,12 @@ from tests.kernels.triton_child import run_checks
 
 pytest.importorskip("triton")
 
-CHECKS = ("triton_control_checks.py", "triton_reward_checks.py", "triton_sample_checks.py")
+CHECKS = (
+    "triton_control_checks.py",
+    "triton_reward_checks.py",
+    "triton_sample_checks.py",
+    "triton_append_checks.py",
+)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import JOINS_NEXT, JOINS_PREVIOUS, TailTables
+from rsd_kernels.tail_tables import JOINS_NEXT, JOINS_PREVIOUS, MAX_WORD_BYTES, TailTables
 
 
 def canonical_tail(kept: list[int], tables: StepTables, tail: TailTables) -> list[int]:
@@ -30,6 +30,8 @@ def canonical_tail(kept: list[int], tables: StepTables, tail: TailTables) -> lis
     if len(kept) - start < 2:
         return kept
     data = [byte for token in kept[start:] for byte in _bytes_of(token, tables)]
+    if len(data) > MAX_WORD_BYTES:
+        return kept
     return kept[:start] + merge_bytes(data, tail)
 
 
