@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,7 @@ import rsd_kernels.library
 from rsd_kernels.reference.linear import linear
 from rsd_kernels.reference.rope import rope_tables
 
+ROOT = Path(__file__).resolve().parents[2]
 OPS = torch.ops.rsd
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -97,3 +103,22 @@ def test_compiled_whole() -> None:
 def test_the_namespace_is_said() -> None:
     assert rsd_kernels.library.NAMESPACE == "rsd"
     assert not [name for name in NAMES if not hasattr(OPS, name)]
+
+
+def test_no_triton_on_a_cpu() -> None:
+    """Loading the ops and running them on CPU tensors neither needs nor loads a kernel."""
+    code = """
+        import sys
+        sys.modules["triton"] = None  # every `import triton` now raises ImportError
+        import torch
+        import rsd_kernels.library
+        from rsd_kernels.model_ops import model_ops
+        x = torch.ones(2, 4)
+        assert bool((torch.ops.rsd.linear(x, x) == 4).all())
+        assert model_ops(x).backend == "reference (PyTorch)"
+        assert "rsd_kernels.projection" not in sys.modules
+    """
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
