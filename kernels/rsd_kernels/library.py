@@ -1,4 +1,4 @@
-"""The ops of a forward as `torch.ops.rsd.*`, for torch.compile and for other stacks.
+"""Forward ops, reward scoring and rollback as `torch.ops.rsd.*`: for torch.compile, other stacks.
 
     import rsd_kernels.library
     torch.ops.rsd.paged_attention(q, k_pages, v_pages, ...)
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsd_kernels.control_library import CONTROL_OPS
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.row_batch import RowBatch
 
@@ -171,3 +172,5 @@ register(
     _paged_attention,
     _paged_attention_fake,
 )
+for _schema, _function, _fake in CONTROL_OPS:
+    register(_schema, _function, _fake)

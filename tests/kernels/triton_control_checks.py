@@ -13,10 +13,12 @@ from rsd_kernels import philox as philox_kernel
 from rsd_kernels import plan as plan_kernel
 from rsd_kernels import rollback as rollback_kernel
 from rsd_kernels import settle as settle_kernel
+from rsd_kernels import triton_support
 from rsd_kernels.reference import philox as philox_twin
 from rsd_kernels.reference import rollback as rollback_twin
 from tests.kernels.triton_child import DEVICE, INTERPRETED
-from tests.kernels.triton_shadow import run_shadowed
+from tests.kernels.triton_shadow import random_core, random_requests, run_shadowed
+from tests.loop.toy import run, story
 
 
 @triton.jit
@@ -202,3 +204,20 @@ def test_every_state_of_a_run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Non
     }
     calls = run_shadowed(monkeypatch, kernels, seed, count=12)
     assert all(calls[name] > 0 for name in kernels), calls
+
+
+def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `ops`: the same steps, rewards and decisions as on the twins."""
+    requests = random_requests(4, 5, logprobs=False)
+
+    def told() -> list[list[str]]:
+        events = run(random_core(4), requests)
+        return [story(events[key]) for key in sorted(events)]
+
+    by_twins = told()
+    assert any("rejected" in line for lines in by_twins for line in lines)
+    if INTERPRETED:
+        launches = []
+        monkeypatch.setattr(triton_support, "runs_on", lambda tensor: launches.append(1) or True)
+        assert told() == by_twins
+        assert len(launches) > 100
