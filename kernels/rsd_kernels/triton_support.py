@@ -90,13 +90,18 @@ def check_last_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def check_devices(**tensors: Tensor | None) -> None:
-    """All on one CUDA device, or all on the CPU where the interpreter runs the kernels."""
+    """All on the current CUDA device, or on the CPU where the interpreter runs the kernels."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     (first, leader), *others = given.items()
     if leader.device.type != "cuda" and not (leader.device.type == "cpu" and interpreting()):
         raise ValueError(
             f"{first} is on {leader.device}; Triton kernels run on CUDA devices, and on the CPU "
             "where TRITON_INTERPRET=1 is set (the twins in rsd_kernels.reference run on any)"
+        )
+    if leader.is_cuda and leader.device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"{first} is on {leader.device}; Triton launches on the current device, which is "
+            f"cuda:{torch.cuda.current_device()} (torch.cuda.set_device changes it)"
         )
     for name, tensor in others:
         if tensor.device != leader.device:

@@ -15,7 +15,14 @@ from rsd_kernels import paged_attention as kernel
 from rsd_kernels.reference.attention import AttentionMap, attention_map
 from rsd_kernels.reference.attention import paged_attention as twin
 from rsd_kernels.row_batch import RowBatch
-from tests.kernels.triton_child import DEVICE, DOT_DTYPES, INTERPRETED, assert_close, broken
+from tests.kernels.triton_child import (
+    DEVICE,
+    DOT_DTYPES,
+    INTERPRETED,
+    assert_close,
+    broken,
+    far_pages,
+)
 
 MAX_PAGES = 24
 
@@ -214,6 +221,20 @@ def test_as_many_splits_as_ship() -> None:
     tiles = kernel.attention_tiles(1, 2, 1, 16, torch.float32)
     assert tiles.num_splits == 64
     check(case)
+
+
+def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
+    case = Case([(1, 8)], head_dim=16, dtype=torch.float16)
+    wanted = case.by_kernel(kernel)
+    near_k, near_v, table = case.k, case.v, case.table.clone()
+    pages = far_pages(tmp_path, 3, (2, case.tokens_per_page, case.num_kv_heads, 16))
+    case.k, case.v = pages[:, 0], pages[:, 1]
+    slot = int(case.batch.seq_slot[0])
+    for i in range(2):
+        far = 2 - i
+        case.k[far], case.v[far] = near_k[table[slot, i]], near_v[table[slot, i]]
+        case.table[slot, i] = far
+    assert torch.equal(case.by_kernel(kernel), wanted)
 
 
 @pytest.mark.usefixtures("few_programs")

@@ -7,6 +7,7 @@ pytest does not collect by itself.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from importlib import util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,21 @@ def broken(module: ModuleType, folder: Path, right: str, wrong: str) -> ModuleTy
     sys.modules[spec.name] = copy
     spec.loader.exec_module(copy)
     return copy
+
+
+def far_pages(folder: Path, num_pages: int, sizes: tuple[int, ...]) -> Tensor:
+    """fp16 pages of `sizes`, 2^30 elements apart: from page 2 on, offsets need 64 bits.
+
+    On a CPU they lie in a sparse file, of which only what is written takes room.
+    """
+    stride = 1 << 30
+    if INTERPRETED:
+        shape = (num_pages * stride,)
+        memory = torch.from_numpy(np.memmap(folder / "pages", np.float16, "w+", shape=shape))
+    else:
+        memory = torch.empty(num_pages * stride, dtype=torch.float16, device=DEVICE)
+    inner = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    return memory.as_strided((num_pages, *sizes), (stride, *inner))
 
 
 def assert_close(result: Tensor, plain: Tensor, exact: Tensor, *, num_terms: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from rsd_kernels.reference.rope import rope_tables
 from rsd_kernels.reference.rope_kv_write import rope_kv_write as twin
 from rsd_kernels.rope_kv_write import rope_kv_write
-from tests.kernels.triton_child import DEVICE, DTYPES, assert_close
+from tests.kernels.triton_child import DEVICE, DTYPES, assert_close, far_pages
 
 NUM_PAGES, PER_PAGE, NUM_POSITIONS = 7, 3, 50
 
@@ -111,6 +112,20 @@ def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -
         pages[written], plain_pages[written], exact_pages[written], num_terms=case.head_dim
     )
     assert torch.equal(pages[1][written[1]], plain_pages[1][written[1]]), "v is stored as it is"
+
+
+def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
+    case = Case(num_rows=4, head_dim=16, dtype=torch.float16)
+    arguments = case.arguments(torch.float16, DEVICE)
+    pages = far_pages(tmp_path, 3, (2, PER_PAGE, case.num_kv_heads, 16))
+    arguments |= {"k_pages": pages[:, 0], "v_pages": pages[:, 1]}
+    arguments["page"].copy_(torch.tensor([2, 0, 2, -1]))
+    arguments["offset"].copy_(torch.tensor([1, 1, 0, 0]))
+    rope_kv_write(**arguments)
+    v = case.qkv[:, case.num_q_heads + case.num_kv_heads :].to(DEVICE)
+    assert torch.equal(pages[2, 1, 1], v[0])
+    assert torch.equal(pages[0, 1, 1], v[1])
+    assert torch.equal(pages[2, 1, 0], v[2])
 
 
 @pytest.mark.parametrize(
