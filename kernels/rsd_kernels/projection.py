@@ -142,7 +142,7 @@ def projection_tiles(
 ) -> ProjectionTiles:
     """The tiles that ship: many bytes of weight on their way, enough programs for the device.
 
-    Wider tiles than these make the sm_100 compiler spill a register or two.
+    With other tiles of that size the sm_100 compiler spills a register or two.
     """
     widest = next_power_of_2(num_inputs)
     wide_dtype = dtype == torch.float32
@@ -153,7 +153,8 @@ def projection_tiles(
         most = 16 // rows // (2 if gated else 1)  # sums held in registers
         block_n = max(min(wanted, most), 4)
         return ProjectionTiles(rows, block_n, min(block_k, widest), 4, stages, False)
-    block_n = 16 if num_outputs >= 16 * _PROGRAMS // 2 else 8
+    norm_first = normed and dtype == torch.float16
+    block_n = 16 if norm_first or num_outputs >= 16 * _PROGRAMS // 2 else 8
     block_k, stages = (128, 4) if gated or normed else (256, 3)
     if wide_dtype:
         block_k, stages = 64, 2

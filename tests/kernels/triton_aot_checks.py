@@ -7,6 +7,7 @@ import torch
 
 from rsd_kernels import aot
 from rsd_kernels.launch_registry import MODEL_SHAPES, ModelShape, ShippedLaunch, forward_launches
+from rsd_kernels.rms_norm import rms_norm
 from rsd_kernels.triton_support import Launch
 
 ARCHS = (80, 90, 100)
@@ -71,3 +72,8 @@ def test_more_rows_than_a_tile_are_not_decode() -> None:
     launch = next(iter(forward_launches("Qwen2.5-1.5B", MODEL_SHAPES["Qwen2.5-1.5B"], 1))).launch
     assert ShippedLaunch("op", "shape", 16, launch).decode
     assert not ShippedLaunch("op", "shape", 17, launch).decode
+
+
+def test_tensors_on_a_cpu_are_refused() -> None:
+    with pytest.raises(ValueError, match="x is on cpu; Triton kernels run on CUDA devices, and"):
+        rms_norm(torch.zeros(2, 4), torch.zeros(4), 1e-5)
