@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from rsd_kernels.control_debug import check_values
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import NUM_ROLES, SlotState
 from rsd_kernels.step_tables import StepTables
 from rsd_kernels.tail_tables import TailTables
-from rsd_kernels.triton_support import check_devices
+from rsd_kernels.triton_support import check_devices, debugging
 
 _STATE = tuple(f.name for f in fields(SlotState))
 _BATCH = tuple(f.name for f in fields(RowBatch))
@@ -81,7 +82,10 @@ def page_sizes(tokens_per_page: Sequence[int]) -> Any:
 
 
 def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
-    """Kernels take the whole state for granted: contiguous, on one device that runs Triton."""
+    """Kernels take the whole state for granted: contiguous, on one device that runs Triton.
+
+    With RSD_DEBUG_KERNELS=1 its cursors and pages are checked too.
+    """
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _STATE}
     if batch is not None:
         tensors |= {f"batch.{name}": getattr(batch, name) for name in _BATCH}
@@ -89,6 +93,8 @@ def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+    if debugging():
+        check_values(state)
 
 
 def check_tables(state: SlotState, tables: StepTables, tail: TailTables | None = None) -> None:

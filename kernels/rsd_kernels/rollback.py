@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.control_args import warps_for
+from rsd_kernels.control_args import check_state, warps_for
+from rsd_kernels.control_debug import check_pages
 from rsd_kernels.reference.rollback import check_rollback
 from rsd_kernels.slot_state import NUM_ROLES, SlotState
 from rsd_kernels.triton_support import (
@@ -23,6 +24,7 @@ from rsd_kernels.triton_support import (
     check_devices,
     check_dtype,
     check_last_contiguous,
+    debugging,
     next_power_of_2,
 )
 
@@ -217,6 +219,8 @@ def rollback(
         check_last_contiguous(name, tensor)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+    if debugging():
+        check_pages(num_pages, page_table, free_pages, num_free)
     rollback_launch(**tensors, tokens_per_page=tokens_per_page).run()
 
 
@@ -262,7 +266,7 @@ def truncate_kv(
             f"keep has {len(keep)} and tokens_per_page {len(tokens_per_page)} values; "
             f"each must have {NUM_ROLES}, one a role"
         )
-    check_devices(kv_len=state.kv_len)
+    check_state(state)
     truncate_slot_launch(state, slot, keep, tokens_per_page).run()
 
 

@@ -7,7 +7,8 @@ import pytest
 from rsd_kernels import aot
 from rsd_kernels.control_launches import control_launches
 
-LAUNCHES = control_launches()
+# One shape of every kernel; `python -m bench.kernel_resources` has them all.
+LAUNCHES = {launch.kernel.__name__: launch for launch in control_launches().values()}
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from rsd_kernels.reference.sample import filtered_probabilities
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role, SlotLimits, SlotState
 from tests.kernels.triton_child import DEVICE
-from tests.kernels.triton_shadow import copied, differences, run_shadowed
+from tests.kernels.triton_shadow import copied, copied_on_cpu, differences, run_shadowed
 
 CPU = torch.device("cpu")
 ROW = 40
@@ -118,13 +117,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         assert int(by_itself.next_token[slot]) == int(together.next_token[slot])
 
 
-def copied_on_cpu(state: SlotState) -> SlotState:
-    return replace(state, **{f.name: getattr(state, f.name).clone() for f in fields(state)})
-
-
 def test_the_distribution() -> None:
     """The counts fit the probabilities (chi-square, p = 1e-4); cut-offs are met exactly above."""
-    count, vocabulary = 60, 5
+    count, vocabulary = 100, 4
     state = a_state(count, 0)
     for name, value in {
         "temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.05, "repetition_penalty": 1.0,
@@ -140,7 +135,7 @@ def test_the_distribution() -> None:
     )  # fmt: skip
     counts = torch.zeros(vocabulary)
     device_state, device_batch = copied(state), copied(batch)
-    rounds = 2
+    rounds = 1
     for step in range(rounds):
         device_state.num_steps.fill_(step)
         device_state.length.copy_(torch.arange(count) % (ROW - 1) + 1)
@@ -152,14 +147,14 @@ def test_the_distribution() -> None:
     some = expected > 0
     assert int(some.sum()) > 2
     chi_square = ((counts - expected) ** 2 / expected)[some].sum().item()
-    assert chi_square < 23.6, counts  # for 4 degrees of freedom; fewer have less
+    assert chi_square < 21.2, counts  # for 3 degrees of freedom; fewer have less
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without logprobs, which agree only within rounding.
     kernels = {"sample": kernel.sample}
-    calls = run_shadowed(monkeypatch, kernels, 5, count=4, logprobs=False)
-    assert calls["sample"] > 10
+    calls = run_shadowed(monkeypatch, kernels, 5, count=3, logprobs=False)
+    assert calls["sample"] > 5
 
 
 def test_says_what_is_wrong() -> None:

@@ -35,6 +35,11 @@ def copied(value: Any) -> Any:
     return value
 
 
+def copied_on_cpu(value: Any) -> Any:
+    """The same, for the twin."""
+    return replace(value, **{f.name: getattr(value, f.name).clone() for f in fields(value)})
+
+
 def differences(twin: Any, kernel: Any) -> list[str]:
     """Names of the fields in which two states (or batches) differ."""
     return [
