@@ -18,7 +18,7 @@ COUNT = 36
 def command(model_args: list[str], folder: Path, output: str) -> list[str]:
     return [
         sys.executable, "-m", "rsd_engine.cli", "generate", *model_args,
-        "--temperature=1", "--max-tokens=120", "--max-step-tokens=12", "--max-num-seqs=3",
+        "--temperature=1", "--max-tokens=120", "--max-step-tokens=12", "--max-num-seqs=1",
         f"--input={folder / 'q.jsonl'}", f"--output={folder / output}",
     ]  # fmt: skip
 
