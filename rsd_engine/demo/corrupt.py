@@ -2,7 +2,8 @@
 
 Steps sampled from the draft and the target show the mistakes that matter; these show, in any
 amount, each kind of mistake on its own: a slip in the arithmetic, a wrong operand or operation
-carried out correctly, the wrong person or thing, a step skipped, repeated or an early answer.
+carried out correctly, the wrong person or thing, a step skipped or repeated, an early answer.
+The kinds are weighted by their share among the mistakes of a small draft, a lost carry first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def corrupt(rng: random.Random, problem: Problem, index: int) -> str | None:
     if index == len(problem.steps) - 1:
         kinds = [_wrong_answer, _wrong_answer, _other_step, _invent]
     else:
-        kinds = [_slip, _slip, _operand, _operand, _operation, _word, _other_step, _early]
+        kinds = [*[_slip] * 5, *[_word] * 3, *[_operand] * 3, _operation, _other_step, _early]
     text = pick(rng, kinds)(rng, problem, index)
     return None if check_step(problem, index, text) else text
 
@@ -56,9 +57,19 @@ def _numbers(rng: random.Random, problem: Problem, index: int) -> int:
 
 
 def _near(rng: random.Random, number: int) -> int:
-    shift = pick(rng, (1, 1, 2, 3, 10, 10, 5, 9, 11, 20))
+    shift = pick(rng, (10, 10, 10, 10, 10, 1, 2, 2, 20, between(rng, 1, 12)))
     shifted = number + pick(rng, (-shift, shift))
     return shifted if 0 < shifted < 200 else number + shift
+
+
+def miscalculate(rng: random.Random, step: str) -> str:
+    """A step with its result a little off; steps without an equation stay as they are."""
+
+    def spoil(match: re.Match[str]) -> str:
+        left, op, right, value = match.groups()
+        return f"{left} {op} {right} = {_near(rng, int(value))}"
+
+    return _EQUATION.sub(spoil, step)
 
 
 def _slip(rng: random.Random, problem: Problem, index: int) -> str:
@@ -66,7 +77,7 @@ def _slip(rng: random.Random, problem: Problem, index: int) -> str:
 
     def spoil(match: re.Match[str]) -> str:
         left, op, right, value = match.groups()
-        near = rng.random() < 0.7
+        near = rng.random() < 0.85
         wrong = _near(rng, int(value)) if near else _numbers(rng, problem, index)
         return f"{left} {op} {right} = {wrong}"
 
@@ -85,7 +96,7 @@ def _operand(rng: random.Random, problem: Problem, index: int) -> str:
 
     def spoil(match: re.Match[str]) -> str:
         operands = [int(match[1]), int(match[3])]
-        side = int(rng.random() * 2)
+        side = int(rng.random() < 0.7)
         seen = rng.random() < 0.7
         operands[side] = _numbers(rng, problem, index) if seen else _near(rng, operands[side])
         if rng.random() < 0.7:

@@ -14,6 +14,7 @@ from rsd_engine.demo.stories import between, pick
 from rsd_engine.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, SYSTEM_PROMPTS, USER
 
 POOL = 2048  # problems drawn at a time; sorting a pool by length keeps padding small
+MARK_WEIGHTS = (0.2, 0.05, 1.0, 1.0)  # wrong and right so far, wrong and right step
 _SEED_STRIDE = 1_000_003  # pools of different seeds never share a stream
 
 
@@ -24,7 +25,7 @@ class Row:
     ids: list[int]
     words_from: int  # next-token loss on the tokens from this index on
     words_to: int
-    marks: list[int]  # one label a token for the value head: 1, 0, or -1 for none
+    marks: list[int]  # one a token for the value head, as `reward_data` names them; -1: none
 
 
 @dataclass
@@ -93,7 +94,12 @@ def batches(rows: list[Row], tokens: int, rng: random.Random) -> list[Batch]:
             groups.append([])
         groups[-1].append(row)
     rng.shuffle(groups)
-    return [_collate(group) for group in groups if len(group) > 1]
+    return [_collate(group) for group in groups if _useful(group)]
+
+
+def _useful(rows: list[Row]) -> bool:
+    """More than one row: a lone one would recompile the model."""
+    return len(rows) > 1
 
 
 def _padded(length: int) -> int:
@@ -112,11 +118,11 @@ def _collate(rows: list[Row]) -> Batch:
         judged = [j for j, mark in enumerate(row.marks) if mark >= 0]
         mark_at += [i * width + j for j in judged]
         mark_labels += [row.marks[j] & 1 for j in judged]
-        weights += [1.0 if row.marks[j] >= 2 else 0.1 for j in judged]
+        weights += [MARK_WEIGHTS[row.marks[j]] for j in judged]
     return Batch(
         ids,
-        torch.tensor(word_at),
-        torch.tensor(word_labels),
+        torch.tensor(word_at, dtype=torch.long),
+        torch.tensor(word_labels, dtype=torch.long),
         torch.tensor(mark_at, dtype=torch.long),
         torch.tensor(mark_labels, dtype=torch.float),
         torch.tensor(weights),

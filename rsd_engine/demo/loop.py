@@ -1,6 +1,6 @@
-"""The training loop: resumable, bounded by time, with a learning rate that ends in a decay.
+"""The training loop: resumable, bounded by time or steps, ending in a decay of the rate.
 
-The rate stays constant until the last part of the time given, so a run can be cut or extended
+The rate stays constant until the last part of the budget, so a run can be cut or extended
 without a schedule planned to the step; an average of the weights serves as a usable model at
 any moment before the decay.
 """
@@ -21,7 +21,7 @@ from torch import nn
 from rsd_engine.demo.data import Batch
 
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.3  # of the time, at the end
+DECAY_SHARE = 0.3  # of the budget, at the end
 AVERAGE = 0.998
 SAVE_SECONDS = 120.0
 
@@ -37,6 +37,7 @@ class Plan:
     minutes: float
     learning_rate: float
     seed: int
+    steps: int | None = None  # ends the run instead of the minutes
     device: str = "cpu"
     compile: bool = True
 
@@ -54,15 +55,21 @@ class Trainer:
         if plan.checkpoint.is_file():
             self._load()
 
+    def progress(self) -> float:
+        """The share of the budget that is used up."""
+        if self.plan.steps is not None:
+            return self.step / self.plan.steps
+        return self.elapsed / (self.plan.minutes * 60)
+
     def rate(self) -> float:
-        """Warm up by steps, stay, and decay linearly by time."""
-        left = 1.0 - self.elapsed / (self.plan.minutes * 60)
+        """Warm up, stay, and decay linearly over the last part of the budget."""
+        left = 1.0 - self.progress()
         decay = min(1.0, max(left, 0.0) / DECAY_SHARE)
         warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
         return self.plan.learning_rate * warmup * max(decay, 0.01)
 
     def run(self, loss_function: LossFunction, pools: Pools) -> None:
-        """Train until the time is used up."""
+        """Train until the budget is used up."""
         compute = torch.compile(loss_function, dynamic=True) if self.plan.compile else loss_function
         rng = random.Random(self.plan.seed + self.step)
         saved, shown, losses = time.monotonic(), self.step, []
@@ -82,7 +89,7 @@ class Trainer:
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save()
                     saved = time.monotonic()
-                if self.elapsed >= self.plan.minutes * 60:
+                if self.progress() >= 1.0:
                     self.save()
                     return
 

@@ -27,7 +27,7 @@ class Shape:
 SHAPES: dict[Role, Shape] = {
     "draft": Shape(hidden=64, layers=3, heads=2, kv_heads=2, mlp=160),
     "target": Shape(hidden=256, layers=6, heads=4, kv_heads=2, mlp=704),
-    "prm": Shape(hidden=128, layers=3, heads=4, kv_heads=2, mlp=256),
+    "prm": Shape(hidden=128, layers=4, heads=4, kv_heads=2, mlp=160),
 }
 LEARNING_RATE: dict[Role, float] = {"draft": 4e-3, "target": 2e-3, "prm": 3e-3}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rsd_engine.demo.corrupt import commuted, corrupt
+from rsd_engine.demo.corrupt import commuted, corrupt, miscalculate
 from rsd_engine.demo.data import Batch, Row, batches, chat_prompt, encode, pools
 from rsd_engine.demo.loop import Pools
 from rsd_engine.demo.problems import (
@@ -26,6 +26,7 @@ from rsd_engine.demo.problems import (
     generate,
 )
 from rsd_engine.demo.sampling import complete, written_text
+from rsd_engine.demo.stories import pick
 from rsd_engine.demo.tokenizer import BOS, delimiter_id
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.0, 1.3)
@@ -118,6 +119,36 @@ def reward_rows(tokenizer: PreTrainedTokenizerFast, items: Sequence[Mistake]) ->
     return rows
 
 
+def drill_rows(
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    rng: random.Random,
+    count: int,
+    length: int = 12,
+) -> list[Row]:
+    """Rows of unrelated steps without a question, right or wrong by their arithmetic alone.
+
+    A lost carry is the commonest mistake and the hardest to see; a row of these shows six of
+    them where a row about a problem shows one at most.
+    """
+    pool = [step for problem in problems for step in problem.steps[:-1]]
+    golds = [pick(rng, pool) for _ in range(count * length)]
+    written = [miscalculate(rng, step) if rng.random() < 0.5 else step for step in golds]
+    [head] = encode(tokenizer, [f"{BOS}\n"])
+    separator = delimiter_id(tokenizer)
+    pieces = list(zip(encode(tokenizer, written), encode(tokenizer, golds), strict=True))
+    rows = []
+    for start in range(0, len(pieces), length):
+        row = Row(list(head), len(head), len(head), [-1] * len(head))
+        for piece, gold in pieces[start : start + length]:
+            known = _shared(piece, [gold])
+            row.ids += [*piece, separator]
+            row.marks += [PREFIX_GOOD] * known + [PREFIX_BAD] * (len(piece) - known)
+            row.marks.append(STEP_RIGHT if piece == gold else STEP_WRONG)
+        rows.append(row)
+    return rows
+
+
 def _shared(piece: Sequence[int], golds: Sequence[Sequence[int]]) -> int:
     """Length of the common start of a step and the right one (0 where none is left)."""
     count = 0
@@ -134,7 +165,7 @@ def reward_pools(
     mistakes: Sequence[Mistake],
     seed: int,
     tokens: int,
-    share: float = 0.5,
+    share: float = 0.25,
 ) -> Pools:
     """Pools of spoiled problems, with sampled mistakes mixed in."""
 
@@ -145,6 +176,8 @@ def reward_pools(
                 extra = int(len(items) * share)
                 places = [int(rng.random() * len(mistakes)) for _ in range(extra)]
                 items[:extra] = [mistakes[place] for place in places]
-            yield index, batches(reward_rows(tokenizer, items), tokens, rng)
+            rows = reward_rows(tokenizer, items)
+            rows += drill_rows(tokenizer, problems, rng, len(items) // 5)
+            yield index, batches(rows, tokens, rng)
 
     return stream

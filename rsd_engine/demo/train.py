@@ -1,10 +1,12 @@
 """Train the demo family, stage by stage.
 
     python -m rsd_engine.demo.train tokenizer --work DIR
-    python -m rsd_engine.demo.train target --work DIR --minutes 75
-    python -m rsd_engine.demo.train draft --work DIR --minutes 15
-    python -m rsd_engine.demo.train prm --work DIR --minutes 40
+    python -m rsd_engine.demo.train target --work DIR --minutes 70
+    python -m rsd_engine.demo.train draft --work DIR --steps 1100
+    python -m rsd_engine.demo.train sample --work DIR --minutes 5
+    python -m rsd_engine.demo.train prm --work DIR --minutes 35
     python -m rsd_engine.demo.train export --work DIR
+    python -m rsd_engine.demo.train calibrate --work DIR
     python -m rsd_engine.demo.train evaluate --work DIR
 
 Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run.
@@ -13,6 +15,7 @@ Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -25,13 +28,14 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.demo import Role
 from rsd_engine.demo.data import Batch, batches, language_rows, pools
-from rsd_engine.demo.evaluate import report
+from rsd_engine.demo.evaluate import report, scorer, speculate
 from rsd_engine.demo.export import (
     export_language_model,
     export_reward_model,
     load_language_model,
     load_reward_model,
 )
+from rsd_engine.demo.grow import grow
 from rsd_engine.demo.loop import Plan, Pools, Trainer
 from rsd_engine.demo.problems import generate
 from rsd_engine.demo.recipes import (
@@ -49,7 +53,8 @@ from rsd_engine.demo.reward_data import (
 )
 from rsd_engine.demo.tokenizer import save_tokenizer, train_tokenizer
 
-BATCH_TOKENS = {"draft": 4096, "target": 4096, "prm": 4096}
+BATCH_TOKENS = {"draft": 4096, "target": 2048, "prm": 2048}
+THRESHOLD = 0.7  # the score below which the target rewrites a step
 
 
 def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
@@ -103,15 +108,16 @@ def reward_loss(model: Any, batch: Batch) -> torch.Tensor:
     judged = functional.binary_cross_entropy_with_logits(
         values.float(), batch.mark_labels, batch.mark_weights, reduction="sum"
     )
-    return judged / batch.mark_weights.sum() + 0.5 * functional.cross_entropy(
-        words.float(), batch.word_labels
-    )
+    written = functional.cross_entropy(words.float(), batch.word_labels, reduction="sum")
+    return judged / batch.mark_weights.sum() + 0.5 * written / (len(batch.word_labels) + 1)
 
 
 def train_reward_model(args: argparse.Namespace) -> None:
     """The reward model, on spoiled steps and on the mistakes sampled so far."""
     torch.manual_seed(args.seed)
     model = RewardModel()
+    if args.grow_from is not None:
+        grow(model, torch.load(args.grow_from, map_location="cpu")["average"])
     mistakes = load_mistakes(args.work / "mistakes.jsonl")
     print(f"prm: {count_parameters(model):,} parameters, {len(mistakes):,} sampled mistakes")
     trainer = Trainer(model, _plan(args))
@@ -171,10 +177,28 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"{name}: {value:.4f}")
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    """What each shift of the reward bias would accept and reject at the threshold."""
+    folder, tokenizer = args.work / "export", load_tokenizer(args.work)
+    draft, target = (load_language_model(folder, role) for role in ("draft", "target"))
+    score = scorer(load_reward_model(folder), tokenizer)
+    problems = generate(args.seed, "valid", args.problems)
+    tally = speculate(draft, target, score, tokenizer, problems, THRESHOLD)
+    pairs = list(zip(tally.scores, tally.labels, strict=True))
+    for cut in (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99):
+        shift = math.log(THRESHOLD / (1 - THRESHOLD)) - math.log(cut / (1 - cut))
+        wrong = [value >= cut for value, right in pairs if not right]
+        right = [value < cut for value, right in pairs if right]
+        print(
+            f"shift {shift:+.3f}: wrong steps accepted {sum(wrong) / max(len(wrong), 1):.4f}, "
+            f"right steps rejected {sum(right) / max(len(right), 1):.4f}"
+        )
+
+
 def _plan(args: argparse.Namespace) -> Plan:
     rate = args.rate or LEARNING_RATE[args.stage]
     checkpoint = args.work / f"{args.stage}.pt"
-    return Plan(checkpoint, args.minutes, rate, args.seed, args.device, not args.eager)
+    return Plan(checkpoint, args.minutes, rate, args.seed, args.steps, args.device, not args.eager)
 
 
 def main() -> None:
@@ -187,16 +211,19 @@ def main() -> None:
         "sample": collect_mistakes,
         "prm": train_reward_model,
         "export": export,
+        "calibrate": calibrate,
         "evaluate": evaluate,
     }
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, help="bound the run by steps, not minutes")
     parser.add_argument("--rate", type=float, help="learning rate other than the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all)")
     parser.add_argument("--shift", type=float, default=0.0, help="added to the reward bias")
+    parser.add_argument("--grow-from", type=Path, help="draft checkpoint the prm starts from")
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--draft-only", action="store_true", help="sample the draft alone")

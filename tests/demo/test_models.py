@@ -19,7 +19,7 @@ from rsd_engine.demo.recipes import count_parameters
 from rsd_engine.demo.train import load_tokenizer_from
 
 ROLES: tuple[Role, ...] = ("draft", "target", "prm")
-PROBLEMS = generate(21, "test", 24)
+PROBLEMS = generate(21, "test", 12)
 
 
 def folder() -> Path:
