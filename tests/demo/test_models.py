@@ -28,7 +28,7 @@ def folder() -> Path:
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 
 def test_sizes_obey_the_limits() -> None:

@@ -62,6 +62,17 @@ def test_doctor_runs_without_triton(tmp_path: Path) -> None:
     assert "attention" in run_python(code, tmp_path)
 
 
+def test_demo_runs_without_triton(tmp_path: Path) -> None:
+    code = """
+        import sys
+        sys.modules["triton"] = None
+        from rsd_engine.cli import main
+        sys.argv = ["rsd", "demo", "1", "--device", "cpu"]
+        main()
+    """
+    assert "[draft" in run_python(code, tmp_path)
+
+
 def test_cuda_build_needs_only_the_standard_library() -> None:
     """setup.py loads it before anything is installed."""
     code = """
