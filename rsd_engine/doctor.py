@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_kernels import cuda_library
+from rsd_kernels import cuda_library, triton_support
+from rsd_kernels.model_ops import REFERENCE
 
 _PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
 
@@ -65,7 +66,7 @@ def report() -> DoctorReport:
         devices=(cpu, *gpus),
         no_gpu_reason=None if gpus else _no_gpu_reason(),
         cuda_library=cuda_library.status(),
-        attention_backend="reference (PyTorch)",
+        attention_backend="triton" if gpus and triton_support.available() else REFERENCE.backend,
         executor="eager",
     )
 

@@ -267,4 +267,5 @@ def _say(models: ModelSet, plan: PoolPlan, model_len: int) -> None:
         "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
         plan.num_pages, plan.page_bytes, plan.num_bytes / 1e6, full, model_len,
     )  # fmt: skip
-    logger.info("attention: reference (PyTorch); executor: eager; modes: %s", _modes(models))
+    backend = models.main.model.decoder.ops.backend
+    logger.info("attention: %s; executor: eager; modes: %s", backend, ", ".join(_modes(models)))
