@@ -10,8 +10,9 @@ be no faster than its weights can be read, or its products computed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from bench.smollm2 import checkpoint_folder
 from rsd_engine import Engine, SamplingParams
 
 OURS, BASELINE = "ours", "transformers"
+# (prompts of ids, tokens each sequence gets) -> the new ids
+Writer = Callable[[Sequence[list[int]], int], list[list[int]]]
 # With SmolLM2's chat template 118 tokens; the last digit tells the sequences of a batch apart.
 QUESTION = (
     "A library has three floors. The first floor holds four rooms, the second floor holds twice as "
@@ -35,39 +38,32 @@ QUESTION = (
 
 @dataclass(frozen=True)
 class Contenders:
-    """Two ways to write the same tokens."""
+    """Ways to write the same tokens: two that must agree, and others to be timed beside them."""
 
-    ours: Callable[[Sequence[list[int]], int], list[list[int]]]
-    baseline: Callable[[Sequence[list[int]], int], list[list[int]]]
+    ours: Writer
+    baseline: Writer
     num_parameters: int
     weight_bytes: int
+    others: Mapping[str, Writer] = field(default_factory=dict)
 
     def named(self, prompts: Sequence[list[int]], num_tokens: int) -> dict[str, Callable[[], Any]]:
-        return {
-            OURS: lambda: self.ours(prompts, num_tokens),
-            BASELINE: lambda: self.baseline(prompts, num_tokens),
-        }
+        writers = {OURS: self.ours, BASELINE: self.baseline, **self.others}
+        return {name: partial(write, prompts, num_tokens) for name, write in writers.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     folder = checkpoint_folder(options.model)
-    contenders = _contenders(folder, max(options.batch), options.tokens)
+    contenders = load_contenders(folder, max(options.batch), options.tokens)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batches = {size: prompts(tokenizer, size) for size in options.batch}
-    for size, batch in batches.items():
-        timing.require_same_tokens(
-            contenders.ours(batch, options.tokens),
-            contenders.baseline(batch, options.tokens),
-            f"batch {size}, {options.tokens} greedy tokens",
-        )
-    print(f"gate passed: the same {options.tokens} greedy tokens in every sequence")
+    require_agreement(contenders, batches, options.tokens)
     measured = {
         size: measure(contenders, batch, options.tokens, options.runs)
         for size, batch in batches.items()
     }
-    print(report.format_table(_HEADERS, [row for m in measured.values() for row in _rows(m)]))
+    print(report.format_table(HEADERS, [row for m in measured.values() for row in rows_of(m)]))
     result: dict[str, Any] = {f"ratio_batch{size}": m["ratio"] for size, m in measured.items()}
     result |= {f"batch{size}": m for size, m in measured.items()}
     result |= {
@@ -79,6 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runs": options.runs,
     }
     report.print_json(result)
+
+
+def require_agreement(
+    contenders: Contenders, batches: Mapping[int, Sequence[list[int]]], num_tokens: int
+) -> None:
+    """The gate before any timing. Raises `timing.Mismatch` where the two part."""
+    for size, batch in batches.items():
+        timing.require_same_tokens(
+            contenders.ours(batch, num_tokens),
+            contenders.baseline(batch, num_tokens),
+            f"batch {size}, {num_tokens} greedy tokens",
+        )
+    print(f"gate passed: the same {num_tokens} greedy tokens in every sequence")
 
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
@@ -97,17 +106,18 @@ def prompts(tokenizer: Any, count: int) -> list[list[int]]:
 def measure(
     contenders: Contenders, batch: Sequence[list[int]], num_tokens: int, runs: int
 ) -> dict[str, Any]:
-    """Ceiling, then both in turn: whole runs, and runs of one token for the time to the first."""
+    """Ceiling, then all in turn: whole runs, and runs of one token for the time to the first."""
     size = len(batch)
     bound = ceiling(contenders, size)
     whole = timing.alternate(contenders.named(batch, num_tokens), runs, warmup=0)
     first = timing.alternate(contenders.named(batch, 1), min(runs, 3), warmup=0)
     found: dict[str, Any] = {
         "batch": size,
+        "contenders": list(whole),
         "ratio": whole[BASELINE].median / whole[OURS].median,
         "ceiling_tokens_per_second": bound,
     }
-    for name in (OURS, BASELINE):
+    for name in whole:
         decoding = whole[name].median - first[name].median
         found[name] = {
             "tokens_per_second": whole[name].rates(size * num_tokens),
@@ -126,25 +136,28 @@ def ceiling(contenders: Contenders, batch: int) -> float:
     return batch * min(reading, multiplying)
 
 
-_HEADERS = ("batch", "what", "tok/s", "min", "max", "spread", "first token s", "decode tok/s",
+HEADERS = ("batch", "what", "tok/s", "min", "max", "spread", "first token s", "decode tok/s",
             "% of ceiling", "ratio")  # fmt: skip
 
 
-def _rows(m: dict[str, Any]) -> list[list[str]]:
+def rows_of(m: dict[str, Any]) -> list[list[str]]:
+    """Lines for HEADERS of what `measure` found; ratios are speeds over transformers'."""
     size, bound = str(m["batch"]), m["ceiling_tokens_per_second"]
+    base = m[BASELINE]["tokens_per_second"]["median"]
     rows = [[size, "ceiling", "", "", "", "", "", f"{bound:.1f}", "100", ""]]
-    for name in (OURS, BASELINE):
+    for name in m["contenders"]:
         got = m[name]
         rate, decoding = got["tokens_per_second"], got["decode_tokens_per_second"]
         rows.append(
             [size, name, f"{rate['median']:.1f}", f"{rate['min']:.1f}", f"{rate['max']:.1f}",
              f"{got['spread']:.1%}", f"{got['first_token_seconds']:.3f}", f"{decoding:.1f}",
-             f"{100 * decoding / bound:.0f}", f"{m['ratio']:.2f}" if name == OURS else "1"]
+             f"{100 * decoding / bound:.0f}", f"{rate['median'] / base:.2f}"]
         )  # fmt: skip
     return rows
 
 
-def _contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders:
+def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders:
+    """This engine and transformers with the weights of `folder`, both in fp32."""
     engine = Engine(
         target=folder, dtype="float32", device="cpu", step_delimiters=None, max_num_seqs=max_batch,
         max_model_len=_context(folder, num_tokens),
