@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("rsd_engine.config", "rsd_engine.outputs", "rsd_engine.sampling_params"),
     ("rsd_engine.memory",),
     ("rsd_engine.models", "rsd_engine.loop"),
-    ("rsd_engine.core",),
+    ("rsd_engine.core", "rsd_engine.limits"),
     ("rsd_engine.scheduler",),
     ("rsd_engine.engine",),
     ("rsd_engine",),

@@ -12,6 +12,8 @@ from rsd_engine.cli.demo_command import demo
 from rsd_engine.cli.errors import clean_errors
 from rsd_engine.cli.generate_command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate_command import generate
+from rsd_engine.cli.plan_command import HELP as PLAN_HELP
+from rsd_engine.cli.plan_command import plan
 
 app = typer.Typer(
     name="rsd",
@@ -57,3 +59,4 @@ def doctor() -> None:
 
 app.command(help=DEMO_HELP)(demo)
 app.command(help=GENERATE_HELP)(generate)
+app.command(help=PLAN_HELP)(plan)

@@ -14,31 +14,29 @@ _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
 
 
-def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
+def option(panel: str, help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 Draft = Annotated[
-    str | None, _option(_MODELS, "Draft model: folder, hub id or GGUF file.", "--draft")
+    str | None, option(_MODELS, "Draft model: folder, hub id or GGUF file.", "--draft")
 ]
-Target = Annotated[str | None, _option(_MODELS, "Target model.", "--target")]
-Prm = Annotated[str | None, _option(_MODELS, "Process reward model.", "--prm")]
-Revision = Annotated[
-    str | None, _option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")
-]
+Target = Annotated[str | None, option(_MODELS, "Target model.", "--target")]
+Prm = Annotated[str | None, option(_MODELS, "Process reward model.", "--prm")]
+Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
 
 Device = Annotated[
-    str | None, _option(_MEMORY, "auto, cpu, cuda, cuda:1, ... (default: auto)", "--device")
+    str | None, option(_MEMORY, "auto, cpu, cuda, cuda:1, ... (default: auto)", "--device")
 ]
 Dtype = Annotated[
-    str | None, _option(_MEMORY, "auto, float32, bfloat16 or float16 (default: auto)", "--dtype")
+    str | None, option(_MEMORY, "auto, float32, bfloat16 or float16 (default: auto)", "--dtype")
 ]
 MaxNumSeqs = Annotated[
-    int | None, _option(_MEMORY, "Requests that run at once (default: 16)", "--max-num-seqs")
+    int | None, option(_MEMORY, "Requests that run at once (default: 16)", "--max-num-seqs")
 ]
 MaxModelLen = Annotated[
     int | None,
-    _option(
+    option(
         _MEMORY,
         "Most tokens of prompt and output (default: what the models allow)",
         "--max-model-len",
@@ -46,7 +44,7 @@ MaxModelLen = Annotated[
 ]
 KvCacheMemory = Annotated[
     str | None,
-    _option(
+    option(
         _MEMORY,
         "Memory for keys and values, such as 2GiB (default: what is free)",
         "--kv-cache-memory",
@@ -54,12 +52,12 @@ KvCacheMemory = Annotated[
 ]
 GpuMemoryUtilization = Annotated[
     float | None,
-    _option(_MEMORY, "Share of the GPU's memory to use (default: 0.9)", "--gpu-memory-utilization"),
+    option(_MEMORY, "Share of the GPU's memory to use (default: 0.9)", "--gpu-memory-utilization"),
 ]
 
 PolicyOption = Annotated[
     str | None,
-    _option(
+    option(
         _STEPS,
         "threshold[:d], constant:p, clip, sigmoidal or logistic:alpha:d (default: threshold:0.7)",
         "--policy",
@@ -67,56 +65,56 @@ PolicyOption = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    _option(_STEPS, "rsd, or target or draft alone (default: rsd with three models)", "--mode"),
+    option(_STEPS, "rsd, or target or draft alone (default: rsd with three models)", "--mode"),
 ]
 StepDelimiter = Annotated[
     list[str] | None,
-    _option(
+    option(
         _STEPS,
         r"Text that ends a step, \n allowed; may be repeated (default: \n\n)",
         "--step-delimiter",
     ),
 ]
-NoSteps = Annotated[bool, _option(_STEPS, "No delimiters: plain decoding.", "--no-steps")]
+NoSteps = Annotated[bool, option(_STEPS, "No delimiters: plain decoding.", "--no-steps")]
 MaxStepTokens = Annotated[
     int | None,
-    _option(_STEPS, "A step ends at this many tokens (default: no limit)", "--max-step-tokens"),
+    option(_STEPS, "A step ends at this many tokens (default: no limit)", "--max-step-tokens"),
 ]
-MaxSteps = Annotated[int | None, _option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
+MaxSteps = Annotated[int | None, option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
 
-N = Annotated[int | None, _option(_SAMPLING, "Samples of each prompt (default: 1)", "--n", "-n")]
+N = Annotated[int | None, option(_SAMPLING, "Samples of each prompt (default: 1)", "--n", "-n")]
 Temperature = Annotated[
     float | None,
-    _option(_SAMPLING, "0 is greedy (default: the checkpoint's, else 1)", "--temperature"),
+    option(_SAMPLING, "0 is greedy (default: the checkpoint's, else 1)", "--temperature"),
 ]
-TopP = Annotated[float | None, _option(_SAMPLING, "Nucleus sampling, in (0, 1].", "--top-p")]
-TopK = Annotated[int | None, _option(_SAMPLING, "Keep this many tokens; 0 keeps all.", "--top-k")]
+TopP = Annotated[float | None, option(_SAMPLING, "Nucleus sampling, in (0, 1].", "--top-p")]
+TopK = Annotated[int | None, option(_SAMPLING, "Keep this many tokens; 0 keeps all.", "--top-k")]
 MinP = Annotated[
     float | None,
-    _option(_SAMPLING, "Drop tokens below this share of the likeliest one.", "--min-p"),
+    option(_SAMPLING, "Drop tokens below this share of the likeliest one.", "--min-p"),
 ]
 RepetitionPenalty = Annotated[
-    float | None, _option(_SAMPLING, "Above 1: say less twice.", "--repetition-penalty")
+    float | None, option(_SAMPLING, "Above 1: say less twice.", "--repetition-penalty")
 ]
 Seed = Annotated[
     int | None,
-    _option(
+    option(
         _SAMPLING,
         "Seed; each line of a file gets its own from it (default: 0 for a file, else drawn).",
         "--seed",
     ),
 ]
 MaxTokens = Annotated[
-    int | None, _option(_SAMPLING, "Most output tokens (default: 2048)", "--max-tokens")
+    int | None, option(_SAMPLING, "Most output tokens (default: 2048)", "--max-tokens")
 ]
 Stop = Annotated[
     list[str] | None,
-    _option(_SAMPLING, r"Text that ends the output, \n allowed; may be repeated.", "--stop"),
+    option(_SAMPLING, r"Text that ends the output, \n allowed; may be repeated.", "--stop"),
 ]
 
 Input = Annotated[
     Path | None,
-    _option(
+    option(
         _FILES,
         'JSONL file, "-" for stdin: an object a line with "prompt", "question", "messages" or '
         '"prompt_token_ids", and maybe "id" and "params".',
@@ -126,7 +124,7 @@ Input = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    _option(
+    option(
         _FILES,
         "JSONL file of results, written as they finish (default: stdout). If it exists, the run "
         "goes on where it stopped.",
@@ -135,27 +133,27 @@ Output = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, _option(_FILES, "Start anew even if the output file exists.", "--overwrite")
+    bool, option(_FILES, "Start anew even if the output file exists.", "--overwrite")
 ]
 Chat = Annotated[
     bool | None,
-    _option(
+    option(
         _FILES,
         "Put prompts through the chat template, or take them as they are (default: chat if the "
         "tokenizer has a template)",
         "--chat/--raw",
     ),
 ]
-System = Annotated[str | None, _option(_FILES, "System message of the chat.", "--system")]
+System = Annotated[str | None, option(_FILES, "System message of the chat.", "--system")]
 ShowSteps = Annotated[
-    bool | None, _option(_FILES, "Show each step as it is decided.", "--show-steps/--text-only")
+    bool | None, option(_FILES, "Show each step as it is decided.", "--show-steps/--text-only")
 ]
 Json = Annotated[
-    bool | None, _option(_FILES, "Print the result of the prompt as JSON.", "--json/--no-json")
+    bool | None, option(_FILES, "Print the result of the prompt as JSON.", "--json/--no-json")
 ]
 ConfigFile = Annotated[
-    Path | None, _option(_FILES, "TOML file with defaults for these options.", "--config")
+    Path | None, option(_FILES, "TOML file with defaults for these options.", "--config")
 ]
 Verbose = Annotated[
-    bool | None, _option(_FILES, "Log what is loaded and what fits, to stderr.", "--verbose", "-v")
+    bool | None, option(_FILES, "Log what is loaded and what fits, to stderr.", "--verbose", "-v")
 ]

@@ -3,30 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
 from rsd_kernels.reference.pages import pages_for
-from rsd_kernels.slot_state import Role
+from rsd_kernels.slot_state import LOG_HEADER, MAX_LOGPROBS, Role, SlotLimits
 
 TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
 _CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
+_SLACK = 8  # a cut token may become several
 
 
 @dataclass(frozen=True)
-class PoolPlan:
-    """The page pool of an engine."""
+class PageLayout:
+    """Bytes of a page, and what one page and one sequence hold of each role."""
 
-    num_pages: int
     page_bytes: int
     tokens_per_page: tuple[int, int, int]  # by Role; 1 for an absent role
     pages_per_sequence: int  # of all roles, at full length
 
+
+@dataclass(frozen=True)
+class PoolPlan(PageLayout):
+    """The page pool of an engine."""
+
+    num_pages: int
+
     @property
     def num_bytes(self) -> int:
         return self.num_pages * self.page_bytes
+
+
+def page_layout(shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int]) -> PageLayout:
+    """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones.
+
+    Args:
+        shapes: what a token of each role needs.
+        row_len: tokens that each role's row may hold.
+    """
+    largest = max(shape.bytes_per_token for shape in shapes.values())
+    page_bytes = -(-largest * TOKENS_PER_PAGE // 256) * 256
+    tokens = {role: page_bytes // shape.bytes_per_token for role, shape in shapes.items()}
+    return PageLayout(
+        page_bytes=page_bytes,
+        tokens_per_page=(
+            tokens.get(Role.DRAFT, 1),
+            tokens.get(Role.TARGET, 1),
+            tokens.get(Role.PRM, 1),
+        ),
+        pages_per_sequence=sum(pages_for(row_len[role], tokens[role]) for role in shapes),
+    )
 
 
 def plan_pool(
@@ -44,10 +73,8 @@ def plan_pool(
     Raises:
         ValueError: the budget cannot hold one request of `max_model_len` tokens.
     """
-    largest = max(shape.bytes_per_token for shape in shapes.values())
-    page_bytes = -(-largest * TOKENS_PER_PAGE // 256) * 256
-    tokens_per_page = {role: page_bytes // shape.bytes_per_token for role, shape in shapes.items()}
-    per_sequence = sum(pages_for(row_len[role], tokens_per_page[role]) for role in shapes)
+    layout = page_layout(shapes, row_len)
+    page_bytes, per_sequence = layout.page_bytes, layout.pages_per_sequence
     budget = kv_cache_memory_bytes
     if budget is None:
         budget = _free_bytes(device, gpu_memory_utilization)
@@ -59,14 +86,27 @@ def plan_pool(
             "raise kv_cache_memory_bytes or lower max_model_len"
         )
     return PoolPlan(
-        num_pages=num_pages,
         page_bytes=page_bytes,
-        tokens_per_page=(
-            tokens_per_page.get(Role.DRAFT, 1),
-            tokens_per_page.get(Role.TARGET, 1),
-            tokens_per_page.get(Role.PRM, 1),
-        ),
+        tokens_per_page=layout.tokens_per_page,
         pages_per_sequence=per_sequence,
+        num_pages=num_pages,
+    )
+
+
+def slot_limits(plan: PoolPlan, row_len: Mapping[Role, int], max_num_seqs: int) -> SlotLimits:
+    """Sizes of the slot state that goes with a pool; `row_len` as in `page_layout`."""
+    longest = max(length for role, length in row_len.items() if role != Role.PRM) + _SLACK
+    words_per_token = 2 + 2 * MAX_LOGPROBS
+    return SlotLimits(
+        num_slots=max_num_seqs,
+        row_len=longest,
+        prm_row_len=row_len.get(Role.PRM, 1),
+        pages_per_role=max(
+            pages_for(length + _SLACK, plan.tokens_per_page[role])
+            for role, length in row_len.items()
+        ),
+        num_pages=plan.num_pages,
+        log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
     )
 
 

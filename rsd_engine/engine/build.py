@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from rsd_engine.core.engine_core import EngineCore, TextBridge
-from rsd_engine.engine.budget import PoolPlan, plan_pool
+from rsd_engine.engine.budget import PoolPlan, plan_pool, slot_limits
+from rsd_engine.engine.memory import MemoryReport, megabytes, report_memory
+from rsd_engine.engine.memory_plan import MAX_ROWS, row_length
 from rsd_engine.engine.models import ModelSet, Source, load_models
 from rsd_engine.engine.requests import RequestRules
 from rsd_engine.loop.rsd import Forward, Loop
@@ -22,22 +24,10 @@ from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge as StepText
-from rsd_kernels.reference.pages import pages_for
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import (
-    LOG_HEADER,
-    MAX_DELIMITER_STATES,
-    MAX_LOGPROBS,
-    Finish,
-    Role,
-    SlotLimits,
-    SlotState,
-)
+from rsd_kernels.slot_state import MAX_DELIMITER_STATES, Finish, Role, SlotState
 
 logger = logging.getLogger("rsd_engine")
-
-MAX_ROWS = 256  # packed rows of one pass
-_SLACK = 8  # a cut token may become several
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,10 @@ class BuiltEngine:
     core: EngineCore
     rules: RequestRules
     parameters: dict[Role, int]
+
+    def memory(self) -> MemoryReport:
+        """Where the memory is now; call it between launches."""
+        return report_memory(self.models, self.pool, self.core.loop)
 
 
 def build_engine(
@@ -86,7 +80,7 @@ def build_engine(
         device=where,
     )
     pool = _allocate_pool(plan, where)
-    state = _allocate_state(plan, row_len, max_num_seqs, where)
+    state = SlotState.allocate(slot_limits(plan, row_len, max_num_seqs), where)
     loop = _loop(models, pool, plan, state, delimiters, where)
     core = EngineCore(loop, text_bridge=_text_bridge(models) if loop.tail is None else None)
     rules = RequestRules(
@@ -99,9 +93,10 @@ def build_engine(
         prm_row_len=row_len.get(Role.PRM, 0),
         prm_format=models.prm.format if models.prm else None,
     )
-    _say(models, plan, model_len)
     parameters = {role: model.num_parameters for role, model in models.models.items()}
-    return BuiltEngine(models, pool, core, rules, parameters)
+    built = BuiltEngine(models, pool, core, rules, parameters)
+    _say(built, plan, model_len)
+    return built
 
 
 def _check_arguments(
@@ -144,13 +139,9 @@ def _model_len(models: ModelSet, asked: int | None) -> int:
 
 
 def _row_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
-    """Tokens each role's row may hold; the PRM's has another prompt and more separators."""
-    lengths = dict.fromkeys(models.writers, model_len)
-    if models.prm:
-        lengths[Role.PRM] = min(
-            models.prm.model.config.max_position_embeddings, 2 * model_len + 128
-        )
-    return lengths
+    return {
+        role: row_length(role, model_len, model.config) for role, model in models.models.items()
+    }
 
 
 def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
@@ -161,25 +152,6 @@ def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
             f"the KV pages need {plan.num_bytes} bytes and {device} does not have them; lower "
             "kv_cache_memory_bytes or gpu_memory_utilization, or max_num_seqs or max_model_len"
         ) from error
-
-
-def _allocate_state(
-    plan: PoolPlan, row_len: dict[Role, int], max_num_seqs: int, device: torch.device
-) -> SlotState:
-    longest = max(length for role, length in row_len.items() if role != Role.PRM) + _SLACK
-    words_per_token = 2 + 2 * MAX_LOGPROBS
-    limits = SlotLimits(
-        num_slots=max_num_seqs,
-        row_len=longest,
-        prm_row_len=row_len.get(Role.PRM, 1),
-        pages_per_role=max(
-            pages_for(length + _SLACK, plan.tokens_per_page[role])
-            for role, length in row_len.items()
-        ),
-        num_pages=plan.num_pages,
-        log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
-    )
-    return SlotState.allocate(limits, device)
 
 
 def _loop(
@@ -261,11 +233,18 @@ def _modes(models: ModelSet) -> tuple[str, ...]:
     return tuple(role.name.lower() for role in models.writers)
 
 
-def _say(models: ModelSet, plan: PoolPlan, model_len: int) -> None:
+def _say(built: BuiltEngine, plan: PoolPlan, model_len: int) -> None:
+    models, memory = built.models, built.memory()
     full = plan.num_pages // plan.pages_per_sequence
     logger.info(
         "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
         plan.num_pages, plan.page_bytes, plan.num_bytes / 1e6, full, model_len,
+    )  # fmt: skip
+    weights = sum(memory.weights.values())
+    logger.info(
+        "memory: %s of weights, %s of pages, %s of activations, %s of state, log and tables",
+        megabytes(weights), megabytes(memory.pool), megabytes(memory.activations),
+        megabytes(memory.state + memory.log + memory.tables),
     )  # fmt: skip
     backend = models.main.model.decoder.ops.backend
     logger.info("attention: %s; executor: eager; modes: %s", backend, ", ".join(_modes(models)))

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from rsd_engine.engine.build import BuiltEngine, build_engine
 from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
+from rsd_engine.engine.memory import MemoryReport
 from rsd_engine.engine.models import Source
 from rsd_engine.engine.prompts import (
     Message,
@@ -164,6 +165,15 @@ class Engine:
     def num_preemptions(self) -> int:
         self._alive()
         return self._built.core.num_preemptions
+
+    @property
+    def memory(self) -> MemoryReport:
+        """Bytes of weights, pages, activations and state, and how full the held pages are.
+
+        While requests run, ask between two events of a stream, not from another thread.
+        """
+        self._alive()
+        return self._built.memory()
 
     def get_tokenizer(self) -> Any:
         """The tokenizer of draft and target, as transformers gives it."""

@@ -49,7 +49,7 @@ class Decoder:
         self.ops = model_ops(weights.embedding)
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
-        self._scratch = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)
         self._scale = config.head_dim**-0.5
         inv_freq = config.rope.inv_freq(config.head_dim)
         positions = max_positions or config.max_position_embeddings
@@ -97,7 +97,7 @@ class Decoder:
             position=position,
             key_maps={
                 window: self.ops.attention_map(
-                    batch, page_table, kv.tokens_per_page, window, self.dtype, self._scratch
+                    batch, page_table, kv.tokens_per_page, window, self.dtype, self.scratch
                 )
                 for window in set(config.sliding_windows)
             },

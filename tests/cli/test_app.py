@@ -24,7 +24,7 @@ def test_version(rsd: Rsd) -> None:
 def test_help_names_the_commands(rsd: Rsd) -> None:
     result = rsd("--help")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("demo", "generate", "doctor"))
+    assert all(name in result.stdout for name in ("demo", "generate", "doctor", "plan"))
 
 
 def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,9 @@ def test_wrong_use_is_exit_code_2(rsd: Rsd, args: list[str]) -> None:
     assert rsd(*args).exit_code == 2
 
 
-@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "plan"))]
+)
 def test_help_needs_no_torch(args: list[str]) -> None:
     """A package that stands in for `rsd_engine` shows what the command line itself imports."""
     code = f"""

@@ -81,7 +81,7 @@ def test_forward(
     if INTERPRETED:
         monkeypatch.setattr(model.decoder, "ops", triton_ops())
         size = paged_attention.attention_scratch_size(64, 4, 4, 32, torch.float32)
-        monkeypatch.setattr(model.decoder, "_scratch", torch.full((size,), float("nan")))
+        monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
     else:
         assert model_ops(model.lm_head).backend == "triton"
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):

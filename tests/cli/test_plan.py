@@ -1,0 +1,134 @@
+"""`rsd plan`: sums, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Rsd
+from tests.tiny_models import TinyModels
+
+MODELS = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b")
+# 1 TB/s, and so much arithmetic that only bytes count
+PLAIN = ("--gpu=h100", "--bandwidth=1000", "--tflops=1000000")
+
+
+def as_json(rsd: Rsd, *args: str) -> dict[str, Any]:
+    result = rsd("plan", *args, "--json")
+    assert result.exit_code == 0, result.output
+    [line] = result.stdout.splitlines()
+    return dict(json.loads(line))
+
+
+def test_by_hand(rsd: Rsd) -> None:
+    """Bytes of one pass at 1,000 tokens: weights read, and 1,000 tokens of KV."""
+    found = as_json(rsd, *MODELS, *PLAIN, "--context=1000", "--step-tokens=50", "--acceptance=0.8")
+    draft = (2 * 1_543_714_304 + 1000 * 28672) / 1e12
+    target = (2 * (7_615_616_512 - 152064 * 3584) + 1000 * 57344) / 1e12
+    prm = (2 * (1_543_714_304 - 151936 * 1536) + 1000 * 28672) / 1e12
+    for role, seconds in {"draft": draft, "target": target, "prm": prm}.items():
+        assert found["pass_seconds"][role]["token"] == pytest.approx(seconds, rel=1e-5)
+    rates = found["tokens_per_second"]
+    assert rates["target"] == pytest.approx(1 / target, rel=1e-5)
+    step = 50 * draft + prm + 0.2 * 50 * target
+    assert found["step_seconds"]["total"] == pytest.approx(step, rel=1e-5)
+    assert rates["rsd"]["0.8"] == pytest.approx(50 / step, rel=1e-5)
+    even = (50 * draft + prm) / (50 * target)
+    assert found["break_even"]["target alone"] == pytest.approx(even, rel=1e-5)
+    speculation = rates["speculation"]["0.8"]
+    k = speculation["draft_tokens"]
+    tokens = (1 - 0.8 ** (k + 1)) / 0.2
+    assert speculation["tokens_per_second"] == pytest.approx(
+        tokens / (k * draft + target), rel=1e-5
+    )
+    assert found["gpu"]["bandwidth"] == 1e12
+    assert found["models"]["target"]["source"] == "qwen2.5-7b"
+
+
+def test_what_it_prints(rsd: Rsd) -> None:
+    result = rsd("plan", *MODELS, "--gpu=H100", "--acceptance=0.85")
+    assert result.exit_code == 0
+    shown = result.stdout
+    assert "H100 SXM: 3.35 TB/s, 990 TFLOP/s, 80 GB (published figures)" in shown
+    assert "qwen2.5-7b: 7.62 B parameters (15.2 GB), 57344 bytes of KV a token" in shown
+    for share in (50, 60, 70, 80, 85, 90):
+        assert f"RSD, {share} % of steps kept" in shown
+    assert re.search(r"^the target alone +23 %$", shown, re.MULTILINE)
+    assert "917504 bytes a page, for 32 draft, 16 target, 32 prm tokens" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_given_figures_are_said(rsd: Rsd) -> None:
+    shown = rsd("plan", *MODELS, "--gpu=h100", "--bandwidth=3000", "--memory=79GiB").stdout
+    assert "H100 SXM: 3.00 TB/s, 990 TFLOP/s, 85 GB (some figures given by you)" in shown
+
+
+def test_where_rsd_never_pays(rsd: Rsd) -> None:
+    """A draft as large as the target."""
+    shown = rsd(
+        "plan", "--draft=qwen2.5-7b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b", "--gpu=h100"
+    ).stdout
+    assert any(line.split()[-1] == "never" for line in shown.splitlines() if "alone" in line)
+
+
+def test_models_that_do_not_fit_are_said(rsd: Rsd) -> None:
+    args = ("--draft=qwen2.5-7b", "--target=qwen2.5-72b", "--prm=qwen2.5-math-prm-7b", "--gpu=h100")
+    shown = rsd("plan", *args).stdout
+    assert "The models do not fit: nothing is left for keys and values." in shown
+    found = as_json(rsd, *args)
+    assert found["memory"]["pool"] < 0
+    assert set(found["memory"]["sequences"].values()) == {0}
+
+
+def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) -> None:
+    args = (*model_args, "--gpu=l4", "--context=100", "--step-tokens=10")
+    found = as_json(rsd, *args)
+    assert found["models"]["draft"]["source"] == str(tiny.draft)
+    assert found["memory"]["kv_bytes_per_token"]["draft"] == 2 * 2 * 2 * 8 * 4
+    assert list(found["memory"]["sequences"]) == ["512"]  # the models' context
+    half = as_json(rsd, *args, "--dtype=bfloat16", "--max-model-len=256")
+    assert half["memory"]["kv_bytes_per_token"]["draft"] == 2 * 2 * 2 * 8 * 2
+    assert list(half["memory"]["sequences"]) == ["256"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((*MODELS, "--gpu=gtx1080"), "gpu='gtx1080' is not known; one of a10, a100-40gb"),
+        (MODELS, "a plan needs --gpu"),
+        (("--target=qwen2.5-7b", "--gpu=h100"), "a plan needs --draft, --prm"),
+        ((*MODELS, "--gpu=h100", "--bandwidth=0"), "bandwidth must be a finite number above 0"),
+        ((*MODELS, "--gpu=h100", "--memory=lots"), "--memory must be a size such as 2GiB"),
+        ((*MODELS, "--gpu=h100", "--dtype=int4"), "dtype='int4' is not supported; auto or one of"),
+        ((*MODELS, "--gpu=h100", "--context=40000"), "are more than max_model_len=32768"),
+        (
+            (*MODELS, "--gpu=h100", "--max-model-len=99999"),
+            r"max_model_len must be in \[2, 32768\]",
+        ),
+        ((*MODELS, "--gpu=h100", "--gpu-memory-utilization=2"), r"must be in \(0, 1\], got 2.0"),
+        (
+            ("--draft=skywork-prm-7b", "--target=qwen2.5-7b", "--prm=skywork-prm-7b", "--gpu=h100"),
+            "--draft 'skywork-prm-7b' is a reward model",
+        ),
+        (
+            ("--draft=qwen2.5-3b", "--target=qwen2.5-7b", "--prm=qwen2.5-3b", "--gpu=h100"),
+            r"--prm 'qwen2.5-3b' is a language model \(Qwen2ForCausalLM\)",
+        ),
+        ((*MODELS, "--gpu=h100", "--acceptance=1.5"), "--acceptance"),
+        ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
+    ],
+)
+def test_wrong_use(rsd: Rsd, args: tuple[str, ...], message: str) -> None:
+    result = rsd("plan", *args)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
+
+
+def test_an_unknown_model_lists_the_presets(rsd: Rsd) -> None:
+    result = rsd("plan", "--draft=qwen9", *MODELS[1:], "--gpu=h100")
+    assert result.exit_code == 1
+    assert "model 'qwen9' is not a folder" in result.stderr and "qwen2.5-0.5b" in result.stderr

@@ -1,0 +1,119 @@
+"""The memory report counts what was allocated, and the plan foresees it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from rsd_engine import Engine, SamplingParams
+from rsd_engine.engine.memory_plan import plan_memory
+from rsd_engine.limits.sources import find_config
+from rsd_kernels.slot_state import Role
+from tests.tiny_models import TinyModels
+
+MODEL_LEN, SLOTS, POOL = 256, 3, 2_000_000
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: TinyModels) -> Iterator[Engine]:
+    with Engine(
+        **tiny.sources(), device="cpu", max_num_seqs=SLOTS, max_model_len=MODEL_LEN,
+        kv_cache_memory_bytes=POOL,
+    ) as made:  # fmt: skip
+        yield made
+
+
+def test_weights_and_pages_by_hand(engine: Engine) -> None:
+    report = engine.memory
+    # hidden 32, 2 layers, 4 heads of 8, 2 of them for KV, inter 64: 32*(32+2*16+32+3*64) + 2*32
+    layer = 32 * (32 + 2 * 16 + 32 + 3 * 64) + 64
+    vocab = engine._built.models.writers[Role.DRAFT].model.config.vocab_size
+    assert report.weights[Role.DRAFT] == 4 * (2 * layer + 2 * vocab * 32 + 32)
+    draft, target = report.pages[Role.DRAFT], report.pages[Role.TARGET]
+    assert draft.bytes_per_token == 2 * 2 * 2 * 8 * 4
+    assert target.bytes_per_token == 2 * 2 * 2 * 12 * 4
+    assert report.page_bytes == 16 * target.bytes_per_token == 6144
+    assert (target.tokens_per_page, target.remainder) == (16, 0)
+    assert (draft.tokens_per_page, draft.remainder) == (24, 0)
+    assert report.pool == min(POOL // 6144, SLOTS * pages_of_a_sequence()) * 6144
+
+
+def pages_of_a_sequence() -> int:
+    """Draft 24, target 16 and PRM 24 tokens a page; the PRM's row is 2 * 256 + 128 long."""
+    return 11 + 16 + 27
+
+
+def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
+    report = engine.memory
+    configs = {Role[name.upper()]: find_config(str(p)) for name, p in tiny.sources().items()}
+    plan = plan_memory(
+        configs, dtype=None, memory_bytes=1e9, utilization=0.5,
+        max_num_seqs=SLOTS, max_model_len=MODEL_LEN,
+    )  # fmt: skip
+    assert plan.layout.page_bytes == report.page_bytes
+    assert plan.layout.pages_per_sequence == pages_of_a_sequence()
+    for role, weights in report.weights.items():
+        head = 4 * 33 if role == Role.PRM else 0  # the value head: 32 weights and a bias
+        assert plan.weights[role] + head == weights
+        assert plan.kv_bytes_per_token[role] == report.pages[role].bytes_per_token
+    assert plan.state == report.state + report.log
+    # The plan cannot see which of the vocabulary's rows are padding.
+    assert plan.activations == pytest.approx(report.activations, rel=0.01)
+    assert plan.available == 500_000_000
+
+
+def test_nothing_is_counted_twice(engine: Engine) -> None:
+    report = engine.memory
+    parts = [report.pool, report.activations, report.state, report.log, report.tables]
+    assert all(part > 0 for part in parts)
+    assert report.total == sum(parts) + sum(report.weights.values())
+    assert report.to_dict()["total"] == report.total
+    assert report.to_dict()["weights"]["prm"] == report.weights[Role.PRM]
+
+
+def test_page_waste_of_a_running_request(engine: Engine) -> None:
+    assert engine.memory.page_waste is None
+    params = SamplingParams(temperature=0.0, max_tokens=200, seed=1, ignore_eos=True)
+    stream = engine.stream("What is 12 + 30?", params)
+    events = iter(stream)
+    next(events)
+    report = engine.memory
+    held = sum(use.pages_held for use in report.pages.values())
+    used = sum(use.tokens_held * use.bytes_per_token for use in report.pages.values())
+    assert held > 0
+    assert report.page_waste == pytest.approx(1 - used / (held * report.page_bytes))
+    assert 0 < report.page_waste < 1
+    assert "of their bytes hold nothing" in report.text()
+    stream.close()
+    assert engine.memory.page_waste is None
+    assert "hold nothing" not in engine.memory.text()
+
+
+def test_the_log_tells_the_sizes(tiny: TinyModels, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="rsd_engine"), Engine(
+        target=tiny.target, device="cpu", max_num_seqs=1, max_model_len=64
+    ) as engine:  # fmt: skip
+        report = engine.memory
+    assert f"{sum(report.weights.values()) / 1e6:.1f} MB of weights" in caplog.text
+
+
+def test_how_many_sequences_fit() -> None:
+    """Qwen2.5 1.5B and 7B with a 1.5B PRM: pages of 16 target tokens hold 32 of the others."""
+    names = {Role.DRAFT: "qwen2.5-1.5b", Role.TARGET: "qwen2.5-7b", Role.PRM: "skywork-prm-1.5b"}
+    plan = plan_memory(
+        {role: find_config(name) for role, name in names.items()}, dtype=None,
+        memory_bytes=80e9, utilization=0.9, max_num_seqs=16, max_model_len=4096,
+    )  # fmt: skip
+    assert plan.layout.page_bytes == 16 * 57344
+    assert plan.layout.tokens_per_page == (32, 16, 32)
+    assert plan.pool == 72_000_000_000 - sum(plan.weights.values()) - plan.activations - plan.state
+    # 1024 tokens: 32 draft pages, 64 target pages, 1024 + 25 PRM tokens in 33 pages
+    assert plan.sequences(1024, step_tokens=40) == plan.pool // (16 * 57344) // (32 + 64 + 33)
+    used = 1024 * 28672 + 1024 * 57344 + 1049 * 28672
+    assert plan.page_waste(1024, 40) == pytest.approx(1 - used / (129 * 16 * 57344))
+    assert plan_memory(
+        {Role.TARGET: find_config("qwen2.5-72b")}, dtype=None, memory_bytes=80e9, utilization=0.9,
+        max_num_seqs=1, max_model_len=1024,
+    ).sequences(1024, 40) == 0  # fmt: skip
