@@ -167,7 +167,7 @@ def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders
     num_parameters = sum(p.numel() for p in model.parameters())
     return Contenders(
         ours=lambda batch, n: _ours(engine, batch, n),
-        baseline=lambda batch, n: _baseline(model, batch, n),
+        baseline=lambda batch, n: write_with_generate(model, batch, n),
         num_parameters=num_parameters,
         weight_bytes=4 * num_parameters,
     )
@@ -185,7 +185,8 @@ def _ours(engine: Engine, batch: Sequence[list[int]], num_tokens: int) -> list[l
 
 
 @torch.inference_mode()
-def _baseline(model: Any, batch: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+def write_with_generate(model: Any, batch: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+    """The new ids of transformers' greedy `generate`; the prompts are equally long."""
     ids = torch.tensor(batch)
     written = model.generate(
         input_ids=ids,

@@ -1,0 +1,51 @@
+"""A reward model of transformers behind text: what stands in for the paper's third server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast, Qwen2Model
+
+
+class EagerPrm:
+    """A reward model in the format of Skywork-o1-Open-PRM that reads every text from its start.
+
+    Its tokens are built as the paper's code does: bos, question and newline, then each step
+    tokenised alone and followed by the last token of the delimiter.
+    """
+
+    def __init__(self, folder: Path, delimiter: str) -> None:
+        self.model = Qwen2Model.from_pretrained(folder, dtype=torch.float32).eval()
+        weights = load_file(folder / "model.safetensors")
+        self._weight = weights["v_head.summary.weight"].float()  # [1, hidden]
+        self._bias = weights["v_head.summary.bias"].float()  # [1]
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self._separator = self._encode([delimiter])[0][-1]
+        self.tokens_read = 0
+
+    def forget(self) -> None:
+        """Sets the count of read tokens to 0."""
+        self.tokens_read = 0
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
+        """The reward of the last step of each answer; padded on the right, so no mask is needed."""
+        rows = [self.ids(q, s) for q, s in zip(questions, steps, strict=True)]
+        self.tokens_read += sum(map(len, rows))
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        hidden = self.model(input_ids=ids, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+        return (last @ self._weight[0] + self._bias).sigmoid().tolist()
+
+    def ids(self, question: str, steps: Sequence[str]) -> list[int]:
+        """What is read for the score of the last of these steps."""
+        first, *pieces = self._encode([f"{self._tokenizer.bos_token}{question}\n", *steps])
+        return [*first, *(i for piece in pieces for i in [*piece, self._separator])]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"])
