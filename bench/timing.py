@@ -2,7 +2,8 @@
 
 Two programs timed one after the other see two different machines (clock, neighbours, memory), and
 the difference is easily larger than what is measured. So they alternate, the median is reported,
-and the spread stands beside it.
+and the spread stands beside it. Programs are timed by the wall clock (`alternate`); calls of
+microseconds on a device are timed in bulk, by its own clock (`alternate_calls`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 _READ_BYTES = 2**29
+_DEVICE_READ_BYTES = 2**31
+_FLUSH_BYTES = 2**28  # more than any L2 cache
 _PRODUCT_SIZE = 1536
 
 
@@ -77,6 +81,80 @@ def alternate(
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
 
 
+@dataclass(frozen=True)
+class Calls:
+    """Calls of one op, each on memory of its own: `call(i)`, i below the number of copies.
+
+    With enough copies no cache holds what a call reads, which is how a model finds its weights.
+    """
+
+    call: Callable[[int], object]
+    reset: Callable[[], object] | None = None  # before every run, not timed
+    captured: bool = True  # on a GPU: one CUDA graph of all calls; else launched by the host
+
+
+def alternate_calls(
+    contenders: Mapping[str, Calls], *, device: torch.device, copies: int, runs: int
+) -> dict[str, Timing]:
+    """Seconds of one call, by runs of `copies` calls, one run of each contender in turn.
+
+    On a GPU a run lies between two events and starts with a cold L2 cache; the launch of the graph
+    is in it, shared by all copies. Everything is called once before (and so compiled).
+
+    Raises:
+        ValueError: `copies` or `runs` is below 1.
+    """
+    if copies < 1 or runs < 1:
+        raise ValueError(f"copies and runs must be at least 1, got {copies} and {runs}")
+    prepared = {name: _prepare(calls, copies, device) for name, calls in contenders.items()}
+    flush = None
+    if device.type == "cuda":
+        flush = torch.ones(_FLUSH_BYTES // 4, device=device)
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, fn in prepared.items():
+            reset = contenders[name].reset
+            if reset is not None:
+                reset()
+            seconds = seconds_of(fn) if flush is None else _seconds_on_device(fn, flush)
+            taken[name].append(seconds / copies)
+    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def _prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], object]:
+    """All calls as one function, warmed up; on a GPU the replay of a graph if it is captured."""
+
+    def run_all() -> None:
+        for index in range(copies):
+            calls.call(index)
+
+    if calls.reset is not None:
+        calls.reset()
+    run_all()
+    if device.type != "cuda" or not calls.captured:
+        return run_all
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):  # cuBLAS takes its workspace of this stream before the capture
+        run_all()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        run_all()
+    return graph.replay
+
+
+def _seconds_on_device(fn: Callable[[], object], flush: Tensor) -> float:
+    """Between two events around `fn`, with nothing of its data in the L2 cache."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.sum()
+    start.record()
+    fn()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def require_same_tokens(
     ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], what: str
 ) -> None:
@@ -102,6 +180,16 @@ def read_bandwidth(num_bytes: int = _READ_BYTES, runs: int = 5) -> float:
     """Bytes a second that this many threads read from memory; the best of some runs."""
     data = torch.ones(num_bytes // 4)
     return num_bytes / min(seconds_of(data.sum) for _ in range(runs))
+
+
+def device_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int = 7) -> float:
+    """Bytes a second read from the memory of a device: the best of PyTorch's reductions."""
+    if device.type != "cuda":
+        return read_bandwidth(num_bytes or _READ_BYTES, runs)
+    data = torch.ones((num_bytes or _DEVICE_READ_BYTES) // 4, device=device)
+    contenders = {"sum": Calls(lambda _: data.sum()), "amax": Calls(lambda _: data.amax())}
+    timings = alternate_calls(contenders, device=device, copies=2, runs=runs)
+    return data.nbytes / min(min(timing.seconds) for timing in timings.values())
 
 
 def product_speed(size: int = _PRODUCT_SIZE, runs: int = 3) -> float:

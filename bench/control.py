@@ -1,0 +1,99 @@
+"""Reward, decision and rollback of 16 slots in microseconds, beside the same in PyTorch ops.
+
+    python -m bench.control                # on a GPU
+    python -m bench.control --dry-run      # the same walk on a CPU, in tiny sizes
+
+Results must first be those of the twins. Both are then timed as one CUDA graph and launched by the
+host, on states of their own that are put back before every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from bench import report
+from bench.control_cases import ControlCase, reward_case, rollback_case, score_case
+from bench.control_state import Sizes
+from bench.timing import Calls, alternate_calls
+
+MAX_MICROSECONDS = 10.0
+MIN_SPEEDUP = 5.0
+_COPIES = 32
+
+
+def cases(sizes: Sizes, device: torch.device) -> list[Callable[[], ControlCase]]:
+    """Made one at a time."""
+    found: list[Callable[[], ControlCase]] = [lambda: rollback_case(sizes, device)]
+    for width in sizes.widths:
+        for kind in ("value", "two_class"):
+            found.append(lambda w=width, k=kind: reward_case(sizes, device, w, k))  # type: ignore[misc]
+            found.append(lambda w=width, k=kind: score_case(sizes, device, w, k))  # type: ignore[misc]
+    return found
+
+
+def measure(case: ControlCase, device: torch.device, runs: int) -> dict[str, Any]:
+    """Gate, then four timings in turn: both implementations, in a graph and by the host.
+
+    Raises:
+        Mismatch: if a result is not that of the twin.
+    """
+    case.gate()
+    contenders = {}
+    for name, call in (("ours", case.ours), ("torch ops", case.torch_ops)):
+        for captured, where in ((True, "graph"), (False, "host")):
+            contenders[f"{name}, {where}"] = Calls(call, case.reset, captured)
+    timings = alternate_calls(contenders, device=device, copies=case.copies, runs=runs)
+    us = {name: 1e6 * timing.median for name, timing in timings.items()}
+    return {
+        "op": case.name,
+        "us": us,
+        "spread": {name: timing.spread for name, timing in timings.items()},
+        "times_faster_than_eager": us["torch ops, host"] / us["ours, graph"],
+        "times_faster_than_torch_graph": us["torch ops, graph"] / us["ours, graph"],
+        "within_10_us": us["ours, graph"] <= MAX_MICROSECONDS,
+        "at_least_5_times": us["torch ops, host"] >= MIN_SPEEDUP * us["ours, graph"],
+    }
+
+
+def table(measured: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            entry["op"],
+            *(f"{us:.1f}" for us in entry["us"].values()),
+            f"{entry['times_faster_than_eager']:.1f}x",
+            f"{entry['times_faster_than_torch_graph']:.1f}x",
+        ]
+        for entry in measured
+    ]
+    names = list(measured[0]["us"])
+    return report.format_table(["us", *names, "eager / graph", "both graphs"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--runs", type=int, default=25, help="timed runs of each contender")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        sizes, device, runs = Sizes.tiny(), torch.device("cpu"), 2
+    elif torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        sizes, runs = Sizes.real(_COPIES), options.runs
+    else:
+        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+    measured = [measure(make(), device, runs) for make in cases(sizes, device)]
+    print(f"{sizes.num_slots} slots, {sizes.num_columns} columns of the page table")
+    print(table(measured))
+    print(
+        "eager / graph: PyTorch ops launched by the host against our graph; "
+        "score does more than its PyTorch ops do (draws, trace, log)"
+    )
+    report.print_json({"bench": "control", "slots": sizes.num_slots, "ops": measured})
+
+
+if __name__ == "__main__":
+    main()

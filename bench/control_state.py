@@ -1,0 +1,124 @@
+"""States in the middle of a run for `bench.control`: every slot waits for a decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import NUM_ROLES, Phase, PolicyKind, SlotLimits, SlotState
+
+THRESHOLD = 0.5
+STEP = 40  # tokens of the step that is decided
+TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
+
+
+@dataclass(frozen=True)
+class Sizes:
+    num_slots: int
+    num_columns: int  # of the page table
+    length: int  # tokens of a row
+    widths: tuple[int, ...]  # hidden sizes of PRMs
+    copies: int
+
+    @classmethod
+    def real(cls, copies: int) -> Sizes:
+        return cls(16, 256, 1024, (1536, 3584), copies)
+
+    @classmethod
+    def tiny(cls) -> Sizes:
+        return cls(3, 16, 96, (24,), 2)
+
+
+class PageSet:
+    """The page table, cursors and free stack of a state, copied, with a way back."""
+
+    NAMES = ("kv_len", "num_pages", "page_table", "free_pages", "num_free")
+
+    def __init__(self, start: SlotState, device: torch.device | None = None) -> None:
+        self._start = start
+        self._tensors = {
+            name: getattr(start, name).to(device or start.length.device, copy=True)
+            for name in self.NAMES
+        }
+        stack = self._tensors["free_pages"]
+        self._stack = torch.cat([stack, stack.new_zeros(1)])
+        self._tensors["free_pages"] = self._stack[:-1]
+
+    def named(self) -> dict[str, Tensor]:
+        return dict(self._tensors)
+
+    def padded(self) -> dict[str, Tensor]:
+        """With one more place on the stack, see `eager_ops.rollback`."""
+        return self._tensors | {"free_pages": self._stack}
+
+    def restore(self) -> None:
+        for name, tensor in self._tensors.items():
+            tensor.copy_(getattr(self._start, name))
+
+
+def mid_step(sizes: Sizes, device: torch.device) -> SlotState:
+    """Every slot has written a step, the PRM has read it, and nothing is decided."""
+    num_slots, length, columns = sizes.num_slots, sizes.length, sizes.num_columns
+    limits = SlotLimits(
+        num_slots=num_slots,
+        row_len=length + 64,
+        prm_row_len=2 * length,
+        pages_per_role=columns,
+        num_pages=NUM_ROLES * num_slots * columns,
+        log_words=num_slots * (length + 64) * 2,
+    )
+    state = SlotState.allocate(limits, torch.device("cpu"))
+    state.length.fill_(length)
+    state.committed.fill_(length - STEP)
+    state.prm_length.fill_(length)
+    state.prm_committed.fill_(length - STEP)
+    state.limit.fill_(length + 32)
+    state.max_steps.fill_(100)
+    state.phase.fill_(Phase.SCORE)
+    state.active.fill_(1)
+    state.num_logprobs.fill_(-1)
+    state.stop_tokens.fill_(-1)
+    state.policy_kind.fill_(PolicyKind.THRESHOLD)
+    state.policy_a.fill_(THRESHOLD)
+    state.kv_len.fill_(length)
+    state.tick_cap.fill_(10**9)
+    state.num_rows.fill_(num_slots)
+    state.num_seqs.fill_(num_slots)
+    free = int(state.num_free)
+    for role, per_page in enumerate(TOKENS_PER_PAGE):
+        held = -(-length // per_page)
+        state.num_pages[role] = held
+        taken = state.free_pages[free - num_slots * held : free]
+        state.page_table[role, :, :held] = taken.view(num_slots, held)
+        free -= num_slots * held
+    state.num_free.fill_(free)
+    return copied(state, device)
+
+
+def scored_rows(num_slots: int, device: torch.device) -> RowBatch:
+    """One row a slot: the last of its step."""
+    batch = RowBatch.allocate(num_slots, num_slots, torch.device("cpu"))
+    batch.seq_slot.copy_(torch.arange(num_slots))
+    batch.seq_start.copy_(torch.arange(num_slots + 1))
+    batch.seq_kv_len.fill_(1)
+    batch.seq_complete.fill_(1)
+    return moved(batch, device)
+
+
+def copied(state: SlotState, device: torch.device | None = None) -> SlotState:
+    where = device or state.length.device
+    return SlotState(
+        **{f.name: getattr(state, f.name).to(where, copy=True) for f in fields(SlotState)}
+    )
+
+
+def restore(state: SlotState, start: SlotState) -> None:
+    for field in fields(SlotState):
+        getattr(state, field.name).copy_(getattr(start, field.name))
+
+
+def moved(batch: RowBatch, device: torch.device) -> RowBatch:
+    return RowBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(RowBatch)})

@@ -1,0 +1,73 @@
+"""What `bench.gpu` runs, most important first."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# More workers than this do not make the tests faster: they wait for one GPU.
+_TEST_JOBS = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """One child process. Its last line of output that is JSON is its result."""
+
+    name: str
+    module: str  # run with `python -m`
+    arguments: tuple[str, ...]
+    dry_arguments: tuple[str, ...]  # the same in tiny, on a CPU
+    limit: float  # seconds
+
+    @property
+    def missing(self) -> bool:
+        return importlib.util.find_spec(self.module) is None
+
+    def command(self, dry_run: bool) -> list[str]:
+        return ["-m", self.module, *(self.dry_arguments if dry_run else self.arguments)]
+
+
+def build_parts(dry_run: bool) -> tuple[Part, ...]:
+    """Versions and compilers: side by side, for they need no GPU."""
+    jobs = str(max(1, (os.cpu_count() or 1) - 1))
+    tiny = ("--capability", "90", "--jobs", "1", "--only", "rollback")
+    doctor = Part("doctor", "rsd_engine.doctor", (), (), limit=90)
+    triton = Part("triton", "bench.precompile", ("--jobs", jobs), tiny, limit=150)
+    if dry_run:
+        return (doctor, triton) if importlib.util.find_spec("triton") else (doctor,)
+    # It writes the library beside the package, so no dry run does it.
+    return doctor, triton, Part("cuda", "rsd_kernels.cuda_build", (), (), limit=150)
+
+
+def parts() -> tuple[Part, ...]:
+    """In the order in which they run."""
+    jobs = ("--jobs", str(_TEST_JOBS))
+    engine = ("tests/loop", "tests/core", "tests/engine", "tests/models")
+    return (
+        Part(
+            "kernel_tests",
+            "bench.gpu_tests",
+            ("tests/kernels", *jobs, "--limit", "170"),
+            ("tests/kernels/test_control_ops.py",),
+            limit=180,
+        ),
+        Part(
+            "engine_tests",
+            "bench.gpu_tests",
+            (*engine, *jobs, "--limit", "110"),
+            ("tests/memory",),
+            limit=120,
+        ),
+        Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
+        Part("control", "bench.control", (), ("--dry-run",), limit=60),
+        Part("step_latency", "bench.step_latency", (), ("--dry-run",), limit=90),
+        Part("conditional", "bench.conditional", (), ("--dry-run",), limit=60),
+        Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90),
+    )
+
+
+def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
+    """The named parts, in the order of the plan."""
+    return tuple(part for part in parts() if names is None or part.name in names)

@@ -1,0 +1,143 @@
+"""The kernels of a decode step against PyTorch and against the memory they read.
+
+    python -m bench.kernels                # on a GPU
+    python -m bench.kernels --dry-run      # the same walk on a CPU, in tiny sizes
+
+Every op must first be as exact as PyTorch, both against float64. Then it is timed inside a CUDA
+graph on memory that no cache holds, beside PyTorch, as a share of the bandwidth that a plain read
+reaches in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from bench import model_decode, report
+from bench.attention_cases import attention_case, small_cases
+from bench.kernel_shapes import REAL, Setting
+from bench.projection_cases import Case, fused_case, matrices, product_case
+from bench.timing import alternate_calls, device_bandwidth
+from rsd_kernels import cuda_library
+from rsd_kernels.launch_registry import ModelShape
+
+_IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
+
+
+def cases(setting: Setting, shape: ModelShape) -> Iterator[Case]:
+    """One at a time: the weights of one are gone when the next is made."""
+    for matrix in matrices(setting, shape):
+        for num_rows in setting.rows:
+            yield product_case(setting, matrix, num_rows)
+            yield fused_case(setting, matrix, num_rows)
+    for num_rows in setting.rows:
+        yield attention_case(setting, shape, num_rows)
+        yield from small_cases(setting, shape, num_rows)
+
+
+def measure(case: Case, setting: Setting, bandwidth: float) -> dict[str, Any]:
+    """Gate, then all contenders in turn.
+
+    Raises:
+        Mismatch: if an implementation is not exact enough.
+    """
+    errors = case.gate()
+    timings = alternate_calls(
+        case.contenders, device=setting.device, copies=case.copies, runs=setting.runs
+    )
+    median = {name: timing.median for name, timing in timings.items()}
+    return {
+        "op": case.op,
+        "rows": case.num_rows,
+        "num_bytes": case.num_bytes,
+        "us": {name: 1e6 * seconds for name, seconds in median.items()},
+        "spread": {name: timing.spread for name, timing in timings.items()},
+        "share_of_bandwidth": {
+            name: case.num_bytes / bandwidth / seconds for name, seconds in median.items()
+        },
+        "error": {name: e.kernel for name, e in errors.items()},
+        "error_of_torch": max(e.torch for e in errors.values()),
+    }
+
+
+def winners(measured: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Which implementation of a product is the fastest, by matrix and rows."""
+    found = {}
+    for entry in measured:
+        if "torch.mm" in entry["us"]:
+            of_ours = {name: us for name, us in entry["us"].items() if name in _IMPLEMENTATIONS}
+            found[f"{entry['op']}, {entry['rows']} rows"] = min(of_ours, key=of_ours.__getitem__)
+    return found
+
+
+def table(measured: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            f"{entry['op']}: {name}",
+            str(entry["rows"]),
+            f"{us:.2f}",
+            f"{100 * entry['spread'][name]:.0f} %",
+            f"{entry['num_bytes'] / us / 1e3:.0f}",
+            f"{100 * entry['share_of_bandwidth'][name]:.0f} %",
+        ]
+        for entry in measured
+        for name, us in entry["us"].items()
+    ]
+    return report.format_table(["op", "rows", "us", "spread", "GB/s", "of read"], rows)
+
+
+def model_table(decoded: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            f"{entry['ceiling_us']:.0f}",
+            *(f"{us:.0f}" for us in entry["us"].values()),
+            f"{100 * entry['share_of_bandwidth']:.0f} %",
+            f"{entry['tokens_per_second']:.0f}",
+        ]
+        for name, entry in decoded.items()
+    ]
+    headers = ["whole model, one row", "limit us", "ours", "by the host", "torch ops", "of read"]
+    return report.format_table([*headers, "tokens/s"], rows)
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    bandwidth = device_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
+    print(f"ceiling: {bandwidth / 1e9:.0f} GB/s read from memory; CUDA library: "
+          f"{cuda_library.status()}\n")  # fmt: skip
+    result: dict[str, Any] = {"bandwidth_bytes_per_second": bandwidth, "ops": {}, "winners": {}}
+    decoded = {
+        name: model_decode.measure(setting, shape, 1, bandwidth)
+        for name, shape in setting.shapes.items()
+    }
+    print(model_table(decoded), flush=True)
+    for name, shape in setting.shapes.items():
+        measured = [measure(case, setting, bandwidth) for case in cases(setting, shape)]
+        print(f"\n{name}, {setting.context} tokens of context, {setting.dtype}")
+        print(table(measured), flush=True)
+        result["ops"][name] = measured
+        result["winners"][name] = winners(measured)
+        print("\nfastest of ours: " + "; ".join(f"{k}: {v}" for k, v in winners(measured).items()))
+    return {"bench": "kernels", "dtype": str(setting.dtype), "whole_model": decoded, **result}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--models", nargs="+", choices=sorted(REAL), default=list(REAL))
+    parser.add_argument("--runs", type=int, default=15, help="timed runs of each contender")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        report.print_json(run(Setting.tiny()))
+        return
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+    shapes = {name: REAL[name] for name in options.models}
+    report.print_json(run(Setting.real(shapes, options.runs)))
+
+
+if __name__ == "__main__":
+    main()

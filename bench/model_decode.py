@@ -1,0 +1,121 @@
+"""One decode token of a whole model with random weights: its share of the memory bandwidth.
+
+At batch 1 a token can be no faster than the weights and its K and V can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.attention_cases import Scene, decode_scene
+from bench.kernel_shapes import Setting
+from bench.timing import Calls, Mismatch, alternate_calls
+from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.decoder import Decoder
+from rsd_engine.models.heads import LanguageModel
+from rsd_engine.models.weights import DecoderWeights
+from rsd_kernels.launch_registry import ModelShape
+from rsd_kernels.model_ops import REFERENCE
+
+_CALLS = 4  # tokens of one run
+_TOLERANCE = 0.05  # of the logits' norm in bf16; fp32 stays far below
+
+
+def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float) -> dict[str, Any]:
+    """`num_rows` sequences of `setting.context` tokens decode one token each.
+
+    Raises:
+        Mismatch: if the logits are not those of the PyTorch twins.
+    """
+    config, weights = random_weights(setting, shape)
+    scene = decode_scene(setting, shape, num_rows, copies=shape.num_layers)
+    out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
+    ours = _runner(_model(config, weights, setting, num_rows), scene, out[0])
+    twins = _model(config, weights, setting, num_rows)
+    twins.decoder.ops = REFERENCE
+    plain = _runner(twins, scene, out[1])
+    error = _gate(ours, plain, out)
+    contenders = {
+        "ours": Calls(ours),
+        "ours, launched by the host": Calls(ours, captured=False),
+        "torch ops": Calls(plain, captured=False),
+    }
+    runs = max(2, setting.runs // 2)
+    timings = alternate_calls(contenders, device=setting.device, copies=_CALLS, runs=runs)
+    num_bytes = weight_bytes(weights) + kv_bytes(setting, shape, num_rows)
+    seconds = timings["ours"].median
+    return {
+        "rows": num_rows,
+        "context": setting.context,
+        "num_bytes": num_bytes,
+        "ceiling_us": 1e6 * num_bytes / bandwidth,
+        "share_of_bandwidth": num_bytes / bandwidth / seconds,
+        "tokens_per_second": num_rows / seconds,
+        "relative_error": error,
+        "us": {name: 1e6 * timing.median for name, timing in timings.items()},
+        "spread": {name: timing.spread for name, timing in timings.items()},
+    }
+
+
+def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, DecoderWeights]:
+    """A Qwen2 of this shape; its LM head is the embedding."""
+    config = ModelConfig.from_dict(
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "vocab_size": shape.vocab,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.num_q_heads,
+            "num_key_value_heads": shape.num_kv_heads,
+            "max_position_embeddings": max(4096, setting.context),
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
+        }
+    )
+    weights = DecoderWeights.allocate(config, setting.dtype, setting.device)
+    generator = torch.Generator(setting.device).manual_seed(11)
+    for name, place in weights.places(config).items():
+        if name.endswith("norm.weight"):
+            place.fill_(1)
+        else:
+            place.normal_(0, place.shape[-1] ** -0.5, generator=generator)
+    return config, weights
+
+
+def weight_bytes(weights: DecoderWeights) -> int:
+    """What one token reads: every layer, the final norm, and the embedding as LM head."""
+    layers = [t for layer in weights.layers for t in vars(layer).values() if t is not None]
+    return sum(t.nbytes for t in (*layers, weights.final_norm, weights.embedding))
+
+
+def kv_bytes(setting: Setting, shape: ModelShape, num_rows: int) -> int:
+    token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * setting.dtype.itemsize
+    return num_rows * setting.context * token
+
+
+def _model(
+    config: ModelConfig, weights: DecoderWeights, setting: Setting, num_rows: int
+) -> LanguageModel:
+    decoder = Decoder(config, weights, max_rows=num_rows, max_positions=setting.context)
+    return LanguageModel(decoder, weights.embedding)
+
+
+def _runner(model: LanguageModel, scene: Scene, out: Tensor) -> Callable[[int], None]:
+    return lambda _: model.logits(scene.batch, scene.kv, scene.table, out)
+
+
+def _gate(ours: Callable[[int], None], plain: Callable[[int], None], out: Tensor) -> float:
+    """Relative distance of the logits (out[0]) from those of the twins (out[1])."""
+    out.fill_(torch.nan)
+    ours(0)
+    plain(0)
+    error = float((out[0] - out[1]).norm() / out[1].norm())
+    if not error <= _TOLERANCE:
+        raise Mismatch(f"logits are {error:.3g} of their norm away from those of the twins")
+    return error
