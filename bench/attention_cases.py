@@ -18,7 +18,7 @@ from rsd_kernels.launch_registry import ModelShape
 from rsd_kernels.reference import embedding as embedding_twin
 from rsd_kernels.reference import fused_linear as norm_twin
 from rsd_kernels.reference.attention import attention_map, paged_attention
-from rsd_kernels.reference.rope import rope_tables
+from rsd_kernels.reference.rope import rope, rope_rows, rope_tables
 from rsd_kernels.reference.rope_kv_write import rope_kv_write
 from rsd_kernels.row_batch import RowBatch
 
@@ -158,14 +158,19 @@ def _rope_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
         what = f"rope_kv_write, {num_rows} rows"
         return {"ours": require_close(stored["ours"], stored["plain"], exact, what)}
 
-    return Case(
-        "rope_kv_write", num_rows, 2 * qkv.nbytes, scene.copies,
-        {
-            "ours": Calls(lambda i: call(setting.ops.rope_kv_write, i, qkv)),
-            "torch ops": Calls(lambda i: call(rope_kv_write, i, qkv)),
-        },
-        gate,
-    )  # fmt: skip
+    page, offset = batch.page.long(), batch.offset.long()
+
+    def torch_ops(index: int) -> None:
+        """As the twin does it, but for the look at padding, which a graph cannot take."""
+        rope(qkv[:, : -shape.num_kv_heads], *rope_rows(cos, sin, batch.position))
+        scene.kv.k[index][page, offset] = qkv[:, shape.num_q_heads : -shape.num_kv_heads]
+        scene.kv.v[index][page, offset] = qkv[:, -shape.num_kv_heads :]
+
+    contenders = {
+        "ours": Calls(lambda i: call(setting.ops.rope_kv_write, i, qkv)),
+        "torch ops": Calls(torch_ops),
+    }
+    return Case("rope_kv_write", num_rows, 2 * qkv.nbytes, scene.copies, contenders, gate)
 
 
 def _embed_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:

@@ -35,6 +35,8 @@ def run_checks(name: str, *, interpreted: bool, timeout: float = 280) -> None:
     if interpreted:
         variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"]
+    if not interpreted and torch.cuda.is_available() and util.find_spec("xdist") is not None:
+        command += ["-n", "4"]  # most of the time is compiling
     done = subprocess.run(
         [*command, str(ROOT / "tests" / "kernels" / name)],
         cwd=ROOT,
