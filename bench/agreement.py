@@ -58,10 +58,10 @@ def as_kept_step(step: Step) -> KeptStep:
     text = step.text.removesuffix(DELIMITER)
     if step.rejected is not None:
         drafted = step.rejected.text.removesuffix(DELIMITER)
-        return KeptStep(text, step.source, drafted, step.rejected.reward)
+        return KeptStep(text, step.source, drafted, step.rejected.reward, len(step.token_ids))
     if step.reward is None:
         raise ValueError(f"step {step.text!r} has no reward; the gate needs answers of mode 'rsd'")
-    return KeptStep(text, step.source, text, step.reward)
+    return KeptStep(text, step.source, text, step.reward, len(step.token_ids))
 
 
 def _parting(mine: Sequence[KeptStep], theirs: Sequence[KeptStep]) -> int | None:

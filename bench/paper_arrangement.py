@@ -34,6 +34,7 @@ from bench.eager_prm import EagerPrm
 
 DELIMITER = "\n\n"
 CallKind = Literal["prefix cache", "read again", "generate"]
+_NEVER = "\0"  # a byte that the models do not write: forced steps end by their length alone
 CALL_KINDS: tuple[CallKind, ...] = get_args(CallKind)
 
 
@@ -45,6 +46,7 @@ class KeptStep:
     source: Literal["draft", "target"]
     drafted: str
     reward: float  # of what the draft had written
+    num_tokens: int  # of the kept text as it was written, its delimiter included
 
 
 @dataclass
@@ -114,8 +116,6 @@ class PaperArrangement:
         self.prm = EagerPrm(prm, DELIMITER)
         self.threshold = threshold
         self.limits = limits or Limits()
-        # No model writes a NUL byte here, so forced steps end by their length alone.
-        self._stop = "\0" if self.limits.force_steps else DELIMITER
 
     def solve(self, questions: Sequence[str]) -> list[Answer]:
         """All answers together, from nothing: the caches are emptied first."""
@@ -153,7 +153,7 @@ class PaperArrangement:
             kept = made
         for i in active:
             source: Literal["draft", "target"] = "target" if i in rejected else "draft"
-            step = KeptStep(kept[i].text, source, made[i].text, scored[i])
+            step = KeptStep(kept[i].text, source, made[i].text, scored[i], kept[i].num_tokens)
             answers[i].keep(step, kept[i])
         self._finish(answers, active, [kept[i] for i in active], ends)
 
@@ -166,7 +166,8 @@ class PaperArrangement:
         most = self.limits.max_step_tokens
         budgets = left if most is None else [min(most, n) for n in left]
         forced = self.limits.force_steps
-        return writer.complete(which, texts, budgets, self._stop, ignore_eos=forced)
+        stop = _NEVER if forced else DELIMITER
+        return writer.complete(which, texts, budgets, stop, ignore_eos=forced)
 
     def _finish(
         self, answers: Sequence[Answer], active: Sequence[int], kept: Sequence[Completion],

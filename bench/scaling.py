@@ -1,0 +1,252 @@
+"""How cost grows with the number of steps, slots, context and answer length, on small models.
+
+    python -m bench.scaling --output scaling.svg
+
+The demo family writes answers of exactly as many steps and tokens as asked for: every step is
+accepted, neither end-of-text nor a delimiter ends anything, and a step ends at its length. What is
+written is of no interest here; how much each model reads for it is. The baseline is the paper's
+arrangement on transformers (`bench.paper_arrangement`), whose reward model reads question and
+answer from the start for every score.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from bench import report, timing
+from bench.paper_arrangement import Limits, PaperArrangement
+from rsd_engine import Constant, Engine, RequestOutput, SamplingParams
+from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo.problems import generate
+
+STEPS = tuple(range(5, 61, 5))
+SLOTS = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (64, 128, 256, 512, 768)
+STEP_LENGTHS = (4, 8, 16, 32, 64, 128)
+OURS, BASELINE = "ours", "paper's arrangement"
+_NEVER = "\0"  # a delimiter that is not written
+_CONTEXT = 1024  # of the demo family
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be written."""
+
+    questions: tuple[str, ...]
+    num_steps: int
+    step_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.questions) * self.num_steps * self.step_tokens
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What writing it took, in one of the two ways."""
+
+    prm_tokens: int  # rows the reward model read, a request
+    seconds: timing.Timing
+
+
+class Writers:
+    """Both ways to write a `Work`."""
+
+    def __init__(self) -> None:
+        self._folders = checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm")
+        self._engine = Engine(
+            *self._folders, policy=Constant(1.0), dtype="float32", device="cpu",
+            max_num_seqs=max(SLOTS), step_delimiters=(_NEVER,),
+        )  # fmt: skip
+        self._arrangement = PaperArrangement(*self._folders, threshold=0.0)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._engine.get_tokenizer()
+
+    def ours(self, work: Work) -> list[RequestOutput]:
+        """This engine.
+
+        Raises:
+            timing.Mismatch: an answer has other than the steps that were asked for.
+        """
+        params = SamplingParams(
+            temperature=0.0, seed=0, ignore_eos=True, max_tokens=_CONTEXT,
+            max_steps=work.num_steps, max_step_tokens=work.step_tokens,
+        )  # fmt: skip
+        chats = [[{"role": "user", "content": question}] for question in work.questions]
+        results = self._engine.chat(chats, params, use_tqdm=False)
+        for result in results:
+            _check([len(step.token_ids) for step in result.outputs[0].steps], work)
+        return results
+
+    def baseline(self, work: Work) -> int:
+        """The paper's arrangement; returns how many tokens its reward model read.
+
+        Raises:
+            timing.Mismatch: an answer has other than the steps that were asked for.
+        """
+        self._arrangement.limits = Limits(
+            max_tokens=_CONTEXT, max_steps=work.num_steps, max_step_tokens=work.step_tokens,
+            force_steps=True,
+        )  # fmt: skip
+        for answer in self._arrangement.solve(work.questions):
+            _check([step.num_tokens for step in answer.steps], work)
+        return self._arrangement.prm.tokens_read
+
+    def costs(self, work: Work, runs: int) -> dict[str, Cost]:
+        """Both in turn; the counts are of one request."""
+        ways: dict[str, Callable[[], object]] = {
+            OURS: lambda: self.ours(work), BASELINE: lambda: self.baseline(work),
+        }  # fmt: skip
+        read = {
+            OURS: sum(result.metrics.prm.tokens_read for result in self.ours(work)),
+            BASELINE: self.baseline(work),
+        }
+        taken = timing.alternate(ways, runs, warmup=0)  # counting has warmed both up
+        count = len(work.questions)
+        return {name: Cost(read[name] // count, taken[name]) for name in ways}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Tokens read = constant + linear x steps + quadratic x steps^2, by least squares.
+
+    Attributes:
+        error: greatest distance of a point from the curve, in tokens.
+    """
+
+    constant: float
+    linear: float
+    quadratic: float
+    error: float
+
+
+def fit(steps: Sequence[int], tokens: Sequence[int], degree: int) -> Fit:
+    """The curve of degree 1 or 2 through the points."""
+    found = np.polynomial.Polynomial.fit(steps, tokens, degree).convert()
+    coefficients = [*found.coef, 0.0, 0.0][:3]
+    error = float(np.abs(found(np.asarray(steps)) - np.asarray(tokens)).max())
+    return Fit(*(float(value) for value in coefficients), error)
+
+
+def series(question: Callable[[int], str]) -> dict[str, dict[int, Work]]:
+    """All works: what is varied -> its value -> the work.
+
+    Args:
+        question: a question of about as many tokens as the prompt shall have.
+    """
+    short = question(CONTEXTS[0])
+    return {
+        "steps": {k: Work((short,), k, 8) for k in STEPS},
+        "slots": {n: Work((short,) * n, 4, 8) for n in SLOTS},
+        "context": {n: Work((question(n),), 4, 8) for n in CONTEXTS},
+        "answer length": {4 * n: Work((short,), 4, n) for n in STEP_LENGTHS},
+    }
+
+
+def question_of(tokenizer: Any, num_tokens: int) -> str:
+    """Text of problems one after the other, cut to this many tokens."""
+    text = " ".join(problem.question for problem in generate(0, "test", 16))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[:num_tokens]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    writers = Writers()
+    works = series(lambda count: question_of(writers.tokenizer, count))
+    result: dict[str, Any] = {"bench": "scaling", "runs": options.runs, "model": "demo family"}
+    for name, points in works.items():
+        costs = {value: writers.costs(work, options.runs) for value, work in points.items()}
+        print(report.format_table(_headers(name), [_row(v, points[v], costs[v]) for v in costs]))
+        result[name] = _figures(points, costs)
+    found = fits(result["steps"])
+    print(_verdict(found))
+    result["fits"] = {name: vars(curve) for name, curve in found.items()}
+    if options.output:
+        from bench.scaling_plot import draw
+
+        draw(result["steps"], options.output)
+    report.print_json(result)
+
+
+def fits(steps: dict[str, Any]) -> dict[str, Fit]:
+    """A line through ours, a parabola through the baseline's, and through ours to compare."""
+    values, read = steps["values"], steps["prm_tokens"]
+    return {
+        "ours": fit(values, read[OURS], 1),
+        "ours, quadratic": fit(values, read[OURS], 2),
+        "baseline": fit(values, read[BASELINE], 2),
+    }
+
+
+def _verdict(found: dict[str, Fit]) -> str:
+    line, bent, base = found["ours"], found["ours, quadratic"], found["baseline"]
+    return (
+        f"PRM tokens an answer of k steps: ours {line.constant:.1f} + {line.linear:.3f} k, at most "
+        f"{line.error:.1f} tokens off the line (k^2 term of a parabola: {bent.quadratic:.5f}); "
+        f"baseline {base.constant:.1f} + {base.linear:.3f} k + {base.quadratic:.3f} k^2, at most "
+        f"{base.error:.1f} off"
+    )
+
+
+def _headers(name: str) -> tuple[str, ...]:
+    return (name, "PRM tokens, ours", "baseline", "seconds, ours", "spread", "baseline", "spread",
+            "ms a token, ours", "baseline", "ratio")  # fmt: skip
+
+
+def _row(value: int, work: Work, costs: dict[str, Cost]) -> list[str]:
+    mine, base = costs[OURS], costs[BASELINE]
+    each = [1000 * cost.seconds.median / work.num_tokens for cost in (mine, base)]
+    return [
+        str(value), str(mine.prm_tokens), str(base.prm_tokens),
+        f"{mine.seconds.median:.3f}", f"{mine.seconds.spread:.0%}",
+        f"{base.seconds.median:.3f}", f"{base.seconds.spread:.0%}",
+        f"{each[0]:.2f}", f"{each[1]:.2f}", f"{each[1] / each[0]:.2f}",
+    ]  # fmt: skip
+
+
+def _figures(points: dict[int, Work], costs: dict[int, dict[str, Cost]]) -> dict[str, Any]:
+    names = (OURS, BASELINE)
+    return {
+        "values": list(points),
+        "tokens": [work.num_tokens for work in points.values()],
+        "prm_tokens": {name: [cost[name].prm_tokens for cost in costs.values()] for name in names},
+        "seconds": {name: [cost[name].seconds.median for cost in costs.values()] for name in names},
+        "spread": {name: [cost[name].seconds.spread for cost in costs.values()] for name in names},
+    }
+
+
+def _check(lengths: Sequence[int], work: Work) -> None:
+    expected = [work.step_tokens] * work.num_steps
+    if list(lengths) != expected:
+        raise timing.Mismatch(
+            f"steps of {list(lengths)} tokens in place of {work.num_steps} of {work.step_tokens}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--output", type=Path, help="image of tokens read and seconds by steps; extra `bench`"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
