@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_kernels import cuda_library, triton_support
-from rsd_kernels.model_ops import REFERENCE
+from rsd_kernels import cuda_library
+from rsd_kernels.model_ops import model_ops
 
 _PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
 
@@ -66,9 +66,15 @@ def report() -> DoctorReport:
         devices=(cpu, *gpus),
         no_gpu_reason=None if gpus else _no_gpu_reason(),
         cuda_library=cuda_library.status(),
-        attention_backend="triton" if gpus and triton_support.available() else REFERENCE.backend,
+        attention_backend=_attention_backend("cuda" if gpus else "cpu"),
         executor="eager",
     )
+
+
+def _attention_backend(device: str) -> str:
+    """Of a model in the dtype that it would have there."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return model_ops(torch.empty(0, dtype=dtype, device=device)).backend
 
 
 def _version(distribution: str) -> str | None:

@@ -1,5 +1,7 @@
 """The ops of a model's forward: Triton where its tensors are on a CUDA device, else the twins.
 
+Attention may be that of the library flash-attn, see `rsd_kernels.flash_attention`.
+
 A model asks once, where its weights are, and calls what it got. Triton is imported only then.
 """
 
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsd_kernels import flash_attention
 from rsd_kernels.reference import fused_linear
 from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
 from rsd_kernels.reference.embedding import embed
@@ -41,11 +44,17 @@ class ModelOps:
     attention_scratch_size: Op  # as in `rsd_kernels.paged_attention`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+    page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
 def model_ops(tensor: Tensor) -> ModelOps:
     """The ops for tensors that are where this one is."""
-    return triton_ops() if runs_on(tensor) else REFERENCE
+    if not runs_on(tensor):
+        return REFERENCE
+    ops = triton_ops()
+    if flash_attention.refusal(tensor.device, tensor.dtype) is None:
+        return flash_attention.over(ops)
+    return ops
 
 
 def triton_ops() -> ModelOps:

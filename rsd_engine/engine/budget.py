@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +24,8 @@ class PageLayout:
     page_bytes: int
     tokens_per_page: tuple[int, int, int]  # by Role; 1 for an absent role
     pages_per_sequence: int  # of all roles, at full length
+    # the tokens of a page are a multiple of this, for every role
+    page_multiple: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,20 @@ class PoolPlan(PageLayout):
         return self.num_pages * self.page_bytes
 
 
-def page_layout(shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int]) -> PageLayout:
-    """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones.
+def page_layout(
+    shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int], page_multiple: int = 1
+) -> PageLayout:
+    """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones, or more.
 
     Args:
         shapes: what a token of each role needs.
         row_len: tokens that each role's row may hold.
+        page_multiple: the tokens of a page are a multiple of this, for every role.
     """
     largest = max(shape.bytes_per_token for shape in shapes.values())
-    page_bytes = -(-largest * TOKENS_PER_PAGE // 256) * 256
-    tokens = {role: page_bytes // shape.bytes_per_token for role, shape in shapes.items()}
+    least = -(-TOKENS_PER_PAGE // page_multiple) * page_multiple
+    page_bytes = -(-largest * least // 256) * 256
+    tokens = {role: shape.tokens_in(page_bytes, page_multiple) for role, shape in shapes.items()}
     return PageLayout(
         page_bytes=page_bytes,
         tokens_per_page=(
@@ -55,6 +61,7 @@ def page_layout(shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int]) -> 
             tokens.get(Role.PRM, 1),
         ),
         pages_per_sequence=sum(pages_for(row_len[role], tokens[role]) for role in shapes),
+        page_multiple=page_multiple,
     )
 
 
@@ -67,13 +74,14 @@ def plan_pool(
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
     device: torch.device,
+    page_multiple: int = 1,
 ) -> PoolPlan:
     """Sizes the pool: the budget, but no more than all slots at full length can use.
 
     Raises:
         ValueError: the budget cannot hold one request of `max_model_len` tokens.
     """
-    layout = page_layout(shapes, row_len)
+    layout = page_layout(shapes, row_len, page_multiple)
     page_bytes, per_sequence = layout.page_bytes, layout.pages_per_sequence
     budget = kv_cache_memory_bytes
     if budget is None:
@@ -89,6 +97,7 @@ def plan_pool(
         page_bytes=page_bytes,
         tokens_per_page=layout.tokens_per_page,
         pages_per_sequence=per_sequence,
+        page_multiple=page_multiple,
         num_pages=num_pages,
     )
 

@@ -78,6 +78,7 @@ def build_engine(
         kv_cache_memory_bytes=kv_cache_memory_bytes,
         gpu_memory_utilization=gpu_memory_utilization,
         device=where,
+        page_multiple=max(m.decoder.ops.page_multiple for m in models.models.values()),
     )
     pool = _allocate_pool(plan, where)
     state = SlotState.allocate(slot_limits(plan, row_len, max_num_seqs), where)
@@ -146,7 +147,7 @@ def _row_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
 
 def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
     try:
-        return PagePool(plan.num_pages, plan.page_bytes, device)
+        return PagePool(plan.num_pages, plan.page_bytes, device, plan.page_multiple)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         raise MemoryError(
             f"the KV pages need {plan.num_bytes} bytes and {device} does not have them; lower "

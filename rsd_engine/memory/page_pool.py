@@ -26,6 +26,10 @@ class KVShape:
     def bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
+    def tokens_in(self, page_bytes: int, page_multiple: int = 1) -> int:
+        """Tokens that a page holds: as many multiples of `page_multiple` as fit."""
+        return page_bytes // (self.bytes_per_token * page_multiple) * page_multiple
+
 
 @dataclass(frozen=True)
 class PagedKV:
@@ -43,19 +47,23 @@ class PagePool:
         num_pages: pages in the pool.
         page_bytes: bytes of a page; a multiple of 256, so that every page is aligned.
         device: where the buffer lives.
+        page_multiple: the tokens of a page are a multiple of this, for every role.
     """
 
-    def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, num_pages: int, page_bytes: int, device: torch.device, page_multiple: int = 1
+    ) -> None:
         if num_pages < 1:
             raise ValueError(f"num_pages must be at least 1, got {num_pages}")
         if page_bytes < 256 or page_bytes % 256:
             raise ValueError(f"page_bytes must be a positive multiple of 256, got {page_bytes}")
         self.num_pages = num_pages
         self.page_bytes = page_bytes
+        self.page_multiple = page_multiple
         self.buffer = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
 
     def tokens_per_page(self, shape: KVShape) -> int:
-        return self.page_bytes // shape.bytes_per_token
+        return shape.tokens_in(self.page_bytes, self.page_multiple)
 
     def view(self, shape: KVShape) -> PagedKV:
         """K and V views of a role. Pages of other roles show through as meaningless numbers.
@@ -65,8 +73,9 @@ class PagePool:
         """
         tokens = self.tokens_per_page(shape)
         if tokens < 1:
+            wanted = "token" if self.page_multiple == 1 else f"{self.page_multiple} tokens"
             raise ValueError(
-                f"page_bytes={self.page_bytes} holds no token of {shape.bytes_per_token} bytes"
+                f"page_bytes={self.page_bytes} holds no {wanted} of {shape.bytes_per_token} bytes"
             )
         typed = self.buffer.view(shape.dtype)
         page_stride = self.page_bytes // shape.dtype.itemsize
