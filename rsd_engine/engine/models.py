@@ -25,7 +25,8 @@ from rsd_kernels.slot_state import Role
 
 logger = logging.getLogger("rsd_engine")
 
-Source = str | Path
+Source = str | Path | Checkpoint
+"""A folder, hub id or GGUF file, or a checkpoint that was opened already."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def load_models(
             "or target alone, or draft alone"
         )
     opened = {
-        name: open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
-        for name, source in given.items()
-        if source is not None
+        name: _open(source, revision) for name, source in given.items() if source is not None
     }
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
     writers = {
@@ -131,6 +130,12 @@ def load_models(
     if "prm" in opened:
         reward_model = _load_prm(opened["prm"], writers[Role.TARGET], options)
     return ModelSet(writers, reward_model)
+
+
+def _open(source: Source, revision: str | None) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    return open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
 
 
 def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> WriterModel:

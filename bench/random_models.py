@@ -1,0 +1,187 @@
+"""Models with random weights and of real sizes, made on the device: no checkpoint, no download.
+
+What a pass costs depends on shapes alone, so timings need no trained weights. The tokenizer is made
+up too: as many byte-level tokens as the real one has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rsd_engine.limits.presets import PRESETS
+from rsd_engine.models.checkpoint_base import Checkpoint
+from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.reward_heads import REWARD_HEADS
+from rsd_engine.models.weights import DecoderWeights
+
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
+_QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; the rows past them are padding
+_META = torch.device("meta")
+
+
+def tiny_config(hidden: int, architecture: str = "Qwen2ForCausalLM") -> dict[str, Any]:
+    """A model that a CPU runs at once."""
+    return {
+        "architectures": [architecture],
+        "vocab_size": 320,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+
+
+@dataclass(frozen=True)
+class RandomTriple:
+    """The configs of a draft, a target and a PRM, and the ids of their common tokenizer."""
+
+    draft: Mapping[str, Any]
+    target: Mapping[str, Any]
+    prm: Mapping[str, Any]
+    num_tokens: int
+
+    def sources(
+        self, device: torch.device, dtype: torch.dtype | None, max_positions: int
+    ) -> dict[str, RandomCheckpoint]:
+        """What `Engine` takes; the same weights every time.
+
+        Args:
+            device: where the numbers are drawn.
+            dtype: of the weights; None: the configs' own.
+            max_positions: context the configs shall allow.
+        """
+        return {
+            role: RandomCheckpoint(
+                role, _with_context(getattr(self, role), max_positions), device, dtype,
+                num_tokens=self.num_tokens, seed=seed,
+            )
+            for seed, role in enumerate(("draft", "target", "prm"), start=1)
+        }  # fmt: skip
+
+
+def _qwen(draft: str, target: str, prm: str) -> RandomTriple:
+    return RandomTriple(PRESETS[draft], PRESETS[target], PRESETS[prm], _QWEN_TOKENS)
+
+
+TRIPLES: dict[str, RandomTriple] = {
+    "tiny": RandomTriple(
+        tiny_config(32), tiny_config(64), tiny_config(32, "Qwen2ForPrmModel"), num_tokens=300
+    ),
+    "0.5b-7b": _qwen("qwen2.5-0.5b", "qwen2.5-7b", "skywork-prm-1.5b"),
+    "1.5b-7b": _qwen("qwen2.5-1.5b", "qwen2.5-7b", "skywork-prm-1.5b"),
+    "1.5b-7b-7b": _qwen("qwen2.5-1.5b", "qwen2.5-7b", "skywork-prm-7b"),
+    "1.5b-32b": _qwen("qwen2.5-1.5b", "qwen2.5-32b", "skywork-prm-1.5b"),
+    "7b-32b": _qwen("qwen2.5-7b", "qwen2.5-32b", "skywork-prm-1.5b"),
+}
+
+
+class RandomCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are drawn when they are read, one at a time.
+
+    Args:
+        source: its name in messages.
+        raw: the config.
+        device: where the tensors are drawn.
+        dtype: of the tensors; None: the config's own.
+        num_tokens: ids of its tokenizer.
+        seed: of the weights.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        raw: Mapping[str, Any],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        *,
+        num_tokens: int,
+        seed: int,
+    ) -> None:
+        self.source = f"random {source}"
+        self._raw = raw
+        self._device = device
+        self._dtype = dtype
+        self._num_tokens = num_tokens
+        self._seed = seed
+
+    def config(self) -> Mapping[str, Any]:
+        return self._raw
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        config = ModelConfig.from_dict(self._raw)
+        generator = torch.Generator(self._device).manual_seed(self._seed)
+        for name, place in _places(config).items():
+            tensor = torch.empty(
+                place.shape, dtype=self._dtype or config.dtype, device=self._device
+            )
+            if name.endswith("norm.weight"):
+                tensor.fill_(1)
+            else:
+                tensor.normal_(0, place.shape[-1] ** -0.5, generator=generator)
+            yield name, tensor
+
+    def tokenizer(self) -> Any:
+        return random_tokenizer(self._num_tokens)
+
+    def generation_config(self) -> dict[str, Any] | None:
+        return None
+
+
+@cache
+def random_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of this many ids: the bytes, pairs of them, threes, and special tokens.
+
+    Raises:
+        ValueError: fewer ids than bytes and special tokens.
+    """
+    if num_tokens < 256 + len(_SPECIAL):
+        raise ValueError(f"num_tokens must be at least {256 + len(_SPECIAL)}, got {num_tokens}")
+    merges = _merges(num_tokens - 256 - len(_SPECIAL))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in _SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_SPECIAL[0], bos_token=_SPECIAL[1]
+    )
+
+
+def _merges(count: int) -> list[tuple[str, str]]:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [(a, b) for a in letters for b in letters][:count]
+    missing = count - len(pairs)
+    threes = [(a + b, c) for a, b in pairs[: -(-missing // len(letters))] for c in letters]
+    return pairs + threes[: max(0, missing)]
+
+
+def _places(config: ModelConfig) -> dict[str, Tensor]:
+    """Name -> a tensor of the right shape and without memory."""
+    weights = DecoderWeights.allocate(config, torch.float32, _META)
+    places = weights.places(config)
+    if config.is_reward_model:
+        head = REWARD_HEADS[config.architecture].allocate(config, torch.float32, _META)
+        places |= head.places()
+    elif not config.tie_word_embeddings:
+        places["lm_head.weight"] = weights.embedding
+    return places
+
+
+def _with_context(raw: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+    """At least this context: rope tables are the only thing it costs."""
+    context = max(max_positions, raw["max_position_embeddings"])
+    return dict(raw) | {"max_position_embeddings": context}
