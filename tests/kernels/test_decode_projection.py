@@ -227,30 +227,40 @@ def test_library_names_the_error(emulated: cuda_library.Library) -> None:
         run_emulated(emulated, crooked, torch.zeros(4, 3))
 
 
+@dataclass(frozen=True)
+class Compiled:
+    folder: Path  # one cubin an architecture
+    said: str  # of the assembler, about every kernel
+    ptx: dict[str, str]  # by architecture
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The library made by nvcc and what the assembler said about every kernel."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The kernels made by nvcc."""
     search = cuda_build.find_nvcc(os.environ)
     if search.path is None:
         pytest.skip(search.reason)
     sources = cuda_build.source_folder()
     assert sources is not None
     folder = tmp_path_factory.mktemp("compiled")
-    said = []
+    said, ptx = [], {}
     for arch in ("80", "90a", "100"):
+        kept = tmp_path_factory.mktemp(f"sm_{arch}")
         command = [str(search.path), "-cubin", "-std=c++17", "-O3", "-Xptxas=-v"]
         command += [f"-arch=sm_{arch}", "-o", str(folder / f"sm_{arch}.cubin")]
+        command += ["--keep", "--keep-dir", str(kept)]
         done = subprocess.run(
             [*command, str(sources / "decode_projection.cu")], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stderr + done.stdout)
-    return folder, "\n".join(said)
+        ptx[arch] = "".join(path.read_text() for path in kept.glob("*.ptx"))
+    return Compiled(folder, "\n".join(said), ptx)
 
 
-def test_compiles_for_every_arch_without_spills(compiled: tuple[Path, str]) -> None:
-    folder, said = compiled
-    assert sorted(path.name for path in folder.iterdir()) == [
+def test_compiles_for_every_arch_without_spills(compiled: Compiled) -> None:
+    said = compiled.said
+    assert sorted(path.name for path in compiled.folder.iterdir()) == [
         "sm_100.cubin",
         "sm_80.cubin",
         "sm_90a.cubin",
@@ -261,6 +271,25 @@ def test_compiles_for_every_arch_without_spills(compiled: tuple[Path, str]) -> N
     assert set(spills) == {("0", "0")}
     # two blocks of 256 threads fit on a multiprocessor
     assert max(int(count) for count in re.findall(r"Used (\d+) registers", said)) <= 128
+
+
+def test_launches_overlap_where_the_device_can(compiled: Compiled) -> None:
+    """Each kernel lets the next one start before its first load, and waits before x is read."""
+    allow, wait = "griddepcontrol.launch_dependents", "griddepcontrol.wait"
+    assert ".entry" in compiled.ptx["80"]
+    assert "griddepcontrol" not in compiled.ptx["80"]
+    for arch in ("90a", "100"):
+        kernels = compiled.ptx[arch].split(".entry")[1:]
+        assert len(kernels) == 3 * 4  # dtypes, rows
+        for kernel in kernels:
+            assert (kernel.count(allow), kernel.count(wait)) == (1, 1)
+            before, after = kernel.split(wait)
+            assert allow in before
+            assert "ld.global.nc" in before, "no weight is fetched before the wait"
+            assert "st.global" not in before
+            plain_load = re.compile(r"ld\.global\.(?!nc)")
+            assert not plain_load.search(before), "x is read before the wait"
+            assert plain_load.search(after)
 
 
 @pytest.mark.gpu
@@ -302,3 +331,35 @@ def test_kernel_runs_inside_a_cuda_graph() -> None:
     x.neg_()
     graph.replay()
     assert torch.equal(out, decode_projection(x, case.weight, case.bias))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", [False, True])
+def test_overlapped_launches_wait_for_each_other(captured: bool) -> None:
+    """A chain in which every launch reads what the one before it wrote, back and forth."""
+    if cuda_library.load() is None:
+        pytest.skip(f"the CUDA library is {cuda_library.status()}")
+    size = 1024
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(8, size, size, device="cuda", generator=generator).bfloat16() * size**-0.5
+    first = torch.randn(1, size, device="cuda", generator=generator).bfloat16()
+    rows = [first.clone(), torch.empty_like(first)]
+
+    def chain(overlap: bool) -> None:
+        for i in range(40):
+            x, out = rows[i % 2], rows[(i + 1) % 2]
+            decode_projection(x, weight[i % 8], out=out, overlap_previous=overlap)
+
+    chain(overlap=False)
+    wanted = rows[0].clone()
+    assert bool(wanted.isfinite().all())
+    run = lambda: chain(overlap=True)  # noqa: E731
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        run = graph.replay
+    for _ in range(20):
+        rows[0].copy_(first)
+        run()
+        assert torch.equal(rows[0], wanted)
