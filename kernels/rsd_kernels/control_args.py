@@ -32,7 +32,8 @@ def bundle(name: str, *members: str) -> Any:
 
 
 StateArgs = bundle(
-    "StateArgs", *_STATE, "num_slots", "row_len", "prm_row_len", "num_columns", "log_words"
+    "StateArgs", *_STATE, "num_slots", "row_len", "prm_row_len", "num_columns", "log_words",
+    "num_buckets"
 )
 BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
 TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
@@ -49,6 +50,7 @@ def state_args(state: SlotState) -> Any:
         state.prm_tokens.shape[1],
         state.page_table.shape[2],
         state.log.shape[0],
+        state.row_buckets.shape[0],
     )
 
 

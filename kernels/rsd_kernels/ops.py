@@ -7,9 +7,13 @@ imported at the first call that needs it, so never on a CPU.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
 
 from rsd_kernels import triton_support
 from rsd_kernels.reference import append as append_twin
@@ -20,6 +24,8 @@ from rsd_kernels.reference import reward as reward_twin
 from rsd_kernels.reference import sample as sample_twin
 from rsd_kernels.reference import settle as settle_twin
 from rsd_kernels.reference.bridge import write_prm_step
+from rsd_kernels.reward_heads import RewardHead
+from rsd_kernels.slot_state import SlotState
 
 __all__ = [
     "advance",
@@ -29,6 +35,7 @@ __all__ = [
     "plan",
     "sample",
     "score",
+    "score_scratch",
     "settle",
     "settle_slot",
     "truncate_kv",
@@ -64,3 +71,13 @@ settle_slot = _op(settle_twin.settle_slot, "settle")
 decide = _op(settle_twin.decide, "settle")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(pages_twin.truncate_kv, "rollback")
+
+
+def score_scratch(state: SlotState, head: RewardHead) -> Tensor:
+    """What `score` needs for a pass over every slot, float32; empty where the twin runs."""
+    size = 0
+    if triton_support.runs_on(state.length):
+        from rsd_kernels.reward_scores import scratch_shape
+
+        size = math.prod(scratch_shape(head, state.num_slots))
+    return torch.empty(size, dtype=torch.float32, device=state.length.device)

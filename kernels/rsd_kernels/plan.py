@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 from rsd_kernels.control_args import batch_args, check_state, page_sizes, state_args
-from rsd_kernels.plan_pack import MAX_SLOTS, pack
+from rsd_kernels.plan_pack import MAX_SLOTS, pack, pad
 from rsd_kernels.reference.plan import STARVED_AFTER
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import LOG_HEADER, NUM_ROLES, HostRequest, Phase, Role, SlotState
@@ -48,7 +48,7 @@ def _must_return(
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
     b_words = (b_length - b_committed + 1) * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
-    asked = tl.load(state.host_request)
+    asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
     waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))
     return (
@@ -77,8 +77,8 @@ def _choose(
     m_slot: tl.tensor,
     o_row: tl.tensor,
     BLOCK_S: tl.constexpr,
-) -> tl.tensor:
-    """Tries the roles in order; returns the one that got rows (NUM_ROLES if none)."""
+) -> tuple[tl.tensor, ...]:
+    """Tries the roles in order; returns the one that got rows (NUM_ROLES if none), and how many."""
     m_active = m_slot & (tl.load(state.active + b_slot, mask=m_slot, other=0) != 0)
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
     b_age = tl.load(state.age + b_slot, mask=m_slot, other=0)
@@ -130,7 +130,8 @@ def _choose(
             state.role_wait + _TARGET, tl.where(passed_target & (targets > 0), target_wait + 1, 0)
         )
         tl.store(state.role_wait + _PRM, tl.where((chosen != _PRM) & (scores > 0), prm_wait + 1, 0))
-    return chosen
+        pad(batch, rows, seqs, o_row, b_slot)
+    return chosen, rows
 
 
 @triton.jit
@@ -140,6 +141,7 @@ def plan_kernel(
     tokens_per_page: tl.tuple,
     BLOCK_S: tl.constexpr,  # at least the slots
     BLOCK_N: tl.constexpr,  # at least the rows of a pass
+    BLOCK_K: tl.constexpr,  # at least the buckets
     CLOCK: tl.constexpr,  # false in the interpreter, which has no timer
 ) -> None:
     b_slot = tl.arange(0, BLOCK_S)
@@ -150,12 +152,18 @@ def plan_kernel(
     tl.store(state.tick, tick)
     tl.store(state.ended + b_slot, b_slot * 0, mask=m_slot)
     role = tick * 0 + _NUM_ROLES
+    rows = tick * 0
     if not returns:
         tl.store(state.short + b_slot, b_slot * 0, mask=m_slot)
         tl.debug_barrier()
         o_row = tl.arange(0, BLOCK_N)
-        role = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, BLOCK_S)
+        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, BLOCK_S)
+    o_bucket = tl.arange(0, BLOCK_K)
+    m_bucket = o_bucket < state.num_buckets
+    b_bucket = tl.load(state.row_buckets + o_bucket, mask=m_bucket, other=1 << 30)
+    bucket = tl.sum(tl.where(m_bucket & (b_bucket < rows), 1, 0))
     tl.store(state.pass_role, role)
+    tl.store(state.pass_body, role * state.num_buckets + bucket)
     tl.store(state.running, 0, mask=role == _NUM_ROLES)
     if CLOCK:
         tl.store(state.pass_start, globaltimer(), mask=role != _NUM_ROLES)
@@ -208,6 +216,7 @@ def plan_launch(state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int
         "tokens_per_page": page_sizes(tokens_per_page),
         "BLOCK_S": max(next_power_of_2(state.num_slots), 2),
         "BLOCK_N": next_power_of_2(batch.num_rows),
+        "BLOCK_K": next_power_of_2(state.row_buckets.shape[0]),
         "CLOCK": not interpreting(),
     }
     return Launch(plan_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4)

@@ -144,3 +144,23 @@ def pack(
         b_row_free,
     )
     return rows, seqs, num_free
+
+
+@triton.jit
+def pad(
+    batch: tl.tuple, num_rows: tl.tensor, num_seqs: tl.tensor, o_row: tl.tensor, o_seq: tl.tensor
+) -> None:
+    """Past the pass: rows that take no page, sequences that bring no rows."""
+    m_row = (o_row >= num_rows) & (o_row < batch.max_rows)
+    b_zero = o_row * 0
+    tl.store(batch.token + o_row, b_zero, mask=m_row)
+    tl.store(batch.slot + o_row, b_zero, mask=m_row)
+    tl.store(batch.position + o_row, b_zero, mask=m_row)
+    tl.store(batch.page + o_row, b_zero - 1, mask=m_row)
+    tl.store(batch.offset + o_row, b_zero, mask=m_row)
+    m_seq = (o_seq >= num_seqs) & (o_seq < batch.max_seqs)
+    b_none = o_seq * 0
+    tl.store(batch.seq_slot + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_kv_len + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_complete + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_start + o_seq + 1, b_none + num_rows, mask=m_seq)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,11 +61,13 @@ def check_policy(policy: dict[str, Tensor], hidden: Tensor) -> None:
 
 
 def check_scratch(scratch: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """`scratch` itself if it will do, or a new one if there is none."""
+    """The first elements of `scratch` in this shape, or a new one if there is none."""
     if scratch is None:
         return torch.empty(shape, dtype=torch.float32, device=device)
-    check_shape("scratch", scratch, shape)
     check_dtype("scratch", scratch, torch.float32)
     if scratch.device != device or not scratch.is_contiguous():
         raise ValueError(f"scratch must be contiguous and on {device}; it is on {scratch.device}")
-    return scratch
+    size = math.prod(shape)
+    if scratch.numel() < size:
+        raise ValueError(f"scratch has {scratch.numel()} elements; it must have at least {size}")
+    return scratch.view(-1)[:size].view(shape)

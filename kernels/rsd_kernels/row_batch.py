@@ -2,6 +2,9 @@
 
 `plan` writes a `RowBatch` on the device; a forward reads it. Rows of one slot are adjacent and in
 order of position, so a slot's rows form one sequence of the pass.
+
+A graph reads a fixed number of rows, so what lies past the rows of a pass is padding that changes
+nothing: a page of -1, which takes no K and V, and sequences without rows.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ class RowBatch:
     token: Tensor  # [N] token id to read
     slot: Tensor  # [N] slot the row belongs to
     position: Tensor  # [N] position in the slot's row, 0-based (rope, causal mask)
-    page: Tensor  # [N] page that takes this row's K and V
+    page: Tensor  # [N] page that takes this row's K and V; -1: none, the row is padding
     offset: Tensor  # [N] token index inside that page
     seq_slot: Tensor  # [S] slot of sequence s
     seq_start: Tensor  # [S + 1] first row of sequence s; rows seq_start[s]:seq_start[s + 1]
@@ -35,7 +38,7 @@ class RowBatch:
             token=zeros(max_rows),
             slot=zeros(max_rows),
             position=zeros(max_rows),
-            page=zeros(max_rows),
+            page=zeros(max_rows).fill_(-1),
             offset=zeros(max_rows),
             seq_slot=zeros(max_seqs),
             seq_start=zeros(max_seqs + 1),
@@ -64,3 +67,7 @@ class RowBatch:
             seq_kv_len=self.seq_kv_len[:num_seqs],
             seq_complete=self.seq_complete[:num_seqs],
         )
+
+    def planned(self, num_seqs: Tensor) -> RowBatch:
+        """The sequences of this pass without padding, for twins: `num_seqs` [1] is read."""
+        return self.narrow(self.num_rows, min(int(num_seqs), self.num_seqs))

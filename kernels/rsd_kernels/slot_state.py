@@ -18,6 +18,7 @@ MAX_STOP_STATES = 256
 MAX_STOP_TOKENS = 32
 MAX_LOGPROBS = 20
 LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
+ANY_ROWS = (2**31 - 1,)  # one body a role, whatever the number of rows
 
 
 class Role(IntEnum):
@@ -86,7 +87,9 @@ class SlotLimits:
     prm_row_len: int  # L'
     pages_per_role: int  # P: page-table columns
     num_pages: int  # N: pages of the shared pool
-    log_words: int  # int32 words of the step log, enough for every step of one launch
+    log_words: int  # int32 words of the step log; the loop returns before it is full
+    # rows of the bodies that each role has, ascending; a pass takes the least that holds its rows
+    row_buckets: tuple[int, ...] = ANY_ROWS
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ class SlotState:
     # the loop
     running: Tensor  # [1] 0 when the loop shall return
     pass_role: Tensor  # [1] the role of this tick's pass, NUM_ROLES if none
+    pass_body: Tensor  # [1] role * K + bucket: which body of the loop runs it; 3 K if none
+    row_buckets: Tensor  # [K] rows of the bodies of every role, ascending
     num_rows: Tensor  # [1] packed rows of this pass
     num_seqs: Tensor  # [1] sequences of this pass
     pass_start: Tensor  # [1] int64 nanoseconds
@@ -186,6 +191,7 @@ class SlotState:
             limits.num_pages - 1, -1, -1, dtype=torch.int32, device=device
         )
         tensors["num_free"].fill_(limits.num_pages)
+        tensors["row_buckets"] = torch.tensor(limits.row_buckets, dtype=torch.int32, device=device)
         return cls(**tensors)
 
 
@@ -220,6 +226,7 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
             "num_free",
             "running",
             "pass_role",
+            "pass_body",
             "num_rows",
             "num_seqs",
             "pass_start",
@@ -244,6 +251,7 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
         "top_logprob": (b, row, MAX_LOGPROBS),
         "top_token": (b, row, MAX_LOGPROBS),
         "role_wait": (NUM_ROLES,),
+        "row_buckets": (len(limits.row_buckets),),
         "log": (limits.log_words,),
     }
     return shapes

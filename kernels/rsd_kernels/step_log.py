@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 
 from rsd_kernels.slot_state import LOG_HEADER, MAX_LOGPROBS
+from rsd_kernels.triton_support import interpreting
 
+_FENCE = tl.constexpr(not interpreting())  # the interpreter has no threads to order
 _HEADER = tl.constexpr(LOG_HEADER)
 _MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
 
@@ -47,7 +49,19 @@ def publish(
     o_token = b_slot.to(tl.int64) * state.row_len + b_first
     _copy_tokens(state, o_token, b_at + _HEADER, b_count, CHUNK)
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)
-    tl.store(state.log_head, head + tl.sum(b_size))
+    tl.debug_barrier()  # every thread has written its words of the records
+    tl.store(state.log_head, _after_all_writes(head + tl.sum(b_size)))
+
+
+@triton.jit
+def _after_all_writes(head: tl.tensor) -> tl.tensor:
+    """`head`, once the host can see every word written before: the log may be in its memory."""
+    if _FENCE:
+        head = tl.inline_asm_elementwise(
+            "fence.acq_rel.sys; mov.b32 $0, $1;", "=r,r", [head], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
+    return head
 
 
 @triton.jit

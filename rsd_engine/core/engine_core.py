@@ -1,19 +1,22 @@
 """Requests into slots and events out: admission, preemption, abort, between launches.
 
-The core knows token ids only. It never looks into a running loop: it launches the program, reads
-the log, and acts on what it finds, so all executors share this code.
+The core knows token ids only. It launches the program, reads the log while it runs, and acts on
+what it finds when the launch has returned, so all executors share this code.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, RequestDone, RoleCounters, StepDecided
-from rsd_engine.core.log_reader import LogRecord, drain
-from rsd_engine.loop import eager
-from rsd_engine.loop.rsd import Loop, build_program
+from rsd_engine.core.log_reader import LogReader, LogRecord
+from rsd_engine.core.watchdog import Watchdog
+from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.rsd import Loop
+from rsd_engine.memory.mailbox import Mailbox
 from rsd_engine.memory.slots import SlotRequest, fill_slot
 from rsd_kernels import ops
 from rsd_kernels.reference.pages import pages_for
@@ -36,6 +39,16 @@ class _Running:
     key: int
     request: SlotRequest
     age: int
+    generation: int
+
+
+@dataclass
+class LaunchStats:
+    """What the host had to do with the loop."""
+
+    launches: int = 0
+    ticks: int = 0
+    seconds_between: float = 0.0  # from the end of a launch to the next, while there was work
 
 
 class EngineCore:
@@ -43,18 +56,32 @@ class EngineCore:
 
     Args:
         loop: the state, the tables and the models.
+        executor: runs the loop's program.
+        mailbox: the host's side of the state's log and request word.
         text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
-        ticks_per_launch: the host looks at the log at least this often.
     """
 
     def __init__(
-        self, loop: Loop, *, text_bridge: TextBridge | None = None, ticks_per_launch: int = 16
+        self,
+        loop: Loop,
+        executor: Executor,
+        mailbox: Mailbox,
+        *,
+        text_bridge: TextBridge | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
-        self.ticks_per_launch = ticks_per_launch
+        self.executor = executor
+        self.ticks_per_launch = executor.ticks_per_launch
         self.num_preemptions = 0
-        self._program = build_program(loop)
+        self.stats = LaunchStats()
+        self._mailbox = mailbox
+        self._log = LogReader(mailbox)
+        self._watchdog = Watchdog(loop.state)
+        self._in_flight = False
+        self._returned_at: float | None = None
+        self._pending: list[Event] = []  # decided before an abort, not yet told
+        self._leaving: list[int] = []  # slots to be freed when the launch has returned
         self._text_bridge = text_bridge
         self._queue: deque[tuple[int, SlotRequest]] = deque()
         self._slots: list[_Running | None] = [None] * self.state.num_slots
@@ -74,53 +101,108 @@ class EngineCore:
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
         self._queue.append((key, request))
+        if self._in_flight and len(self._queue) == 1:
+            has_slot = None in self._slots
+            self._ask(HostRequest.RETURN if has_slot else HostRequest.RETURN_WHEN_FREE)
 
-    def abort(self, key: int) -> RequestDone | None:
-        """Ends a queued or running request at once; None if it is not known (any more)."""
+    def abort(self, key: int) -> list[Event]:
+        """Ends a queued or running request at once.
+
+        Returns:
+            What was decided until then, of every request, and last the end of this one; nothing
+            of it if it is not known (any more).
+        """
         for i, (queued, _) in enumerate(self._queue):
             if queued == key:
                 del self._queue[i]
-                return RequestDone(key, None, {}, 0)
+                return [RequestDone(key, None, {}, 0)]
+        if any(running and running.key == key for running in self._slots):
+            self._return_now()
+        events, self._pending = self._pending, []
         for slot, running in enumerate(self._slots):
             if running and running.key == key:
                 self._release(slot)
-                return self._leave(slot, None)
-        return None
+                events.append(self._leave(slot, None))
+        self._free_slots()
+        return events
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue) or any(self._slots)
+        return bool(self._queue) or any(self._slots) or bool(self._pending)
 
     def ask_to_return(self) -> None:
         """Makes a running launch return after its tick; may be called from any thread."""
-        self.state.host_request.fill_(HostRequest.RETURN)
+        self._ask(HostRequest.RETURN)
+
+    def close(self) -> None:
+        """Waits for a running launch and lets go of the executor's graphs."""
+        self._return_now()
+        self.executor.close()
 
     # ------------------------------------------------------------------ one launch
 
     def step(self) -> list[Event]:
-        """Admits what fits, launches the loop once and returns what was decided, in order."""
-        self._resume()
-        self._admit()
-        self._launch()
-        events = self._collect()
-        if not self._serve_waiting(events) and not events and self._is_stuck():
-            self.preempt_youngest()
-        return events
+        """Goes on until something is decided or the launch returns; tells what was decided.
+
+        Between launches it admits what fits.
+        """
+        events, self._pending = self._pending, []
+        if not self._in_flight:
+            self._resume()
+            self._admit()
+            self._launch()
+        while True:
+            returned = self.executor.poll()
+            events += self._collect()
+            if returned:
+                return self._after_launch(events)
+            if events:
+                return events
+            self._watchdog.look()
 
     def _launch(self) -> None:
         state = self.state
+        self._log.rewind()
         state.tick.zero_()
         state.tick_cap.fill_(self.ticks_per_launch)
-        wants_slot = bool(self._queue) and None not in self._slots
-        state.host_request.fill_(HostRequest.RETURN_WHEN_FREE if wants_slot else HostRequest.NONE)
+        waiting = bool(self._queue) or any(
+            r and not self._is_active(s) for s, r in enumerate(self._slots)
+        )
+        self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
         state.running.fill_(1)
-        eager.run(self._program)
+        if self._returned_at is not None:
+            self.stats.seconds_between += time.perf_counter() - self._returned_at
+        self._watchdog.start()
+        self.executor.start()
+        self._in_flight = True
+        self.stats.launches += 1
+
+    def _after_launch(self, events: list[Event]) -> list[Event]:
+        self._in_flight = False
+        self.stats.ticks += int(self.state.tick)
+        if not self._serve_waiting(events) and not events and self._is_stuck():
+            self.preempt_youngest()
+        self._free_slots()
+        self._returned_at = time.perf_counter() if self.has_work else None
+        return events
+
+    def _return_now(self) -> None:
+        """Ends a running launch; what it decided waits to be told."""
+        if not self._in_flight:
+            return
+        self.ask_to_return()
+        while not self.executor.poll():
+            self._watchdog.look()
+        self._pending = self._after_launch(self._collect())
+
+    def _ask(self, request: HostRequest) -> None:
+        self._mailbox.host_request.fill_(request)
 
     def _collect(self) -> list[Event]:
         events: list[Event] = []
-        for record in drain(self.state):
+        for record in self._log.take():
             running = self._slots[record.slot]
-            if running is None or record.generation != int(self.state.generation[record.slot]):
+            if running is None or record.generation != running.generation:
                 continue
             events.append(_decided(running.key, record))
             if record.finish:
@@ -140,10 +222,16 @@ class EngineCore:
             for role in _ROLES_OF_MODE[running.request.mode]
         }
         done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
-        state.phase[slot] = Phase.FREE
-        state.active[slot] = 0
+        self._leaving.append(slot)
         self._slots[slot] = None
         return done
+
+    def _free_slots(self) -> None:
+        """Only the device writes to a slot while a launch runs."""
+        for slot in self._leaving:
+            self.state.phase[slot] = Phase.FREE
+            self.state.active[slot] = 0
+        self._leaving.clear()
 
     # ------------------------------------------------------------------ admission and pages
 
@@ -159,7 +247,7 @@ class EngineCore:
             self._generation += 1
             self._arrivals += 1
             fill_slot(self.state, slot, request, generation=self._generation, age=self._arrivals)
-            self._slots[slot] = _Running(key, request, self._arrivals)
+            self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
 
     def _resume(self) -> None:
         """Re-admits preempted requests, oldest first, when pages for a long step are free."""
@@ -211,6 +299,7 @@ class EngineCore:
         Lengths, phase, automata and counters stay, so resuming is one long extend. Returns the
         slot, or None if there is only one active request.
         """
+        self._return_now()
         active = [(r.age, s) for s, r in enumerate(self._slots) if r and self._is_active(s)]
         if len(active) < 2:
             return None

@@ -1,4 +1,4 @@
-"""Read the step log back into records on the host."""
+"""Read the step log back into records on the host, also while a launch writes on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rsd_engine.core.events import TokenLogprobs
+from rsd_engine.memory.mailbox import Mailbox
 from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import LOG_HEADER, Finish, Role, SlotState
+from rsd_kernels.slot_state import LOG_HEADER, Finish, Role
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,29 @@ class LogRecord:
     logprobs: tuple[TokenLogprobs, ...] | None
 
 
-def drain(state: SlotState) -> list[LogRecord]:
-    """Takes all records out of the log and empties it."""
-    words = state.log[: int(state.log_head)].cpu().numpy()
-    state.log_head.zero_()
-    records, head = [], 0
-    while head < len(words):
-        size = int(words[head])
-        records.append(_record(words[head : head + size]))
-        head += size
-    return records
+class LogReader:
+    """Takes records off the log in order. The device writes a record before it moves the head."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._read = 0  # words taken since the log was emptied
+
+    def take(self) -> list[LogRecord]:
+        """The records written since the last call."""
+        head = int(self._mailbox.log_head)
+        words = self._mailbox.log[self._read : head].numpy().copy()
+        self._read = head
+        records, at = [], 0
+        while at < len(words):
+            size = int(words[at])
+            records.append(_record(words[at : at + size]))
+            at += size
+        return records
+
+    def rewind(self) -> None:
+        """Empties the log; between launches, and after `take`."""
+        self._mailbox.log_head.zero_()
+        self._read = 0
 
 
 def _record(words: np.ndarray) -> LogRecord:

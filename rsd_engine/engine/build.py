@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,9 @@ from rsd_engine.engine.memory import MemoryReport, megabytes, report_memory
 from rsd_engine.engine.memory_plan import MAX_ROWS, row_length
 from rsd_engine.engine.models import ModelSet, Source, load_models
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.loop.rsd import Forward, Loop
+from rsd_engine.loop.choose import make_executor, resolve_executor
+from rsd_engine.loop.rsd import Forward, Loop, build_program
+from rsd_engine.memory.mailbox import open_mailbox
 from rsd_engine.memory.page_pool import PagedKV, PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.steps.automaton import build_automaton
@@ -24,10 +26,13 @@ from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge as StepText
+from rsd_kernels import ops
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import MAX_DELIMITER_STATES, Finish, Role, SlotState
+from rsd_kernels.slot_state import ANY_ROWS, MAX_DELIMITER_STATES, Finish, Role, SlotState
 
 logger = logging.getLogger("rsd_engine")
+
+ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,14 @@ def build_engine(
     gpu_memory_utilization: float,
     step_delimiters: Sequence[str] | None,
     revision: str | None,
+    executor: str,
 ) -> BuiltEngine:
     """See `Engine`."""
     _check_arguments(max_num_seqs, kv_cache_memory_bytes, gpu_memory_utilization, policy)
     delimiters = () if step_delimiters is None else step_delimiters
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = _device(device)
+    executor = resolve_executor(executor, where)
     models = load_models(
         draft, target, prm, dtype=dtype, device=where, revision=revision, max_rows=MAX_ROWS
     )
@@ -81,9 +88,17 @@ def build_engine(
         page_multiple=max(m.decoder.ops.page_multiple for m in models.models.values()),
     )
     pool = _allocate_pool(plan, where)
-    state = SlotState.allocate(slot_limits(plan, row_len, max_num_seqs), where)
+    limits = replace(
+        slot_limits(plan, row_len, max_num_seqs), row_buckets=_row_buckets(executor, where)
+    )
+    state, mailbox = open_mailbox(SlotState.allocate(limits, where))
     loop = _loop(models, pool, plan, state, delimiters, where)
-    core = EngineCore(loop, text_bridge=_text_bridge(models) if loop.tail is None else None)
+    core = EngineCore(
+        loop,
+        make_executor(executor, build_program(loop), where),
+        mailbox,
+        text_bridge=_text_bridge(models) if loop.tail is None else None,
+    )
     rules = RequestRules(
         modes=_modes(models),
         policy=policy,
@@ -126,6 +141,12 @@ def _device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: no usable CUDA device here; use 'cpu' or 'auto'")
     return found
+
+
+def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
+    """A graph reads a fixed number of rows; Python on a CPU reads exactly those of the pass."""
+    exact = executor == "eager" and device.type == "cpu"
+    return ANY_ROWS if exact else (*ROW_BUCKETS, MAX_ROWS)
 
 
 def _model_len(models: ModelSet, asked: int | None) -> int:
@@ -177,13 +198,12 @@ def _loop(
         device,
     )
     kv = {role: pool.view(shape) for role, shape in models.kv_shapes.items()}
+    logits = torch.empty(state.num_slots, models.num_ids, device=device)
     forwards: dict[Role, Forward] = {}
     for role, writer in models.writers.items():
-        forwards[role] = partial(
-            _write, writer.model, kv[role], state.page_table[role], models.num_ids
-        )
+        forwards[role] = partial(_write, writer.model, kv[role], state.page_table[role], logits)
     if prm:
-        forwards[Role.PRM] = partial(_score, prm.model, kv[Role.PRM], state.page_table[Role.PRM])
+        forwards[Role.PRM] = partial(_read, prm.model, kv[Role.PRM], state.page_table[Role.PRM])
     return Loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
@@ -191,9 +211,8 @@ def _loop(
         tail=tail,
         tokens_per_page=plan.tokens_per_page,
         forwards=forwards,
-        logits=torch.empty(state.num_slots, models.num_ids, device=device),
-        num_ids=models.num_ids,
-        rewards=torch.empty(state.num_slots, device=device),
+        decide=_decide(prm.model, state, plan.tokens_per_page) if prm else _decide_nothing,
+        logits=logits,
     )
 
 
@@ -201,17 +220,31 @@ def _write(
     model: LanguageModel,
     kv: PagedKV,
     page_table: Tensor,
-    num_ids: int,
+    logits: Tensor,
     batch: RowBatch,
-    out: Tensor,
 ) -> None:
-    model.logits(batch, kv, page_table, out[: batch.num_seqs, :num_ids])
+    model.logits(batch, kv, page_table, logits[: batch.num_seqs])
 
 
-def _score(
-    model: RewardModel, kv: PagedKV, page_table: Tensor, batch: RowBatch, out: Tensor
-) -> None:
-    model.rewards(batch, kv, page_table, out[: batch.num_seqs])
+def _read(model: RewardModel, kv: PagedKV, page_table: Tensor, batch: RowBatch) -> None:
+    model.decoder.forward(batch, kv, page_table)
+
+
+def _decide(
+    model: RewardModel, state: SlotState, tokens_per_page: tuple[int, int, int]
+) -> Callable[[RowBatch], None]:
+    """Scores the hidden rows that the PRM's forward has left, and decides, in one op."""
+    scratch = ops.score_scratch(state, model.scoring)
+
+    def decide(batch: RowBatch) -> None:
+        hidden = model.decoder.activations.hidden[: batch.num_rows]
+        ops.score(state, batch, hidden, model.scoring, tokens_per_page, scratch)
+
+    return decide
+
+
+def _decide_nothing(batch: RowBatch) -> None:
+    raise AssertionError(f"a pass of {batch.num_rows} rows to be scored, and there is no PRM")
 
 
 def _text_bridge(models: ModelSet) -> TextBridge | None:
@@ -248,4 +281,7 @@ def _say(built: BuiltEngine, plan: PoolPlan, model_len: int) -> None:
         megabytes(memory.state + memory.log + memory.tables),
     )  # fmt: skip
     backend = models.main.model.decoder.ops.backend
-    logger.info("attention: %s; executor: eager; modes: %s", backend, ", ".join(_modes(models)))
+    logger.info(
+        "attention: %s; executor: %s; modes: %s",
+        backend, built.core.executor.name, ", ".join(_modes(models)),
+    )  # fmt: skip

@@ -84,9 +84,7 @@ class Dispatcher:
         """Ends a request at once; unknown or finished ones are left alone."""
         with self._lock:
             for key in list(self._keys.get(request_id, ())):
-                done = self._core.abort(key)
-                if done is not None:
-                    self._finish(done)
+                self._deliver(self._core.abort(key))
 
     def drop(self, request_id: str) -> None:
         """Aborts a request nobody waits for any more, and forgets its events."""
@@ -100,6 +98,7 @@ class Dispatcher:
             for request_id in list(self._keys):
                 self.abort(request_id)
             self._worker.shutdown()
+            self._core.close()
 
     def _timed_step(self) -> list[Event]:
         started = time.perf_counter()

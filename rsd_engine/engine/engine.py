@@ -51,6 +51,8 @@ class Engine:
         gpu_memory_utilization: share of the GPU's memory that weights and pages may take.
         step_delimiters: strings that end a step; None for plain decoding.
         revision: branch, tag or commit of hub ids.
+        executor: how the loop runs: "auto", "eager", "host-graphs", "device-loop" (GPUs), or
+            "simulated-loop" (the device loop's graph walked by Python, on any device).
 
     Raises:
         ValueError: an argument, a checkpoint or their combination is bad; nothing was started.
@@ -71,6 +73,7 @@ class Engine:
         gpu_memory_utilization: float = 0.9,
         step_delimiters: Sequence[str] | None = ("\n\n",),
         revision: str | None = None,
+        executor: str = "auto",
     ) -> None:
         self._built: BuiltEngine = build_engine(
             draft, target, prm,
@@ -83,6 +86,7 @@ class Engine:
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
             revision=revision,
+            executor=executor,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._built)
         self._closed = False

@@ -122,7 +122,7 @@ def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     pool_bytes = _count(pool.buffer, counted)
     decoders = [model.decoder for model in models.models.values()]
     scratch = [(decoder.activations, decoder.scratch) for decoder in decoders]
-    activations = _count([scratch, loop.logits, loop.rewards], counted)
+    activations = _count([scratch, loop.logits], counted)
     log = _count(loop.state.log, counted)
     state = _count(loop.state, counted)
     held = [vars(decoder) for decoder in decoders]

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from rsd_engine.loop.program import Block, Call, Switch, While
+from rsd_engine.loop.program import Block, Call, Switch, check_program
+from rsd_engine.loop.ranges import annotate
+
+
+class EagerExecutor:
+    """Runs a whole launch in `start`."""
+
+    name = "eager"
+
+    def __init__(self, program: Block, *, ticks_per_launch: int = 16) -> None:
+        check_program(program)
+        self.ticks_per_launch = ticks_per_launch
+        self._program = program
+
+    def start(self) -> None:
+        run(self._program)
+
+    def poll(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def run(block: Block) -> None:
     """Runs every node in order, reading each flag when it is reached."""
     for node in block:
         if isinstance(node, Call):
-            node.fn()
+            with annotate(node.name):
+                node.fn()
         elif isinstance(node, Switch):
-            index = int(node.index)
+            index = int(node.index)  # host read: this is what the other executors do without
             if index < len(node.bodies):
                 run(node.bodies[index])
-        elif isinstance(node, While):
-            while int(node.flag):
+        else:
+            while int(node.flag):  # host read: as above
                 run(node.body)

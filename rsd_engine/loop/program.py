@@ -6,18 +6,23 @@ two nodes can depend on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 
+class ProgramError(ValueError):
+    """A program that no executor can run faithfully."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """Run one op."""
+    """Run one op. It must name the flags that it may write."""
 
     name: str
     fn: Callable[[], None]
+    sets: tuple[Tensor, ...] = ()  # flags, each [1] int32
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,44 @@ class While:
 
 Node = Call | Switch | While
 Block = tuple[Node, ...]
+
+
+def calls(block: Block) -> Iterator[Call]:
+    """Every op of a program, in order."""
+    for node in block:
+        if isinstance(node, Call):
+            yield node
+        elif isinstance(node, While):
+            yield from calls(node.body)
+        else:
+            for body in node.bodies:
+                yield from calls(body)
+
+
+def check_program(program: Block) -> None:
+    """Raises ProgramError unless every flag is set before it is read.
+
+    A Switch reads what an op before it in its own block has set, in the same turn. A While at the
+    top reads what the host has set; any While must have an op in its body that sets its flag, or
+    it would never end.
+    """
+    _check_block(program, set_before=None)
+
+
+def _check_block(block: Block, set_before: set[int] | None) -> None:
+    """`set_before` is None at the top, where the host sets the flags of a While."""
+    known: set[int] = set()
+    for node in block:
+        if isinstance(node, Call):
+            known |= {id(flag) for flag in node.sets}
+        elif isinstance(node, Switch):
+            if id(node.index) not in known:
+                raise ProgramError("a Switch reads an index that no op before it has set")
+            for body in node.bodies:
+                _check_block(body, known)
+        else:
+            if set_before is not None and id(node.flag) not in known | set_before:
+                raise ProgramError("a While reads a flag that no op before it has set")
+            if not any(node.flag is flag for call in calls(node.body) for flag in call.sets):
+                raise ProgramError("no op in the body of a While sets its flag: it cannot end")
+            _check_block(node.body, known)

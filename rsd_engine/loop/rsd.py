@@ -22,12 +22,12 @@ from torch import Tensor
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role, SlotState
+from rsd_kernels.slot_state import ANY_ROWS, Role, SlotState
 from rsd_kernels.step_tables import StepTables
 from rsd_kernels.tail_tables import TailTables
 
-Forward = Callable[[RowBatch, Tensor], None]
-"""Reads the rows of a pass and writes one result a sequence: logits [S, V] or rewards [S]."""
+Forward = Callable[[RowBatch], None]
+"""Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.decide` reads."""
 
 
 @dataclass(frozen=True)
@@ -40,60 +40,63 @@ class Loop:
     tail: TailTables | None  # None: the PRM's row is written by the host, through text
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
-    logits: Tensor  # [B, V rows] float32
-    num_ids: int  # V: ids that may be sampled, no padded rows
-    rewards: Tensor  # [B] float32
+    decide: Callable[[RowBatch], None]  # scores the steps just read, keeps or forgets them
+    logits: Tensor  # [B, V] float32: ids that may be sampled, no padded rows
 
 
 def build_program(loop: Loop) -> Block:
-    """The tree that every executor runs."""
+    """The tree that every executor runs: a body for each role and number of rows."""
     state = loop.state
-    plan = Call("plan", partial(ops.plan, state, loop.batch, loop.tokens_per_page))
-    bodies = (
-        _writer_body(loop, Role.DRAFT),
-        _writer_body(loop, Role.TARGET),
-        _scorer_body(loop),
+    plan = Call(
+        "plan",
+        partial(ops.plan, state, loop.batch, loop.tokens_per_page),
+        sets=(state.running, state.pass_body),
     )
-    return (While(state.running, (plan, Switch(state.pass_role, bodies))),)
+    buckets = state.row_buckets.tolist()  # host read: once, when the program is built
+    bodies = tuple(_body(loop, role, rows) for role in Role for rows in buckets)
+    return (While(state.running, (plan, Switch(state.pass_body, bodies))),)
 
 
-def _writer_body(loop: Loop, role: Role) -> Block:
+def _body(loop: Loop, role: Role, num_rows: int) -> Block:
     if role not in loop.forwards:
         return ()
-    state, tables, rows = loop.state, loop.tables, partial(_rows, loop)
+    exact = num_rows == ANY_ROWS[0]
+    most = loop.batch.num_rows if exact else num_rows
+    rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
+    forward = partial(_forward_exactly if exact else _forward_padded, loop, role, rows)
+    decided = _score(loop, rows) if role == Role.PRM else _write(loop, role, rows)
+    return (
+        Call(f"{role.name}.forward", forward),
+        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role)),
+        *decided,
+    )
+
+
+def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
+    state, tables, logits = loop.state, loop.tables, loop.logits[: rows.num_seqs]
     bridge = (
         partial(ops.wait_for_host, state)
         if loop.tail is None
         else partial(ops.bridge, state, tables, loop.tail)
     )
-
-    def logits() -> Tensor:
-        return loop.logits[: rows().num_seqs, : loop.num_ids]
-
     return (
-        Call(f"{role.name}.forward", lambda: loop.forwards[role](rows(), loop.logits)),
-        Call(f"{role.name}.advance", lambda: ops.advance(state, rows(), role)),
-        Call(f"{role.name}.sample", lambda: ops.sample(state, rows(), logits(), role)),
-        Call(f"{role.name}.append", lambda: ops.append(state, rows(), tables, role)),
+        Call(f"{role.name}.sample", partial(ops.sample, state, rows, logits, role)),
+        Call(f"{role.name}.append", partial(ops.append, state, rows, tables, role)),
         Call(f"{role.name}.bridge", bridge),
         Call(f"{role.name}.settle", partial(ops.settle, state, loop.tokens_per_page)),
     )
 
 
-def _scorer_body(loop: Loop) -> Block:
-    if Role.PRM not in loop.forwards:
-        return ()
-    state, rows = loop.state, partial(_rows, loop)
-    return (
-        Call("PRM.forward", lambda: loop.forwards[Role.PRM](rows(), loop.rewards)),
-        Call("PRM.advance", lambda: ops.advance(state, rows(), Role.PRM)),
-        Call(
-            "PRM.decide",
-            lambda: ops.decide(state, rows(), loop.rewards, loop.tokens_per_page),
-        ),
-    )
+def _score(loop: Loop, rows: RowBatch) -> Block:
+    return (Call("PRM.decide", partial(loop.decide, rows)),)
 
 
-def _rows(loop: Loop) -> RowBatch:
+def _forward_padded(loop: Loop, role: Role, rows: RowBatch) -> None:
+    """A graph reads a fixed number of rows."""
+    loop.forwards[role](rows)
+
+
+def _forward_exactly(loop: Loop, role: Role, rows: RowBatch) -> None:
     """Exactly the rows of this pass: on a CPU padding would cost arithmetic."""
-    return loop.batch.narrow(int(loop.state.num_rows), int(loop.state.num_seqs))
+    num_rows, num_seqs = int(loop.state.num_rows), int(loop.state.num_seqs)  # host read: CPU only
+    loop.forwards[role](rows.narrow(num_rows, num_seqs))

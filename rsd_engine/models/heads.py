@@ -8,6 +8,8 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
+from rsd_kernels.reference.reward import rewards
+from rsd_kernels.reward_heads import RewardHead as ScoringHead
 from rsd_kernels.row_batch import RowBatch
 
 
@@ -78,6 +80,8 @@ class RewardModel(Model):
     def __init__(self, decoder: Decoder, head: RewardHead) -> None:
         super().__init__(decoder)
         self.head = head
+        norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
+        self.scoring: ScoringHead = head.after(norm, eps)
 
     @property
     def num_parameters(self) -> int:
@@ -97,4 +101,5 @@ class RewardModel(Model):
         out: Tensor,  # [S] fp32
     ) -> None:
         """Runs one pass; `out[s]` becomes the reward at the last row of sequence s."""
-        self.head.rewards(self.last_hidden(batch, kv, page_table), out)
+        hidden = self.decoder.forward(batch, kv, page_table)
+        out.copy_(rewards(hidden[(batch.seq_start[1:] - 1).long()], self.scoring))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
-from rsd_kernels.reference.linear import linear
+from rsd_kernels import reward_heads
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class RewardHead(ABC):
         """Empty weights; `dtype` is that of the decoder."""
 
     @abstractmethod
-    def rewards(self, hidden: Tensor, out: Tensor) -> None:  # [S, hidden] -> [S] fp32
-        """Writes the reward of every row of `hidden`, taken after the final norm."""
+    def after(self, norm_weight: Tensor, eps: float) -> reward_heads.RewardHead:
+        """The head as the kernels take it, final norm of the decoder included."""
 
     @abstractmethod
     def places(self) -> dict[str, Tensor]:
@@ -50,9 +50,8 @@ class ValueHead(RewardHead):
             bias=torch.empty(1, dtype=torch.float32, device=device),
         )
 
-    def rewards(self, hidden: Tensor, out: Tensor) -> None:
-        score = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        torch.sigmoid(score.squeeze(1), out=out)
+    def after(self, norm_weight: Tensor, eps: float) -> reward_heads.RewardHead:
+        return reward_heads.ValueHead(norm_weight, eps, self.weight, self.bias)
 
     def places(self) -> dict[str, Tensor]:
         return {"v_head.summary.weight": self.weight, "v_head.summary.bias": self.bias}
@@ -77,10 +76,10 @@ class TwoClassHead(RewardHead):
         hidden = config.hidden_size
         return cls(empty(hidden, hidden), empty(hidden), empty(2, hidden), empty(2))
 
-    def rewards(self, hidden: Tensor, out: Tensor) -> None:
-        inner = linear(hidden, self.inner, self.inner_bias).relu_()
-        scores = linear(inner, self.classes, self.classes_bias)
-        out.copy_(torch.softmax(scores, dim=-1, dtype=torch.float32)[:, 1])
+    def after(self, norm_weight: Tensor, eps: float) -> reward_heads.RewardHead:
+        return reward_heads.TwoClassHead(
+            norm_weight, eps, self.inner, self.inner_bias, self.classes, self.classes_bias
+        )
 
     def places(self) -> dict[str, Tensor]:
         return {

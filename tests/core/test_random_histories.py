@@ -13,6 +13,7 @@ from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.memory.slots import SlotRequest, check_integrity
 from rsd_kernels.slot_state import Mode, PolicyKind
+from tests.loop.executors import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, run, story, toy_core, toy_request
 
 POLICIES = (
@@ -41,7 +42,8 @@ def score(row: tuple[int, ...]) -> float:
     return noise(b"prm", row, 0)
 
 
-def core_of(num_slots: int, num_pages: int, ticks: int) -> EngineCore:
+def core_of(num_slots: int, num_pages: int, ticks: int, executor: str = "eager") -> EngineCore:
+    make_executor, row_buckets = EXECUTORS[executor]
     return toy_core(
         writer(b"draft"),
         writer(b"target"),
@@ -50,6 +52,8 @@ def core_of(num_slots: int, num_pages: int, ticks: int) -> EngineCore:
         num_pages=num_pages,
         max_rows=8,
         ticks_per_launch=ticks,
+        row_buckets=row_buckets,
+        make_executor=make_executor,
     )
 
 
@@ -78,9 +82,14 @@ def alone(wanted: Wanted) -> list[str]:
 class Histories(RuleBasedStateMachine):
     """One core under random orders; the toy models notice any token read or kept wrongly."""
 
-    @initialize(slots=st.integers(1, 4), pages=st.integers(40, 90), ticks=st.integers(1, 3))
-    def start(self, slots: int, pages: int, ticks: int) -> None:
-        self.core = core_of(slots, pages, ticks)
+    @initialize(
+        slots=st.integers(1, 4),
+        pages=st.integers(40, 90),
+        ticks=st.sampled_from([1, 2, 3, 40]),
+        executor=st.sampled_from(sorted(EXECUTORS)),
+    )
+    def start(self, slots: int, pages: int, ticks: int, executor: str) -> None:
+        self.core = core_of(slots, pages, ticks, executor)
         self.wanted: dict[int, Wanted] = {}
         self.events: dict[int, list[Event]] = {}
 
@@ -114,9 +123,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        done = self.core.abort(data.draw(st.sampled_from(sorted(self.wanted))))
-        if done is not None:
-            self._collect([done])
+        self._collect(self.core.abort(data.draw(st.sampled_from(sorted(self.wanted)))))
 
     @invariant()
     def pages_have_one_owner(self) -> None:

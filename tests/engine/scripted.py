@@ -14,9 +14,7 @@ from rsd_kernels.slot_state import Role
 
 
 @contextmanager
-def replaced(
-    engine: Engine, role: Role, forward: Callable[[RowBatch, Tensor], None]
-) -> Iterator[None]:
+def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) -> Iterator[None]:
     """Runs `forward` instead of a model's."""
     forwards = engine._built.core.loop.forwards
     before = forwards[role]
@@ -36,7 +34,9 @@ def scripted(
     scripts = [_ids(tokenizer, text, split_characters) for text in texts]
     state = engine._built.core.state
 
-    def forward(batch: RowBatch, out: Tensor) -> None:
+    out = engine._built.core.loop.logits
+
+    def forward(batch: RowBatch) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
             written = int(state.length[slot] - state.prompt_length[slot])
             script = scripts[int(state.sample_index[slot])]
@@ -60,14 +60,23 @@ def _ids(tokenizer: object, text: str | list[int], split_characters: bool) -> li
 
 @contextmanager
 def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Iterator[None]:
-    """`value` as one logit (or as the reward) of requests with so many prompt tokens."""
+    """`value` as one logit (or one hidden value) of requests with so many prompt tokens."""
     state, forward = engine._built.core.state, engine._built.core.loop.forwards[role]
 
-    def spoil(batch: RowBatch, out: Tensor) -> None:
-        forward(batch, out)
+    def spoil(batch: RowBatch) -> None:
+        forward(batch)
         for s, slot in enumerate(batch.seq_slot.tolist()):
             if int(state.prompt_length[slot]) == prompt_length:
-                out[s].view(-1)[0] = value
+                _result(engine, role, batch, s)[0] = value
 
     with replaced(engine, role, spoil):
         yield
+
+
+def _result(engine: Engine, role: Role, batch: RowBatch, seq: int) -> Tensor:
+    """What the forward left for a sequence: logits, or the hidden row that is scored."""
+    if role != Role.PRM:
+        return engine._built.core.loop.logits[seq]
+    prm = engine._built.models.prm
+    assert prm is not None
+    return prm.model.decoder.activations.hidden[int(batch.seq_start[seq + 1]) - 1]

@@ -7,7 +7,6 @@ import signal
 import time
 
 import pytest
-from torch import Tensor
 
 from rsd_engine import Clip, Constant, Engine, SamplingParams, Threshold
 from rsd_kernels.row_batch import RowBatch
@@ -81,13 +80,13 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
     [wanted] = generate(engine, ["ab"], PARAMS)
     forward, passes = engine._built.core.loop.forwards[Role.DRAFT], 0
 
-    def interrupted(batch: RowBatch, out: Tensor) -> None:
+    def interrupted(batch: RowBatch) -> None:
         nonlocal passes
         passes += 1
         if passes == 3:
             signal.raise_signal(signal.SIGINT)
             time.sleep(0.2)  # the tick goes on while the caller is interrupted
-        forward(batch, out)
+        forward(batch)
 
     with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
         generate(engine, ["ab", "abcd"], PARAMS)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsd_engine.core.log_reader import drain
+from rsd_engine.core.log_reader import LogReader
+from rsd_engine.memory.mailbox import open_mailbox
 from rsd_engine.memory.slots import fill_slot
 from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
 from rsd_kernels import ops
@@ -238,8 +239,9 @@ class TestLog:
             kind = RecordKind(1 + i % 3)
             publish(state, slot, kind=kind, source=Role.TARGET, reward=reward, finish=i % 6)
             wanted.append((slot, slot + 9, kind, reward, Finish(i % 6), tuple(range(i, i + size))))
-        records = drain(state)
-        assert len(records) == 12 and int(state.log_head) == 0
+        log = LogReader(open_mailbox(state)[1])
+        records = log.take()
+        assert len(records) == 12 and log.take() == []
         for record, (slot, generation, kind, reward, finish, ids) in zip(
             records, wanted, strict=True
         ):
@@ -252,4 +254,7 @@ class TestLog:
                 assert record.logprobs is not None
                 assert [p.logprob for p in record.logprobs] == [-0.5 - k for k in range(len(ids))]
                 assert all(len(p.top) <= slot - 1 for p in record.logprobs)
-        assert drain(state) == []
+        publish(state, 2, kind=RecordKind.KEPT, source=Role.DRAFT, reward=0.5, finish=0)
+        assert [record.slot for record in log.take()] == [2]
+        log.rewind()
+        assert int(state.log_head) == 0 and log.take() == []

@@ -98,6 +98,7 @@ class TestSample:
         batch = RowBatch.allocate(8, len(logits), torch.device("cpu"))
         batch.seq_slot.copy_(torch.arange(len(logits)))
         batch.seq_complete.fill_(1)
+        state.num_seqs.fill_(len(logits))
         ops.sample(state, batch, logits, Role.DRAFT)
         return state.next_token[: len(logits)].tolist()
 
@@ -119,6 +120,7 @@ class TestSample:
         fill_slot(state, 0, toy_request("ab"), generation=1, age=1)
         state.next_token[0] = 77
         batch = RowBatch.allocate(8, 1, torch.device("cpu"))
+        state.num_seqs.fill_(1)
         ops.sample(state, batch, torch.zeros(1, NUM_IDS), Role.DRAFT)
         assert int(state.next_token[0]) == 77
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from rsd_engine.core.engine_core import EngineCore, TextBridge
 from rsd_engine.core.events import Event, RequestDone, StepDecided
-from rsd_engine.loop.rsd import Loop
+from rsd_engine.loop.eager import EagerExecutor
+from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.program import Block
+from rsd_engine.loop.rsd import Loop, build_program
+from rsd_engine.memory.mailbox import open_mailbox
 from rsd_engine.memory.slots import SlotRequest, check_integrity
 from rsd_engine.steps.automaton import build_automaton
+from rsd_kernels import ops
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
+    ANY_ROWS,
     MAX_DELIMITER_STATES,
     MAX_STOP_STATES,
     Mode,
@@ -36,6 +41,7 @@ NEWLINE = CHARS.index("\n")
 
 Writer = Callable[[tuple[int, ...]], Sequence[float]]  # row so far -> logits
 Scorer = Callable[[tuple[int, ...]], float]  # PRM row so far -> reward
+MakeExecutor = Callable[[Block, int], Executor]  # program, ticks a launch
 
 
 def encode(text: str) -> tuple[int, ...]:
@@ -70,6 +76,10 @@ def toy_tail() -> TailTables:
     )
 
 
+def eager_executor(program: Block, ticks_per_launch: int) -> Executor:
+    return EagerExecutor(program, ticks_per_launch=ticks_per_launch)
+
+
 def toy_core(
     draft: Writer,
     target: Writer,
@@ -82,6 +92,8 @@ def toy_core(
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: TextBridge | None = None,
+    row_buckets: tuple[int, ...] = ANY_ROWS,
+    make_executor: MakeExecutor = eager_executor,
 ) -> EngineCore:
     limits = SlotLimits(
         num_slots=num_slots,
@@ -90,23 +102,30 @@ def toy_core(
         pages_per_role=row_len,
         num_pages=num_pages,
         log_words=num_slots * 60 * row_len,
+        row_buckets=row_buckets,
     )
-    state = SlotState.allocate(limits, torch.device("cpu"))
+    state, mailbox = open_mailbox(SlotState.allocate(limits, torch.device("cpu")))
 
-    def writer(model: Writer) -> Callable[[RowBatch, Tensor], None]:
-        def forward(batch: RowBatch, out: Tensor) -> None:
+    logits = torch.full((num_slots, NUM_IDS), torch.nan)
+    rewards = torch.full((num_slots,), torch.nan)
+
+    def writer(model: Writer) -> Callable[[RowBatch], None]:
+        def forward(batch: RowBatch) -> None:
             for s, slot in enumerate(batch.seq_slot.tolist()):
                 row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
                 # What an incomplete sequence gives must not matter.
                 done = bool(batch.seq_complete[s])
-                out[s, :NUM_IDS] = torch.tensor(model(row)) if done else torch.nan
+                logits[s] = torch.tensor(model(row)) if done else torch.nan
 
         return forward
 
-    def scorer(batch: RowBatch, out: Tensor) -> None:
+    def scorer(batch: RowBatch) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
             row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
-            out[s] = score(row) if bool(batch.seq_complete[s]) else torch.nan
+            rewards[s] = score(row) if bool(batch.seq_complete[s]) else torch.nan
+
+    def decide(batch: RowBatch) -> None:
+        ops.decide(state, batch, rewards, tokens_per_page)
 
     loop = Loop(
         state=state,
@@ -115,11 +134,11 @@ def toy_core(
         tail=toy_tail() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
-        logits=torch.full((num_slots, NUM_IDS + 1), torch.nan),
-        num_ids=NUM_IDS,
-        rewards=torch.full((num_slots,), torch.nan),
+        decide=decide,
+        logits=logits,
     )
-    return EngineCore(loop, ticks_per_launch=ticks_per_launch, text_bridge=text_bridge)
+    executor = make_executor(build_program(loop), ticks_per_launch)
+    return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)
 
 
 def toy_request(

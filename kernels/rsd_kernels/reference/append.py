@@ -63,6 +63,7 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
 
     Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
     """
+    batch = batch.planned(state.num_seqs)
     complete = host(batch.seq_slot)[host(batch.seq_complete) != 0].tolist()
     if not complete:
         return

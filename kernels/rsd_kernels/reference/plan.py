@@ -47,7 +47,9 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
     end of the log is near, or no slot can go on.
     """
     state.tick.add_(1)
+    num_buckets = len(state.row_buckets)
     state.pass_role.fill_(NUM_ROLES)
+    state.pass_body.fill_(NUM_ROLES * num_buckets)
     state.ended.zero_()
     if _must_return(state):
         state.running.zero_()
@@ -60,6 +62,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
             _fill(state, batch, role, extends, tokens_per_page[role])
             _count_waits(state, role, ready)
             state.pass_role.fill_(role)
+            state.pass_body.fill_(role * num_buckets + _bucket(state))
             state.pass_start.fill_(time.perf_counter_ns())
             return
     state.running.zero_()
@@ -68,6 +71,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     """Moves the cursor of `role` over the rows its forward has just read."""
     elapsed = time.perf_counter_ns() - int(state.pass_start)
+    batch = batch.planned(state.num_seqs)
     here = (role, host(batch.seq_slot).tolist())
     write_at(state.kv_len, here, host(batch.seq_kv_len))
     add_at(state.tokens_read, here, np.diff(host(batch.seq_start)))
@@ -157,6 +161,22 @@ def _fill(
     write(batch.seq_complete, [int(e.complete) for e in extends])
     state.num_rows.fill_(starts[-1])
     state.num_seqs.fill_(len(extends))
+    _pad(batch, starts[-1], len(extends))
+
+
+def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
+    """Past the pass: rows that take no page, sequences that bring no rows."""
+    for column, value in ((batch.token, 0), (batch.slot, 0), (batch.position, 0),
+                          (batch.page, -1), (batch.offset, 0)):  # fmt: skip
+        write_at(column, slice(num_rows, None), value)
+    for column in (batch.seq_slot, batch.seq_kv_len, batch.seq_complete):
+        write_at(column, slice(num_seqs, None), 0)
+    write_at(batch.seq_start, slice(num_seqs + 1, None), num_rows)
+
+
+def _bucket(state: SlotState) -> int:
+    """The least body that holds the rows of the pass."""
+    return int(np.searchsorted(host(state.row_buckets), int(state.num_rows)))
 
 
 def _count_waits(state: SlotState, chosen: Role, ready: list[list[int]]) -> None:

@@ -66,5 +66,6 @@ def score(
 
     scratch: the kernel's alone.
     """
-    row = (batch.seq_start[1:] - 1).clamp_(min=0)
+    batch = batch.planned(state.num_seqs)
+    row = batch.seq_start[1:] - 1
     decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)

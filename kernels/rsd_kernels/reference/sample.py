@@ -24,6 +24,8 @@ def sample(
     role: int,
 ) -> None:
     """Writes `next_token` (and logprobs where asked) of each complete sequence's slot."""
+    batch = batch.planned(state.num_seqs)
+    logits = logits[: batch.num_seqs]
     finite = torch.isfinite(logits.sum(-1)).tolist()
     complete = batch.seq_complete.tolist()
     temperature, num_logprobs = state.temperature.tolist(), state.num_logprobs.tolist()

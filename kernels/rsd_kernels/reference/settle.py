@@ -44,6 +44,7 @@ def decide(
     tokens_per_page: tuple[int, int, int],
 ) -> None:
     """Accept with probability w(reward); otherwise forget the step and call the target."""
+    batch = batch.planned(state.num_seqs)
     complete = batch.seq_complete.tolist()
     for s, b in enumerate(batch.seq_slot.tolist()):
         if not complete[s]:

@@ -1,0 +1,65 @@
+"""The kernel that sets the handles of conditional nodes: one thread, a few loads.
+
+Triton cannot set a handle. Two threads must never race on one, and the loop arms two handles a
+tick, so one thread does it all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from cuda.bindings import driver
+
+from rsd_engine.loop.cuda_calls import check, compile_kernel
+from rsd_engine.loop.graph_runtime import Arm
+
+NO_EQUALS = -1
+
+SOURCE = r"""
+extern "C" __device__ __cudart_builtin__ void cudaGraphSetConditional(
+    unsigned long long handle, unsigned int value);
+
+// handles[i] becomes *flags[i], or *flags[i] == equals[i] where equals[i] is not negative.
+extern "C" __global__ void arm(const unsigned long long* handles, const int* const* flags,
+                               const int* equals, int count) {
+  for (int i = 0; i < count; ++i) {
+    int value = *flags[i];
+    if (equals[i] >= 0) value = value == equals[i];
+    cudaGraphSetConditional(handles[i], value);
+  }
+}
+"""
+
+
+class ArmKernel:
+    """Launches `arm`; keeps what the captured launches point to."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        capability = torch.cuda.get_device_capability(device)
+        self._module, self._kernel = compile_kernel(SOURCE, "arm", capability)
+        self._tables: list[torch.Tensor] = []
+
+    def prepare(self, arms: Sequence[Arm]) -> tuple[int, int, int, int]:
+        """The arguments of a launch, copied to the device: not while a stream captures."""
+        columns = (
+            torch.tensor([arm.handle for arm in arms], dtype=torch.uint64),
+            torch.tensor([arm.flag.data_ptr() for arm in arms], dtype=torch.uint64),
+            torch.tensor(
+                [NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
+                dtype=torch.int32,
+            ),
+        )
+        tables = [column.to(self._device) for column in columns]
+        self._tables += tables
+        handles, flags, equals = (table.data_ptr() for table in tables)
+        return handles, flags, equals, len(arms)
+
+    def launch(self, arguments: tuple[int, int, int, int], stream: int) -> None:
+        pointer = ctypes.c_uint64
+        kinds = (pointer, pointer, pointer, ctypes.c_int)
+        check(
+            driver.cuLaunchKernel(self._kernel, 1, 1, 1, 1, 1, 1, 0, stream, (arguments, kinds), 0)
+        )

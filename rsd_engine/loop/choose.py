@@ -1,0 +1,76 @@
+"""Choose the executor: what the user asked for, or the fastest that runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+
+import torch
+
+from rsd_engine.loop.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.eager import EagerExecutor
+from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.host_graphs import HostGraphsExecutor
+from rsd_engine.loop.program import Block
+from rsd_engine.loop.simulated_runtime import SimulatedRuntime
+
+logger = logging.getLogger("rsd_engine")
+
+EXECUTORS = ("auto", "eager", "host-graphs", "device-loop", "simulated-loop")
+_ON_GPU_ALONE = ("host-graphs", "device-loop")
+GRAPH_TICKS = 1 << 16  # the cap of a launch that the host watches while it runs
+
+
+def resolve_executor(name: str, device: torch.device) -> str:
+    """The executor that "auto" means on this device.
+
+    Raises:
+        ValueError: there is no executor of this name, or it cannot run on this device.
+    """
+    if name not in EXECUTORS:
+        raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {name!r}")
+    if name in _ON_GPU_ALONE and device.type != "cuda":
+        raise ValueError(f"executor={name!r} needs a CUDA device, and the engine is on {device}")
+    if name != "auto":
+        return name
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return "eager"
+    return "device-loop" if _has_conditional_nodes() else "host-graphs"
+
+
+def make_executor(name: str, program: Block, device: torch.device) -> Executor:
+    """Builds the executor of this name (not "auto"); on a GPU this warms up and captures.
+
+    Raises:
+        GraphError: an op cannot be captured.
+    """
+    if name == "eager":
+        return EagerExecutor(program)
+    if name == "simulated-loop":
+        return DeviceLoopExecutor(program, SimulatedRuntime(), name=name, ticks_per_launch=16)
+    from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime, CudaRecorder
+
+    started = time.perf_counter()
+    capture = CaptureStream(device)
+    capture.warm_up(program)
+    warm = time.perf_counter()
+    executor: Executor
+    if name == "host-graphs":
+        executor = HostGraphsExecutor(program, CudaRecorder(capture), ticks_per_launch=GRAPH_TICKS)
+    else:
+        executor = DeviceLoopExecutor(
+            program, CudaGraphRuntime(capture), name=name, ticks_per_launch=GRAPH_TICKS
+        )
+    logger.info(
+        "%s: warm-up %.1f s, capture %.1f s", name, warm - started, time.perf_counter() - warm
+    )
+    if capture.allocations:
+        logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
+    return executor
+
+
+def _has_conditional_nodes() -> bool:
+    from rsd_engine.loop.cuda_calls import WHILE_VERSION, cuda_version
+
+    return cuda_version() >= WHILE_VERSION

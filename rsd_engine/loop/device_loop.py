@@ -1,0 +1,35 @@
+"""The executor of one graph: the host launches once, the device runs ticks until it returns."""
+
+from __future__ import annotations
+
+from rsd_engine.loop.graph_builder import build_graph
+from rsd_engine.loop.graph_runtime import GraphRuntime
+from rsd_engine.loop.program import Block
+from rsd_engine.loop.ranges import annotate
+
+
+class DeviceLoopExecutor:
+    """Builds the program into `runtime`; a launch runs by itself while the host reads the log.
+
+    Raises:
+        ProgramError: a flag is read before it is set.
+        GraphError: an op cannot be captured.
+    """
+
+    def __init__(
+        self, program: Block, runtime: GraphRuntime, *, name: str, ticks_per_launch: int
+    ) -> None:
+        self.name = name
+        self.ticks_per_launch = ticks_per_launch
+        self._runtime = runtime
+        build_graph(program, runtime)
+
+    def start(self) -> None:
+        with annotate("launch"):
+            self._runtime.launch()
+
+    def poll(self) -> bool:
+        return self._runtime.finished()
+
+    def close(self) -> None:
+        self._runtime.close()
