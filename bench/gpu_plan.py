@@ -43,27 +43,25 @@ def build_parts(dry_run: bool) -> tuple[Part, ...]:
 
 def parts() -> tuple[Part, ...]:
     """In the order in which they run."""
-    jobs = ("--jobs", str(_TEST_JOBS))
-    engine = ("tests/loop", "tests/core", "tests/engine", "tests/models")
     return (
         Part(
-            "kernel_tests",
+            "tests",
             "bench.gpu_tests",
-            ("tests/kernels", *jobs, "--limit", "170"),
+            ("--jobs", str(_TEST_JOBS), "--limit", "190"),
             ("tests/kernels/test_control_ops.py",),
-            limit=180,
-        ),
-        Part(
-            "engine_tests",
-            "bench.gpu_tests",
-            (*engine, *jobs, "--limit", "110"),
-            ("tests/memory",),
-            limit=120,
+            limit=200,
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
         Part("control", "bench.control", (), ("--dry-run",), limit=60),
-        Part("step_latency", "bench.step_latency", (), ("--dry-run",), limit=90),
+        Part("step_latency", "bench.step_latency", ("--budget", "130"), ("--dry-run",), limit=170),
         Part("conditional", "bench.conditional", (), ("--dry-run",), limit=60),
+        Part(
+            "memory",
+            "bench.memory",
+            ("--preset", "1.5b-7b"),
+            ("--preset", "tiny", "--device", "cpu"),
+            limit=60,
+        ),
         Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90),
     )
 

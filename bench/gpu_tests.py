@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("tests/kernels", "tests/loop", "tests/core", "tests/engine", "tests/models")
+FOLDERS = ("tests",)
 _NO_TESTS = 5  # exit status of pytest
 _SHOWN = 1500  # characters of a failure
 
