@@ -38,7 +38,7 @@ class Engine:
     """Reward-Guided Speculative Decoding of three models in one process, on one device.
 
     Args:
-        draft: the small model: folder, hub id or GGUF file.
+        draft: the small model: folder, hub id, GGUF file or open checkpoint.
         target: the big model. Draft or target may be given alone: then that model writes alone.
         prm: the process reward model (Skywork-o1-Open-PRM or Qwen2.5-Math-PRM format).
         policy: from the reward of a step to the chance to keep it; a request may bring its own.

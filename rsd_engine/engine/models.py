@@ -115,9 +115,7 @@ def load_models(
             f"got models for {sorted(names) or 'no role'}; give draft, target and prm, "
             "or target alone, or draft alone"
         )
-    opened = {
-        name: _open(source, revision) for name, source in given.items() if source is not None
-    }
+    opened = {name: _open(source, revision) for name, source in given.items() if source is not None}
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
     writers = {
         role: _load_writer(name, opened[name], options)
