@@ -1,18 +1,19 @@
-"""The part of the build that pyproject.toml cannot say: the optional CUDA library from `csrc/`.
+"""The part of the build that pyproject.toml cannot say: the optional libraries from `csrc/`.
 
-Where nvcc is found the library is compiled (by `kernels/rsd_kernels/cuda_build.py`); elsewhere, or
-where compiling fails, the install succeeds without it.
-RSD_BUILD_CUDA=0 skips it, RSD_BUILD_CUDA=1 makes a failure an error.
+Where nvcc is found the CUDA library is compiled, and where a C++ compiler is found the CPU library
+(by `cuda_build.py` and `cpu_build.py` of kernels/rsd_kernels); elsewhere, or where compiling fails,
+the install succeeds without them.
+RSD_BUILD_CUDA=0 and RSD_BUILD_CPU=0 skip one, =1 makes a failure an error.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from setuptools import Distribution, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -20,112 +21,126 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ROOT / "csrc"
 PACKAGE = "rsd_kernels"
 PACKAGE_FOLDER = ROOT / "kernels" / PACKAGE
 
-
-def load_cuda_build() -> ModuleType:
-    """By path: the package is not installed yet, and importing it may need torch."""
-    name = "_rsd_cuda_build"
-    spec = importlib.util.spec_from_file_location(name, PACKAGE_FOLDER / "cuda_build.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(PACKAGE_FOLDER.parent))  # not installed yet; these need no other package
+from rsd_kernels import cpu_build, cuda_build  # noqa: E402
+from rsd_kernels.native_build import BuildError, BuildReport, NativeLibrary  # noqa: E402
 
 
-cuda_build = load_cuda_build()
+@dataclass(frozen=True)
+class Plan:
+    """One library, how it is built, and why it is not if it is not."""
+
+    library: NativeLibrary
+    build: Callable[..., BuildReport]
+    skip_reason: str | None
+
+    @property
+    def sources(self) -> Path:
+        return ROOT / "csrc" / self.library.source_path
+
+    @property
+    def module_name(self) -> str:
+        return f"{PACKAGE}.{Path(self.library.file_name).stem}"
+
+    def record_skip(self, folder: Path) -> None:
+        """Also removes an earlier build's library: skipping means that none is loaded."""
+        (folder / self.library.file_name).unlink(missing_ok=True)
+        report = BuildReport(built=False, reason=self.skip_reason or "")
+        self.library.write_report(report, folder)
+
+    def copy_sources(self, package: Path) -> None:
+        target = package / "csrc" / self.library.source_path
+        target.mkdir(parents=True, exist_ok=True)
+        for path in self.library.source_files(self.sources):
+            shutil.copyfile(path, target / path.name)
+
+    def extension(self) -> Extension:
+        files = self.library.source_files(self.sources)
+        sources = [str(path.relative_to(ROOT)) for path in files if path.suffix in (".cu", ".cpp")]
+        optional = not self.library.is_required(os.environ)
+        return Extension(self.module_name, sources, optional=optional)
+
+
+PLANS = tuple(
+    Plan(library, build, library.skip_reason(os.environ, find))
+    for library, build, find in (
+        (cuda_build.LIBRARY, cuda_build.build_library, cuda_build.find_nvcc),
+        (cpu_build.LIBRARY, cpu_build.build_library, cpu_build.find_compiler),
+    )
+)
+# No extension where none will be built: without any the wheel stays py3-none-any.
+BUILT = {plan.module_name: plan for plan in PLANS if plan.skip_reason is None}
+SKIPPED = [plan for plan in PLANS if plan.skip_reason is not None]
 
 
 class BuildPython(build_py):
-    """Ships the CUDA sources inside the package, so that the library can be built later."""
+    """Ships the sources inside the package, so that the libraries can be built later."""
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode:
-            target = PACKAGE_FOLDER
-        else:
-            target = Path(self.build_lib, PACKAGE)
-            copy_sources(target / "csrc")
-        if SKIP_REASON is not None:
-            record_skip(target, SKIP_REASON)
+        target = PACKAGE_FOLDER if self.editable_mode else Path(self.build_lib, PACKAGE)
+        if not self.editable_mode:
+            for plan in PLANS:
+                plan.copy_sources(target)
+        for plan in SKIPPED:
+            plan.record_skip(target)
 
 
-class BuildCudaLibrary(build_ext):
-    """Compiles with nvcc in place of the host compiler.
+class BuildLibraries(build_ext):
+    """Compiles in the libraries' own ways.
 
-    The library is loaded by ctypes, so its name carries no Python version and is no module's.
+    They are loaded by ctypes, so their names carry no Python version and are no module's.
     """
 
     def run(self) -> None:
         super().run()
-        if self.inplace and SKIP_REASON is not None:
-            record_skip(PACKAGE_FOLDER, SKIP_REASON)
-        elif self.inplace and self.extensions:
+        if not self.inplace:
+            return
+        for plan in SKIPPED:
+            plan.record_skip(PACKAGE_FOLDER)
+        for plan in BUILT.values():
             # A failed build leaves nothing to copy: an older library must not stay in its place.
-            built = Path(self.build_lib, PACKAGE)
-            if not (built / cuda_build.LIBRARY_NAME).exists():
-                (PACKAGE_FOLDER / cuda_build.LIBRARY_NAME).unlink(missing_ok=True)
-            shutil.copyfile(built / cuda_build.REPORT_NAME, PACKAGE_FOLDER / cuda_build.REPORT_NAME)
+            made, library = Path(self.build_lib, PACKAGE), plan.library
+            if not (made / library.file_name).exists():
+                (PACKAGE_FOLDER / library.file_name).unlink(missing_ok=True)
+            shutil.copyfile(made / library.report_name, PACKAGE_FOLDER / library.report_name)
 
     def build_extension(self, ext: Extension) -> None:
+        plan = BUILT[ext.name]
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
         try:
-            report = cuda_build.build_library(output, SOURCES, os.environ)
-        except (cuda_build.CudaBuildError, OSError) as error:
-            if cuda_build.is_required(os.environ):
+            report = plan.build(output, plan.sources, os.environ)
+        except (BuildError, OSError) as error:
+            if plan.library.is_required(os.environ):
                 raise
-            self.warn(f"the CUDA library was not built: {error}")
-            report = cuda_build.BuildReport(built=False, reason=str(error))
-        report.write(output.parent)
+            self.warn(f"the {plan.library.title} was not built: {error}")
+            report = BuildReport(built=False, reason=str(error))
+        plan.library.write_report(report, output.parent)
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1], cuda_build.LIBRARY_NAME))
+        *folders, stem = fullname.split(".")
+        return str(Path(*folders, f"{stem}.so"))
 
 
 class PlatformWheel(bdist_wheel):
-    """The library depends on the platform, not on the Python version: py3-none-<platform>."""
+    """The libraries depend on the platform, not on the Python version: py3-none-<platform>."""
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()
-        return ("py3", "none", platform) if EXTENSIONS else (python, abi, platform)
-
-
-def copy_sources(target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in cuda_build.source_files(SOURCES):
-        shutil.copyfile(path, target / path.name)
-
-
-def record_skip(folder: Path, reason: str) -> None:
-    """Also removes an earlier build's library: RSD_BUILD_CUDA=0 means that none is loaded."""
-    (folder / cuda_build.LIBRARY_NAME).unlink(missing_ok=True)
-    cuda_build.BuildReport(built=False, reason=reason).write(folder)
-
-
-def cuda_extensions() -> list[Extension]:
-    """No extension where none will be built: the wheel then stays py3-none-any."""
-    if SKIP_REASON is not None:
-        return []
-    optional = not cuda_build.is_required(os.environ)
-    sources = [str(path.relative_to(ROOT)) for path in sorted(SOURCES.glob("*.cu"))]
-    return [Extension(f"{PACKAGE}.librsd_cuda", sources, optional=optional)]
-
-
-SKIP_REASON: str | None = cuda_build.skip_reason(os.environ)
-EXTENSIONS = cuda_extensions()
+        return ("py3", "none", platform) if BUILT else (python, abi, platform)
 
 
 def main() -> Distribution:
     return setup(
-        ext_modules=EXTENSIONS,
+        ext_modules=[plan.extension() for plan in BUILT.values()],
         cmdclass={
             "build_py": BuildPython,
-            "build_ext": BuildCudaLibrary,
+            "build_ext": BuildLibraries,
             "bdist_wheel": PlatformWheel,
         },
     )

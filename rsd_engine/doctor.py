@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_kernels import cuda_library
+from rsd_kernels import cpu_library, cuda_library
 from rsd_kernels.model_ops import model_ops
+from rsd_kernels.native_library import LibraryStatus
 
 _PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
 
@@ -31,7 +32,8 @@ class DoctorReport:
     cpu_threads: int
     devices: tuple[Device, ...]
     no_gpu_reason: str | None  # why there is no GPU, or None if there is one
-    cuda_library: cuda_library.LibraryStatus
+    cuda_library: LibraryStatus
+    cpu_library: LibraryStatus
     attention_backend: str
     executor: str
 
@@ -44,6 +46,7 @@ class DoctorReport:
         if self.no_gpu_reason is not None:
             rows.append(("GPU", f"none ({self.no_gpu_reason})"))
         rows.append(("CUDA library", str(self.cuda_library)))
+        rows.append(("CPU library", str(self.cpu_library)))
         rows.append(("attention", self.attention_backend))
         rows.append(("executor", self.executor))
         return rows
@@ -66,6 +69,7 @@ def report() -> DoctorReport:
         devices=(cpu, *gpus),
         no_gpu_reason=None if gpus else _no_gpu_reason(),
         cuda_library=cuda_library.status(),
+        cpu_library=cpu_library.status(),
         attention_backend=_attention_backend("cuda" if gpus else "cpu"),
         executor="eager",
     )

@@ -1,4 +1,4 @@
-"""The ops of a model's forward: Triton where its tensors are on a CUDA device, else the twins.
+"""The ops of a model's forward: Triton on a CUDA device, the CPU library or the twins elsewhere.
 
 Attention may be that of the library flash-attn, see `rsd_kernels.flash_attention`.
 
@@ -7,6 +7,7 @@ A model asks once, where its weights are, and calls what it got. Triton is impor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_kernels import flash_attention
+from rsd_kernels import cpu_library, cpu_ops, flash_attention
+from rsd_kernels.cpu_decoder import CpuDecoder, DecoderParts, cpu_decoder
 from rsd_kernels.reference import fused_linear
 from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
 from rsd_kernels.reference.embedding import embed
@@ -44,13 +46,16 @@ class ModelOps:
     attention_scratch_size: Op  # as in `rsd_kernels.paged_attention`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+    # all layers in one call; None where the ops above are to be called one by one
+    whole_decoder: Callable[[DecoderParts], CpuDecoder | None]
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
 def model_ops(tensor: Tensor) -> ModelOps:
-    """The ops for tensors that are where this one is."""
+    """The ops for tensors that are where this one is, and of its dtype."""
     if not runs_on(tensor):
-        return REFERENCE
+        on_library = cpu_ops.suits(tensor) and cpu_ops.available()
+        return cpu_library_ops() if on_library else REFERENCE
     ops = triton_ops()
     if flash_attention.refusal(tensor.device, tensor.dtype) is None:
         return flash_attention.over(ops)
@@ -79,6 +84,30 @@ def triton_ops() -> ModelOps:
         attention_map=_map_on_device,
         attention_scratch_size=paged_attention.attention_scratch_size,
         rope_angles=_angles_by_position,
+        whole_decoder=_no_whole_decoder,
+    )
+
+
+@functools.cache
+def cpu_library_ops() -> ModelOps:
+    """The CPU library, for float32. It must be loaded: see `cpu_library.status`."""
+    library = cpu_library.load()
+    if library is None:
+        raise RuntimeError(f"the CPU library is {cpu_library.status()}")
+    return ModelOps(
+        backend=f"CPU library ({library.isa})",
+        embed=embed,
+        norm_linear=cpu_ops.norm_linear,
+        norm_gate_up=cpu_ops.norm_gate_up,
+        linear=cpu_ops.linear,
+        rope_kv_write=cpu_ops.rope_kv_write,
+        paged_attention=cpu_ops.paged_attention,
+        last_rows_norm=cpu_ops.last_rows_norm,
+        lm_head=_lm_head_by(cpu_ops.linear),
+        attention_map=_map_on_device,
+        attention_scratch_size=_no_scratch,
+        rope_angles=_angles_by_position,
+        whole_decoder=cpu_decoder,
     )
 
 
@@ -120,15 +149,23 @@ def _gathered_angles(
     return *rope_rows(cos, sin, position), None
 
 
-def _lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
-    if out.dtype == x.dtype:
-        return linear(x, weight, out=out)
-    return out.copy_(linear(x, weight))
+def _lm_head_by(product: Op) -> Op:
+    def lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+        if out.dtype == x.dtype:
+            return product(x, weight, out=out)
+        return out.copy_(product(x, weight))
+
+    return lm_head
 
 
 def _no_scratch(*sizes: Any) -> int:
     del sizes
     return 0
+
+
+def _no_whole_decoder(parts: DecoderParts) -> CpuDecoder | None:
+    del parts
+    return None
 
 
 REFERENCE = ModelOps(
@@ -140,8 +177,9 @@ REFERENCE = ModelOps(
     rope_kv_write=rope_kv_write,
     paged_attention=paged_attention,
     last_rows_norm=fused_linear.last_rows_norm,
-    lm_head=_lm_head,
+    lm_head=_lm_head_by(linear),
     attention_map=_map_on_host,
     attention_scratch_size=_no_scratch,
     rope_angles=_gathered_angles,
+    whole_decoder=_no_whole_decoder,
 )

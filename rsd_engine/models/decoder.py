@@ -15,6 +15,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.weights import DecoderWeights, LayerWeights
+from rsd_kernels.cpu_decoder import DecoderParts
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.reference.attention import AttentionMap
 from rsd_kernels.reference.rope import rope_tables
@@ -55,6 +56,27 @@ class Decoder:
         positions = max_positions or config.max_position_embeddings
         cos, sin = rope_tables(inv_freq, positions, config.rope.attention_factor)
         self._cos, self._sin = cos.to(self.device), sin.to(self.device)
+        self._whole = self.ops.whole_decoder(self._parts())
+
+    def _parts(self) -> DecoderParts:
+        config, weights = self.config, self.weights
+        return DecoderParts(
+            embedding=weights.embedding,
+            layers=weights.layers,
+            sliding_windows=config.sliding_windows,
+            cos=self._cos,
+            sin=self._sin,
+            buffers=self.activations,
+            num_q_heads=config.num_q_heads,
+            num_kv_heads=config.num_kv_heads,
+            eps=config.rms_norm_eps,
+            scale=self._scale,
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """True if all layers run in one call."""
+        return self._whole is not None
 
     def forward(
         self,
@@ -74,6 +96,9 @@ class Decoder:
             raise ValueError(
                 f"a pass of {batch.num_rows} rows, at most {self.activations.max_rows} fit"
             )
+        if self._whole is not None:
+            self._whole.forward(batch, kv, page_table)
+            return self.activations.hidden[: batch.num_rows]
         now = self._begin(batch, kv, page_table)
         for index, layer in enumerate(self.weights.layers):
             self._attention(index, layer, now, batch, kv)

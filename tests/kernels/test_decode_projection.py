@@ -151,7 +151,7 @@ def test_launcher_names_the_bad_argument(
 
 
 def test_python_and_header_agree() -> None:
-    sources = cuda_build.source_folder()
+    sources = cuda_build.LIBRARY.source_folder()
     assert sources is not None
     header = (sources / "rsd_kernels.h").read_text()
     abi = re.search(r"#define RSD_ABI_VERSION (\d+)", header)
@@ -167,7 +167,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.Library:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the CUDA sources for the CPU")
-    sources = cuda_build.source_folder()
+    sources = cuda_build.LIBRARY.source_folder()
     assert sources is not None
     made = tmp_path_factory.mktemp("emulated") / "emulated.so"
     command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-o", str(made)]
@@ -240,7 +240,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     search = cuda_build.find_nvcc(os.environ)
     if search.path is None:
         pytest.skip(search.reason)
-    sources = cuda_build.source_folder()
+    sources = cuda_build.LIBRARY.source_folder()
     assert sources is not None
     folder = tmp_path_factory.mktemp("compiled")
     said, ptx = [], {}

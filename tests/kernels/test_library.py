@@ -68,9 +68,8 @@ def test_schema_and_fake(name: str, device: str) -> None:
 
 def test_they_are_the_twins() -> None:
     x, weight, bias, residual = arguments("linear")
-    assert torch.equal(
-        OPS.linear(x, weight, bias, residual), linear(x, weight, bias, residual=residual)
-    )
+    wanted = linear(x, weight, bias, residual=residual)
+    assert torch.allclose(OPS.linear(x, weight, bias, residual), wanted, atol=1e-6)
     q, *rest = arguments("paged_attention")
     out = OPS.paged_attention(q, *rest)
     assert bool((out[4] == 0).all()), "a row of no sequence"
@@ -115,7 +114,7 @@ def test_no_triton_on_a_cpu() -> None:
         from rsd_kernels.model_ops import model_ops
         x = torch.ones(2, 4)
         assert bool((torch.ops.rsd.linear(x, x) == 4).all())
-        assert model_ops(x).backend == "reference (PyTorch)"
+        assert model_ops(x).backend != "triton"
         assert "rsd_kernels.projection" not in sys.modules
     """
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}

@@ -1,4 +1,4 @@
-"""What an install makes: with nvcc, without it, told to skip or to insist, with a failing one."""
+"""What an install makes: with compilers, without, told to skip or to insist, with failing ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,64 @@ import sysconfig
 import textwrap
 import tomllib
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rsd_kernels import cuda_build, cuda_library
+from rsd_kernels import cpu_build, cpu_library, cuda_build, cuda_library, native_build
+from rsd_kernels.native_build import BuildReport, NativeLibrary
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = Path("rsd_kernels", cuda_build.LIBRARY_NAME)
 # One target, no PTX: the build is under test here, not the kernels.
 QUICK_ARCH = "80"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two libraries."""
+
+    library: NativeLibrary
+    find: Callable[..., native_build.CompilerSearch]
+    load_from: Callable[[Path], tuple[Any, Any]]
+    compiler: str  # the variable that names it
+    source: str  # one of its sources
+
+    def needs_compiler(self) -> None:
+        search = self.find(os.environ)
+        if search.path is None:
+            pytest.skip(search.reason)
+
+    @property
+    def only(self) -> dict[str, str]:
+        """Variables that leave the other library out."""
+        other = next(kind for kind in KINDS.values() if kind is not self)
+        return {other.library.switch: "0"}
+
+
+KINDS = {
+    "cuda": Kind(
+        cuda_build.LIBRARY,
+        cuda_build.find_nvcc,
+        cuda_library.load_from,
+        "RSD_NVCC",
+        "decode_projection.cu",
+    ),
+    "cpu": Kind(
+        cpu_build.LIBRARY,
+        cpu_build.find_compiler,
+        cpu_library.load_from,
+        "RSD_CXX",
+        "cpu/library.cpp",
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
 
 
 @dataclass(frozen=True)
@@ -30,27 +77,30 @@ class Build:
     said: str
     folder: Path
 
-    @property
-    def report(self) -> cuda_build.BuildReport | None:
-        return cuda_build.BuildReport.read(self.folder / "rsd_kernels")
+    def report(self, kind: Kind) -> BuildReport:
+        report = kind.library.read_report(self.folder / "rsd_kernels")
+        assert report is not None
+        return report
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what a build reads, so that the checkout's own library stays as it is."""
+    """A copy of what a build reads, so that the checkout's own libraries stay as they are."""
     copy = tmp_path / "tree"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, copy / name)
-    unwanted = shutil.ignore_patterns("__pycache__", "*.so", cuda_build.REPORT_NAME)
+    reports = [kind.library.report_name for kind in KINDS.values()]
+    unwanted = shutil.ignore_patterns("__pycache__", "*.so", *reports)
     for name in ("csrc", "kernels", "rsd_engine"):
         shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
     return copy
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without anything that steers the CUDA build, plus `changes`."""
+    """This process's environment without anything that steers the builds, plus `changes`."""
     steering = ("RSD_NVCC", "RSD_BUILD_CUDA", "RSD_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
+    steering += ("RSD_CXX", "RSD_BUILD_CPU", "CXX")
     kept = {name: value for name, value in os.environ.items() if name not in steering}
     return {**kept, "RSD_CUDA_ARCHS": QUICK_ARCH, **changes}
 
@@ -71,41 +121,34 @@ def build(tree: Path, **changes: str) -> Build:
     return Build(done.returncode, done.stderr + done.stdout, folder)
 
 
-def fake_nvcc(folder: Path) -> Path:
+def fake_compiler(folder: Path, name: str = "nvcc") -> Path:
     """A compiler that finds an error in everything."""
     folder.mkdir(parents=True)
-    script = folder / "nvcc"
+    script = folder / name
     script.write_text("#!/bin/sh\necho 'a.cu(1): error: no such luck' >&2\nexit 2\n")
     script.chmod(0o755)
     return script
 
 
-def needs_nvcc() -> None:
-    search = cuda_build.find_nvcc(os.environ)
-    if search.path is None:
-        pytest.skip(search.reason)
-
-
-def test_without_nvcc_the_build_succeeds_and_says_why(tree: Path) -> None:
-    made = build(tree, RSD_NVCC="/nonexistent")
+def test_without_compilers_the_build_succeeds_and_says_why(tree: Path) -> None:
+    made = build(tree, RSD_NVCC="/nonexistent", RSD_CXX="/nonexistent")
     assert made.code == 0, made.said
-    assert not (made.folder / LIBRARY).exists()
-    assert made.report is not None
-    assert not made.report.built
-    assert made.report.reason == "RSD_NVCC=/nonexistent is not a program that can be run"
-    library, status = cuda_library.load_from(made.folder / "rsd_kernels")
-    assert library is None
-    assert status.state == "absent"
-    assert "RSD_NVCC=/nonexistent" in status.reason
+    for kind in KINDS.values():
+        assert not (made.folder / "rsd_kernels" / kind.library.file_name).exists()
+        reason = f"{kind.compiler}=/nonexistent is not a program that can be run"
+        assert made.report(kind) == BuildReport(built=False, reason=reason)
+        library, status = kind.load_from(made.folder / "rsd_kernels")
+        assert library is None
+        assert str(status) == f"absent ({reason})"
 
 
-def test_with_nvcc_the_library_is_built_and_loads(tree: Path) -> None:
-    needs_nvcc()
-    made = build(tree)
+def test_with_nvcc_the_cuda_library_is_built_and_loads(tree: Path) -> None:
+    kind = KINDS["cuda"]
+    kind.needs_compiler()
+    made = build(tree, **kind.only)
     assert made.code == 0, made.said
-    assert made.report is not None
-    assert made.report.built, made.report.reason
-    assert made.report.archs == (QUICK_ARCH,)
+    assert made.report(kind).built, made.report(kind).reason
+    assert made.report(kind).targets == (QUICK_ARCH,)
     library, status = cuda_library.load_from(made.folder / "rsd_kernels")
     assert library is not None, status
     assert status.state == "loaded"
@@ -115,22 +158,47 @@ def test_with_nvcc_the_library_is_built_and_loads(tree: Path) -> None:
         library.check(library.decode_projection(*[None] * 4, 5, *[0] * 8, None), "it")
 
 
-def test_library_of_other_sources_is_refused(tree: Path) -> None:
-    needs_nvcc()
-    with (tree / "csrc" / "decode_projection.cu").open("a") as source:
+def test_with_a_compiler_the_cpu_library_is_built_and_loads(tree: Path) -> None:
+    kind = KINDS["cpu"]
+    kind.needs_compiler()
+    made = build(tree, **kind.only)
+    assert made.code == 0, made.said
+    assert made.report(kind).built, made.report(kind).reason
+    assert "baseline" in made.report(kind).targets
+    library, status = cpu_library.load_from(made.folder / "rsd_kernels")
+    assert library is not None, status
+    assert status.state == "loaded"
+    assert library.isa in made.report(kind).targets
+    with pytest.raises(ValueError, match=r"isa 'z80': this machine cannot run .* \(code -6\)"):
+        library.choose_isa("z80")
+
+
+def test_cpu_library_without_openmp_is_refused(tree: Path) -> None:
+    """Its calls go to the OpenMP that torch has loaded; where there is none it says so."""
+    kind = KINDS["cpu"]
+    kind.needs_compiler()
+    made = build(tree, **kind.only)
+    code = f"import ctypes; ctypes.CDLL({str(made.folder / 'rsd_kernels/librsd_cpu.so')!r})"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert re.search(r"undefined symbol: (GOMP|omp)_", done.stderr)
+
+
+def test_library_of_other_sources_is_refused(tree: Path, kind: Kind) -> None:
+    kind.needs_compiler()
+    with (tree / "csrc" / kind.source).open("a") as source:
         source.write("// not the source of this checkout\n")
-    made = build(tree)
-    assert made.report is not None
-    assert made.report.built, made.report.reason
-    library, status = cuda_library.load_from(made.folder / "rsd_kernels")
+    made = build(tree, **kind.only)
+    assert made.report(kind).built, made.report(kind).reason
+    library, status = kind.load_from(made.folder / "rsd_kernels")
     assert library is None
     assert status.state == "refused"
     assert "built from other sources" in status.reason
+    assert f"rebuild it: python -m {kind.library.module}" in status.reason
 
 
-def test_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
-    (tmp_path / cuda_build.LIBRARY_NAME).write_text("not a library")
-    library, status = cuda_library.load_from(tmp_path)
+def test_file_that_is_no_library_is_refused(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / kind.library.file_name).write_text("not a library")
+    library, status = kind.load_from(tmp_path)
     assert library is None
     assert status.state == "refused"
 
@@ -142,53 +210,57 @@ def test_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
         (("build", "--build-lib", "made"), "made/rsd_kernels"),
     ],
 )
-def test_skipping_removes_an_older_library(
-    tree: Path, command: tuple[str, ...], place: str
-) -> None:
-    old = tree / place / cuda_build.LIBRARY_NAME
-    old.parent.mkdir(parents=True, exist_ok=True)
-    old.write_text("an older build")
-    done = run_setup(tree, *command, RSD_BUILD_CUDA="0")
+def test_skipping_removes_older_libraries(tree: Path, command: tuple[str, ...], place: str) -> None:
+    folder = tree / place
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in KINDS.values():
+        (folder / kind.library.file_name).write_text("an older build")
+    done = run_setup(tree, *command, RSD_BUILD_CUDA="0", RSD_BUILD_CPU="0")
     assert done.returncode == 0, done.stderr
-    assert not old.exists()
-    report = cuda_build.BuildReport.read(old.parent)
-    assert report is not None
-    assert report.reason == "RSD_BUILD_CUDA=0"
+    for kind in KINDS.values():
+        assert not (folder / kind.library.file_name).exists()
+        report = kind.library.read_report(folder)
+        assert report is not None
+        assert report.reason == f"{kind.library.switch}=0"
 
 
-def test_failing_compiler_leaves_an_install_without_library(tree: Path) -> None:
-    old = tree / "kernels" / LIBRARY
-    old.write_text("an older build")
-    nvcc = fake_nvcc(tree / "toolkit" / "bin")
-    done = run_setup(tree, "build_ext", "--inplace", CUDA_HOME=str(nvcc.parents[1]))
+def test_failing_compiler_leaves_an_install_without_library(tree: Path, kind: Kind) -> None:
+    folder = tree / "kernels" / "rsd_kernels"
+    (folder / kind.library.file_name).write_text("an older build")
+    compiler = fake_compiler(tree / "toolkit" / "bin")
+    changes = {**kind.only, kind.compiler: str(compiler)}
+    done = run_setup(tree, "build_ext", "--inplace", **changes)
     assert done.returncode == 0, done.stderr
     assert "no such luck" in done.stderr + done.stdout
-    assert not old.exists()
-    report = cuda_build.BuildReport.read(old.parent)
+    assert not (folder / kind.library.file_name).exists()
+    report = kind.library.read_report(folder)
     assert report is not None
     assert "no such luck" in report.reason
 
 
-@pytest.mark.parametrize("failure", ["no nvcc", "nvcc fails"])
-def test_required_library_that_cannot_be_built_is_an_error(tree: Path, failure: str) -> None:
-    nvcc = fake_nvcc(tree / "toolkit")
-    chosen = "/nonexistent" if failure == "no nvcc" else str(nvcc)
-    made = build(tree, RSD_BUILD_CUDA="1", RSD_NVCC=chosen)
+@pytest.mark.parametrize("failure", ["no compiler", "it fails"])
+def test_required_library_that_cannot_be_built_is_an_error(
+    tree: Path, kind: Kind, failure: str
+) -> None:
+    compiler = fake_compiler(tree / "toolkit")
+    chosen = "/nonexistent" if failure == "no compiler" else str(compiler)
+    made = build(tree, **kind.only, **{kind.library.switch: "1", kind.compiler: chosen})
     assert made.code != 0
-    assert ("/nonexistent" if failure == "no nvcc" else "no such luck") in made.said
+    assert ("/nonexistent" if failure == "no compiler" else "no such luck") in made.said
 
 
-def test_unknown_switch_is_an_error(tree: Path) -> None:
-    made = build(tree, RSD_BUILD_CUDA="yes")
+def test_unknown_switch_is_an_error(tree: Path, kind: Kind) -> None:
+    made = build(tree, **kind.only, **{kind.library.switch: "yes"})
     assert made.code != 0
-    assert "RSD_BUILD_CUDA='yes' is not allowed: 0 skips" in made.said
+    assert f"{kind.library.switch}='yes' is not allowed: 0 skips" in made.said
 
 
-@pytest.mark.parametrize("with_nvcc", [False, True])
-def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, with_nvcc: bool) -> None:
-    if with_nvcc:
-        needs_nvcc()
-    changes = {} if with_nvcc else {"RSD_NVCC": "/nonexistent"}
+@pytest.mark.parametrize("built", ["none", "cuda", "cpu"])
+def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, built: str) -> None:
+    changes = {"RSD_BUILD_CUDA": "0", "RSD_BUILD_CPU": "0"}
+    if built in KINDS:
+        KINDS[built].needs_compiler()
+        del changes[KINDS[built].library.switch]
     checkpoint = Path("rsd_engine", "demo", "checkpoints", "toy", "model.safetensors")
     (tree / checkpoint).parent.mkdir(parents=True)
     (tree / checkpoint).write_text("data deep inside the package")
@@ -196,13 +268,15 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, with_nvc
     assert done.returncode == 0, done.stderr
     [wheel] = (tmp_path / "dist").iterdir()
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert wheel.name == f"rsd_engine-0.1.0-py3-none-{platform if with_nvcc else 'any'}.whl"
+    tag = "any" if built == "none" else platform
+    assert wheel.name == f"rsd_engine-0.1.0-py3-none-{tag}.whl"
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
     assert {"rsd_engine/py.typed", "rsd_kernels/py.typed", "rsd_kernels/ops.py"} <= names
-    assert {"rsd_kernels/csrc/rsd_kernels.h", checkpoint.as_posix()} <= names
+    assert {"rsd_kernels/csrc/rsd_kernels.h", "rsd_kernels/csrc/cpu/rsd_cpu.h"} <= names
+    assert checkpoint.as_posix() in names
     assert not [name for name in names if name.startswith(("tests/", "kernels/", "csrc/"))]
     state = subprocess.run(
         [sys.executable, "-c", PROBE],
@@ -212,17 +286,20 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, with_nvc
         text=True,
     )
     assert state.returncode == 0, state.stderr
-    assert state.stdout.strip() == ("loaded" if with_nvcc else "absent")
+    found = dict(line.split() for line in state.stdout.splitlines())
+    assert found == {name: "loaded" if built == name else "absent" for name in KINDS}
 
 
 PROBE = textwrap.dedent(
     """
     import pathlib, rsd_engine, rsd_kernels
-    from rsd_kernels import cuda_build, cuda_library
+    from rsd_kernels import cpu_build, cpu_library, cuda_build, cuda_library
     site = pathlib.Path.cwd() / "site"
     assert site in pathlib.Path(rsd_engine.__file__).parents
-    assert cuda_build.source_folder() == site / "rsd_kernels" / "csrc"
-    print(cuda_library.status().state)
+    assert cuda_build.LIBRARY.source_folder() == site / "rsd_kernels" / "csrc"
+    assert cpu_build.LIBRARY.source_folder() == site / "rsd_kernels" / "csrc" / "cpu"
+    print("cuda", cuda_library.status().state)
+    print("cpu", cpu_library.status().state)
     """
 )
 
@@ -236,7 +313,7 @@ def test_every_folder_with_code_is_a_package() -> None:
 
 def test_nvcc_is_searched_in_the_stated_order(tmp_path: Path) -> None:
     places = {
-        name: fake_nvcc(tmp_path / name / "bin") for name in ("chosen", "home", "root", "path")
+        name: fake_compiler(tmp_path / name / "bin") for name in ("chosen", "home", "root", "path")
     }
     known = {
         "RSD_NVCC": str(places["chosen"]),
@@ -247,6 +324,24 @@ def test_nvcc_is_searched_in_the_stated_order(tmp_path: Path) -> None:
     for name in ("chosen", "home", "root", "path"):
         assert cuda_build.find_nvcc(known).path == places[name]
         del known[next(iter(known))]
+
+
+def test_compiler_is_searched_in_the_stated_order(tmp_path: Path) -> None:
+    names = ("chosen", "cxx", "c++", "g++", "clang++")
+    places = {name: fake_compiler(tmp_path / name, name) for name in names}
+    known = {
+        "RSD_CXX": str(places["chosen"]),
+        "CXX": str(places["cxx"]),
+        "PATH": os.pathsep.join(str(tmp_path / name) for name in names[2:]),
+    }
+    assert cpu_build.find_compiler(known).path == places["chosen"]
+    del known["RSD_CXX"]
+    assert cpu_build.find_compiler(known).path == places["cxx"]
+    del known["CXX"]
+    for name in names[2:]:
+        assert cpu_build.find_compiler(known).path == places[name]
+        places[name].unlink()
+    assert cpu_build.find_compiler(known).path is None
 
 
 @pytest.mark.parametrize(
@@ -269,7 +364,7 @@ def test_arch_list(archs: str, flags: list[str]) -> None:
 
 @pytest.mark.parametrize("archs", ["hopper", "8", "90x", " ; "])
 def test_bad_arch_list_is_named(archs: str) -> None:
-    with pytest.raises(cuda_build.CudaBuildError, match="RSD_CUDA_ARCHS"):
+    with pytest.raises(native_build.BuildError, match="RSD_CUDA_ARCHS"):
         cuda_build.gencode_flags(archs)
 
 

@@ -73,15 +73,17 @@ def test_demo_runs_without_triton(tmp_path: Path) -> None:
     assert "[draft" in run_python(code, tmp_path)
 
 
-def test_cuda_build_needs_only_the_standard_library() -> None:
-    """setup.py loads it before anything is installed."""
-    code = """
-        import runpy, sys
+@pytest.mark.parametrize("module", ["cuda_build", "cpu_build"])
+def test_building_needs_only_the_standard_library(module: str) -> None:
+    """setup.py imports it before anything is installed."""
+    code = f"""
+        import sys
         class OnlyStandardLibrary:
             def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] not in sys.stdlib_module_names:
+                if name.partition(".")[0] not in {{*sys.stdlib_module_names, "rsd_kernels"}}:
                     raise ImportError(name)
+        sys.path.insert(0, {str(ROOT / "kernels")!r})
         sys.meta_path.insert(0, OnlyStandardLibrary())
-        runpy.run_path("cuda_build.py", run_name="build")
+        import rsd_kernels.{module}
     """
-    run_python(code, ROOT / "kernels" / "rsd_kernels")
+    run_python(code, ROOT)

@@ -1,0 +1,101 @@
+// All layers of a decoder over the rows of one pass.
+
+#include <string.h>
+
+#include "ops.h"
+
+namespace {
+
+class Forward {
+  public:
+    Forward(const Runner& run, const RsdDecoder& decoder, const RsdPass& pass)
+        : run_(run), d_(decoder), pass_(pass), rows_(pass.seq_start[pass.num_seqs]) {}
+
+    int32_t check() const {
+        if (rows_ < 0 || rows_ > pass_.num_rows || rows_ > d_.max_rows) return RSD_CPU_ERROR_SHAPE;
+        for (int64_t r = 0; r < rows_; ++r) {
+            if (pass_.token[r] < 0 || pass_.token[r] >= d_.vocab_size) return RSD_CPU_ERROR_TOKEN;
+        }
+        const int32_t code = check_rope_write(rope_write(d_.layers[0]));
+        return code == RSD_CPU_SUCCESS ? check_attention(attention(d_.layers[0])) : code;
+    }
+
+    void layers() const {
+        const size_t bytes = static_cast<size_t>(d_.hidden_size) * sizeof(float);
+        for (int64_t r = 0; r < rows_; ++r) {
+            memcpy(d_.hidden + r * d_.hidden_size,
+                   d_.embedding + pass_.token[r] * d_.hidden_size, bytes);
+        }
+        for (int64_t i = 0; i < d_.num_layers; ++i) layer(d_.layers[i]);
+    }
+
+  private:
+    void layer(const RsdLayer& w) const {
+        const int64_t hidden = d_.hidden_size, inter = d_.intermediate_size;
+        run_.norm(norm(w.input_norm));
+        run_.product(product(d_.qkv, d_.normed, w.qkv, w.qkv_bias, qkv_width(), hidden));
+        run_.rope_write(rope_write(w));
+        run_.attention(attention(w));
+        run_.product(added(product(d_.hidden, d_.attended, w.o, w.o_bias, hidden, q_width())));
+        run_.norm(norm(w.post_norm));
+        run_.gate_up(product(d_.gate_up, d_.normed, w.gate_up, w.gate_up_bias, 2 * inter, hidden),
+                     {d_.gated, d_.gate_up, rows_, inter});
+        run_.product(added(product(d_.hidden, d_.gated, w.down, w.down_bias, hidden, inter)));
+    }
+
+    int64_t q_width() const { return d_.num_q_heads * d_.head_dim; }
+    int64_t qkv_width() const { return (d_.num_q_heads + 2 * d_.num_kv_heads) * d_.head_dim; }
+
+    RsdNorm norm(const float* weight) const {
+        const int64_t width = d_.hidden_size;
+        return {d_.normed, d_.hidden, weight, nullptr, rows_, width, width, width, d_.eps};
+    }
+
+    RsdProduct product(float* y, const float* x, const float* weight, const float* bias,
+                       int64_t num_outputs, int64_t num_inputs) const {
+        return {y,          x,           weight,     bias, nullptr, rows_, num_outputs,
+                num_inputs, num_outputs, num_inputs, 0};
+    }
+
+    // To what stands in y already.
+    static RsdProduct added(RsdProduct p) {
+        p.residual = p.y;
+        p.residual_stride = p.y_stride;
+        return p;
+    }
+
+    RsdPages pages(const RsdLayer& w) const {
+        RsdPages found = d_.pages;
+        found.k = w.k_pages;
+        found.v = w.v_pages;
+        return found;
+    }
+
+    RsdRopeWrite rope_write(const RsdLayer& w) const {
+        return {d_.qkv,   pages(w), pass_.page,       pass_.offset,   pass_.position,  d_.cos,
+                d_.sin,   w.q_norm, w.k_norm,         rows_,          d_.num_positions, d_.num_q_heads,
+                d_.num_kv_heads,    d_.head_dim,      qkv_width(),    d_.eps};
+    }
+
+    RsdAttention attention(const RsdLayer& w) const {
+        return {d_.attended,      d_.qkv,           pages(w),        pass_.page_table,
+                pass_.seq_slot,   pass_.seq_start,  pass_.seq_kv_len, rows_,
+                pass_.num_seqs,   pass_.num_slots,  pass_.pages_per_slot, pass_.table_stride,
+                d_.num_q_heads,   d_.num_kv_heads,  d_.head_dim,     q_width(),
+                qkv_width(),      w.sliding_window, d_.scale};
+    }
+
+    const Runner& run_;
+    const RsdDecoder& d_;
+    const RsdPass& pass_;
+    const int64_t rows_;  // those of sequences; what comes behind them is padding
+};
+
+}  // namespace
+
+int32_t run_decoder(const Runner& run, const RsdDecoder& d, const RsdPass& pass) {
+    const Forward forward(run, d, pass);
+    const int32_t code = forward.check();
+    if (code == RSD_CPU_SUCCESS) forward.layers();
+    return code;
+}

@@ -1,0 +1,35 @@
+// What one instruction set computes: a table of functions, each doing a share of an op of rsd_cpu.h,
+// so that the caller decides how many threads there are. A row's result has the same bits whatever
+// other rows come with it: every sum runs in an order that depends on its length only.
+
+#ifndef RSD_CPU_KERNELS_H_
+#define RSD_CPU_KERNELS_H_
+
+#include "rsd_cpu.h"
+
+// A query is one head of one row. The queries of a sequence that share a K/V head are numbered
+// row by row; a share of the work is at most `attention_queries` of them.
+struct AttentionShare {
+    int64_t seq, kv_head, first_query, num_queries;
+};
+
+struct Kernels {
+    const char* name;
+    int64_t attention_queries;
+    void (*product)(const RsdProduct&, int64_t first_output, int64_t last_output);
+    void (*norm)(const RsdNorm&, int64_t first_row, int64_t last_row);
+    void (*silu_mul)(const RsdSiluMul&, int64_t first_column, int64_t last_column);
+    void (*rope_write)(const RsdRopeWrite&, int64_t first_row, int64_t last_row);
+    void (*attend)(const RsdAttention&, const AttentionShare&);
+};
+
+// Those that were compiled; library.cpp chooses one that the machine can run.
+#if defined(__x86_64__)
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx2;
+#endif
+extern const Kernels kernels_baseline;
+
+constexpr int64_t MAX_HEAD_DIM = 256;
+
+#endif  // RSD_CPU_KERNELS_H_

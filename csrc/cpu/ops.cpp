@@ -1,0 +1,129 @@
+#include "ops.h"
+
+#include <atomic>
+
+#include "threads.h"
+
+namespace {
+
+constexpr int64_t OUTPUT_UNIT = 48;  // whole tiles of every shape, and no cache line in two shares
+constexpr int64_t EXP_PRODUCTS = 16;  // about what an exponential costs
+
+int64_t ceil_div(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
+
+// Walks the shares of all sequences and K/V heads in one fixed order.
+class Shares {
+  public:
+    Shares(const RsdAttention& a, int64_t most) : a_(a), most_(most) { enter_sequence(); }
+
+    // The share with this number; numbers must rise. False past the last one.
+    bool find(int64_t number, AttentionShare& share) {
+        while (seq_ < a_.num_seqs && number >= begin_ + tiles_ * a_.num_kv_heads) {
+            begin_ += tiles_ * a_.num_kv_heads;
+            ++seq_;
+            enter_sequence();
+        }
+        if (seq_ >= a_.num_seqs) return false;
+        const int64_t inside = number - begin_;
+        const int64_t first = inside % tiles_ * most_;
+        const int64_t left = queries_ - first;
+        share = {seq_, inside / tiles_, first, left < most_ ? left : most_};
+        return true;
+    }
+
+  private:
+    void enter_sequence() {
+        if (seq_ >= a_.num_seqs) return;
+        const int64_t rows = a_.seq_start[seq_ + 1] - a_.seq_start[seq_];
+        queries_ = rows * (a_.num_q_heads / a_.num_kv_heads);
+        tiles_ = ceil_div(queries_, most_);
+    }
+
+    const RsdAttention& a_;
+    const int64_t most_;
+    int64_t seq_ = 0, begin_ = 0, queries_ = 0, tiles_ = 0;
+};
+
+int64_t attention_products(const RsdAttention& a) {
+    int64_t keys = 0;
+    for (int64_t s = 0; s < a.num_seqs; ++s) {
+        keys += (a.seq_start[s + 1] - a.seq_start[s]) * static_cast<int64_t>(a.seq_kv_len[s]);
+    }
+    return 2 * keys * a.num_q_heads * a.head_dim;
+}
+
+}  // namespace
+
+void Runner::product(const RsdProduct& p) const {
+    const int64_t products = p.num_rows * p.num_outputs * p.num_inputs;
+    over_ranges(p.num_outputs, OUTPUT_UNIT, products, num_threads,
+                [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
+}
+
+void Runner::norm(const RsdNorm& n) const {
+    over_ranges(n.num_rows, 1, 2 * n.num_rows * n.width, num_threads,
+                [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
+}
+
+void Runner::silu_mul(const RsdSiluMul& s) const {
+    over_ranges(s.width, OUTPUT_UNIT, s.num_rows * s.width * EXP_PRODUCTS, num_threads,
+                [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
+}
+
+void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
+    const int64_t products = p.num_rows * p.num_outputs * p.num_inputs;
+    over_ranges(s.width, OUTPUT_UNIT, products, num_threads, [&](int64_t first, int64_t last) {
+        kernels.product(p, first, last);
+        kernels.product(p, s.width + first, s.width + last);
+        kernels.silu_mul(s, first, last);
+    });
+}
+
+void Runner::rope_write(const RsdRopeWrite& w) const {
+    const int64_t heads = w.num_q_heads + 2 * w.num_kv_heads;
+    over_ranges(w.num_rows, 1, 2 * w.num_rows * heads * w.head_dim, num_threads,
+                [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
+}
+
+void Runner::attention(const RsdAttention& a) const {
+    std::atomic<int64_t> next{0};
+    const int64_t threads = threads_for(attention_products(a), num_threads);
+    over_ranges(threads, 1, threads * PRODUCTS_PER_THREAD, num_threads, [&](int64_t, int64_t) {
+        Shares shares(a, kernels.attention_queries);
+        AttentionShare share;
+        while (shares.find(next.fetch_add(1, std::memory_order_relaxed), share)) {
+            kernels.attend(a, share);
+        }
+    });
+}
+
+int32_t check_rope_write(const RsdRopeWrite& w) {
+    for (int64_t r = 0; r < w.num_rows; ++r) {
+        const int64_t position = w.position ? w.position[r] : r;
+        if (position < 0 || position >= w.num_positions) return RSD_CPU_ERROR_POSITION;
+        if (w.page[r] < 0) continue;
+        if (w.page[r] >= w.pages.num_pages) return RSD_CPU_ERROR_PAGE;
+        if (w.offset[r] < 0 || w.offset[r] >= w.pages.tokens_per_page) return RSD_CPU_ERROR_PAGE;
+    }
+    return RSD_CPU_SUCCESS;
+}
+
+int32_t check_attention(const RsdAttention& a) {
+    if (a.head_dim > MAX_HEAD_DIM || a.num_kv_heads < 1 || a.num_q_heads % a.num_kv_heads != 0) {
+        return RSD_CPU_ERROR_SHAPE;
+    }
+    for (int64_t s = 0; s < a.num_seqs; ++s) {
+        const int64_t start = a.seq_start[s], end = a.seq_start[s + 1];
+        if (start < 0 || end < start || end > a.num_rows) return RSD_CPU_ERROR_SEQUENCE;
+        if (start == end) continue;
+        const int64_t slot = a.seq_slot[s], kv_len = a.seq_kv_len[s];
+        if (slot < 0 || slot >= a.num_slots || kv_len < end - start) return RSD_CPU_ERROR_SEQUENCE;
+        const int64_t pages = ceil_div(kv_len, a.pages.tokens_per_page);
+        if (pages > a.pages_per_slot) return RSD_CPU_ERROR_PAGE;
+        const int32_t* table = a.page_table + slot * a.table_stride;
+        for (int64_t page = 0; page < pages; ++page) {
+            if (table[page] < 0 || table[page] >= a.pages.num_pages) return RSD_CPU_ERROR_PAGE;
+        }
+    }
+    return RSD_CPU_SUCCESS;
+}

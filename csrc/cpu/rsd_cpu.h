@@ -1,0 +1,161 @@
+// The C ABI of the CPU library: a decoder's forward over raw float32 pointers. Nothing here needs
+// torch or Python, so that the library builds without either.
+//
+// Strides count elements; where none is named, a tensor is contiguous. Every function returns
+// RSD_CPU_SUCCESS or one of the codes below, allocates nothing and raises nothing. At most
+// `num_threads` threads of the process's OpenMP pool take part, and only where there is work for
+// them; the result does not depend on how many. A row's result has the same bits whatever other rows
+// come with it.
+
+#ifndef RSD_CPU_H_
+#define RSD_CPU_H_
+
+#include <stdint.h>
+
+// Raised with every change to a signature or to the meaning of an argument; the loader refuses
+// others.
+#define RSD_CPU_ABI_VERSION 1
+
+#define RSD_CPU_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    RSD_CPU_SUCCESS = 0,
+    RSD_CPU_ERROR_SHAPE = -1,     // a size is out of the range the function states
+    RSD_CPU_ERROR_TOKEN = -2,     // a token id is not in the vocabulary
+    RSD_CPU_ERROR_POSITION = -3,  // a position is past the rope tables
+    RSD_CPU_ERROR_PAGE = -4,      // a page or an offset is not in the pool
+    RSD_CPU_ERROR_SEQUENCE = -5,  // a sequence has rows that its length does not cover
+    RSD_CPU_ERROR_ISA = -6,       // this machine cannot run that instruction set
+};
+
+// y = x weightT + bias + residual
+typedef struct {
+    float* y;               // [num_rows, num_outputs], rows y_stride apart
+    const float* x;         // [num_rows, num_inputs], rows x_stride apart
+    const float* weight;    // [num_outputs, num_inputs]
+    const float* bias;      // [num_outputs] or null
+    const float* residual;  // [num_rows, num_outputs], rows residual_stride apart, or null; may be y
+    int64_t num_rows, num_outputs, num_inputs;
+    int64_t y_stride, x_stride, residual_stride;
+} RsdProduct;
+
+// y = x / sqrt(mean(x * x) + eps) * weight
+typedef struct {
+    float* y;                  // [num_rows, width], rows y_stride apart; may be x
+    const float* x;            // [.., width], rows x_stride apart
+    const float* weight;       // [width]
+    const int32_t* seq_start;  // null: row i is row i of x; else the last row of sequence i
+    int64_t num_rows, width, y_stride, x_stride;
+    float eps;
+} RsdNorm;
+
+// gated[r, n] = silu(gate_up[r, n]) * gate_up[r, width + n]
+typedef struct {
+    float* gated;          // [num_rows, width]
+    const float* gate_up;  // [num_rows, 2 * width]
+    int64_t num_rows, width;
+} RsdSiluMul;
+
+// Where the K and V of one layer stand: [num_pages, tokens_per_page, num_kv_heads, head_dim], the
+// last contiguous. Offsets are 64 bits wide.
+typedef struct {
+    float* k;
+    float* v;
+    int64_t page_stride, token_stride, head_stride;
+    int64_t num_pages, tokens_per_page;
+} RsdPages;
+
+// Each head of q and k normed if weights are given, and rotated; k and v stored.
+typedef struct {
+    float* qkv;  // [num_rows, num_q_heads + 2 * num_kv_heads, head_dim], rows qkv_stride apart
+    RsdPages pages;
+    const int32_t* page;      // [num_rows]; negative: not stored
+    const int32_t* offset;    // [num_rows]
+    const int32_t* position;  // [num_rows] rows of cos and sin; null: row n
+    const float* cos;         // [num_positions, head_dim], halves alike
+    const float* sin;         // [num_positions, head_dim], first half negated
+    const float* q_norm;      // [head_dim] or null
+    const float* k_norm;      // [head_dim] or null
+    int64_t num_rows, num_positions, num_q_heads, num_kv_heads, head_dim, qkv_stride;
+    float eps;
+} RsdRopeWrite;
+
+// out = softmax(q kT * scale) v of every row over the keys of its sequence up to itself. Memory past
+// a sequence's length is never read. Rows that belong to no sequence are left alone.
+typedef struct {
+    float* out;      // [num_rows, num_q_heads, head_dim], rows out_stride apart
+    const float* q;  // [num_rows, num_q_heads, head_dim], rows q_stride apart
+    RsdPages pages;
+    const int32_t* page_table;  // [num_slots, pages_per_slot], rows table_stride apart
+    const int32_t* seq_slot;    // [num_seqs]
+    const int32_t* seq_start;   // [num_seqs + 1]
+    const int32_t* seq_kv_len;  // [num_seqs]
+    int64_t num_rows, num_seqs, num_slots, pages_per_slot, table_stride;
+    int64_t num_q_heads, num_kv_heads, head_dim;  // head_dim <= 256
+    int64_t out_stride, q_stride;
+    int64_t sliding_window;  // tokens a row sees, itself included; 0: all
+    float scale;
+} RsdAttention;
+
+// Weights of one layer as in RsdProduct and RsdNorm; any bias, and both head norms, may be null.
+typedef struct {
+    const float *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
+    const float *post_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+    float *k_pages, *v_pages;
+    int64_t sliding_window;
+} RsdLayer;
+
+// A decoder and what it writes into: `hidden` [max_rows, hidden_size] and so on, contiguous.
+typedef struct {
+    const RsdLayer* layers;
+    const float* embedding;  // [vocab_size, hidden_size]
+    const float *cos, *sin;  // [num_positions, head_dim]
+    float *hidden, *normed, *qkv, *attended, *gate_up, *gated;
+    int64_t num_layers, vocab_size, hidden_size, intermediate_size, num_positions, max_rows;
+    int64_t num_q_heads, num_kv_heads, head_dim;
+    RsdPages pages;  // k and v are those of the layers
+    float eps, scale;
+} RsdDecoder;
+
+// The packed rows of one pass. Rows from seq_start[num_seqs] on are padding and never looked at.
+typedef struct {
+    const int32_t *token, *position, *page, *offset;     // [num_rows]
+    const int32_t *seq_slot, *seq_start, *seq_kv_len;    // [num_seqs], [num_seqs + 1], [num_seqs]
+    const int32_t* page_table;                           // [num_slots, pages_per_slot]
+    int64_t num_rows, num_seqs, num_slots, pages_per_slot, table_stride;
+} RsdPass;
+
+RSD_CPU_API int32_t rsd_cpu_abi_version(void);
+
+// Hash of the source files the library was built from, as the build computed it.
+RSD_CPU_API const char* rsd_cpu_source_hash(void);
+
+// Text for any code a function of this library returned. The pointer stays valid.
+RSD_CPU_API const char* rsd_cpu_error_string(int32_t code);
+
+// The instruction set in use: the best one that this machine has and the library was compiled for.
+RSD_CPU_API const char* rsd_cpu_isa(void);
+
+// Uses another one from now on ("avx512", "avx2", "baseline"): to test each on one machine.
+RSD_CPU_API int32_t rsd_cpu_choose_isa(const char* name);
+
+RSD_CPU_API int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads);
+
+// All layers over the rows of a pass: `hidden` holds the rows before the final norm afterwards, and
+// their K and V stand in the pages. Everything is checked before anything is written.
+RSD_CPU_API int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass,
+                                    int32_t num_threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // RSD_CPU_H_

@@ -1,0 +1,111 @@
+// Vectors as wide as the instruction set this file is compiled for, through the vector extensions of
+// GCC and Clang. Everything is internal to the file that includes it: the same sources are compiled
+// once for each instruction set, and nothing of one may be linked into another.
+
+#ifndef RSD_CPU_VECTOR_H_
+#define RSD_CPU_VECTOR_H_
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define RSD_LANES 16
+#elif defined(__AVX2__)
+#define RSD_LANES 8
+#else
+#define RSD_LANES 4
+#endif
+
+namespace {
+
+constexpr int LANES = RSD_LANES;
+
+typedef float Vec __attribute__((vector_size(RSD_LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(RSD_LANES * 4)));
+typedef float UnalignedVec __attribute__((vector_size(RSD_LANES * 4), aligned(4), may_alias));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+
+inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+
+inline Vec broadcast(float value) { return Vec{} + value; }
+
+// The first `count` elements, zeros behind them: memory past a row is never read.
+inline Vec load_part(const float* from, int64_t count) {
+    float lanes[LANES] = {};
+    for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+    return load(lanes);
+}
+
+inline void store_part(float* to, Vec value, int64_t count) {
+    float lanes[LANES];
+    store(lanes, value);
+    for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// [sums of the halves of a's groups | the same of b], for groups of 2 * WIDTH lanes.
+template <int WIDTH>
+inline Vec fold(Vec a, Vec b) {
+    IntVec low{};
+    for (int lane = 0; lane < LANES; ++lane) {
+        const int inside = lane % (LANES / 2);
+        low[lane] = lane / (LANES / 2) * LANES + inside / WIDTH * 2 * WIDTH + inside % WIDTH;
+    }
+#if defined(__clang__)
+    Vec first{}, second{};
+    for (int lane = 0; lane < LANES; ++lane) {
+        const int at = low[lane];
+        first[lane] = at < LANES ? a[at] : b[at - LANES];
+        second[lane] = at + WIDTH < LANES ? a[at + WIDTH] : b[at + WIDTH - LANES];
+    }
+    return first + second;
+#else
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + WIDTH);
+#endif
+}
+
+// sums[i] = the sum of the lanes of v[i], always in the same order: halves onto halves. `sums` has
+// room for whole vectors. What stood in `v` is lost.
+template <int COUNT, int WIDTH = LANES / 2>
+inline void lane_sums(Vec* v, float* sums) {
+    if constexpr (WIDTH == 0) {
+        for (int i = 0; i < COUNT; ++i) store(sums + i * LANES, v[i]);
+    } else {
+        constexpr int HALF = (COUNT + 1) / 2;
+#pragma GCC unroll 16
+        for (int i = 0; i < HALF; ++i) {
+            v[i] = fold<WIDTH>(v[2 * i], 2 * i + 1 < COUNT ? v[2 * i + 1] : Vec{});
+        }
+        lane_sums<HALF, WIDTH / 2>(v, sums);
+    }
+}
+
+inline float lane_sum(Vec v) {
+    float sums[LANES];
+    lane_sums<1>(&v, sums);
+    return sums[0];
+}
+
+// e^x to about one unit in the last place: x = n ln 2 + r, e^r by a polynomial (Cephes, Moshier,
+// expf). It is 0 where that is below the smallest normal number, and infinite from 2^127.4 on.
+inline Vec exp(Vec x) {
+    const IntVec tiny = x < -87.3f, huge = x > 88.3f;
+    const Vec bounded = tiny | huge ? Vec{} : x;
+    const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const Vec n = (bounded * 1.44269504088896341f + to_integer) - to_integer;
+    Vec r = bounded - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    Vec p = broadcast(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+    const Vec power = (Vec)exponent;  // the same bits
+    return tiny ? Vec{} : huge ? broadcast(__builtin_inff()) : p * power;
+}
+
+}  // namespace
+
+#endif  // RSD_CPU_VECTOR_H_

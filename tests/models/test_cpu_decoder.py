@@ -1,0 +1,129 @@
+"""All layers in one call of the CPU library, against the same ops one by one and the twins."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_engine.models import decoder as decoder_module
+from rsd_engine.models.heads import LanguageModel
+from rsd_engine.models.loader import load_language_model
+from rsd_kernels import cpu_library, model_ops
+from rsd_kernels.row_batch import RowBatch
+from tests.models.checkpoints import ARCHITECTURES, make_model, save
+from tests.models.driver import Driver, pack
+
+TOLERANCE = 1e-5
+PASSES = [{0: 9, 2: 1, 3: 30}, {0: 1, 1: 3, 2: 1}, {3: 2, 0: 1, 1: 1, 2: 1}, {2: 1}]
+
+pytestmark = pytest.mark.skipif(
+    cpu_library.load() is None, reason=f"the CPU library is {cpu_library.status()}"
+)
+
+
+def tokens(slot: int, start: int, count: int) -> list[int]:
+    return [(slot * 17 + position * 7) % 61 for position in range(start, start + count)]
+
+
+def logits(model: LanguageModel) -> list[Tensor]:
+    driver, found = Driver(model), []
+    for new in PASSES:
+        chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
+        found.append(driver.run(*chunks))
+    return found
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    return save(make_model(request.param), tmp_path_factory.mktemp(request.param))
+
+
+def test_equals_the_twins(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_language_model(folder, max_rows=64)
+    assert model.decoder.ops.backend.startswith("CPU library")
+    assert model.decoder.is_whole
+    monkeypatch.setattr(decoder_module, "model_ops", lambda _: model_ops.REFERENCE)
+    twin = load_language_model(folder, max_rows=64)
+    assert not twin.decoder.is_whole
+    for found, wanted in zip(logits(model), logits(twin), strict=True):
+        assert bool(found.isfinite().all())
+        assert float((found - wanted).abs().max()) <= TOLERANCE
+
+
+def test_equals_its_ops_one_by_one(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = logits(load_language_model(folder, max_rows=64))
+    monkeypatch.setattr("rsd_kernels.model_ops.cpu_decoder", lambda _: None)
+    model_ops.cpu_library_ops.cache_clear()
+    try:
+        model = load_language_model(folder, max_rows=64)
+        assert model.decoder.ops.backend.startswith("CPU library")
+        assert not model.decoder.is_whole
+        for found, wanted in zip(logits(model), whole, strict=True):
+            assert torch.equal(found, wanted)
+    finally:
+        model_ops.cpu_library_ops.cache_clear()
+
+
+def test_same_bits_alone_and_in_a_batch(folder) -> None:
+    """Chunked in any way, beside any others: a row's logits are the same."""
+    model = load_language_model(folder, max_rows=64)
+    row = tokens(0, 0, 40)
+    alone = Driver(model)
+    wanted = [alone.run((0, [token])) for token in row]
+    together = Driver(model)
+    together.run((1, tokens(1, 0, 12)), (0, row[:22]))
+    found = together.run((2, tokens(2, 0, 3)), (0, row[22:39]), (1, tokens(1, 12, 1)))
+    assert torch.equal(found[1:2], wanted[38])
+    assert torch.equal(together.run((0, row[39:])), wanted[39])
+
+
+def load_qwen3(tmp_path) -> LanguageModel:
+    return load_language_model(save(make_model("qwen3"), tmp_path), max_rows=16)
+
+
+def test_padding_is_not_looked_at(tmp_path) -> None:
+    model = load_qwen3(tmp_path)
+    driver, plain = Driver(model), Driver(model)
+    batch = pack([(1, tokens(1, 0, 5))], [0] * 4, driver.table, driver.kv.tokens_per_page)
+    wide = RowBatch.allocate(9, 3, torch.device("cpu"))
+    for field in fields(RowBatch):
+        tensor = getattr(batch, field.name)
+        getattr(wide, field.name)[: tensor.shape[0]] = tensor
+    for tensor in (wide.token, wide.page, wide.offset, wide.position):
+        tensor[5:] = 1 << 30
+    wide.seq_start[1:] = 5
+    wide.seq_slot[1:] = 99
+    out = torch.full((3, 61), float("nan"))
+    model.logits(wide, driver.kv, driver.table, out)
+    assert torch.equal(out[:1], plain.run((1, tokens(1, 0, 5))))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("token", 61, "a token id is not in the vocabulary"),
+        ("token", -1, "a token id is not in the vocabulary"),
+        ("position", 96, "a position is past the rope tables"),
+        ("page", 1 << 20, "a page or an offset is not in the pool"),
+        ("offset", 40, "a page or an offset is not in the pool"),
+        ("seq_kv_len", 1, "a sequence has rows that its length does not cover"),
+    ],
+)
+def test_a_bad_pass_writes_nothing(tmp_path, name: str, value: int, message: str) -> None:
+    model = load_qwen3(tmp_path)
+    driver = Driver(model)
+    batch = pack([(1, tokens(1, 0, 5))], [0] * 4, driver.table, driver.kv.tokens_per_page)
+    getattr(batch, name)[-1] = value
+    with pytest.raises(ValueError, match=message):
+        model.logits(batch, driver.kv, driver.table, torch.empty(1, 61))
+    assert bool((driver.pool.buffer == 0xFF).all())
+
+
+def test_other_dtypes_go_to_the_twins(tmp_path) -> None:
+    folder = save(make_model("llama2"), tmp_path)
+    model = load_language_model(folder, max_rows=64, dtype="bfloat16")
+    assert model.decoder.ops is model_ops.REFERENCE
+    assert not model.decoder.is_whole
