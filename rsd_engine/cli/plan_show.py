@@ -129,7 +129,8 @@ def _memory(plan: Plan) -> list[str]:
     rows = [
         f"Memory  {megabytes(memory.available)} to use: {megabytes(weights)} of weights, "
         f"{megabytes(memory.activations)} of activations,",
-        f"        {megabytes(memory.state)} of state, {megabytes(max(0, memory.pool))} of pages",
+        f"        {megabytes(memory.state)} of state, {megabytes(memory.tables)} of tables, "
+        f"{megabytes(max(0, memory.pool))} of pages",
     ]
     if memory.pool < layout.page_bytes:
         rows.append("The models do not fit: nothing is left for keys and values.")

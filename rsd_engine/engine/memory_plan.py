@@ -1,7 +1,7 @@
 """What an engine would allocate, from three configs alone: no weights, no device.
 
-The same sums as `budget` and `memory` make for a running engine; vocabulary and rope tables and
-attention scratch, which need the tokenizers and the kernels, are left out.
+The same sums as `budget` and `memory` make for a running engine; vocabulary tables and
+attention scratch, which need the tokenizers and the kernels, are left out: some 30 MB.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class MemoryPlan:
         layout: of the pages.
         activations: buffers of the forwards and of the logits.
         state: slots, token rows, page tables and the step log.
+        tables: angles of the rotary embeddings, for the whole context of each model.
         available: what `memory` leaves for all of it.
     """
 
@@ -39,12 +40,14 @@ class MemoryPlan:
     layout: PageLayout
     activations: int
     state: int
+    tables: int
     available: int
 
     @property
     def pool(self) -> int:
         """Bytes left for pages; below 0 if the rest does not fit."""
-        return self.available - sum(self.weights.values()) - self.activations - self.state
+        others = self.activations + self.state + self.tables
+        return self.available - sum(self.weights.values()) - others
 
     def sequences(self, length: int, step_tokens: int) -> int:
         """How many sequences of `length` tokens the pages hold at once, on all three models."""
@@ -74,6 +77,7 @@ class MemoryPlan:
             },
             "activations": self.activations,
             "state": self.state,
+            "tables": self.tables,
             "available": self.available,
             "pool": self.pool,
             "sequences": {str(n): self.sequences(n, step_tokens) for n in lengths},
@@ -113,6 +117,7 @@ def plan_memory(
         layout=layout,
         activations=rows + logits,
         state=_state_bytes(layout, row_len, max_num_seqs),
+        tables=sum(_rope_bytes(config) for config in configs.values()),
         available=int(memory_bytes * utilization),
     )
 
@@ -127,6 +132,11 @@ def row_length(role: Role, model_len: int, config: ModelConfig) -> int:
 def _row_tokens(role: Role, length: int, step_tokens: int) -> int:
     """Tokens of a role's row at `length` tokens of text: the PRM's has a separator a step."""
     return length + length // step_tokens if role == Role.PRM else length
+
+
+def _rope_bytes(config: ModelConfig) -> int:
+    """Cosines and sines of every position."""
+    return 2 * config.max_position_embeddings * config.head_dim * torch.float32.itemsize
 
 
 def _state_bytes(layout: PageLayout, row_len: Mapping[Role, int], max_num_seqs: int) -> int:

@@ -61,6 +61,8 @@ def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
     assert plan.state == report.state + report.log
     # The plan cannot see which of the vocabulary's rows are padding.
     assert plan.activations == pytest.approx(report.activations, rel=0.01)
+    rope = 2 * 4 * (512 * 8 + 512 * 12 + 1024 * 8)  # contexts and head sizes of the three
+    assert plan.tables == rope < report.tables
     assert plan.available == 500_000_000
 
 
@@ -108,7 +110,9 @@ def test_how_many_sequences_fit() -> None:
     )  # fmt: skip
     assert plan.layout.page_bytes == 16 * 57344
     assert plan.layout.tokens_per_page == (32, 16, 32)
-    assert plan.pool == 72_000_000_000 - sum(plan.weights.values()) - plan.activations - plan.state
+    others = plan.activations + plan.state + plan.tables
+    assert plan.pool == 72_000_000_000 - sum(plan.weights.values()) - others
+    assert plan.tables == 3 * 2 * 32768 * 128 * 4
     # 1024 tokens: 32 draft pages, 64 target pages, 1024 + 25 PRM tokens in 33 pages
     assert plan.sequences(1024, step_tokens=40) == plan.pool // (16 * 57344) // (32 + 64 + 33)
     used = 1024 * 28672 + 1024 * 57344 + 1049 * 28672
