@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rsd_engine.loop.choose import resolve_executor
 from rsd_kernels import cpu_library, cuda_library
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.native_library import LibraryStatus
@@ -71,7 +72,7 @@ def report() -> DoctorReport:
         cuda_library=cuda_library.status(),
         cpu_library=cpu_library.status(),
         attention_backend=_attention_backend("cuda" if gpus else "cpu"),
-        executor="eager",
+        executor=resolve_executor("auto", torch.device("cuda" if gpus else "cpu")),
     )
 
 

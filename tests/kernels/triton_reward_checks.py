@@ -164,9 +164,13 @@ def test_says_what_is_wrong() -> None:
         ({"hidden": hidden[:, :8]}, "norm_weight has shape"),
         ({"policy_kind": real}, "policy_kind has dtype"),
         ({"uniform": real[:3]}, "uniform has shape"),
-        ({"scratch": real}, "scratch has shape"),
+        ({"scratch": whole}, "scratch has dtype"),
         ({"head": "value"}, "head is a str"),
     ]
+    classes = two_class_head(16, torch.float32, generator)
+    bad.append(
+        ({"head": with_tensors(classes, lambda t: t.to(DEVICE)), "scratch": real[:2]}, "at least")
+    )
     for change, message in bad:
         with pytest.raises(ValueError, match=message):
             accept_kernel.reward_accept(**(good | change))
