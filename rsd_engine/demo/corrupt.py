@@ -3,7 +3,8 @@
 Steps sampled from the draft and the target show the mistakes that matter; these show, in any
 amount, each kind of mistake on its own: a slip in the arithmetic, a wrong operand or operation
 carried out correctly, the wrong person or thing, a step skipped or repeated, an early answer.
-The kinds are weighted by their share among the mistakes of a small draft, a lost carry first.
+The kinds are weighted by their share among the mistakes of a small draft: lost carries and wrong
+days first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ def corrupt(rng: random.Random, problem: Problem, index: int) -> str | None:
     if index == len(problem.steps) - 1:
         kinds = [_wrong_answer, _wrong_answer, _other_step, _invent]
     else:
-        kinds = [*[_slip] * 5, *[_word] * 3, *[_operand] * 3, _operation, _other_step, _early]
+        kinds = [
+            *[_slip] * 4,
+            *[_word] * 4,
+            *[_operand] * 3,
+            _operation,
+            _other_step,
+            *[_early] * 2,
+        ]
     text = pick(rng, kinds)(rng, problem, index)
     return None if check_step(problem, index, text) else text
 
@@ -126,7 +134,8 @@ def _word(rng: random.Random, problem: Problem, index: int) -> str:
     found = [word for word in re.findall(r"[A-Za-z]+", step) if word in _WORDS]
     if not found:
         return _slip(rng, problem, index)
-    word = pick(rng, found)
+    days = [word for word in found if word in words.DAYS]
+    word = pick(rng, days if days and rng.random() < 0.6 else found)
     told = [other for other in _WORDS[word] if other in problem.question and other != word]
     other = pick(rng, told) if told and rng.random() < 0.8 else pick(rng, _WORDS[word])
     return re.sub(rf"\b{word}\b", other, step, count=1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rsd_engine.demo.branches import Branch, attention_mask, positions
 from rsd_engine.demo.problems import Problem, generate
 from rsd_engine.demo.stories import between, pick
 from rsd_engine.demo.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, SYSTEM_PROMPTS, USER
@@ -26,6 +27,7 @@ class Row:
     words_from: int  # next-token loss on the tokens from this index on
     words_to: int
     marks: list[int]  # one a token for the value head, as `reward_data` names them; -1: none
+    branches: list[Branch] = field(default_factory=list)
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Batch:
     """Padded rows, and flat indices of the positions each loss is taken at."""
 
     ids: torch.Tensor  # [rows, length]
+    positions: torch.Tensor  # [rows, length]
+    mask: torch.Tensor  # [rows, 1, length, length], added to attention scores
     word_at: torch.Tensor  # flat positions whose next token is predicted
     word_labels: torch.Tensor
     mark_at: torch.Tensor  # flat positions the value head judges
@@ -107,7 +111,7 @@ def _padded(length: int) -> int:
 
 
 def _collate(rows: list[Row]) -> Batch:
-    """Right padding needs no mask: causal attention never looks ahead."""
+    """Right padding needs no mask of its own: attention never looks ahead."""
     width = _padded(max(len(row.ids) for row in rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     word_at, word_labels, mark_at, mark_labels, weights = [], [], [], [], []
@@ -119,8 +123,11 @@ def _collate(rows: list[Row]) -> Batch:
         mark_at += [i * width + j for j in judged]
         mark_labels += [row.marks[j] & 1 for j in judged]
         weights += [MARK_WEIGHTS[row.marks[j]] for j in judged]
+    branches = [row.branches for row in rows]
     return Batch(
         ids,
+        positions(branches, width),
+        attention_mask(branches, width),
         torch.tensor(word_at, dtype=torch.long),
         torch.tensor(word_labels, dtype=torch.long),
         torch.tensor(mark_at, dtype=torch.long),

@@ -38,13 +38,11 @@ def export_language_model(
 
 
 def export_reward_model(
-    model: RewardModel, tokenizer: PreTrainedTokenizerFast, folder: Path, shift: float = 0.0
+    model: RewardModel, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """A reward model folder in the value-head format, its bias moved by `shift`."""
+    """A reward model folder in the value-head format."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    state["v_head.summary.bias"] = state["v_head.summary.bias"] + shift
-    state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
+    state = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     config = model.config.to_dict() | {

@@ -72,9 +72,16 @@ class RewardModel(nn.Module):
         nn.init.zeros_(summary.bias)
         self.v_head = nn.ModuleDict({"summary": summary})
 
-    def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The hidden states after the final norm."""
-        output: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def hidden(
+        self,
+        input_ids: torch.Tensor,  # [rows, length]
+        positions: torch.Tensor | None = None,  # [rows, length]; None: one after the other
+        mask: torch.Tensor | None = None,  # [rows, 1, length, length]; None: causal
+    ) -> torch.Tensor:
+        """The hidden states after the final norm, [rows, length, hidden]."""
+        output: torch.Tensor = self.model(
+            input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

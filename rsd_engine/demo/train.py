@@ -2,11 +2,10 @@
 
     python -m rsd_engine.demo.train tokenizer --work DIR
     python -m rsd_engine.demo.train target --work DIR --minutes 70
-    python -m rsd_engine.demo.train draft --work DIR --steps 1100
-    python -m rsd_engine.demo.train sample --work DIR --minutes 5
-    python -m rsd_engine.demo.train prm --work DIR --minutes 35
+    python -m rsd_engine.demo.train draft --work DIR --steps 900
+    python -m rsd_engine.demo.train sample --work DIR --minutes 10
+    python -m rsd_engine.demo.train prm --work DIR --minutes 110
     python -m rsd_engine.demo.train export --work DIR
-    python -m rsd_engine.demo.train calibrate --work DIR
     python -m rsd_engine.demo.train evaluate --work DIR
 
 Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run.
@@ -15,7 +14,6 @@ Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.demo import Role
 from rsd_engine.demo.data import Batch, batches, language_rows, pools
-from rsd_engine.demo.evaluate import report, scorer, speculate
+from rsd_engine.demo.evaluate import report
 from rsd_engine.demo.export import (
     export_language_model,
     export_reward_model,
@@ -54,7 +52,6 @@ from rsd_engine.demo.reward_data import (
 from rsd_engine.demo.tokenizer import save_tokenizer, train_tokenizer
 
 BATCH_TOKENS = {"draft": 4096, "target": 2048, "prm": 2048}
-THRESHOLD = 0.7  # the score below which the target rewrites a step
 
 
 def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
@@ -102,7 +99,7 @@ def train_language_model(args: argparse.Namespace) -> None:
 def reward_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Right or wrong at every mark, and what the next right token is."""
     with torch.autocast(batch.ids.device.type, torch.bfloat16):
-        hidden = model.hidden(batch.ids).flatten(0, 1)
+        hidden = model.hidden(batch.ids, batch.positions, batch.mask).flatten(0, 1)
         values = model.logits(hidden[batch.mark_at])
         words = model.words(hidden[batch.word_at])
     judged = functional.binary_cross_entropy_with_logits(
@@ -119,7 +116,7 @@ def train_reward_model(args: argparse.Namespace) -> None:
     if args.grow_from is not None:
         grow(model, torch.load(args.grow_from, map_location="cpu")["average"])
     mistakes = load_mistakes(args.work / "mistakes.jsonl")
-    print(f"prm: {count_parameters(model):,} parameters, {len(mistakes):,} sampled mistakes")
+    print(f"prm: {count_parameters(model):,} parameters, {len(mistakes):,} problems with mistakes")
     trainer = Trainer(model, _plan(args))
     tokens = BATCH_TOKENS["prm"]
     trainer.run(reward_loss, reward_pools(load_tokenizer(args.work), mistakes, 3, tokens))
@@ -146,9 +143,9 @@ def collect_mistakes(args: argparse.Namespace) -> None:
         model = models[turn // 3 % len(models)] if turn % 3 == 2 else models[0]
         temperature = TEMPERATURES[turn % len(TEMPERATURES)]
         seed = 7_000_000_000 + args.seed * 1_000_000 + turn
-        found = sample_mistakes(model, tokenizer, seed, 512, temperature)
+        found = sample_mistakes(model, tokenizer, seed, 256, temperature)
         save_mistakes(args.work / "mistakes.jsonl", found)
-        print(f"turn {turn} temperature {temperature} mistakes {len(found)} of 512", flush=True)
+        print(f"turn {turn} temperature {temperature} problems {len(found)} of 256", flush=True)
         turn += 1
 
 
@@ -159,8 +156,7 @@ def export(args: argparse.Namespace) -> None:
         if (args.work / f"{role}.pt").is_file():
             export_language_model(load_average(args.work, role), tokenizer, folder / role)
     if (args.work / "prm.pt").is_file():
-        prm = load_average(args.work, "prm")
-        export_reward_model(prm, tokenizer, folder / "prm", args.shift)
+        export_reward_model(load_average(args.work, "prm"), tokenizer, folder / "prm")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -175,24 +171,6 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     for name, value in numbers.items():
         print(f"{name}: {value:.4f}")
-
-
-def calibrate(args: argparse.Namespace) -> None:
-    """What each shift of the reward bias would accept and reject at the threshold."""
-    folder, tokenizer = args.work / "export", load_tokenizer(args.work)
-    draft, target = (load_language_model(folder, role) for role in ("draft", "target"))
-    score = scorer(load_reward_model(folder), tokenizer)
-    problems = generate(args.seed, "valid", args.problems)
-    tally = speculate(draft, target, score, tokenizer, problems, THRESHOLD)
-    pairs = list(zip(tally.scores, tally.labels, strict=True))
-    for cut in (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99):
-        shift = math.log(THRESHOLD / (1 - THRESHOLD)) - math.log(cut / (1 - cut))
-        wrong = [value >= cut for value, right in pairs if not right]
-        right = [value < cut for value, right in pairs if right]
-        print(
-            f"shift {shift:+.3f}: wrong steps accepted {sum(wrong) / max(len(wrong), 1):.4f}, "
-            f"right steps rejected {sum(right) / max(len(right), 1):.4f}"
-        )
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -211,7 +189,6 @@ def main() -> None:
         "sample": collect_mistakes,
         "prm": train_reward_model,
         "export": export,
-        "calibrate": calibrate,
         "evaluate": evaluate,
     }
     parser.add_argument("stage", choices=stages)
@@ -222,7 +199,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all)")
-    parser.add_argument("--shift", type=float, default=0.0, help="added to the reward bias")
     parser.add_argument("--grow-from", type=Path, help="draft checkpoint the prm starts from")
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--split", choices=("valid", "test"), default="test")

@@ -94,9 +94,9 @@ def test_the_reward_model_separates_right_from_spoiled_steps() -> None:
                 items.append((problem.question, (*problem.steps[:index], wrong)))
                 labels.append(False)
     scores = score(items)
-    assert auc(scores, labels) >= 0.95
+    assert auc(scores, labels) >= 0.98
     rejected = [value < 0.7 for value, label in zip(scores, labels, strict=True) if not label]
-    assert sum(rejected) / len(rejected) >= 0.9
+    assert sum(rejected) / len(rejected) >= 0.95
 
 
 def test_speculation_keeps_the_accuracy_at_less_cost() -> None:
@@ -105,5 +105,5 @@ def test_speculation_keeps_the_accuracy_at_less_cost() -> None:
     target = load_language_model(folder(), "target")
     prm = load_reward_model(folder())
     tally = speculate(draft, target, scorer(prm, tokenizer), tokenizer, PROBLEMS)
-    assert tally.accuracy >= 0.8
+    assert tally.accuracy >= 0.9
     assert 0.5 < tally.accepted / tally.proposed < 1.0
