@@ -14,6 +14,8 @@ from rsd_engine.cli.generate_command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate_command import generate
 from rsd_engine.cli.plan_command import HELP as PLAN_HELP
 from rsd_engine.cli.plan_command import plan
+from rsd_engine.cli.profile_command import HELP as PROFILE_HELP
+from rsd_engine.cli.profile_command import profile
 
 app = typer.Typer(
     name="rsd",
@@ -60,3 +62,4 @@ def doctor() -> None:
 app.command(help=DEMO_HELP)(demo)
 app.command(help=GENERATE_HELP)(generate)
 app.command(help=PLAN_HELP)(plan)
+app.command(help=PROFILE_HELP)(profile)

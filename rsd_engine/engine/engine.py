@@ -25,6 +25,7 @@ from rsd_engine.engine.prompts import (
 )
 from rsd_engine.engine.requests import default_params, slot_request
 from rsd_engine.engine.stream import Stream
+from rsd_engine.loop.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_engine.steps.policies import Policy, Threshold
@@ -52,7 +53,8 @@ class Engine:
         step_delimiters: strings that end a step; None for plain decoding.
         revision: branch, tag or commit of hub ids.
         executor: how the loop runs: "auto", "eager", "host-graphs", "device-loop" (GPUs), or
-            "simulated-loop" (the device loop's graph walked by Python, on any device).
+            "simulated-loop" (the device loop's graph walked by Python, on any device) or
+            "profile" (every op a graph of its own, timed: see `op_times`).
 
     Raises:
         ValueError: an argument, a checkpoint or their combination is bad; nothing was started.
@@ -179,6 +181,15 @@ class Engine:
         self._alive()
         return self._built.memory()
 
+    @property
+    def op_times(self) -> dict[str, OpTime]:
+        """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
+        return self._timed_recorder().times()
+
+    def reset_op_times(self) -> None:
+        """Forgets the times so far, such as those of a warm-up."""
+        self._timed_recorder().reset()
+
     def get_tokenizer(self) -> Any:
         """The tokenizer of draft and target, as transformers gives it."""
         self._alive()
@@ -208,6 +219,13 @@ class Engine:
         self.close()
 
     # ------------------------------------------------------------------ requests
+
+    def _timed_recorder(self) -> TimedRecorder:
+        self._alive()
+        recorder = getattr(self._built.core.executor, "recorder", None)
+        if not isinstance(recorder, TimedRecorder):
+            raise ValueError("ops are timed by an engine with executor='profile'")
+        return recorder
 
     def _alive(self) -> Dispatcher:
         if self._closed:

@@ -9,15 +9,17 @@ import time
 import torch
 
 from rsd_engine.loop.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.direct_recorder import DirectRecorder
 from rsd_engine.loop.eager import EagerExecutor
 from rsd_engine.loop.executor import Executor
-from rsd_engine.loop.host_graphs import HostGraphsExecutor
+from rsd_engine.loop.host_graphs import HostGraphsExecutor, Recorder
 from rsd_engine.loop.program import Block
 from rsd_engine.loop.simulated_runtime import SimulatedRuntime
+from rsd_engine.loop.timed_recorder import HostClock, StreamClock, TimedRecorder
 
 logger = logging.getLogger("rsd_engine")
 
-EXECUTORS = ("auto", "eager", "host-graphs", "device-loop", "simulated-loop")
+EXECUTORS = ("auto", "eager", "host-graphs", "device-loop", "simulated-loop", "profile")
 _ON_GPU_ALONE = ("host-graphs", "device-loop")
 GRAPH_TICKS = 1 << 16  # the cap of a launch that the host watches while it runs
 
@@ -49,6 +51,8 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
         return EagerExecutor(program)
     if name == "simulated-loop":
         return DeviceLoopExecutor(program, SimulatedRuntime(), name=name, ticks_per_launch=16)
+    if device.type != "cuda":  # "profile": host graphs of one op each
+        return _host_graphs(name, program, TimedRecorder(DirectRecorder(), HostClock()))
     from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime, CudaRecorder
 
     started = time.perf_counter()
@@ -57,7 +61,10 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
     warm = time.perf_counter()
     executor: Executor
     if name == "host-graphs":
-        executor = HostGraphsExecutor(program, CudaRecorder(capture), ticks_per_launch=GRAPH_TICKS)
+        executor = _host_graphs(name, program, CudaRecorder(capture))
+    elif name == "profile":
+        clock = StreamClock(capture.stream)
+        executor = _host_graphs(name, program, TimedRecorder(CudaRecorder(capture), clock))
     else:
         executor = DeviceLoopExecutor(
             program, CudaGraphRuntime(capture), name=name, ticks_per_launch=GRAPH_TICKS
@@ -68,6 +75,10 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
     if capture.allocations:
         logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
     return executor
+
+
+def _host_graphs(name: str, program: Block, recorder: Recorder) -> HostGraphsExecutor:
+    return HostGraphsExecutor(program, recorder, name=name, ticks_per_launch=GRAPH_TICKS)
 
 
 def _has_conditional_nodes() -> bool:

@@ -39,14 +39,20 @@ class HostGraphsExecutor:
         GraphError: an op cannot be captured.
     """
 
-    name = "host-graphs"
-
-    def __init__(self, program: Block, recorder: Recorder, *, ticks_per_launch: int) -> None:
+    def __init__(
+        self,
+        program: Block,
+        recorder: Recorder,
+        *,
+        ticks_per_launch: int,
+        name: str = "host-graphs",
+    ) -> None:
         check_program(program)
+        self.name = name
+        self.recorder = recorder
         if len(program) != 1 or not isinstance(program[0], While):
             raise ProgramError("host graphs run a program that is one While")
         self.ticks_per_launch = ticks_per_launch
-        self._recorder = recorder
         self._flag = program[0].flag
         self._turn = self._fused(program[0].body)
 
@@ -55,10 +61,10 @@ class HostGraphsExecutor:
 
     def poll(self) -> bool:
         self._run(self._turn)
-        return self._recorder.read(self._flag) == 0
+        return self.recorder.read(self._flag) == 0
 
     def close(self) -> None:
-        self._recorder.close()
+        self.recorder.close()
 
     def _fused(self, block: Block) -> Block:
         """The block with each run of ops replaced by the replay of its graph."""
@@ -80,7 +86,7 @@ class HostGraphsExecutor:
             return []
         name = run[0].name.split(".")[0]
         flags = tuple(flag for op in run for flag in op.sets)
-        return [Call(name, self._recorder.record(tuple(run)), flags)]
+        return [Call(name, self.recorder.record(tuple(run)), flags)]
 
     def _run(self, block: Block) -> None:
         for node in block:
@@ -88,6 +94,6 @@ class HostGraphsExecutor:
                 with annotate(node.name):
                     node.fn()
             elif isinstance(node, Switch):
-                index = self._recorder.read(node.index)
+                index = self.recorder.read(node.index)
                 if index < len(node.bodies):
                     self._run(node.bodies[index])

@@ -1,43 +1,15 @@
-"""Every executor on a CPU: graphs that are only recorded, and a graph that Python walks."""
+"""Every executor on a CPU: graphs that are lists of ops, and a graph that Python walks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
-
 from rsd_engine.loop.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.direct_recorder import DirectRecorder
 from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.host_graphs import HostGraphsExecutor
-from rsd_engine.loop.program import Block, Call
+from rsd_engine.loop.program import Block
 from rsd_engine.loop.simulated_runtime import SimulatedRuntime
 from rsd_kernels.slot_state import ANY_ROWS
 from tests.loop.toy import MakeExecutor, eager_executor
-
-
-class DirectRecorder:
-    """A graph is the list of its ops; a flag that no replay has brought over cannot be read."""
-
-    def __init__(self) -> None:
-        self.recorded: list[tuple[str, ...]] = []
-        self._mirrors: dict[int, int] = {}
-
-    def record(self, ops: Sequence[Call]) -> Callable[[], None]:
-        self.recorded.append(tuple(op.name for op in ops))
-
-        def replay() -> None:
-            for op in ops:
-                op.fn()
-                for flag in op.sets:
-                    self._mirrors[id(flag)] = int(flag)
-
-        return replay
-
-    def read(self, flag: Tensor) -> int:
-        return self._mirrors[id(flag)]
-
-    def close(self) -> None:
-        self.recorded.clear()
 
 
 def host_graphs(program: Block, ticks_per_launch: int) -> Executor:

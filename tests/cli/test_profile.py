@@ -1,0 +1,52 @@
+"""`rsd profile`: every op is timed, and the sums add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rsd_engine import Engine
+from rsd_engine.cli.app import app
+from tests.tiny_models import make_tiny_models
+
+runner = CliRunner()
+
+
+def test_ops_by_role_and_their_limit() -> None:
+    result = runner.invoke(app, ["profile", "--problems", "2", "--max-num-seqs", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])
+    ops, roles = found["ops"], found["roles"]
+    assert {"plan", "DRAFT.forward", "TARGET.settle", "PRM.decide"} <= ops.keys()
+    assert ops["DRAFT.forward"]["calls"] == roles["DRAFT"]["passes"] == ops["DRAFT.append"]["calls"]
+    passes = sum(role["passes"] for role in roles.values())
+    assert ops["plan"]["calls"] >= passes
+    assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]
+    for role in roles.values():
+        assert role["limit_seconds"] > 0
+
+
+def test_tables_and_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    result = runner.invoke(
+        app, ["profile", "--problems", "1", "--max-tokens", "20", "--trace", str(trace)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "times the limit" in result.output and "forward" in result.output
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_two_models_are_not_enough() -> None:
+    result = runner.invoke(app, ["profile", "--draft", "a", "--target", "b"])
+    assert result.exit_code != 0 and "--draft, --target and --prm" in result.output
+
+
+def test_other_executors_do_not_time_ops(tmp_path: Path) -> None:
+    with (
+        Engine(**make_tiny_models(tmp_path).sources(), device="cpu") as engine,
+        pytest.raises(ValueError, match="executor='profile'"),
+    ):
+        engine.op_times  # noqa: B018
