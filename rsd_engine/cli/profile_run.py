@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rsd_engine import Engine, SamplingParams
-from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo import Role, checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.limits.measured import read_bandwidth
 from rsd_engine.loop.timed_recorder import OpTime
@@ -58,7 +58,8 @@ def run_profile(given: dict[str, Any]) -> Profile:
     """`given` has the options of the command; None means the library's default."""
     if given["verbose"]:
         logging.getLogger("rsd_engine").setLevel(logging.INFO)
-    models = {role: given[role] or checkpoint_dir(role) for role in ("draft", "target", "prm")}  # type: ignore[arg-type]
+    roles: tuple[Role, ...] = ("draft", "target", "prm")
+    models: dict[str, Any] = {role: given[role] or checkpoint_dir(role) for role in roles}
     arguments = {name: given[name] for name in _ENGINE if given[name] is not None}
     questions = [p.question for p in generate(0, "test", given["problems"] + _WARM_UP)]
     chats = [[{"role": "user", "content": question}] for question in questions]
