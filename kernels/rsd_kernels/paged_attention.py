@@ -201,7 +201,8 @@ def attention_tiles(
     else:
         block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 3
     if wide:
-        block_m, block_n, warps, stages = 16, 16, 4, 1
+        warps, stages = (4, 1) if decode or head_dim <= 64 else (8, 2)
+        block_m, block_n = 16, 16
     block_m = max(block_m, next_power_of_2(group))
     tiles = ceil_div(max(1, num_rows), block_m // group) * num_kv_heads
     splits = next_power_of_2(_PROGRAMS // tiles + 1) // 2

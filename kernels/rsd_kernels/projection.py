@@ -150,7 +150,11 @@ def projection_tiles(
         rows = next_power_of_2(max(1, num_rows))
         block_k, stages = (256, 6) if rows == 4 else (256 if wide_dtype else 512, 4)
         wanted = next_power_of_2(num_outputs // (2 * _PROGRAMS) + 1) // 2
-        most = 16 // rows // (2 if gated else 1)  # sums held in registers
+        most = 16 // rows  # what registers hold: sums, and weights on their way to them
+        if gated:
+            most //= 2
+        if wide_dtype and (gated or rows == 2):
+            most //= 2
         block_n = max(min(wanted, most), 4)
         return ProjectionTiles(rows, block_n, min(block_k, widest), 4, stages, False)
     norm_first = normed and dtype == torch.float16

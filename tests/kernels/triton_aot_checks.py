@@ -51,6 +51,21 @@ def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
             assert usage.shared_bytes <= 160 * 1024  # what an A100 gives one program
 
 
+@pytest.mark.parametrize(
+    ("name", "op", "rows"),
+    [
+        ("Qwen2.5-0.5B", "norm_gate_up", 1),
+        ("Qwen2.5-1.5B", "lm_head", 2),
+        ("Qwen2.5-7B", "paged_attention", 256),
+    ],
+)
+def test_fp32_has_tiles_of_its_own(name: str, op: str, rows: int) -> None:
+    """Those of 16 bits would spill."""
+    launches = forward_launches(name, MODEL_SHAPES[name], rows, torch.float32)
+    [launch] = [shipped.launch for shipped in launches if shipped.op == op]
+    assert compiled(launch, 90).stack_bytes == 0
+
+
 def test_fp16_norms_before_it_multiplies() -> None:
     """With tensor cores only, and no other dtype: a kernel of its own."""
     shape, dtype = OTHERS["head of 96, fp16"]
