@@ -156,7 +156,7 @@ class EngineCore:
             events += self._collect()
             if returned:
                 return self._after_launch(events)
-            if events:
+            if events and self.has_work:  # with nothing left to do the launch is about to return
                 return events
             self._watchdog.look()
 
