@@ -193,6 +193,10 @@ class CudaRecorder:
         self._graphs.append((graph, executable))
         return lambda: self._replay(executable)
 
+    def begin(self) -> None:
+        stream = self._capture.stream
+        stream.wait_stream(torch.cuda.current_stream(self._capture.device))
+
     def read(self, flag: torch.Tensor) -> int:
         self._capture.stream.synchronize()  # host read: one word a tick
         return int(self._mirrors[id(flag)])

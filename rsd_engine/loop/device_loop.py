@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from rsd_engine.loop.graph_builder import build_graph
 from rsd_engine.loop.graph_runtime import GraphRuntime
 from rsd_engine.loop.program import Block
 from rsd_engine.loop.ranges import annotate
+
+_POLL_SECONDS = 20e-6  # a step takes milliseconds; the host's other threads run meanwhile
 
 
 class DeviceLoopExecutor:
@@ -29,7 +33,10 @@ class DeviceLoopExecutor:
             self._runtime.launch()
 
     def poll(self) -> bool:
-        return self._runtime.finished()
+        if self._runtime.finished():
+            return True
+        time.sleep(_POLL_SECONDS)
+        return False
 
     def close(self) -> None:
         self._runtime.close()

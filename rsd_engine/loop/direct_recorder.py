@@ -27,6 +27,9 @@ class DirectRecorder:
 
         return replay
 
+    def begin(self) -> None:
+        """Host and ops run in one thread."""
+
     def read(self, flag: Tensor) -> int:
         return self._mirrors[id(flag)]
 

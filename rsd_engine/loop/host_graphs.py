@@ -24,6 +24,9 @@ class Recorder(Protocol):
             GraphError: names the op whose launch cannot be captured.
         """
 
+    def begin(self) -> None:
+        """What the host has written to the state comes before the next replay."""
+
     def read(self, flag: Tensor) -> int:
         """The value that the last replay gave a flag; waits for that replay alone."""
 
@@ -58,6 +61,7 @@ class HostGraphsExecutor:
 
     def start(self) -> None:
         """The host has set the flag; the first turn is the first poll's."""
+        self.recorder.begin()
 
     def poll(self) -> bool:
         self._run(self._turn)

@@ -82,6 +82,9 @@ class TimedRecorder:
 
         return replay
 
+    def begin(self) -> None:
+        self._inner.begin()
+
     def read(self, flag: Tensor) -> int:
         return self._inner.read(flag)
 
