@@ -15,7 +15,8 @@ from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 
 FOLDERS = (checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"))
-QUESTIONS = [problem.question for problem in generate(3, "test", 2)]
+# The target writes two steps of each.
+QUESTIONS = [problem.question for problem in generate(8, "test", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_gate_catches_a_wrong_baseline(
 
 
 def test_gate_catches_another_threshold(ours: list[CompletionOutput]) -> None:
-    arrangement = PaperArrangement(*FOLDERS, threshold=0.99)
+    arrangement = PaperArrangement(*FOLDERS, threshold=1.1)  # rejects every step
     with pytest.raises(Mismatch):
         require_same_answers(ours, arrangement.solve(QUESTIONS), arrangement)
 
