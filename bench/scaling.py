@@ -3,15 +3,18 @@
     python -m bench.scaling --output scaling.svg
 
 The demo family writes answers of exactly as many steps and tokens as asked for: every step is
-accepted, neither end-of-text nor a delimiter ends anything, and a step ends at its length. What is
-written is of no interest here; how much each model reads for it is. The baseline is the paper's
-arrangement on transformers (`bench.paper_arrangement`), whose reward model reads question and
-answer from the start for every score.
+accepted, the draft is a copy that cannot write end-of-text, no delimiter ends anything, and a step
+ends at its length. What is written is of no interest here; how much is read for it is. The
+baseline is the paper's arrangement on transformers (`bench.paper_arrangement`), whose reward model
+reads question and answer from the start for every score.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from bench import report, timing
@@ -57,16 +61,35 @@ class Cost:
     seconds: timing.Timing
 
 
-class Writers:
-    """Both ways to write a `Work`."""
+def endless_draft(folder: Path) -> Path:
+    """Writes a copy of the demo draft that never ends into `folder`.
 
-    def __init__(self) -> None:
-        self._folders = checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm")
+    Its embedding, which is its head too, has zeros for end-of-text: that logit is always 0, and
+    the greatest of the others is above.
+    """
+    path = folder / "draft"
+    shutil.copytree(checkpoint_dir("draft"), path)
+    weights = load_file(path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    weights["model.embed_tokens.weight"][config["eos_token_id"]] = 0
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+class Writers:
+    """Both ways to write a `Work`.
+
+    Args:
+        draft: checkpoint of a draft that writes on without end.
+    """
+
+    def __init__(self, draft: Path) -> None:
+        folders = draft, checkpoint_dir("target"), checkpoint_dir("prm")
         self._engine = Engine(
-            *self._folders, policy=Constant(1.0), dtype="float32", device="cpu",
+            *folders, policy=Constant(1.0), dtype="float32", device="cpu",
             max_num_seqs=max(SLOTS), step_delimiters=(_NEVER,),
         )  # fmt: skip
-        self._arrangement = PaperArrangement(*self._folders, threshold=0.0)
+        self._arrangement = PaperArrangement(*folders, threshold=0.0)
 
     @property
     def tokenizer(self) -> Any:
@@ -165,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    writers = Writers()
+    with tempfile.TemporaryDirectory() as folder:
+        writers = Writers(endless_draft(Path(folder)))
     works = series(lambda count: question_of(writers.tokenizer, count))
     result: dict[str, Any] = {"bench": "scaling", "runs": options.runs, "model": "demo family"}
     for name, points in works.items():

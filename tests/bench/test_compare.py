@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ def test_rsd_part(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         assert (got["answers_compared"], got["ties"]) == (6, 0)
         assert 0 < got["limit_share"] < 1
         seconds = got["seconds"]
+        assert set(got["cpu_seconds"]) == set(seconds)
+        assert all(cpu > 0 for column in got["cpu_seconds"].values() for cpu in column)
         assert (ASSISTED in seconds) == (name == "batch1")
         assert found["vs_target"][name]["ratio"] == pytest.approx(
             seconds[TARGET][0] / seconds[RSD][0], rel=1e-4
@@ -104,6 +108,14 @@ def test_agreement_counts_tokens_up_to_where_they_part() -> None:
     assert compare_decode.agreement([[1, 2, 3], [4, 5, 6]], [[1, 9, 3], [4, 5, 6]]) == 4
 
 
+def comes_true(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """A signal takes effect a moment after it is sent."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
 def child(tmp_path: Path, **settings: Any) -> Peer:
     script = tmp_path / "child.py"
     script.write_text(CHILD)
@@ -115,7 +127,7 @@ def test_peer_writes_and_rests_between_requests(tmp_path: Path) -> None:
     assert peer.version == "7"
     for _ in range(2):
         assert peer.write([[1, 2], [3]], 3) == [[2, 2, 2], [3, 3, 3]]
-        assert peer.is_stopped()
+        assert comes_true(peer.is_stopped)
     peer.close()
     with pytest.raises(NotAvailable):
         peer.write([[1]], 1)

@@ -14,8 +14,15 @@ from bench.timing import Mismatch
 
 
 @pytest.fixture(scope="module")
-def writers() -> scaling.Writers:
-    return scaling.Writers()
+def writers(tmp_path_factory: pytest.TempPathFactory) -> scaling.Writers:
+    return scaling.Writers(scaling.endless_draft(tmp_path_factory.mktemp("endless")))
+
+
+def test_endless_draft_writes_text_to_the_last(writers: scaling.Writers) -> None:
+    work = scaling.Work((scaling.question_of(writers.tokenizer, 40),), 20, 8)
+    [result] = writers.ours(work)
+    assert all(step.text for step in result.outputs[0].steps)
+    assert writers.tokenizer.eos_token_id not in result.outputs[0].token_ids
 
 
 @pytest.fixture(autouse=True)
