@@ -25,7 +25,7 @@ from bench import report
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("tests",)
 _NO_TESTS = 5  # exit status of pytest
-_SHOWN = 1500  # characters of a failure
+_SHOWN = 4000  # characters of a failure, from its end
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def run_checks(name: str, *, interpreted: bool, timeout: float = 280) -> None:
     variables["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     if interpreted:
         variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "RSD_CPU_LIBRARY": "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    # A GPU is seldom at hand: one run there shall show more than the first failure.
+    command += ["--maxfail", "1" if interpreted else "10", "--tb", "short"]
     if not interpreted and torch.cuda.is_available() and util.find_spec("xdist") is not None:
         command += ["-n", "4"]  # most of the time is compiling
     done = subprocess.run(
