@@ -4,7 +4,8 @@
 
 Both read the same fp32 weights with the same number of threads, write exactly as many tokens, and
 must write the same ones before anything is timed. The ceiling is printed first: a decode step can
-be no faster than its weights can be read, or its products computed.
+be no faster than its weights can be read, or its products computed. `limit_share` is the share of
+the measured read bandwidth at which a decode step of one sequence reads the weights.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(report.format_table(HEADERS, [row for m in measured.values() for row in rows_of(m)]))
     result: dict[str, Any] = {f"ratio_batch{size}": m["ratio"] for size, m in measured.items()}
     result |= {f"batch{size}": m for size, m in measured.items()}
+    if 1 in measured:
+        result["limit_share"] = measured[1][OURS]["limit_share"]
+        print(f"batch 1 decodes at {result['limit_share']:.0%} of the measured read bandwidth")
     result |= {
         "bench": "decode",
         "model": folder.name,
@@ -108,7 +112,8 @@ def measure(
 ) -> dict[str, Any]:
     """Ceiling, then all in turn: whole runs, and runs of one token for the time to the first."""
     size = len(batch)
-    bound = ceiling(contenders, size)
+    bandwidth = timing.read_bandwidth()
+    bound = ceiling(contenders, size, bandwidth)
     whole = timing.alternate(contenders.named(batch, num_tokens), runs, warmup=0)
     first = timing.alternate(contenders.named(batch, 1), min(runs, 3), warmup=0)
     found: dict[str, Any] = {
@@ -124,14 +129,15 @@ def measure(
             "spread": whole[name].spread,
             "first_token_seconds": first[name].median,
             "decode_tokens_per_second": size * (num_tokens - 1) / decoding,
+            "limit_share": contenders.weight_bytes * (num_tokens - 1) / decoding / bandwidth,
             "seconds": list(whole[name].seconds),
         }
     return found
 
 
-def ceiling(contenders: Contenders, batch: int) -> float:
+def ceiling(contenders: Contenders, batch: int, bandwidth: float) -> float:
     """Tokens a second if a step only read the weights, or only multiplied by them."""
-    reading = timing.read_bandwidth() / contenders.weight_bytes
+    reading = bandwidth / contenders.weight_bytes
     multiplying = timing.product_speed() / (2 * contenders.num_parameters * batch)
     return batch * min(reading, multiplying)
 

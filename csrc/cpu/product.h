@@ -32,7 +32,7 @@ constexpr int GROUP_ROWS = 4;
 #endif
 
 constexpr int64_t PANEL_FLOATS = 48 * 1024;  // of W, beside the rows in the inner cache
-constexpr int64_t PREFETCH_TILES = 2;
+constexpr int64_t PREFETCH_TILES = 1;  // how far ahead W is asked for
 
 // sums[r * OUTPUTS + o] = sum_k x[r][k] * w[o][k]; whole vectors are written.
 template <int ROWS, int OUTPUTS>
