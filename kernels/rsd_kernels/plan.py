@@ -19,6 +19,7 @@ from rsd_kernels.plan_pack import MAX_SLOTS, pack, pad
 from rsd_kernels.reference.plan import STARVED_AFTER
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import LOG_HEADER, NUM_ROLES, HostRequest, Phase, Role, SlotState
+from rsd_kernels.tick_clock import begin_tick, end_tick
 from rsd_kernels.triton_support import Launch, interpreting, next_power_of_2
 
 _HEADER = tl.constexpr(LOG_HEADER)
@@ -147,6 +148,7 @@ def plan_kernel(
     b_slot = tl.arange(0, BLOCK_S)
     m_slot = b_slot < state.num_slots
     tick = tl.load(state.tick) + 1
+    begin_tick(state, tick, CLOCK)
     returns = _must_return(state, b_slot, m_slot, tick)
     tl.debug_barrier()
     tl.store(state.tick, tick)
@@ -167,6 +169,8 @@ def plan_kernel(
     tl.store(state.running, 0, mask=role == _NUM_ROLES)
     if CLOCK:
         tl.store(state.pass_start, globaltimer(), mask=role != _NUM_ROLES)
+    if role == _NUM_ROLES:
+        end_tick(state, CLOCK)
 
 
 @triton.jit

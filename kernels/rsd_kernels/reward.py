@@ -27,7 +27,8 @@ from rsd_kernels.reward_scores import (
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.settle import STEP_CHUNK, complete_lanes, decide_lanes
 from rsd_kernels.slot_state import SlotState
-from rsd_kernels.triton_support import Launch, next_power_of_2
+from rsd_kernels.tick_clock import end_tick
+from rsd_kernels.triton_support import Launch, interpreting, next_power_of_2
 
 
 @triton.jit
@@ -45,6 +46,7 @@ def score_value_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
     CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     b_lane, b_slot, m_lane = complete_lanes(state, batch, BLOCK_S)
     o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
@@ -52,6 +54,7 @@ def score_value_kernel(
         hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
     )
     decide_lanes(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
 
 
 @triton.jit
@@ -64,10 +67,12 @@ def score_classes_kernel(
     num_blocks: tl.tensor,
     BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     b_lane, b_slot, m_lane = complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
     decide_lanes(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
 
 
 def score(
@@ -104,6 +109,7 @@ def score_launches(
     args = {
         "state": state_args(state), "batch": batch_args(batch),
         "tokens_per_page": page_sizes(tokens_per_page), "BLOCK_S": lanes, "CHUNK": STEP_CHUNK,
+        "CLOCK": not interpreting(),
     }  # fmt: skip
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)

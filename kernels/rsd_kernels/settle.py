@@ -24,7 +24,14 @@ from rsd_kernels.rollback import truncate_lanes
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Finish, Mode, Phase, Role, SlotState
 from rsd_kernels.step_log import publish
-from rsd_kernels.triton_support import Launch, check_devices, check_dtype, next_power_of_2
+from rsd_kernels.tick_clock import end_tick
+from rsd_kernels.triton_support import (
+    Launch,
+    check_devices,
+    check_dtype,
+    interpreting,
+    next_power_of_2,
+)
 
 _KEPT = tl.constexpr(int(RecordKind.KEPT))
 _REJECTED = tl.constexpr(int(RecordKind.REJECTED))
@@ -157,10 +164,12 @@ def decide_kernel(
     tokens_per_page: tl.tuple,
     BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     b_lane, b_slot, m_lane = complete_lanes(state, batch, BLOCK_S)
     b_reward = tl.load(rewards + b_lane, mask=m_lane, other=0.0)
     decide_lanes(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
 
 
 @triton.jit
@@ -172,6 +181,7 @@ def settle_kernel(
     ONLY_ENDED: tl.constexpr,
     BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     """Slots first:first + count, in order."""
     b_slot = first + tl.arange(0, BLOCK_S)
@@ -191,6 +201,8 @@ def settle_kernel(
         state, b_slot, m_lane & ~m_score, tl.where(m_dropped, _DROPPED, _KEPT), b_source,
         b_slot * 0 + _NAN_BITS, tokens_per_page, CHUNK,
     )  # fmt: skip
+    if ONLY_ENDED:
+        end_tick(state, CLOCK)
 
 
 def decide(
@@ -225,6 +237,7 @@ def decide_launch(
         "tokens_per_page": page_sizes(tokens_per_page),
         "BLOCK_S": next_power_of_2(max(batch.num_seqs, 1)),
         "CHUNK": STEP_CHUNK,
+        "CLOCK": not interpreting(),
     }
     return Launch(decide_kernel, (1,), args, num_warps=warps_for(batch.num_seqs))
 
@@ -264,5 +277,6 @@ def settle_launch(
         "ONLY_ENDED": slot is None,
         "BLOCK_S": max(next_power_of_2(count), 2),
         "CHUNK": STEP_CHUNK,
+        "CLOCK": not interpreting(),
     }
     return Launch(settle_kernel, (1,), args, num_warps=warps_for(count))

@@ -166,6 +166,9 @@ class SlotState:
     num_rows: Tensor  # [1] packed rows of this pass
     num_seqs: Tensor  # [1] sequences of this pass
     pass_start: Tensor  # [1] int64 nanoseconds
+    tick_end: Tensor  # [1] int64 nanoseconds: when the last op of the last tick was done
+    idle_nanoseconds: Tensor  # [1] int64: from there to the next tick's first op, summed
+    tick_nanoseconds: Tensor  # [1] int64: of whole ticks, from first op to last, summed
     tick: Tensor  # [1] ticks of this launch
     tick_cap: Tensor  # [1]
     role_wait: Tensor  # [3] ticks a role with ready slots was passed over
@@ -211,7 +214,17 @@ _DTYPES = {
         ),
         torch.float32,
     ),
-    **dict.fromkeys(("seed", "nanoseconds", "pass_start"), torch.int64),
+    **dict.fromkeys(
+        (
+            "seed",
+            "nanoseconds",
+            "pass_start",
+            "tick_end",
+            "idle_nanoseconds",
+            "tick_nanoseconds",
+        ),
+        torch.int64,
+    ),
 }
 
 
@@ -230,6 +243,9 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
             "num_rows",
             "num_seqs",
             "pass_start",
+            "tick_end",
+            "idle_nanoseconds",
+            "tick_nanoseconds",
             "tick",
             "tick_cap",
             "host_request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -328,3 +329,13 @@ class _Made(TorchDispatchMode):
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def test_ticks_and_the_time_between_them_are_stamped() -> None:
+    core = core_of(2, 200, 1 << 16, "host-graphs")
+    started = time.perf_counter_ns()
+    run(core, REQUESTS[:3])
+    whole = time.perf_counter_ns() - started
+    busy, idle = int(core.state.tick_nanoseconds), int(core.state.idle_nanoseconds)
+    assert idle > 0 and busy > 0 and busy + idle < whole
+    assert busy > int(core.state.nanoseconds.sum()) // 4

@@ -15,6 +15,7 @@ import numpy as np
 
 from rsd_kernels.reference.columns import add_at, host, write, write_at
 from rsd_kernels.reference.pages import pages_for, take_pages
+from rsd_kernels.reference.tick_clock import begin_tick, end_tick
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
     LOG_HEADER,
@@ -47,12 +48,13 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
     end of the log is near, or no slot can go on.
     """
     state.tick.add_(1)
+    begin_tick(state)
     num_buckets = len(state.row_buckets)
     state.pass_role.fill_(NUM_ROLES)
     state.pass_body.fill_(NUM_ROLES * num_buckets)
     state.ended.zero_()
     if _must_return(state):
-        state.running.zero_()
+        _stop(state)
         return
     ready = _ready_slots(state)
     state.short.zero_()
@@ -65,7 +67,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
             state.pass_body.fill_(role * num_buckets + _bucket(state))
             state.pass_start.fill_(time.perf_counter_ns())
             return
-    state.running.zero_()
+    _stop(state)
 
 
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:
@@ -77,6 +79,11 @@ def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     add_at(state.tokens_read, here, np.diff(host(batch.seq_start)))
     add_at(state.passes, here, 1)
     add_at(state.nanoseconds, here, elapsed)
+
+
+def _stop(state: SlotState) -> None:
+    state.running.zero_()
+    end_tick(state)
 
 
 def _must_return(state: SlotState) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rsd_kernels.reference.pages import truncate_kv
 from rsd_kernels.reference.philox import Purpose, uniform
 from rsd_kernels.reference.step_log import RecordKind, publish
+from rsd_kernels.reference.tick_clock import end_tick
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Finish, Mode, Phase, PolicyKind, Role, SlotState
 
@@ -24,6 +25,7 @@ def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
     for b, ended in enumerate(state.ended.tolist()):
         if ended and int(state.phase[b]) != Phase.WAIT_HOST:
             settle_slot(state, b, tokens_per_page)
+    end_tick(state)
 
 
 def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
@@ -57,6 +59,7 @@ def decide(
             _keep(state, b, Role.DRAFT, reward, tokens_per_page)
         else:
             _reject(state, b, reward, tokens_per_page)
+    end_tick(state)
 
 
 def accept_probability(kind: int, a: float, b: float, reward: float) -> float:
