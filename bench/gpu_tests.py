@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("tests",)
+_running: set[int] = set()  # process groups of the tests
 _NO_TESTS = 5  # exit status of pytest
 _SHOWN = 4000  # characters of a failure, from its end
 
@@ -57,16 +60,44 @@ def run_file(path: Path, limit: float) -> Outcome:
         junit = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-o", "addopts=--import-mode=importlib", f"--junitxml={junit}", name]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            failure = Failure(name, f"did not end in {limit:.0f} s")
-            return Outcome(name, 0, 0, (failure,), time.perf_counter() - start)
+        code, said = _run(command, limit)
         seconds = time.perf_counter() - start
-        if done.returncode not in (0, 1, _NO_TESTS) or not junit.exists():
-            said = (done.stdout + done.stderr)[-_SHOWN:]
+        said = said[-_SHOWN:].strip()
+        if code is None:
+            said = f"did not end in {limit:.0f} s\n{said}"
+        if code not in (0, 1, _NO_TESTS) or not junit.exists():
             return Outcome(name, 0, 0, (Failure(name, said),), seconds)
         return _read(name, ElementTree.parse(junit).getroot(), seconds)
+
+
+def _run(command: list[str], limit: float) -> tuple[int | None, str]:
+    """Exit status, None if it was stopped, and what it said; nothing it started lives on."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    _running.add(process.pid)
+    try:
+        said, _ = process.communicate(timeout=limit)
+        return process.returncode, said
+    except subprocess.TimeoutExpired:
+        _kill(process.pid)
+        said, _ = process.communicate()
+        return None, said
+    finally:
+        _running.discard(process.pid)
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _stop(*_: object) -> None:
+    """A test that hangs must not hold the GPU when whoever started this gives up."""
+    for group in list(_running):
+        _kill(group)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _read(name: str, root: ElementTree.Element, seconds: float) -> Outcome:
@@ -99,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     files = [ROOT / path for path in options.paths if path.endswith(".py")]
     files += marked_files([path for path in options.paths if not path.endswith(".py")])
+    signal.signal(signal.SIGTERM, _stop)
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         outcomes = list(pool.map(lambda path: run_file(path, options.limit), files))
     rows = [

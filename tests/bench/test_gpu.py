@@ -165,9 +165,27 @@ def test_outcomes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert some.failures[0].test == "test_some.py::test_bad"
     assert "assert 1 == 2" in some.failures[0].message
     assert "nothing_here" in broken.failures[0].message
-    assert slow.failures[0].message == "did not end in 8 s"
+    assert slow.failures[0].message.startswith("did not end in 8 s")
     found = gpu_tests.summary([some, broken, slow])
     assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, 3)
+
+
+def test_nothing_outlives_a_run_of_tests_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test starts a process of its own, as the checks of kernels do."""
+    said = tmp_path / "alive"
+    child = (
+        f"import time; file = {str(said)!r}; open(file, 'w').write('1'); "
+        "time.sleep(14); open(file, 'w').write('2')"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    code, _ = gpu_tests._run([sys.executable, "-c", parent], 10)
+    assert code is None
+    assert said.read_text() == "1"
+    time.sleep(6)
+    assert said.read_text() == "1"
 
 
 def test_what_is_compiled_beforehand() -> None:
