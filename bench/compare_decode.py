@@ -81,7 +81,7 @@ def _measure_one(
         usable[name] = write
     found = decode.measure(replace(contenders, others=usable), batch, num_tokens, runs)
     ours_, base = (Timing(tuple(found[n]["seconds"])) for n in (decode.OURS, decode.BASELINE))
-    share = found[decode.OURS]["decode_tokens_per_second"] / found["ceiling_tokens_per_second"]
+    share = found[decode.OURS]["limit_share"]
     print(report.format_table(decode.HEADERS, decode.rows_of(found)))
     for name, why in absent.items():
         print(f"{name}: {why}")

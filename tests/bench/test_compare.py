@@ -124,11 +124,13 @@ def child(tmp_path: Path, **settings: Any) -> Peer:
 
 def test_peer_writes_and_rests_between_requests(tmp_path: Path) -> None:
     peer = child(tmp_path, broken=False)
-    assert peer.version == "7"
-    for _ in range(2):
-        assert peer.write([[1, 2], [3]], 3) == [[2, 2, 2], [3, 3, 3]]
-        assert comes_true(peer.is_stopped)
-    peer.close()
+    try:
+        assert peer.version == "7"
+        for _ in range(2):
+            assert peer.write([[1, 2], [3]], 3) == [[2, 2, 2], [3, 3, 3]]
+            assert comes_true(peer.is_stopped)
+    finally:
+        peer.close()
     with pytest.raises(NotAvailable):
         peer.write([[1]], 1)
 
