@@ -49,6 +49,7 @@ ENGINE: Mapping[str, Check] = {
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
     "revision": text,
+    "executor": text,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,

@@ -50,6 +50,7 @@ def generate(
     max_model_len: o.MaxModelLen = None,
     kv_cache_memory: o.KvCacheMemory = None,
     gpu_memory_utilization: o.GpuMemoryUtilization = None,
+    executor: o.Executor = None,
     policy: o.PolicyOption = None,
     mode: o.Mode = None,
     step_delimiter: o.StepDelimiter = None,
@@ -79,10 +80,12 @@ _SAMPLING = (
 )  # fmt: skip
 _ENGINE = (
     "draft", "target", "prm", "revision", "device", "dtype", "max_num_seqs", "max_model_len",
-    "gpu_memory_utilization",
+    "gpu_memory_utilization", "executor",
 )  # fmt: skip
 # What may differ between a run and its continuation without changing a result.
-_FREE = ("device", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization")
+_FREE = (
+    "device", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization", "executor",
+)  # fmt: skip
 
 
 def _run(given: dict[str, Any]) -> int:

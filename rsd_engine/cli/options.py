@@ -55,6 +55,15 @@ GpuMemoryUtilization = Annotated[
     option(_MEMORY, "Share of the GPU's memory to use (default: 0.9)", "--gpu-memory-utilization"),
 ]
 
+Executor = Annotated[
+    str | None,
+    option(
+        _MEMORY,
+        "auto, eager, host-graphs or device-loop: how the loop runs (default: auto)",
+        "--executor",
+    ),
+]
+
 PolicyOption = Annotated[
     str | None,
     option(
