@@ -1,6 +1,6 @@
-// Attention of some queries over the pages of their sequence, block of keys after block of keys with
-// a running maximum and sum (FlashAttention, Dao et al., 2022). Blocks begin at fixed keys, so that a
-// query's result depends on its own position only, not on the rows it came with.
+// Attention of some queries over the pages of their sequence, block of keys after block of keys
+// with a running maximum and sum (FlashAttention, Dao et al., 2022). Blocks begin at fixed keys, so
+// that a query's result depends on its own position only, not on the rows it came with.
 
 #ifndef RSD_CPU_ATTENTION_H_
 #define RSD_CPU_ATTENTION_H_

@@ -23,8 +23,8 @@ class Forward {
     void layers() const {
         const size_t bytes = static_cast<size_t>(d_.hidden_size) * sizeof(float);
         for (int64_t r = 0; r < rows_; ++r) {
-            memcpy(d_.hidden + r * d_.hidden_size,
-                   d_.embedding + pass_.token[r] * d_.hidden_size, bytes);
+            memcpy(d_.hidden + r * d_.hidden_size, d_.embedding + pass_.token[r] * d_.hidden_size,
+                   bytes);
         }
         for (int64_t i = 0; i < d_.num_layers; ++i) layer(d_.layers[i]);
     }
@@ -53,8 +53,8 @@ class Forward {
 
     RsdProduct product(float* y, const float* x, const float* weight, const float* bias,
                        int64_t num_outputs, int64_t num_inputs) const {
-        return {y,          x,           weight,     bias, nullptr, rows_, num_outputs,
-                num_inputs, num_outputs, num_inputs, 0};
+        return {y,           x,          weight,      bias,       nullptr, rows_,
+                num_outputs, num_inputs, num_outputs, num_inputs, 0};
     }
 
     // To what stands in y already.
@@ -72,17 +72,32 @@ class Forward {
     }
 
     RsdRopeWrite rope_write(const RsdLayer& w) const {
-        return {d_.qkv,   pages(w), pass_.page,       pass_.offset,   pass_.position,  d_.cos,
-                d_.sin,   w.q_norm, w.k_norm,         rows_,          d_.num_positions, d_.num_q_heads,
-                d_.num_kv_heads,    d_.head_dim,      qkv_width(),    d_.eps};
+        return {d_.qkv,          pages(w),    pass_.page,       pass_.offset,
+                pass_.position,  d_.cos,      d_.sin,           w.q_norm,
+                w.k_norm,        rows_,       d_.num_positions, d_.num_q_heads,
+                d_.num_kv_heads, d_.head_dim, qkv_width(),      d_.eps};
     }
 
     RsdAttention attention(const RsdLayer& w) const {
-        return {d_.attended,      d_.qkv,           pages(w),        pass_.page_table,
-                pass_.seq_slot,   pass_.seq_start,  pass_.seq_kv_len, rows_,
-                pass_.num_seqs,   pass_.num_slots,  pass_.pages_per_slot, pass_.table_stride,
-                d_.num_q_heads,   d_.num_kv_heads,  d_.head_dim,     q_width(),
-                qkv_width(),      w.sliding_window, d_.scale};
+        return {d_.attended,
+                d_.qkv,
+                pages(w),
+                pass_.page_table,
+                pass_.seq_slot,
+                pass_.seq_start,
+                pass_.seq_kv_len,
+                rows_,
+                pass_.num_seqs,
+                pass_.num_slots,
+                pass_.pages_per_slot,
+                pass_.table_stride,
+                d_.num_q_heads,
+                d_.num_kv_heads,
+                d_.head_dim,
+                q_width(),
+                qkv_width(),
+                w.sliding_window,
+                d_.scale};
     }
 
     const Runner& run_;

@@ -1,5 +1,5 @@
-// One instruction set's kernels. The build compiles this file once for each, with RSD_CPU_ISA naming
-// it and the compiler's flags choosing the instructions.
+// One instruction set's kernels. The build compiles this file once for each, with RSD_CPU_ISA
+// naming it and the compiler's flags choosing the instructions.
 
 #include "kernels.h"
 

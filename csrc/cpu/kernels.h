@@ -1,6 +1,7 @@
-// What one instruction set computes: a table of functions, each doing a share of an op of rsd_cpu.h,
-// so that the caller decides how many threads there are. A row's result has the same bits whatever
-// other rows come with it: every sum runs in an order that depends on its length only.
+// What one instruction set computes: a table of functions, each doing a share of an op of
+// rsd_cpu.h, so that the caller decides how many threads there are. A row's result has the same
+// bits whatever other rows come with it: every sum runs in an order that depends on its length
+// only.
 
 #ifndef RSD_CPU_KERNELS_H_
 #define RSD_CPU_KERNELS_H_

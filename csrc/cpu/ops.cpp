@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t OUTPUT_UNIT = 48;  // whole tiles of every shape, and no cache line in two shares
+constexpr int64_t OUTPUT_UNIT = 48;   // whole tiles of every shape, and no cache line in two shares
 constexpr int64_t EXP_PRODUCTS = 16;  // about what an exponential costs
 
 int64_t ceil_div(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }

@@ -1,5 +1,5 @@
-// The ops of rsd_cpu.h on some threads, arguments taken as right: what library.cpp exports, and what
-// decoder.cpp strings together.
+// The ops of rsd_cpu.h on some threads, arguments taken as right: what library.cpp exports, and
+// what decoder.cpp strings together.
 
 #ifndef RSD_CPU_OPS_H_
 #define RSD_CPU_OPS_H_

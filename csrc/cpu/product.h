@@ -2,8 +2,8 @@
 //
 // One kernel serves them all: a tile of few rows and few outputs holds all its sums in registers,
 // the lanes of a vector run along the inputs, and the sum of one (row, output) is taken in the same
-// order whatever the tile. With one tile's worth of rows W is read once, as fast as memory gives it;
-// with more, a panel of W that fits the inner cache meets one group of rows after another.
+// order whatever the tile. With one tile's worth of rows W is read once, as fast as memory gives
+// it; with more, a panel of W that fits the inner cache meets one group of rows after another.
 
 #ifndef RSD_CPU_PRODUCT_H_
 #define RSD_CPU_PRODUCT_H_
@@ -32,7 +32,7 @@ constexpr int GROUP_ROWS = 4;
 #endif
 
 constexpr int64_t PANEL_FLOATS = 48 * 1024;  // of W, beside the rows in the inner cache
-constexpr int64_t PREFETCH_TILES = 1;  // how far ahead W is asked for
+constexpr int64_t PREFETCH_TILES = 1;        // how far ahead W is asked for
 
 // sums[r * OUTPUTS + o] = sum_k x[r][k] * w[o][k]; whole vectors are written.
 template <int ROWS, int OUTPUTS>
@@ -89,7 +89,8 @@ inline void product_tile(const RsdProduct& p, int64_t row, int64_t output, bool 
 }
 
 template <int ROWS>
-void product_group(const RsdProduct& p, int64_t row, int64_t first, int64_t last, bool from_memory) {
+void product_group(const RsdProduct& p, int64_t row, int64_t first, int64_t last,
+                   bool from_memory) {
     constexpr int OUTPUTS = tile_outputs<ROWS>();
     int64_t output = first;
     for (; output + OUTPUTS <= last; output += OUTPUTS) {

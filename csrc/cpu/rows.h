@@ -62,8 +62,8 @@ void silu_mul(const RsdSiluMul& s, int64_t first, int64_t last) {
     }
 }
 
-// to = the head `x` rotated; the tables hold the cosines twice, and the sines with the sign of their
-// half. `to` may be `x`.
+// to = the head `x` rotated; the tables hold the cosines twice, and the sines with the sign of
+// their half. `to` may be `x`.
 inline void rotate(float* to, const float* x, const float* cos, const float* sin, int64_t half) {
     int64_t i = 0;
     for (; i + LANES <= half; i += LANES) {

@@ -4,8 +4,8 @@
 // Strides count elements; where none is named, a tensor is contiguous. Every function returns
 // RSD_CPU_SUCCESS or one of the codes below, allocates nothing and raises nothing. At most
 // `num_threads` threads of the process's OpenMP pool take part, and only where there is work for
-// them; the result does not depend on how many. A row's result has the same bits whatever other rows
-// come with it.
+// them; the result does not depend on how many. A row's result has the same bits whatever other
+// rows come with it.
 
 #ifndef RSD_CPU_H_
 #define RSD_CPU_H_
@@ -34,11 +34,12 @@ enum {
 
 // y = x weightT + bias + residual
 typedef struct {
-    float* y;               // [num_rows, num_outputs], rows y_stride apart
-    const float* x;         // [num_rows, num_inputs], rows x_stride apart
-    const float* weight;    // [num_outputs, num_inputs]
-    const float* bias;      // [num_outputs] or null
-    const float* residual;  // [num_rows, num_outputs], rows residual_stride apart, or null; may be y
+    float* y;             // [num_rows, num_outputs], rows y_stride apart
+    const float* x;       // [num_rows, num_inputs], rows x_stride apart
+    const float* weight;  // [num_outputs, num_inputs]
+    const float* bias;    // [num_outputs] or null
+    const float*
+        residual;  // [num_rows, num_outputs], rows residual_stride apart, or null; may be y
     int64_t num_rows, num_outputs, num_inputs;
     int64_t y_stride, x_stride, residual_stride;
 } RsdProduct;
@@ -84,8 +85,8 @@ typedef struct {
     float eps;
 } RsdRopeWrite;
 
-// out = softmax(q kT * scale) v of every row over the keys of its sequence up to itself. Memory past
-// a sequence's length is never read. Rows that belong to no sequence are left alone.
+// out = softmax(q kT * scale) v of every row over the keys of its sequence up to itself. Memory
+// past a sequence's length is never read. Rows that belong to no sequence are left alone.
 typedef struct {
     float* out;      // [num_rows, num_q_heads, head_dim], rows out_stride apart
     const float* q;  // [num_rows, num_q_heads, head_dim], rows q_stride apart
@@ -123,9 +124,9 @@ typedef struct {
 
 // The packed rows of one pass. Rows from seq_start[num_seqs] on are padding and never looked at.
 typedef struct {
-    const int32_t *token, *position, *page, *offset;     // [num_rows]
-    const int32_t *seq_slot, *seq_start, *seq_kv_len;    // [num_seqs], [num_seqs + 1], [num_seqs]
-    const int32_t* page_table;                           // [num_slots, pages_per_slot]
+    const int32_t *token, *position, *page, *offset;   // [num_rows]
+    const int32_t *seq_slot, *seq_start, *seq_kv_len;  // [num_seqs], [num_seqs + 1], [num_seqs]
+    const int32_t* page_table;                         // [num_slots, pages_per_slot]
     int64_t num_rows, num_seqs, num_slots, pages_per_slot, table_stride;
 } RsdPass;
 

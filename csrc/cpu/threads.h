@@ -1,6 +1,6 @@
-// Work over the threads of the process's OpenMP pool. The library is compiled with OpenMP and linked
-// without it: its calls go to the OpenMP that torch has loaded, so that there is one pool, of the
-// size torch was told.
+// Work over the threads of the process's OpenMP pool. The library is compiled with OpenMP and
+// linked without it: its calls go to the OpenMP that torch has loaded, so that there is one pool,
+// of the size torch was told.
 
 #ifndef RSD_CPU_THREADS_H_
 #define RSD_CPU_THREADS_H_

@@ -1,6 +1,6 @@
-// Vectors as wide as the instruction set this file is compiled for, through the vector extensions of
-// GCC and Clang. Everything is internal to the file that includes it: the same sources are compiled
-// once for each instruction set, and nothing of one may be linked into another.
+// Vectors as wide as the instruction set this file is compiled for, through the vector extensions
+// of GCC and Clang. Everything is internal to the file that includes it: the same sources are
+// compiled once for each instruction set, and nothing of one may be linked into another.
 
 #ifndef RSD_CPU_VECTOR_H_
 #define RSD_CPU_VECTOR_H_
