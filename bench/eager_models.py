@@ -53,12 +53,28 @@ class _Row:
     reason: Reason | None = None
 
 
-class EagerWriter(ABC):
-    """A language model in fp32 that completes batches of texts greedily."""
+@dataclass(frozen=True)
+class Loaded:
+    """A model of transformers, on any device and in any dtype, and its tokenizer."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, source: Path | Loaded) -> Loaded:
+        """A checkpoint's folder is loaded in fp32, on the CPU."""
+        if isinstance(source, Loaded):
+            return source
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        return cls(model, AutoTokenizer.from_pretrained(source))
+
+
+class EagerWriter(ABC):
+    """A language model that completes batches of texts greedily."""
+
+    def __init__(self, source: Path | Loaded) -> None:
+        loaded = Loaded.of(source)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.tokens_read = 0
         eos = self.model.generation_config.eos_token_id
         self._eos = frozenset(eos if isinstance(eos, list) else [eos])
@@ -139,15 +155,15 @@ class LoopWriter(EagerWriter):
     """A decode loop of its own, leaner than `generate`.
 
     Args:
-        folder: checkpoint.
+        source: checkpoint, or a model.
         prefix_cache: keep keys and values of a text from one call to the next, as a server with
             prefix caching does: the ids of the new text are compared with those of the last text
             of that name, and what they share from the left is not read again. Without it every
             call reads every text from its start.
     """
 
-    def __init__(self, folder: Path, *, prefix_cache: bool) -> None:
-        super().__init__(folder)
+    def __init__(self, source: Path | Loaded, *, prefix_cache: bool) -> None:
+        super().__init__(source)
         self._prefixes: dict[int, _Prefix] | None = {} if prefix_cache else None
         self._num_ids = len(self.tokenizer)
         # Text of each id alone: enough to look for a stop string of ASCII characters.
@@ -228,8 +244,8 @@ class _BatchRun:
         self._past = max(row.cached for row in rows)
         new = max(len(row.ids) - row.cached for row in rows)
         self._cache = _joined(model, cached, self._past)
-        ids = torch.zeros(len(rows), new, dtype=torch.long)
-        self._mask = torch.zeros(len(rows), self._past + new, dtype=torch.long)
+        ids = torch.zeros(len(rows), new, dtype=torch.long, device=model.device)
+        self._mask = ids.new_zeros(len(rows), self._past + new)
         for index, row in enumerate(rows):
             fresh = row.ids[row.cached :]
             ids[index, new - len(fresh) :] = torch.tensor(fresh)
@@ -240,7 +256,7 @@ class _BatchRun:
     def feed(self, tokens: Sequence[int]) -> None:
         """Reads one more id of every row."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self._run(torch.tensor(tokens)[:, None], self._mask.sum(dim=-1, keepdim=True) - 1)
+        self._run(self._mask.new_tensor(tokens)[:, None], self._mask.sum(dim=-1, keepdim=True) - 1)
 
     def kept(self, index: int, count: int) -> Tensor:  # -> [layers, 2, kv heads, count, head dim]
         """Keys and values of the first `count` ids of a row."""

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Model
+
+
+@dataclass(frozen=True)
+class LoadedPrm:
+    """A decoder of transformers on any device, its value head and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    weight: Tensor  # [1, hidden] float32
+    bias: Tensor  # [1] float32
+
+    @classmethod
+    def of(cls, source: Path | LoadedPrm) -> LoadedPrm:
+        """A checkpoint's folder is loaded in fp32, on the CPU."""
+        if isinstance(source, LoadedPrm):
+            return source
+        model = Qwen2Model.from_pretrained(source, dtype=torch.float32).eval()
+        weights = load_file(source / "model.safetensors")
+        return cls(
+            model,
+            PreTrainedTokenizerFast.from_pretrained(source),
+            weights["v_head.summary.weight"].float(),
+            weights["v_head.summary.bias"].float(),
+        )
 
 
 class EagerPrm:
@@ -17,12 +44,11 @@ class EagerPrm:
     tokenised alone and followed by the last token of the delimiter.
     """
 
-    def __init__(self, folder: Path, delimiter: str) -> None:
-        self.model = Qwen2Model.from_pretrained(folder, dtype=torch.float32).eval()
-        weights = load_file(folder / "model.safetensors")
-        self._weight = weights["v_head.summary.weight"].float()  # [1, hidden]
-        self._bias = weights["v_head.summary.bias"].float()  # [1]
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    def __init__(self, source: Path | LoadedPrm, delimiter: str) -> None:
+        loaded = LoadedPrm.of(source)
+        self.model = loaded.model
+        self._weight, self._bias = loaded.weight, loaded.bias
+        self._tokenizer = loaded.tokenizer
         self._separator = self._encode([delimiter])[0][-1]
         self.tokens_read = 0
 
@@ -35,11 +61,12 @@ class EagerPrm:
         """The reward of the last step of each answer; padded on the right, so no mask is needed."""
         rows = [self.ids(q, s) for q, s in zip(questions, steps, strict=True)]
         self.tokens_read += sum(map(len, rows))
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        shape = len(rows), max(map(len, rows))
+        ids = torch.zeros(shape, dtype=torch.long, device=self.model.device)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = torch.tensor(row)
         hidden = self.model(input_ids=ids, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+        last = hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]].float()
         return (last @ self._weight[0] + self._bias).sigmoid().tolist()
 
     def ids(self, question: str, steps: Sequence[str]) -> list[int]:

@@ -29,7 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from bench.eager_models import Completion, EagerWriter, GenerateWriter, LoopWriter
+from bench.eager_models import (
+    Completion,
+    EagerWriter,
+    GenerateWriter,
+    Loaded,
+    LoopWriter,
+)
 from bench.eager_prm import EagerPrm
 
 DELIMITER = "\n\n"
@@ -94,9 +100,10 @@ class PaperArrangement:
     """Draft, target and reward model in lock-step.
 
     Args:
-        draft: checkpoint folder in Hugging Face format; draft and target share a tokenizer.
+        draft: checkpoint folder in Hugging Face format, or a model; draft and target share a
+            tokenizer.
         target: likewise.
-        prm: likewise, in the format of Skywork-o1-Open-PRM.
+        prm: such a folder in the format of Skywork-o1-Open-PRM, or a reward model.
         threshold: a step is kept if its reward reaches it.
         limits: when steps and answers end.
         calls: how draft and target are called.
@@ -104,16 +111,16 @@ class PaperArrangement:
 
     def __init__(
         self,
-        draft: Path,
-        target: Path,
-        prm: Path,
+        draft: Path | Loaded,
+        target: Path | Loaded,
+        prm: Path | EagerPrm,
         *,
         threshold: float = 0.7,
         limits: Limits | None = None,
         calls: CallKind = "prefix cache",
     ) -> None:
         self.draft, self.target = _writer(draft, calls), _writer(target, calls)
-        self.prm = EagerPrm(prm, DELIMITER)
+        self.prm = EagerPrm(prm, DELIMITER) if isinstance(prm, Path) else prm
         self.threshold = threshold
         self.limits = limits or Limits()
 
@@ -181,7 +188,7 @@ class PaperArrangement:
             answer.done = ended or length >= ends[i] or len(answer.steps) >= self.limits.max_steps
 
 
-def _writer(folder: Path, calls: CallKind) -> EagerWriter:
+def _writer(source: Path | Loaded, calls: CallKind) -> EagerWriter:
     if calls == "generate":
-        return GenerateWriter(folder)
-    return LoopWriter(folder, prefix_cache=calls == "prefix cache")
+        return GenerateWriter(source)
+    return LoopWriter(source, prefix_cache=calls == "prefix cache")

@@ -35,6 +35,7 @@ class Scene:
     Attributes:
         mode: "rsd", or "draft" or "target" alone.
         acceptance: chance that a draft step is kept.
+        seed: of the first slot; the others follow.
     """
 
     mode: str
@@ -43,6 +44,7 @@ class Scene:
     context: int
     step_tokens: int
     steps: int
+    seed: int = 1000
 
     @property
     def model_len(self) -> int:
@@ -104,7 +106,7 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
         MemoryError: the pool cannot hold the scene.
     """
     core = engine._built.core
-    requests = [_request(engine, scene, slot) for slot in range(scene.slots)]
+    requests = [scene_request(engine, scene, slot) for slot in range(scene.slots)]
     _check_pages(core, requests)
     prepare = _nothing if real_prompts else (lambda: _pretend_read(core, engine))
     inner = core.executor
@@ -130,10 +132,10 @@ def fill_pages(engine: Engine) -> None:
         chunk.normal_(0, 0.5)
 
 
-def _request(engine: Engine, scene: Scene, slot: int) -> SlotRequest:
+def scene_request(engine: Engine, scene: Scene, slot: int) -> SlotRequest:
     """Different prompts of equally many tokens."""
     rules = engine._built.rules
-    ids = [2 + (slot * 7 + i) % 200 for i in range(scene.context)]
+    ids = prompt_ids(scene, slot)
     params = SamplingParams(
         temperature=0.0,
         max_tokens=scene.steps * scene.step_tokens,
@@ -144,9 +146,14 @@ def _request(engine: Engine, scene: Scene, slot: int) -> SlotRequest:
         policy=Constant(scene.acceptance),
     )
     prompt = ResolvedPrompt(text=None, token_ids=tuple(ids), question="?")
-    request = slot_request(prompt, params, rules, seed=1000 + slot, sample=0)
+    request = slot_request(prompt, params, rules, seed=scene.seed + slot, sample=0)
     prm_prompt = tuple(ids) if request.mode == Mode.RSD else ()
     return replace(request, prm_prompt=prm_prompt)
+
+
+def prompt_ids(scene: Scene, slot: int) -> list[int]:
+    """What a slot begins with."""
+    return [2 + (slot * 7 + i) % 200 for i in range(scene.context)]
 
 
 def _check_pages(core: EngineCore, requests: Sequence[SlotRequest]) -> None:
