@@ -80,7 +80,7 @@ class EngineCore:
         self._watchdog = Watchdog(loop.state)
         self._in_flight = False
         self._returned_at: float | None = None
-        self._pending: list[Event] = []  # decided before an abort, not yet told
+        self._pending: list[Event] = []  # decided, not yet told
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
         self._text_bridge = text_bridge
         self._queue: deque[tuple[int, SlotRequest]] = deque()
@@ -118,7 +118,7 @@ class EngineCore:
                 return [RequestDone(key, None, {}, 0)]
         if any(running and running.key == key for running in self._slots):
             self._return_now()
-        events, self._pending = self._pending, []
+        events = self._take_pending()
         for slot, running in enumerate(self._slots):
             if running and running.key == key:
                 self._release(slot)
@@ -128,7 +128,11 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue) or any(self._slots) or bool(self._pending)
+        return self._has_requests or bool(self._pending)
+
+    @property
+    def _has_requests(self) -> bool:
+        return bool(self._queue) or any(self._slots)
 
     def ask_to_return(self) -> None:
         """Makes a running launch return after its tick; may be called from any thread."""
@@ -146,18 +150,20 @@ class EngineCore:
 
         Between launches it admits what fits.
         """
-        events, self._pending = self._pending, []
         if not self._in_flight:
+            self._collect()  # of a launch that an error has ended
+            self._free_slots()
             self._resume()
             self._admit()
             self._launch()
         while True:
             returned = self.executor.poll()
-            events += self._collect()
+            self._collect()
             if returned:
-                return self._after_launch(events)
-            if events and self.has_work:  # with nothing left to do the launch is about to return
-                return events
+                self._after_launch()
+            # With nothing left to do the launch is about to return.
+            if returned or (self._pending and self._has_requests):
+                return self._take_pending()
             self._watchdog.look()
 
     def _launch(self) -> None:
@@ -177,14 +183,14 @@ class EngineCore:
         self._in_flight = True
         self.stats.launches += 1
 
-    def _after_launch(self, events: list[Event]) -> list[Event]:
+    def _after_launch(self) -> None:
         self._in_flight = False
         self.stats.ticks += int(self.state.tick)
-        if not self._serve_waiting(events) and not events and self._is_stuck():
+        served = self._serve_waiting()
+        if not served and not self._pending and not self._was_asked() and self._is_stuck():
             self.preempt_youngest()
         self._free_slots()
-        self._returned_at = time.perf_counter() if self.has_work else None
-        return events
+        self._returned_at = time.perf_counter() if self._has_requests else None
 
     def _return_now(self) -> None:
         """Ends a running launch; what it decided waits to be told."""
@@ -193,21 +199,25 @@ class EngineCore:
         self.ask_to_return()
         while not self.executor.poll():
             self._watchdog.look()
-        self._pending = self._after_launch(self._collect())
+        self._collect()
+        self._after_launch()
 
     def _ask(self, request: HostRequest) -> None:
         self._mailbox.host_request.fill_(request)
 
-    def _collect(self) -> list[Event]:
-        events: list[Event] = []
+    def _take_pending(self) -> list[Event]:
+        events, self._pending = self._pending, []
+        return events
+
+    def _collect(self) -> None:
+        """What the log says that is new; it waits in `_pending` to be told."""
         for record in self._log.take():
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            events.append(_decided(running.key, record))
+            self._pending.append(_decided(running.key, record))
             if record.finish:
-                events.append(self._leave(record.slot, record.finish))
-        return events
+                self._pending.append(self._leave(record.slot, record.finish))
 
     def _leave(self, slot: int, finish: Finish | None) -> RequestDone:
         running = self._slots[slot]
@@ -284,6 +294,12 @@ class EngineCore:
     def _is_active(self, slot: int) -> bool:
         return bool(self.state.active[slot])
 
+    def _was_asked(self) -> bool:
+        """Whether the host may be why the last launch returned; then it says nothing of pages."""
+        asked = int(self._mailbox.host_request)
+        left = asked == HostRequest.RETURN_WHEN_FREE and bool(self._leaving)
+        return asked == HostRequest.RETURN or left
+
     def _is_stuck(self) -> bool:
         """The last launch found a slot short of pages and nothing that could go on.
 
@@ -314,13 +330,14 @@ class EngineCore:
 
     # ------------------------------------------------------------------ the text path
 
-    def _serve_waiting(self, events: list[Event]) -> bool:
-        """Bridges the steps that wait for the host; adds what follows to `events`."""
+    def _serve_waiting(self) -> bool:
+        """Bridges the steps that wait for the host and collects what follows."""
         waiting = [s for s, p in enumerate(self.state.phase.tolist()) if p == Phase.WAIT_HOST]
         for slot in waiting:
             self._bridge_on_host(slot)
         if waiting:
-            events += self._collect()
+            int(self.state.log_head)  # host read: the device has settled them when this is here
+            self._collect()
         return bool(waiting)
 
     def _bridge_on_host(self, slot: int) -> None:

@@ -1,0 +1,171 @@
+"""What happens around launches: broken ones, events that come late, returns that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rsd_engine.core import engine_core
+from rsd_engine.core.engine_core import EngineCore
+from rsd_engine.core.events import Event
+from rsd_engine.memory.slots import check_integrity
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import Finish, Mode, Role
+from tests.core.test_random_histories import core_of, make_request, score, writer
+from tests.loop.executors import EXECUTORS
+from tests.loop.toy import NEWLINE, SEPARATOR, run, story, toy_core, toy_request
+
+REQUESTS = [
+    make_request(("abc" * (1 + i % 2), i, float(i % 2), 8 + 3 * i, i % 4, Mode.RSD))
+    for i in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[int, list[str]]:
+    return {key: story(found) for key, found in run(core_of(3, 400, 64), REQUESTS).items()}
+
+
+class Broken(Exception):
+    """A forward that failed."""
+
+
+def breaks_at(core: EngineCore, role: Role, passes: set[int]) -> None:
+    """The forward of `role` fails in these of its passes."""
+    forward, count = core.loop.forwards[role], 0
+
+    def fails(batch: RowBatch) -> None:
+        nonlocal count
+        count += 1
+        if count in passes:
+            raise Broken
+        forward(batch)
+
+    core.loop.forwards[role] = fails
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("name", sorted(EXECUTORS))
+def test_a_launch_that_breaks_loses_nothing(
+    name: str, role: Role, wanted: dict[int, list[str]]
+) -> None:
+    """Whoever stays gets the same steps: what had been decided is told, the pass is done again."""
+    core = core_of(3, 400, 1000, name)
+    breaks_at(core, role, {2, 3, 9, 14})
+    for key, request in enumerate(REQUESTS):
+        core.add(key, request)
+    found: dict[int, list[Event]] = {key: [] for key in wanted}
+    breaks = 0
+    for _ in range(2000):
+        if not core.has_work:
+            break
+        try:
+            events = core.step()
+        except Broken:
+            breaks += 1
+            continue
+        for event in events:
+            found[event.key].append(event)
+        check_integrity(core.state, core.loop.tokens_per_page)
+    assert breaks == 4 and not core.has_work
+    assert {key: story(events) for key, events in found.items()} == wanted
+    assert int(core.state.num_free) == core.state.free_pages.shape[0]
+
+
+def test_a_broken_launch_and_then_an_abort(wanted: dict[int, list[str]]) -> None:
+    core = core_of(3, 400, 1000)
+    breaks_at(core, Role.DRAFT, {11})
+    for key in range(3):
+        core.add(key, REQUESTS[key])
+    with pytest.raises(Broken):
+        core.step()
+    told = core.abort(1)
+    assert story(told)[-1] == "done: ABORTED"
+    while core.has_work:
+        told += core.step()
+    for key in (0, 2):
+        assert story([e for e in told if e.key == key]) == wanted[key]
+
+
+@pytest.mark.parametrize("name", ["host-graphs", "switch", "eager"])
+def test_a_return_that_was_asked_for_preempts_nobody(name: str) -> None:
+    """A slot may just be short while others go on: that the launch returned means nothing."""
+    core = core_of(3, 400, 1 << 16 if name == "host-graphs" else 1, name)
+    core.add(0, REQUESTS[4])
+    core.add(1, REQUESTS[5])
+    core.step()
+    core.state.short[1] = 1  # as the last plan may have left it
+    if name == "host-graphs":
+        assert core._in_flight
+        core.ask_to_return()
+        core.step()
+    else:
+        start = core.executor.start
+        core.executor.start = lambda: (core.ask_to_return(), start())  # type: ignore[method-assign]
+        core.step()
+        core.executor.start = start  # type: ignore[method-assign]
+    assert not core._in_flight and core.num_preemptions == 0
+    assert int(core.state.short[1]) == 1, "the launch planned on: the check shows nothing"
+    core.close()
+
+
+class Lagging:
+    """A state whose device runs behind: writes queued by the host happen when something is read."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self.queued: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        queued, self.queued = self.queued, []
+        for work in queued:
+            work()
+        return getattr(self._state, name)
+
+
+def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+    kept = list(step)
+    while delimiter_bytes and kept and kept[-1] == NEWLINE:
+        kept.pop()
+        delimiter_bytes -= 1
+    return [t for t in kept if t <= NEWLINE] + [SEPARATOR]
+
+
+def text_core(ticks: int) -> EngineCore:
+    return toy_core(
+        writer(b"draft"), writer(b"target"), score,
+        num_slots=3, max_rows=8, ticks_per_launch=ticks, text_bridge=by_text,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ticks", [1, 5, 1000])
+def test_steps_settled_by_the_host_reach_the_log_late(
+    ticks: int, wanted: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the host queues the transition of a bridged step and reads the log by itself."""
+    plain = {key: story(found) for key, found in run(text_core(ticks), REQUESTS).items()}
+    assert plain == wanted
+    core = text_core(ticks)
+    lagging = Lagging(core.state)
+    settle_slot = engine_core.ops.settle_slot
+    delayed = 0
+
+    def queue_it(state: Lagging, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
+        nonlocal delayed
+        delayed += 1
+        state.queued.append(lambda: settle_slot(state._state, slot, tokens_per_page))
+
+    monkeypatch.setattr(engine_core.ops, "settle_slot", queue_it)
+    core.state = lagging  # type: ignore[assignment]
+    assert {key: story(found) for key, found in run(core, REQUESTS).items()} == wanted
+    assert delayed > 10
+
+
+def test_a_request_as_long_as_the_state_allows() -> None:
+    """The log has room for it, however many logprobs it asks for."""
+    core = core_of(1, 400, 1000)
+    request = toy_request("ab", max_tokens=90, max_step_tokens=90, num_logprobs=20)
+    found = run(core, [request])[0]
+    assert story(found)[-1] in ("done: LENGTH", "done: STOP_TOKEN", "done: STEPS")
