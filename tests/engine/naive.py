@@ -6,7 +6,7 @@ of the PRM over the text so far, tokenised anew. Only the source of randomness i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,7 +30,10 @@ class NaiveStep:
 
 @dataclass(frozen=True)
 class NaiveModels:
-    """Draft, target and PRM as transformers loads them, in float32."""
+    """Draft, target and PRM as transformers loads them, in float32.
+
+    What they said once is remembered: policies differ in what they keep, not in what is asked.
+    """
 
     draft: torch.nn.Module
     target: torch.nn.Module
@@ -38,6 +41,8 @@ class NaiveModels:
     head: dict[str, torch.Tensor]
     tokenizer: PreTrainedTokenizerFast
     prm_tokenizer: PreTrainedTokenizerFast
+    steps: dict[tuple[str, int, tuple[int, ...]], list[int]] = field(default_factory=dict)
+    rewards: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, draft: Path, target: Path, prm: Path) -> NaiveModels:
@@ -71,9 +76,9 @@ def naive_rsd(
     tokenizer, ids, steps = models.tokenizer, list(prompt), list[NaiveStep]()
     while len(ids) < len(prompt) + max_tokens and ids[-1] != tokenizer.eos_token_id:
         room = len(prompt) + max_tokens - len(ids)
-        drafted = _write_step(models.draft, tokenizer, ids, room)
+        drafted = _next_step(models, "draft", ids, room)
         kept = [step.text for step in steps]
-        reward = _score(models, question, [*kept, _text(tokenizer, drafted)])
+        reward = _reward(models, question, [*kept, _text(tokenizer, drafted)])
         u = uniform(
             seed, 0, num_steps=len(steps), position=len(ids) + len(drafted),
             role=Role.PRM, purpose=Purpose.ACCEPT,
@@ -83,10 +88,24 @@ def naive_rsd(
             ids += drafted
             steps.append(NaiveStep(text, "draft", reward, None))
         else:
-            written = _write_step(models.target, tokenizer, ids, room)
+            written = _next_step(models, "target", ids, room)
             ids += written
             steps.append(NaiveStep(_text(tokenizer, written), "target", reward, text))
     return steps
+
+
+def _next_step(models: NaiveModels, writer: str, ids: list[int], room: int) -> list[int]:
+    key = (writer, room, tuple(ids))
+    if key not in models.steps:
+        models.steps[key] = _write_step(getattr(models, writer), models.tokenizer, ids, room)
+    return models.steps[key]
+
+
+def _reward(models: NaiveModels, question: str, steps: list[str]) -> float:
+    key = (question, *steps)
+    if key not in models.rewards:
+        models.rewards[key] = _score(models, question, steps)
+    return models.rewards[key]
 
 
 def _write_step(

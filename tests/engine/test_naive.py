@@ -77,19 +77,22 @@ def test_demo_family(demo_folders: TinyModels, count: int) -> None:
 
 
 def check_against_naive(folders: TinyModels, questions: list[str], max_tokens: int) -> None:
-    """Greedy, in chat, in float32; every text, decision and reward."""
+    """Every question with each policy, greedy, in chat, in float32: texts, decisions, rewards."""
     models = NaiveModels.load(folders.draft, folders.target, folders.prm)
-    # Good models are rarely rejected by their rewards alone.
-    policies = [(Threshold(0.7), Constant(0.6))[i % 2] for i in range(len(questions))]
+    policies = [Threshold(0.7), *POLICIES[1:]]
+    asked = [(question, policy) for policy in policies for question in questions]
     with Engine(**folders.sources(), dtype="float32", device="cpu") as engine:
-        chats = [[{"role": "user", "content": question}] for question in questions]
+        chats = [[{"role": "user", "content": question}] for question, _ in asked]
         params = [
             SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=5, policy=policy)
-            for policy in policies
+            for _, policy in asked
         ]
         results = engine.chat(chats, params, use_tqdm=False)
-    for question, result, policy in zip(questions, results, policies, strict=True):
+    rejections = dict.fromkeys(policies, 0)
+    for (question, policy), result in zip(asked, results, strict=True):
         ids = list(result.prompt_token_ids)
         theirs = naive_rsd(models, ids, question, policy, max_tokens, seed=5)
         assert_same(engine_steps(result), theirs)
-    assert any(step.rejected for result in results for step in result.outputs[0].steps)
+        rejections[policy] += sum(step.rejected is not None for step in theirs)
+    assert all(rejections.values()), rejections
+    assert len(set(rejections.values())) > 2, "the policies decide alike"
