@@ -22,6 +22,7 @@ from rsd_engine.steps.vocabulary import read_vocabulary
 
 BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
 SPECIAL = (BOS, EOS, USER, ASSISTANT)
+_PRM_SPECIAL = ("<|im_start|>", "<|im_end|>", "<extra_0>")  # of the two-class head's format
 CONTEXT = 512
 PRM_CONTEXT = 1024
 # Qwen2's own pattern: transformers 5 gives it to every tokenizer of model type qwen2 (the PRM).
@@ -57,16 +58,21 @@ class TinyModels:
 
 
 def make_tiny_models(
-    folder: Path, *, own_prm_tokenizer: bool = False, seed: int = 10
+    folder: Path, *, own_prm_tokenizer: bool = False, two_class: bool = False, seed: int = 10
 ) -> TinyModels:
-    """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path."""
+    """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path.
+
+    Its head is Skywork's value head, or Qwen2.5-Math-PRM's of two classes.
+    """
     tokenizer = tiny_tokenizer()
     prm_tokenizer = other_tokenizer() if own_prm_tokenizer else tokenizer
+    if two_class:
+        prm_tokenizer = _byte_level(_MERGES, more_special=_PRM_SPECIAL)
     made = TinyModels(folder / "draft", folder / "target", folder / "prm")
     # The padded sizes differ, as those of Qwen2.5 1.5B and 7B do.
     _write_language_model(made.draft, tokenizer, hidden=32, layers=2, padded=3, seed=seed + 1)
     _write_language_model(made.target, tokenizer, hidden=48, layers=2, padded=7, seed=seed + 2)
-    _write_prm(made.prm, prm_tokenizer, seed=seed + 3)
+    _write_prm(made.prm, prm_tokenizer, two_class=two_class, seed=seed + 3)
     return made
 
 
@@ -80,11 +86,14 @@ def other_tokenizer() -> Tokenizer:
     return _byte_level(_OTHER_MERGES, reverse=True)
 
 
-def _byte_level(pairs: str, *, reverse: bool = False) -> Tokenizer:
+def _byte_level(
+    pairs: str, *, reverse: bool = False, more_special: tuple[str, ...] = ()
+) -> Tokenizer:
     halves = [pair.partition("+") for pair in pairs.split()]
     merges = [(left, right) for left, _, right in halves]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
-    tokens = [*SPECIAL, *letters, *dict.fromkeys(left + right for left, right in merges)]
+    merged = dict.fromkeys(left + right for left, right in merges)
+    tokens = [*SPECIAL, *letters, *merged, *more_special]
     vocab = {token: i for i, token in enumerate(tokens)}
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}  # as Qwen2's has them
     tokenizer = Tokenizer(models.BPE(vocab, merges, **affixes))
@@ -95,7 +104,9 @@ def _byte_level(pairs: str, *, reverse: bool = False) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(s, special=True, normalized=False) for s in (*SPECIAL, *more_special)]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, vocab[BOS])]
     )
@@ -120,15 +131,32 @@ def _write_language_model(
     _write(folder, config, weights | {"lm_head.weight": head}, tokenizer)
 
 
-def _write_prm(folder: Path, tokenizer: Tokenizer, *, seed: int) -> None:
+def _write_prm(folder: Path, tokenizer: Tokenizer, *, two_class: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden, layers, vocab_size = 32, 2, tokenizer.get_vocab_size() + 5
     weights = _decoder(generator, hidden, layers, vocab_size, bias=True)
-    weights["v_head.summary.weight"] = _normal(generator, 1, hidden, scale=2.0 / hidden**0.5)
-    weights["v_head.summary.weight"][:, 0] = 0.0
-    weights["v_head.summary.bias"] = torch.full((1,), -0.5)  # rewards around 0.5
-    config = _config("Qwen2ForPrmModel", "qwen2", hidden, layers, vocab_size, PRM_CONTEXT)
+    weights |= _two_class_head(generator, hidden) if two_class else _value_head(generator, hidden)
+    architecture = "Qwen2ForProcessRewardModel" if two_class else "Qwen2ForPrmModel"
+    config = _config(architecture, "qwen2", hidden, layers, vocab_size, PRM_CONTEXT)
     _write(folder, config, weights, tokenizer)
+
+
+def _value_head(generator: torch.Generator, hidden: int) -> dict[str, Tensor]:
+    weight = _normal(generator, 1, hidden, scale=2.0 / hidden**0.5)
+    weight[:, 0] = 0.0
+    bias = torch.full((1,), -0.5)  # rewards around 0.5
+    return {"v_head.summary.weight": weight, "v_head.summary.bias": bias}
+
+
+def _two_class_head(generator: torch.Generator, hidden: int) -> dict[str, Tensor]:
+    inner = _normal(generator, hidden, hidden, scale=1.0 / hidden**0.5)
+    inner[:, 0] = 0.0
+    return {
+        "score.0.weight": inner,
+        "score.0.bias": _normal(generator, hidden, scale=0.5),
+        "score.2.weight": _normal(generator, 2, hidden, scale=3.0 / hidden**0.5),
+        "score.2.bias": torch.tensor([0.8, 0.0]),  # rewards on both sides of 0.5
+    }
 
 
 def _final_constant(hidden: int) -> float:
