@@ -233,6 +233,11 @@ def _write(
     (folder / "config.json").write_text(json.dumps(config))
     generation = {"bos_token_id": 0, "eos_token_id": [1], "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation))
+    write_tokenizer(folder, tokenizer, config["max_position_embeddings"])
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """The tokenizer with its chat template, beside a checkpoint."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -240,6 +245,6 @@ def _write(
         "eos_token": EOS,
         "chat_template": _TEMPLATE,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": config["max_position_embeddings"],
+        "model_max_length": context,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rsd_engine import Engine, RequestOutput, SamplingParams
 from tests.engine.support import PROMPTS, Fresh, generate
 from tests.engine.ties import TIE
+from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
 from tests.models.gguf_files import find_smollm2
-from tests.tiny_models import TinyModels
+from tests.tiny_models import TinyModels, tiny_tokenizer, write_tokenizer
 
 SHORT_PROMPTS = [
     "The capital of France is", "Once upon a time", "2 + 2 =", "def add(a, b):", "Water boils at",
@@ -65,6 +66,25 @@ def test_tiny_models(tiny: TinyModels, role: str) -> None:
             assert same_or_tie(engine, result, wanted)
             assert len(result.outputs[0].steps) == 1
     assert len({result.outputs[0].token_ids for result in results}) > 3
+
+
+@pytest.mark.parametrize("old_spelling", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_architecture(name: str, old_spelling: bool, tmp_path: Path) -> None:
+    """Past sliding windows and the length that rope scaling begins at; prompt and output mixed."""
+    tokenizer = tiny_tokenizer()
+    model = make_model(name, vocab_size=tokenizer.get_vocab_size(), bos_token_id=0, eos_token_id=1)
+    folder = save(model, tmp_path)
+    write_tokenizer(folder, tokenizer, model.config.max_position_embeddings)
+    if old_spelling:
+        to_old_spelling(folder)
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    with Engine(target=folder, step_delimiters=None, max_num_seqs=4, device="cpu") as engine:
+        found = generate(engine, [*PROMPTS[:3], PROMPTS[3][:44], *PROMPTS[4:]], params)
+        for result in found:
+            wanted = transformers_tokens(model, list(result.prompt_token_ids), 40, eos=[])
+            assert same_or_tie(engine, result, wanted)
+    assert len({result.outputs[0].token_ids for result in found}) > 3
 
 
 def test_steps_change_nothing_in_what_one_model_writes(tiny: TinyModels) -> None:
