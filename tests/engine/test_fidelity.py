@@ -73,7 +73,9 @@ def test_tiny_models(tiny: TinyModels, role: str) -> None:
 def test_every_architecture(name: str, old_spelling: bool, tmp_path: Path) -> None:
     """Past sliding windows and the length that rope scaling begins at; prompt and output mixed."""
     tokenizer = tiny_tokenizer()
-    model = make_model(name, vocab_size=tokenizer.get_vocab_size(), bos_token_id=0, eos_token_id=1)
+    seed = 5 if name == "llama-bias" else 0  # with others its biases drown the text
+    size = tokenizer.get_vocab_size()
+    model = make_model(name, seed, vocab_size=size, bos_token_id=0, eos_token_id=1)
     folder = save(model, tmp_path)
     write_tokenizer(folder, tokenizer, model.config.max_position_embeddings)
     if old_spelling:
