@@ -23,6 +23,8 @@ from bench import report
 from rsd_kernels import cuda_build
 
 SOURCE = Path(__file__).with_name("cuda") / "conditional_nodes.cu"
+TURNS = 1024
+_PATIENCE = 40  # seconds of the compiler, and of the probe
 BASELINE = "host, a graph a turn, waits"
 
 
@@ -50,6 +52,18 @@ def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
+def measure(turns: int) -> list[dict[str, Any]]:
+    """Compiles the probe for the current device and runs it.
+
+    Raises:
+        ProbeError: it does not compile, or ends with an error or not at all.
+    """
+    major, minor = torch.cuda.get_device_capability()
+    with tempfile.TemporaryDirectory() as folder:
+        probe = compile_probe(Path(folder), f"sm_{major}{minor}")
+        return parse(_run([str(probe), str(turns)]).splitlines())
+
+
 def saved(cases: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Microseconds a turn that WHILE with a SWITCH saves against a host that waits every turn."""
     found = {}
@@ -75,7 +89,7 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="compile and run nothing")
-    parser.add_argument("--turns", type=int, default=1024)
+    parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args(arguments)
     if options.dry_run:
         print(f"would compile and run {SOURCE.name}")
@@ -83,16 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
-    major, minor = torch.cuda.get_device_capability()
-    with tempfile.TemporaryDirectory() as folder:
-        probe = compile_probe(Path(folder), f"sm_{major}{minor}")
-        cases = parse(_run([str(probe), str(options.turns)]).splitlines())
+    cases = measure(options.turns)
     print(table(cases))
     report.print_json({"bench": "conditional", "cases": cases, "saved_us_a_turn": saved(cases)})
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise ProbeError(f"{Path(command[0]).name} did not end in {_PATIENCE} s") from error
     if done.returncode:
         said = (done.stderr + done.stdout).strip()
         raise ProbeError(f"{Path(command[0]).name} ended with {done.returncode}:\n{said}")

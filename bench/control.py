@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench import report
+from bench import conditional, report
 from bench.control_cases import ControlCase, reward_case, rollback_case, score_case
 from bench.control_state import Sizes
 from bench.timing import Calls, alternate_calls
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--runs", type=int, default=25, help="timed runs of each contender")
+    parser.add_argument(
+        "--conditional", action="store_true", help="bench.conditional as well, in one result"
+    )
     options = parser.parse_args(arguments)
     if options.dry_run:
         sizes, device, runs = Sizes.tiny(), torch.device("cpu"), 2
@@ -92,7 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "eager / graph: PyTorch ops launched by the host against our graph; "
         "score does more than its PyTorch ops do (draws, trace, log)"
     )
-    report.print_json({"bench": "control", "slots": sizes.num_slots, "ops": measured})
+    found: dict[str, Any] = {"bench": "control", "slots": sizes.num_slots, "ops": measured}
+    if options.conditional:
+        try:
+            nodes = conditional.measure(conditional.TURNS)
+        except conditional.ProbeError:
+            report.print_json(found)
+            raise
+        print(conditional.table(nodes))
+        found |= {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
+    report.print_json(found)
 
 
 if __name__ == "__main__":

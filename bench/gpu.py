@@ -133,7 +133,11 @@ def last_json(lines: Sequence[str]) -> Any:
 
 def machine(commit: str | None) -> dict[str, Any]:
     """Device, driver, versions and commit."""
-    return report.machine() | {"commit": commit, "driver": _driver(), "cuda": torch.version.cuda}
+    return report.machine() | {
+        "commit": commit,
+        "driver": report.driver(),
+        "cuda": torch.version.cuda,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,15 +198,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.split("\n")[0].strip() or None
 
 
 def _now() -> str:

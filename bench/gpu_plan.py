@@ -52,9 +52,9 @@ def parts() -> tuple[Part, ...]:
             limit=200,
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
-        Part("control", "bench.control", (), ("--dry-run",), limit=60),
+        Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90),
+        Part("device_loop", "bench.device_loop", ("--budget", "85"), ("--dry-run",), limit=120),
         Part("step_latency", "bench.step_latency", ("--budget", "130"), ("--dry-run",), limit=170),
-        Part("conditional", "bench.conditional", (), ("--dry-run",), limit=60),
         Part(
             "memory",
             "bench.memory",

@@ -111,9 +111,9 @@ class RandomCheckpoint(Checkpoint):
         seed: int,
     ) -> None:
         self.source = f"random {source}"
+        self.device = device
+        self.dtype = dtype or ModelConfig.from_dict(raw).dtype
         self._raw = raw
-        self._device = device
-        self._dtype = dtype
         self._num_tokens = num_tokens
         self._seed = seed
 
@@ -122,11 +122,9 @@ class RandomCheckpoint(Checkpoint):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         config = ModelConfig.from_dict(self._raw)
-        generator = torch.Generator(self._device).manual_seed(self._seed)
+        generator = torch.Generator(self.device).manual_seed(self._seed)
         for name, place in _places(config).items():
-            tensor = torch.empty(
-                place.shape, dtype=self._dtype or config.dtype, device=self._device
-            )
+            tensor = torch.empty(place.shape, dtype=self.dtype, device=self.device)
             if name.endswith("norm.weight"):
                 tensor.fill_(1)
             else:

@@ -44,6 +44,16 @@ def device_name() -> str:
     return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
+def driver() -> str | None:
+    """The version of the GPU's driver; None without one."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.split("\n")[0].strip() or None
+
+
 def commit() -> str | None:
     """The commit of this source, marked where files differ from it; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

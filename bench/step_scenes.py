@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 
 import torch
 
@@ -61,6 +62,7 @@ class Played:
         passes: of a slot by role, mean over the slots.
         kept, rejected: draft steps, over all slots.
         decisions: (kind, source, tokens) of every slot, in order.
+        rewards: of the same steps; None for those that are not scored.
     """
 
     seconds: float
@@ -69,6 +71,7 @@ class Played:
     kept: int
     rejected: int
     decisions: dict[int, list[tuple[int, int, tuple[int, ...]]]]
+    rewards: dict[int, list[float | None]]
 
 
 class PretendRead:
@@ -194,6 +197,9 @@ def _played(scene: Scene, seconds: float, events: Sequence[StepDecided | Request
     }
     for step in steps:
         decisions[step.key].append((int(step.kind), int(step.source), step.token_ids))
+    rewards: dict[int, list[float | None]] = {key: [] for key in range(scene.slots)}
+    for step in steps:
+        rewards[step.key].append(None if isnan(step.reward) else step.reward)
     by_role: dict[str, dict[Role, float]] = {"seconds": {}, "passes": {}}
     for name, found in by_role.items():
         for role in Role:
@@ -207,4 +213,5 @@ def _played(scene: Scene, seconds: float, events: Sequence[StepDecided | Request
         kept=sum(s.kind == RecordKind.KEPT and s.source == Role.DRAFT for s in steps),
         rejected=sum(s.kind == RecordKind.REJECTED for s in steps),
         decisions=decisions,
+        rewards=rewards,
     )

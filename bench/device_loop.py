@@ -1,0 +1,338 @@
+"""Rounds of steps by every executor, and by the paper's arrangement, in one run.
+
+    python -m bench.device_loop [--preset 1.5b-7b] [--budget 85]
+    python -m bench.device_loop --dry-run          # tiny, on a CPU
+
+One engine, one set of random weights, all executors in turn over the same program. Before anything
+is timed they must give the same tokens, rewards and decisions. Then, for shares of rejected steps
+that the policy forces (the reward model scores in earnest):
+
+- seconds a step, the prompts pretended to be read; launches and ticks a step. A launch is one run
+  of the loop: inside it the eager executor launches every kernel, host graphs two graphs a tick,
+  the device loop nothing.
+- the share of time in which the device stood idle between ticks of a launch, by its own clock;
+- the same over the sum of its passes, each replayed alone as a plain graph, and over the least
+  time that reading weights, keys and values allows;
+- seconds a step of the paper's arrangement and of the device loop, prompts read by both;
+- what a return of the loop costs, and how often one comes, when requests wait for slots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench import report
+from bench.device_loop_report import (
+    BASELINE_HEADERS,
+    HEADERS,
+    Share,
+    bar_lines,
+    judge,
+)
+from bench.lone_passes import CountingExecutor, Replayer
+from bench.loop_runs import (
+    RETURN_HEADERS,
+    Returns,
+    Turns,
+    check_steps,
+    count_returns,
+    kept_drafts,
+    run_scene,
+    using,
+)
+from bench.random_baseline import Baseline
+from bench.random_models import TRIPLES
+from bench.rates import measure_device
+from bench.step_points import MIXED, step_limits, triple_of
+from bench.step_scenes import Scene, fill_pages, play
+from bench.timing import Mismatch, seconds_of
+from rsd_engine import Engine
+from rsd_engine.limits.rounds import Setting
+from rsd_engine.loop.choose import make_executor
+from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.rsd import build_program
+from rsd_kernels.reference.philox import Purpose, uniform
+from rsd_kernels.reference.step_log import RecordKind
+from rsd_kernels.slot_state import Role
+
+REJECTED = (0.2, 0.0, 0.5, 1.0)  # the usual share first
+_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is run; `Options.tiny` and `Options.real` are the two ways."""
+
+    preset: str
+    device: torch.device
+    executors: tuple[str, ...]  # the one that is judged comes first
+    scene: Scene
+    gate: Scene
+    batch: int  # slots of the last table
+    returns: tuple[int, ...]  # slots
+    returning: Scene
+    kv_bytes: int | None
+    runs: int
+    budget: float  # seconds
+
+    @classmethod
+    def tiny(cls, budget: float) -> Options:
+        return cls(
+            preset="tiny", device=torch.device("cpu"), executors=("simulated-loop", "eager"),
+            scene=Scene("rsd", 1.0, 1, context=24, step_tokens=4, steps=5),
+            gate=Scene("rsd", 0.5, 2, context=12, step_tokens=4, steps=3),
+            batch=2, returns=(1, 2), returning=Scene("rsd", 0.8, 1, 8, 4, 1),
+            kv_bytes=None, runs=1, budget=budget,
+        )  # fmt: skip
+
+    @classmethod
+    def real(cls, preset: str, runs: int, budget: float) -> Options:
+        return cls(
+            preset=preset, device=torch.device("cuda", torch.cuda.current_device()),
+            executors=("device-loop", "host-graphs", "eager"),
+            scene=Scene("rsd", 1.0, 1, context=512, step_tokens=20, steps=10),
+            gate=Scene("rsd", 0.5, 2, context=24, step_tokens=8, steps=4),
+            batch=16, returns=(1, 16, 64), returning=Scene("rsd", 0.8, 1, 64, 12, 2),
+            kv_bytes=4 * 2**30, runs=runs, budget=budget,
+        )  # fmt: skip
+
+    @property
+    def max_slots(self) -> int:
+        return max(self.batch, self.gate.slots, *self.returns)
+
+
+class Bench:
+    """One engine and everything that is measured on it."""
+
+    def __init__(self, options: Options, engine: Engine, turns: Turns) -> None:
+        self.options = options
+        self.engine = engine
+        self.turns = turns
+        self.executors = make_executors(engine, options)
+        self.judged = options.executors[0]
+        self.returns: list[Returns] = []
+        self.rates = measure_device(
+            options.device, engine._built.models.main.model.dtype, quick=options.preset == "tiny"
+        )
+        self.shares = [self._share(scene_of(options.scene, rejected)) for rejected in REJECTED]
+
+    def pass_gate(self) -> None:
+        """The same tokens, rewards and decisions by every executor, prompts read, twice.
+
+        Raises:
+            Mismatch: they are not.
+        """
+        found: dict[str, Any] = {}
+        for turn in ("first", "second"):
+            for name, executor in self.executors.items():
+                with using(self.engine._built.core, executor):
+                    played = play(self.engine, self.options.gate, real_prompts=True)
+                check_steps(played, self.options.gate)
+                expected = found.setdefault("first", (played.decisions, played.rewards))
+                if (played.decisions, played.rewards) != expected:
+                    raise Mismatch(
+                        f"{name} decides otherwise in its {turn} run than {self.judged} at first"
+                    )
+        print(f"gate passed: {', '.join(self.executors)} decide alike, twice")
+
+    def run_executors(self, share: Share) -> None:
+        for name, executor in self.executors.items():
+            label = f"{name}, {share.scene.slots} slots, {share.scene.acceptance}"
+            run = self.turns.run(label, partial(run_scene, self.engine, executor, share.scene))
+            if run is not None:
+                share.add(name, run[0])
+
+    def time_passes(self, share: Share, replayer: Replayer) -> None:
+        """Counts the passes of the scene, and times each of them alone."""
+        judged = self.executors[self.judged]
+        counted = CountingExecutor(
+            self.engine._built.core.loop, ticks_per_launch=judged.ticks_per_launch
+        )
+        run = self.turns.run("count passes", partial(run_scene, self.engine, counted, share.scene))
+        if run is not None:
+            if self.judged in share.runs and run[0].ticks != share.runs[self.judged][0].ticks:
+                raise Mismatch("the counted run has other passes than the one that was timed")
+            share.passes = replayer.time(counted, runs=max(2, 2 * self.options.runs + 1))
+
+    def run_baseline(self, share: Share, baseline: Baseline) -> None:
+        """The paper's arrangement, then the judged executor; both read their prompts."""
+        scene = share.scene
+        label = f"baseline, {scene.acceptance}"
+        if not self.turns.fits(label):
+            self.turns.skipped[label] += 1
+            return
+        with using(self.engine._built.core, self.executors[self.judged]):
+            ours = play(self.engine, scene, real_prompts=True)
+        check_steps(ours, scene)
+        kept = kept_drafts(ours)
+        seconds = self.turns.run(label, lambda: seconds_of(lambda: baseline.play(scene, kept)))
+        if seconds is not None:
+            share.baseline.append(seconds / scene.steps)
+            share.ours.append(ours.seconds / scene.steps)
+
+    def count_returns(self, slots: int) -> None:
+        scene = replace(self.options.returning, slots=slots)
+        for name, executor in self.executors.items():
+            label = f"returns, {name}, {slots} slots"
+            found = self.turns.run(label, partial(count_returns, self.engine, executor, scene))
+            if found is not None:
+                self.returns.append(found)
+
+    def run_batch(self) -> None:
+        scene = scene_of(replace(self.options.scene, slots=self.options.batch), REJECTED[0])
+        share = self._share(scene)
+        self.run_executors(share)
+        if share.runs:
+            self.shares.append(share)
+
+    def _share(self, scene: Scene) -> Share:
+        mean = scene.context + scene.steps * scene.step_tokens // 2
+        setting = Setting(self.rates, scene.slots, mean, scene.step_tokens)
+        triple = triple_of(self.engine._built.models.models)
+        return Share(scene, step_limits(triple, setting, scene.acceptance)[MIXED])
+
+
+def make_executors(engine: Engine, options: Options) -> dict[str, Executor]:
+    """All of the same loop; the engine has built the one that is judged."""
+    core = engine._built.core
+    others = options.executors[1:]
+    made = {name: make_executor(name, build_program(core.loop), options.device) for name in others}
+    return {core.executor.name: core.executor, **made}
+
+
+def scene_of(scene: Scene, rejected: float) -> Scene:
+    """The scene with a seed by which the first slot rejects exactly this share."""
+    wanted = round(rejected * scene.steps)
+    for seed in range(_SEEDS):
+        draws = [
+            uniform(
+                seed, 0, num_steps=step, position=scene.context + (step + 1) * scene.step_tokens,
+                role=Role.PRM, purpose=Purpose.ACCEPT,
+            )
+            for step in range(scene.steps)
+        ]  # fmt: skip
+        if sum(draw >= 1 - rejected for draw in draws) == wanted:
+            return replace(scene, acceptance=1 - rejected, seed=seed)
+    raise ValueError(f"rejected must be a share that {scene.steps} steps can have, got {rejected}")
+
+
+def require_same_text(bench: Bench, baseline: Baseline) -> None:
+    """In fp32 the paper's arrangement writes the very tokens of the engine.
+
+    Raises:
+        Mismatch: it does not.
+    """
+    scene = bench.shares[0].scene
+    played = play(bench.engine, scene, real_prompts=True)
+    ours = [
+        (source, list(tokens))
+        for kind, source, tokens in played.decisions[0]
+        if kind == RecordKind.KEPT
+    ]
+    theirs = [
+        (Role[source.upper()], ids) for source, ids in baseline.play(scene, kept_drafts(played))
+    ]
+    if ours != theirs:
+        raise Mismatch(f"the paper's arrangement writes {theirs}, ours {ours}")
+    print("gate passed: the paper's arrangement writes the same steps")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    turns = Turns(time.monotonic() + options.budget)
+    sources = TRIPLES[options.preset].sources(options.device, None, 2 * options.scene.model_len)
+    with Engine(
+        **sources, device=options.device, executor=options.executors[0], step_delimiters=None,
+        max_num_seqs=options.max_slots, kv_cache_memory_bytes=options.kv_bytes,
+        max_model_len=max(options.scene.model_len, options.gate.model_len),
+    ) as engine:  # fmt: skip
+        bench = Bench(options, engine, turns)
+        try:
+            bench.pass_gate()
+            baseline = Baseline(sources, TRIPLES[options.preset].num_tokens)
+            baseline.play(replace(options.gate, slots=1, steps=2), [True, False])  # warm-up
+            if engine._built.models.main.model.dtype == torch.float32:
+                require_same_text(bench, baseline)
+            fill_pages(engine)
+            _measure(bench, baseline)
+        finally:
+            for name in options.executors[1:]:  # the first is the engine's own
+                bench.executors[name].close()
+    _tell(bench)
+
+
+def _measure(bench: Bench, baseline: Baseline) -> None:
+    """What matters most first; later rounds repeat what there is time for."""
+    replayer = Replayer(bench.engine._built.core.loop)
+    for share in bench.shares:
+        bench.run_executors(share)
+    for share in bench.shares:
+        bench.time_passes(share, replayer)
+    replayer.close()
+    for share in bench.shares:
+        bench.run_baseline(share, baseline)
+    for slots in bench.options.returns:
+        bench.count_returns(slots)
+    singles = tuple(bench.shares)
+    bench.run_batch()
+    for _ in range(bench.options.runs - 1):
+        for share in bench.shares:
+            bench.run_executors(share)
+        for share in singles:
+            bench.run_baseline(share, baseline)
+
+
+def _tell(bench: Bench) -> None:
+    shares = [share for share in bench.shares if share.runs]
+    judged = judge(shares, bench.judged)
+    print(report.format_table(HEADERS, [row for share in shares for row in share.rows()]))
+    rows = [row for share in shares if (row := share.baseline_row()) is not None]
+    print(report.format_table(BASELINE_HEADERS, rows))
+    print(report.format_table(RETURN_HEADERS, [found.row() for found in bench.returns]))
+    print("\n".join(bar_lines(judged)))
+    for label, count in bench.turns.skipped.items():
+        print(f"no time: {label}, {count} times")
+    rates = bench.rates
+    report.print_json(
+        {
+            "bench": "device_loop",
+            "preset": bench.options.preset,
+            "judged": bench.judged,
+            "scene": vars(bench.options.scene),
+            "measured": {"bandwidth": rates.bandwidth, "flops": rates.flops},
+            "driver": report.driver(),
+            "cuda": torch.version.cuda,
+            "bars": judged,
+            "shares": [share.to_dict() for share in shares],
+            "returns": [found.to_dict() for found in bench.returns],
+            "skipped": dict(bench.turns.skipped),
+        }
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=[name for name in TRIPLES if name != "tiny"],
+                        default="1.5b-7b")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
+    parser.add_argument("--runs", type=int, default=3, help="of everything, if there is time")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds")
+    given = parser.parse_args(arguments)
+    if given.dry_run:
+        return Options.tiny(given.budget)
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+    return Options.real(given.preset, given.runs, given.budget)
+
+
+if __name__ == "__main__":
+    main()
