@@ -79,6 +79,7 @@ class EngineCore:
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
         self._in_flight = False
+        self._asked = False  # to return, by whoever wants the core
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # decided, not yet told
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
@@ -135,7 +136,11 @@ class EngineCore:
         return bool(self._queue) or any(self._slots)
 
     def ask_to_return(self) -> None:
-        """Makes a running launch return after its tick; may be called from any thread."""
+        """Makes the launch that runs, or is about to, return after its tick.
+
+        May be called from any thread.
+        """
+        self._asked = True
         self._ask(HostRequest.RETURN)
 
     def close(self) -> None:
@@ -175,6 +180,8 @@ class EngineCore:
             r and not self._is_active(s) for s, r in enumerate(self._slots)
         )
         self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
+        if self._asked:
+            self._ask(HostRequest.RETURN)
         state.running.fill_(1)
         if self._returned_at is not None:
             self.stats.seconds_between += time.perf_counter() - self._returned_at
@@ -184,7 +191,7 @@ class EngineCore:
         self.stats.launches += 1
 
     def _after_launch(self) -> None:
-        self._in_flight = False
+        self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
         served = self._serve_waiting()
         if not served and not self._pending and not self._was_asked() and self._is_stuck():

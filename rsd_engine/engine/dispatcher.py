@@ -1,7 +1,8 @@
 """Hand requests to the core and its events back to whoever waits for them.
 
 Callers may wait in several threads or asyncio tasks. Whoever needs an event next runs the core,
-under one lock, and finds the others' events put by for them. The core itself works in a thread of
+under one lock, and finds the others' events put by for them. Who adds or aborts goes first: a
+launch that runs for somebody else ends after its tick. The core itself works in a thread of
 its own, so that an interrupt (Ctrl-C) reaches the caller between two launches and never tears one.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from rsd_engine.core.events import Event, RequestDone
@@ -42,6 +45,7 @@ class Dispatcher:
         self._built = built
         self._core = built.core
         self._lock = threading.RLock()
+        self._door = threading.Lock()  # before the lock; who stands in it is the next to get it
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
         self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
         self._keys: dict[str, list[int]] = {}
@@ -51,12 +55,14 @@ class Dispatcher:
 
     def add_all(self, requests: list[CheckedRequest]) -> list[str]:
         """Queues requests, all before any can run; returns their ids."""
-        with self._lock:
+        with self._ahead():
             return [self._add(request) for request in requests]
 
     def pump(self, request_id: str) -> None:
         """One launch, unless another thread has brought an event of this request meanwhile."""
-        with self._lock:
+        with self._door:
+            self._lock.acquire()
+        try:
             if self._events.get(request_id):
                 return
             step = self._worker.submit(self._timed_step)
@@ -67,6 +73,8 @@ class Dispatcher:
                 self._deliver(step.result())
                 raise
             self._deliver(events)
+        finally:
+            self._lock.release()
 
     def take(self, request_id: str) -> list[StreamEvent]:
         """The events that wait for this request, in order; the last one closes its queue."""
@@ -82,23 +90,36 @@ class Dispatcher:
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; unknown or finished ones are left alone."""
-        with self._lock:
+        with self._ahead():
             for key in list(self._keys.get(request_id, ())):
                 self._deliver(self._core.abort(key))
 
     def drop(self, request_id: str) -> None:
         """Aborts a request nobody waits for any more, and forgets its events."""
-        with self._lock:
+        with self._ahead():
             self.abort(request_id)
             self._events.pop(request_id, None)
 
     def close(self) -> None:
         """Aborts everything and ends the worker."""
-        with self._lock:
+        with self._ahead():
             for request_id in list(self._keys):
                 self.abort(request_id)
             self._worker.shutdown()
             self._core.close()
+
+    @contextmanager
+    def _ahead(self) -> Iterator[None]:
+        """The lock, ahead of those who would run the core once more."""
+        if not self._lock.acquire(blocking=False):
+            self._core.ask_to_return()
+            with self._door:
+                self._core.ask_to_return()  # who stood in the door may have launched since
+                self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _timed_step(self) -> list[Event]:
         started = time.perf_counter()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
 from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.slot_state import Phase
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import Phase, Role
+from tests.engine.scripted import replaced, scripted
 from tests.engine.support import (
     PROMPTS,
     all_pages_free,
@@ -126,3 +132,48 @@ def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
         poison_free(engine)
         [again] = generate(engine, [PROMPTS[2]], OTHERS[1])
     assert decisions(again) == decisions(wanted)
+
+
+@pytest.mark.parametrize("executor", ["eager", "profile"])
+@pytest.mark.parametrize("what", ["own", "other", "add", "close"])
+def test_nobody_waits_for_the_end_of_another_s_step(
+    tiny: TinyModels, executor: str, what: str
+) -> None:
+    """A launch may go on for a step of any length; who adds or aborts meanwhile goes first."""
+    tokens = SamplingParams(temperature=0.0, max_tokens=400, mode="draft")
+    with (
+        Engine(**tiny.sources(), max_num_seqs=2, device="cpu", executor=executor) as engine,
+        scripted(engine, "b"),  # no delimiter: one step of 400 tokens
+        replaced(engine, Role.DRAFT, passes := Slowly(engine)),
+    ):
+        long, other = engine.stream("x", tokens), engine.stream("x", tokens)
+        reader = threading.Thread(target=lambda: list(long))
+        reader.start()
+        while passes.count < 20:
+            time.sleep(0.001)
+        actions: dict[str, Callable[[], object]] = {
+            "own": lambda: engine.abort(long.request_id),
+            "other": lambda: engine.abort(other.request_id),
+            "add": lambda: engine.stream("y", tokens),
+            "close": engine.close,
+        }
+        before = passes.count
+        actions[what]()
+        assert passes.count - before < 40
+        for stream in (long, other):
+            stream.close()
+        reader.join(timeout=30)
+        assert not reader.is_alive()
+
+
+class Slowly:
+    """The draft's forward, a few milliseconds each, counted."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.count = 0
+        self._forward = engine._built.core.loop.forwards[Role.DRAFT]
+
+    def __call__(self, batch: RowBatch) -> None:
+        self.count += 1
+        time.sleep(0.004)
+        self._forward(batch)
