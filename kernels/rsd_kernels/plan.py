@@ -18,11 +18,20 @@ from rsd_kernels.control_args import batch_args, check_state, page_sizes, state_
 from rsd_kernels.plan_pack import MAX_SLOTS, pack, pad
 from rsd_kernels.reference.plan import STARVED_AFTER
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import LOG_HEADER, NUM_ROLES, HostRequest, Phase, Role, SlotState
+from rsd_kernels.slot_state import (
+    LOG_HEADER,
+    MAX_CUT_TOKENS,
+    NUM_ROLES,
+    HostRequest,
+    Phase,
+    Role,
+    SlotState,
+)
 from rsd_kernels.tick_clock import begin_tick, end_tick
 from rsd_kernels.triton_support import Launch, interpreting, next_power_of_2
 
 _HEADER = tl.constexpr(LOG_HEADER)
+_CUT_TOKENS = tl.constexpr(MAX_CUT_TOKENS)
 _NUM_ROLES = tl.constexpr(NUM_ROLES)
 _STARVED_AFTER = tl.constexpr(STARVED_AFTER)
 _DRAFT = tl.constexpr(int(Role.DRAFT))
@@ -47,7 +56,8 @@ def _must_return(
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
-    b_words = (b_length - b_committed + 1) * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
+    b_tokens = b_length - b_committed + _CUT_TOKENS
+    b_words = b_tokens * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
     asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))

@@ -17,6 +17,7 @@ MAX_DELIMITER_STATES = 64
 MAX_STOP_STATES = 256
 MAX_STOP_TOKENS = 32
 MAX_LOGPROBS = 20
+MAX_CUT_TOKENS = 8  # a token that runs past a delimiter is replaced by at most so many
 LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
 ANY_ROWS = (2**31 - 1,)  # one body a role, whatever the number of rows
 

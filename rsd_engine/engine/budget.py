@@ -10,11 +10,11 @@ import torch
 
 from rsd_engine.memory.page_pool import KVShape
 from rsd_kernels.reference.pages import pages_for
-from rsd_kernels.slot_state import LOG_HEADER, MAX_LOGPROBS, Role, SlotLimits
+from rsd_kernels.slot_state import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role, SlotLimits
 
 TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
 _CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
-_SLACK = 8  # a cut token may become several
+_SLACK = MAX_CUT_TOKENS
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rsd_engine.steps.vocabulary import (
     plain_encoder,
     read_vocabulary,
 )
+from rsd_kernels.slot_state import MAX_CUT_TOKENS
 from rsd_kernels.step_tables import StepTables
 
 Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> its tokens
@@ -95,11 +96,14 @@ def _cuts(vocabulary: Vocabulary, delimiters: list[bytes]) -> dict[int, list[int
 def _canonical_prefixes(
     tokenizer: Any, vocabulary: Vocabulary, cuts: dict[int, list[int]]
 ) -> Prefixes:
-    """The tokens of every prefix that has some, each distinct prefix tokenised once."""
+    """The tokens of every prefix that has some and not too many, each tokenised once."""
     data = vocabulary.token_bytes
     wanted = sorted({data[token][:c] for token, lengths in cuts.items() for c in lengths})
     encoder = plain_encoder(tokenizer)
     tokens_of = {prefix: _tokens_of(prefix, encoder, vocabulary) for prefix in wanted}
+    for prefix, ids in tokens_of.items():
+        if len(ids) > MAX_CUT_TOKENS:
+            tokens_of[prefix] = []
     return {
         token: {c: tokens_of[data[token][:c]] for c in lengths} for token, lengths in cuts.items()
     }

@@ -19,6 +19,7 @@ from rsd_kernels.reference.tick_clock import begin_tick, end_tick
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
     LOG_HEADER,
+    MAX_CUT_TOKENS,
     NUM_ROLES,
     HostRequest,
     Phase,
@@ -102,7 +103,7 @@ def _log_words_of_a_tick(state: SlotState) -> int:
     """Most words one tick can append: every slot decides a step."""
     asked = host(state.num_logprobs)
     words_per_token = np.where(asked < 0, 1, 2 + 2 * asked)
-    step_tokens = host(state.length) - host(state.committed) + 1
+    step_tokens = host(state.length) - host(state.committed) + MAX_CUT_TOKENS
     return int((step_tokens * words_per_token + LOG_HEADER).sum())
 
 
