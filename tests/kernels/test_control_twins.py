@@ -201,12 +201,12 @@ class TestPlan:
         self.run(state)
         assert int(state.running) == 0
 
-    @pytest.mark.parametrize(("left", "goes_on"), [(32, True), (31, False)])
+    @pytest.mark.parametrize(("left", "goes_on"), [(16, True), (15, False)])
     def test_the_log_keeps_room_for_a_token_that_becomes_several(
         self, left: int, goes_on: bool
     ) -> None:
-        """Two slots, each with a header of 8 words and a step of at most 8 tokens in this tick."""
-        state = make_state(num_slots=2)
+        """A header of 8 words, and at most 8 tokens in this tick."""
+        state = make_state(num_slots=1)
         fill(state, 0, 5, Phase.TARGET)
         state.log_head.fill_(state.log.shape[0] - left)
         self.run(state)
