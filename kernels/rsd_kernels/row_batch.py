@@ -67,7 +67,3 @@ class RowBatch:
             seq_kv_len=self.seq_kv_len[:num_seqs],
             seq_complete=self.seq_complete[:num_seqs],
         )
-
-    def planned(self, num_seqs: Tensor) -> RowBatch:
-        """The sequences of this pass without padding, for twins: `num_seqs` [1] is read."""
-        return self.narrow(self.num_rows, min(int(num_seqs), self.num_seqs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd_kernels.reference.columns import host, write_at
+from rsd_kernels.reference.columns import host, number, write_at
 from rsd_kernels.reference.sample import NOT_FINITE
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Finish, SlotState
@@ -63,8 +63,8 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
 
     Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
     """
-    batch = batch.planned(state.num_seqs)
-    complete = host(batch.seq_slot)[host(batch.seq_complete) != 0].tolist()
+    n = number(state.num_seqs)
+    complete = host(batch.seq_slot)[:n][host(batch.seq_complete)[:n] != 0].tolist()
     if not complete:
         return
     slots = _Slots(state, tables)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from rsd_kernels.reference.columns import host
 from rsd_kernels.reference.tail import canonical_tail
 from rsd_kernels.slot_state import Finish, Mode, Phase, SlotState
 from rsd_kernels.step_tables import StepTables
@@ -72,8 +73,8 @@ def _prefix(token: int, num_bytes: int, tables: StepTables) -> list[int]:
 
 
 def _ended_rsd_slots(state: SlotState) -> list[int]:
-    ended, mode = state.ended.tolist(), state.mode.tolist()
-    finish = state.finish.tolist()
+    columns = (state.ended, state.mode, state.finish)
+    ended, mode, finish = (host(column).tolist() for column in columns)
     return [
         b
         for b in range(len(ended))

@@ -13,10 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_VIEW = "_rsd_host_view"
+
 
 def host(tensor: Tensor) -> np.ndarray:
-    """The tensor for reading: the same memory on a CPU, a copy elsewhere."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
+    """The tensor for reading: the same memory on a CPU, a copy elsewhere.
+
+    State never moves, so on a CPU the view is made once and stays with the tensor; it looks at an
+    alias of the tensor, so that neither keeps the other alive.
+    """
+    view: np.ndarray | None = getattr(tensor, _VIEW, None)
+    if view is not None:
+        return view
+    if tensor.device.type != "cpu":
+        return tensor.cpu().numpy()
+    view = tensor.detach().numpy()
+    setattr(tensor, _VIEW, view)
+    return view
+
+
+def number(tensor: Tensor, index: Any = 0) -> int:
+    """One integer of a tensor."""
+    return int(host(tensor)[index])
 
 
 def write(tensor: Tensor, values: Sequence[float] | np.ndarray) -> None:
@@ -26,8 +44,8 @@ def write(tensor: Tensor, values: Sequence[float] | np.ndarray) -> None:
 
 def write_at(tensor: Tensor, index: Any, values: float | Sequence[float] | np.ndarray) -> None:
     """Overwrites the elements at `index` (as in numpy: lists, slices, tuples) in one copy."""
-    if tensor.device.type == "cpu":
-        tensor.numpy()[index] = values
+    if hasattr(tensor, _VIEW) or tensor.device.type == "cpu":
+        host(tensor)[index] = values
     else:
         tensor[index] = torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rsd_kernels.reference.columns import host, number, write_at
 from rsd_kernels.slot_state import NUM_ROLES, SlotState
 
 
@@ -16,11 +17,11 @@ def take_pages(state: SlotState, role: int, slot: int, count: int) -> None:
     """Moves `count` pages from the stack to the end of a page table; the caller checked both."""
     if count <= 0:
         return
-    free, held = int(state.num_free), int(state.num_pages[role, slot])
-    taken = state.free_pages[free - count : free].flip(0)
-    state.page_table[role, slot, held : held + count] = taken
-    state.num_pages[role, slot] = held + count
-    state.num_free.sub_(count)
+    free, held = number(state.num_free), number(state.num_pages, (role, slot))
+    taken = host(state.free_pages)[free - count : free][::-1].copy()
+    write_at(state.page_table, (role, slot, slice(held, held + count)), taken)
+    write_at(state.num_pages, (role, slot), held + count)
+    write_at(state.num_free, 0, free - count)
 
 
 def truncate_kv(
@@ -32,13 +33,13 @@ def truncate_kv(
     `kv_len` are never trusted. A role that lags behind `keep` keeps its lag.
     """
     for role in range(NUM_ROLES):
-        kv_len = min(int(state.kv_len[role, slot]), keep[role])
-        held = int(state.num_pages[role, slot])
+        kv_len = min(number(state.kv_len, (role, slot)), keep[role])
+        held = number(state.num_pages, (role, slot))
         count = held - pages_for(kv_len, tokens_per_page[role])
         if count > 0:
-            free = int(state.num_free)
-            returned = state.page_table[role, slot, held - count : held].flip(0)
-            state.free_pages[free : free + count] = returned
-            state.num_pages[role, slot] = held - count
-            state.num_free.add_(count)
-        state.kv_len[role, slot] = kv_len
+            free = number(state.num_free)
+            returned = host(state.page_table)[role, slot, held - count : held][::-1].copy()
+            write_at(state.free_pages, slice(free, free + count), returned)
+            write_at(state.num_pages, (role, slot), held - count)
+            write_at(state.num_free, 0, free + count)
+        write_at(state.kv_len, (role, slot), kv_len)

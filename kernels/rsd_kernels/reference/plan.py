@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from rsd_kernels.reference.columns import add_at, host, write, write_at
+from rsd_kernels.reference.columns import add_at, host, number, write, write_at
 from rsd_kernels.reference.pages import pages_for, take_pages
 from rsd_kernels.reference.tick_clock import begin_tick, end_tick
 from rsd_kernels.row_batch import RowBatch
@@ -48,54 +48,55 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
     The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
     end of the log is near, or no slot can go on.
     """
-    state.tick.add_(1)
+    add_at(state.tick, 0, 1)
     begin_tick(state)
-    num_buckets = len(state.row_buckets)
-    state.pass_role.fill_(NUM_ROLES)
-    state.pass_body.fill_(NUM_ROLES * num_buckets)
-    state.ended.zero_()
+    num_buckets = state.row_buckets.shape[0]
+    write_at(state.pass_role, 0, NUM_ROLES)
+    write_at(state.pass_body, 0, NUM_ROLES * num_buckets)
+    write_at(state.ended, slice(None), 0)
     if _must_return(state):
         _stop(state)
         return
     ready = _ready_slots(state)
-    state.short.zero_()
-    for role in _order(ready, state.role_wait.tolist()):
+    write_at(state.short, slice(None), 0)
+    for role in _order(ready, host(state.role_wait).tolist()):
         extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
         if extends:
             _fill(state, batch, role, extends, tokens_per_page[role])
             _count_waits(state, role, ready)
-            state.pass_role.fill_(role)
-            state.pass_body.fill_(role * num_buckets + _bucket(state))
-            state.pass_start.fill_(time.perf_counter_ns())
+            write_at(state.pass_role, 0, int(role))
+            write_at(state.pass_body, 0, role * num_buckets + _bucket(state))
+            write_at(state.pass_start, 0, time.perf_counter_ns())
             return
     _stop(state)
 
 
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     """Moves the cursor of `role` over the rows its forward has just read."""
-    elapsed = time.perf_counter_ns() - int(state.pass_start)
-    batch = batch.planned(state.num_seqs)
-    here = (role, host(batch.seq_slot).tolist())
-    write_at(state.kv_len, here, host(batch.seq_kv_len))
-    add_at(state.tokens_read, here, np.diff(host(batch.seq_start)))
+    elapsed = time.perf_counter_ns() - number(state.pass_start)
+    n = number(state.num_seqs)
+    starts = host(batch.seq_start)
+    here = (role, host(batch.seq_slot)[:n])
+    write_at(state.kv_len, here, host(batch.seq_kv_len)[:n])
+    add_at(state.tokens_read, here, starts[1 : n + 1] - starts[:n])
     add_at(state.passes, here, 1)
     add_at(state.nanoseconds, here, elapsed)
 
 
 def _stop(state: SlotState) -> None:
-    state.running.zero_()
+    write_at(state.running, 0, 0)
     end_tick(state)
 
 
 def _must_return(state: SlotState) -> bool:
-    phases = state.phase.tolist()
-    asked = int(state.host_request)
+    phases = host(state.phase).tolist()
+    asked = number(state.host_request)
     return (
         asked == HostRequest.RETURN
         or (asked == HostRequest.RETURN_WHEN_FREE and Phase.DONE in phases)
         or Phase.WAIT_HOST in phases
-        or int(state.tick) > int(state.tick_cap)
-        or int(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
+        or number(state.tick) > number(state.tick_cap)
+        or number(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
     )
 
 
@@ -109,7 +110,8 @@ def _log_words_of_a_tick(state: SlotState) -> int:
 
 def _ready_slots(state: SlotState) -> list[list[int]]:
     """Slots each role could serve, oldest first."""
-    phase, active, age = state.phase.tolist(), state.active.tolist(), state.age.tolist()
+    columns = (state.phase, state.active, state.age)
+    phase, active, age = (host(column).tolist() for column in columns)
     by_age = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: age[b])
     return [[b for b in by_age if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
 
@@ -128,9 +130,9 @@ def _pack(
 ) -> list[_Extend]:
     """Decode rows first, then chunks by age; pages all or nothing for the rows of a slot."""
     is_prm = role == Role.PRM
-    ends = (state.prm_length if is_prm else state.length).tolist()
-    kv_len = state.kv_len[role].tolist()
-    held = state.num_pages[role].tolist()
+    ends = host(state.prm_length if is_prm else state.length).tolist()
+    kv_len = host(state.kv_len)[role].tolist()
+    held = host(state.num_pages)[role].tolist()
     # A writer needs a row to sample from even when it has read everything.
     starts = [kv if is_prm else min(kv, end - 1) for kv, end in zip(kv_len, ends, strict=True)]
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
@@ -141,7 +143,7 @@ def _pack(
             break
         stop = min(ends[b], starts[b] + room)
         need = pages_for(stop, tokens_per_page) - held[b]
-        if need > int(state.num_free):
+        if need > number(state.num_free):
             state.short[b] = 1
             continue
         take_pages(state, role, b, need)
@@ -154,10 +156,9 @@ def _fill(
     state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
 ) -> None:
     row = state.prm_tokens if role == Role.PRM else state.tokens
-    counts = [e.stop - e.start for e in extends]
-    starts = [0, *accumulate(counts)]
-    slot = np.repeat([e.slot for e in extends], counts)
-    position = np.concatenate([np.arange(e.start, e.stop) for e in extends])
+    starts = [0, *accumulate(e.stop - e.start for e in extends)]
+    slot = np.array([e.slot for e in extends for _ in range(e.start, e.stop)])
+    position = np.array([at for e in extends for at in range(e.start, e.stop)])
     write(batch.slot, slot)
     write(batch.position, position)
     write(batch.token, host(row)[slot, position])
@@ -167,8 +168,8 @@ def _fill(
     write(batch.seq_start, starts)
     write(batch.seq_kv_len, [e.stop for e in extends])
     write(batch.seq_complete, [int(e.complete) for e in extends])
-    state.num_rows.fill_(starts[-1])
-    state.num_seqs.fill_(len(extends))
+    write_at(state.num_rows, 0, starts[-1])
+    write_at(state.num_seqs, 0, len(extends))
     _pad(batch, starts[-1], len(extends))
 
 
@@ -184,11 +185,11 @@ def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
 
 def _bucket(state: SlotState) -> int:
     """The least body that holds the rows of the pass."""
-    return int(np.searchsorted(host(state.row_buckets), int(state.num_rows)))
+    return int(host(state.row_buckets).searchsorted(number(state.num_rows)))
 
 
 def _count_waits(state: SlotState, chosen: Role, ready: list[list[int]]) -> None:
-    waits = state.role_wait.tolist()
+    waits = host(state.role_wait).tolist()
     write(
         state.role_wait,
         [waits[r] + 1 if ready[r] and r != chosen else 0 for r in range(NUM_ROLES)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rsd_kernels.reference.columns import number
 from rsd_kernels.reference.linear import linear
 from rsd_kernels.reference.norm import rms_norm
 from rsd_kernels.reference.settle import accept_probability, decide
@@ -66,6 +67,5 @@ def score(
 
     scratch: the kernel's alone.
     """
-    batch = batch.planned(state.num_seqs)
-    row = batch.seq_start[1:] - 1
+    row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
     decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)

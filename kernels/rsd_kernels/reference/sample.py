@@ -6,10 +6,13 @@ order: no full sort is needed and nothing but the key enters the draw.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from rsd_kernels.reference.columns import host, write_at
+from rsd_kernels.reference.columns import host, number, write_at
 from rsd_kernels.reference.philox import Purpose, uniform
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import SlotState
@@ -24,12 +27,13 @@ def sample(
     role: int,
 ) -> None:
     """Writes `next_token` (and logprobs where asked) of each complete sequence's slot."""
-    batch = batch.planned(state.num_seqs)
-    logits = logits[: batch.num_seqs]
-    finite = torch.isfinite(logits.sum(-1)).tolist()
-    complete = batch.seq_complete.tolist()
-    temperature, num_logprobs = state.temperature.tolist(), state.num_logprobs.tolist()
-    slots = batch.seq_slot.tolist()
+    n = number(state.num_seqs)
+    logits = logits[:n]
+    finite = _finite(logits)
+    complete = host(batch.seq_complete)[:n].tolist()
+    temperature = host(state.temperature).tolist()
+    num_logprobs = host(state.num_logprobs).tolist()
+    slots = host(batch.seq_slot)[:n].tolist()
     greedy = _largest(logits) if _all_plain(state, slots) else None
     tokens: dict[int, int] = {}
     for s, b in enumerate(slots):
@@ -59,6 +63,14 @@ def _all_plain(state: SlotState, slots: list[int]) -> bool:
         & (host(state.length)[slots] >= host(state.min_length)[slots])
     )
     return bool(plain.all())
+
+
+def _finite(logits: Tensor) -> list[bool]:
+    """Whether each row has neither NaN nor an infinity: then neither has its sum."""
+    if logits.device.type != "cpu":
+        return [bool(finite) for finite in torch.isfinite(logits.sum(-1)).tolist()]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [math.isfinite(total) for total in logits.numpy().sum(-1).tolist()]
 
 
 def _largest(logits: Tensor) -> list[int]:

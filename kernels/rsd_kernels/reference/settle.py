@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor
 
+from rsd_kernels.reference.columns import add_at, host, number, write_at
 from rsd_kernels.reference.pages import truncate_kv
 from rsd_kernels.reference.philox import Purpose, uniform
 from rsd_kernels.reference.step_log import RecordKind, publish
@@ -22,19 +23,19 @@ _NOTHING = (0, 0, 0)
 
 def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
     """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
-    for b, ended in enumerate(state.ended.tolist()):
-        if ended and int(state.phase[b]) != Phase.WAIT_HOST:
+    for b, ended in enumerate(host(state.ended).tolist()):
+        if ended and number(state.phase, b) != Phase.WAIT_HOST:
             settle_slot(state, b, tokens_per_page)
     end_tick(state)
 
 
 def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
     """The transition of one slot whose step stands on every row."""
-    role = int(state.step_source[slot])
-    if int(state.finish[slot]) in (Finish.ERROR, Finish.PRM_FULL):
+    role = number(state.step_source, slot)
+    if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
         _drop(state, slot, role, tokens_per_page)
-    elif role == Role.DRAFT and int(state.mode[slot]) == Mode.RSD:
-        state.phase[slot] = Phase.SCORE
+    elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
+        write_at(state.phase, slot, Phase.SCORE)
     else:
         _keep(state, slot, role, UNSCORED, tokens_per_page)
 
@@ -46,15 +47,15 @@ def decide(
     tokens_per_page: tuple[int, int, int],
 ) -> None:
     """Accept with probability w(reward); otherwise forget the step and call the target."""
-    batch = batch.planned(state.num_seqs)
-    complete = batch.seq_complete.tolist()
-    for s, b in enumerate(batch.seq_slot.tolist()):
+    n = number(state.num_seqs)
+    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
+    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
         if not complete[s]:
             continue
-        state.reward[b] = rewards[s]
-        reward = float(state.reward[b])
+        write_at(state.reward, b, scored[s])
+        reward = float(host(state.reward)[b])
         if math.isnan(reward):
-            state.nan_rewards[b] += 1
+            add_at(state.nan_rewards, b, 1)
         if _accepts(state, b, reward):
             _keep(state, b, Role.DRAFT, reward, tokens_per_page)
         else:
@@ -80,16 +81,16 @@ def accept_probability(kind: int, a: float, b: float, reward: float) -> float:
 
 def _accepts(state: SlotState, slot: int, reward: float) -> bool:
     probability = accept_probability(
-        int(state.policy_kind[slot]),
-        float(state.policy_a[slot]),
-        float(state.policy_b[slot]),
+        number(state.policy_kind, slot),
+        float(host(state.policy_a)[slot]),
+        float(host(state.policy_b)[slot]),
         reward,
     )
     u = uniform(
-        int(state.seed[slot]),
-        int(state.sample_index[slot]),
-        num_steps=int(state.num_steps[slot]),
-        position=int(state.length[slot]),
+        number(state.seed, slot),
+        number(state.sample_index, slot),
+        num_steps=number(state.num_steps, slot),
+        position=number(state.length, slot),
         role=Role.PRM,
         purpose=Purpose.ACCEPT,
     )
@@ -99,45 +100,47 @@ def _accepts(state: SlotState, slot: int, reward: float) -> bool:
 def _keep(
     state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
 ) -> None:
-    num_steps = int(state.num_steps[b]) + 1
-    finish = int(state.finish[b])
-    if finish == Finish.NONE and num_steps >= int(state.max_steps[b]):
+    num_steps = number(state.num_steps, b) + 1
+    finish = number(state.finish, b)
+    if finish == Finish.NONE and num_steps >= number(state.max_steps, b):
         finish = int(Finish.STEPS)
     publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
-    state.num_steps[b] = num_steps
-    state.committed[b] = state.length[b]
-    state.prm_committed[b] = state.prm_length[b]
-    state.stop_committed[b] = state.stop_state[b]
+    write_at(state.num_steps, b, num_steps)
+    write_at(state.committed, b, host(state.length)[b])
+    write_at(state.prm_committed, b, host(state.prm_length)[b])
+    write_at(state.stop_committed, b, host(state.stop_state)[b])
     _start_step(state, b)
     if finish:
-        state.phase[b] = Phase.DONE
+        write_at(state.phase, b, Phase.DONE)
         truncate_kv(state, b, _NOTHING, tokens_per_page)
     else:
-        state.phase[b] = Phase.TARGET if int(state.mode[b]) == Mode.TARGET else Phase.DRAFT
+        write_at(
+            state.phase, b, Phase.TARGET if number(state.mode, b) == Mode.TARGET else Phase.DRAFT
+        )
 
 
 def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
-    state.length[b] = state.committed[b]
-    state.prm_length[b] = state.prm_committed[b]
-    state.stop_state[b] = state.stop_committed[b]
+    write_at(state.length, b, host(state.committed)[b])
+    write_at(state.prm_length, b, host(state.prm_committed)[b])
+    write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
-    state.phase[b] = Phase.TARGET
-    row, prm_row = int(state.committed[b]), int(state.prm_committed[b])
+    write_at(state.phase, b, Phase.TARGET)
+    row, prm_row = number(state.committed, b), number(state.prm_committed, b)
     truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
     """Ends the output without the step."""
-    finish = int(state.finish[b])
+    finish = number(state.finish, b)
     publish(state, b, kind=RecordKind.DROPPED, source=role, reward=UNSCORED, finish=finish)
-    state.phase[b] = Phase.DONE
+    write_at(state.phase, b, Phase.DONE)
     truncate_kv(state, b, _NOTHING, tokens_per_page)
 
 
 def _start_step(state: SlotState, b: int) -> None:
-    state.delimiter_state[b] = 0
-    state.match_bytes[b] = 0
-    state.finish[b] = Finish.NONE
+    write_at(state.delimiter_state, b, 0)
+    write_at(state.match_bytes, b, 0)
+    write_at(state.finish, b, Finish.NONE)

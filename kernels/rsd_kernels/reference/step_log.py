@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from rsd_kernels.reference.columns import host, number, write_at
 from rsd_kernels.slot_state import LOG_HEADER, SlotState
 
 
@@ -27,24 +27,24 @@ def publish(
 ) -> None:
     """Appends the step committed:length of a slot. Words: size, slot, generation, kind, source,
     reward (float bits; NaN if unscored), finish, number of tokens."""
-    first, last = int(state.committed[slot]), int(state.length[slot])
-    num_logprobs = int(state.num_logprobs[slot])
-    parts = [state.tokens[slot, first:last]]
+    first, last = number(state.committed, slot), number(state.length, slot)
+    num_logprobs = number(state.num_logprobs, slot)
+    parts = [host(state.tokens)[slot, first:last]]
     if num_logprobs >= 0:
         parts.append(_logprob_words(state, slot, first, last, num_logprobs))
     size = LOG_HEADER + sum(len(p) for p in parts)
-    reward_bits = int(torch.tensor(reward, dtype=torch.float32).view(torch.int32))
+    reward_bits = int(np.float32(reward).view(np.int32))
     header = [
-        size, slot, int(state.generation[slot]), kind, source, reward_bits, finish, last - first,
+        size, slot, number(state.generation, slot), kind, source, reward_bits, finish, last - first,
     ]  # fmt: skip
-    words = torch.cat([torch.tensor(header, dtype=torch.int32, device=state.log.device), *parts])
-    head = int(state.log_head)
-    state.log[head : head + size] = words
-    state.log_head.fill_(head + size)
+    head = number(state.log_head)
+    words = np.concatenate([np.array(header, dtype=np.int32), *parts])
+    write_at(state.log, slice(head, head + size), words)
+    write_at(state.log_head, 0, head + size)
 
 
-def _logprob_words(state: SlotState, slot: int, first: int, last: int, k: int) -> Tensor:
-    own = state.token_logprob[slot, first:last].view(torch.int32)[:, None]
-    ids = state.top_token[slot, first:last, :k]
-    values = state.top_logprob[slot, first:last, :k].contiguous().view(torch.int32)
-    return torch.cat([own, ids, values], dim=1).flatten()
+def _logprob_words(state: SlotState, slot: int, first: int, last: int, k: int) -> np.ndarray:
+    own = host(state.token_logprob)[slot, first:last].view(np.int32)[:, None]
+    ids = host(state.top_token)[slot, first:last, :k]
+    values = np.ascontiguousarray(host(state.top_logprob)[slot, first:last, :k]).view(np.int32)
+    return np.concatenate([own, ids, values], axis=1).ravel()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 
-from rsd_kernels.reference.columns import add_at, write
+from rsd_kernels.reference.columns import add_at, number, write_at
 from rsd_kernels.slot_state import SlotState
 
 
 def begin_tick(state: SlotState) -> None:
     """The time since the last tick's end was idle; the first tick of a launch has none before."""
     now = time.perf_counter_ns()
-    if int(state.tick) > 1:
-        add_at(state.idle_nanoseconds, 0, now - int(state.tick_end))
+    if number(state.tick) > 1:
+        add_at(state.idle_nanoseconds, 0, now - number(state.tick_end))
     add_at(state.tick_nanoseconds, 0, -now)
 
 
 def end_tick(state: SlotState) -> None:
     """Called where nothing of the tick comes after."""
     now = time.perf_counter_ns()
-    write(state.tick_end, [now])
+    write_at(state.tick_end, 0, now)
     add_at(state.tick_nanoseconds, 0, now)
