@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,7 @@ def load_models(
     Raises:
         ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
             draft and target do not share their tokens.
+        MemoryError: the weights do not fit on the device.
     """
     given = {"draft": draft, "target": target, "prm": prm}
     names = {name for name, source in given.items() if source is not None}
@@ -138,7 +141,8 @@ def _open(source: Source, revision: str | None) -> Checkpoint:
 
 def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> WriterModel:
     tokenizer = load_tokenizer(checkpoint)
-    model = load_language_model(checkpoint, **options)
+    with _fitting(name, checkpoint, options["device"]):
+        model = load_language_model(checkpoint, **options)
     _say(name, checkpoint, model)
     return WriterModel(
         model, tokenizer, read_vocabulary(tokenizer), load_generation_config(checkpoint) or {}
@@ -147,7 +151,8 @@ def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> 
 
 def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
     tokenizer = load_tokenizer(checkpoint)
-    model = load_reward_model(checkpoint, **options)
+    with _fitting("prm", checkpoint, options["device"]):
+        model = load_reward_model(checkpoint, **options)
     _say("prm", checkpoint, model)
     return PrmModel(
         model=model,
@@ -172,6 +177,20 @@ def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:
             "draft and target must share one tokenizer, for the target continues the draft's "
             f"tokens; these differ{detail}"
         )
+
+
+@contextmanager
+def _fitting(name: str, checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
+    """Says what to change when the memory is too small for a model."""
+    try:
+        yield
+    except RuntimeError as error:  # a CPU's allocator has no error of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"{name}: {checkpoint.source} does not fit into the memory of {device}; choose a dtype "
+            "of fewer bytes, a smaller model or another device"
+        ) from error
 
 
 def _say(name: str, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:

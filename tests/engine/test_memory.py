@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from rsd_engine import Engine, SamplingParams
+from rsd_engine.engine import build, models
 from rsd_engine.engine.memory_plan import plan_memory
 from rsd_engine.limits.sources import find_config
 from rsd_kernels.slot_state import Role
@@ -99,6 +102,46 @@ def test_the_log_tells_the_sizes(tiny: TinyModels, caplog: pytest.LogCaptureFixt
     ) as engine:  # fmt: skip
         report = engine.memory
     assert f"{sum(report.weights.values()) / 1e6:.1f} MB of weights" in caplog.text
+    [pages] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("KV:")]
+    count, each = re.match(r"KV: (\d+) pages of (\d+) bytes", pages).groups()  # type: ignore[union-attr]
+    assert int(count) * int(each) == report.pool
+    assert pages.endswith("; 1 requests of max_model_len=64 tokens fit at once")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error", "knobs"),
+    [
+        (build, "PagePool", torch.OutOfMemoryError("CUDA out of memory"),
+         ["KV pages", "kv_cache_memory_bytes", "gpu_memory_utilization", "max_num_seqs"]),
+        (models, "load_language_model", torch.OutOfMemoryError("CUDA out of memory"),
+         ["draft: ", "dtype", "device"]),
+        (models, "load_reward_model", RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+         ["prm: ", "dtype", "device"]),
+    ],
+)  # fmt: skip
+def test_out_of_memory_names_the_knob(
+    tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, module: object, name: str,
+    error: RuntimeError, knobs: list[str],
+) -> None:  # fmt: skip
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(MemoryError) as raised:
+        Engine(**tiny.sources(), device="cpu")
+    assert all(knob in str(raised.value) for knob in knobs)
+    assert raised.value.__cause__ is error
+
+
+def test_other_errors_of_loading_stay_what_they_are(
+    tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(models, "load_language_model", broken)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        Engine(target=tiny.target, device="cpu")
 
 
 def test_how_many_sequences_fit() -> None:
