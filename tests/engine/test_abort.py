@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,25 @@ def test_abort_of_a_queued_request(engine: Engine) -> None:
     assert output.metrics.draft.tokens_read == 0
     results = [drain(stream).output for stream in streams[:-1]]
     assert len({tuple(map(str, decisions(r))) for r in results}) == 1
+
+
+def test_abort_ends_all_samples(engine: Engine) -> None:
+    """Some run, some are queued; those that had ended keep their end."""
+    params = replace(LONG, n=6, seed=4, ignore_eos=False, max_tokens=25)
+    stream = engine.stream(PROMPTS[0], params)
+    with short_launches(engine, 1):
+        builder = engine._dispatcher._samples[engine._dispatcher._keys[stream.request_id][0]][0]
+        while not any(sample.done for sample in builder.samples):
+            launch(engine)
+    engine.abort(stream.request_id)
+    output = drain(stream).output
+    reasons = [completion.finish_reason for completion in output.outputs]
+    assert len(reasons) == 6 and reasons.count("abort") == 5, reasons
+    [wanted] = generate(engine, [PROMPTS[0]], params)
+    for index in range(6):
+        found = decisions(output, index)
+        assert found == decisions(wanted, index)[: len(found)]
+    assert all_pages_free(engine)
 
 
 def test_abort_of_a_preempted_request(engine: Engine) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,31 @@ def test_defaults_come_from_the_checkpoint(engine: Engine, tiny: TinyModels) -> 
     [default] = engine.generate([PROMPTS[5]], use_tqdm=False)
     [greedy] = generate(engine, [PROMPTS[5]], SamplingParams(temperature=0.0))
     assert decisions(default) == decisions(greedy)
+
+
+def test_sampling_defaults_of_a_checkpoint_are_honoured_and_said(
+    tiny: TinyModels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(tiny.target, folder)
+    values = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    generation = {"do_sample": True, "eos_token_id": [1], "max_length": 99, **values}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    with caplog.at_level(logging.INFO, "rsd_engine"), Engine(target=folder, device="cpu") as own:
+        assert own.get_default_params() == SamplingParams(**values)
+    assert "sampling defaults of the checkpoint" in caplog.text and "top_k=20" in caplog.text
+
+
+def test_arguments_and_their_defaults() -> None:
+    """The constructor as the README promises it."""
+    found = {n: p.default for n, p in inspect.signature(Engine).parameters.items()}
+    assert found == {
+        "draft": None, "target": None, "prm": None, "policy": None, "device": "auto",
+        "dtype": "auto", "max_num_seqs": 16, "max_model_len": None, "kv_cache_memory_bytes": None,
+        "gpu_memory_utilization": 0.9, "step_delimiters": ("\n\n",), "revision": None,
+        "executor": "auto",
+    }  # fmt: skip
+    assert Threshold() == Threshold(0.7)
 
 
 def test_progress(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:

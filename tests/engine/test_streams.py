@@ -44,6 +44,18 @@ def test_kept_texts_add_up_to_the_result(engine: Engine, index: int) -> None:
     assert {e.request_id for e in events} == {last.request_id}
 
 
+def test_samples_of_one_stream_are_told_apart(engine: Engine) -> None:
+    params = replace(PARAMS[1], n=5)
+    *steps, last = engine.stream(PROMPTS[0], params)
+    assert isinstance(last, FinishedEvent)
+    [wanted] = generate(engine, [PROMPTS[0]], params)
+    for index, completion in enumerate(last.output.outputs):
+        kept = [e for e in steps if isinstance(e, StepEvent) and e.index == index]
+        assert "".join(e.text for e in kept if e.kind == "kept") == completion.text
+        assert decisions(last.output, index) == decisions(wanted, index)
+    assert len({completion.text for completion in last.output.outputs}) > 2
+
+
 def test_a_character_split_between_tokens_and_steps_comes_whole(engine: Engine) -> None:
     """A step limit may cut é in two; the text comes with its second half."""
     with scripted(engine, "aé日b</s>", split_characters=True):
@@ -68,10 +80,14 @@ def test_async_streams_run_together(engine: Engine) -> None:
     order: list[int] = []
 
     async def consume(index: int) -> object:
-        stream = engine.stream(prompts[index], params[index])
+        stream, texts = engine.stream(prompts[index], params[index]), list[str]()
         async for event in stream:
             order.append(index)
             assert isinstance(event, StepEvent | FinishedEvent)
+            if isinstance(event, StepEvent) and event.kind == "kept":
+                texts.append(event.text)
+        assert stream.output is not None
+        assert "".join(texts) == stream.output.outputs[0].text
         return stream.output
 
     async def together() -> list[object]:
