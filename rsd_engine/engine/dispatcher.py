@@ -103,10 +103,12 @@ class Dispatcher:
     def close(self) -> None:
         """Aborts everything and ends the worker."""
         with self._ahead():
-            for request_id in list(self._keys):
-                self.abort(request_id)
-            self._worker.shutdown()
-            self._core.close()
+            try:
+                for request_id in list(self._keys):
+                    self.abort(request_id)
+                self._core.close()
+            finally:
+                self._worker.shutdown()
 
     @contextmanager
     def _ahead(self) -> Iterator[None]:

@@ -203,9 +203,11 @@ class Engine:
         """Aborts what runs and lets go of weights and pages. The engine cannot be used again."""
         if self._closed:
             return
-        self._dispatcher.close()
         self._closed = True
-        del self._built, self._dispatcher
+        try:
+            self._dispatcher.close()
+        finally:
+            del self._built, self._dispatcher
 
     def __enter__(self) -> Engine:
         return self

@@ -111,6 +111,28 @@ def test_a_return_that_was_asked_for_preempts_nobody(name: str) -> None:
     core.close()
 
 
+def test_closing_while_a_launch_runs() -> None:
+    core = core_of(2, 400, 1 << 16, "host-graphs")
+    core.add(0, REQUESTS[5])
+    core.step()
+    assert core._in_flight
+    core.close()
+    assert not core._in_flight and core.executor.recorder.recorded == []  # type: ignore[attr-defined]
+
+
+def test_a_queued_request_is_aborted_while_a_launch_runs(wanted: dict[int, list[str]]) -> None:
+    core = core_of(1, 400, 1 << 16, "host-graphs")
+    for key in range(3):
+        core.add(key, REQUESTS[key])
+    told = core.step()
+    assert core._in_flight and story(core.abort(1)) == ["done: ABORTED"]
+    assert core._in_flight, "nothing of it was running"
+    while core.has_work:
+        told += core.step()
+    for key in (0, 2):
+        assert story([e for e in told if e.key == key]) == wanted[key]
+
+
 class Lagging:
     """A state whose device runs behind: writes queued by the host happen when something is read."""
 
