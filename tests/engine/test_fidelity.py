@@ -13,7 +13,6 @@ from rsd_engine import Engine, RequestOutput, SamplingParams
 from tests.engine.support import PROMPTS, Fresh, generate
 from tests.engine.ties import TIE
 from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
-from tests.models.gguf_files import find_smollm2
 from tests.tiny_models import TinyModels, tiny_tokenizer, write_tokenizer
 
 SHORT_PROMPTS = [
@@ -109,6 +108,9 @@ def test_steps_change_nothing_in_what_one_model_writes(tiny: TinyModels) -> None
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
+    pytest.importorskip("gguf")
+    from tests.models.gguf_files import find_smollm2
+
     return find_smollm2()
 
 
