@@ -97,7 +97,9 @@ class Replayer:
             from rsd_engine.loop.cuda_runtime import CaptureStream, CudaRecorder
 
             capture = CaptureStream(device)
+            before = Snapshot(loop)  # the last pass still stands in the rows: ops act on them
             capture.warm_up(build_program(loop))
+            before.restore()
             self._recorder = CudaRecorder(capture)
             self._stream, self._clock = capture.stream, StreamClock(capture.stream)
 

@@ -180,6 +180,9 @@ def plan_kernel(
     if CLOCK:
         tl.store(state.pass_start, globaltimer(), mask=role != _NUM_ROLES)
     if role == _NUM_ROLES:
+        tl.store(state.num_rows, 0)
+        tl.store(state.num_seqs, 0)
+        pad(batch, rows, rows, tl.arange(0, BLOCK_N), b_slot)
         end_tick(state, CLOCK)
 
 

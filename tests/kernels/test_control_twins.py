@@ -201,6 +201,18 @@ class TestPlan:
         self.run(state)
         assert int(state.running) == 0
 
+    def test_a_tick_without_a_pass_leaves_no_rows(self) -> None:
+        """Bodies are run on it to warm up: they must not act on the last pass again."""
+        state, batch = make_state(), RowBatch.allocate(16, 4, CPU)
+        fill(state, 0, 9, Phase.DRAFT, read=2)
+        ops.plan(state, batch, PER_PAGE)
+        assert batch.seq_complete.any() and (batch.page >= 0).any()
+        state.active.zero_()
+        ops.plan(state, batch, PER_PAGE)
+        assert int(state.num_rows) == int(state.num_seqs) == 0
+        assert (batch.page == -1).all() and not batch.seq_complete.any()
+        assert not batch.seq_start.any() and not batch.seq_kv_len.any()
+
     @pytest.mark.parametrize(("left", "goes_on"), [(16, True), (15, False)])
     def test_the_log_keeps_room_for_a_token_that_becomes_several(
         self, left: int, goes_on: bool

@@ -55,7 +55,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
     write_at(state.pass_body, 0, NUM_ROLES * num_buckets)
     write_at(state.ended, slice(None), 0)
     if _must_return(state):
-        _stop(state)
+        _stop(state, batch)
         return
     ready = _ready_slots(state)
     write_at(state.short, slice(None), 0)
@@ -68,7 +68,7 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
             write_at(state.pass_body, 0, role * num_buckets + _bucket(state))
             write_at(state.pass_start, 0, time.perf_counter_ns())
             return
-    _stop(state)
+    _stop(state, batch)
 
 
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:
@@ -83,8 +83,12 @@ def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     add_at(state.nanoseconds, here, elapsed)
 
 
-def _stop(state: SlotState) -> None:
+def _stop(state: SlotState, batch: RowBatch) -> None:
+    """No pass, so no rows: bodies that are run nevertheless, to warm up, find nothing to do."""
     write_at(state.running, 0, 0)
+    write_at(state.num_rows, 0, 0)
+    write_at(state.num_seqs, 0, 0)
+    _pad(batch, 0, 0)
     end_tick(state)
 
 
