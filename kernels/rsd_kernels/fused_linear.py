@@ -8,6 +8,8 @@ Twins: `rsd_kernels.reference.linear` and `rsd_kernels.reference.fused_linear`.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,10 @@ from rsd_kernels.triton_support import (
     check_last_contiguous,
     check_shape,
 )
+
+# Without this, releases of PyTorch take a workspace for cuBLASLt (products with a bias) from their
+# allocator at every call; with it, the one that cuBLAS has for the stream. Read at the first call.
+os.environ.setdefault("TORCH_CUBLASLT_UNIFIED_WORKSPACE", "1")
 
 
 def linear(
