@@ -88,6 +88,8 @@ class EngineCore:
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0
         self._generation = 0
+        for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
+            stamps.zero_()  # an executor that warms up ends ticks that never began
 
     # ------------------------------------------------------------------ requests
 

@@ -53,4 +53,7 @@ class _Words:
 
 
 def _device_view(tensor: Tensor, device: torch.device) -> Tensor:
-    return torch.as_tensor(_Words(tensor), device=device)
+    view = torch.as_tensor(_Words(tensor), device=device)
+    if view.data_ptr() != tensor.data_ptr():
+        raise RuntimeError(f"{device} does not share addresses with the host's pinned memory")
+    return view
