@@ -32,8 +32,14 @@ def bundle(name: str, *members: str) -> Any:
 
 
 StateArgs = bundle(
-    "StateArgs", *_STATE, "num_slots", "row_len", "prm_row_len", "num_columns", "log_words",
-    "num_buckets"
+    "StateArgs",
+    *_STATE,
+    "num_slots",
+    "row_len",
+    "prm_row_len",
+    "num_columns",
+    "log_words",
+    "num_buckets",
 )
 BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
 TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
