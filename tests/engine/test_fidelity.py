@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
+from rsd_kernels.slot_state import Role
 from tests.engine.support import PROMPTS, Fresh, generate
 from tests.engine.ties import TIE
 from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
@@ -124,19 +125,33 @@ def demo_questions(count: int) -> list[str]:
 @pytest.mark.timeout(1800)
 def test_smollm2(smollm2: Path) -> None:
     """Twenty short prompts and twenty word problems, 24 to 64 tokens each."""
-    file = {"gguf_file": smollm2.name}
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, dtype=torch.float32, **file).eval()
-    prompts = [*SHORT_PROMPTS, *demo_questions(20)]
     rng = random.Random(1)
-    counts = [rng.randint(24, 64) for _ in prompts]
-    params = [SamplingParams(temperature=0.0, max_tokens=count) for count in counts]
-    with Engine(
-        target=smollm2, step_delimiters=None, max_num_seqs=8, max_model_len=256,
-        dtype="float32", device="cpu",
-    ) as engine:  # fmt: skip
-        results = generate(engine, prompts, params)
-        eos = sorted(engine._built.models.eos_ids)
-        for result, count in zip(results, counts, strict=True):
-            wanted = transformers_tokens(model, list(result.prompt_token_ids), count, eos)
-            assert same_or_tie(engine, result, wanted)
-    assert len(results) == 40
+    asked = [(p, rng.randint(24, 64)) for p in [*SHORT_PROMPTS, *demo_questions(20)]]
+    check_smollm2(smollm2, asked)
+
+
+def check_smollm2(path: Path, asked: list[tuple[str, int]]) -> None:
+    """Greedy tokens and the logits after them, from the GGUF file and from safetensors."""
+    from bench.smollm2 import checkpoint_folder
+
+    file = {"gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **file).eval()
+    params = [SamplingParams(temperature=0.0, max_tokens=count) for _, count in asked]
+    expected: dict[tuple[int, ...], list[int]] = {}
+    for source in (path, checkpoint_folder(path)):
+        with Engine(
+            target=source, step_delimiters=None, max_num_seqs=8, max_model_len=256,
+            dtype="float32", device="cpu",
+        ) as engine:  # fmt: skip
+            results = generate(engine, [prompt for prompt, _ in asked], params)
+            eos = sorted(engine._built.models.eos_ids)
+            for result, (_, count) in zip(results, asked, strict=True):
+                ids = result.prompt_token_ids
+                if ids not in expected:
+                    expected[ids] = transformers_tokens(model, list(ids), count, eos)
+                assert same_or_tie(engine, result, expected[ids])
+            row = [*results[0].prompt_token_ids, *results[0].outputs[0].token_ids]
+            with torch.no_grad():
+                wanted = model(torch.tensor([row])).logits[0, -1]
+            assert (Fresh(engine).logits(Role.TARGET, row) - wanted).abs().max() < 1e-3
+    assert len(expected) == len(asked)
