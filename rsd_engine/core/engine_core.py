@@ -178,9 +178,7 @@ class EngineCore:
         self._log.rewind()
         state.tick.zero_()
         state.tick_cap.fill_(self.ticks_per_launch)
-        waiting = bool(self._queue) or any(
-            r and not self._is_active(s) for s, r in enumerate(self._slots)
-        )
+        waiting = bool(self._queue) or bool(self._slots_with(active=False))
         self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
         if self._asked:
             self._ask(HostRequest.RETURN)
@@ -256,7 +254,7 @@ class EngineCore:
 
     def _admit(self) -> None:
         while self._queue and None in self._slots:
-            if any(r and not self._is_active(s) for s, r in enumerate(self._slots)):
+            if self._slots_with(active=False):
                 return  # the preempted are older and go first
             _, request = self._queue[0]
             if not self._has_room(request, len(request.prompt)):
@@ -270,10 +268,7 @@ class EngineCore:
 
     def _resume(self) -> None:
         """Re-admits preempted requests, oldest first, when pages for a long step are free."""
-        waiting = [(r.age, s) for s, r in enumerate(self._slots) if r and not self._is_active(s)]
-        for _, slot in sorted(waiting):
-            running = self._slots[slot]
-            assert running is not None
+        for running, slot in sorted(self._slots_with(active=False), key=lambda found: found[0].age):
             if not self._has_room(running.request, int(self.state.length[slot])):
                 return
             self.state.active[slot] = 1
@@ -283,10 +278,11 @@ class EngineCore:
 
         Nobody comes in while an older request is short: it would take the pages just freed.
         """
-        active = [s for s, r in enumerate(self._slots) if r and self._is_active(s)]
+        active = self._slots_with(active=True)
         if not active:
             return True
-        if any(bool(self.state.short[s]) for s in active):
+        short = self.state.short.tolist()
+        if any(short[slot] for _, slot in active):
             return False
         longest = min(request.limit, length + request.max_step_tokens)
         return self._pages_at(request, longest) <= int(self.state.num_free)
@@ -300,8 +296,10 @@ class EngineCore:
             for role in _ROLES_OF_MODE[request.mode]
         )
 
-    def _is_active(self, slot: int) -> bool:
-        return bool(self.state.active[slot])
+    def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:
+        """The requests that are active, or those that are preempted, and their slots."""
+        flags = self.state.active.tolist()  # one copy for all slots
+        return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
 
     def _was_asked(self) -> bool:
         """Whether the host may be why the last launch returned; then it says nothing of pages."""
@@ -325,10 +323,10 @@ class EngineCore:
         slot, or None if there is only one active request.
         """
         self._return_now()
-        active = [(r.age, s) for s, r in enumerate(self._slots) if r and self._is_active(s)]
+        active = self._slots_with(active=True)
         if len(active) < 2:
             return None
-        _, slot = max(active)
+        _, slot = max(active, key=lambda found: found[0].age)
         self._release(slot)
         self.state.active[slot] = 0
         self.num_preemptions += 1
