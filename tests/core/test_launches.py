@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 from rsd_engine.core import engine_core
-from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event
 from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Finish, Mode, Role
-from tests.core.test_random_histories import core_of, make_request, score, writer
+from rsd_kernels.slot_state import Mode, Role
+from tests.core.test_random_histories import Broken, break_passes, core_of, make_request
 from tests.loop.executors import EXECUTORS
-from tests.loop.toy import NEWLINE, SEPARATOR, run, story, toy_core, toy_request
+from tests.loop.toy import run, story, toy_request
 
 REQUESTS = [
     make_request(("abc" * (1 + i % 2), i, float(i % 2), 8 + 3 * i, i % 4, Mode.RSD))
@@ -28,24 +26,6 @@ def wanted() -> dict[int, list[str]]:
     return {key: story(found) for key, found in run(core_of(3, 400, 64), REQUESTS).items()}
 
 
-class Broken(Exception):
-    """A forward that failed."""
-
-
-def breaks_at(core: EngineCore, role: Role, passes: set[int]) -> None:
-    """The forward of `role` fails in these of its passes."""
-    forward, count = core.loop.forwards[role], 0
-
-    def fails(batch: RowBatch) -> None:
-        nonlocal count
-        count += 1
-        if count in passes:
-            raise Broken
-        forward(batch)
-
-    core.loop.forwards[role] = fails
-
-
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("name", sorted(EXECUTORS))
 def test_a_launch_that_breaks_loses_nothing(
@@ -53,7 +33,7 @@ def test_a_launch_that_breaks_loses_nothing(
 ) -> None:
     """Whoever stays gets the same steps: what had been decided is told, the pass is done again."""
     core = core_of(3, 400, 1000, name)
-    breaks_at(core, role, {2, 3, 9, 14})
+    break_passes(core, role, {2, 3, 9, 14})
     for key, request in enumerate(REQUESTS):
         core.add(key, request)
     found: dict[int, list[Event]] = {key: [] for key in wanted}
@@ -76,7 +56,7 @@ def test_a_launch_that_breaks_loses_nothing(
 
 def test_a_broken_launch_and_then_an_abort(wanted: dict[int, list[str]]) -> None:
     core = core_of(3, 400, 1000)
-    breaks_at(core, Role.DRAFT, {11})
+    break_passes(core, Role.DRAFT, {11})
     for key in range(3):
         core.add(key, REQUESTS[key])
     with pytest.raises(Broken):
@@ -147,19 +127,11 @@ class Lagging:
         return getattr(self._state, name)
 
 
-def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
-    kept = list(step)
-    while delimiter_bytes and kept and kept[-1] == NEWLINE:
-        kept.pop()
-        delimiter_bytes -= 1
-    return [t for t in kept if t <= NEWLINE] + [SEPARATOR]
-
-
-def text_core(ticks: int) -> EngineCore:
-    return toy_core(
-        writer(b"draft"), writer(b"target"), score,
-        num_slots=3, max_rows=8, ticks_per_launch=ticks, text_bridge=by_text,
-    )  # fmt: skip
+@pytest.mark.parametrize("ticks", [1, 1000])
+@pytest.mark.parametrize("name", sorted(EXECUTORS))
+def test_steps_that_go_through_text(name: str, ticks: int, wanted: dict[int, list[str]]) -> None:
+    found = run(core_of(3, 400, ticks, name, text=True), REQUESTS)
+    assert {key: story(events) for key, events in found.items()} == wanted
 
 
 @pytest.mark.parametrize("ticks", [1, 5, 1000])
@@ -167,9 +139,7 @@ def test_steps_settled_by_the_host_reach_the_log_late(
     ticks: int, wanted: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the host queues the transition of a bridged step and reads the log by itself."""
-    plain = {key: story(found) for key, found in run(text_core(ticks), REQUESTS).items()}
-    assert plain == wanted
-    core = text_core(ticks)
+    core = core_of(3, 400, ticks, text=True)
     lagging = Lagging(core.state)
     settle_slot = engine_core.ops.settle_slot
     delayed = 0

@@ -1,20 +1,24 @@
-"""Any history of admissions, aborts and preemptions: pages add up, results are those alone."""
+"""Any history of admissions, aborts, preemptions, failures: pages add up, nothing is lost."""
 
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from functools import cache
+from typing import ClassVar
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.memory.slots import SlotRequest, check_integrity
-from rsd_kernels.slot_state import Mode, PolicyKind
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.slot_state import Finish, Mode, PolicyKind, Role
 from tests.loop.executors import EXECUTORS
-from tests.loop.toy import NEWLINE, NUM_IDS, run, story, toy_core, toy_request
+from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
 
 POLICIES = (
     (PolicyKind.THRESHOLD, 0.5, 0.0),
@@ -42,7 +46,15 @@ def score(row: tuple[int, ...]) -> float:
     return noise(b"prm", row, 0)
 
 
-def core_of(num_slots: int, num_pages: int, ticks: int, executor: str = "eager") -> EngineCore:
+def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+    """What the device's bridge does, as a host would that tokenises text: one token is one byte."""
+    kept = [token for token in step if token <= NEWLINE]
+    return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]
+
+
+def core_of(
+    num_slots: int, num_pages: int, ticks: int, executor: str = "eager", *, text: bool = False
+) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     return toy_core(
         writer(b"draft"),
@@ -54,7 +66,26 @@ def core_of(num_slots: int, num_pages: int, ticks: int, executor: str = "eager")
         ticks_per_launch=ticks,
         row_buckets=row_buckets,
         make_executor=make_executor,
+        text_bridge=by_text if text else None,
     )
+
+
+class Broken(Exception):
+    """A forward that failed."""
+
+
+def break_passes(core: EngineCore, role: Role, passes: set[int]) -> None:
+    """The forward of `role` fails in these of its passes from now on, the first being 1."""
+    forward, count = core.loop.forwards[role], 0
+
+    def fails(batch: RowBatch) -> None:
+        nonlocal count
+        count += 1
+        if count in passes:
+            raise Broken
+        forward(batch)
+
+    core.loop.forwards[role] = fails
 
 
 Wanted = tuple[str, int, float, int, int, Mode]
@@ -79,32 +110,40 @@ def alone(wanted: Wanted) -> list[str]:
     return story(run(core_of(1, 400, 64), [make_request(wanted)])[0])
 
 
+WANTED = st.tuples(
+    st.text("abcdefgh", min_size=1, max_size=20),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 1.0]),
+    st.integers(1, 30),
+    st.integers(0, len(POLICIES) - 1),
+    st.sampled_from([Mode.RSD, Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
+)
+
+
 class Histories(RuleBasedStateMachine):
     """One core under random orders; the toy models notice any token read or kept wrongly."""
+
+    seen: ClassVar[Counter[str]] = Counter()  # over all histories
 
     @initialize(
         slots=st.integers(1, 4),
         pages=st.integers(40, 90),
         ticks=st.sampled_from([1, 2, 3, 40]),
         executor=st.sampled_from(sorted(EXECUTORS)),
+        text=st.booleans(),
+        first=st.lists(WANTED, min_size=2, max_size=8),
     )
-    def start(self, slots: int, pages: int, ticks: int, executor: str) -> None:
-        self.core = core_of(slots, pages, ticks, executor)
+    def start(
+        self, slots: int, pages: int, ticks: int, executor: str, text: bool, first: list[Wanted]
+    ) -> None:
+        self.core = core_of(slots, pages, ticks, executor, text=text)
         self.wanted: dict[int, Wanted] = {}
         self.events: dict[int, list[Event]] = {}
+        for wanted in first:
+            self.admit(wanted)
 
-    @rule(
-        prompt=st.text("abcdefgh", min_size=1, max_size=20),
-        seed=st.integers(0, 5),
-        temperature=st.sampled_from([0.0, 1.0]),
-        max_tokens=st.integers(1, 30),
-        policy=st.integers(0, len(POLICIES) - 1),
-        mode=st.sampled_from([Mode.RSD, Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
-    )
-    def admit(
-        self, prompt: str, seed: int, temperature: float, max_tokens: int, policy: int, mode: Mode
-    ) -> None:
-        wanted = (prompt, seed, temperature, max_tokens, policy, mode)
+    @rule(wanted=WANTED)
+    def admit(self, wanted: Wanted) -> None:
         request, key = make_request(wanted), len(self.wanted)
         if self.core.check(request) is None:
             self.core.add(key, request)
@@ -113,8 +152,16 @@ class Histories(RuleBasedStateMachine):
     @rule(times=st.integers(1, 12))
     def step(self, times: int) -> None:
         for _ in range(times):
-            self._collect(self.core.step())
+            self._step()
             check_integrity(self.core.state, self.core.loop.tokens_per_page)
+
+    @rule(role=st.sampled_from(list(Role)))
+    def fail(self, role: Role) -> None:
+        break_passes(self.core, role, {1})
+
+    @rule()
+    def ask(self) -> None:
+        self.core.ask_to_return()
 
     @rule()
     def preempt(self) -> None:
@@ -136,17 +183,26 @@ class Histories(RuleBasedStateMachine):
         for _ in range(5000):
             if not self.core.has_work:
                 break
-            self._collect(self.core.step())
+            self._step()
         assert not self.core.has_work, "the loop does not end"
         assert int(self.core.state.num_free) == self.core.state.free_pages.shape[0]
+        self.seen["preemptions"] += self.core.num_preemptions
         for key, wanted in self.wanted.items():
             found = story(self.events[key])
             end = self.events[key][-1]
             assert isinstance(end, RequestDone)
+            self.seen["aborts of running requests"] += end.finish is None and len(found) > 1
+            self.seen["rejections"] += any(" rejected: " in line for line in found)
             if end.finish is None:
                 assert found[:-1] == alone(wanted)[: len(found) - 1]
             else:
                 assert found == alone(wanted)
+
+    def _step(self) -> None:
+        try:
+            self._collect(self.core.step())
+        except Broken:
+            self.seen["failed passes"] += 1
 
     def _collect(self, events: list[Event]) -> None:
         for event in events:
@@ -156,9 +212,17 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=20,
+    max_examples=120,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_the_histories_were_worth_it() -> None:
+    seen = Histories.seen
+    if not seen:
+        pytest.skip("they have not run")
+    wanted = ("failed passes", "preemptions", "aborts of running requests", "rejections")
+    assert all(seen[name] >= 5 for name in wanted), seen
