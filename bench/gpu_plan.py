@@ -53,7 +53,7 @@ def parts() -> tuple[Part, ...]:
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
         Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90),
-        Part("device_loop", "bench.device_loop", ("--budget", "85"), ("--dry-run",), limit=120),
+        Part("device_loop", "bench.device_loop", ("--budget", "75"), ("--dry-run",), limit=170),
         Part("step_latency", "bench.step_latency", ("--budget", "130"), ("--dry-run",), limit=170),
         Part(
             "memory",

@@ -38,12 +38,12 @@ class Turns:
     """Whether there is time for one more run.
 
     Args:
-        end: when no run may be going on any more, by `time.monotonic`.
+        seconds: from now on, after which no run shall be going on.
     """
 
-    def __init__(self, end: float) -> None:
+    def __init__(self, seconds: float) -> None:
         self.skipped: Counter[str] = Counter()
-        self._end = end
+        self._end = time.monotonic() + seconds
         self._last: dict[str, float] = {}  # seconds of a run, by its name
 
     def fits(self, name: str) -> bool:

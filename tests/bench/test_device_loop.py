@@ -138,7 +138,7 @@ def test_characters_stand_for_ids() -> None:
 
 
 def test_turns() -> None:
-    turns = Turns(time.monotonic() + 0.3)
+    turns = Turns(0.3)
     assert turns.run("short", lambda: 1) == 1
     turns.run("long", lambda: time.sleep(0.2))
     assert turns.run("long", lambda: pytest.fail("there is no time for it")) is None
