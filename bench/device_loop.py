@@ -35,7 +35,7 @@ from bench.device_loop_report import (
     bar_lines,
     judge,
 )
-from bench.lone_passes import CountingExecutor, Replayer
+from bench.lone_passes import Replayer
 from bench.loop_runs import (
     RETURN_HEADERS,
     Returns,
@@ -154,15 +154,12 @@ class Bench:
 
     def time_passes(self, share: Share, replayer: Replayer) -> None:
         """Counts the passes of the scene, and times each of them alone."""
-        judged = self.executors[self.judged]
-        counted = CountingExecutor(
-            self.engine._built.core.loop, ticks_per_launch=judged.ticks_per_launch
-        )
-        run = self.turns.run("count passes", partial(run_scene, self.engine, counted, share.scene))
+        counting = replayer.counting_executor(self.executors[self.judged].ticks_per_launch)
+        run = self.turns.run("count passes", partial(run_scene, self.engine, counting, share.scene))
         if run is not None:
             if self.judged in share.runs and run[0].ticks != share.runs[self.judged][0].ticks:
                 raise Mismatch("the counted run has other passes than the one that was timed")
-            share.passes = replayer.time(counted, runs=max(2, 2 * self.options.runs + 1))
+            share.passes = replayer.time(runs=max(2, 2 * self.options.runs + 1))
 
     def run_baseline(self, share: Share, baseline: Baseline) -> None:
         """The paper's arrangement, then the judged executor; both read their prompts."""

@@ -8,8 +8,8 @@ which is put back before every replay, outside the clock.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from bench.timing import Timing
 from rsd_engine.loop.direct_recorder import DirectRecorder
-from rsd_engine.loop.eager import EagerExecutor
-from rsd_engine.loop.host_graphs import Recorder
+from rsd_engine.loop.host_graphs import HostGraphsExecutor, Recorder
 from rsd_engine.loop.program import Block, Call, Switch, While, calls
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.loop.timed_recorder import Clock, HostClock, StreamClock
@@ -38,24 +37,44 @@ class Snapshot:
             place.copy_(kept)
 
 
-class CountingExecutor(EagerExecutor):
-    """The eager executor, which counts its passes by body and keeps a state of each."""
+@dataclass
+class Counted:
+    """Passes by body, and the state of one of each."""
 
-    def __init__(self, loop: Loop, *, ticks_per_launch: int) -> None:
-        self.counts: Counter[int] = Counter()
-        self.snapshots: dict[int, Snapshot] = {}
+    counts: Counter[int] = field(default_factory=Counter)
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+
+
+class CountingRecorder:
+    """A recorder under host graphs that sees which body each tick runs."""
+
+    def __init__(self, inner: Recorder, loop: Loop) -> None:
+        self.counted = Counted()
+        self._inner = inner
         self._loop = loop
-        flag, plan, switch = _parts(loop)
-        count = Call("count", self._count)
-        program = (While(flag, (plan, count, switch)),)
-        super().__init__(program, ticks_per_launch=ticks_per_launch)
 
-    def _count(self) -> None:
+    def record(self, ops: Sequence[Call]) -> Callable[[], None]:
+        return self._inner.record(ops)
+
+    def begin(self) -> None:
+        self._inner.begin()
+
+    def read(self, flag: Tensor) -> int:
+        value = self._inner.read(flag)
+        if flag is self._loop.state.pass_body:
+            self._count(value)
+        return value
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _count(self, body: int) -> None:
         """The kept state is of a pass in the later half: contexts have grown."""
-        body = int(self._loop.state.pass_body)  # host read: this executor's way
-        self.counts[body] += 1
-        if self.counts[body].bit_count() == 1:
-            self.snapshots[body] = Snapshot(self._loop)
+        counted = self.counted
+        counted.counts[body] += 1
+        if counted.counts[body].bit_count() == 1:
+            counted.snapshots[body] = Snapshot(self._loop)
+            self._inner.begin()  # the body comes after the copies
 
 
 @dataclass(frozen=True)
@@ -86,9 +105,10 @@ class Replayer:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._bodies = _parts(loop)[2].bodies
+        self._bodies = _bodies(loop)
         self._buckets: list[int] = loop.state.row_buckets.tolist()
         self._replays: dict[int, Callable[[], None]] = {}
+        self._executor: HostGraphsExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._clock: Clock = HostClock()
         self._recorder: Recorder = DirectRecorder()
@@ -102,10 +122,25 @@ class Replayer:
             before.restore()
             self._recorder = CudaRecorder(capture)
             self._stream, self._clock = capture.stream, StreamClock(capture.stream)
+        self._counting = CountingRecorder(self._recorder, loop)
 
-    def time(self, counted: CountingExecutor, runs: int) -> list[LonePass]:
-        """Every body of the counting run; the state is left as it was."""
-        before = Snapshot(self._loop)
+    def counting_executor(self, ticks_per_launch: int) -> HostGraphsExecutor:
+        """Counts anew; `time` is then about what it has run."""
+        self._counting.counted = Counted()
+        if self._executor is None:
+            self._executor = HostGraphsExecutor(
+                build_program(self._loop), self._counting, ticks_per_launch=ticks_per_launch,
+                name="counting",
+            )  # fmt: skip
+        return self._executor
+
+    @property
+    def counted(self) -> Counted:
+        return self._counting.counted
+
+    def time(self, runs: int) -> list[LonePass]:
+        """Every body that was counted; the state is left as it was."""
+        counted, before = self.counted, Snapshot(self._loop)
         found = [
             LonePass(
                 role=Role(body // len(self._buckets)).name.lower(),
@@ -142,14 +177,13 @@ class Replayer:
         return Timing(tuple(self._clock.seconds(*pair) for pair in marks[1:]))
 
 
-def _parts(loop: Loop) -> tuple[Tensor, Call, Switch]:
-    """The flag of the program's While, its plan, and the switch over the bodies."""
-    program: Block = build_program(loop)
-    [turn] = program
+def _bodies(loop: Loop) -> tuple[Block, ...]:
+    """Of the switch in the program's While."""
+    [turn] = build_program(loop)
     assert isinstance(turn, While)
-    plan, switch = turn.body
-    assert isinstance(plan, Call) and isinstance(switch, Switch)
-    return turn.flag, plan, switch
+    *_, switch = turn.body
+    assert isinstance(switch, Switch)
+    return switch.bodies
 
 
 def _places(loop: Loop) -> list[Tensor]:

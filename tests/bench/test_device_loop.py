@@ -13,13 +13,15 @@ import torch
 from bench import device_loop
 from bench.device_loop import REJECTED, scene_of
 from bench.device_loop_report import BARS, Share, bar_lines, judge
-from bench.lone_passes import CountingExecutor, LonePass, Replayer, Snapshot
+from bench.lone_passes import LonePass, Replayer, Snapshot
 from bench.loop_runs import Run, Turns, kept_drafts, run_scene, using
 from bench.random_baseline import character_tokenizer, ids_of, text_of
 from bench.random_models import TRIPLES
 from bench.step_scenes import Scene, fill_pages, play
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
+from rsd_engine.loop.eager import EagerExecutor
+from rsd_engine.loop.rsd import build_program
 from rsd_kernels.slot_state import Role
 
 SCENE = Scene("rsd", 0.5, slots=1, context=20, step_tokens=3, steps=4)
@@ -88,8 +90,10 @@ def test_the_gate_stops_an_executor_that_decides_otherwise(
 def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) -> None:
     loop = engine._built.core.loop
     scene = scene_of(SCENE, 0.5)
-    counted = CountingExecutor(loop, ticks_per_launch=16)
-    run, played = run_scene(engine, counted, scene)
+    replayer = Replayer(loop)
+    for _ in range(2):  # counted anew
+        run, played = run_scene(engine, replayer.counting_executor(16), scene)
+    counted = replayer.counted
     assert run.rejected == 0.5 and kept_drafts(played).count(False) == 2
     buckets = loop.state.row_buckets.tolist()
     by_role = dict.fromkeys(Role, 0)
@@ -99,7 +103,7 @@ def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) ->
     assert by_role[Role.DRAFT] == 12 and by_role[Role.TARGET] == 6
     assert {role: float(count) for role, count in by_role.items()} == played.passes
     before = Snapshot(loop)
-    passes = Replayer(loop).time(counted, runs=2)
+    passes = replayer.time(runs=2)
     assert {(p.role, p.rows): p.count for p in passes} == {
         (Role(body // len(buckets)).name.lower(), buckets[body % len(buckets)]): count
         for body, count in counted.counts.items()
@@ -114,7 +118,7 @@ def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) ->
 def test_an_executor_is_put_back(engine: Engine) -> None:
     core = engine._built.core
     before = core.executor, core.ticks_per_launch
-    counted = CountingExecutor(core.loop, ticks_per_launch=5)
+    counted = EagerExecutor(build_program(core.loop), ticks_per_launch=5)
     with pytest.raises(KeyError), using(core, counted):
         assert (core.executor, core.ticks_per_launch) == (counted, 5)
         raise KeyError
