@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -47,6 +47,7 @@ class Dispatcher:
         self._lock = threading.RLock()
         self._door = threading.Lock()  # before the lock; who stands in it is the next to get it
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
+        self._step: Future[list[Event]] | None = None  # runs in the worker
         self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
         self._keys: dict[str, list[int]] = {}
         self._events: dict[str, deque[StreamEvent]] = {}
@@ -63,16 +64,11 @@ class Dispatcher:
         with self._door:
             self._lock.acquire()
         try:
+            self._finish_step()
             if self._events.get(request_id):
                 return
-            step = self._worker.submit(self._timed_step)
-            try:
-                events = step.result()
-            except KeyboardInterrupt:
-                self._core.ask_to_return()
-                self._deliver(step.result())
-                raise
-            self._deliver(events)
+            self._step = self._worker.submit(self._timed_step)
+            self._finish_step()
         finally:
             self._lock.release()
 
@@ -119,9 +115,28 @@ class Dispatcher:
                 self._core.ask_to_return()  # who stood in the door may have launched since
                 self._lock.acquire()
         try:
+            self._finish_step()
             yield
         finally:
             self._lock.release()
+
+    def _finish_step(self) -> None:
+        """Waits for the step that runs, if one does, and delivers its events.
+
+        An interrupt ends the wait; whoever comes next waits again, so nobody meets a running core.
+        """
+        if self._step is None:
+            return
+        try:
+            events = self._step.result()
+        except KeyboardInterrupt:
+            self._core.ask_to_return()
+            raise
+        except BaseException:
+            self._step = None
+            raise
+        self._step = None
+        self._deliver(events)
 
     def _timed_step(self) -> list[Event]:
         started = time.perf_counter()

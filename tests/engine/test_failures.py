@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 
 import pytest
 
 from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Threshold
+from rsd_engine.core.events import Event
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import Role
 from tests.engine.scripted import replaced, scripted, spoiled
@@ -121,6 +123,13 @@ def test_closing_an_engine_whose_passes_fail(tiny: TinyModels) -> None:
     assert last.output.outputs[0].finish_reason == "abort"
 
 
+def press_ctrl_c() -> None:
+    """From the thread of the core: the caller's wait is torn, not this thread's work."""
+    caller = threading.main_thread().ident
+    assert caller is not None and caller != threading.get_ident()
+    signal.pthread_kill(caller, signal.SIGINT)
+
+
 def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
     [wanted] = generate(engine, ["ab"], PARAMS)
     forward, passes = engine._built.core.loop.forwards[Role.DRAFT], 0
@@ -129,7 +138,7 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
         nonlocal passes
         passes += 1
         if passes == 3:
-            signal.raise_signal(signal.SIGINT)
+            press_ctrl_c()
             time.sleep(0.2)  # the tick goes on while the caller is interrupted
         forward(batch)
 
@@ -138,6 +147,38 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
     assert not engine._built.core.has_work and all_pages_free(engine)
     [again] = generate(engine, ["ab"], PARAMS)
     assert decisions(again) == decisions(wanted)
+
+
+@pytest.mark.parametrize("executor", ["eager", "profile"])
+def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor: str) -> None:
+    """Whatever the caller is torn out of, nobody touches the core while a tick goes on."""
+    with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
+        wanted = generate(engine, GOOD, PARAMS)
+        core, passes, together = engine._built.core, 0, 0
+        forward, abort = core.loop.forwards[Role.DRAFT], core.abort
+        in_a_pass = False
+
+        def interrupted(batch: RowBatch) -> None:
+            nonlocal passes, in_a_pass
+            passes, in_a_pass = passes + 1, True
+            if passes == 3:
+                for _ in range(2):
+                    press_ctrl_c()
+                    time.sleep(0.2)
+            forward(batch)
+            in_a_pass = False
+
+        def watched(key: int) -> list[Event]:
+            nonlocal together
+            together += in_a_pass
+            return abort(key)
+
+        core.abort = watched  # type: ignore[method-assign]
+        with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
+            generate(engine, GOOD, PARAMS)
+        results = generate(engine, GOOD, PARAMS)
+        assert [decisions(r) for r in results] == [decisions(r) for r in wanted]
+        assert passes >= 3 and together == 0
 
 
 def _rewards(steps) -> list[float]:

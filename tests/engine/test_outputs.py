@@ -57,7 +57,14 @@ def test_metrics_add_up(engine: Engine) -> None:
         text = len(result.prompt_token_ids) + by_draft + by_target
         assert text - 1 <= metrics.draft.tokens_read + by_target <= text + discarded + 2 * by_target
         assert metrics.seconds > 0
+        for role, done in read.items():
+            was_needed = role != Role.TARGET or by_target > 0
+            assert (done.passes > 0) == (done.seconds > 0) == (done.tokens_read > 0) == was_needed
     after = engine.metrics
+    for name in ("tokens_generated", "tokens_discarded", "tokens_read", "passes"):
+        for role in ("draft", "target", "prm"):
+            gained = getattr(getattr(after, role), name) - getattr(getattr(before, role), name)
+            assert gained == sum(getattr(getattr(r.metrics, role), name) for r in results)
     for name in ("steps_accepted", "steps_rejected"):
         gained = getattr(after, name) - getattr(before, name)
         assert gained == sum(getattr(r.metrics, name) for r in results)
