@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench import report, timing
 from bench.smollm2 import checkpoint_folder
 from rsd_engine import Engine, SamplingParams
+from rsd_engine.limits.measured import read_bandwidth
 
 OURS, BASELINE = "ours", "transformers"
 # (prompts of ids, tokens each sequence gets) -> the new ids
@@ -112,7 +113,7 @@ def measure(
 ) -> dict[str, Any]:
     """Ceiling, then all in turn: whole runs, and runs of one token for the time to the first."""
     size = len(batch)
-    bandwidth = timing.read_bandwidth()
+    bandwidth = read_bandwidth(torch.device("cpu"))
     bound = ceiling(contenders, size, bandwidth)
     whole = timing.alternate(contenders.named(batch, num_tokens), runs, warmup=0)
     first = timing.alternate(contenders.named(batch, 1), min(runs, 3), warmup=0)

@@ -20,7 +20,8 @@ from bench import model_decode, report
 from bench.attention_cases import attention_case, small_cases
 from bench.kernel_shapes import REAL, Setting
 from bench.projection_cases import Case, fused_case, matrices, product_case
-from bench.timing import alternate_calls, device_bandwidth
+from bench.timing import alternate_calls
+from rsd_engine.limits.measured import read_bandwidth
 from rsd_kernels import cuda_library
 from rsd_kernels.launch_registry import ModelShape
 
@@ -105,7 +106,7 @@ def model_table(decoded: dict[str, dict[str, Any]]) -> str:
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    bandwidth = device_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
+    bandwidth = read_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
     print(f"ceiling: {bandwidth / 1e9:.0f} GB/s read from memory; CUDA library: "
           f"{cuda_library.status()}\n")  # fmt: skip
     result: dict[str, Any] = {"bandwidth_bytes_per_second": bandwidth, "ops": {}, "winners": {}}

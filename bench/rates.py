@@ -10,9 +10,9 @@ import os
 
 import torch
 
-from bench import timing
 from bench.timing import Calls, alternate_calls
 from rsd_engine.limits.gpus import Device
+from rsd_engine.limits.measured import read_bandwidth
 
 _GPU_SIZE, _CPU_SIZE = 8192, 1024
 _MIB = 2**20
@@ -30,7 +30,7 @@ def measure_device(device: torch.device, dtype: torch.dtype, *, quick: bool = Fa
     size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
     return Device(
         name=f"{device}, measured",
-        bandwidth=timing.device_bandwidth(device, num_bytes, runs=3 if quick else 7),
+        bandwidth=read_bandwidth(device, num_bytes, runs=3 if quick else 7),
         flops=matrix_rate(device, dtype, size=256 if quick else size),
         memory_bytes=memory_bytes(device),
     )

@@ -18,6 +18,7 @@ from bench.agreement import Agreement, require_same_answers
 from bench.effect import Models
 from bench.paper_arrangement import CALL_KINDS, Answer, Limits, PaperArrangement
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
+from rsd_engine.limits.measured import read_bandwidth
 
 THRESHOLD, MAX_TOKENS = 0.7, 256
 RSD, TARGET = "ours, RSD", "ours, target alone"
@@ -117,7 +118,8 @@ class RsdContenders:
         paper = self.arrangement
         parts = {"draft": paper.draft.model, "target": paper.target.model, "prm": paper.prm.model}
         sizes = {role: 4 * sum(p.numel() for p in m.parameters()) for role, m in parts.items()}
-        return {role: size / timing.read_bandwidth(size, runs=50) for role, size in sizes.items()}
+        cpu = torch.device("cpu")
+        return {role: size / read_bandwidth(cpu, size, runs=50) for role, size in sizes.items()}
 
     def _arranged(self, arrangement: PaperArrangement, questions: Sequence[str]) -> list[Answer]:
         return [a for some in self._batches(questions) for a in arrangement.solve(some)]

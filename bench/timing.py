@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_READ_BYTES = 2**29
-_DEVICE_READ_BYTES = 2**31
 _FLUSH_BYTES = 2**28  # more than any L2 cache
 _PRODUCT_SIZE = 1536
 
@@ -174,22 +172,6 @@ def require_same_tokens(
             f"{what}: sequence {index} parts at token {at}: ours {list(mine[at : at + 4])}, "
             f"theirs {list(other[at : at + 4])} ({len(mine)} and {len(other)} tokens)"
         )
-
-
-def read_bandwidth(num_bytes: int = _READ_BYTES, runs: int = 5) -> float:
-    """Bytes a second that this many threads read from memory; the best of some runs."""
-    data = torch.ones(num_bytes // 4)
-    return num_bytes / min(seconds_of(data.sum) for _ in range(runs))
-
-
-def device_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int = 7) -> float:
-    """Bytes a second read from the memory of a device: the best of PyTorch's reductions."""
-    if device.type != "cuda":
-        return read_bandwidth(num_bytes or _READ_BYTES, runs)
-    data = torch.ones((num_bytes or _DEVICE_READ_BYTES) // 4, device=device)
-    contenders = {"sum": Calls(lambda _: data.sum()), "amax": Calls(lambda _: data.amax())}
-    timings = alternate_calls(contenders, device=device, copies=2, runs=runs)
-    return data.nbytes / min(min(timing.seconds) for timing in timings.values())
 
 
 def product_speed(size: int = _PRODUCT_SIZE, runs: int = 3) -> float:

@@ -60,15 +60,14 @@ class Dispatcher:
             return [self._add(request) for request in requests]
 
     def pump(self, request_id: str) -> None:
-        """One launch, unless another thread has brought an event of this request meanwhile."""
+        """One launch, unless another thread has brought an event of this request, or dropped it."""
         with self._door:
             self._lock.acquire()
         try:
             self._finish_step()
-            if self._events.get(request_id):
+            if request_id not in self._events or self._events[request_id]:
                 return
-            self._step = self._worker.submit(self._timed_step)
-            self._finish_step()
+            self._run_step()
         finally:
             self._lock.release()
 
@@ -119,6 +118,10 @@ class Dispatcher:
             yield
         finally:
             self._lock.release()
+
+    def _run_step(self) -> None:
+        self._step = self._worker.submit(self._timed_step)
+        self._finish_step()
 
     def _finish_step(self) -> None:
         """Waits for the step that runs, if one does, and delivers its events.

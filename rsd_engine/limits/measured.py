@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
-_RUNS = 5
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a sum over a buffer far larger than any cache reads; the best run."""
-    data = torch.ones(_BYTES[device.type] // 4, device=device)
-    return data.nbytes / min(_seconds(data) for _ in range(_RUNS))
+_BYTES = {"cpu": 2**29, "cuda": 2**31}
 
 
-def _seconds(data: torch.Tensor) -> float:
-    if data.device.type != "cuda":
-        started = time.perf_counter()
-        data.sum()
-        return time.perf_counter() - started
+def read_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int = 5) -> float:
+    """Bytes a second that this many threads, or this GPU, read: the best of PyTorch's reductions.
+
+    Args:
+        device: a CPU or a CUDA device.
+        num_bytes: of the buffer; by default far more than any cache holds.
+        runs: of each reduction.
+    """
+    data = torch.ones((num_bytes or _BYTES[device.type]) // 4, device=device)
+    reductions: tuple[Callable[[], Tensor], ...] = (data.sum, data.amax)
+    clock = _seconds_on_gpu if device.type == "cuda" else _seconds
+    return data.nbytes / min(clock(read) for read in reductions for _ in range(runs))
+
+
+def _seconds(read: Callable[[], Tensor]) -> float:
+    started = time.perf_counter()
+    read()
+    return time.perf_counter() - started
+
+
+def _seconds_on_gpu(read: Callable[[], Tensor]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    data.sum()
+    read()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3

@@ -26,6 +26,7 @@ from rsd_engine.loop.program import Block, Call, calls
 logger = logging.getLogger("rsd_engine")
 
 _RELAXED = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+_ACTIVE = cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
 _ASSIGN_DEFAULT = int(cuda.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault)
 _KINDS = {
     Conditional.WHILE: cuda.cudaGraphConditionalNodeType.cudaGraphCondTypeWhile,
@@ -68,6 +69,8 @@ class CaptureStream:
             stack.enter_context(torch.cuda.use_mem_pool(self._pool))
             try:
                 fn()
+                if check(cuda.cudaStreamIsCapturing(self.stream.cuda_stream)) != _ACTIVE:
+                    raise GraphError("it has invalidated the capture")
             except Exception as error:
                 raise GraphError(
                     f"{name} cannot be captured into a CUDA graph: {error}. The process cannot "
@@ -88,7 +91,6 @@ class CudaGraphRuntime:
     def __init__(self, capture: CaptureStream, *, has_switch: bool | None = None) -> None:
         self.has_switch = cuda_version() >= SWITCH_VERSION if has_switch is None else has_switch
         self.root: Graph = check(cuda.cudaGraphCreate(0))
-        self.num_nodes = 0
         self._capture = capture
         self._handle = capture.stream.cuda_stream
         self._arm = ArmKernel(capture.device)

@@ -38,7 +38,8 @@ def slot_of(engine: Engine, request_id: str) -> int:
 
 def launch(engine: Engine) -> None:
     """One launch, on behalf of nobody in particular."""
-    engine._dispatcher.pump("")
+    with engine._dispatcher._ahead():
+        engine._dispatcher._run_step()
 
 
 def drain(stream) -> FinishedEvent:

@@ -239,7 +239,10 @@ class TestHostGraphs:
         core = core_of(3, 100, 8, "switch")
         recorder = DirectRecorder()
         HostGraphsExecutor(build_program(core.loop), recorder, ticks_per_launch=8)
-        assert recorder.recorded[-1] == ("plan",) or recorder.recorded[0] == ("plan",)
+        plan, *bodies = recorder.recorded
+        assert plan == ("plan",)
+        assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.settle"
+        assert bodies[-1] == ("PRM.forward", "PRM.advance", "PRM.decide")
         assert len(recorder.recorded) == 1 + len(Role) * len(BUCKETS)
 
     @pytest.mark.parametrize("program", [(), (Call("a", lambda: None),)])
