@@ -8,8 +8,8 @@ namespace {
 
 class Forward {
   public:
-    Forward(const Runner& run, const RsdDecoder& decoder, const RsdPass& pass)
-        : run_(run), d_(decoder), pass_(pass), rows_(pass.seq_start[pass.num_seqs]) {}
+    Forward(const RsdDecoder& decoder, const RsdPass& pass)
+        : d_(decoder), pass_(pass), rows_(pass.seq_start[pass.num_seqs]) {}
 
     int32_t check() const {
         if (rows_ < 0 || rows_ > pass_.num_rows || rows_ > d_.max_rows) return RSD_CPU_ERROR_SHAPE;
@@ -20,27 +20,46 @@ class Forward {
         return code == RSD_CPU_SUCCESS ? check_attention(attention(d_.layers[0])) : code;
     }
 
-    void layers() const {
-        const size_t bytes = static_cast<size_t>(d_.hidden_size) * sizeof(float);
-        for (int64_t r = 0; r < rows_; ++r) {
-            memcpy(d_.hidden + r * d_.hidden_size, d_.embedding + pass_.token[r] * d_.hidden_size,
-                   bytes);
-        }
-        for (int64_t i = 0; i < d_.num_layers; ++i) layer(d_.layers[i]);
+    int64_t work() const {
+        const int64_t inter = d_.intermediate_size;
+        const int64_t weights = d_.hidden_size * (qkv_width() + q_width() + 3 * inter);
+        const int64_t layer = (rows_ + FLOAT_READ) * weights + work_of(attention(d_.layers[0]));
+        return d_.num_layers * layer;
+    }
+
+    // What one thread of the team does.
+    void layers(const Runner& run) const {
+        const int64_t hidden = d_.hidden_size;
+        run.team.range(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
+            for (int64_t r = first; r < last; ++r) {
+                memcpy(d_.hidden + r * hidden, d_.embedding + pass_.token[r] * hidden,
+                       static_cast<size_t>(hidden) * sizeof(float));
+            }
+        });
+        run.team.wait();
+        for (int64_t i = 0; i < d_.num_layers; ++i) layer(run, d_.layers[i]);
     }
 
   private:
-    void layer(const RsdLayer& w) const {
+    void layer(const Runner& run, const RsdLayer& w) const {
         const int64_t hidden = d_.hidden_size, inter = d_.intermediate_size;
-        run_.norm(norm(w.input_norm));
-        run_.product(product(d_.qkv, d_.normed, w.qkv, w.qkv_bias, qkv_width(), hidden));
-        run_.rope_write(rope_write(w));
-        run_.attention(attention(w));
-        run_.product(added(product(d_.hidden, d_.attended, w.o, w.o_bias, hidden, q_width())));
-        run_.norm(norm(w.post_norm));
-        run_.gate_up(product(d_.gate_up, d_.normed, w.gate_up, w.gate_up_bias, 2 * inter, hidden),
-                     {d_.gated, d_.gate_up, rows_, inter});
-        run_.product(added(product(d_.hidden, d_.gated, w.down, w.down_bias, hidden, inter)));
+        run.norm(norm(w.input_norm));
+        run.team.wait();
+        run.product(product(d_.qkv, d_.normed, w.qkv, w.qkv_bias, qkv_width(), hidden));
+        run.team.wait();
+        run.rope_write(rope_write(w));
+        run.team.wait();
+        run.attention(attention(w));
+        run.team.wait();
+        run.product(added(product(d_.hidden, d_.attended, w.o, w.o_bias, hidden, q_width())));
+        run.team.wait();
+        run.norm(norm(w.post_norm));
+        run.team.wait();
+        run.gate_up(product(d_.gate_up, d_.normed, w.gate_up, w.gate_up_bias, 2 * inter, hidden),
+                    {d_.gated, d_.gate_up, rows_, inter});
+        run.team.wait();
+        run.product(added(product(d_.hidden, d_.gated, w.down, w.down_bias, hidden, inter)));
+        run.team.wait();
     }
 
     int64_t q_width() const { return d_.num_q_heads * d_.head_dim; }
@@ -100,7 +119,6 @@ class Forward {
                 d_.scale};
     }
 
-    const Runner& run_;
     const RsdDecoder& d_;
     const RsdPass& pass_;
     const int64_t rows_;  // those of sequences; what comes behind them is padding
@@ -108,9 +126,12 @@ class Forward {
 
 }  // namespace
 
-int32_t run_decoder(const Runner& run, const RsdDecoder& d, const RsdPass& pass) {
-    const Forward forward(run, d, pass);
+int32_t run_decoder(const Kernels& kernels, const RsdDecoder& d, const RsdPass& pass,
+                    int64_t num_threads) {
+    const Forward forward(d, pass);
     const int32_t code = forward.check();
-    if (code == RSD_CPU_SUCCESS) forward.layers();
-    return code;
+    if (code != RSD_CPU_SUCCESS) return code;
+    in_team(forward.work(), num_threads,
+            [&](const Team& team) { forward.layers(Runner{kernels, team}); });
+    return RSD_CPU_SUCCESS;
 }

@@ -41,7 +41,11 @@ const Kernels*& chosen() {
     return kernels;
 }
 
-Runner runner(int32_t num_threads) { return {*chosen(), num_threads < 1 ? 1 : num_threads}; }
+// Every thread of a team calls fn(its Runner).
+template <typename Fn>
+void run(int64_t work, int32_t num_threads, const Fn& fn) {
+    in_team(work, num_threads, [&](const Team& team) { fn(Runner{*chosen(), team}); });
+}
 
 }  // namespace
 
@@ -75,32 +79,36 @@ int32_t rsd_cpu_choose_isa(const char* name) {
 }
 
 int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads) {
-    runner(num_threads).product(*product);
+    run(work_of(*product), num_threads, [&](const Runner& r) { r.product(*product); });
     return RSD_CPU_SUCCESS;
 }
 
 int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads) {
-    runner(num_threads).norm(*norm);
+    run(work_of(*norm), num_threads, [&](const Runner& r) { r.norm(*norm); });
     return RSD_CPU_SUCCESS;
 }
 
 int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_threads) {
-    runner(num_threads).silu_mul(*silu_mul);
+    run(work_of(*silu_mul), num_threads, [&](const Runner& r) { r.silu_mul(*silu_mul); });
     return RSD_CPU_SUCCESS;
 }
 
 int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads) {
     const int32_t code = check_rope_write(*rope_write);
-    if (code == RSD_CPU_SUCCESS) runner(num_threads).rope_write(*rope_write);
+    if (code == RSD_CPU_SUCCESS) {
+        run(work_of(*rope_write), num_threads, [&](const Runner& r) { r.rope_write(*rope_write); });
+    }
     return code;
 }
 
 int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads) {
     const int32_t code = check_attention(*attention);
-    if (code == RSD_CPU_SUCCESS) runner(num_threads).attention(*attention);
+    if (code == RSD_CPU_SUCCESS) {
+        run(work_of(*attention), num_threads, [&](const Runner& r) { r.attention(*attention); });
+    }
     return code;
 }
 
 int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass, int32_t num_threads) {
-    return run_decoder(runner(num_threads), *decoder, *pass);
+    return run_decoder(*chosen(), *decoder, *pass, num_threads);
 }

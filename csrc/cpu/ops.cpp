@@ -1,9 +1,5 @@
 #include "ops.h"
 
-#include <atomic>
-
-#include "threads.h"
-
 namespace {
 
 constexpr int64_t OUTPUT_UNIT = 48;   // whole tiles of every shape, and no cache line in two shares
@@ -44,7 +40,21 @@ class Shares {
     int64_t seq_ = 0, begin_ = 0, queries_ = 0, tiles_ = 0;
 };
 
-int64_t attention_products(const RsdAttention& a) {
+}  // namespace
+
+int64_t work_of(const RsdProduct& p) {
+    return (p.num_rows + FLOAT_READ) * p.num_outputs * p.num_inputs;
+}
+
+int64_t work_of(const RsdNorm& n) { return 2 * n.num_rows * n.width; }
+
+int64_t work_of(const RsdSiluMul& s) { return s.num_rows * s.width * EXP_PRODUCTS; }
+
+int64_t work_of(const RsdRopeWrite& w) {
+    return 2 * w.num_rows * (w.num_q_heads + 2 * w.num_kv_heads) * w.head_dim;
+}
+
+int64_t work_of(const RsdAttention& a) {
     int64_t keys = 0;
     for (int64_t s = 0; s < a.num_seqs; ++s) {
         keys += (a.seq_start[s + 1] - a.seq_start[s]) * static_cast<int64_t>(a.seq_kv_len[s]);
@@ -52,27 +62,23 @@ int64_t attention_products(const RsdAttention& a) {
     return 2 * keys * a.num_q_heads * a.head_dim;
 }
 
-}  // namespace
-
 void Runner::product(const RsdProduct& p) const {
-    const int64_t products = p.num_rows * p.num_outputs * p.num_inputs;
-    over_ranges(p.num_outputs, OUTPUT_UNIT, products, num_threads,
-                [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
+    team.range(p.num_outputs, OUTPUT_UNIT, work_of(p),
+               [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
 }
 
 void Runner::norm(const RsdNorm& n) const {
-    over_ranges(n.num_rows, 1, 2 * n.num_rows * n.width, num_threads,
-                [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
+    team.range(n.num_rows, 1, work_of(n),
+               [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
 }
 
 void Runner::silu_mul(const RsdSiluMul& s) const {
-    over_ranges(s.width, OUTPUT_UNIT, s.num_rows * s.width * EXP_PRODUCTS, num_threads,
-                [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
+    team.range(s.width, OUTPUT_UNIT, work_of(s),
+               [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
 }
 
 void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
-    const int64_t products = p.num_rows * p.num_outputs * p.num_inputs;
-    over_ranges(s.width, OUTPUT_UNIT, products, num_threads, [&](int64_t first, int64_t last) {
+    team.range(s.width, OUTPUT_UNIT, work_of(p), [&](int64_t first, int64_t last) {
         kernels.product(p, first, last);
         kernels.product(p, s.width + first, s.width + last);
         kernels.silu_mul(s, first, last);
@@ -80,21 +86,15 @@ void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
 }
 
 void Runner::rope_write(const RsdRopeWrite& w) const {
-    const int64_t heads = w.num_q_heads + 2 * w.num_kv_heads;
-    over_ranges(w.num_rows, 1, 2 * w.num_rows * heads * w.head_dim, num_threads,
-                [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
+    team.range(w.num_rows, 1, work_of(w),
+               [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
 }
 
 void Runner::attention(const RsdAttention& a) const {
-    std::atomic<int64_t> next{0};
-    const int64_t threads = threads_for(attention_products(a), num_threads);
-    over_ranges(threads, 1, threads * PRODUCTS_PER_THREAD, num_threads, [&](int64_t, int64_t) {
-        Shares shares(a, kernels.attention_queries);
-        AttentionShare share;
-        while (shares.find(next.fetch_add(1, std::memory_order_relaxed), share)) {
-            kernels.attend(a, share);
-        }
-    });
+    if (team.index >= shares_of(work_of(a), WORK_PER_SHARE, team.size)) return;
+    Shares shares(a, kernels.attention_queries);
+    AttentionShare share;
+    while (shares.find(team.meeting.take(), share)) kernels.attend(a, share);
 }
 
 int32_t check_rope_write(const RsdRopeWrite& w) {

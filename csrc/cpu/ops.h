@@ -1,26 +1,37 @@
-// The ops of rsd_cpu.h on some threads, arguments taken as right: what library.cpp exports, and
-// what decoder.cpp strings together.
+// One thread's part of each op of rsd_cpu.h, arguments taken as right: what library.cpp exports,
+// and what decoder.cpp strings together.
 
 #ifndef RSD_CPU_OPS_H_
 #define RSD_CPU_OPS_H_
 
 #include "kernels.h"
+#include "threads.h"
 
+// No op waits for the other threads: they have to meet before what it wrote is read, and before
+// they come to another op.
 struct Runner {
     const Kernels& kernels;
-    int64_t num_threads;
+    const Team& team;
 
     void product(const RsdProduct& p) const;
     void norm(const RsdNorm& n) const;
     void silu_mul(const RsdSiluMul& s) const;
-    // gate_up = x Wt + bias as `p` says, then gated = silu(gate) * up, without waiting in between.
+    // gate_up = x Wt + bias as `p` says, then gated = silu(gate) * up.
     void gate_up(const RsdProduct& p, const RsdSiluMul& s) const;
     void rope_write(const RsdRopeWrite& w) const;
     void attention(const RsdAttention& a) const;
 };
 
+// In products of floats; see threads.h.
+int64_t work_of(const RsdProduct& p);
+int64_t work_of(const RsdNorm& n);
+int64_t work_of(const RsdSiluMul& s);
+int64_t work_of(const RsdRopeWrite& w);
+int64_t work_of(const RsdAttention& a);
+
 int32_t check_rope_write(const RsdRopeWrite& w);
 int32_t check_attention(const RsdAttention& a);
-int32_t run_decoder(const Runner& run, const RsdDecoder& d, const RsdPass& pass);
+int32_t run_decoder(const Kernels& kernels, const RsdDecoder& d, const RsdPass& pass,
+                    int64_t num_threads);
 
 #endif  // RSD_CPU_OPS_H_
