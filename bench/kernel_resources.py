@@ -3,7 +3,8 @@
     python -m bench.kernel_resources
 
 Everything the engine launches on the models below is compiled as the launchers ship it. A kernel of
-the decode path that spills registers to memory, or one that does not compile, is a failure.
+the decode path that spills registers to memory, or one that does not compile, is a failure. "early"
+is the variant of a kernel that starts while the one before it runs, from sm_90 on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rsd_kernels import aot
 from rsd_kernels.launch_registry import MODEL_SHAPES, ROWS, ShippedLaunch, shipped_launches
 
 ARCHS = (80, 90, 100)
+OVERLAP_ARCH = 90  # the first that can start a kernel early
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -48,7 +50,7 @@ def table(outcomes: Sequence[Outcome], archs: Sequence[int]) -> str:
     """
     lines: dict[tuple[str, ...], list[str]] = {}
     for shipped, cells in _by_launch(outcomes):
-        key = (shipped.op, shipped.shape, *(cells[arch] for arch in archs))
+        key = (shipped.op, shipped.shape, *(cells.get(arch, "-") for arch in archs))
         lines.setdefault(key, []).append(str(shipped.num_rows) if shipped.num_rows else "any")
     rows = [[op, shape, ",".join(rows), *cells] for (op, shape, *cells), rows in lines.items()]
     return report.format_table(["op", "shape", "rows", *(f"sm_{arch}" for arch in archs)], rows)
@@ -95,7 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shipped in shipped_launches(DTYPES[options.dtype], tuple(options.rows))
         if options.shapes is None or shipped.shape in options.shapes or not shipped.num_rows
     ]
-    outcomes = [compile_one(shipped, arch) for shipped in wanted for arch in options.archs]
+    outcomes = [
+        compile_one(shipped, arch)
+        for shipped in wanted
+        for arch in options.archs
+        if arch >= OVERLAP_ARCH or not shipped.overlap
+    ]
     print("registers a thread / KiB of shared memory a program / bytes spilled a thread\n")
     print(table(outcomes, options.archs))
     for outcome in outcomes:

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from bench import report
+from bench.kernel_resources import OVERLAP_ARCH
 from rsd_kernels.launch_registry import ShippedLaunch, shipped_launches
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
@@ -48,12 +48,14 @@ class CompilerOnly:
         return torch.device("cuda")
 
 
-def wanted(only: str | None) -> list[ShippedLaunch]:
+def wanted(capability: int, only: str | None = None) -> list[ShippedLaunch]:
     """Launches of these models and all control launches; of one op if it is named."""
     return [
         entry
         for entry in shipped_launches(torch.bfloat16, ROWS)
-        if (entry.shape in SHAPES or not entry.num_rows) and only in (None, entry.op)
+        if (entry.shape in SHAPES or not entry.num_rows)
+        and only in (None, entry.op)
+        and (capability >= OVERLAP_ARCH or not entry.overlap)
     ]
 
 
@@ -63,11 +65,10 @@ def compile_share(
     """Every `count`-th launch from `index` on; how many were compiled, and what failed."""
     driver.set_active(CompilerOnly(capability))
     done, failed = 0, []
-    for entry in wanted(only)[index::count]:
+    for entry in wanted(capability, only)[index::count]:
         launch = entry.launch
-        options: dict[str, Any] = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         try:
-            launch.kernel.run(grid=launch.grid, warmup=True, **launch.args, **options)
+            launch.kernel.run(grid=launch.grid, warmup=True, **launch.all_args, **launch.options)
             done += 1
         except Exception as error:
             failed.append(f"{entry.op}, {entry.shape}: {type(error).__name__}: {error}")

@@ -54,11 +54,12 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     """
     if interpreting():
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
+    all_args = launch.all_args
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
-        value = launch.args[parameter.name]
+        value = all_args[parameter.name]
         if isinstance(value, tuple):  # control_args: a named tuple of arguments
             fields = [
                 _enter(parameter, (index, i), field, constants, attributes)
@@ -68,9 +69,8 @@ def compile_launch(launch: Launch, capability: int) -> Any:
         else:
             signature[parameter.name] = _enter(parameter, (index,), value, constants, attributes)
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     target = GPUTarget("cuda", capability, _WARP_SIZE)
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=launch.options)
 
 
 def _enter(

@@ -7,7 +7,7 @@ tiles, warps and strides are those that ship. Control launches are in `control_l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from rsd_kernels.rms_norm import rms_norm_launch
 from rsd_kernels.rope_kv_write import rope_kv_write_launch
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.silu_mul import silu_mul_launch
-from rsd_kernels.triton_support import Launch
+from rsd_kernels.triton_support import OVERLAP_ROWS, Launch
 
 _META = torch.device("meta")
 _NUM_SLOTS = 16
@@ -63,6 +63,11 @@ class ShippedLaunch:
     launch: Launch
 
     @property
+    def overlap(self) -> bool:
+        """True for the variant that may start early, which devices from sm_90 on have."""
+        return self.launch.overlap
+
+    @property
     def decode(self) -> bool:
         """True where a sequence that writes one token at a time waits for it."""
         return self.num_rows <= MAX_ROWS
@@ -75,6 +80,7 @@ def shipped_launches(
     for name, shape in MODEL_SHAPES.items():
         for num_rows in rows:
             yield from forward_launches(name, shape, num_rows, dtype)
+            yield from overlapped_launches(name, shape, num_rows, dtype)
     for op, launch in control_launches(_NUM_SLOTS).items():
         yield ShippedLaunch(op, f"{_NUM_SLOTS} slots", 0, launch)
 
@@ -82,9 +88,20 @@ def shipped_launches(
 def forward_launches(
     name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[ShippedLaunch]:
-    """What one pass of `num_rows` rows launches, one layer standing for all."""
+    """What one pass of `num_rows` rows launches, one layer standing for all; nothing overlaps."""
     for op, launch in _Forward(shape, num_rows, dtype).launches():
-        yield ShippedLaunch(op, name, num_rows, launch)
+        yield ShippedLaunch(op, name, num_rows, replace(launch, overlap=False))
+
+
+def overlapped_launches(
+    name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[ShippedLaunch]:
+    """Those kernels of such a pass that may start early, in that variant."""
+    if num_rows > OVERLAP_ROWS:
+        return
+    for op, launch in _Forward(shape, num_rows, dtype).launches():
+        if launch.has_wait:
+            yield ShippedLaunch(f"{op}, early", name, num_rows, replace(launch, overlap=True))
 
 
 @dataclass(frozen=True)

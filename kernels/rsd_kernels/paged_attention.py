@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.overlap import allow_next_kernel, wait_for_previous_kernel
 from rsd_kernels.paged_attention_checks import check_arguments, check_values
 from rsd_kernels.reference.attention import AttentionMap
 from rsd_kernels.triton_support import (
@@ -27,6 +28,7 @@ from rsd_kernels.triton_support import (
     ceil_div,
     debugging,
     next_power_of_2,
+    overlapping,
 )
 
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
@@ -69,7 +71,10 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,  # keys of a step
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,  # at least S
+    OVERLAP: tl.constexpr,
 ) -> None:
+    allow_next_kernel(OVERLAP)
+    wait_for_previous_kernel(OVERLAP)
     i_tile, i_head, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ROWS: tl.constexpr = BLOCK_M // GROUP
     # Sequence s owns the tiles from seq_start[s] // ROWS + s on: room for its last, partial one.
@@ -156,8 +161,11 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """out[n, h] = sum_s 2^max[s] part[s] / sum_s 2^max[s] sum[s]"""
+    allow_next_kernel(OVERLAP)
+    wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0), tl.program_id(1)
     if i_row >= tl.load(seq_start + num_seqs):  # a row of no sequence
         return
@@ -259,6 +267,7 @@ def attention_launches(
     part, part_max, part_sum = _scratch(key_map.scratch, q, tiles.num_splits)
     group = num_q_heads // num_kv_heads
     block_d = max(16, next_power_of_2(head_dim))
+    overlap = overlapping(num_rows)
     attend = Launch(
         kernel=_attend_kernel,
         grid=(
@@ -303,6 +312,7 @@ def attention_launches(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        overlap=overlap,
     )
     if tiles.num_splits == 1:
         return [attend]
@@ -323,6 +333,7 @@ def attention_launches(
             "BLOCK_D": block_d,
         },
         num_warps=4,
+        overlap=overlap,
     )
     return [attend, combine]
 

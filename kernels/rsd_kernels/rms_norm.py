@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.overlap import allow_next_kernel, wait_for_previous_kernel
 from rsd_kernels.triton_support import (
     FLOAT_DTYPES,
     Launch,
@@ -21,6 +22,7 @@ from rsd_kernels.triton_support import (
     check_last_contiguous,
     check_shape,
     next_power_of_2,
+    overlapping,
 )
 
 _MAX_WIDTH = 16384  # a row is held in registers
@@ -37,7 +39,10 @@ def _rms_norm_kernel(
     stride_out: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,  # at least WIDTH
+    OVERLAP: tl.constexpr,
 ) -> None:
+    allow_next_kernel(OVERLAP)
+    wait_for_previous_kernel(OVERLAP)
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     m = o < WIDTH
@@ -133,4 +138,5 @@ def rms_norm_launch(
             "BLOCK": block,
         },
         num_warps=min(16, max(1, block // 256)),  # 8 elements a thread
+        overlap=overlapping(x.shape[0]),
     )

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.overlap import allow_next_kernel, wait_for_previous_kernel
 from rsd_kernels.triton_support import (
     FLOAT_DTYPES,
     Launch,
@@ -23,6 +24,7 @@ from rsd_kernels.triton_support import (
     check_shape,
     debugging,
     next_power_of_2,
+    overlapping,
 )
 
 
@@ -51,7 +53,10 @@ def _rope_kv_write_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,  # at least HALF
+    OVERLAP: tl.constexpr,
 ) -> None:
+    allow_next_kernel(OVERLAP)
+    wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i_page = tl.load(page + i_row).to(tl.int64)
     if i_page < 0:  # padding
@@ -171,6 +176,7 @@ def rope_kv_write_launch(
         },
         # One warp reads a head before it writes it: q changes in place.
         num_warps=1,
+        overlap=overlapping(num_rows),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+OVERLAP_ROWS = 16
 
 
 @functools.cache
@@ -33,6 +34,28 @@ def interpreting() -> bool:
 def debugging() -> bool:
     """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1)."""
     return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1"
+
+
+def overlapping(num_rows: int) -> bool:
+    """True if the kernels of a pass of `num_rows` rows shall overlap, see `rsd_kernels.overlap`.
+
+    They do with RSD_OVERLAP_KERNELS=1, from sm_90 on, in passes of at most `OVERLAP_ROWS` rows: in
+    wider ones plain products stand between them, which neither start early nor let others do so.
+    Off by default until a GPU has shown that it is right, inside conditional nodes of a graph too,
+    and faster: `python -m bench.kernels` and `python -m bench.overlap` tell both.
+    """
+    return (
+        os.environ.get("RSD_OVERLAP_KERNELS", "0") == "1"
+        and num_rows <= OVERLAP_ROWS
+        and can_overlap()
+    )
+
+
+def can_overlap() -> bool:
+    """True if the current device can start a kernel early, and kernels are not interpreted."""
+    if interpreting() or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (9, 0)
 
 
 def runs_on(tensor: Tensor) -> bool:
@@ -59,16 +82,35 @@ class Launch:
 
     kernel: Any  # a @triton.jit function
     grid: tuple[int, ...]
-    args: dict[str, Any]  # every argument by name, constexprs too
+    args: dict[str, Any]  # every argument by name, constexprs too, but for OVERLAP
     num_warps: int = 4
     num_stages: int = 3
+    overlap: bool = False  # it may start while the kernel before it runs: `rsd_kernels.overlap`
+
+    def __post_init__(self) -> None:
+        if self.overlap and not self.has_wait:
+            raise ValueError(f"{self.kernel.__name__} has no OVERLAP: it waits for no kernel")
+
+    @property
+    def has_wait(self) -> bool:
+        """True if the kernel knows how to wait for the one before it."""
+        return "OVERLAP" in self.kernel.arg_names
+
+    @property
+    def all_args(self) -> dict[str, Any]:
+        """Every argument of the kernel by name."""
+        return self.args | {"OVERLAP": self.overlap} if self.has_wait else self.args
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton is told beside the arguments."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options | {"launch_pdl": True} if self.overlap else options
 
     def run(self) -> None:
         """Launches on the current stream of the current device; an empty grid does nothing."""
         if 0 not in self.grid:
-            self.kernel[self.grid](
-                **self.args, num_warps=self.num_warps, num_stages=self.num_stages
-            )
+            self.kernel[self.grid](**self.all_args, **self.options)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

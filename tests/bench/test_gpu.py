@@ -190,7 +190,13 @@ def test_nothing_outlives_a_run_of_tests_that_is_stopped(
 
 def test_what_is_compiled_beforehand() -> None:
     pytest.importorskip("triton")
-    found = precompile.wanted(None)
+    found = precompile.wanted(90)
     assert {entry.shape for entry in found} == {*precompile.SHAPES, "16 slots"}
     assert {entry.op for entry in found} >= {"plan", "rollback", "paged_attention", "lm_head"}
-    assert [entry.op for entry in precompile.wanted("rollback")] == ["rollback"]
+    assert [entry.op for entry in precompile.wanted(90, "rollback")] == ["rollback"]
+    early = [entry for entry in found if entry.overlap]
+    assert {entry.num_rows for entry in early} == {1, 2, 4, 8, 16}
+    assert {entry.shape for entry in early} == set(precompile.SHAPES)
+    assert [entry.op for entry in precompile.wanted(80)] == [
+        entry.op for entry in found if not entry.overlap
+    ]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rsd_kernels import aot
-from rsd_kernels.launch_registry import MODEL_SHAPES, ModelShape, ShippedLaunch, forward_launches
+from rsd_kernels.launch_registry import (
+    MODEL_SHAPES,
+    ModelShape,
+    ShippedLaunch,
+    forward_launches,
+    overlapped_launches,
+)
 from rsd_kernels.rms_norm import rms_norm
 from rsd_kernels.triton_support import Launch
 
@@ -81,6 +90,71 @@ def test_weights_are_read_by_wide_asynchronous_copies() -> None:
     for op in ("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)", "lm_head"):
         ptx = aot.compile_launch(launches[op], 90).asm["ptx"]
         assert "cp.async.cg.shared.global" in ptx, op  # the 16-byte form
+
+
+TOUCHES = re.compile(r"\b(ld|st|atom|red|cp\.async\S*)\.(shared|global)")
+EARLY = (
+    *("rope_kv_write", "paged_attention", "paged_attention (combine)", "norm_linear (qkv)"),
+    *("norm_gate_up", "linear (o)", "linear (down)", "last_rows_norm", "lm_head"),
+)
+
+
+def decode_ptx(op: str, arch: int, *, overlap: bool) -> str:
+    """The body of a kernel of Qwen2.5-1.5B for one row, without spills."""
+    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
+    [launch] = [s.launch for s in forward_launches("Qwen2.5-1.5B", shape, 1) if s.op == op]
+    kernel = aot.compile_launch(replace(launch, overlap=overlap), arch)
+    assert kernel.metadata.launch_pdl is overlap
+    assert aot.usage(kernel).stack_bytes == 0
+    ptx = str(kernel.asm["ptx"])
+    return ptx[ptx.index("\n{", ptx.index(".entry")) : ptx.index("\n}")]
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize("op", EARLY)
+def test_early_kernels_touch_nothing_before_they_have_waited(op: str, arch: int) -> None:
+    ptx = decode_ptx(op, arch, overlap=True)
+    assert ptx.count("griddepcontrol.launch_dependents") == ptx.count("griddepcontrol.wait") == 1
+    start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
+    touches = [found.start() for found in TOUCHES.finditer(ptx)]
+    assert start < wait < min(ptx.index("ret;"), *touches)
+    prefetches = [found.start() for found in re.finditer(r"prefetch\.global\.L2", ptx)]
+    assert all(start < at < wait for at in prefetches)
+    assert bool(prefetches) == any(word in op for word in ("linear", "gate_up", "lm_head"))
+
+
+@pytest.mark.parametrize("op", EARLY)
+def test_plain_kernels_wait_for_nothing(op: str) -> None:
+    ptx = decode_ptx(op, 90, overlap=False)
+    assert "griddepcontrol" not in ptx and "prefetch" not in ptx
+    assert TOUCHES.search(ptx) is not None
+
+
+def test_which_launches_may_start_early() -> None:
+    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
+    plain = [shipped.op for shipped in forward_launches("Qwen2.5-1.5B", shape, 16)]
+    early = list(overlapped_launches("Qwen2.5-1.5B", shape, 16))
+    assert {shipped.op for shipped in early} == {f"{op}, early" for op in EARLY}
+    assert set(plain) - set(EARLY) == {"embed"}
+    assert all(shipped.overlap and shipped.decode for shipped in early)
+    assert not list(overlapped_launches("Qwen2.5-1.5B", shape, 17))
+    [embed, *_] = forward_launches("Qwen2.5-1.5B", shape, 1)
+    with pytest.raises(ValueError, match="_embed_kernel has no OVERLAP: it waits for no kernel"):
+        replace(embed.launch, overlap=True)
+
+
+@pytest.mark.parametrize(
+    ("op", "rows", "num_bytes"),
+    [("linear (o)", 1, 4 * 48 * 64), ("norm_gate_up", 1, 16384), ("lm_head", 16, 16384)],
+)
+def test_how_much_weight_a_program_asks_for(op: str, rows: int, num_bytes: int) -> None:
+    """The o projection of this shape has rows of 3 KiB: all of them."""
+    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
+    launches = {s.op: s.launch for s in forward_launches("Qwen2.5-1.5B", shape, rows)}
+    args = launches[op].args
+    rows_of_weight = args["BLOCK_N"] * (2 if args["GATED"] else 1)
+    most = min(args["PREFETCH"] * 64, 2 * args["NUM_INPUTS"])
+    assert rows_of_weight * most == num_bytes
 
 
 def test_more_rows_than_a_tile_are_not_decode() -> None:

@@ -1,0 +1,57 @@
+"""When kernels of a forward are launched to start early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rsd_kernels.triton_support import OVERLAP_ROWS, can_overlap, overlapping
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the current device were one."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("RSD_OVERLAP_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not overlapping(1)
+    for value, wanted in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("RSD_OVERLAP_KERNELS", value)
+        assert overlapping(1) is wanted
+
+
+@pytest.mark.usefixtures("hopper")
+def test_in_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSD_OVERLAP_KERNELS", "1")
+    assert overlapping(OVERLAP_ROWS) and not overlapping(OVERLAP_ROWS + 1)
+
+
+def test_as_many_rows_as_a_tile_has() -> None:
+    """Wider passes have products by cuBLAS in between."""
+    projection = pytest.importorskip("rsd_kernels.projection")
+    assert projection.MAX_ROWS == OVERLAP_ROWS
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)]
+)
+def test_devices(
+    capability: tuple[int, int], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert can_overlap() is wanted
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not can_overlap()
+
+
+@pytest.mark.usefixtures("hopper")
+def test_not_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSD_OVERLAP_KERNELS", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not overlapping(1)
