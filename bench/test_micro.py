@@ -84,17 +84,12 @@ def test_plan(benchmark: Any, scene: Scene) -> None:
     assert int(scene.state.num_rows) == NUM_SLOTS
 
 
-def test_sample_greedy(benchmark: Any, scene: Scene) -> None:
+def test_sample_append_greedy(benchmark: Any, scene: Scene) -> None:
     logits = torch.randn(NUM_SLOTS, VOCAB)
-    benchmark(ops.sample, scene.state, scene.rows, logits, Role.DRAFT)
-    assert scene.state.next_token.tolist() == logits.argmax(-1).tolist()
-
-
-def test_append(benchmark: Any, scene: Scene) -> None:
-    scene.state.next_token.fill_(7)
-    restore, tables = scene.rewind(), _tables()
-    append = lambda: ops.append(scene.state, scene.rows, tables, Role.DRAFT)  # noqa: E731
-    benchmark.pedantic(append, setup=restore, **ROUNDS)
+    restore, arguments = scene.rewind(), (scene.rows, logits, _tables(), Role.DRAFT)
+    write = lambda: ops.sample_append(scene.state, *arguments)  # noqa: E731
+    benchmark.pedantic(write, setup=restore, **ROUNDS)
+    assert scene.state.tokens[:, LENGTH].tolist() == logits.argmax(-1).tolist()
     assert scene.state.length.tolist() == [LENGTH + 1] * NUM_SLOTS
 
 

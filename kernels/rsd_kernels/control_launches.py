@@ -8,14 +8,13 @@ from __future__ import annotations
 import torch
 
 from rsd_kernels import (
-    append,
     bridge,
     plan,
     reward,
     reward_accept,
     reward_scores,
     rollback,
-    sample,
+    sample_append,
     sample_scratch,
     settle,
 )
@@ -55,39 +54,45 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
             state.kv_len, sizes,
         ),
         **_reward_launches(state, batch),
-        **_sample_launches(state, batch),
         **_text_launches(state, batch),
     }  # fmt: skip
 
 
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
-    """Append and bridge, over a vocabulary of Qwen2.5's size."""
-
-    def table(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device=_META)
-
-    size = _VOCABULARY
-    tables = StepTables(
-        table(1 << 20, torch.uint8), table(size + 1), table(size), table(4096), table(4096),
-        table(size), table(1),
-    )  # fmt: skip
-    tail = TailTables(
-        table(size, torch.uint8), table(256), table(size, torch.int64), table(size), table(size)
+    """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
+    tables, tail = _step_tables(), _tail_tables()
+    num_slots, row_len = state.tokens.shape
+    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = sample_scratch.allocate(num_slots, row_len, _VOCABULARY, _META)
+    sampling = sample_append.sample_append_launches(
+        state, batch, logits, tables, Role.DRAFT, scratch
     )
-    scratch = torch.empty(state.num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
+    words = torch.empty(num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
     return {
-        "append": append.append_launch(state, batch, tables, Role.DRAFT),
-        "bridge": bridge.bridge_launch(state, tables, tail, scratch),
+        **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
+        "bridge": bridge.bridge_launch(state, tables, tail, words),
         "wait_for_host": bridge.wait_for_host_launch(state),
     }
 
 
-def _sample_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
-    num_slots, row_len = state.tokens.shape
-    scratch = sample_scratch.allocate(num_slots, row_len, _VOCABULARY, _META)
-    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    launches = sample.sample_launches(state, batch, logits, Role.DRAFT, scratch)
-    return {f"sample_{i}": launch for i, launch in enumerate(launches)}
+def _table(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device=_META)
+
+
+def _step_tables() -> StepTables:
+    size = _VOCABULARY
+    return StepTables(
+        _table(1 << 20, torch.uint8), _table(size + 1), _table(size), _table(4096), _table(4096),
+        _table(size), _table(1),
+    )  # fmt: skip
+
+
+def _tail_tables() -> TailTables:
+    size = _VOCABULARY
+    return TailTables(
+        _table(size, torch.uint8), _table(256), _table(size, torch.int64), _table(size),
+        _table(size),
+    )  # fmt: skip
 
 
 def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from rsd_kernels import triton_support
-from rsd_kernels.reference import append as append_twin
 from rsd_kernels.reference import bridge as bridge_twin
 from rsd_kernels.reference import pages as pages_twin
 from rsd_kernels.reference import plan as plan_twin
 from rsd_kernels.reference import reward as reward_twin
-from rsd_kernels.reference import sample as sample_twin
+from rsd_kernels.reference import sample_append as sample_append_twin
 from rsd_kernels.reference import settle as settle_twin
 from rsd_kernels.reference.bridge import write_prm_step
 from rsd_kernels.reward_heads import RewardHead
@@ -29,11 +28,10 @@ from rsd_kernels.slot_state import SlotState
 
 __all__ = [
     "advance",
-    "append",
     "bridge",
     "decide",
     "plan",
-    "sample",
+    "sample_append",
     "score",
     "score_scratch",
     "settle",
@@ -62,8 +60,7 @@ def _op(twin: Callable[P, None], module: str) -> Callable[P, None]:
 
 plan = _op(plan_twin.plan, "plan")
 advance = _op(plan_twin.advance, "plan")
-sample = _op(sample_twin.sample, "sample")
-append = _op(append_twin.append, "append")
+sample_append = _op(sample_append_twin.sample_append, "sample_append")
 bridge = _op(bridge_twin.bridge, "bridge")
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
 settle = _op(settle_twin.settle, "settle")

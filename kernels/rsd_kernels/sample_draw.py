@@ -7,6 +7,8 @@ running sum of e exceeds u times the whole sum.
 No sort: a coarse threshold out of 16 leaves a short list of candidates, then a bisection over the
 bits of s finds each cut-off exactly. Ids tied at a cut-off stay. Sums are in float64.
 
+The token is appended, and its bytes are walked, where it is drawn (see `append`).
+
 Twin: `rsd_kernels.reference.sample`.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.append import append_token
 from rsd_kernels.philox import PURPOSE_TOKEN, uniform
 from rsd_kernels.sample_adjust import sequence_slot
 from rsd_kernels.sample_scratch import MAX_CANDIDATES, NUM_CUTS
@@ -166,11 +169,12 @@ def draw_kernel(
     logits: tl.tensor,
     stride_row: tl.tensor,
     vocabulary: tl.tensor,
+    tables: tl.tuple,
     role: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a sequence."""
+    """One program a sequence; greedy tokens and logits that are not finite end here too."""
     i_seq = tl.program_id(0)
     slot = sequence_slot(state, batch, i_seq)
     if slot >= 0:
@@ -182,3 +186,4 @@ def draw_kernel(
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
             _token_logprob(state, scratch, p_row, i_seq, slot, token, BLOCK)
+        append_token(state, tables, slot, token, role)

@@ -1,6 +1,6 @@
 """Tables of the vocabulary that let the device find step ends and write PRM rows without text.
 
-Built once on the host from the tokenizers; read by `append` and `bridge`.
+Built once on the host from the tokenizers; read by `sample_append` and `bridge`.
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
         if loop.tail is None
         else partial(ops.bridge, state, tables, loop.tail)
     )
+    sample_append = partial(ops.sample_append, state, rows, logits, tables, role)
     return (
-        Call(f"{role.name}.sample", partial(ops.sample, state, rows, logits, role)),
-        Call(f"{role.name}.append", partial(ops.append, state, rows, tables, role)),
+        Call(f"{role.name}.sample_append", sample_append),
         Call(f"{role.name}.bridge", bridge),
         Call(f"{role.name}.settle", partial(ops.settle, state, loop.tokens_per_page)),
     )

@@ -21,7 +21,8 @@ def test_ops_by_role_and_their_limit() -> None:
     found = json.loads(result.output.splitlines()[-1])
     ops, roles = found["ops"], found["roles"]
     assert {"plan", "DRAFT.forward", "TARGET.settle", "PRM.decide"} <= ops.keys()
-    assert ops["DRAFT.forward"]["calls"] == roles["DRAFT"]["passes"] == ops["DRAFT.append"]["calls"]
+    passes = roles["DRAFT"]["passes"]
+    assert ops["DRAFT.forward"]["calls"] == ops["DRAFT.sample_append"]["calls"] == passes
     passes = sum(role["passes"] for role in roles.values())
     assert ops["plan"]["calls"] >= passes
     assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]

@@ -14,8 +14,8 @@ from rsd_kernels import ops
 from rsd_kernels.reference.philox import Purpose, philox, uniform
 from rsd_kernels.reference.sample import NOT_FINITE, filtered_probabilities
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role, SlotLimits, SlotState
-from tests.loop.toy import NUM_IDS, toy_request
+from rsd_kernels.slot_state import Finish, Role, SlotLimits, SlotState
+from tests.loop.toy import NUM_IDS, toy_request, toy_tables
 
 ONES = 0xFFFFFFFF
 
@@ -99,7 +99,7 @@ class TestSample:
         batch.seq_slot.copy_(torch.arange(len(logits)))
         batch.seq_complete.fill_(1)
         state.num_seqs.fill_(len(logits))
-        ops.sample(state, batch, logits, Role.DRAFT)
+        ops.sample_append(state, batch, logits, toy_tables(), Role.DRAFT)
         return state.next_token[: len(logits)].tolist()
 
     def test_each_slot_has_its_own_parameters(self) -> None:
@@ -121,8 +121,10 @@ class TestSample:
         state.next_token[0] = 77
         batch = RowBatch.allocate(8, 1, torch.device("cpu"))
         state.num_seqs.fill_(1)
-        ops.sample(state, batch, torch.zeros(1, NUM_IDS), Role.DRAFT)
+        before = state.length.clone()
+        ops.sample_append(state, batch, torch.zeros(1, NUM_IDS), toy_tables(), Role.DRAFT)
         assert int(state.next_token[0]) == 77
+        assert torch.equal(state.length, before)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -135,3 +137,5 @@ class TestSample:
         logits[0, 3] = value
         found = self.run(state, logits)
         assert found[0] == NOT_FINITE and (found[1] == 4 or temperature)
+        assert state.length[:2].tolist() == [2, 3]
+        assert int(state.finish[0]) == Finish.ERROR

@@ -1,4 +1,4 @@
-"""Append and bridge in Triton against their twins, over real tokenizers of toy size.
+"""Sampling with append, and bridge, in Triton against their twins: real tokenizers of toy size.
 
 Run by `test_triton_control.py`.
 """
@@ -11,14 +11,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rsd_engine.steps.automaton import build_automaton
-from rsd_kernels import append as append_kernel
 from rsd_kernels import bridge as bridge_kernel
-from rsd_kernels.reference import append as append_twin
 from rsd_kernels.reference import bridge as bridge_twin
+from rsd_kernels.reference import sample_append as sample_append_twin
 from rsd_kernels.reference import tail as tail_twin
 from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.sample_append import sample_append
 from rsd_kernels.slot_state import (
     MAX_DELIMITER_STATES,
     MAX_STOP_STATES,
@@ -28,9 +29,16 @@ from rsd_kernels.slot_state import (
     SlotLimits,
     SlotState,
 )
+from rsd_kernels.step_tables import StepTables
 from rsd_kernels.tail_tables import TailTables
 from tests.kernels.triton_child import DEVICE
-from tests.kernels.triton_shadow import copied, differences, run_shadowed
+from tests.kernels.triton_shadow import (
+    LOGPROBS,
+    copied,
+    differences,
+    differences_but_rounding,
+    run_shadowed,
+)
 from tests.steps.test_prm_tokens import FAMILIES, PARTS, Family
 from tests.steps.toy_tokenizers import corpus
 
@@ -50,6 +58,10 @@ def a_state(made: Family, rng: random.Random, prm_row_len: int) -> SlotState:
         state.stop_tokens[b] = -1
         state.stop_tokens[b, 0] = made.vocabulary.num_tokens - 1
         state.num_logprobs[b] = rng.choice([-1, 2])
+        state.temperature[b] = 0.7 if b == 4 else 0.0  # drawing takes the interpreter long
+        state.repetition_penalty[b] = rng.choice([1.0, 1.3])
+        state.top_p[b] = 1.0
+        state.seed[b] = rng.randrange(2**63)
         stops = build_automaton([".\n", "zz"] if b % 3 == 0 else [], MAX_STOP_STATES, "stop")
         delimiters = build_automaton(
             [".", "\n\n"] if b == 2 else ["\n\n"], MAX_DELIMITER_STATES, "step_delimiters"
@@ -80,6 +92,31 @@ def token_stream(made: Family, rng: random.Random) -> Iterator[int]:
             yield token
 
 
+def logits_of(tokens: list[int], num_tokens: int) -> Tensor:
+    """Rows from which any temperature draws these tokens; -1: a row that is not finite."""
+    logits = torch.randn(len(tokens), num_tokens)
+    for row, token in zip(logits, tokens, strict=True):
+        row[token] = 90.0 if token >= 0 else torch.nan
+    return logits
+
+
+def two_for_one(tables: StepTables) -> StepTables:
+    """Two tokens for every prefix: no tokenizer of toy size has such."""
+    return replace(
+        tables,
+        prefix_start=tables.prefix_start * 2,
+        prefix_token=tables.prefix_token.repeat_interleave(2),
+    )
+
+
+def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
+    """How many tokens replaced the one drawn; 0 if it stands as it is."""
+    first = int(before[slot])
+    count = int(state.length[slot]) - first
+    same = count == 0 or int(state.tokens[slot, first]) == int(state.next_token[slot])
+    return 0 if same else count
+
+
 def restart_ended(state: SlotState) -> None:
     """What settle would do, and a new request where the output has ended."""
     for b in range(SLOTS):
@@ -103,13 +140,7 @@ def test_steps_of_text(name: str, prm_row_len: int, monkeypatch: pytest.MonkeyPa
     rng = random.Random(name)
     state = a_state(made, rng, prm_row_len)
     streams = [token_stream(made, rng) for _ in range(SLOTS)]
-    plain = made.tables
-    if name == "math":  # two tokens for every prefix: no tokenizer of toy size has such
-        plain = replace(
-            plain,
-            prefix_start=plain.prefix_start * 2,
-            prefix_token=plain.prefix_token.repeat_interleave(2),
-        )
+    plain = two_for_one(made.tables) if name == "math" else made.tables
     tables, tail = copied(plain), copied(made.tail)
     finishes, replaced = set(), [0, 0]
     for _ in range(60):
@@ -117,14 +148,16 @@ def test_steps_of_text(name: str, prm_row_len: int, monkeypatch: pytest.MonkeyPa
         batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
         batch.seq_complete.copy_(torch.tensor([rng.random() < 0.9 for _ in range(SLOTS)]))
         state.num_seqs.fill_(SLOTS)
-        state.next_token.copy_(torch.tensor([next(stream) for stream in streams]))
         theirs, before = copied(state), state.length.clone()
-        append_twin.append(state, batch, plain, Role.DRAFT)
-        append_kernel.append(theirs, copied(batch), tables, Role.DRAFT)
-        assert not differences(state, theirs)
+        wanted = [next(streams[b]) for b in batch.seq_slot.tolist()]
+        logits = logits_of(wanted, made.vocabulary.num_tokens)
+        device_logits = logits.to(DEVICE, copy=True)
+        sample_append_twin.sample_append(state, batch, logits, plain, Role.DRAFT)
+        sample_append(theirs, copied(batch), device_logits, tables, Role.DRAFT)
+        assert not differences_but_rounding(state, theirs)
         for b in batch.seq_slot[batch.seq_complete != 0].tolist():
-            count = int(state.length[b] - before[b])
-            if count and int(state.tokens[b, before[b]]) != int(state.next_token[b]):
+            count = replaced_by(state, before, b)
+            if count:
                 replaced[count > 1] += 1
         bridge_twin.bridge(state, plain, made.tail)
         bridge_kernel.bridge(theirs, tables, tail)
@@ -155,7 +188,42 @@ def same_rows(ours: SlotState, theirs: SlotState) -> None:
     for b in range(SLOTS):
         end = int(ours.prm_length[b])
         assert torch.equal(ours.prm_tokens[b, :end], theirs.prm_tokens[b, :end].cpu())
-    assert not set(differences(ours, theirs)) - {"prm_tokens"}
+    assert not set(differences(ours, theirs)) - {"prm_tokens", *LOGPROBS}
+
+
+@pytest.mark.parametrize("name", ["qwen", "math"])
+def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str) -> None:
+    """Tokens with a delimiter inside, drawn by one sequence and the most likely of another."""
+    made, rng = FAMILIES[name], random.Random(name)
+    plain = two_for_one(made.tables) if name == "math" else made.tables
+    tables, cut_together = copied(plain), 0
+    inside = [b"\n\n" in data[:-1] for data in made.vocabulary.token_bytes]
+    likely = torch.tensor(inside) * 6.0
+    torch.manual_seed(0)
+    for _ in range(10):
+        state = a_state(made, rng, 300)
+        state.num_logprobs.fill_(-1)  # all else is exact
+        state.max_step_tokens.fill_(100)
+        state.temperature.copy_(torch.arange(SLOTS) % 2)
+        state.length.copy_(torch.tensor([rng.randint(1, 40) for _ in range(SLOTS)]))
+        state.tokens.random_(0, 200)
+        batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
+        batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
+        batch.seq_complete.fill_(1)
+        incomplete, bad = rng.sample(range(SLOTS - 1), 2)
+        batch.seq_complete[incomplete] = 0
+        state.num_seqs.fill_(SLOTS - 1)  # the last sequence is padding
+        logits = torch.randn(SLOTS, made.vocabulary.num_tokens) + likely
+        logits[bad, 7] = torch.nan
+        theirs, before = copied(state), state.length.clone()
+        device_logits = logits.to(DEVICE, copy=True)
+        sample_append_twin.sample_append(state, batch, logits, plain, Role.TARGET)
+        sample_append(theirs, copied(batch), device_logits, tables, Role.TARGET)
+        assert not differences(state, theirs)
+        assert state.finish.tolist().count(Finish.ERROR) == 1
+        cut = [b for b in range(SLOTS) if replaced_by(state, before, b) == 1 + (name == "math")]
+        cut_together += {bool(state.temperature[b] > 0) for b in cut} == {True, False}
+    assert cut_together > 2
 
 
 def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +252,7 @@ def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = {"append": append_kernel.append, "bridge": bridge_kernel.bridge}
+    kernels = {"sample_append": sample_append, "bridge": bridge_kernel.bridge}
     calls = run_shadowed(monkeypatch, kernels, 2, count=6)
     assert min(calls.values()) > 20
 
@@ -204,8 +272,11 @@ def test_says_what_is_wrong() -> None:
     made = FAMILIES["qwen"]
     state = copied(a_state(made, random.Random(0), 40))
     batch = copied(RowBatch.allocate(SLOTS, SLOTS, CPU))
+    logits = torch.zeros(SLOTS, made.vocabulary.num_tokens, device=DEVICE)
+    with pytest.raises(ValueError, match=f"batch has room for 7 sequences; .* {SLOTS} slots"):
+        sample_append(state, copied(RowBatch.allocate(7, 7, CPU)), logits, copied(made.tables), 0)
     with pytest.raises(ValueError, match="role is -1"):
-        append_kernel.append(state, batch, copied(made.tables), -1)
+        sample_append(state, batch, logits, copied(made.tables), -1)
     if DEVICE.type == "cuda":
         with pytest.raises(ValueError, match="token_byte is on cpu"):
-            append_kernel.append(state, batch, made.tables, Role.DRAFT)
+            sample_append(state, batch, logits, made.tables, Role.DRAFT)

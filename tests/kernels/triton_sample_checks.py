@@ -1,4 +1,4 @@
-"""Sampling in Triton against its twin. Run by `test_triton_control.py`."""
+"""Sampling in Triton against its twin, each token appended. Run by `test_triton_control.py`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import sample as kernel
-from rsd_kernels.reference import sample as twin
+from rsd_kernels.reference import sample_append as twin
 from rsd_kernels.reference.sample import filtered_probabilities
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role, SlotLimits, SlotState
+from rsd_kernels.sample_append import sample_append
+from rsd_kernels.slot_state import Finish, Role, SlotLimits, SlotState
+from rsd_kernels.step_tables import StepTables
 from tests.kernels.triton_child import DEVICE
-from tests.kernels.triton_shadow import copied, copied_on_cpu, differences, run_shadowed
+from tests.kernels.triton_shadow import (
+    LOGPROBS,
+    copied,
+    copied_on_cpu,
+    differences,
+    differences_but_rounding,
+    run_shadowed,
+)
 
 CPU = torch.device("cpu")
 ROW = 40
@@ -39,7 +47,29 @@ def a_state(num_slots: int, seed: int) -> SlotState:
         state.sample_index[b] = rng.randint(0, 3)
         state.num_steps[b] = rng.randint(0, 9)
         state.num_logprobs[b] = rng.choice([-1, 0, 3, 20])
+        state.limit[b] = rng.choice([ROW, ROW, int(state.length[b]) + 1])
+        state.committed[b] = rng.randrange(int(state.length[b]))
+        state.max_step_tokens[b] = rng.choice([ROW, 4])
+        state.delimiter_next[b, :, ord("\n")] = 1  # and 0 after any other byte
+        state.delimiter_match[b, 1] = 1
     return state
+
+
+def some_tables(vocabulary: int) -> StepTables:
+    """A byte a token, none of them to be cut."""
+
+    def whole(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    return StepTables(
+        token_byte=(torch.arange(vocabulary) % 256).to(torch.uint8),
+        token_start=torch.arange(vocabulary + 1, dtype=torch.int32),
+        prefix_entry=torch.full((vocabulary,), -1, dtype=torch.int32),
+        prefix_start=whole(0),
+        prefix_token=whole(),
+        prm_token=torch.arange(vocabulary, dtype=torch.int32),
+        separator=whole(0),
+    )
 
 
 def a_batch(state: SlotState, seed: int) -> RowBatch:
@@ -66,8 +96,10 @@ def sampled(state: SlotState, batch: RowBatch, logits: Tensor) -> tuple[SlotStat
     theirs = copied(state)
     wide = torch.full((logits.shape[0] + 1, logits.shape[1] + 3), torch.nan)
     wide[:-1, :-3] = logits
-    kernel.sample(theirs, copied(batch), wide.to(DEVICE)[:, :-3], Role.TARGET)
-    twin.sample(state, batch, logits.clone(), Role.TARGET)
+    tables = some_tables(logits.shape[1])
+    wide = wide.to(DEVICE)[:, :-3]
+    sample_append(theirs, copied(batch), wide, copied(tables), Role.TARGET)
+    twin.sample_append(state, batch, logits.clone(), tables, Role.TARGET)
     return state, theirs
 
 
@@ -81,11 +113,10 @@ def test_the_tokens_and_logprobs_of_the_twin(vocabulary: int, scale: float, seed
         state.min_length.zero_()
     batch = a_batch(state, seed)
     ours, theirs = sampled(state, batch, some_logits(8, vocabulary, scale, seed))
-    real = ("token_logprob", "top_logprob")
     # Equal logits have no order of their own.
-    loose = (*real, "top_token") if scale == 0 else real
+    loose = (*LOGPROBS, "top_token") if scale == 0 else LOGPROBS
     assert not set(differences(ours, theirs)) - set(loose)
-    for name in real:
+    for name in LOGPROBS:
         torch.testing.assert_close(getattr(theirs, name).cpu(), getattr(ours, name))
 
 
@@ -97,8 +128,10 @@ def test_logits_that_are_not_finite(bad: float) -> None:
     for s in range(0, 6, 2):
         logits[s, (4999, 0, 4096)[s // 2]] = bad
     ours, theirs = sampled(state, batch, logits)
-    assert theirs.next_token.tolist() == ours.next_token.tolist()
-    assert theirs.next_token.tolist().count(-1) >= 2
+    assert not differences_but_rounding(ours, theirs)
+    bad_slots = theirs.next_token == -1
+    assert int(bad_slots.sum()) >= 2
+    assert set(theirs.finish[bad_slots].tolist()) == {Finish.ERROR}
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -114,7 +147,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         state.num_seqs.fill_(1)
         _, by_itself = sampled(copied_on_cpu(state), alone, logits[s : s + 1])
         slot = int(batch.seq_slot[s])
-        assert int(by_itself.next_token[slot]) == int(together.next_token[slot])
+        for name in ("next_token", "tokens", "length", "finish", "ended", "token_logprob"):
+            one, other = getattr(by_itself, name)[slot], getattr(together, name)[slot]
+            assert torch.equal(one, other), name
 
 
 def test_the_distribution() -> None:
@@ -135,12 +170,14 @@ def test_the_distribution() -> None:
     )  # fmt: skip
     counts = torch.zeros(vocabulary)
     device_state, device_batch = copied(state), copied(batch)
+    tables = copied(some_tables(vocabulary))
     rounds = 1
     for step in range(rounds):
         device_state.num_steps.fill_(step)
         device_state.length.copy_(torch.arange(count) % (ROW - 1) + 1)
         device_state.sample_index.copy_(torch.arange(count) // (ROW - 1))
-        kernel.sample(device_state, device_batch, logits.repeat(count, 1).to(DEVICE), Role.DRAFT)
+        rows = logits.repeat(count, 1).to(DEVICE)
+        sample_append(device_state, device_batch, rows, tables, Role.DRAFT)
         counts += torch.bincount(device_state.next_token.cpu(), minlength=vocabulary)
     expected = probabilities * rounds * count
     assert bool((counts[expected == 0] == 0).all())
@@ -151,22 +188,21 @@ def test_the_distribution() -> None:
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without logprobs, which agree only within rounding.
-    kernels = {"sample": kernel.sample}
-    calls = run_shadowed(monkeypatch, kernels, 5, count=3, logprobs=False)
-    assert calls["sample"] > 5
+    calls = run_shadowed(monkeypatch, {"sample_append": sample_append}, 5, count=3)
+    assert calls["sample_append"] > 5
 
 
 def test_says_what_is_wrong() -> None:
     state = copied(a_state(3, 0))
     batch = copied(a_batch(a_state(3, 0), 0))
     logits = torch.zeros(3, 50, device=DEVICE)
+    tables = copied(some_tables(50))
     for bad, message in (
         (logits.half(), "logits has dtype"),
         (logits[:2], "logits has shape"),
         (logits.t().contiguous().t(), "logits has strides"),
     ):
         with pytest.raises(ValueError, match=message):
-            kernel.sample(state, batch, bad, Role.DRAFT)
+            sample_append(state, batch, bad, tables, Role.DRAFT)
     with pytest.raises(ValueError, match="role is 3"):
-        kernel.sample(state, batch, logits, 3)
+        sample_append(state, batch, logits, tables, 3)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from rsd_kernels import ops
-from rsd_kernels.slot_state import Mode, PolicyKind
+from rsd_kernels.slot_state import Mode, PolicyKind, SlotState
 from tests.kernels.triton_child import DEVICE
 from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
 
 Op = Callable[..., None]
+LOGPROBS = ("token_logprob", "top_logprob")
 TIMES = (  # clocks differ
     "pass_start", "nanoseconds", "tick_end", "tick_nanoseconds", "idle_nanoseconds",
 )  # fmt: skip
@@ -52,6 +53,16 @@ def differences(twin: Any, kernel: Any) -> list[str]:
     ]
 
 
+def differences_but_rounding(twin: SlotState, kernel: SlotState) -> list[str]:
+    """The same for an op that computes logprobs: those agree within rounding."""
+    names = [name for name in differences(twin, kernel) if name not in LOGPROBS]
+    for name in LOGPROBS:
+        ours, theirs = getattr(twin, name), getattr(kernel, name).cpu()
+        if not torch.allclose(ours, theirs, rtol=1.3e-6, atol=1e-5):
+            names.append(name)
+    return names
+
+
 def _bits(tensor: Tensor) -> Tensor:
     """Equal exactly where the bits are: NaN equals itself."""
     return tensor.contiguous().view(torch.int32) if tensor.dtype == torch.float32 else tensor
@@ -73,7 +84,9 @@ class Shadow:
             self.calls[name] += 1
             for ours, theirs in zip(args, others, strict=True):
                 if hasattr(ours, "__dataclass_fields__"):
-                    wrong = differences(ours, theirs)
+                    rounds = name == "sample_append" and isinstance(ours, SlotState)
+                    compare = differences_but_rounding if rounds else differences
+                    wrong = compare(ours, theirs)
                     assert not wrong, f"{name}, call {self.calls[name]}: {wrong} differ"
 
         return op
@@ -144,10 +157,8 @@ def run_shadowed(
     kernels: dict[str, Op],
     seed: int,
     count: int = 6,
-    *,
-    logprobs: bool = True,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
-    run(random_core(seed), random_requests(seed, count, logprobs=logprobs))
+    run(random_core(seed), random_requests(seed, count))
     return shadow.calls

@@ -89,7 +89,7 @@ def test_a_slot_keeps_nothing_of_its_last_request() -> None:
         fill_slot(state, 1, request, generation=4, age=9)
     states = request.stops.next.shape[0]
     ignored = {
-        # Written before they are read: by `plan`, `sample`, `append`, `decide`.
+        # Written before they are read: by `plan`, `sample_append`, `decide`.
         "next_token", "step_source", "step_reward", "reward", "token_logprob", "top_logprob",
         "top_token", "num_pages", "page_table", "free_pages", "role_wait",
     }  # fmt: skip
