@@ -20,7 +20,7 @@ from rsd_kernels import (
 )
 from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role, SlotLimits, SlotState
+from rsd_kernels.slot_state import BatchingRule, Role, SlotLimits, SlotState
 from rsd_kernels.step_tables import StepTables
 from rsd_kernels.tail_tables import TailTables
 from rsd_kernels.triton_support import Launch
@@ -44,7 +44,10 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
     rewards = torch.empty(num_slots, dtype=torch.float32, device=_META)
     sizes = _TOKENS_PER_PAGE
     return {
-        "plan": plan.plan_launch(state, batch, sizes),
+        **{
+            f"plan_{rule.name.lower()}": plan.plan_launch(state, batch, sizes, rule)
+            for rule in BatchingRule
+        },
         "advance": plan.advance_launch(state, batch, Role.DRAFT),
         "settle": settle.settle_launch(state, sizes),
         "decide": settle.decide_launch(state, batch, rewards, sizes),

@@ -1,6 +1,8 @@
 """Choose one pass, pack its rows and take their pages: one program, one launch.
 
-role = argmax of 2 |ready(PRM)|, |ready(target)|, |ready(draft)|, one passed over 16 times first;
+role = the first in the order of the batching rule that gets rows, of those with ready slots, one
+passed over for too long before all others. MOST_READY: by 2 |ready(PRM)|, |ready(target)|,
+|ready(draft)|; EVERY_ROLE: draft, PRM, target in turn; LOCK_STEP: the last role, then in turn;
 rows start:stop of a slot need ceil(stop / tokens_per_page) pages, all of them or the slot waits.
 
 Twin: `rsd_kernels.reference.plan`.
@@ -16,12 +18,13 @@ from triton.language.extra.cuda import globaltimer
 
 from rsd_kernels.control_args import batch_args, check_state, page_sizes, state_args
 from rsd_kernels.plan_pack import MAX_SLOTS, pack, pad
-from rsd_kernels.reference.plan import STARVED_AFTER
+from rsd_kernels.reference.plan import LONGEST_PHASE, STARVED_AFTER
 from rsd_kernels.row_batch import RowBatch
 from rsd_kernels.slot_state import (
     LOG_HEADER,
     MAX_CUT_TOKENS,
     NUM_ROLES,
+    BatchingRule,
     HostRequest,
     Phase,
     Role,
@@ -34,6 +37,10 @@ _HEADER = tl.constexpr(LOG_HEADER)
 _CUT_TOKENS = tl.constexpr(MAX_CUT_TOKENS)
 _NUM_ROLES = tl.constexpr(NUM_ROLES)
 _STARVED_AFTER = tl.constexpr(STARVED_AFTER)
+_LONGEST_PHASE = tl.constexpr(LONGEST_PHASE)
+_MOST_READY = tl.constexpr(int(BatchingRule.MOST_READY))
+_EVERY_ROLE = tl.constexpr(int(BatchingRule.EVERY_ROLE))
+_LOCK_STEP = tl.constexpr(int(BatchingRule.LOCK_STEP))
 _DRAFT = tl.constexpr(int(Role.DRAFT))
 _TARGET = tl.constexpr(int(Role.TARGET))
 _PRM = tl.constexpr(int(Role.PRM))
@@ -72,11 +79,20 @@ def _must_return(
 
 
 @triton.jit
-def _rank(count: tl.tensor, wait: tl.tensor, weight: tl.tensor, tie: tl.tensor) -> tl.tensor:
+def _rank(
+    count: tl.tensor, wait: tl.tensor, last: tl.tensor, ROLE: tl.constexpr, RULE: tl.constexpr
+) -> tl.tensor:
     """Larger goes first; -1 if no slot is ready."""
-    starved = tl.where(wait >= _STARVED_AFTER, wait, 0).to(tl.int64)
-    rank = (starved << 32) + (weight * count) * 4 + tie
-    return tl.where(count > 0, rank, -1)
+    longest: tl.constexpr = _LONGEST_PHASE if RULE == _LOCK_STEP else _STARVED_AFTER
+    if RULE == _MOST_READY:
+        weight: tl.constexpr = 2 if ROLE == _PRM else 1
+        place = (weight * count) * 4 + ROLE  # ties: PRM, target, draft
+    elif RULE == _EVERY_ROLE:
+        place = 2 - (last + 2 - ROLE) % 3
+    else:
+        place = 2 - (last + 3 - ROLE) % 3
+    starved = tl.where(wait >= longest, wait, 0).to(tl.int64)
+    return tl.where(count > 0, (starved << 32) + place, -1)
 
 
 @triton.jit
@@ -87,7 +103,7 @@ def _choose(
     b_slot: tl.tensor,
     m_slot: tl.tensor,
     o_row: tl.tensor,
-    BLOCK_S: tl.constexpr,
+    RULE: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
     """Tries the roles in order; returns the one that got rows (NUM_ROLES if none), and how many."""
     m_active = m_slot & (tl.load(state.active + b_slot, mask=m_slot, other=0) != 0)
@@ -101,9 +117,10 @@ def _choose(
     draft_wait = tl.load(state.role_wait + _DRAFT)
     target_wait = tl.load(state.role_wait + _TARGET)
     prm_wait = tl.load(state.role_wait + _PRM)
-    draft_rank = _rank(drafts, draft_wait, 1, 0)
-    target_rank = _rank(targets, target_wait, 1, 1)
-    prm_rank = _rank(scores, prm_wait, 2, 2)
+    last = tl.load(state.last_role)
+    draft_rank = _rank(drafts, draft_wait, last, _DRAFT, RULE)
+    target_rank = _rank(targets, target_wait, last, _TARGET, RULE)
+    prm_rank = _rank(scores, prm_wait, last, _PRM, RULE)
     num_free = tl.load(state.num_free)
     rows, seqs = drafts * 0, drafts * 0
     chosen = drafts * 0 + _NUM_ROLES
@@ -135,6 +152,7 @@ def _choose(
         tl.store(state.num_free, num_free)
         tl.store(state.num_rows, rows)
         tl.store(state.num_seqs, seqs)
+        tl.store(state.last_role, chosen)
         passed_draft, passed_target = chosen != _DRAFT, chosen != _TARGET
         tl.store(state.role_wait + _DRAFT, tl.where(passed_draft & (drafts > 0), draft_wait + 1, 0))
         tl.store(
@@ -153,6 +171,7 @@ def plan_kernel(
     BLOCK_S: tl.constexpr,  # at least the slots
     BLOCK_N: tl.constexpr,  # at least the rows of a pass
     BLOCK_K: tl.constexpr,  # at least the buckets
+    RULE: tl.constexpr,
     CLOCK: tl.constexpr,  # false in the interpreter, which has no timer
 ) -> None:
     b_slot = tl.arange(0, BLOCK_S)
@@ -169,7 +188,7 @@ def plan_kernel(
         tl.store(state.short + b_slot, b_slot * 0, mask=m_slot)
         tl.debug_barrier()
         o_row = tl.arange(0, BLOCK_N)
-        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, BLOCK_S)
+        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE)
     o_bucket = tl.arange(0, BLOCK_K)
     m_bucket = o_bucket < state.num_buckets
     b_bucket = tl.load(state.row_buckets + o_bucket, mask=m_bucket, other=1 << 30)
@@ -209,7 +228,12 @@ def advance_kernel(
     tl.store(state.nanoseconds + o_role, b_time, mask=m_lane)
 
 
-def plan(state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int]) -> None:
+def plan(
+    state: SlotState,
+    batch: RowBatch,
+    tokens_per_page: Sequence[int],
+    rule: BatchingRule = BatchingRule.MOST_READY,
+) -> None:
     """Writes the next pass into `batch`, or stops the loop; see the twin.
 
     Raises:
@@ -223,10 +247,12 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int]) -> N
             f"batch has room for {batch.num_seqs} sequences; it must have {state.num_slots}, "
             "one a slot"
         )
-    plan_launch(state, batch, tokens_per_page).run()
+    plan_launch(state, batch, tokens_per_page, rule).run()
 
 
-def plan_launch(state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int]) -> Launch:
+def plan_launch(
+    state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int], rule: BatchingRule
+) -> Launch:
     args = {
         "state": state_args(state),
         "batch": batch_args(batch),
@@ -234,6 +260,7 @@ def plan_launch(state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int
         "BLOCK_S": max(next_power_of_2(state.num_slots), 2),
         "BLOCK_N": next_power_of_2(batch.num_rows),
         "BLOCK_K": next_power_of_2(state.row_buckets.shape[0]),
+        "RULE": int(rule),
         "CLOCK": not interpreting(),
     }
     return Launch(plan_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4)

@@ -49,6 +49,14 @@ class Mode(IntEnum):
     TARGET = 2
 
 
+class BatchingRule(IntEnum):
+    """Which role passes next: `plan` tries the roles in the order of the rule."""
+
+    MOST_READY = 0  # most ready slots; scoring counts double
+    EVERY_ROLE = 1  # the roles take turns: draft, PRM, target
+    LOCK_STEP = 2  # the same turns, but a role stays until no slot waits for it
+
+
 class PolicyKind(IntEnum):
     """The weighting functions of the paper's Table 1 (columns `policy_a`, `policy_b`)."""
 
@@ -173,6 +181,7 @@ class SlotState:
     tick: Tensor  # [1] ticks of this launch
     tick_cap: Tensor  # [1]
     role_wait: Tensor  # [3] ticks a role with ready slots was passed over
+    last_role: Tensor  # [1] the role of the last pass, also of an earlier launch
     host_request: Tensor  # [1] HostRequest
     log: Tensor  # [log_words] decided steps, appended
     log_head: Tensor  # [1] words written
@@ -251,6 +260,7 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
             "tick_cap",
             "host_request",
             "log_head",
+            "last_role",
         ),
         (1,),
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import ANY_ROWS, Role, SlotState
+from rsd_kernels.slot_state import ANY_ROWS, BatchingRule, Role, SlotState
 from rsd_kernels.step_tables import StepTables
 from rsd_kernels.tail_tables import TailTables
 
@@ -42,6 +42,7 @@ class Loop:
     forwards: dict[Role, Forward]
     decide: Callable[[RowBatch], None]  # scores the steps just read, keeps or forgets them
     logits: Tensor  # [B, V] float32: ids that may be sampled, no padded rows
+    rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; results do not depend on it
 
 
 def build_program(loop: Loop) -> Block:
@@ -49,7 +50,7 @@ def build_program(loop: Loop) -> Block:
     state = loop.state
     plan = Call(
         "plan",
-        partial(ops.plan, state, loop.batch, loop.tokens_per_page),
+        partial(ops.plan, state, loop.batch, loop.tokens_per_page, loop.rule),
         sets=(state.running, state.pass_body),
     )
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built

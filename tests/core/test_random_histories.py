@@ -16,7 +16,7 @@ from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.memory.slots import SlotRequest, check_integrity
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Finish, Mode, PolicyKind, Role
+from rsd_kernels.slot_state import BatchingRule, Finish, Mode, PolicyKind, Role
 from tests.loop.executors import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
 
@@ -53,7 +53,13 @@ def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
 
 
 def core_of(
-    num_slots: int, num_pages: int, ticks: int, executor: str = "eager", *, text: bool = False
+    num_slots: int,
+    num_pages: int,
+    ticks: int,
+    executor: str = "eager",
+    *,
+    text: bool = False,
+    rule: BatchingRule = BatchingRule.MOST_READY,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     return toy_core(
@@ -67,6 +73,7 @@ def core_of(
         row_buckets=row_buckets,
         make_executor=make_executor,
         text_bridge=by_text if text else None,
+        rule=rule,
     )
 
 
@@ -131,12 +138,20 @@ class Histories(RuleBasedStateMachine):
         ticks=st.sampled_from([1, 2, 3, 40]),
         executor=st.sampled_from(sorted(EXECUTORS)),
         text=st.booleans(),
+        rule=st.sampled_from(BatchingRule),
         first=st.lists(WANTED, min_size=2, max_size=8),
     )
     def start(
-        self, slots: int, pages: int, ticks: int, executor: str, text: bool, first: list[Wanted]
+        self,
+        slots: int,
+        pages: int,
+        ticks: int,
+        executor: str,
+        text: bool,
+        rule: BatchingRule,
+        first: list[Wanted],
     ) -> None:
-        self.core = core_of(slots, pages, ticks, executor, text=text)
+        self.core = core_of(slots, pages, ticks, executor, text=text, rule=rule)
         self.wanted: dict[int, Wanted] = {}
         self.events: dict[int, list[Event]] = {}
         for wanted in first:

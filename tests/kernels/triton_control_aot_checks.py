@@ -8,7 +8,9 @@ from rsd_kernels import aot
 from rsd_kernels.control_launches import control_launches
 
 # One shape of every kernel; `python -m bench.kernel_resources` has them all.
-LAUNCHES = {launch.kernel.__name__: launch for launch in control_launches().values()}
+ALL = control_launches()
+LAUNCHES = {launch.kernel.__name__: launch for launch in ALL.values()}
+LAUNCHES |= {name: launch for name, launch in ALL.items() if name.startswith("plan_")}
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

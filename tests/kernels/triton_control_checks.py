@@ -20,7 +20,7 @@ from rsd_kernels.reference import philox as philox_twin
 from rsd_kernels.reference import plan as plan_twin
 from rsd_kernels.reference import rollback as rollback_twin
 from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import NUM_ROLES, Phase, SlotState
+from rsd_kernels.slot_state import NUM_ROLES, BatchingRule, Phase, SlotState
 from tests.kernels.triton_child import DEVICE, INTERPRETED
 from tests.kernels.triton_shadow import (
     copied,
@@ -220,7 +220,8 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def _changed(state: SlotState, rng: random.Random) -> None:
     """What a short run seldom meets: roles that have waited, few pages, reasons to return."""
     for role in range(NUM_ROLES):
-        state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 40])
+        state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 1023, 1024, 1500])
+    state.last_role.fill_(rng.randrange(NUM_ROLES))
     if rng.random() < 0.3:
         state.num_free.fill_(rng.randint(0, min(4, int(state.num_free))))
     if rng.random() < 0.1:
@@ -235,20 +236,21 @@ def _changed(state: SlotState, rng: random.Random) -> None:
         state.phase[rng.randrange(state.num_slots)] = rng.choice([Phase.WAIT_HOST, Phase.DONE])
 
 
-def test_plan_in_changed_states(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", BatchingRule)
+def test_plan_in_changed_states(rule: BatchingRule, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     chosen: Counter[int] = Counter()
     plan_of_the_run = plan_twin.plan
 
-    def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int]) -> None:
+    def plan(state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule) -> None:
         ours, theirs = copied_on_cpu(state), copied_on_cpu(batch)
         _changed(ours, rng)
         kernel_state, kernel_batch = copied(ours), copied(theirs)
-        plan_twin.plan(ours, theirs, tokens_per_page)
-        plan_kernel.plan(kernel_state, kernel_batch, tokens_per_page)
+        plan_twin.plan(ours, theirs, tokens_per_page, rule)
+        plan_kernel.plan(kernel_state, kernel_batch, tokens_per_page, rule)
         assert not differences(ours, kernel_state) + differences(theirs, kernel_batch)
         chosen[int(ours.pass_role)] += 1
-        plan_of_the_run(state, batch, tokens_per_page)
+        plan_of_the_run(state, batch, tokens_per_page, rule)
 
     monkeypatch.setattr(ops, "plan", plan)
     run(random_core(6, num_slots=17, max_rows=7), random_requests(6, 12))

@@ -24,6 +24,7 @@ from rsd_kernels.slot_state import (
     ANY_ROWS,
     MAX_DELIMITER_STATES,
     MAX_STOP_STATES,
+    BatchingRule,
     Mode,
     PolicyKind,
     Role,
@@ -94,6 +95,7 @@ def toy_core(
     text_bridge: TextBridge | None = None,
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
+    rule: BatchingRule = BatchingRule.MOST_READY,
 ) -> EngineCore:
     limits = SlotLimits(
         num_slots=num_slots,
@@ -136,6 +138,7 @@ def toy_core(
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
         decide=decide,
         logits=logits,
+        rule=rule,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)

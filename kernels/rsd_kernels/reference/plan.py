@@ -1,8 +1,10 @@
 """Choose one pass: the role, its packed rows and their pages.
 
-The batching policy: the role with most ready slots goes, scoring counts double, ties go PRM,
-target, draft, and a role passed over for 16 ticks goes first. One role a tick leaves no two roles
-to race over rollback and pages.
+The batching rule is an order in which the roles are tried. `MOST_READY`: the role with most ready
+slots, scoring counts double, ties go PRM, target, draft. `EVERY_ROLE`: the roles in turn, draft,
+PRM, target. `LOCK_STEP`, the arrangement of the paper's code: the same turns, but a role stays
+until no slot waits for it. Under any of them a role that was passed over for too long goes first.
+One role a tick leaves no two roles to race over rollback and pages.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from rsd_kernels.slot_state import (
     LOG_HEADER,
     MAX_CUT_TOKENS,
     NUM_ROLES,
+    BatchingRule,
     HostRequest,
     Phase,
     Role,
     SlotState,
 )
 
-STARVED_AFTER = 16
+STARVED_AFTER = 16  # ticks for which a role may be passed over
+# In lock-step the others wait for as long as the longest step; only a request that never leaves
+# its phase (one model alone) makes them wait longer.
+LONGEST_PHASE = 1024
 _PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
 _TIE_ORDER = (Role.PRM, Role.TARGET, Role.DRAFT)
 
@@ -42,7 +48,12 @@ class _Extend:
     complete: bool
 
 
-def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int]) -> None:
+def plan(
+    state: SlotState,
+    batch: RowBatch,
+    tokens_per_page: tuple[int, int, int],
+    rule: BatchingRule = BatchingRule.MOST_READY,
+) -> None:
     """Writes the next pass into `batch`, or stops the loop (`running` = 0, no role).
 
     The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
@@ -59,12 +70,13 @@ def plan(state: SlotState, batch: RowBatch, tokens_per_page: tuple[int, int, int
         return
     ready = _ready_slots(state)
     write_at(state.short, slice(None), 0)
-    for role in _order(ready, host(state.role_wait).tolist()):
+    for role in _order(state, ready, rule):
         extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
         if extends:
             _fill(state, batch, role, extends, tokens_per_page[role])
             _count_waits(state, role, ready)
             write_at(state.pass_role, 0, int(role))
+            write_at(state.last_role, 0, int(role))
             write_at(state.pass_body, 0, role * num_buckets + _bucket(state))
             write_at(state.pass_start, 0, time.perf_counter_ns())
             return
@@ -120,13 +132,24 @@ def _ready_slots(state: SlotState) -> list[list[int]]:
     return [[b for b in by_age if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
 
 
-def _order(ready: list[list[int]], waits: list[int]) -> list[Role]:
+def _order(state: SlotState, ready: list[list[int]], rule: BatchingRule) -> list[Role]:
+    waits, last = host(state.role_wait).tolist(), number(state.last_role)
+    longest = LONGEST_PHASE if rule == BatchingRule.LOCK_STEP else STARVED_AFTER
+
     def rank(role: Role) -> tuple[int, int, int]:
-        starved = waits[role] if waits[role] >= STARVED_AFTER else 0
-        weight = 2 if role == Role.PRM else 1
-        return (-starved, -weight * len(ready[role]), _TIE_ORDER.index(role))
+        starved = waits[role] if waits[role] >= longest else 0
+        return (-starved, *_place(rule, role, len(ready[role]), last))
 
     return sorted((role for role in Role if ready[role]), key=rank)
+
+
+def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[int, int]:
+    """Smaller goes first."""
+    if rule == BatchingRule.MOST_READY:
+        weight = 2 if role == Role.PRM else 1
+        return (-weight * num_ready, _TIE_ORDER.index(role))
+    turns = (last - role) % NUM_ROLES  # from the last role: draft, PRM, target are 0, 2, 1
+    return ((turns - 1) % NUM_ROLES if rule == BatchingRule.EVERY_ROLE else turns, 0)
 
 
 def _pack(
