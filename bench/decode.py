@@ -171,12 +171,11 @@ def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # write on after the end-of-text token, as ours
-    num_parameters = sum(p.numel() for p in model.parameters())
     return Contenders(
         ours=lambda batch, n: _ours(engine, batch, n),
         baseline=lambda batch, n: write_with_generate(model, batch, n),
-        num_parameters=num_parameters,
-        weight_bytes=4 * num_parameters,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        weight_bytes=engine._built.models.main.model.weight_bytes,
     )
 
 

@@ -131,6 +131,9 @@ class RandomCheckpoint(Checkpoint):
                 tensor.normal_(0, place.shape[-1] ** -0.5, generator=generator)
             yield name, tensor
 
+    def has_bfloat16_matrices(self) -> bool:
+        return self.dtype == torch.bfloat16
+
     def tokenizer(self) -> Any:
         return random_tokenizer(self._num_tokens)
 

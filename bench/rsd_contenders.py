@@ -115,10 +115,8 @@ class RsdContenders:
 
     def _read_seconds(self) -> dict[str, float]:
         """To read the weights of each model once, as fast as as many bytes are read in a loop."""
-        paper = self.arrangement
-        parts = {"draft": paper.draft.model, "target": paper.target.model, "prm": paper.prm.model}
-        sizes = {role: 4 * sum(p.numel() for p in m.parameters()) for role, m in parts.items()}
-        cpu = torch.device("cpu")
+        models, cpu = self.engine._built.models.models, torch.device("cpu")
+        sizes = {role.name.lower(): model.weight_bytes for role, model in models.items()}
         return {role: size / read_bandwidth(cpu, size, runs=50) for role, size in sizes.items()}
 
     def _arranged(self, arrangement: PaperArrangement, questions: Sequence[str]) -> list[Answer]:

@@ -95,8 +95,8 @@ class Point:
 def triple_of(models: Mapping[Role, LanguageModel | RewardModel]) -> Triple:
     """The shapes of an engine's models."""
     draft, target, prm = (
-        ModelShape.of(models[role].config, models[role].dtype)
-        for role in (Role.DRAFT, Role.TARGET, Role.PRM)
+        ModelShape.of(model.config, model.dtype, model.decoder.weights.matrix_dtype)
+        for model in (models[Role.DRAFT], models[Role.TARGET], models[Role.PRM])
     )
     return Triple(draft, target, prm)
 

@@ -31,16 +31,28 @@ class Forward {
     void layers(const Runner& run) const {
         const int64_t hidden = d_.hidden_size;
         run.team.range(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
-            for (int64_t r = first; r < last; ++r) {
-                memcpy(d_.hidden + r * hidden, d_.embedding + pass_.token[r] * hidden,
-                       static_cast<size_t>(hidden) * sizeof(float));
-            }
+            for (int64_t r = first; r < last; ++r) embed(r);
         });
         run.team.wait();
         for (int64_t i = 0; i < d_.num_layers; ++i) layer(run, d_.layers[i]);
     }
 
   private:
+    void embed(int64_t row) const {
+        const int64_t width = d_.hidden_size, place = pass_.token[row] * width;
+        float* to = d_.hidden + row * width;
+        if (d_.matrix_type == RSD_CPU_FLOAT32) {
+            const float* from = static_cast<const float*>(d_.embedding) + place;
+            memcpy(to, from, static_cast<size_t>(width) * sizeof(float));
+            return;
+        }
+        const uint16_t* from = static_cast<const uint16_t*>(d_.embedding) + place;
+        for (int64_t i = 0; i < width; ++i) {
+            const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+            memcpy(to + i, &bits, sizeof bits);
+        }
+    }
+
     void layer(const Runner& run, const RsdLayer& w) const {
         const int64_t hidden = d_.hidden_size, inter = d_.intermediate_size;
         run.norm(norm(w.input_norm));
@@ -70,10 +82,10 @@ class Forward {
         return {d_.normed, d_.hidden, weight, nullptr, rows_, width, width, width, d_.eps};
     }
 
-    RsdProduct product(float* y, const float* x, const float* weight, const float* bias,
+    RsdProduct product(float* y, const float* x, const void* weight, const float* bias,
                        int64_t num_outputs, int64_t num_inputs) const {
-        return {y,           x,          weight,      bias,       nullptr, rows_,
-                num_outputs, num_inputs, num_outputs, num_inputs, 0};
+        return {y,          x,           weight,     bias, nullptr,       rows_, num_outputs,
+                num_inputs, num_outputs, num_inputs, 0,    d_.matrix_type};
     }
 
     // To what stands in y already.

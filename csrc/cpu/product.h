@@ -35,8 +35,8 @@ constexpr int64_t PANEL_FLOATS = 48 * 1024;  // of W, beside the rows in the inn
 constexpr int64_t PREFETCH_TILES = 1;        // how far ahead W is asked for
 
 // sums[r * OUTPUTS + o] = sum_k x[r][k] * w[o][k]; whole vectors are written.
-template <int ROWS, int OUTPUTS>
-inline void dot_tile(const float* const* x, const float* const* w, int64_t length, int64_t ahead,
+template <int ROWS, int OUTPUTS, typename Weight>
+inline void dot_tile(const float* const* x, const Weight* const* w, int64_t length, int64_t ahead,
                      float* sums) {
     Vec acc[ROWS * OUTPUTS] = {};
     int64_t k = 0;
@@ -70,12 +70,14 @@ inline void add(float* __restrict__ to, const float* __restrict__ from) {
     for (int i = 0; i < COUNT; ++i) to[i] += from[i];
 }
 
-template <int ROWS, int OUTPUTS>
-inline void product_tile(const RsdProduct& p, int64_t row, int64_t output, bool from_memory) {
+// `weight` is the row of the first output.
+template <int ROWS, int OUTPUTS, typename Weight>
+inline void product_tile(const RsdProduct& p, const Weight* weight, int64_t row, int64_t output,
+                         bool from_memory) {
     const float* x[ROWS];
-    const float* w[OUTPUTS];
+    const Weight* w[OUTPUTS];
     for (int r = 0; r < ROWS; ++r) x[r] = p.x + (row + r) * p.x_stride;
-    for (int o = 0; o < OUTPUTS; ++o) w[o] = p.weight + (output + o) * p.num_inputs;
+    for (int o = 0; o < OUTPUTS; ++o) w[o] = weight + o * p.num_inputs;
     float sums[whole_vectors(ROWS * OUTPUTS)];
     const int64_t ahead = from_memory ? PREFETCH_TILES * OUTPUTS * p.num_inputs : 0;
     dot_tile<ROWS, OUTPUTS>(x, w, p.num_inputs, ahead, sums);
@@ -88,47 +90,87 @@ inline void product_tile(const RsdProduct& p, int64_t row, int64_t output, bool 
     }
 }
 
-template <int ROWS>
-void product_group(const RsdProduct& p, int64_t row, int64_t first, int64_t last,
-                   bool from_memory) {
+// Outputs first..last, whose rows of W begin at `weight`.
+template <int ROWS, typename Weight>
+void product_group(const RsdProduct& p, const Weight* weight, int64_t row, int64_t first,
+                   int64_t last, bool from_memory) {
     constexpr int OUTPUTS = tile_outputs<ROWS>();
     int64_t output = first;
     for (; output + OUTPUTS <= last; output += OUTPUTS) {
-        product_tile<ROWS, OUTPUTS>(p, row, output, from_memory);
+        const Weight* tile = weight + (output - first) * p.num_inputs;
+        product_tile<ROWS, OUTPUTS>(p, tile, row, output, from_memory);
     }
-    for (; output < last; ++output) product_tile<ROWS, 1>(p, row, output, from_memory);
+    for (; output < last; ++output) {
+        const Weight* tile = weight + (output - first) * p.num_inputs;
+        product_tile<ROWS, 1>(p, tile, row, output, from_memory);
+    }
 }
 
-void product_rows(const RsdProduct& p, int64_t row, int64_t num_rows, int64_t first, int64_t last,
-                  bool from_memory) {
+template <typename Weight>
+void product_rows(const RsdProduct& p, const Weight* weight, int64_t row, int64_t num_rows,
+                  int64_t first, int64_t last, bool from_memory) {
     switch (num_rows) {
-        case 1: return product_group<1>(p, row, first, last, from_memory);
-        case 2: return product_group<2>(p, row, first, last, from_memory);
-        case 3: return product_group<3>(p, row, first, last, from_memory);
-        case 4: return product_group<4>(p, row, first, last, from_memory);
-        case 5: return product_group<5>(p, row, first, last, from_memory);
-        case 6: return product_group<6>(p, row, first, last, from_memory);
+        case 1: return product_group<1>(p, weight, row, first, last, from_memory);
+        case 2: return product_group<2>(p, weight, row, first, last, from_memory);
+        case 3: return product_group<3>(p, weight, row, first, last, from_memory);
+        case 4: return product_group<4>(p, weight, row, first, last, from_memory);
+        case 5: return product_group<5>(p, weight, row, first, last, from_memory);
+        case 6: return product_group<6>(p, weight, row, first, last, from_memory);
 #if RSD_LANES == 16
-        case 7: return product_group<7>(p, row, first, last, from_memory);
-        case 8: return product_group<8>(p, row, first, last, from_memory);
+        case 7: return product_group<7>(p, weight, row, first, last, from_memory);
+        case 8: return product_group<8>(p, weight, row, first, last, from_memory);
 #endif
     }
 }
 
-void product(const RsdProduct& p, int64_t first, int64_t last) {
-    if (p.num_rows <= MAX_TILE_ROWS) return product_rows(p, 0, p.num_rows, first, last, true);
+// All rows, group after group, times a panel of W.
+template <typename Weight>
+void product_panel(const RsdProduct& p, const Weight* weight, int64_t first, int64_t last,
+                   bool from_memory) {
+    for (int64_t row = 0; row < p.num_rows;) {
+        const int64_t left = p.num_rows - row;
+        const int64_t rows = left <= MAX_TILE_ROWS ? left : GROUP_ROWS;
+        product_rows(p, weight, row, rows, first, last, from_memory && row == 0);
+        row += rows;
+    }
+}
+
+// Half-width weights of a panel are widened once for all groups of rows.
+inline void widen(const BFloat16* from, int64_t count, float* to) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+    for (; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+template <typename Weight>
+void product_outputs(const RsdProduct& p, int64_t first, int64_t last) {
+    const Weight* weight = static_cast<const Weight*>(p.weight);
+    if (p.num_rows <= MAX_TILE_ROWS) {
+        product_rows(p, weight + first * p.num_inputs, 0, p.num_rows, first, last, true);
+        return;
+    }
     const int64_t whole = tile_outputs<GROUP_ROWS>();
     int64_t panel = PANEL_FLOATS / (p.num_inputs > 0 ? p.num_inputs : 1) / whole * whole;
     if (panel < whole) panel = whole;
     for (int64_t output = first; output < last; output += panel) {
         const int64_t end = output + panel < last ? output + panel : last;
-        for (int64_t row = 0; row < p.num_rows;) {
-            const int64_t left = p.num_rows - row;
-            const int64_t rows = left <= MAX_TILE_ROWS ? left : GROUP_ROWS;
-            product_rows(p, row, rows, output, end, row == 0);
-            row += rows;
+        const Weight* rows = weight + output * p.num_inputs;
+        if constexpr (sizeof(Weight) < sizeof(float)) {
+            const int64_t count = (end - output) * p.num_inputs;
+            if (count <= PANEL_FLOATS) {
+                alignas(64) float widened[PANEL_FLOATS];
+                widen(rows, count, widened);
+                product_panel(p, widened, output, end, false);
+                continue;
+            }
         }
+        product_panel(p, rows, output, end, true);
     }
+}
+
+void product(const RsdProduct& p, int64_t first, int64_t last) {
+    if (p.weight_type == RSD_CPU_BFLOAT16) return product_outputs<BFloat16>(p, first, last);
+    product_outputs<float>(p, first, last);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The C ABI of the CPU library: a decoder's forward over raw float32 pointers. Nothing here needs
-// torch or Python, so that the library builds without either.
+// The C ABI of the CPU library: a decoder's forward over raw pointers. Nothing here needs torch or
+// Python, so that the library builds without either. Everything is float32; only matrices may be
+// bfloat16, and are then multiplied as the floats that they stand for.
 //
 // Strides count elements; where none is named, a tensor is contiguous. Every function returns
 // RSD_CPU_SUCCESS or one of the codes below, allocates nothing and raises nothing. At most
@@ -14,7 +15,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses
 // others.
-#define RSD_CPU_ABI_VERSION 1
+#define RSD_CPU_ABI_VERSION 2
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -32,16 +33,23 @@ enum {
     RSD_CPU_ERROR_ISA = -6,       // this machine cannot run that instruction set
 };
 
+// Of a matrix.
+enum {
+    RSD_CPU_FLOAT32 = 0,
+    RSD_CPU_BFLOAT16 = 1,
+};
+
 // y = x weightT + bias + residual
 typedef struct {
-    float* y;             // [num_rows, num_outputs], rows y_stride apart
-    const float* x;       // [num_rows, num_inputs], rows x_stride apart
-    const float* weight;  // [num_outputs, num_inputs]
-    const float* bias;    // [num_outputs] or null
+    float* y;            // [num_rows, num_outputs], rows y_stride apart
+    const float* x;      // [num_rows, num_inputs], rows x_stride apart
+    const void* weight;  // [num_outputs, num_inputs], of weight_type
+    const float* bias;   // [num_outputs] or null
     const float*
         residual;  // [num_rows, num_outputs], rows residual_stride apart, or null; may be y
     int64_t num_rows, num_outputs, num_inputs;
     int64_t y_stride, x_stride, residual_stride;
+    int64_t weight_type;  // RSD_CPU_FLOAT32 or RSD_CPU_BFLOAT16
 } RsdProduct;
 
 // y = x / sqrt(mean(x * x) + eps) * weight
@@ -104,8 +112,15 @@ typedef struct {
 
 // Weights of one layer as in RsdProduct and RsdNorm; any bias, and both head norms, may be null.
 typedef struct {
-    const float *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
-    const float *post_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+    const float* input_norm;
+    const void* qkv;
+    const float *qkv_bias, *q_norm, *k_norm;
+    const void* o;
+    const float *o_bias, *post_norm;
+    const void* gate_up;
+    const float* gate_up_bias;
+    const void* down;
+    const float* down_bias;
     float *k_pages, *v_pages;
     int64_t sliding_window;
 } RsdLayer;
@@ -113,12 +128,13 @@ typedef struct {
 // A decoder and what it writes into: `hidden` [max_rows, hidden_size] and so on, contiguous.
 typedef struct {
     const RsdLayer* layers;
-    const float* embedding;  // [vocab_size, hidden_size]
+    const void* embedding;   // [vocab_size, hidden_size]
     const float *cos, *sin;  // [num_positions, head_dim]
     float *hidden, *normed, *qkv, *attended, *gate_up, *gated;
     int64_t num_layers, vocab_size, hidden_size, intermediate_size, num_positions, max_rows;
     int64_t num_q_heads, num_kv_heads, head_dim;
-    RsdPages pages;  // k and v are those of the layers
+    int64_t matrix_type;  // of the embedding and of all matrices of the layers
+    RsdPages pages;       // k and v are those of the layers
     float eps, scale;
 } RsdDecoder;
 

@@ -25,14 +25,37 @@ typedef float UnalignedVec __attribute__((vector_size(RSD_LANES * 4), aligned(4)
 
 inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 
+// A weight as checkpoints have it: the upper half of a float, which it is turned into exactly.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+typedef uint16_t HalfVec __attribute__((vector_size(RSD_LANES * 2), aligned(2), may_alias));
+typedef uint32_t WordVec __attribute__((vector_size(RSD_LANES * 4)));
+
+inline Vec load(const BFloat16* from) {
+    const HalfVec bits = *reinterpret_cast<const HalfVec*>(from);
+    return (Vec)(__builtin_convertvector(bits, WordVec) << 16);
+}
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(BFloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float found;
+    __builtin_memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
 inline Vec broadcast(float value) { return Vec{} + value; }
 
 // The first `count` elements, zeros behind them: memory past a row is never read.
-inline Vec load_part(const float* from, int64_t count) {
+template <typename T>
+inline Vec load_part(const T* from, int64_t count) {
     float lanes[LANES] = {};
-    for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+    for (int64_t i = 0; i < count; ++i) lanes[i] = to_float(from[i]);
     return load(lanes);
 }
 

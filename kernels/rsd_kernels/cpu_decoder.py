@@ -6,7 +6,7 @@ A small model's pass costs less than the Python and torch calls that would strin
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from rsd_kernels.cpu_ops import suits
 from rsd_kernels.row_batch import RowBatch
 
 _WEIGHTS = [name for name, _ in native.Layer._fields_][:-3]
+_MATRICES = ("qkv", "o", "gate_up", "down")
 
 
 class Buffers(Protocol):
@@ -89,7 +90,7 @@ class CpuDecoder:
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
             parts.cos.shape[0], buffers.hidden.shape[0],
             parts.num_q_heads, parts.num_kv_heads, parts.cos.shape[1],
-            native.Pages(), parts.eps, parts.scale,
+            native.MATRIX_TYPES[parts.embedding.dtype], native.Pages(), parts.eps, parts.scale,
         )  # fmt: skip
 
     def forward(
@@ -131,9 +132,20 @@ class CpuDecoder:
 def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
     """The decoder's fast path, or None where its ops must be called one by one."""
     library = native.load()
-    tensors = [getattr(layer, name) for layer in parts.layers for name in _WEIGHTS]
-    given = [t for t in (parts.embedding, parts.cos, parts.sin, *tensors) if t is not None]
-    fits = parts.cos.shape[1] <= native.MAX_HEAD_DIM and len(parts.layers) > 0
-    if library is None or not fits or not all(suits(t) and t.is_contiguous() for t in given):
-        return None
-    return CpuDecoder(parts, library)
+    matrices = [parts.embedding, *_weights(parts, _MATRICES)]
+    vectors = [parts.cos, parts.sin, *_weights(parts, set(_WEIGHTS) - set(_MATRICES))]
+    fits = (
+        parts.cos.shape[1] <= native.MAX_HEAD_DIM
+        and len(parts.layers) > 0
+        and all(suits(tensor) for tensor in vectors)
+        and {tensor.dtype for tensor in matrices} <= {parts.embedding.dtype}
+        and parts.embedding.dtype in native.MATRIX_TYPES
+        and all(tensor.is_contiguous() for tensor in (*matrices, *vectors))
+    )
+    return CpuDecoder(parts, library) if library is not None and fits else None
+
+
+def _weights(parts: DecoderParts, names: Collection[str]) -> list[Tensor]:
+    """Those that the layers have."""
+    found = [getattr(layer, name) for layer in parts.layers for name in names]
+    return [tensor for tensor in found if tensor is not None]

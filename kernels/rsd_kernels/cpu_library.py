@@ -8,14 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor  # loads the OpenMP that the library's calls go to
+import torch  # loads the OpenMP that the library's calls go to
 
 from rsd_kernels.cpu_build import LIBRARY
 from rsd_kernels.native_library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_HEAD_DIM = 256
+MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
 
 _POINTER, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _Fields = list[tuple[str, type]]
@@ -30,7 +31,7 @@ def _fields(pointers: str, sizes: str, floats: str = "") -> _Fields:
 class Product(ctypes.Structure):
     _fields_ = _fields(
         "y x weight bias residual",
-        "num_rows num_outputs num_inputs y_stride x_stride residual_stride",
+        "num_rows num_outputs num_inputs y_stride x_stride residual_stride weight_type",
     )
 
 
@@ -84,7 +85,7 @@ class Decoder(ctypes.Structure):
         *_fields(
             "layers embedding cos sin hidden normed qkv attended gate_up gated",
             "num_layers vocab_size hidden_size intermediate_size num_positions max_rows "
-            "num_q_heads num_kv_heads head_dim",
+            "num_q_heads num_kv_heads head_dim matrix_type",
         ),
         ("pages", Pages),
         ("eps", _F32),
@@ -142,7 +143,7 @@ def _function(function: Any, *structures: type[ctypes.Structure]) -> Any:
     return function
 
 
-def pages_of(k_pages: Tensor, v_pages: Tensor) -> Pages:
+def pages_of(k_pages: torch.Tensor, v_pages: torch.Tensor) -> Pages:
     """K and V of a layer, both [num_pages, tokens_per_page, num_kv_heads, head_dim], strided alike.
 
     Raises:

@@ -1,7 +1,8 @@
 """The ops of a model's forward by the CPU library: arguments and results are those of the twins.
 
-For float32 tensors on the CPU. A tensor that the library cannot take, because it is strided in
-another way, goes to the twin. A row's result has the same bits whatever other rows come with it.
+For float32 tensors on the CPU; a matrix may also be bfloat16 and counts as the float32 values it
+stands for. A tensor that the library cannot take, because it is strided in another way, goes to
+the twin. A row's result has the same bits whatever other rows come with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rsd_kernels.cpu_library import Library
 from rsd_kernels.reference import attention as attention_twin
 from rsd_kernels.reference import fused_linear as fused_twin
 from rsd_kernels.reference.attention import AttentionMap
+from rsd_kernels.reference.embedding import embed as embed_twin
 from rsd_kernels.reference.linear import linear as linear_twin
 from rsd_kernels.reference.rope_kv_write import rope_kv_write as rope_kv_write_twin
 
@@ -30,6 +32,18 @@ def suits(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
+def embed(
+    table: Tensor,  # [vocab_size, width]
+    token: Tensor,  # [N] int32
+    *,
+    out: Tensor,  # [N, width]
+) -> Tensor:
+    """Row `token[n]` of the table. Returns `out`."""
+    if table.dtype == out.dtype:
+        return embed_twin(table, token, out=out)
+    return out.copy_(torch.index_select(table, 0, token))
+
+
 def linear(
     x: Tensor,  # [n, K]
     weight: Tensor,  # [N, K]
@@ -40,7 +54,7 @@ def linear(
 ) -> Tensor:
     """x Wᵀ + bias + residual. Returns `out`, or a new [n, N] where none is given."""
     if not (_rows(x, residual, out) and _whole(weight, bias)):
-        return linear_twin(x, weight, bias, residual=residual, out=out)
+        return linear_twin(x, weight.to(x.dtype), bias, residual=residual, out=out)
     if out is None:
         out = x.new_empty(x.shape[0], weight.shape[0])
     _check_product(x, weight, residual, out)
@@ -48,6 +62,7 @@ def linear(
         out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(bias), _pointer(residual),
         x.shape[0], weight.shape[0], weight.shape[1],
         out.stride(0), x.stride(0), 0 if residual is None else residual.stride(0),
+        native.MATRIX_TYPES[weight.dtype],
     )  # fmt: skip
     _library().product(product, torch.get_num_threads())
     return out
@@ -65,7 +80,8 @@ def norm_linear(
 ) -> Tensor:
     """rms_norm(x) Wᵀ + bias. Returns `out`; what `normed` holds afterwards means nothing."""
     if not (_rows(x, normed, out) and _whole(norm, weight, bias)):
-        return fused_twin.norm_linear(x, norm, eps, weight, bias, normed=normed, out=out)
+        wide = weight.to(x.dtype)
+        return fused_twin.norm_linear(x, norm, eps, wide, bias, normed=normed, out=out)
     _norm(x, norm, eps, None, normed)
     return linear(normed, weight, bias, out=out)
 
@@ -84,7 +100,7 @@ def norm_gate_up(
     """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
     if not (_rows(x, normed) and _whole(norm, weight, bias, gate_up, out)):
         options = {"normed": normed, "gate_up": gate_up, "out": out}
-        return fused_twin.norm_gate_up(x, norm, eps, weight, bias, **options)
+        return fused_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), bias, **options)
     norm_linear(x, norm, eps, weight, bias, normed=normed, out=gate_up)
     silu_mul = native.SiluMul(out.data_ptr(), gate_up.data_ptr(), *out.shape)
     _library().silu_mul(silu_mul, torch.get_num_threads())

@@ -96,7 +96,7 @@ def cpu_library_ops() -> ModelOps:
         raise RuntimeError(f"the CPU library is {cpu_library.status()}")
     return ModelOps(
         backend=f"CPU library ({library.isa})",
-        embed=embed,
+        embed=cpu_ops.embed,
         norm_linear=cpu_ops.norm_linear,
         norm_gate_up=cpu_ops.norm_gate_up,
         linear=cpu_ops.linear,

@@ -197,5 +197,6 @@ def _say(name: str, checkpoint: Checkpoint, model: LanguageModel | RewardModel) 
     logger.info(
         "%s: %s, %s, %.1f M parameters, %.1f MB of weights in %s",
         name, checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
-        model.weight_bytes / 1e6, str(model.dtype).removeprefix("torch."),
+        model.weight_bytes / 1e6,
+        str(model.decoder.weights.matrix_dtype).removeprefix("torch."),
     )  # fmt: skip

@@ -21,8 +21,19 @@ class ModelShape:
     bytes_per_parameter: int
 
     @classmethod
-    def of(cls, config: ModelConfig, dtype: torch.dtype | None = None) -> ModelShape:
-        """The shape of `config`; without a dtype in the checkpoint's own."""
+    def of(
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype | None = None,
+        matrix_dtype: torch.dtype | None = None,
+    ) -> ModelShape:
+        """The shape of `config`.
+
+        Args:
+            config: sizes.
+            dtype: of K and V and weights; the checkpoint's own by default.
+            matrix_dtype: of the weights, where it is another.
+        """
         dtype = dtype or config.dtype
         embedding = config.vocab_size * config.hidden_size
         has_own_head = not (config.tie_word_embeddings or config.is_reward_model)
@@ -32,7 +43,7 @@ class ModelShape:
             head_parameters=0 if config.is_reward_model else embedding,
             attention_width=config.num_layers * config.q_width,
             kv_bytes_per_token=config.kv_shape(dtype).bytes_per_token,
-            bytes_per_parameter=dtype.itemsize,
+            bytes_per_parameter=(matrix_dtype or dtype).itemsize,
         )
 
     @property

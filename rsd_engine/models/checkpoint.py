@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoint_base import Checkpoint
 from rsd_engine.models.gguf_checkpoint import GgufCheckpoint
-from rsd_engine.models.weight_files import read_tensors
+from rsd_engine.models.weight_files import matrix_dtypes, read_tensors
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -32,6 +33,9 @@ class FolderCheckpoint(Checkpoint):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         return read_tensors(self.folder)
+
+    def has_bfloat16_matrices(self) -> bool:
+        return matrix_dtypes(self.folder) == {torch.bfloat16}
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast

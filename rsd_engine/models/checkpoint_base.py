@@ -23,6 +23,10 @@ class Checkpoint(ABC):
         """Every tensor once, on the CPU, under the names transformers gives them."""
 
     @abstractmethod
+    def has_bfloat16_matrices(self) -> bool:
+        """True if every matrix among the tensors is stored in bfloat16."""
+
+    @abstractmethod
     def tokenizer(self) -> Any:
         """The transformers tokenizer (a PreTrainedTokenizerBase)."""
 

@@ -27,7 +27,7 @@ class Decoder:
 
     Args:
         config: sizes and switches.
-        weights: filled weights, all of one dtype and on one device.
+        weights: filled weights on one device; see `matrix_dtype` in `load_language_model`.
         max_rows: most rows a pass may bring.
         max_positions: length of the rope tables; positions from here on cannot be read.
         arena: byte buffer to cut the activations from, shared with other models.
@@ -44,10 +44,10 @@ class Decoder:
     ) -> None:
         self.config = config
         self.weights = weights
-        self.dtype = weights.embedding.dtype
+        self.dtype = weights.dtype
         self.device = weights.embedding.device
         self.activations = Activations.allocate(config, max_rows, self.dtype, self.device, arena)
-        self.ops = model_ops(weights.embedding)
+        self.ops = model_ops(weights.final_norm)
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
         self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)

@@ -138,6 +138,10 @@ class GgufCheckpoint(Checkpoint):
             prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
             yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value
 
+    def has_bfloat16_matrices(self) -> bool:
+        matrices = [tensor for tensor in self._tensors.values() if len(tensor.shape) == 2]
+        return all(tensor.tensor_type.name == "BF16" for tensor in matrices)
+
     def _announce(self) -> None:
         kinds = sorted({tensor.tensor_type.name for tensor in self._tensors.values()})
         count = sum(int(tensor.n_elements) for tensor in self._tensors.values())

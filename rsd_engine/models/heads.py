@@ -56,7 +56,8 @@ class LanguageModel(Model):
 
     @property
     def weight_bytes(self) -> int:
-        return self.num_parameters * self.dtype.itemsize
+        own_head = self.lm_head is not self.decoder.weights.embedding
+        return self.decoder.weights.nbytes + (self.lm_head.nbytes if own_head else 0)
 
     def logits(
         self,
@@ -90,8 +91,7 @@ class RewardModel(Model):
 
     @property
     def weight_bytes(self) -> int:
-        head = sum(tensor.nbytes for tensor in self.head.tensors())
-        return self.config.num_parameters * self.dtype.itemsize + head
+        return self.decoder.weights.nbytes + sum(t.nbytes for t in self.head.tensors())
 
     def rewards(
         self,

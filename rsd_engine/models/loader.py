@@ -13,6 +13,7 @@ from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.reward_heads import REWARD_HEADS
 from rsd_engine.models.weights import DecoderWeights, fill
+from rsd_kernels import cpu_ops
 
 
 def load_language_model(
@@ -30,7 +31,9 @@ def load_language_model(
     Args:
         source: folder, `.gguf` file, hub id or an open checkpoint.
         revision: branch, tag or commit of a hub id.
-        dtype: of the weights: "auto" (see `resolve_dtype`), a name in `DTYPES` or a torch dtype.
+        dtype: in which is computed: "auto" (see `resolve_dtype`), a name in `DTYPES` or a torch
+            dtype. Weights are held in it too, but for bf16 matrices that the CPU library reads:
+            it multiplies them in fp32 as they are stored, with the same results.
         device: where the weights go.
         max_rows: most rows a pass may bring.
         max_positions: longest row the rope tables serve; by default the model's context.
@@ -49,7 +52,7 @@ def load_language_model(
         )
     device = torch.device(device)
     dtype = resolve_dtype(dtype, config, device)
-    weights = DecoderWeights.allocate(config, dtype, device)
+    weights = _allocate(checkpoint, config, dtype, device)
     places, ignored = weights.places(config), frozenset({"lm_head.weight"})
     lm_head = weights.embedding
     if not config.tie_word_embeddings:
@@ -81,7 +84,7 @@ def load_reward_model(
         )
     device = torch.device(device)
     dtype = resolve_dtype(dtype, config, device)
-    weights = DecoderWeights.allocate(config, dtype, device)
+    weights = _allocate(checkpoint, config, dtype, device)
     head = head_type.allocate(config, dtype, device)
     fill(
         weights.places(config) | head.places(),
@@ -96,7 +99,7 @@ def load_reward_model(
 def resolve_dtype(
     dtype: str | torch.dtype, config: ModelConfig, device: torch.device
 ) -> torch.dtype:
-    """The dtype weights are held in.
+    """The dtype in which a model computes.
 
     "auto" is the checkpoint's own on a GPU and fp32 on a CPU: most CPUs have no bf16 arithmetic,
     and emulating it makes a prompt several times slower than fp32 does.
@@ -111,6 +114,14 @@ def resolve_dtype(
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     raise ValueError(f"dtype={dtype!r} is not supported; auto or one of {', '.join(DTYPES)}")
+
+
+def _allocate(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> DecoderWeights:
+    in_fp32_by_library = device.type == "cpu" and dtype == torch.float32 and cpu_ops.available()
+    keep = in_fp32_by_library and checkpoint.has_bfloat16_matrices()
+    return DecoderWeights.allocate(config, dtype, device, torch.bfloat16 if keep else None)
 
 
 def _opened(source: str | Path | Checkpoint, revision: str | None) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -31,6 +31,34 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         if shards:
             return
     raise ValueError(f"{folder} holds no weights: neither {_SAFETENSORS} nor {_BIN}, nor an index")
+
+
+def matrix_dtypes(folder: Path) -> set[torch.dtype]:
+    """The dtypes in which the checkpoint in `folder` stores its matrices; little of it is read.
+
+    Raises:
+        ValueError: as in `read_tensors`.
+    """
+    shards = _shards(folder, _SAFETENSORS)
+    if not shards:
+        return {t.dtype for _, t in read_tensors(folder) if _is_matrix(t.shape)}
+    return {dtype for path in shards for dtype in _safetensors_matrices(path)}
+
+
+def _safetensors_matrices(path: Path) -> Iterator[torch.dtype]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                matrix = file.get_slice(name)
+                if _is_matrix(matrix.get_shape()):
+                    yield matrix[:0].dtype
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    """A value head's single row is none."""
+    return len(shape) == 2 and min(shape) > 1
 
 
 def _shards(folder: Path, name: str) -> list[Path]:

@@ -37,10 +37,17 @@ class LayerWeights:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_dtype: torch.dtype | None = None,
     ) -> LayerWeights:
+        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
+
         def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
+            of_matrix = matrix_dtype if len(shape) == 2 else None
+            return torch.empty(shape, dtype=of_matrix or dtype, device=device)
 
         hidden, inter, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
         qkv = config.q_width + 2 * config.kv_width
@@ -96,16 +103,36 @@ class DecoderWeights:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        matrix_dtype: torch.dtype | None = None,
     ) -> DecoderWeights:
+        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
         shape = (config.vocab_size, config.hidden_size)
         return cls(
-            embedding=torch.empty(shape, dtype=dtype, device=device),
+            embedding=torch.empty(shape, dtype=matrix_dtype or dtype, device=device),
             layers=tuple(
-                LayerWeights.allocate(config, dtype, device) for _ in range(config.num_layers)
+                LayerWeights.allocate(config, dtype, device, matrix_dtype)
+                for _ in range(config.num_layers)
             ),
             final_norm=torch.empty(config.hidden_size, dtype=dtype, device=device),
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which is computed: that of everything but, perhaps, the matrices."""
+        return self.final_norm.dtype
+
+    @property
+    def matrix_dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def nbytes(self) -> int:
+        layers = [t for layer in self.layers for t in vars(layer).values() if t is not None]
+        return sum(tensor.nbytes for tensor in (self.embedding, *layers, self.final_norm))
 
     def places(self, config: ModelConfig) -> dict[str, Tensor]:
         found = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}

@@ -68,6 +68,40 @@ def test_linear(num_rows: int, shape: tuple[int, int]) -> None:
         assert bool(out[:, num_outputs:].isnan().all()), "wrote past the outputs"
 
 
+# The last two are wider than a panel that is widened to fp32 as a whole.
+@pytest.mark.parametrize("shape", [*SHAPES, (61, 5000), (17, 13000)])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_bfloat16_weights_count_as_the_floats_they_stand_for(
+    num_rows: int, shape: tuple[int, int]
+) -> None:
+    stored = randn(*shape, seed=1).bfloat16()
+    x, bias = randn(num_rows, shape[1]), randn(shape[0], seed=2)
+    assert torch.equal(cpu_ops.linear(x, stored, bias), cpu_ops.linear(x, stored.float(), bias))
+
+
+def test_bfloat16_weights_that_are_strided_go_to_the_twin() -> None:
+    stored, x, norm = randn(14, 40).bfloat16()[:, ::2], randn(3, 20, seed=1), randn(20, seed=2)
+    scratch = {"normed": torch.empty(3, 20), "gate_up": torch.empty(3, 14)}
+
+    def results(weight: Tensor) -> list[Tensor]:
+        normed = cpu_ops.norm_linear(
+            x, norm, EPS, weight, normed=scratch["normed"], out=torch.empty(3, 14)
+        )
+        gated = cpu_ops.norm_gate_up(x, norm, EPS, weight, **scratch, out=torch.empty(3, 7))
+        return [cpu_ops.linear(x, weight), normed, gated]
+
+    for found, wanted in zip(results(stored), results(stored.float()), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_embed_widens_bfloat16() -> None:
+    table, token = randn(9, 5).bfloat16(), torch.tensor([8, 0, 3], dtype=torch.int32)
+    for given in (table, table.float()):
+        assert torch.equal(
+            cpu_ops.embed(given, token, out=torch.full((3, 5), NAN)), table[[8, 0, 3]].float()
+        )
+
+
 def test_linear_adds_to_its_own_output() -> None:
     x, weight, out = randn(5, 40), randn(33, 40, seed=1), randn(5, 33, seed=2)
     wanted = linear_twin(x, weight, residual=out)

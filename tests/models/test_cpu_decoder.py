@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from rsd_engine.models import decoder as decoder_module
 from rsd_engine.models.heads import LanguageModel
@@ -61,6 +62,37 @@ def test_equals_its_ops_one_by_one(folder, monkeypatch: pytest.MonkeyPatch) -> N
         model = load_language_model(folder, max_rows=64)
         assert model.decoder.ops.backend.startswith("CPU library")
         assert not model.decoder.is_whole
+        for found, wanted in zip(logits(model), whole, strict=True):
+            assert torch.equal(found, wanted)
+    finally:
+        model_ops.cpu_library_ops.cache_clear()
+
+
+def test_bfloat16_matrices_stay_as_they_are(folder, tmp_path) -> None:
+    """Half the bytes, and the bits of the same values held in fp32."""
+    transformed = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    narrow = load_language_model(save(transformed, tmp_path / "bf16"), max_rows=64)
+    wide = load_language_model(save(transformed.float(), tmp_path / "fp32"), max_rows=64)
+    weights = narrow.decoder.weights
+    assert (weights.matrix_dtype, weights.dtype, narrow.dtype) == (
+        torch.bfloat16, torch.float32, torch.float32,
+    )  # fmt: skip
+    assert narrow.lm_head.dtype == torch.bfloat16
+    assert narrow.decoder.is_whole
+    assert 0.5 < narrow.weight_bytes / wide.weight_bytes < 0.55
+    for found, wanted in zip(logits(narrow), logits(wide), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_bfloat16_matrices_one_by_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(make_model("qwen3").bfloat16(), tmp_path)
+    whole = logits(load_language_model(folder, max_rows=64))
+    monkeypatch.setattr("rsd_kernels.model_ops.cpu_decoder", lambda _: None)
+    model_ops.cpu_library_ops.cache_clear()
+    try:
+        model = load_language_model(folder, max_rows=64)
+        assert not model.decoder.is_whole
+        assert model.decoder.weights.matrix_dtype == torch.bfloat16
         for found, wanted in zip(logits(model), whole, strict=True):
             assert torch.equal(found, wanted)
     finally:

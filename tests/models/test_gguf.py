@@ -20,6 +20,7 @@ from rsd_engine.models.checkpoint import (  # noqa: E402
 )
 from rsd_engine.models.loader import load_language_model  # noqa: E402
 from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
+from rsd_kernels import cpu_ops  # noqa: E402
 from tests.models.checkpoints import ARCHITECTURES, make_model  # noqa: E402
 from tests.models.driver import Driver  # noqa: E402
 from tests.models.gguf_files import write_gguf  # noqa: E402
@@ -65,6 +66,20 @@ def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptur
         path = write_gguf(tmp_path / "m.gguf", reference, quantise=kind)
         assert_equals_transformers(path, reference)
     assert "Q8_0" in caplog.text and "MiB in fp32" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16"])
+def test_bfloat16_matrices_are_kept(tmp_path: Path, kind: str) -> None:
+    """What F16 holds is no bfloat16, so it is widened."""
+    reference = make_model("qwen2-untied")
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.bfloat16())
+    path = write_gguf(tmp_path / "m.gguf", reference, quantise=gguf.GGMLQuantizationType[kind])
+    assert_equals_transformers(path, reference)
+    weights = load_language_model(path, max_rows=1).decoder.weights
+    kept = kind == "BF16" and cpu_ops.available()
+    assert weights.matrix_dtype == (torch.bfloat16 if kept else torch.float32)
 
 
 @pytest.fixture(scope="module")

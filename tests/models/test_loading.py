@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rsd_engine.models.checkpoint import load_generation_config, load_tokenizer, open_checkpoint
 from rsd_engine.models.loader import load_language_model, resolve_dtype
+from rsd_kernels import cpu_ops
 from tests.models.checkpoints import edit_config, make_model, save
 from tests.models.driver import Driver
 
@@ -180,6 +181,37 @@ def test_dtype(folder: Path) -> None:
     for wrong in ("int8", torch.int8):
         with pytest.raises(ValueError, match=r"dtype=.*int8.* is not supported; auto or one of"):
             resolve_dtype(wrong, config, cpu)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_bfloat16_matrices_are_kept_only_where_nothing_is_lost(folder: Path, name: str) -> None:
+    def matrix_dtype(weights: dict[str, Tensor], **options) -> torch.dtype:
+        write = save_file if name.endswith("safetensors") else torch.save
+        write(weights, folder / name)
+        model = load_language_model(folder, max_rows=1, **options)
+        assert model.decoder.weights.dtype == model.dtype
+        return model.decoder.weights.matrix_dtype
+
+    wide = weights_of(folder)
+    narrow = {n: t.bfloat16() if t.dim() == 2 else t for n, t in wide.items()}
+    kept = torch.bfloat16 if cpu_ops.available() else torch.float32
+    assert matrix_dtype(wide) == torch.float32
+    assert matrix_dtype(narrow) == kept
+    assert matrix_dtype(narrow, dtype="float32") == kept
+    assert matrix_dtype(narrow | {"lm_head.weight": wide["lm_head.weight"]}) == torch.float32
+
+
+def test_bfloat16_matrices_are_widened_without_the_library(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(
+        {n: t.bfloat16() for n, t in weights_of(folder).items()}, folder / "model.safetensors"
+    )
+    wanted = logits(folder)
+    monkeypatch.setattr(cpu_ops, "available", lambda: False)
+    model = load_language_model(folder, max_rows=8)
+    assert model.decoder.weights.matrix_dtype == torch.float32
+    torch.testing.assert_close(Driver(model).run((0, TOKENS)), wanted)
 
 
 def test_bf16_is_close_to_fp32(folder: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsd_engine.models.loader import load_language_model, load_reward_model
+from rsd_kernels import cpu_ops
 from tests.models.checkpoints import PrmHeads, edit_config, make_model, save
 from tests.models.driver import Driver
 
@@ -59,6 +60,20 @@ def test_sizes_count_the_head_and_no_lm_head(
     count += sum(t.numel() for t in head.values())
     assert model.num_parameters == count
     assert model.weight_bytes == 4 * count
+
+
+def test_a_single_fp32_row_does_not_widen_the_matrices(tmp_path: Path) -> None:
+    """Value heads are often stored in fp32 beside a bf16 backbone."""
+    head = PrmHeads.value(32)
+    save_prm(tmp_path, "Qwen2ForPrmModel", head)
+    path = tmp_path / "model.safetensors"
+    wide = load_file(path)
+    narrow = {n: t if n in head else t.bfloat16() for n, t in wide.items()}
+    save_file(narrow, path)
+    model = load_reward_model(tmp_path, max_rows=4)
+    kept = torch.bfloat16 if cpu_ops.available() else torch.float32
+    assert model.decoder.weights.matrix_dtype == kept
+    assert {tensor.dtype for tensor in model.head.tensors()} == {torch.float32}
 
 
 def test_value_head_stays_fp32(tmp_path: Path) -> None:
