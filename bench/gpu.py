@@ -5,7 +5,8 @@
 
 Kernels are compiled first, on all cores. Every part is a process of its own with a limit of its
 own; what it found lies in `OUTPUT/PART.json` as soon as it ends, and `OUTPUT/summary.json` says
-how all of them went. A second call runs only what has not passed yet on this commit and device.
+how all of them went, and what the brief ones found. A second call runs only what has not passed yet
+on this commit and device.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from bench import report
-from bench.gpu_plan import Part, build_parts, chosen
+from bench.gpu_plan import Part, build_parts, chosen, parts
 
 ROOT = Path(__file__).resolve().parents[1]
 _TAIL = 60  # lines of a part's output that are kept
@@ -76,6 +77,8 @@ class Runner:
         if self.left < _LEAST:
             return {"part": part.name, "status": "no time", "seconds": 0.0, "result": None}
         found = self.identity.as_dict() | self.child(part) | {"date": _now()}
+        if part.brief:
+            return found
         self._path(part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return found
 
@@ -158,15 +161,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench": "gpu", "date": _now(), "dry_run": options.dry_run, "machine": found,
         "seconds": round(time.monotonic() - start, 1), "budget": options.budget,
         "builds": builds,
-        "parts": {
-            r["part"]: {key: r.get(key) for key in ("status", "seconds", "resumed")}
-            for r in results
-        },
+        "parts": {r["part"]: _in_short(r) for r in results},
     }  # fmt: skip
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary), flush=True)
     bad = [r["part"] for r in (*results, *builds) if r["status"] not in ("passed", "missing")]
     return 1 if bad else 0
+
+
+def _in_short(found: dict[str, Any]) -> dict[str, Any]:
+    """How a part went; all it found where no file of its own says it."""
+    brief = next(part.brief for part in parts() if part.name == found["part"])
+    keys = ("status", "seconds", "resumed", *(("result", "output") if brief else ()))
+    return {key: found.get(key) for key in keys}
 
 
 def _build(runner: Runner) -> list[dict[str, Any]]:

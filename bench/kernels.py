@@ -26,6 +26,12 @@ from rsd_kernels import cuda_library
 from rsd_kernels.launch_registry import ModelShape
 
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
+_OF_MODEL = {
+    "ours": "ours",
+    "ours, early": "early",
+    "ours, launched by the host": "by the host",
+    "torch ops": "torch ops",
+}
 
 
 def cases(setting: Setting, shape: ModelShape) -> Iterator[Case]:
@@ -95,14 +101,24 @@ def model_table(decoded: dict[str, dict[str, Any]]) -> str:
         [
             name,
             f"{entry['ceiling_us']:.0f}",
-            *(f"{us:.0f}" for us in entry["us"].values()),
+            *(f"{entry['us'][who]:.0f}" if who in entry["us"] else "-" for who in _OF_MODEL),
             f"{100 * entry['share_of_bandwidth']:.0f} %",
             f"{entry['tokens_per_second']:.0f}",
         ]
         for name, entry in decoded.items()
     ]
-    headers = ["whole model, one row", "limit us", "ours", "by the host", "torch ops", "of read"]
-    return report.format_table([*headers, "tokens/s"], rows)
+    headers = ["whole model, one row", "limit us", *_OF_MODEL.values(), "of read", "tokens/s"]
+    return report.format_table(headers, rows)
+
+
+def early_line(name: str, early: dict[str, Any]) -> str:
+    """Whether kernels that start early pay."""
+    if not early["timed"]:
+        return f"{name}, early: not timed, {early['why']}"
+    return (
+        f"{name}, early: {early['times_faster']:.3f} times as fast, "
+        f"{100 * early['share_of_bandwidth']:.0f} % of read"
+    )
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -114,7 +130,10 @@ def run(setting: Setting) -> dict[str, Any]:
         name: model_decode.measure(setting, shape, 1, bandwidth)
         for name, shape in setting.shapes.items()
     }
-    print(model_table(decoded), flush=True)
+    print(model_table(decoded))
+    print(
+        "\n".join(early_line(name, entry["early"]) for name, entry in decoded.items()), flush=True
+    )
     for name, shape in setting.shapes.items():
         measured = [measure(case, setting, bandwidth) for case in cases(setting, shape)]
         print(f"\n{name}, {setting.context} tokens of context, {setting.dtype}")

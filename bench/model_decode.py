@@ -1,11 +1,14 @@
 """One decode token of a whole model with random weights: its share of the memory bandwidth.
 
-At batch 1 a token can be no faster than the weights and its K and V can be read.
+At batch 1 a token can be no faster than the weights and its K and V can be read. "early" is the
+same pass with kernels that start while the one before them runs; its logits must have the same bits
+before it is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +16,15 @@ from torch import Tensor
 
 from bench.attention_cases import Scene, decode_scene
 from bench.kernel_shapes import Setting
-from bench.timing import Calls, Mismatch, alternate_calls
+from bench.overlap_gate import require_same_logits, switched
+from bench.timing import Calls, Mismatch, Timing, alternate_calls, prepare
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.launch_registry import ModelShape
 from rsd_kernels.model_ops import REFERENCE
+from rsd_kernels.triton_support import can_overlap
 
 _CALLS = 4  # tokens of one run
 _TOLERANCE = 0.05  # of the logits' norm in bf16; fp32 stays far below
@@ -39,11 +44,15 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     twins.decoder.ops = REFERENCE
     plain = _runner(twins, scene, out[1])
     error = _gate(ours, plain, out)
+    calls, early = Calls(switched(ours, early=False)), Calls(switched(ours, early=True))
+    refusal = _refusal(calls, early, scene, out[0])
     contenders = {
-        "ours": Calls(ours),
-        "ours, launched by the host": Calls(ours, captured=False),
+        "ours": calls,
+        "ours, launched by the host": replace(calls, captured=False),
         "torch ops": Calls(plain, captured=False),
     }
+    if refusal is None:
+        contenders["ours, early"] = early
     runs = max(2, setting.runs // 2)
     timings = alternate_calls(contenders, device=setting.device, copies=_CALLS, runs=runs)
     num_bytes = weight_bytes(weights) + kv_bytes(setting, shape, num_rows)
@@ -58,6 +67,7 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
         "relative_error": error,
         "us": {name: 1e6 * timing.median for name, timing in timings.items()},
         "spread": {name: timing.spread for name, timing in timings.items()},
+        "early": _early_beside_plain(timings, refusal, num_bytes / bandwidth),
     }
 
 
@@ -108,6 +118,38 @@ def _model(
 
 def _runner(model: LanguageModel, scene: Scene, out: Tensor) -> Callable[[int], None]:
     return lambda _: model.logits(scene.batch, scene.kv, scene.table, out)
+
+
+def _refusal(plain: Calls, early: Calls, scene: Scene, logits: Tensor) -> str | None:
+    """Why kernels that start early are not timed; None where they write the same bits."""
+    if not _starts_early(logits):
+        return "this device starts no kernel early"
+    graphs = [prepare(calls, 1, logits.device) for calls in (plain, early)]
+    try:
+        require_same_logits(*graphs, scene.batch.token, logits)
+    except Mismatch as error:
+        return str(error)
+    return None
+
+
+def _starts_early(tensor: Tensor) -> bool:
+    return tensor.is_cuda and can_overlap()
+
+
+def _early_beside_plain(
+    timings: dict[str, Timing], refusal: str | None, least: float
+) -> dict[str, Any]:
+    """Which of the two captured graphs is faster, and by how much; `least` seconds are possible."""
+    if refusal is not None:
+        return {"timed": False, "why": refusal}
+    seconds = timings["ours, early"].median
+    times = timings["ours"].median / seconds
+    return {
+        "timed": True,
+        "times_faster": times,
+        "faster": times > 1,
+        "share_of_bandwidth": least / seconds,
+    }
 
 
 def _gate(ours: Callable[[int], None], plain: Callable[[int], None], out: Tensor) -> float:

@@ -104,7 +104,7 @@ def alternate_calls(
     """
     if copies < 1 or runs < 1:
         raise ValueError(f"copies and runs must be at least 1, got {copies} and {runs}")
-    prepared = {name: _prepare(calls, copies, device) for name, calls in contenders.items()}
+    prepared = {name: prepare(calls, copies, device) for name, calls in contenders.items()}
     flush = None
     if device.type == "cuda":
         flush = torch.ones(_FLUSH_BYTES // 4, device=device)
@@ -119,7 +119,7 @@ def alternate_calls(
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
 
 
-def _prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], object]:
+def prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], object]:
     """All calls as one function, warmed up; on a GPU the replay of a graph if it is captured."""
 
     def run_all() -> None:

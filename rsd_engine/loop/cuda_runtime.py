@@ -22,6 +22,7 @@ from rsd_engine.loop.arm_kernel import ArmKernel
 from rsd_engine.loop.cuda_calls import SWITCH_VERSION, check, cuda_version
 from rsd_engine.loop.graph_runtime import Arm, Conditional, Frontier, Graph, GraphError, Work
 from rsd_engine.loop.program import Block, Call, calls
+from rsd_kernels.triton_support import overlapping
 
 logger = logging.getLogger("rsd_engine")
 
@@ -130,7 +131,13 @@ class CudaGraphRuntime:
 
     def instantiate(self) -> None:
         free, _ = torch.cuda.mem_get_info(self._capture.device)
-        self._executable = check(cuda.cudaGraphInstantiate(self.root, 0))
+        try:
+            self._executable = check(cuda.cudaGraphInstantiate(self.root, 0))
+        except GraphError as error:
+            advice = "executor='host-graphs' runs without conditional nodes"
+            if overlapping(1):
+                advice = "RSD_OVERLAP_KERNELS=0 starts no kernel early; " + advice
+            raise GraphError(f"the graph cannot be made executable: {error}; {advice}") from error
         check(cuda.cudaGraphUpload(self._executable, self._handle))
         self._capture.stream.synchronize()  # host read: before any launch
         left, _ = torch.cuda.mem_get_info(self._capture.device)

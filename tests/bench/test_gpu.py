@@ -99,7 +99,8 @@ def test_the_plan() -> None:
     names = [p.name for p in parts()]
     assert names[:2] == ["tests", "kernels"]
     assert names[-1] == "sanitize"
-    assert len(names) + 1 <= 8  # one file each, and the summary
+    assert len([p for p in parts() if not p.brief]) + 1 <= 8  # one file each, and the summary
+    assert names.index("overlap") == len(names) - 2
     assert [p.name for p in chosen(["control", "kernels"])] == ["kernels", "control"]
     for p in (*parts(), *build_parts(False)):
         assert not p.missing
@@ -123,7 +124,10 @@ def test_dry_run_walks_the_whole_plan(tmp_path: Path) -> None:
     present = {p.name for p in parts() if not p.missing}
     for name, found in summary["parts"].items():
         assert found["status"] == ("passed" if name in present else "missing")
-    assert {path.stem for path in tmp_path.iterdir()} == present | {"summary"}
+    brief = {p.name for p in parts() if p.brief}
+    assert {path.stem for path in tmp_path.iterdir()} == (present - brief) | {"summary"}
+    assert summary["parts"]["overlap"]["result"]["works"] is True
+    assert "result" not in summary["parts"]["memory"]
     assert all(built["status"] == "passed" for built in summary["builds"])
 
 

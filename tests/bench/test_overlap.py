@@ -1,0 +1,150 @@
+"""Kernels that start early: their gates on a CPU, with runs that stand for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from bench import kernels, model_decode, overlap
+from bench.kernel_shapes import TINY, Setting
+from bench.overlap_gate import require_same_logits, starting_early, switched
+from bench.step_scenes import play
+from bench.timing import Mismatch
+from rsd_engine.loop.graph_runtime import GraphError
+
+SWITCH = "RSD_OVERLAP_KERNELS"
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_the_switch_is_put_back(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    if before is not None:
+        monkeypatch.setenv(SWITCH, before)
+    seen = []
+    switched(lambda _: seen.append(os.environ[SWITCH]), early=True)(0)
+    with pytest.raises(KeyError), starting_early(False):
+        seen.append(os.environ[SWITCH])
+        raise KeyError
+    assert seen == ["1", "0"]
+    assert os.environ.get(SWITCH) == before
+
+
+class Pass:
+    """Logits of one row from a token, by way of a buffer, as kernels would."""
+
+    def __init__(self, *, stale: bool) -> None:
+        self.token = torch.tensor([3], dtype=torch.int32)
+        self.logits = torch.zeros(1, 50)
+        self.hidden = torch.zeros(1, 1)
+        self.stale = stale
+
+    def plain(self) -> None:
+        self.hidden.copy_(self.token)
+        self.logits.copy_(self.hidden * torch.arange(50))
+
+    def early(self) -> None:
+        """The second kernel, if it does not wait, reads what the pass before has left."""
+        if self.stale:
+            self.logits.copy_(self.hidden * torch.arange(50))
+        self.plain() if not self.stale else self.hidden.copy_(self.token)
+
+
+def test_a_kernel_that_reads_too_early_is_found() -> None:
+    right, wrong = Pass(stale=False), Pass(stale=True)
+    require_same_logits(right.plain, right.early, right.token, right.logits)
+    assert right.token.tolist() == [3]
+    with pytest.raises(Mismatch, match="kernels that start early: other logits, token 1, round 0"):
+        require_same_logits(wrong.plain, wrong.early, wrong.token, wrong.logits)
+
+
+def test_whole_models_on_a_device_that_starts_nothing_early() -> None:
+    found = model_decode.measure(Setting.tiny(), TINY["tiny"], 1, 1e9)
+    assert found["early"] == {"timed": False, "why": "this device starts no kernel early"}
+    assert "ours, early" not in found["us"]
+    table = kernels.model_table({"tiny": found})
+    assert table.splitlines()[-1].split()[3] == "-"
+    assert kernels.early_line("tiny", found["early"]).startswith("tiny, early: not timed, this")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_whole_models_with_kernels_that_start_early(
+    same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, but that the switch changes nothing on a CPU."""
+
+    def gate(plain: Any, early: Any, token: torch.Tensor, logits: torch.Tensor) -> None:
+        require_same_logits(plain, early, token, logits)
+        if not same:
+            raise Mismatch("other logits")
+
+    monkeypatch.setattr(model_decode, "_starts_early", lambda _: True)
+    monkeypatch.setattr(model_decode, "require_same_logits", gate)
+    found = model_decode.measure(Setting.tiny(), TINY["tiny"], 2, 1e9)
+    early = found["early"]
+    if same:
+        assert early["times_faster"] == pytest.approx(
+            found["us"]["ours"] / found["us"]["ours, early"]
+        )
+        assert early["faster"] == (early["times_faster"] > 1)
+        share = found["num_bytes"] / 1e9 / found["us"]["ours, early"] * 1e6
+        assert early["share_of_bandwidth"] == pytest.approx(share)
+        assert "times as fast" in kernels.early_line("tiny", early)
+    else:
+        assert early == {"timed": False, "why": "other logits"}
+        assert "ours, early" not in found["us"]
+
+
+def test_the_device_loop_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
+    assert overlap.main(["--dry-run"]) == 0
+    found = last_json(capsys)
+    assert found["works"] and found["why"] is None and not found["starts_early"]
+    seconds = found["seconds_a_step"]
+    assert found["times_faster"] == pytest.approx(seconds["plain"] / seconds["early"], rel=1e-3)
+
+
+def test_other_decisions_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = []
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        found = play(*arguments, **options)
+        played.append(found)
+        if len(played) == 3:
+            found.rewards[0][0] = -1.0
+        return found
+
+    monkeypatch.setattr(overlap, "play", other)
+    monkeypatch.setattr(overlap, "_timed", lambda *_: pytest.fail("timed despite the gate"))
+    assert overlap.main(["--dry-run"]) == 1
+    found = last_json(capsys)
+    assert not found["works"]
+    assert found["why"].endswith("with kernels that start early the second run decides otherwise")
+
+
+def test_a_loop_that_cannot_be_captured_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise GraphError("draft.forward cannot be captured into a CUDA graph")
+
+    monkeypatch.setattr(overlap, "trial", refuse)
+    assert overlap.main(["--dry-run"]) == 0
+    found = last_json(capsys)
+    assert (found["works"], "times_faster" in found) == (False, False)
+    assert found["why"].startswith("GraphError: draft.forward cannot be captured")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        overlap.main([])
+    assert "no CUDA device of sm_90 or later; --dry-run" in capsys.readouterr().err
