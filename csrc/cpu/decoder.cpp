@@ -30,10 +30,9 @@ class Forward {
     // What one thread of the team does.
     void layers(const Runner& run) const {
         const int64_t hidden = d_.hidden_size;
-        run.team.range(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
+        run.team.ranges(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
             for (int64_t r = first; r < last; ++r) embed(r);
         });
-        run.team.wait();
         for (int64_t i = 0; i < d_.num_layers; ++i) layer(run, d_.layers[i]);
     }
 
@@ -56,22 +55,14 @@ class Forward {
     void layer(const Runner& run, const RsdLayer& w) const {
         const int64_t hidden = d_.hidden_size, inter = d_.intermediate_size;
         run.norm(norm(w.input_norm));
-        run.team.wait();
         run.product(product(d_.qkv, d_.normed, w.qkv, w.qkv_bias, qkv_width(), hidden));
-        run.team.wait();
         run.rope_write(rope_write(w));
-        run.team.wait();
         run.attention(attention(w));
-        run.team.wait();
         run.product(added(product(d_.hidden, d_.attended, w.o, w.o_bias, hidden, q_width())));
-        run.team.wait();
         run.norm(norm(w.post_norm));
-        run.team.wait();
         run.gate_up(product(d_.gate_up, d_.normed, w.gate_up, w.gate_up_bias, 2 * inter, hidden),
                     {d_.gated, d_.gate_up, rows_, inter});
-        run.team.wait();
         run.product(added(product(d_.hidden, d_.gated, w.down, w.down_bias, hidden, inter)));
-        run.team.wait();
     }
 
     int64_t q_width() const { return d_.num_q_heads * d_.head_dim; }
@@ -144,6 +135,6 @@ int32_t run_decoder(const Kernels& kernels, const RsdDecoder& d, const RsdPass& 
     const int32_t code = forward.check();
     if (code != RSD_CPU_SUCCESS) return code;
     in_team(forward.work(), num_threads,
-            [&](const Team& team) { forward.layers(Runner{kernels, team}); });
+            [&](Team& team) { forward.layers(Runner{kernels, team}); });
     return RSD_CPU_SUCCESS;
 }

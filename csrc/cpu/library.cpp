@@ -44,7 +44,7 @@ const Kernels*& chosen() {
 // Every thread of a team calls fn(its Runner).
 template <typename Fn>
 void run(int64_t work, int32_t num_threads, const Fn& fn) {
-    in_team(work, num_threads, [&](const Team& team) { fn(Runner{*chosen(), team}); });
+    in_team(work, num_threads, [&](Team& team) { fn(Runner{*chosen(), team}); });
 }
 
 }  // namespace

@@ -7,12 +7,20 @@ constexpr int64_t EXP_PRODUCTS = 16;  // about what an exponential costs
 
 int64_t ceil_div(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
 
-// Walks the shares of all sequences and K/V heads in one fixed order.
+// The shares of all sequences and K/V heads in one fixed order.
 class Shares {
   public:
     Shares(const RsdAttention& a, int64_t most) : a_(a), most_(most) { enter_sequence(); }
 
-    // The share with this number; numbers must rise. False past the last one.
+    int64_t count() const {
+        int64_t shares = 0;
+        for (int64_t s = 0; s < a_.num_seqs; ++s) {
+            shares += ceil_div(queries_of(s), most_) * a_.num_kv_heads;
+        }
+        return shares;
+    }
+
+    // The share with this number; a thread's numbers rise. False past the last one.
     bool find(int64_t number, AttentionShare& share) {
         while (seq_ < a_.num_seqs && number >= begin_ + tiles_ * a_.num_kv_heads) {
             begin_ += tiles_ * a_.num_kv_heads;
@@ -22,22 +30,24 @@ class Shares {
         if (seq_ >= a_.num_seqs) return false;
         const int64_t inside = number - begin_;
         const int64_t first = inside % tiles_ * most_;
-        const int64_t left = queries_ - first;
+        const int64_t left = queries_of(seq_) - first;
         share = {seq_, inside / tiles_, first, left < most_ ? left : most_};
         return true;
     }
 
   private:
+    int64_t queries_of(int64_t seq) const {
+        const int64_t rows = a_.seq_start[seq + 1] - a_.seq_start[seq];
+        return rows * (a_.num_q_heads / a_.num_kv_heads);
+    }
+
     void enter_sequence() {
-        if (seq_ >= a_.num_seqs) return;
-        const int64_t rows = a_.seq_start[seq_ + 1] - a_.seq_start[seq_];
-        queries_ = rows * (a_.num_q_heads / a_.num_kv_heads);
-        tiles_ = ceil_div(queries_, most_);
+        if (seq_ < a_.num_seqs) tiles_ = ceil_div(queries_of(seq_), most_);
     }
 
     const RsdAttention& a_;
     const int64_t most_;
-    int64_t seq_ = 0, begin_ = 0, queries_ = 0, tiles_ = 0;
+    int64_t seq_ = 0, begin_ = 0, tiles_ = 0;
 };
 
 }  // namespace
@@ -63,22 +73,22 @@ int64_t work_of(const RsdAttention& a) {
 }
 
 void Runner::product(const RsdProduct& p) const {
-    team.range(p.num_outputs, OUTPUT_UNIT, work_of(p),
+    team.ranges(p.num_outputs, OUTPUT_UNIT, work_of(p),
                [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
 }
 
 void Runner::norm(const RsdNorm& n) const {
-    team.range(n.num_rows, 1, work_of(n),
+    team.ranges(n.num_rows, 1, work_of(n),
                [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
 }
 
 void Runner::silu_mul(const RsdSiluMul& s) const {
-    team.range(s.width, OUTPUT_UNIT, work_of(s),
+    team.ranges(s.width, OUTPUT_UNIT, work_of(s),
                [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
 }
 
 void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
-    team.range(s.width, OUTPUT_UNIT, work_of(p), [&](int64_t first, int64_t last) {
+    team.ranges(s.width, OUTPUT_UNIT, work_of(p), [&](int64_t first, int64_t last) {
         kernels.product(p, first, last);
         kernels.product(p, s.width + first, s.width + last);
         kernels.silu_mul(s, first, last);
@@ -86,15 +96,16 @@ void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
 }
 
 void Runner::rope_write(const RsdRopeWrite& w) const {
-    team.range(w.num_rows, 1, work_of(w),
+    team.ranges(w.num_rows, 1, work_of(w),
                [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
 }
 
 void Runner::attention(const RsdAttention& a) const {
-    if (team.index >= shares_of(work_of(a), WORK_PER_SHARE, team.size)) return;
     Shares shares(a, kernels.attention_queries);
-    AttentionShare share;
-    while (shares.find(team.meeting.take(), share)) kernels.attend(a, share);
+    team.each(shares.count(), [&](int64_t number) {
+        AttentionShare share;
+        if (shares.find(number, share)) kernels.attend(a, share);
+    });
 }
 
 int32_t check_rope_write(const RsdRopeWrite& w) {

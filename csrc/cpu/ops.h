@@ -1,4 +1,4 @@
-// One thread's part of each op of rsd_cpu.h, arguments taken as right: what library.cpp exports,
+// The ops of rsd_cpu.h by a team of threads, arguments taken as right: what library.cpp exports,
 // and what decoder.cpp strings together.
 
 #ifndef RSD_CPU_OPS_H_
@@ -7,16 +7,15 @@
 #include "kernels.h"
 #include "threads.h"
 
-// No op waits for the other threads: they have to meet before what it wrote is read, and before
-// they come to another op.
+// What one thread of a team calls.
 struct Runner {
     const Kernels& kernels;
-    const Team& team;
+    Team& team;
 
     void product(const RsdProduct& p) const;
     void norm(const RsdNorm& n) const;
     void silu_mul(const RsdSiluMul& s) const;
-    // gate_up = x Wt + bias as `p` says, then gated = silu(gate) * up.
+    // gate_up = x Wt + bias as `p` says, then gated = silu(gate) * up, in one op.
     void gate_up(const RsdProduct& p, const RsdSiluMul& s) const;
     void rope_write(const RsdRopeWrite& w) const;
     void attention(const RsdAttention& a) const;

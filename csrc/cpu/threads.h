@@ -2,8 +2,9 @@
 // linked without it: its calls go to the OpenMP that torch has loaded, so that there is one pool,
 // of the size torch was told.
 //
-// Waking a thread that sleeps takes as long as a small op, so one team does all ops of a call, and
-// its threads meet between two ops.
+// Waking a thread that sleeps takes as long as a small op, so one team does all ops of a call. Its
+// threads take an op's parts as they come: a core that is slower, or busy with something else, does
+// fewer of them, and nobody waits for it longer than for the part it has begun.
 
 #ifndef RSD_CPU_THREADS_H_
 #define RSD_CPU_THREADS_H_
@@ -15,42 +16,53 @@
 #include <atomic>
 
 // Work is counted in products of floats. To read a float from memory takes about as long as
-// FLOAT_READ of them, to wake a thread as long as WORK_PER_THREAD, to meet as WORK_PER_SHARE.
+// FLOAT_READ of them, and to wake a thread as long as WORK_PER_THREAD. Less than WORK_PER_PART is
+// not worth taking.
 constexpr int64_t FLOAT_READ = 8;
 constexpr int64_t WORK_PER_THREAD = 1 << 21;
-constexpr int64_t WORK_PER_SHARE = 1 << 13;
+constexpr int64_t WORK_PER_PART = 1 << 14;
+constexpr int64_t PARTS_PER_THREAD = 4;
 
-inline int64_t shares_of(int64_t work, int64_t work_per_share, int64_t most) {
-    const int64_t wanted = work / work_per_share;
-    return wanted < 1 ? 1 : wanted < most ? wanted : most;
+inline int64_t at_least_one(int64_t number, int64_t most) {
+    return number < 1 || most < 1 ? 1 : number < most ? number : most;
 }
 
-// Where the threads of a team meet, and what they take shares from.
-class Meeting {
+// Which op a team is at, and which of its parts are taken and done.
+class Progress {
   public:
-    // Returns when all `team_size` threads have come.
-    void wait(int64_t team_size) {
-        const int64_t now = number_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team_size) {
-            arrived_.store(0, std::memory_order_relaxed);
-            next_share_.store(0, std::memory_order_relaxed);
-            number_.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int64_t i = 0; number_.load(std::memory_order_acquire) == now; ++i) {
-            // Where there are more threads than cores, the one that is late needs this core.
-            if (i < SPINS) {
-                relax();
+    // Takes the next of the `count` parts of this op. False when all are done, by whomever.
+    bool take(int64_t op, int64_t count, int64_t& part) {
+        int64_t now = taken_.load(std::memory_order_acquire);
+        for (int64_t turns = 0; now / MOST_PARTS == op;) {
+            if (now % MOST_PARTS < count) {
+                if (taken_.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel,
+                                                 std::memory_order_acquire)) {
+                    part = now % MOST_PARTS;
+                    return true;
+                }
             } else {
-                sched_yield();
+                // Where there are more threads than cores, whom we wait for may need this one.
+                if (++turns < SPINS) {
+                    relax();
+                } else {
+                    sched_yield();
+                }
+                now = taken_.load(std::memory_order_acquire);
             }
+        }
+        return false;
+    }
+
+    // A part is done; after the last one the team is at the next op.
+    void finish(int64_t op, int64_t count) {
+        if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+            done_.store(0, std::memory_order_relaxed);
+            taken_.store((op + 1) * MOST_PARTS, std::memory_order_release);
         }
     }
 
-    // 0, 1, ... in turn, over all threads; from 0 again after they have met.
-    int64_t take() { return next_share_.fetch_add(1, std::memory_order_relaxed); }
-
   private:
+    static constexpr int64_t MOST_PARTS = int64_t{1} << 32;
     static constexpr int64_t SPINS = 4000;
 
     static void relax() {
@@ -61,41 +73,63 @@ class Meeting {
 #endif
     }
 
-    alignas(64) std::atomic<int64_t> arrived_{0};
-    alignas(64) std::atomic<int64_t> number_{0};
-    alignas(64) std::atomic<int64_t> next_share_{0};
+    alignas(64) std::atomic<int64_t> taken_{0};  // op * MOST_PARTS + parts taken
+    alignas(64) std::atomic<int64_t> done_{0};
 };
 
-// One thread's view of its team.
-struct Team {
-    int64_t index, size;
-    Meeting& meeting;
+// One thread's view of its team. All threads must call the same ops in the same order.
+class Team {
+  public:
+    Team(int64_t size, Progress& progress) : size_(size), progress_(progress) {}
 
-    // All that the threads have written so far can be read afterwards.
-    void wait() const { meeting.wait(size); }
-
-    // fn(first, last) on this thread's part of 0..count: one of consecutive ranges, each a multiple
-    // of `unit` long but the last. Little work is not divided: most threads then have no part.
+    // An op: fn(part) once for every part below `count`, on any thread. It is over on return, and
+    // what it wrote can be read.
     template <typename Fn>
-    void range(int64_t count, int64_t unit, int64_t work, const Fn& fn) const {
-        const int64_t shares = shares_of(work, WORK_PER_SHARE, size);
-        if (index >= shares) return;
-        const int64_t units = (count + unit - 1) / unit;
-        const int64_t first = units * index / shares * unit;
-        int64_t last = units * (index + 1) / shares * unit;
-        if (last > count) last = count;
-        if (first < last) fn(first, last);
+    void each(int64_t count, const Fn& fn) {
+        if (size_ == 1) {
+            for (int64_t part = 0; part < count; ++part) fn(part);
+        } else if (count > 0) {
+            for (int64_t part; progress_.take(op_, count, part); progress_.finish(op_, count)) {
+                fn(part);
+            }
+            ++op_;
+        }
     }
+
+    // An op: fn(first, last) on consecutive ranges that cover 0..count, each a multiple of `unit`
+    // long but the last.
+    template <typename Fn>
+    void ranges(int64_t count, int64_t unit, int64_t work, const Fn& fn) {
+        const int64_t units = (count + unit - 1) / unit;
+        const int64_t wanted = at_least_one(work / WORK_PER_PART, size_ * PARTS_PER_THREAD);
+        const int64_t parts = size_ == 1 ? 1 : at_least_one(wanted, units);
+        each(parts, [&](int64_t part) {
+            const int64_t first = units * part / parts * unit;
+            const int64_t last = units * (part + 1) / parts * unit;
+            if (first < last) fn(first, last < count ? last : count);
+        });
+    }
+
+  private:
+    const int64_t size_;
+    Progress& progress_;
+    int64_t op_ = 0;
 };
 
 // fn(team) on as many threads as the work is worth.
 template <typename Fn>
 void in_team(int64_t work, int64_t num_threads, const Fn& fn) {
-    const int64_t threads = shares_of(work, WORK_PER_THREAD, num_threads);
-    Meeting meeting;
-    if (threads == 1) return fn(Team{0, 1, meeting});
+    const int64_t threads = at_least_one(work / WORK_PER_THREAD, num_threads);
+    Progress progress;
+    if (threads == 1) {
+        Team alone(1, progress);
+        return fn(alone);
+    }
 #pragma omp parallel num_threads(static_cast<int>(threads))
-    fn(Team{omp_get_thread_num(), omp_get_num_threads(), meeting});
+    {
+        Team team(omp_get_num_threads(), progress);
+        fn(team);
+    }
 }
 
 #endif  // RSD_CPU_THREADS_H_

@@ -112,6 +112,22 @@ def test_same_bits_alone_and_in_a_batch(folder) -> None:
     assert torch.equal(together.run((0, row[39:])), wanted[39])
 
 
+def test_the_number_of_threads_changes_nothing(tmp_path) -> None:
+    """With enough work for several; more of them than cores is slow and not wrong."""
+    sizes = {"hidden_size": 160, "intermediate_size": 720, "num_hidden_layers": 3}
+    model = load_language_model(save(make_model("qwen3", **sizes), tmp_path), max_rows=64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        wanted = logits(model)
+        for threads in (2, 3, 5) * 4:
+            torch.set_num_threads(threads)
+            for found, alone in zip(logits(model), wanted, strict=True):
+                assert torch.equal(found, alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 def load_qwen3(tmp_path) -> LanguageModel:
     return load_language_model(save(make_model("qwen3"), tmp_path), max_rows=16)
 
