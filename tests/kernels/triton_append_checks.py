@@ -191,39 +191,54 @@ def same_rows(ours: SlotState, theirs: SlotState) -> None:
     assert not set(differences(ours, theirs)) - {"prm_tokens", *LOGPROBS}
 
 
-@pytest.mark.parametrize("name", ["qwen", "math"])
-def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str) -> None:
+def a_mixed_pass(made: Family, rng: random.Random) -> tuple[SlotState, RowBatch]:
+    """Every other sequence draws; one is incomplete, one padding. No logprobs: all else is exact.
+
+    Slot 0 stops where a step would end, slot 5 has room for one token.
+    """
+    state = a_state(made, rng, 300)
+    state.num_logprobs.fill_(-1)
+    state.max_step_tokens.fill_(100)
+    state.temperature.copy_(torch.arange(SLOTS) % 2)
+    state.length.copy_(torch.tensor([rng.randint(1, 40) for _ in range(SLOTS)]))
+    state.tokens.random_(0, 200)
+    stops = build_automaton(["\n\n"], MAX_STOP_STATES, "stop")
+    state.stop_next[0, : stops.next.shape[0]] = stops.next
+    state.stop_match[0, : stops.next.shape[0]] = stops.match
+    state.limit[5] = state.length[5] + 1
+    batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
+    batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
+    batch.seq_complete.fill_(1)
+    batch.seq_complete[rng.randrange(SLOTS - 1)] = 0
+    state.num_seqs.fill_(SLOTS - 1)
+    return state, batch
+
+
+@pytest.mark.parametrize(("name", "pieces"), [("qwen", 1), ("math", 2)])
+def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str, pieces: int) -> None:
     """Tokens with a delimiter inside, drawn by one sequence and the most likely of another."""
     made, rng = FAMILIES[name], random.Random(name)
     plain = two_for_one(made.tables) if name == "math" else made.tables
-    tables, cut_together = copied(plain), 0
+    tables = copied(plain)
     inside = [b"\n\n" in data[:-1] for data in made.vocabulary.token_bytes]
-    likely = torch.tensor(inside) * 6.0
     torch.manual_seed(0)
-    for _ in range(10):
-        state = a_state(made, rng, 300)
-        state.num_logprobs.fill_(-1)  # all else is exact
-        state.max_step_tokens.fill_(100)
-        state.temperature.copy_(torch.arange(SLOTS) % 2)
-        state.length.copy_(torch.tensor([rng.randint(1, 40) for _ in range(SLOTS)]))
-        state.tokens.random_(0, 200)
-        batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
-        batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
-        batch.seq_complete.fill_(1)
-        incomplete, bad = rng.sample(range(SLOTS - 1), 2)
-        batch.seq_complete[incomplete] = 0
-        state.num_seqs.fill_(SLOTS - 1)  # the last sequence is padding
-        logits = torch.randn(SLOTS, made.vocabulary.num_tokens) + likely
-        logits[bad, 7] = torch.nan
+    cut_together, seen = 0, set()
+    for turn in range(16):
+        state, batch = a_mixed_pass(made, rng)
+        logits = torch.randn(SLOTS, made.vocabulary.num_tokens) + torch.tensor(inside) * 6.0
+        if turn % 2:
+            logits[turn % (SLOTS - 1), 7] = torch.nan
         theirs, before = copied(state), state.length.clone()
         device_logits = logits.to(DEVICE, copy=True)
         sample_append_twin.sample_append(state, batch, logits, plain, Role.TARGET)
         sample_append(theirs, copied(batch), device_logits, tables, Role.TARGET)
         assert not differences(state, theirs)
-        assert state.finish.tolist().count(Finish.ERROR) == 1
-        cut = [b for b in range(SLOTS) if replaced_by(state, before, b) == 1 + (name == "math")]
+        cut = [b for b in range(SLOTS) if replaced_by(state, before, b) == pieces]
         cut_together += {bool(state.temperature[b] > 0) for b in cut} == {True, False}
+        seen |= {(b, int(state.finish[b]), b in cut) for b in range(SLOTS)}
     assert cut_together > 2
+    assert {(0, Finish.STOP_STRING, False), (5, Finish.LENGTH, pieces == 1)} <= seen
+    assert Finish.ERROR in {finish for _, finish, _ in seen}
 
 
 def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
