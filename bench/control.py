@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench import conditional, report
+from bench.attempts import Attempts
 from bench.control_cases import ControlCase, reward_case, rollback_case, score_case
 from bench.control_state import Sizes
 from bench.timing import Calls, alternate_calls
@@ -35,12 +37,13 @@ def cases(sizes: Sizes, device: torch.device) -> list[Callable[[], ControlCase]]
     return found
 
 
-def measure(case: ControlCase, device: torch.device, runs: int) -> dict[str, Any]:
+def measure(make: Callable[[], ControlCase], device: torch.device, runs: int) -> dict[str, Any]:
     """Gate, then four timings in turn: both implementations, in a graph and by the host.
 
     Raises:
         Mismatch: if a result is not that of the twin.
     """
+    case = make()
     case.gate()
     contenders = {}
     for name, call in (("ours", case.ours), ("torch ops", case.torch_ops)):
@@ -88,23 +91,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes, runs = Sizes.real(_COPIES), options.runs
     else:
         parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
-    measured = [measure(make(), device, runs) for make in cases(sizes, device)]
+    attempts = Attempts()
+    entries = attempts.run_all(
+        (f"op {number}", partial(measure, make, device, runs))
+        for number, make in enumerate(cases(sizes, device))
+    )
+    measured = list(entries.values())
     print(f"{sizes.num_slots} slots, {sizes.num_columns} columns of the page table")
-    print(table(measured))
+    if measured:
+        print(table(measured))
     print(
         "eager / graph: PyTorch ops launched by the host against our graph; "
         "score does more than its PyTorch ops do (draws, trace, log)"
     )
     found: dict[str, Any] = {"bench": "control", "slots": sizes.num_slots, "ops": measured}
     if options.conditional:
-        try:
-            nodes = conditional.measure(conditional.TURNS)
-        except conditional.ProbeError:
-            report.print_json(found)
-            raise
-        print(conditional.table(nodes))
-        found |= {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
-    report.print_json(found)
+        probe = ("conditional nodes", partial(conditional.measure, conditional.TURNS))
+        for nodes in attempts.run_all([probe]).values():
+            print(conditional.table(nodes))
+            found |= {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
+    report.print_json_or_fail(found | {"failed": attempts.failed})
 
 
 if __name__ == "__main__":

@@ -69,6 +69,18 @@ def print_json(result: Mapping[str, Any]) -> None:
     print(json.dumps(_clean(dict(result) | {"machine": machine()})), flush=True)
 
 
+def print_json_or_fail(result: Mapping[str, Any]) -> None:
+    """The last line of a benchmark of which parts may have failed: they stand in `failed`.
+
+    Raises:
+        SystemExit: after the line, if there are any.
+    """
+    print_json(result)
+    failed = result["failed"]
+    if failed:
+        raise SystemExit(f"{len(failed)} failed, the first: {failed[0]}")
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     first, *rest = zip(cells, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()

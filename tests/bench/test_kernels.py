@@ -51,6 +51,37 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["winners"]["tiny"].values()) == {"ours"}
 
 
+def test_an_op_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(case: Any, *rest: Any) -> dict[str, Any]:
+        if case.op == "qkv":
+            raise Mismatch("not exact")
+        return measured(case, *rest)
+
+    measured = kernels.measure
+    monkeypatch.setattr(kernels, "measure", measure)
+    with pytest.raises(SystemExit, match="2 failed, the first: tiny, qkv, 1 rows: Mismatch"):
+        kernels.main(["--dry-run"])
+    found = last_json(capsys)
+    assert {entry["op"] for entry in found["ops"]["tiny"]} == OPS - {"qkv"}
+    assert [line.split(":")[0] for line in found["failed"]] == [
+        "tiny, qkv, 1 rows", "tiny, qkv, 2 rows",
+    ]  # fmt: skip
+
+
+def test_control_goes_on_without_an_op(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rollback_case(*sizes: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(control, "rollback_case", rollback_case)
+    with pytest.raises(SystemExit, match="1 failed, the first: op 0: RuntimeError: no such kernel"):
+        control.main(["--dry-run"])
+    assert all("reward" in e["op"] or "score" in e["op"] for e in last_json(capsys)["ops"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("bench", [kernels, control])
 def test_needs_a_gpu(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
