@@ -50,19 +50,17 @@ from bench.random_baseline import Baseline
 from bench.random_models import TRIPLES
 from bench.rates import measure_device
 from bench.step_points import MIXED, step_limits, triple_of
-from bench.step_scenes import Scene, fill_pages, play
+from bench.step_scenes import Scene, fill_pages, play, scene_of
 from bench.timing import Mismatch, seconds_of
 from rsd_engine import Engine
 from rsd_engine.limits.rounds import Setting
 from rsd_engine.loop.choose import make_executor
 from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.reference.philox import Purpose, uniform
 from rsd_kernels.reference.step_log import RecordKind
 from rsd_kernels.slot_state import Role
 
 REJECTED = (0.2, 0.0, 0.5, 1.0)  # the usual share first
-_SEEDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -205,22 +203,6 @@ def make_executors(engine: Engine, options: Options) -> dict[str, Executor]:
     others = options.executors[1:]
     made = {name: make_executor(name, build_program(core.loop), options.device) for name in others}
     return {core.executor.name: core.executor, **made}
-
-
-def scene_of(scene: Scene, rejected: float) -> Scene:
-    """The scene with a seed by which the first slot rejects exactly this share."""
-    wanted = round(rejected * scene.steps)
-    for seed in range(_SEEDS):
-        draws = [
-            uniform(
-                seed, 0, num_steps=step, position=scene.context + (step + 1) * scene.step_tokens,
-                role=Role.PRM, purpose=Purpose.ACCEPT,
-            )
-            for step in range(scene.steps)
-        ]  # fmt: skip
-        if sum(draw >= 1 - rejected for draw in draws) == wanted:
-            return replace(scene, acceptance=1 - rejected, seed=seed)
-    raise ValueError(f"rejected must be a share that {scene.steps} steps can have, got {rejected}")
 
 
 def require_same_text(bench: Bench, baseline: Baseline) -> None:

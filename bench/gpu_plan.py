@@ -54,8 +54,9 @@ def parts() -> tuple[Part, ...]:
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
         Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90),
-        Part("device_loop", "bench.device_loop", ("--budget", "75"), ("--dry-run",), limit=170),
-        Part("step_latency", "bench.step_latency", ("--budget", "130"), ("--dry-run",), limit=170),
+        Part("device_loop", "bench.device_loop", ("--budget", "65"), ("--dry-run",), limit=160),
+        Part("batching", "bench.batching", ("--budget", "40"), ("--dry-run",), limit=85),
+        Part("step_latency", "bench.step_latency", ("--budget", "100"), ("--dry-run",), limit=140),
         Part(
             "memory",
             "bench.memory",
@@ -65,7 +66,7 @@ def parts() -> tuple[Part, ...]:
         ),
         # What it tries may leave a device in a bad state: after all that is measured.
         Part("overlap", "bench.overlap", (), ("--dry-run",), limit=45, brief=True),
-        Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90),
+        Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90, brief=True),
     )
 
 

@@ -66,7 +66,7 @@ class Run:
     """One scene by one executor. A step is a kept one: its rejected draft belongs to it.
 
     Attributes:
-        seconds: wall time of a step of every slot.
+        seconds: wall time in which every slot gets a step of the scene's tokens.
         launches: of a step of one slot, from the host's counts.
         ticks: likewise.
         idle: share of the device's time between the ticks of a launch.
@@ -95,7 +95,7 @@ def run_scene(engine: Engine, executor: Executor, scene: Scene) -> tuple[Run, Pl
             now - then for now, then in zip(_counts(core), before, strict=True)
         )
     check_steps(played, scene)
-    steps = scene.slots * scene.steps
+    steps = scene.num_steps
     run = Run(
         seconds=played.seconds / scene.steps,
         launches=launches / steps,
@@ -107,14 +107,15 @@ def run_scene(engine: Engine, executor: Executor, scene: Scene) -> tuple[Run, Pl
 
 
 def check_steps(played: Played, scene: Scene) -> None:
-    """Raises Mismatch unless every slot wrote its steps, of the length asked for."""
+    """Raises Mismatch unless every slot wrote its steps, of the lengths asked for."""
     for slot, steps in played.decisions.items():
-        kept = [tokens for kind, _, tokens in steps if kind == RecordKind.KEPT]
-        lengths = {len(tokens) for *_, tokens in steps}
-        if len(kept) != scene.steps or lengths != {scene.step_tokens}:
+        kept = [len(tokens) for kind, _, tokens in steps if kind == RecordKind.KEPT]
+        rejected = [len(tokens) for kind, _, tokens in steps if kind == RecordKind.REJECTED]
+        wanted = scene.step_lengths(slot)
+        if kept != wanted or not set(rejected) <= set(wanted):
             raise Mismatch(
-                f"slot {slot} wrote {len(kept)} steps of {sorted(lengths)} tokens, expected "
-                f"{scene.steps} of {scene.step_tokens}"
+                f"slot {slot} kept steps of {kept} tokens and rejected steps of {rejected}, "
+                f"expected {wanted}"
             )
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from bench import device_loop
-from bench.device_loop import REJECTED, scene_of
+from bench.device_loop import REJECTED
 from bench.device_loop_report import BARS, Share, bar_lines, judge
 from bench.lone_passes import LonePass, Replayer, Snapshot
 from bench.loop_runs import Run, Turns, kept_drafts, run_scene, using
 from bench.random_baseline import character_tokenizer, ids_of, text_of
 from bench.random_models import TRIPLES
-from bench.step_scenes import Scene, fill_pages, play
+from bench.step_scenes import Scene, fill_pages, play, scene_of
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
 from rsd_engine.loop.eager import EagerExecutor

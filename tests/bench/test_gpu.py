@@ -101,6 +101,7 @@ def test_the_plan() -> None:
     assert names[-1] == "sanitize"
     assert len([p for p in parts() if not p.brief]) + 1 <= 8  # one file each, and the summary
     assert names.index("overlap") == len(names) - 2
+    assert names[names.index("device_loop") + 1] == "batching"
     assert [p.name for p in chosen(["control", "kernels"])] == ["kernels", "control"]
     for p in (*parts(), *build_parts(False)):
         assert not p.missing
@@ -196,7 +197,9 @@ def test_what_is_compiled_beforehand() -> None:
     pytest.importorskip("triton")
     found = precompile.wanted(90)
     assert {entry.shape for entry in found} == {*precompile.SHAPES, "16 slots"}
-    assert {entry.op for entry in found} >= {"plan", "rollback", "paged_attention", "lm_head"}
+    ops = {entry.op for entry in found}
+    assert ops >= {"rollback", "paged_attention", "lm_head"}
+    assert ops >= {"plan_most_ready", "plan_every_role", "plan_lock_step"}
     assert [entry.op for entry in precompile.wanted(90, "rollback")] == ["rollback"]
     early = [entry for entry in found if entry.overlap]
     assert {entry.num_rows for entry in early} == {1, 2, 4, 8, 16}
