@@ -1,7 +1,8 @@
 """The embedding of new tokens in Triton.
 
 out[n] = table[token[n]], and 0 where token[n] is no row of the table: in a pass of fixed size the
-rows past the last new token hold anything.
+rows past the last new token hold anything. It never starts early: a pass begins with it, and the
+kernels behind it rely on everything before the pass having ended (`rsd_kernels.overlap`).
 
 Twin: `rsd_kernels.reference.embedding`.
 """

@@ -179,6 +179,7 @@ class _Forward:
             rope_kv_write_launch(
                 qkv, k_pages, v_pages, batch.page, batch.offset, angles, angles,
                 position=batch.position, q_norm=head_norm, k_norm=head_norm, eps=1e-6,
+                planned=True,
             ),
         )  # fmt: skip
         q = qkv[:, : shape.num_q_heads]
@@ -187,7 +188,7 @@ class _Forward:
         out = torch.empty(q.shape, dtype=self.dtype, device=_META)
         names = ("paged_attention", "paged_attention (combine)")
         launches = attention_launches(
-            q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out
+            q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, planned=True
         )
         yield from zip(names, launches, strict=False)
 

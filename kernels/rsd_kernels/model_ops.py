@@ -51,19 +51,23 @@ class ModelOps:
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
-def model_ops(tensor: Tensor) -> ModelOps:
-    """The ops for tensors that are where this one is, and of its dtype."""
+def model_ops(tensor: Tensor, *, planned: bool = False) -> ModelOps:
+    """The ops for tensors that are where this one is, and of its dtype.
+
+    planned: a pass begins with `embed`, and until it ends nothing writes row batches and page
+        tables. Kernels that overlap read them early then, see `rsd_kernels.overlap`.
+    """
     if not runs_on(tensor):
         on_library = cpu_ops.suits(tensor) and cpu_ops.available()
         return cpu_library_ops() if on_library else REFERENCE
-    ops = triton_ops()
+    ops = triton_ops(planned=planned)
     if flash_attention.refusal(tensor.device, tensor.dtype) is None:
         return flash_attention.over(ops)
     return ops
 
 
-def triton_ops() -> ModelOps:
-    """The Triton launchers.
+def triton_ops(*, planned: bool = False) -> ModelOps:
+    """The Triton launchers; `planned` as in `model_ops`.
 
     Raises:
         ImportError: if there is no Triton.
@@ -77,8 +81,8 @@ def triton_ops() -> ModelOps:
         norm_linear=products.norm_linear,
         norm_gate_up=products.norm_gate_up,
         linear=products.linear,
-        rope_kv_write=rope_kv_write.rope_kv_write,
-        paged_attention=paged_attention.paged_attention,
+        rope_kv_write=functools.partial(rope_kv_write.rope_kv_write, planned=planned),
+        paged_attention=functools.partial(paged_attention.paged_attention, planned=planned),
         last_rows_norm=rms_norm.last_rows_norm,
         lm_head=products.linear,
         attention_map=_map_on_device,

@@ -3,9 +3,10 @@
 A kernel launched with `Launch.overlap` may be put on the device as soon as every program of the
 kernel before it has called `allow_next_kernel` or ended. Why that changes no result:
 
-- Before `wait_for_previous_kernel` a program reads and writes nothing. It may only ask the L2 cache
-  for weights, which is harmless even where they are being written: all of the device sees that
-  cache, and no copy is kept nearer.
+- Before `wait_for_previous_kernel` a program writes nothing. It may ask the L2 cache for anything:
+  all of the device sees that cache, so what is still written there is not missed. It reads nothing
+  but, where a launcher is told `planned`, what the plan of the pass has written: the embedding is
+  launched plainly and so begins after the plan has ended, and the kernels behind it begin later.
 - The wait returns when the kernel before has ended and what it wrote can be seen. Only that kernel
   is waited for; but each of its own programs has waited before it ended, those without work too, so
   what came earlier has ended as well, and so on back to a kernel launched plainly, which began when
@@ -65,3 +66,14 @@ def prefetch_vector(
     STEP: tl.constexpr = SECTOR_BYTES // (vector.dtype.element_ty.primitive_bitwidth // 8)
     o = tl.arange(0, triton.next_power_of_2(triton.cdiv(SIZE, STEP))) * STEP
     prefetch(vector + tl.minimum(o, SIZE - 1))
+
+
+@triton.jit
+def prefetch_rows(
+    rows: tl.tensor,  # [N] pointers
+    SIZE: tl.constexpr,  # elements of a row
+) -> None:
+    """Asks the L2 cache for short rows, wherever they lie."""
+    STEP: tl.constexpr = SECTOR_BYTES // (rows.dtype.element_ty.primitive_bitwidth // 8)
+    o = tl.arange(0, triton.next_power_of_2(triton.cdiv(SIZE, STEP))) * STEP
+    prefetch(rows[:, None] + tl.minimum(o, SIZE - 1)[None, :])

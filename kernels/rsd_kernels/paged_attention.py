@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.overlap import allow_next_kernel, wait_for_previous_kernel
+from rsd_kernels.overlap import allow_next_kernel, prefetch_rows, wait_for_previous_kernel
 from rsd_kernels.paged_attention_checks import check_arguments, check_values
 from rsd_kernels.reference.attention import AttentionMap
 from rsd_kernels.triton_support import (
@@ -34,6 +34,21 @@ from rsd_kernels.triton_support import (
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 _MAX_SPLITS = 64
 _DECODE_ROWS = 16  # passes of at most so many rows use the narrow tile
+
+
+@triton.jit
+def _prefetch_tokens(
+    pages: tl.tensor,  # K or V of one head
+    p_table: tl.tensor,  # pages of one sequence
+    token: tl.tensor,  # [N] tokens of the sequence; the new ones may not be written yet
+    stride_page: tl.tensor,
+    stride_token: tl.tensor,
+    PER_PAGE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+) -> None:
+    """Asks the L2 cache for K or V of some tokens."""
+    i_page = tl.load(p_table + token // PER_PAGE).to(tl.int64)
+    prefetch_rows(pages + i_page * stride_page + token % PER_PAGE * stride_token, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["num_seqs"])
@@ -71,10 +86,12 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,  # keys of a step
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,  # at least S
+    PLANNED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
-    wait_for_previous_kernel(OVERLAP)
+    if not PLANNED:
+        wait_for_previous_kernel(OVERLAP)
     i_tile, i_head, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ROWS: tl.constexpr = BLOCK_M // GROUP
     # Sequence s owns the tiles from seq_start[s] // ROWS + s on: room for its last, partial one.
@@ -84,8 +101,6 @@ def _attend_kernel(
     i_start = tl.load(seq_start + i_seq)
     i_stop = tl.load(seq_start + i_seq + 1)
     i_row = i_start + (i_tile - i_start // ROWS - i_seq) * ROWS
-    if i_row >= i_stop:
-        return
 
     kv_len = tl.load(seq_kv_len + i_seq)
     position = kv_len - (i_stop - i_row)  # of the tile's first row
@@ -96,6 +111,22 @@ def _attend_kernel(
     blocks_per_split = tl.cdiv(end_block - first_block, NUM_SPLITS)
     i_first = first_block + i_split * blocks_per_split
     i_end = tl.minimum(i_first + blocks_per_split, end_block)
+    p_table = page_table + tl.load(seq_slot + i_seq).to(tl.int64) * stride_table
+
+    if PLANNED:
+        if OVERLAP:  # noqa: SIM102 - known when it is compiled, what follows is not
+            if (i_row < i_stop) & (i_first < i_end):
+                o_first = tl.minimum(i_first * BLOCK_N + tl.arange(0, BLOCK_N), end_key - 1)
+                p_k, p_v = k_pages + i_head * stride_k_head, v_pages + i_head * stride_v_head
+                _prefetch_tokens(
+                    p_k, p_table, o_first, stride_k_page, stride_k_token, TOKENS_PER_PAGE, HEAD_DIM
+                )
+                _prefetch_tokens(
+                    p_v, p_table, o_first, stride_v_page, stride_v_token, TOKENS_PER_PAGE, HEAD_DIM
+                )
+        wait_for_previous_kernel(OVERLAP)
+    if i_row >= i_stop:
+        return
 
     o_m, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     o_row = i_row + o_m // GROUP
@@ -105,7 +136,6 @@ def _attend_kernel(
     p_q = q + o_row.to(tl.int64) * stride_q_row + o_head * stride_q_head
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
 
-    p_table = page_table + tl.load(seq_slot + i_seq).to(tl.int64) * stride_table
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -161,13 +191,18 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PLANNED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     """out[n, h] = sum_s 2^max[s] part[s] / sum_s 2^max[s] sum[s]"""
     allow_next_kernel(OVERLAP)
-    wait_for_previous_kernel(OVERLAP)
+    if not PLANNED:
+        wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0), tl.program_id(1)
-    if i_row >= tl.load(seq_start + num_seqs):  # a row of no sequence
+    num_rows = tl.load(seq_start + num_seqs)
+    if PLANNED:
+        wait_for_previous_kernel(OVERLAP)
+    if i_row >= num_rows:  # a row of no sequence
         return
     o_split, o_d = tl.arange(0, NUM_SPLITS), tl.arange(0, BLOCK_D)
     m_d = o_d < HEAD_DIM
@@ -236,6 +271,7 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
+    planned: bool = False,
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
@@ -244,6 +280,9 @@ def paged_attention(
     are left alone. Nothing is read on the host, and nothing is allocated when `key_map.scratch` is
     given (`attention_scratch_size`).
 
+    planned: `key_map` was written before the kernel began that stands before the one before; if
+        kernels overlap, this one reads it before it waits.
+
     Raises:
         ValueError: an argument's shape, dtype, strides or device is not one it can take; with
             RSD_DEBUG_KERNELS=1 also a page or a length that is out of range.
@@ -251,13 +290,22 @@ def paged_attention(
     check_arguments(q, k_pages, v_pages, key_map, out=out)
     if debugging():
         check_values(k_pages, key_map)
-    for launch in attention_launches(q, k_pages, v_pages, key_map, scale=scale, out=out):
+    for launch in attention_launches(
+        q, k_pages, v_pages, key_map, scale=scale, out=out, planned=planned
+    ):
         launch.run()
     return out
 
 
 def attention_launches(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, key_map: AttentionMap, *, scale: float, out: Tensor
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    key_map: AttentionMap,
+    *,
+    scale: float,
+    out: Tensor,
+    planned: bool = False,
 ) -> list[Launch]:
     """The launches of `paged_attention`, whose arguments these are."""
     num_rows, num_q_heads, head_dim = q.shape
@@ -309,6 +357,7 @@ def attention_launches(
             "BLOCK_N": tiles.block_n,
             "BLOCK_D": block_d,
             "BLOCK_S": max(16, next_power_of_2(batch.num_seqs)),
+            "PLANNED": planned,
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -331,6 +380,7 @@ def attention_launches(
             "HEAD_DIM": head_dim,
             "NUM_SPLITS": tiles.num_splits,
             "BLOCK_D": block_d,
+            "PLANNED": planned,
         },
         num_warps=4,
         overlap=overlap,

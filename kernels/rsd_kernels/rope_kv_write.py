@@ -53,17 +53,27 @@ def _rope_kv_write_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,  # at least HALF
+    PLANNED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
-    wait_for_previous_kernel(OVERLAP)
+    if not PLANNED:
+        wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i_page = tl.load(page + i_row).to(tl.int64)
-    if i_page < 0:  # padding
-        return
     i_offset = tl.load(offset + i_row)
     o = tl.arange(0, BLOCK)
     m = o < HALF
+    m_angle = m & (i_page >= 0)  # the position of padding may be anything
+    i_angle = i_row if position is None else tl.load(position + i_row).to(tl.int64)
+    p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
+    b_cos_low, b_cos_high = tl.load(p_cos, mask=m_angle), tl.load(p_cos + HALF, mask=m_angle)
+    b_sin_low, b_sin_high = tl.load(p_sin, mask=m_angle), tl.load(p_sin + HALF, mask=m_angle)
+    if PLANNED:
+        wait_for_previous_kernel(OVERLAP)
+    if i_page < 0:  # padding
+        return
+
     p_x = qkv + i_row * stride_row + i_head * stride_head
     if i_head >= NUM_Q_HEADS + NUM_KV_HEADS:
         i_v = i_head - NUM_Q_HEADS - NUM_KV_HEADS
@@ -83,10 +93,8 @@ def _rope_kv_write_kernel(
         b_rms = tl.rsqrt(tl.sum(b_low * b_low + b_high * b_high, 0) / (2 * HALF) + eps)
         b_low *= b_rms * tl.load(p_norm + o, mask=m, other=0.0).to(tl.float32)
         b_high *= b_rms * tl.load(p_norm + HALF + o, mask=m, other=0.0).to(tl.float32)
-    i_angle = i_row if position is None else tl.load(position + i_row).to(tl.int64)
-    p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
-    b_new_low = b_low * tl.load(p_cos, mask=m) + b_high * tl.load(p_sin, mask=m)
-    b_new_high = b_high * tl.load(p_cos + HALF, mask=m) + b_low * tl.load(p_sin + HALF, mask=m)
+    b_new_low = b_low * b_cos_low + b_high * b_sin_low
+    b_new_high = b_high * b_cos_high + b_low * b_sin_high
     tl.store(p_y + o, b_new_low.to(qkv.dtype.element_ty), mask=m)
     tl.store(p_y + HALF + o, b_new_high.to(qkv.dtype.element_ty), mask=m)
 
@@ -104,11 +112,15 @@ def rope_kv_write(
     q_norm: Tensor | None = None,  # [head_dim]
     k_norm: Tensor | None = None,  # [head_dim]
     eps: float = 0.0,
+    planned: bool = False,
 ) -> None:
     """Norms each head of q and k if weights are given (Qwen3), rotates them, and stores k and v.
 
     Row n goes to token `offset[n]` of page `page[n]`; no two rows may name one place. Everything
     in between is fp32.
+
+    planned: pages, offsets, positions and angles were written before the kernel began that stands
+        before the one before; if kernels overlap, this one reads them before it waits.
 
     Raises:
         ValueError: an argument's shape, dtype, strides or device is not one it can take; with
@@ -125,7 +137,7 @@ def rope_kv_write(
         _check_values(k_pages, page, offset, position, cos)
     rope_kv_write_launch(
         qkv, k_pages, v_pages, page, offset, cos, sin,
-        position=position, q_norm=q_norm, k_norm=k_norm, eps=eps,
+        position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, planned=planned,
     ).run()  # fmt: skip
 
 
@@ -142,6 +154,7 @@ def rope_kv_write_launch(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
+    planned: bool = False,
 ) -> Launch:
     """The launch of `rope_kv_write`, whose arguments these are."""
     num_rows, num_heads, head_dim = qkv.shape
@@ -173,6 +186,7 @@ def rope_kv_write_launch(
             "NUM_KV_HEADS": num_kv_heads,
             "HALF": head_dim // 2,
             "BLOCK": next_power_of_2(head_dim // 2),
+            "PLANNED": planned,
         },
         # One warp reads a head before it writes it: q changes in place.
         num_warps=1,

@@ -1,4 +1,4 @@
-"""When kernels of a forward are launched to start early."""
+"""When kernels of a forward are launched to start early, and what they do before they wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from rsd_kernels.triton_support import OVERLAP_ROWS, can_overlap, overlapping
+from tests.kernels.triton_child import run_checks
+
+CHECKS = "triton_overlap_checks.py"
 
 
 @pytest.fixture
@@ -55,3 +58,13 @@ def test_not_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSD_OVERLAP_KERNELS", "1")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not overlapping(1)
+
+
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    run_checks(CHECKS, interpreted=True)
+
+
+@pytest.mark.gpu
+def test_on_the_device() -> None:
+    run_checks(CHECKS, interpreted=False)
