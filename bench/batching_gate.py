@@ -19,7 +19,7 @@ from rsd_engine.core.events import StepDecided, TokenLogprobs
 # Logprobs of a tie, and rewards of equal steps, differ by no more than rounding: of 16 bits in
 # weights and activations, or of 32.
 TIES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.125}
-BEST = 2  # logprobs that must come with every token
+BEST = 4  # logprobs that come with every token: more than the two that may be a tie
 
 
 def require_same_steps(played: Mapping[str, Played], tie: float) -> int:
@@ -70,15 +70,15 @@ def _shape(step: StepDecided) -> tuple[str, str, int]:
 
 
 def _is_tie(one: StepDecided, two: StepDecided, tie: float) -> bool:
-    """The first tokens that differ are, in both runs, the two best and equally good."""
+    """The first tokens that differ are, in both runs, among the best and equally good."""
     assert one.logprobs is not None and two.logprobs is not None
     pairs = zip(one.token_ids, two.token_ids, strict=True)
     at = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    wanted = {one.token_ids[at], two.token_ids[at]}
-    return all(_gap(step.logprobs[at], wanted) <= tie for step in (one, two) if step.logprobs)
+    left, right = one.token_ids[at], two.token_ids[at]
+    return all(_gap(tokens[at], left, right) <= tie for tokens in (one.logprobs, two.logprobs))
 
 
-def _gap(found: TokenLogprobs, wanted: set[int]) -> float:
-    if set(found.top) != wanted:
+def _gap(found: TokenLogprobs, left: int, right: int) -> float:
+    if not {left, right} <= set(found.top):
         return float("inf")
-    return max(found.top.values()) - min(found.top.values())
+    return abs(found.top[left] - found.top[right])
