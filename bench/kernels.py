@@ -113,14 +113,15 @@ def model_table(decoded: dict[str, dict[str, Any]]) -> str:
     return report.format_table(headers, rows)
 
 
-def early_line(name: str, early: dict[str, Any]) -> str:
-    """Whether kernels that start early pay."""
-    if not early["timed"]:
-        return f"{name}, early: not timed, {early['why']}"
-    return (
-        f"{name}, early: {early['times_faster']:.3f} times as fast, "
-        f"{100 * early['share_of_bandwidth']:.0f} % of read"
-    )
+def early_lines(name: str, early: dict[str, Any]) -> list[str]:
+    """Whether kernels that start early pay, by how much of their weights they ask for ahead."""
+    timed = [
+        f"{name}: {variant}: {times:.3f} times as fast as plain, "
+        f"{100 * early['share_of_bandwidth'][variant]:.0f} % of read"
+        for variant, times in early["times_faster"].items()
+    ]
+    refused = [f"{name}: {variant}: not timed, {why}" for variant, why in early["refused"].items()]
+    return timed + refused
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -134,9 +135,8 @@ def run(setting: Setting) -> dict[str, Any]:
         for name, shape in setting.shapes.items()
     )
     print(model_table(decoded))
-    print(
-        "\n".join(early_line(name, entry["early"]) for name, entry in decoded.items()), flush=True
-    )
+    for name, entry in decoded.items():
+        print("\n".join(early_lines(name, entry["early"])), flush=True)
     for name, shape in setting.shapes.items():
         entries = attempts.run_all(
             (f"{name}, {case.op}, {case.num_rows} rows", partial(measure, case, setting, bandwidth))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.attention_cases import Scene, decode_scene
 from bench.kernel_shapes import Setting
-from bench.overlap_gate import require_same_logits, switched
+from bench.overlap_gate import VARIANTS, require_same_logits, switched
 from bench.timing import Calls, Mismatch, Timing, alternate_calls, prepare
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
@@ -44,15 +44,15 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     twins.decoder.ops = REFERENCE
     plain = _runner(twins, scene, out[1])
     error = _gate(ours, plain, out)
-    calls, early = Calls(switched(ours, early=False)), Calls(switched(ours, early=True))
-    refusal = _refusal(calls, early, scene, out[0])
+    calls = Calls(switched(ours, early=False))
+    early = {name: Calls(switched(ours, early=True, ahead=n)) for name, n in VARIANTS.items()}
+    refused = _refused(calls, early, scene, out[0])
     contenders = {
         "ours": calls,
         "ours, launched by the host": replace(calls, captured=False),
         "torch ops": Calls(plain, captured=False),
+        **{name: early[name] for name in early if name not in refused},
     }
-    if refusal is None:
-        contenders["ours, early"] = early
     runs = max(2, setting.runs // 2)
     timings = alternate_calls(contenders, device=setting.device, copies=_CALLS, runs=runs)
     num_bytes = weight_bytes(weights) + kv_bytes(setting, shape, num_rows)
@@ -67,7 +67,7 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
         "relative_error": error,
         "us": {name: 1e6 * timing.median for name, timing in timings.items()},
         "spread": {name: timing.spread for name, timing in timings.items()},
-        "early": _early_beside_plain(timings, refusal, num_bytes / bandwidth),
+        "early": _early_beside_plain(timings, refused, num_bytes / bandwidth),
     }
 
 
@@ -120,16 +120,18 @@ def _runner(model: LanguageModel, scene: Scene, out: Tensor) -> Callable[[int], 
     return lambda _: model.logits(scene.batch, scene.kv, scene.table, out)
 
 
-def _refusal(plain: Calls, early: Calls, scene: Scene, logits: Tensor) -> str | None:
-    """Why kernels that start early are not timed; None where they write the same bits."""
+def _refused(plain: Calls, early: dict[str, Calls], scene: Scene, logits: Tensor) -> dict[str, str]:
+    """Which variants are not timed, and why: those that do not write the same bits."""
     if not _starts_early(logits):
-        return "this device starts no kernel early"
-    graphs = [prepare(calls, 1, logits.device) for calls in (plain, early)]
-    try:
-        require_same_logits(*graphs, scene.batch.token, logits)
-    except Mismatch as error:
-        return str(error)
-    return None
+        return dict.fromkeys(early, "this device starts no kernel early")
+    replay, refused = prepare(plain, 1, logits.device), {}
+    for name, calls in early.items():
+        try:
+            graph = prepare(calls, 1, logits.device)
+            require_same_logits(replay, graph, scene.batch.token, logits)
+        except Mismatch as error:
+            refused[name] = str(error)
+    return refused
 
 
 def _starts_early(tensor: Tensor) -> bool:
@@ -137,18 +139,18 @@ def _starts_early(tensor: Tensor) -> bool:
 
 
 def _early_beside_plain(
-    timings: dict[str, Timing], refusal: str | None, least: float
+    timings: dict[str, Timing], refused: dict[str, str], least: float
 ) -> dict[str, Any]:
-    """Which of the two captured graphs is faster, and by how much; `least` seconds are possible."""
-    if refusal is not None:
-        return {"timed": False, "why": refusal}
-    seconds = timings["ours, early"].median
-    times = timings["ours"].median / seconds
+    """Which captured graph is fastest, and by how much; `least` seconds are possible."""
+    seconds = {name: timings[name].median for name in VARIANTS if name in timings}
+    times = {name: timings["ours"].median / taken for name, taken in seconds.items()}
+    best = max(times, key=times.__getitem__, default=None)
     return {
-        "timed": True,
+        "refused": refused,
         "times_faster": times,
-        "faster": times > 1,
-        "share_of_bandwidth": least / seconds,
+        "share_of_bandwidth": {name: least / taken for name, taken in seconds.items()},
+        "best": best,
+        "faster": best is not None and times[best] > 1,
     }
 
 

@@ -11,6 +11,12 @@ from torch import Tensor
 
 from bench.timing import Mismatch
 
+# How many bytes of weight a program asks for before it waits; None: what ships.
+VARIANTS: dict[str, int | None] = {
+    "ours, early": None,
+    "ours, early, no weights ahead": 0,
+    "ours, early, 64 KiB ahead": 65536,
+}
 _SWITCH = "RSD_OVERLAP_KERNELS"
 _TOKENS = 8
 _ROUNDS = 4
@@ -30,11 +36,29 @@ def starting_early(on: bool) -> Iterator[None]:
             os.environ[_SWITCH] = before
 
 
-def switched(call: Callable[[int], object], *, early: bool) -> Callable[[int], None]:
-    """The call, with the switch set for as long as it takes."""
+@contextmanager
+def asking_for(num_bytes: int | None) -> Iterator[None]:
+    """Projections launched or captured in here ask for so much of their weights ahead."""
+    if num_bytes is None:
+        yield
+        return
+    from rsd_kernels import projection  # needs Triton
+
+    before = projection.PREFETCH_BYTES
+    projection.PREFETCH_BYTES = num_bytes
+    try:
+        yield
+    finally:
+        projection.PREFETCH_BYTES = before
+
+
+def switched(
+    call: Callable[[int], object], *, early: bool, ahead: int | None = None
+) -> Callable[[int], None]:
+    """The call, with everything set for as long as it takes."""
 
     def run(index: int) -> None:
-        with starting_early(early):
+        with starting_early(early), asking_for(ahead):
             call(index)
 
     return run

@@ -21,7 +21,13 @@ from triton.runtime import driver
 
 from bench import report
 from bench.kernel_resources import OVERLAP_ARCH
-from rsd_kernels.launch_registry import ShippedLaunch, shipped_launches
+from bench.overlap_gate import VARIANTS, asking_for
+from rsd_kernels.launch_registry import (
+    MODEL_SHAPES,
+    ShippedLaunch,
+    overlapped_launches,
+    shipped_launches,
+)
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
 ROWS = (1, 2, 4, 8, 16, 64, 256)
@@ -48,11 +54,23 @@ class CompilerOnly:
         return torch.device("cuda")
 
 
+def variants() -> list[ShippedLaunch]:
+    """Decode products that ask for other shares of their weights ahead, as `bench.kernels` does."""
+    found: list[ShippedLaunch] = []
+    for name in SHAPES:
+        for num_bytes in VARIANTS.values():
+            with asking_for(num_bytes):
+                launches = list(overlapped_launches(name, MODEL_SHAPES[name], 1))
+            if num_bytes is not None:
+                found += [entry for entry in launches if "PREFETCH" in entry.launch.args]
+    return found
+
+
 def wanted(capability: int, only: str | None = None) -> list[ShippedLaunch]:
     """Launches of these models and all control launches; of one op if it is named."""
     return [
         entry
-        for entry in shipped_launches(torch.bfloat16, ROWS)
+        for entry in (*shipped_launches(torch.bfloat16, ROWS), *variants())
         if (entry.shape in SHAPES or not entry.num_rows)
         and only in (None, entry.op)
         and (capability >= OVERLAP_ARCH or not entry.overlap)

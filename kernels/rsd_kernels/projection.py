@@ -29,12 +29,12 @@ from rsd_kernels.overlap import (
 from rsd_kernels.triton_support import Launch, ceil_div, next_power_of_2, overlapping
 
 MAX_ROWS = 16
+# Of weight, asked for by each program before it waits for the kernel before. The programs that are
+# on the device at a time then ask for 5 to 9 MB: what an H100 reads in 2 or 3 us.
+PREFETCH_BYTES = 16384
 
 _PLAIN_ROWS = 4  # at most so many rows are multiplied without tensor cores
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
-# Of weight, asked for by each program before it waits for the kernel before. The programs that are
-# on the device at a time then ask for 5 to 9 MB: what an H100 reads in 2 or 3 us.
-_PREFETCH_BYTES = 16384
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -161,7 +161,7 @@ class ProjectionTiles:
         """Addresses of each row of weight that a program asks for before it waits."""
         rows = self.block_n * (2 if gated else 1)
         most = next_power_of_2(ceil_div(num_inputs * itemsize, SECTOR_BYTES.value))
-        return min(max(1, _PREFETCH_BYTES // (rows * SECTOR_BYTES.value)), most)
+        return min(max(1, PREFETCH_BYTES // (rows * SECTOR_BYTES.value)), most)
 
 
 def projection_tiles(

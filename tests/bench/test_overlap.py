@@ -11,7 +11,7 @@ import torch
 
 from bench import kernels, model_decode, overlap
 from bench.kernel_shapes import TINY, Setting
-from bench.overlap_gate import require_same_logits, starting_early, switched
+from bench.overlap_gate import VARIANTS, asking_for, require_same_logits, starting_early, switched
 from bench.step_scenes import play
 from bench.timing import Mismatch
 from rsd_engine.loop.graph_runtime import GraphError
@@ -67,39 +67,58 @@ def test_a_kernel_that_reads_too_early_is_found() -> None:
 
 def test_whole_models_on_a_device_that_starts_nothing_early() -> None:
     found = model_decode.measure(Setting.tiny(), TINY["tiny"], 1, 1e9)
-    assert found["early"] == {"timed": False, "why": "this device starts no kernel early"}
-    assert "ours, early" not in found["us"]
+    why = "this device starts no kernel early"
+    assert found["early"] == {
+        "refused": dict.fromkeys(VARIANTS, why), "times_faster": {}, "share_of_bandwidth": {},
+        "best": None, "faster": False,
+    }  # fmt: skip
+    assert not set(found["us"]) & set(VARIANTS)
     table = kernels.model_table({"tiny": found})
     assert table.splitlines()[-1].split()[3] == "-"
-    assert kernels.early_line("tiny", found["early"]).startswith("tiny, early: not timed, this")
+    assert kernels.early_lines("tiny", found["early"])[0] == f"tiny: ours, early: not timed, {why}"
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_whole_models_with_kernels_that_start_early(
-    same: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, but that the switch changes nothing on a CPU."""
+def test_whole_models_with_kernels_that_start_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but that the switch changes nothing on a CPU; one variant is wrong."""
+    gates = []
 
     def gate(plain: Any, early: Any, token: torch.Tensor, logits: torch.Tensor) -> None:
         require_same_logits(plain, early, token, logits)
-        if not same:
+        gates.append(early)
+        if len(gates) == 2:
             raise Mismatch("other logits")
 
     monkeypatch.setattr(model_decode, "_starts_early", lambda _: True)
     monkeypatch.setattr(model_decode, "require_same_logits", gate)
     found = model_decode.measure(Setting.tiny(), TINY["tiny"], 2, 1e9)
-    early = found["early"]
-    if same:
-        assert early["times_faster"] == pytest.approx(
-            found["us"]["ours"] / found["us"]["ours, early"]
-        )
-        assert early["faster"] == (early["times_faster"] > 1)
-        share = found["num_bytes"] / 1e9 / found["us"]["ours, early"] * 1e6
-        assert early["share_of_bandwidth"] == pytest.approx(share)
-        assert "times as fast" in kernels.early_line("tiny", early)
-    else:
-        assert early == {"timed": False, "why": "other logits"}
-        assert "ours, early" not in found["us"]
+    early, us = found["early"], found["us"]
+    first, wrong, last = VARIANTS
+    assert early["refused"] == {wrong: "other logits"} and wrong not in us
+    assert early["times_faster"] == {
+        name: pytest.approx(us["ours"] / us[name]) for name in (first, last)
+    }
+    assert early["best"] == min((first, last), key=us.__getitem__)
+    assert early["faster"] == (us[early["best"]] < us["ours"])
+    share = found["num_bytes"] / 1e9 / us[last] * 1e6
+    assert early["share_of_bandwidth"][last] == pytest.approx(share)
+    assert [line.split(": ")[1] for line in kernels.early_lines("tiny", early)] == [
+        first, last, wrong
+    ]  # fmt: skip
+
+
+def test_how_much_is_asked_for_is_put_back() -> None:
+    projection = pytest.importorskip("rsd_kernels.projection")
+    tiles = projection.projection_tiles(
+        1, 4096, 4096, gated=False, normed=False, dtype=torch.bfloat16
+    )
+    found = {}
+    for name, num_bytes in VARIANTS.items():
+        with asking_for(num_bytes):
+            found[name] = tiles.block_n * 64 * tiles.prefetch(4096, 2, gated=False)
+    first, least, most = found.values()
+    assert (first, most) == (16384, tiles.block_n * 8192)  # at most whole rows
+    assert least == tiles.block_n * 64 < first < most
+    assert projection.PREFETCH_BYTES == 16384
 
 
 def test_the_device_loop_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
