@@ -59,6 +59,7 @@ from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.reference.step_log import RecordKind
 from rsd_kernels.slot_state import Role
+from rsd_kernels.triton_support import overlapping
 
 REJECTED = (0.2, 0.0, 0.5, 1.0)  # the usual share first
 
@@ -287,6 +288,7 @@ def _tell(bench: Bench) -> None:
             "bench": "device_loop",
             "preset": bench.options.preset,
             "judged": bench.judged,
+            "starts_early": overlapping(1),
             "scene": vars(bench.options.scene),
             "measured": {"bandwidth": rates.bandwidth, "flops": rates.flops},
             "driver": report.driver(),

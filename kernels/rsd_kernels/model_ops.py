@@ -43,7 +43,7 @@ class ModelOps:
     last_rows_norm: Op
     lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
     attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
-    attention_scratch_size: Op  # as in `rsd_kernels.paged_attention`; 0 where none is needed
+    attention_scratch_size: Op  # as in `rsd_kernels.attention_tiles`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
     # all layers in one call; None where the ops above are to be called one by one
@@ -74,6 +74,7 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
     """
     from rsd_kernels import embedding, paged_attention, rms_norm, rope_kv_write
     from rsd_kernels import fused_linear as products
+    from rsd_kernels.attention_tiles import attention_scratch_size
 
     return ModelOps(
         backend="triton",
@@ -86,7 +87,7 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
         last_rows_norm=rms_norm.last_rows_norm,
         lm_head=products.linear,
         attention_map=_map_on_device,
-        attention_scratch_size=paged_attention.attention_scratch_size,
+        attention_scratch_size=attention_scratch_size,
         rope_angles=_angles_by_position,
         whole_decoder=_no_whole_decoder,
     )

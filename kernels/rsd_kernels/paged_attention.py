@@ -13,27 +13,22 @@ Twin: `rsd_kernels.reference.attention`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.attention_tiles import attention_tiles
 from rsd_kernels.overlap import allow_next_kernel, prefetch_rows, wait_for_previous_kernel
 from rsd_kernels.paged_attention_checks import check_arguments, check_values
 from rsd_kernels.reference.attention import AttentionMap
 from rsd_kernels.triton_support import (
     Launch,
-    ceil_div,
     debugging,
     next_power_of_2,
     overlapping,
 )
-
-_PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
-_MAX_SPLITS = 64
-_DECODE_ROWS = 16  # passes of at most so many rows use the narrow tile
 
 
 @triton.jit
@@ -219,48 +214,6 @@ def _combine_kernel(
     b_out = tl.sum(b_part * b_weight[:, None], 0) / tl.sum(b_sum * b_weight, 0)
     p_out = out + i_row.to(tl.int64) * stride_out_row + i_head * stride_out_head + o_d
     tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_d)
-
-
-@dataclass(frozen=True)
-class AttentionTiles:
-    """How a pass is cut, from shapes alone: the same shapes always sum in the same order."""
-
-    block_m: int
-    block_n: int
-    num_splits: int
-    num_warps: int
-    num_stages: int
-
-
-def attention_tiles(
-    num_rows: int, num_q_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> AttentionTiles:
-    """The tiles that ship: narrow for decode rows, wide for chunks, splits to fill the device."""
-    group = num_q_heads // num_kv_heads
-    decode = num_rows <= _DECODE_ROWS
-    wide = dtype == torch.float32  # exact fp32 products run on plain cores, from registers
-    if decode:
-        block_m, block_n, warps, stages = 16, 32, 4, 2
-    else:
-        block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 3
-    if wide:
-        warps, stages = (4, 1) if decode or head_dim <= 64 else (8, 2)
-        block_m, block_n = 16, 16
-    block_m = max(block_m, next_power_of_2(group))
-    tiles = ceil_div(max(1, num_rows), block_m // group) * num_kv_heads
-    splits = next_power_of_2(_PROGRAMS // tiles + 1) // 2
-    return AttentionTiles(block_m, block_n, min(max(1, splits), _MAX_SPLITS), warps, stages)
-
-
-def attention_scratch_size(
-    max_rows: int, num_q_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> int:
-    """fp32 numbers of scratch that serve every pass of up to `max_rows` rows."""
-    splits = (
-        rows * attention_tiles(rows, num_q_heads, num_kv_heads, head_dim, dtype).num_splits
-        for rows in range(1, max_rows + 1)
-    )
-    return max(splits, default=0) * num_q_heads * (head_dim + 2)
 
 
 def paged_attention(

@@ -12,7 +12,7 @@ from torch import Tensor
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import paged_attention
+from rsd_kernels import attention_tiles
 from rsd_kernels.model_ops import model_ops, triton_ops
 from rsd_kernels.row_batch import RowBatch
 from tests.kernels.triton_child import DEVICE, INTERPRETED
@@ -76,11 +76,11 @@ def test_forward(
     """Every op of a forward: head norms, a sliding window, biases; rows for one tile and more."""
     folder = save(make_model(architecture), tmp_path)
     if INTERPRETED:
-        monkeypatch.setattr(paged_attention, "_PROGRAMS", 9)
+        monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
     model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
     if INTERPRETED:
         monkeypatch.setattr(model.decoder, "ops", triton_ops(planned=True))
-        size = paged_attention.attention_scratch_size(64, 4, 4, 32, torch.float32)
+        size = attention_tiles.attention_scratch_size(64, 4, 4, 32, torch.float32)
         monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
     else:
         assert model_ops(model.lm_head).backend == "triton"

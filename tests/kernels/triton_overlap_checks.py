@@ -17,7 +17,14 @@ from torch import Tensor
 
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import overlap, paged_attention, projection, rms_norm, rope_kv_write
+from rsd_kernels import (
+    attention_tiles,
+    overlap,
+    paged_attention,
+    projection,
+    rms_norm,
+    rope_kv_write,
+)
 from rsd_kernels.model_ops import triton_ops
 from rsd_kernels.triton_support import Launch, can_overlap
 from tests.kernels.triton_child import DEVICE, INTERPRETED
@@ -116,11 +123,11 @@ class Pass:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Pass]:
     def make(architecture: str, num_rows: int) -> Pass:
         folder = save(make_model(architecture), tmp_path)
-        monkeypatch.setattr(paged_attention, "_PROGRAMS", 30)
+        monkeypatch.setattr(attention_tiles, "_PROGRAMS", 30)
         model = load_language_model(folder, max_rows=16, device=DEVICE, dtype="float32")
         config = model.config
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
-        size = paged_attention.attention_scratch_size(16, *heads, torch.float32)
+        size = attention_tiles.attention_scratch_size(16, *heads, torch.float32)
         monkeypatch.setattr(model.decoder, "ops", triton_ops(planned=True))
         monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
         return Pass(model, num_rows)
