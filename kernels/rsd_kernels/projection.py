@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.overlap import (
-    SECTOR_BYTES,
+    LINE_BYTES,
     allow_next_kernel,
     prefetch,
     prefetch_vector,
@@ -71,13 +71,13 @@ def _projection_kernel(
     p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
     up = NUM_OUTPUTS * stride_weight  # from a gate's weights to its partner's
     if OVERLAP:
-        SECTOR: tl.constexpr = SECTOR_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
-        o_sector = tl.minimum(tl.arange(0, PREFETCH) * SECTOR, NUM_INPUTS - 1)
+        LINE: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
+        o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
         o_row = tl.minimum(o_n, NUM_OUTPUTS - 1).to(tl.int64)
-        p_sector = weight + o_row[:, None] * stride_weight + o_sector[None, :]
-        prefetch(p_sector)
+        p_line = weight + o_row[:, None] * stride_weight + o_line[None, :]
+        prefetch(p_line)
         if GATED:
-            prefetch(p_sector + up)
+            prefetch(p_line + up)
         if tl.program_id(0) == 0:  # vectors that all programs read
             if norm is not None:
                 prefetch_vector(norm, NUM_INPUTS)
@@ -160,8 +160,8 @@ class ProjectionTiles:
     def prefetch(self, num_inputs: int, itemsize: int, *, gated: bool) -> int:
         """Addresses of each row of weight that a program asks for before it waits."""
         rows = self.block_n * (2 if gated else 1)
-        most = next_power_of_2(ceil_div(num_inputs * itemsize, SECTOR_BYTES.value))
-        return min(max(1, PREFETCH_BYTES // (rows * SECTOR_BYTES.value)), most)
+        most = next_power_of_2(ceil_div(num_inputs * itemsize, LINE_BYTES.value))
+        return min(max(1, PREFETCH_BYTES // (rows * LINE_BYTES.value)), most)
 
 
 def projection_tiles(

@@ -186,7 +186,7 @@ def test_which_weights_a_projection_asks_for(
     gated: bool,
     playing: Callable[[list[Tensor]], Played],
 ) -> None:
-    """The beginning of every row, 64 bytes apart; the norm and the bias as a whole."""
+    """The beginning of every row, 128 bytes apart; the norm and the bias as a whole."""
     total = num_outputs * (2 if gated else 1)
     x, norm, bias = torch.ones(1, num_inputs), torch.ones(num_inputs), torch.ones(total)
     weight, out = torch.ones(total, num_inputs), torch.zeros(1, num_outputs)
@@ -196,14 +196,14 @@ def test_which_weights_a_projection_asks_for(
     )
     assert launch.overlap
     launch.run()
-    in_row = min(64 * launch.args["PREFETCH"], 4 * num_inputs)
+    in_row = min(128 * launch.args["PREFETCH"], 4 * num_inputs)
     rows = {
         row.data_ptr() + min(at, 4 * num_inputs - 4)
         for row in weight
-        for at in range(0, 64 * launch.args["PREFETCH"], 64)
+        for at in range(0, 128 * launch.args["PREFETCH"], 128)
     }
     vectors = {
-        v.data_ptr() + min(at, v.nbytes - 4) for v in (norm, bias) for at in range(0, v.nbytes, 64)
+        v.data_ptr() + min(at, v.nbytes - 4) for v in (norm, bias) for at in range(0, v.nbytes, 128)
     }
     found = set(played.prefetched)
     assert found >= rows | vectors and inside(played.prefetched, [weight, norm, bias])
