@@ -47,7 +47,7 @@ class Setting:
 
     @cached_property
     def ops(self) -> ModelOps:
-        return model_ops(torch.empty(0, dtype=self.dtype, device=self.device))
+        return model_ops(torch.empty(0, dtype=self.dtype, device=self.device), planned=True)
 
     def copies(self, num_bytes: int) -> int:
         """How many copies of so many bytes a run reads."""

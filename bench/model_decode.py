@@ -24,6 +24,7 @@ from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.launch_registry import ModelShape
 from rsd_kernels.model_ops import REFERENCE
+from rsd_kernels.reference.qkv_projection import in_two
 from rsd_kernels.triton_support import can_overlap
 
 _CALLS = 4  # tokens of one run
@@ -44,12 +45,18 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     twins.decoder.ops = REFERENCE
     plain = _runner(twins, scene, out[1])
     error = _gate(ours, plain, out)
+    in_pieces = _model(config, weights, setting, num_rows)
+    ops = in_pieces.decoder.ops
+    in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
     calls = Calls(switched(ours, early=False))
     early = {name: Calls(switched(ours, early=True, ahead=n)) for name, n in VARIANTS.items()}
     refused = _refused(calls, early, scene, out[0])
     contenders = {
         "ours": calls,
         "ours, launched by the host": replace(calls, captured=False),
+        "ours, qkv in two launches": Calls(
+            switched(_runner(in_pieces, scene, out[0]), early=False)
+        ),
         "torch ops": Calls(plain, captured=False),
         **{name: early[name] for name in early if name not in refused},
     }

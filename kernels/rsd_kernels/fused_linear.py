@@ -47,7 +47,7 @@ def linear(
     """
     if out is None:
         out = x.new_empty(*x.shape[:1], *weight.shape[:1])
-    _check(x, weight, bias, out=out, num_outputs=out.shape[-1])
+    check_product(x, weight, bias, out=out, num_outputs=out.shape[-1])
     if residual is not None:
         check_shape("residual", residual, tuple(out.shape))
         check_dtype("residual", residual, x.dtype)
@@ -78,8 +78,8 @@ def norm_linear(
     Raises:
         ValueError: an argument's shape, dtype, strides or device is not one it can take.
     """
-    _check(x, weight, bias, out=out, num_outputs=out.shape[-1])
-    _check_norm(x, norm, normed)
+    check_product(x, weight, bias, out=out, num_outputs=out.shape[-1])
+    check_norm(x, norm, normed)
     if x.shape[0] <= MAX_ROWS:
         projection_launch(x, weight, bias, out=out, norm=norm, eps=eps).run()
         return out
@@ -105,8 +105,8 @@ def norm_gate_up(
     Raises:
         ValueError: an argument's shape, dtype, strides or device is not one it can take.
     """
-    _check(x, weight, bias, out=out, num_outputs=2 * out.shape[-1])
-    _check_norm(x, norm, normed)
+    check_product(x, weight, bias, out=out, num_outputs=2 * out.shape[-1])
+    check_norm(x, norm, normed)
     check_dtype("out", out, x.dtype)
     if x.shape[0] <= MAX_ROWS:
         projection_launch(x, weight, bias, out=out, norm=norm, eps=eps, gated=True).run()
@@ -131,9 +131,10 @@ def _by_cublas(
     return out if bias is None else out.add_(bias)
 
 
-def _check(
+def check_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, num_outputs: int
 ) -> None:
+    """Raises ValueError unless these make a product, `out` perhaps in fp32."""
     for name, tensor in (("x", x), ("weight", weight), ("out", out)):
         if tensor.dim() != 2:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have 2 dimensions")
@@ -154,7 +155,8 @@ def _check(
     check_devices(x=x, weight=weight, bias=bias, out=out)
 
 
-def _check_norm(x: Tensor, norm: Tensor, normed: Tensor) -> None:
+def check_norm(x: Tensor, norm: Tensor, normed: Tensor) -> None:
+    """Raises ValueError unless the rows of x can be normed, with `normed` as scratch."""
     check_shape("norm", norm, tuple(x.shape[1:]))
     check_dtype("norm", norm, x.dtype)
     check_last_contiguous("norm", norm)

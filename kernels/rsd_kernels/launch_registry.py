@@ -16,6 +16,7 @@ from rsd_kernels.control_launches import control_launches
 from rsd_kernels.embedding import embed_launch
 from rsd_kernels.paged_attention import attention_launches
 from rsd_kernels.projection import MAX_ROWS, projection_launch
+from rsd_kernels.qkv_projection import qkv_projection_launch
 from rsd_kernels.reference.attention import AttentionMap
 from rsd_kernels.rms_norm import rms_norm_launch
 from rsd_kernels.rope_kv_write import rope_kv_write_launch
@@ -134,18 +135,10 @@ class _Forward:
     def _small_products(self) -> Iterator[tuple[str, Launch]]:
         shape = self.shape
         hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
-        qkv_width = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
-        yield (
-            "norm_linear (qkv)",
-            projection_launch(
-                hidden,
-                self._matrix(qkv_width, shape.hidden),
-                self._vector(qkv_width) if shape.qkv_bias else None,
-                out=self._rows(qkv_width),
-                norm=norm,
-                eps=1e-6,
-            ),
-        )
+        weight, bias = self._qkv()
+        out = self._rows(weight.shape[0])
+        launch = projection_launch(hidden, weight, bias, out=out, norm=norm, eps=1e-6)
+        yield "norm_linear (qkv)", launch
         yield (
             "norm_gate_up",
             projection_launch(
@@ -174,14 +167,18 @@ class _Forward:
         qkv = self._rows(num_heads * shape.head_dim).view(self.num_rows, num_heads, shape.head_dim)
         angles = torch.empty(_NUM_POSITIONS, shape.head_dim, dtype=torch.float32, device=_META)
         head_norm = self._vector(shape.head_dim) if shape.qk_norm else None
-        yield (
-            "rope_kv_write",
-            rope_kv_write_launch(
-                qkv, k_pages, v_pages, batch.page, batch.offset, angles, angles,
-                position=batch.position, q_norm=head_norm, k_norm=head_norm, eps=1e-6,
-                planned=True,
-            ),
-        )  # fmt: skip
+        where = (qkv, k_pages, v_pages, batch.page, batch.offset, angles, angles)
+        position = batch.position
+        if self.num_rows <= MAX_ROWS and not shape.qk_norm:
+            hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
+            launch = qkv_projection_launch(
+                hidden, norm, 1e-6, *self._qkv(), *where, position=position, planned=True
+            )
+            yield "qkv_projection", launch
+        launch = rope_kv_write_launch(
+            *where, position=position, q_norm=head_norm, k_norm=head_norm, eps=1e-6, planned=True
+        )
+        yield "rope_kv_write", launch
         q = qkv[:, : shape.num_q_heads]
         table = torch.empty(_NUM_SLOTS, 2048, dtype=torch.int32, device=_META)
         key_map = AttentionMap(batch, table, k_pages.shape[1], None, ())
@@ -191,6 +188,13 @@ class _Forward:
             q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, planned=True
         )
         yield from zip(names, launches, strict=False)
+
+    def _qkv(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the projection to q, k and v."""
+        shape = self.shape
+        width = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
+        bias = self._vector(width) if shape.qkv_bias else None
+        return self._matrix(width, shape.hidden), bias
 
     def _pages(self) -> tuple[Tensor, Tensor]:
         """K and V of the first layer, as the page pool lays them out."""

@@ -21,6 +21,7 @@ from rsd_kernels.reference import fused_linear
 from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
 from rsd_kernels.reference.embedding import embed
 from rsd_kernels.reference.linear import linear
+from rsd_kernels.reference.qkv_projection import in_two, qkv_projection
 from rsd_kernels.reference.rope import rope_rows
 from rsd_kernels.reference.rope_kv_write import rope_kv_write
 from rsd_kernels.row_batch import RowBatch
@@ -39,6 +40,7 @@ class ModelOps:
     norm_gate_up: Op
     linear: Op
     rope_kv_write: Op
+    qkv_projection: Op  # norm_linear and rope_kv_write
     paged_attention: Op
     last_rows_norm: Op
     lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
@@ -72,7 +74,7 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
     Raises:
         ImportError: if there is no Triton.
     """
-    from rsd_kernels import embedding, paged_attention, rms_norm, rope_kv_write
+    from rsd_kernels import embedding, paged_attention, qkv_projection, rms_norm, rope_kv_write
     from rsd_kernels import fused_linear as products
     from rsd_kernels.attention_tiles import attention_scratch_size
 
@@ -83,6 +85,7 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
         norm_gate_up=products.norm_gate_up,
         linear=products.linear,
         rope_kv_write=functools.partial(rope_kv_write.rope_kv_write, planned=planned),
+        qkv_projection=functools.partial(qkv_projection.qkv_projection, planned=planned),
         paged_attention=functools.partial(paged_attention.paged_attention, planned=planned),
         last_rows_norm=rms_norm.last_rows_norm,
         lm_head=products.linear,
@@ -106,6 +109,7 @@ def cpu_library_ops() -> ModelOps:
         norm_gate_up=cpu_ops.norm_gate_up,
         linear=cpu_ops.linear,
         rope_kv_write=cpu_ops.rope_kv_write,
+        qkv_projection=in_two(cpu_ops.norm_linear, cpu_ops.rope_kv_write),
         paged_attention=cpu_ops.paged_attention,
         last_rows_norm=cpu_ops.last_rows_norm,
         lm_head=_lm_head_by(cpu_ops.linear),
@@ -180,6 +184,7 @@ REFERENCE = ModelOps(
     norm_gate_up=fused_linear.norm_gate_up,
     linear=linear,
     rope_kv_write=rope_kv_write,
+    qkv_projection=qkv_projection,
     paged_attention=paged_attention,
     last_rows_norm=fused_linear.last_rows_norm,
     lm_head=_lm_head_by(linear),

@@ -37,6 +37,93 @@ _PLAIN_ROWS = 4  # at most so many rows are multiplied without tensor cores
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 
 
+@triton.jit
+def ask_for_weights(
+    p_w: tl.tensor,  # [BLOCK_N, 1] rows of weight, all of them valid
+    second: tl.tensor,  # from a row to its partner
+    NUM_INPUTS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PREFETCH: tl.constexpr,  # addresses of each row
+) -> None:
+    """Asks the L2 cache for the beginning of some rows, and of their partners."""
+    LINE: tl.constexpr = LINE_BYTES // (p_w.dtype.element_ty.primitive_bitwidth // 8)
+    o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
+    prefetch(p_w + o_line[None, :])
+    if PAIRED:
+        prefetch(p_w + second + o_line[None, :])
+
+
+@triton.jit
+def product(
+    x: tl.tensor,
+    norm: tl.tensor,  # [NUM_INPUTS] or None
+    p_x: tl.tensor,  # [ROWS, 1] rows of x
+    p_w: tl.tensor,  # [BLOCK_N, 1] rows of weight
+    second: tl.tensor,  # PAIRED: from a row of weight to its partner
+    eps: tl.tensor,
+    m_r: tl.tensor,  # [ROWS] which rows there are
+    m_n: tl.tensor,  # [BLOCK_N]
+    NUM_INPUTS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """[ROWS, BLOCK_N] sums in fp32 over the rows of weight, and over their partners."""
+    b_square = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    b_rms = tl.full([ROWS], 1.0, tl.float32)
+    if NORM_FIRST:
+        for i_k in range(0, NUM_INPUTS, BLOCK_K):
+            o_k = i_k + tl.arange(0, BLOCK_K)
+            m_x = m_r[:, None] & (o_k < NUM_INPUTS)[None, :]
+            b_x = tl.load(p_x + o_k[None, :], mask=m_x, other=0.0).to(tl.float32)
+            b_square += b_x * b_x
+        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)
+
+    if TENSOR_CORES:
+        b_y = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        b_up = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    else:
+        b_y = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+        b_up = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+    for i_k in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=NUM_STAGES):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_k < NUM_INPUTS
+        m_w = m_n[:, None] & m_k[None, :]
+        b_x = tl.load(p_x + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+        b_w = tl.load(p_w + o_k[None, :], mask=m_w, other=0.0)
+        if norm is not None:
+            b_wide = b_x.to(tl.float32)
+            if not NORM_FIRST:
+                b_square += b_wide * b_wide
+            b_scale = tl.load(norm + o_k, mask=m_k, other=0.0).to(tl.float32)
+            b_wide = b_wide * b_rms[:, None] * b_scale[None, :]
+        if TENSOR_CORES:
+            if norm is not None:
+                b_x = b_wide.to(x.dtype.element_ty)
+            b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
+            if PAIRED:
+                b_w = tl.load(p_w + second + o_k[None, :], mask=m_w, other=0.0)
+                b_up = tl.dot(b_x, tl.trans(b_w), b_up, input_precision="ieee")
+        else:
+            if norm is None:
+                b_wide = b_x.to(tl.float32)
+            b_y += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
+            if PAIRED:
+                b_w = tl.load(p_w + second + o_k[None, :], mask=m_w, other=0.0)
+                b_up += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
+
+    if not TENSOR_CORES:
+        b_y, b_up = tl.sum(b_y, 2), tl.sum(b_up, 2)
+    if norm is not None and not NORM_FIRST:
+        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
+        b_y, b_up = b_y * b_rms, b_up * b_rms
+    return b_y, b_up
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _projection_kernel(
     x: tl.tensor,  # [num_rows, NUM_INPUTS]
@@ -71,67 +158,19 @@ def _projection_kernel(
     p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
     up = NUM_OUTPUTS * stride_weight  # from a gate's weights to its partner's
     if OVERLAP:
-        LINE: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
-        o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
         o_row = tl.minimum(o_n, NUM_OUTPUTS - 1).to(tl.int64)
-        p_line = weight + o_row[:, None] * stride_weight + o_line[None, :]
-        prefetch(p_line)
-        if GATED:
-            prefetch(p_line + up)
+        p_row = weight + o_row[:, None] * stride_weight
+        ask_for_weights(p_row, up, NUM_INPUTS, GATED, PREFETCH)
         if tl.program_id(0) == 0:  # vectors that all programs read
             if norm is not None:
                 prefetch_vector(norm, NUM_INPUTS)
             if bias is not None:
                 prefetch_vector(bias, 2 * NUM_OUTPUTS if GATED else NUM_OUTPUTS)
     wait_for_previous_kernel(OVERLAP)
-    b_square = tl.zeros([ROWS, BLOCK_K], tl.float32)
-    b_rms = tl.full([ROWS], 1.0, tl.float32)
-    if NORM_FIRST:
-        for i_k in range(0, NUM_INPUTS, BLOCK_K):
-            o_k = i_k + tl.arange(0, BLOCK_K)
-            m_x = m_r[:, None] & (o_k < NUM_INPUTS)[None, :]
-            b_x = tl.load(p_x + o_k[None, :], mask=m_x, other=0.0).to(tl.float32)
-            b_square += b_x * b_x
-        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)
-
-    if TENSOR_CORES:
-        b_y = tl.zeros([ROWS, BLOCK_N], tl.float32)
-        b_up = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    else:
-        b_y = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
-        b_up = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
-    for i_k in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=NUM_STAGES):
-        o_k = i_k + tl.arange(0, BLOCK_K)
-        m_k = o_k < NUM_INPUTS
-        m_w = m_n[:, None] & m_k[None, :]
-        b_x = tl.load(p_x + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
-        b_w = tl.load(p_w + o_k[None, :], mask=m_w, other=0.0)
-        if norm is not None:
-            b_wide = b_x.to(tl.float32)
-            if not NORM_FIRST:
-                b_square += b_wide * b_wide
-            b_scale = tl.load(norm + o_k, mask=m_k, other=0.0).to(tl.float32)
-            b_wide = b_wide * b_rms[:, None] * b_scale[None, :]
-        if TENSOR_CORES:
-            if norm is not None:
-                b_x = b_wide.to(x.dtype.element_ty)
-            b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
-            if GATED:
-                b_w = tl.load(p_w + up + o_k[None, :], mask=m_w, other=0.0)
-                b_up = tl.dot(b_x, tl.trans(b_w), b_up, input_precision="ieee")
-        else:
-            if norm is None:
-                b_wide = b_x.to(tl.float32)
-            b_y += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
-            if GATED:
-                b_w = tl.load(p_w + up + o_k[None, :], mask=m_w, other=0.0)
-                b_up += b_wide[:, None, :] * b_w.to(tl.float32)[None, :, :]
-
-    if not TENSOR_CORES:
-        b_y, b_up = tl.sum(b_y, 2), tl.sum(b_up, 2)
-    if norm is not None and not NORM_FIRST:
-        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
-        b_y, b_up = b_y * b_rms, b_up * b_rms
+    b_y, b_up = product(
+        x, norm, p_x, p_w, up, eps, m_r, m_n, NUM_INPUTS, GATED, TENSOR_CORES, NORM_FIRST,
+        ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+    )  # fmt: skip
     if bias is not None:
         b_y += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     if GATED:

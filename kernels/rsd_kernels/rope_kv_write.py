@@ -126,15 +126,10 @@ def rope_kv_write(
         ValueError: an argument's shape, dtype, strides or device is not one it can take; with
             RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
     """
-    _check_heads(qkv, k_pages, v_pages)
-    _check_rows(qkv, page, offset, position, {"cos": cos, "sin": sin})
-    _check_norms(qkv, q_norm, k_norm)
-    check_devices(
-        qkv=qkv, k_pages=k_pages, v_pages=v_pages, page=page, offset=offset, cos=cos, sin=sin,
+    check_arguments(
+        qkv, k_pages, v_pages, page, offset, cos, sin,
         position=position, q_norm=q_norm, k_norm=k_norm,
     )  # fmt: skip
-    if debugging():
-        _check_values(k_pages, page, offset, position, cos)
     rope_kv_write_launch(
         qkv, k_pages, v_pages, page, offset, cos, sin,
         position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, planned=planned,
@@ -192,6 +187,31 @@ def rope_kv_write_launch(
         num_warps=1,
         overlap=overlapping(num_rows),
     )
+
+
+def check_arguments(
+    qkv: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page: Tensor,
+    offset: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    position: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+) -> None:
+    """Raises ValueError as `rope_kv_write` does, whose arguments these are."""
+    _check_heads(qkv, k_pages, v_pages)
+    _check_rows(qkv, page, offset, position, {"cos": cos, "sin": sin})
+    _check_norms(qkv, q_norm, k_norm)
+    check_devices(
+        qkv=qkv, k_pages=k_pages, v_pages=v_pages, page=page, offset=offset, cos=cos, sin=sin,
+        position=position, q_norm=q_norm, k_norm=k_norm,
+    )  # fmt: skip
+    if debugging():
+        _check_values(k_pages, page, offset, position, cos)
 
 
 def _check_heads(qkv: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:

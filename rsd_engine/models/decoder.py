@@ -133,16 +133,12 @@ class Decoder:
     ) -> None:
         ops, eps, buffers = self.ops, self.config.rms_norm_eps, now.buffers
         k_pages, v_pages = kv.k[index], kv.v[index]
-        ops.norm_linear(
+        ops.qkv_projection(
             buffers.hidden,
             layer.input_norm,
             eps,
             layer.qkv,
             layer.qkv_bias,
-            normed=buffers.normed,
-            out=buffers.qkv,
-        )
-        ops.rope_kv_write(
             now.heads,
             k_pages,
             v_pages,
@@ -153,7 +149,7 @@ class Decoder:
             position=now.position,
             q_norm=layer.q_norm,
             k_norm=layer.k_norm,
-            eps=eps,
+            normed=buffers.normed,
         )
         key_map = now.key_maps[self.config.sliding_windows[index]]
         ops.paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)

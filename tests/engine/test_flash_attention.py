@@ -30,7 +30,7 @@ def test_the_same_tokens(
     library = fake_library((*HALF, torch.float32), head_multiple=4)
     library.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
     monkeypatch.setitem(sys.modules, "flash_attn", library)
-    monkeypatch.setattr(decoder, "model_ops", lambda _: flash_attention.over(REFERENCE))
+    monkeypatch.setattr(decoder, "model_ops", lambda _, planned: flash_attention.over(REFERENCE))
     with (
         caplog.at_level(logging.INFO, "rsd_engine"),
         Engine(**tiny.sources(), policy=Threshold(0.5), max_num_seqs=2, device="cpu") as ours,

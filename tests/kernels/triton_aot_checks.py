@@ -31,7 +31,7 @@ OTHERS = {
     "head of 256": (ModelShape(1024, 1024, 2, 4, 2, 256, 1000, False), torch.bfloat16),
     "fp32": (ModelShape(576, 1536, 2, 9, 3, 64, 1000, False), torch.float32),
 }
-DECODE = ("paged_attention", "rope_kv_write", "norm_gate_up", "linear (down)")
+DECODE = ("paged_attention", "qkv_projection", "norm_gate_up", "linear (down)")
 
 
 def compiled(launch: Launch, arch: int) -> aot.Usage:
@@ -54,7 +54,7 @@ def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
 def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
     shape, dtype = OTHERS[name]
     for shipped in forward_launches(name, shape, rows, dtype):
-        if shipped.op in ("paged_attention", "rope_kv_write", "norm_gate_up"):
+        if shipped.op in ("paged_attention", "rope_kv_write", "qkv_projection", "norm_gate_up"):
             usage = compiled(shipped.launch, 90)
             assert usage.stack_bytes == 0 or not shipped.decode
             assert usage.shared_bytes <= 160 * 1024  # what an A100 gives one program
@@ -87,14 +87,17 @@ def test_fp16_norms_before_it_multiplies() -> None:
 def test_weights_are_read_by_wide_asynchronous_copies() -> None:
     shape = MODEL_SHAPES["Qwen2.5-7B"]
     launches = {s.op: s.launch for s in forward_launches("Qwen2.5-7B", shape, 1)}
-    for op in ("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)", "lm_head"):
+    for op in ("qkv_projection", "norm_gate_up", "linear (o)", "linear (down)", "lm_head"):
         ptx = aot.compile_launch(launches[op], 90).asm["ptx"]
         assert "cp.async.cg.shared.global" in ptx, op  # the 16-byte form
 
 
 TOUCHES = re.compile(r"\b(ld|st|atom|red|cp\.async\S*)\.(shared|global)|\bret;")
 # They read row batches and page tables, which the plan of a pass has written long before.
-PLANNED = ("rope_kv_write", "paged_attention", "paged_attention (combine)")
+PLANNED = (
+    *("qkv_projection", "paged_attention"),
+    *("rope_kv_write", "paged_attention (combine)"),
+)
 EARLY = (
     *PLANNED,
     *("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)"),
@@ -130,14 +133,15 @@ def before_the_wait(ptx: str) -> tuple[set[str], int]:
 def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> None:
     touched, prefetches = before_the_wait(decode_ptx(op, arch, overlap=True))
     assert touched == ({"ld.global"} if op in PLANNED else set())
-    fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op == PLANNED[1]
+    fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op in PLANNED[:2]
     assert bool(prefetches) == fetches
 
 
 @pytest.mark.parametrize("op", PLANNED)
 def test_without_a_plan_they_touch_nothing_before(op: str) -> None:
     ptx = decode_ptx(op, 90, overlap=True, PLANNED=False)
-    assert before_the_wait(ptx) == (set(), 0)
+    touched, prefetches = before_the_wait(ptx)
+    assert touched == set() and bool(prefetches) == (op == "qkv_projection")
 
 
 @pytest.mark.parametrize("op", EARLY)
