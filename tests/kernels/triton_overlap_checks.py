@@ -214,13 +214,14 @@ def test_which_weights_a_projection_asks_for(
 
 
 @pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
+@pytest.mark.parametrize("architecture", ["qwen3", "llama-bias"])
 def test_a_captured_forward_has_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of other tokens than the pass before, so that what is read too early is wrong."""
     if not can_overlap():
         pytest.skip("this device starts no kernel early")
-    folder = save(make_model("qwen3"), tmp_path)
+    folder = save(make_model(architecture), tmp_path)
     model = load_language_model(folder, max_rows=16, device=DEVICE, dtype="bfloat16")
     forward, graphs = Pass(model, 16), {}
     for switch in ("0", "1"):
