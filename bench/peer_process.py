@@ -39,6 +39,8 @@ class Peer:
                 [python, str(script), json.dumps(dict(settings))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
                 start_new_session=True,
+                # This folder holds modules with names that others' packages look for.
+                env=os.environ | {"PYTHONSAFEPATH": "1"},
             )  # fmt: skip
         except OSError as error:
             raise NotAvailable(f"{python} does not run: {error}") from error

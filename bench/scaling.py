@@ -38,6 +38,7 @@ STEP_LENGTHS = (4, 8, 16, 32, 64, 128)
 OURS, BASELINE = "ours", "paper's arrangement"
 _NEVER = "\0"  # a delimiter that is not written
 _CONTEXT = 1024  # of the demo family
+_DEGREES = {"steps": 2}  # of the curve through the seconds of a series, if not a line
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,10 @@ class Writers:
 
 @dataclass(frozen=True)
 class Fit:
-    """Tokens read = constant + linear x steps + quadratic x steps^2, by least squares.
+    """y = constant + linear x + quadratic x^2, by least squares.
 
     Attributes:
-        error: greatest distance of a point from the curve, in tokens.
+        error: greatest distance of a point from the curve, in units of y.
     """
 
     constant: float
@@ -152,12 +153,16 @@ class Fit:
     quadratic: float
     error: float
 
+    def __str__(self) -> str:
+        bend = f" {self.quadratic:+.3g} x^2" if self.quadratic else ""
+        return f"{self.constant:.3g} {self.linear:+.3g} x{bend} (at most {self.error:.2g} off)"
 
-def fit(steps: Sequence[int], tokens: Sequence[int], degree: int) -> Fit:
+
+def fit(x: Sequence[int], y: Sequence[float], degree: int) -> Fit:
     """The curve of degree 1 or 2 through the points."""
-    found = np.polynomial.Polynomial.fit(steps, tokens, degree).convert()
+    found = np.polynomial.Polynomial.fit(x, y, degree).convert()
     coefficients = [*found.coef, 0.0, 0.0][:3]
-    error = float(np.abs(found(np.asarray(steps)) - np.asarray(tokens)).max())
+    error = float(np.abs(found(np.asarray(x)) - np.asarray(y)).max())
     return Fit(*(float(value) for value in coefficients), error)
 
 
@@ -196,6 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         costs = {value: writers.costs(work, options.runs) for value, work in points.items()}
         print(report.format_table(_headers(name), [_row(v, points[v], costs[v]) for v in costs]))
         result[name] = _figures(points, costs)
+        slopes = slopes_of(result[name], _DEGREES.get(name, 1))
+        print(
+            f"ms by {name}: " + "; ".join(f"{who} {curve}" for who, curve in slopes.items()) + "\n"
+        )
+        result[name]["milliseconds"] = {who: vars(curve) for who, curve in slopes.items()}
     found = fits(result["steps"])
     print(_verdict(found))
     result["fits"] = {name: vars(curve) for name, curve in found.items()}
@@ -204,6 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         draw(result["steps"], options.output)
     report.print_json(result)
+
+
+def slopes_of(figures: dict[str, Any], degree: int) -> dict[str, Fit]:
+    """Milliseconds by what is varied: a curve through the medians of each."""
+    return {
+        name: fit(figures["values"], [1000 * s for s in seconds], degree)
+        for name, seconds in figures["seconds"].items()
+    }
 
 
 def fits(steps: dict[str, Any]) -> dict[str, Fit]:

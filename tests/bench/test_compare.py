@@ -135,6 +135,15 @@ def test_peer_writes_and_rests_between_requests(tmp_path: Path) -> None:
         peer.write([[1]], 1)
 
 
+def test_peer_does_not_see_the_modules_beside_its_script(tmp_path: Path) -> None:
+    """`bench/kernels.py` is not the package `kernels` that transformers looks for."""
+    (tmp_path / "beside.py").write_text("")
+    script = tmp_path / "child.py"
+    script.write_text("import beside")
+    with pytest.raises(NotAvailable, match="No module named 'beside'"):
+        Peer(sys.executable, script, {})
+
+
 def test_peer_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match="no engine here"):
         child(tmp_path, broken=True)

@@ -69,6 +69,14 @@ def test_fit_finds_the_curve() -> None:
     curve = scaling.fit(steps, [7 + 3 * k + 2 * k * k for k in steps], 2)
     assert (curve.constant, curve.linear, curve.quadratic) == pytest.approx((7, 3, 2))
     assert scaling.fit(steps, [k * k for k in steps], 1).error > 1
+    assert str(curve).startswith("7 +3 x +2 x^2 (at most ")
+    assert str(line).startswith("7 +3 x (at most ")
+
+
+def test_slopes_are_in_milliseconds() -> None:
+    figures = {"values": [1, 2, 4], "seconds": {"ours": [0.003, 0.005, 0.009]}}
+    slope = scaling.slopes_of(figures, 1)["ours"]
+    assert (slope.constant, slope.linear) == pytest.approx((1, 2))
 
 
 def test_work_that_does_not_fit_is_refused(writers: scaling.Writers) -> None:
@@ -100,4 +108,10 @@ def test_main(
             assert set(figures) == {scaling.OURS, scaling.BASELINE}
             assert all(len(column) == len(values) for column in figures.values())
             assert all(figure > 0 for column in figures.values() for figure in column)
+        slopes = found[name]["milliseconds"]
+        assert set(slopes) == {scaling.OURS, scaling.BASELINE}
+        assert f"ms by {name}: ours " in out
+    # Three points lie on their parabola, two on their line.
+    assert found["steps"]["milliseconds"][scaling.OURS]["error"] == pytest.approx(0, abs=1e-6)
+    assert found["slots"]["milliseconds"][scaling.BASELINE]["quadratic"] == 0
     assert set(found["fits"]) == {"ours", "ours, quadratic", "baseline"}
