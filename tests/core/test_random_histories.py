@@ -185,7 +185,13 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        self._collect(self.core.abort(data.draw(st.sampled_from(sorted(self.wanted)))))
+        """Now and then of one that has ended."""
+        ended = {key for key, events in self.events.items() if _has_ended(events)}
+        running = [slot.key for slot in self.core._slots if slot is not None]
+        some = sorted(self.wanted.keys() - ended) or sorted(ended)
+        key = data.draw(st.sampled_from(some) | st.sampled_from(sorted(self.wanted)))
+        self.seen["aborts of running requests"] += key in running
+        self._collect(self.core.abort(key))
 
     @invariant()
     def pages_have_one_owner(self) -> None:
@@ -206,7 +212,7 @@ class Histories(RuleBasedStateMachine):
             found = story(self.events[key])
             end = self.events[key][-1]
             assert isinstance(end, RequestDone)
-            self.seen["aborts of running requests"] += end.finish is None and len(found) > 1
+            self.seen["aborts in mid-text"] += end.finish is None and len(found) > 1
             self.seen["rejections"] += any(" rejected: " in line for line in found)
             if end.finish is None:
                 assert found[:-1] == alone(wanted)[: len(found) - 1]
@@ -221,8 +227,12 @@ class Histories(RuleBasedStateMachine):
 
     def _collect(self, events: list[Event]) -> None:
         for event in events:
-            assert not any(isinstance(e, RequestDone) for e in self.events[event.key])
+            assert not _has_ended(self.events[event.key])
             self.events[event.key].append(event)
+
+
+def _has_ended(events: list[Event]) -> bool:
+    return any(isinstance(event, RequestDone) for event in events)
 
 
 TestHistories = Histories.TestCase
@@ -241,3 +251,4 @@ def test_the_histories_were_worth_it() -> None:
         pytest.skip("they have not run")
     wanted = ("failed passes", "preemptions", "aborts of running requests", "rejections")
     assert all(seen[name] >= 5 for name in wanted), seen
+    assert seen["aborts in mid-text"] > 0, seen
