@@ -62,7 +62,7 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     }
     runs = max(2, setting.runs // 2)
     timings = alternate_calls(contenders, device=setting.device, copies=_CALLS, runs=runs)
-    num_bytes = weight_bytes(weights) + kv_bytes(setting, shape, num_rows)
+    num_bytes = weights.nbytes + kv_bytes(setting, shape, num_rows)
     seconds = timings["ours"].median
     return {
         "rows": num_rows,
@@ -103,12 +103,6 @@ def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, De
         else:
             place.normal_(0, place.shape[-1] ** -0.5, generator=generator)
     return config, weights
-
-
-def weight_bytes(weights: DecoderWeights) -> int:
-    """What one token reads: every layer, the final norm, and the embedding as LM head."""
-    layers = [t for layer in weights.layers for t in vars(layer).values() if t is not None]
-    return sum(t.nbytes for t in (*layers, weights.final_norm, weights.embedding))
 
 
 def kv_bytes(setting: Setting, shape: ModelShape, num_rows: int) -> int:

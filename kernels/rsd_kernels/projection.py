@@ -46,11 +46,12 @@ def ask_for_weights(
     PREFETCH: tl.constexpr,  # addresses of each row
 ) -> None:
     """Asks the L2 cache for the beginning of some rows, and of their partners."""
-    LINE: tl.constexpr = LINE_BYTES // (p_w.dtype.element_ty.primitive_bitwidth // 8)
-    o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
-    prefetch(p_w + o_line[None, :])
-    if PAIRED:
-        prefetch(p_w + second + o_line[None, :])
+    if PREFETCH > 0:
+        LINE: tl.constexpr = LINE_BYTES // (p_w.dtype.element_ty.primitive_bitwidth // 8)
+        o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
+        prefetch(p_w + o_line[None, :])
+        if PAIRED:
+            prefetch(p_w + second + o_line[None, :])
 
 
 @triton.jit
@@ -200,7 +201,7 @@ class ProjectionTiles:
         """Addresses of each row of weight that a program asks for before it waits."""
         rows = self.block_n * (2 if gated else 1)
         most = next_power_of_2(ceil_div(num_inputs * itemsize, LINE_BYTES.value))
-        return min(max(1, PREFETCH_BYTES // (rows * LINE_BYTES.value)), most)
+        return min(PREFETCH_BYTES // (rows * LINE_BYTES.value), most)
 
 
 def projection_tiles(

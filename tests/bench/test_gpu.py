@@ -205,7 +205,7 @@ def test_what_is_compiled_beforehand() -> None:
     assert {entry.num_rows for entry in early} == {1, 2, 4, 8, 16}
     assert {entry.shape for entry in early} == set(precompile.SHAPES)
     asked = {e.launch.args["PREFETCH"] for e in early if e.op == "linear (o), early"}
-    assert min(asked) == 1 and len(asked) > 2  # what ships, and what is tried
+    assert min(asked) == 0 and len(asked) > 2  # what ships, and what is tried
     assert [entry.op for entry in precompile.wanted(80)] == [
         entry.op for entry in found if not entry.overlap
     ]

@@ -105,7 +105,7 @@ def test_weights_a_token_reads() -> None:
     shape, setting = TINY["tiny"], Setting.tiny()
     config, weights = model_decode.random_weights(setting, shape)
     layer = 128 * 64 + 128 + 64 * 64 + 3 * 96 * 64 + 2 * 64
-    assert model_decode.weight_bytes(weights) == 4 * (2 * layer + 64 + 160 * 64)
+    assert weights.nbytes == 4 * (2 * layer + 64 + 160 * 64)
     assert config.num_parameters == 2 * layer + 64 + 160 * 64
     assert model_decode.kv_bytes(setting, shape, 3) == 3 * 20 * 2 * 2 * 2 * 16 * 4
 
