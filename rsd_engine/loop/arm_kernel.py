@@ -21,7 +21,6 @@ class ArmKernel:
     """Launches `arm`; keeps what the captured launches point to."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         capability = torch.cuda.get_device_capability(device)
         self._module, self._kernel = compile_kernel(SOURCE, "arm", capability)
         self._tables: list[torch.Tensor] = []
@@ -36,7 +35,7 @@ class ArmKernel:
                 dtype=torch.int32,
             ),
         )
-        tables = [column.to(self._device) for column in columns]
+        tables = [column.to(arms[0].flag.device) for column in columns]
         self._tables += tables
         handles, flags, equals = (table.data_ptr() for table in tables)
         return handles, flags, equals, len(arms)
@@ -47,3 +46,8 @@ class ArmKernel:
         check(
             driver.cuLaunchKernel(self._kernel, 1, 1, 1, 1, 1, 1, 0, stream, (arguments, kinds), 0)
         )
+
+    def close(self) -> None:
+        """Unloads the kernel; no graph that launches it may be left."""
+        check(driver.cuModuleUnload(self._module))
+        self._tables.clear()

@@ -1,13 +1,15 @@
 """The CUDA calls of the graph executors, through `cuda.bindings`, which comes with torch on Linux.
 
-Imported only where there is a GPU.
+The driver's calls alone, for then a driver is all that a test has to stand in for. Imported only
+where there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from cuda.bindings import driver, nvrtc, runtime
+from cuda.bindings import driver, nvrtc
 
 from rsd_engine.loop.graph_runtime import GraphError
 
@@ -26,8 +28,38 @@ def check(result: Any) -> Any:
 
 
 def cuda_version() -> int:
-    """What driver and runtime both can do, as CUDA numbers it: 13000 for 13.0."""
-    return min(check(runtime.cudaDriverGetVersion()), check(runtime.cudaRuntimeGetVersion()))
+    """What the driver can do, as CUDA numbers it: 13000 for 13.0."""
+    return int(check(driver.cuDriverGetVersion()))
+
+
+# What takes and gives the data of edges has a name of its own in CUDA 12; in CUDA 13 there is
+# nothing else.
+_add_node = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)
+_capture_info = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)
+
+
+def add_node(graph: Any, after: Sequence[Any], params: Any) -> Any:
+    """The new node of a graph, which follows the nodes `after`."""
+    return check(_add_node(graph, *_edges(after), params))
+
+
+def begin_capture(stream: int, graph: Any, after: Sequence[Any]) -> None:
+    """From here on the stream's work goes into `graph`, behind the nodes `after`."""
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    check(driver.cuStreamBeginCaptureToGraph(stream, graph, *_edges(after), relaxed))
+
+
+def _edges(after: Sequence[Any]) -> tuple[list[Any] | None, list[Any] | None, int]:
+    """Nodes, the data of the edges from them (whole kernels are waited for), their number."""
+    if not after:
+        return None, None, 0
+    return list(after), [driver.CUgraphEdgeData() for _ in after], len(after)
+
+
+def captured_frontier(stream: int) -> tuple[Any, ...]:
+    """The nodes that the next one follows which this stream captures."""
+    _, _, _, nodes, _, count = check(_capture_info(stream))
+    return tuple(nodes[:count])
 
 
 def compile_kernel(source: str, name: str, capability: tuple[int, int]) -> tuple[Any, Any]:

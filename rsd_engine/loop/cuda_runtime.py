@@ -16,23 +16,30 @@ from functools import partial
 from typing import Any
 
 import torch
-from cuda.bindings import runtime as cuda
+from cuda.bindings import driver as cuda
 
 from rsd_engine.loop.arm_kernel import ArmKernel
-from rsd_engine.loop.cuda_calls import SWITCH_VERSION, check, cuda_version
+from rsd_engine.loop.cuda_calls import (
+    SWITCH_VERSION,
+    add_node,
+    begin_capture,
+    captured_frontier,
+    check,
+    cuda_version,
+)
 from rsd_engine.loop.graph_runtime import Arm, Conditional, Frontier, Graph, GraphError, Work
 from rsd_engine.loop.program import Block, Call, calls
 from rsd_kernels.triton_support import overlapping
 
 logger = logging.getLogger("rsd_engine")
 
-_RELAXED = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-_ACTIVE = cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
-_ASSIGN_DEFAULT = int(cuda.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault)
+_ACTIVE = cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+_CONDITIONAL = cuda.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+_ASSIGN_DEFAULT = cuda.CU_GRAPH_COND_ASSIGN_DEFAULT
 _KINDS = {
-    Conditional.WHILE: cuda.cudaGraphConditionalNodeType.cudaGraphCondTypeWhile,
-    Conditional.IF: cuda.cudaGraphConditionalNodeType.cudaGraphCondTypeIf,
-    Conditional.SWITCH: cuda.cudaGraphConditionalNodeType.cudaGraphCondTypeSwitch,
+    Conditional.WHILE: cuda.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_WHILE,
+    Conditional.IF: cuda.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF,
+    Conditional.SWITCH: cuda.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_SWITCH,
 }
 
 
@@ -47,6 +54,8 @@ class CaptureStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self.handle: int = self.stream.cuda_stream
+        self.context = check(cuda.cuStreamGetCtx(self.handle))
         self.allocations: Counter[str] = Counter()
         self._pool = torch.cuda.MemPool()
 
@@ -57,6 +66,20 @@ class CaptureStream:
             for call in calls(program):
                 call.fn()
         self.stream.synchronize()  # host read: before any launch
+
+    def enter(self) -> None:
+        """Makes the device's context this thread's: it may be one that never used the device."""
+        check(cuda.cuCtxSetCurrent(self.context))
+
+    def begin(self, graph: Graph, after: Frontier) -> None:
+        """From here on what runs is captured into `graph`, behind the nodes `after`."""
+        begin_capture(self.handle, graph, after)
+
+    def end(self) -> Frontier:
+        """Ends the capture; the nodes that the next one follows."""
+        frontier = captured_frontier(self.handle)
+        check(cuda.cuStreamEndCapture(self.handle))
+        return frontier
 
     def run(self, name: str, fn: Callable[[], None]) -> None:
         """Runs an op while this stream captures.
@@ -70,7 +93,7 @@ class CaptureStream:
             stack.enter_context(torch.cuda.use_mem_pool(self._pool))
             try:
                 fn()
-                if check(cuda.cudaStreamIsCapturing(self.stream.cuda_stream)) != _ACTIVE:
+                if check(cuda.cuStreamIsCapturing(self.handle)) != _ACTIVE:
                     raise GraphError("it has invalidated the capture")
             except Exception as error:
                 raise GraphError(
@@ -91,78 +114,82 @@ class CudaGraphRuntime:
 
     def __init__(self, capture: CaptureStream, *, has_switch: bool | None = None) -> None:
         self.has_switch = cuda_version() >= SWITCH_VERSION if has_switch is None else has_switch
-        self.root: Graph = check(cuda.cudaGraphCreate(0))
+        self.root: Graph = check(cuda.cuGraphCreate(0))
         self._capture = capture
-        self._handle = capture.stream.cuda_stream
         self._arm = ArmKernel(capture.device)
         self._done = torch.cuda.Event()
         self._executable: Any = None
 
     def create_handle(self) -> int:
-        return int(check(cuda.cudaGraphConditionalHandleCreate(self.root, 0, _ASSIGN_DEFAULT)))
+        return int(
+            check(
+                cuda.cuGraphConditionalHandleCreate(
+                    self.root, self._capture.context, 0, _ASSIGN_DEFAULT
+                )
+            )
+        )
 
     def capture(self, graph: Graph, after: Frontier, work: Sequence[Work]) -> Frontier:
         if not work:
-            return (check(cuda.cudaGraphAddEmptyNode(graph, list(after) or None, len(after))),)
+            return (check(cuda.cuGraphAddEmptyNode(graph, list(after) or None, len(after))),)
         launches = [self._launch_of(name, item) for name, item in _joined(work)]
-        check(
-            cuda.cudaStreamBeginCaptureToGraph(
-                self._handle, graph, list(after) or None, None, len(after), _RELAXED
-            )
-        )
+        self._capture.begin(graph, after)
         for name, launch in launches:
             self._capture.run(name, launch)
-        *_, nodes, _, count = check(cuda.cudaStreamGetCaptureInfo(self._handle))
-        check(cuda.cudaStreamEndCapture(self._handle))
-        return tuple(nodes[:count])
+        return self._capture.end()
 
     def add_conditional(
         self, graph: Graph, after: Frontier, kind: Conditional, handle: int, num_bodies: int
     ) -> tuple[Frontier, Sequence[Graph]]:
-        params = cuda.cudaGraphNodeParams()
-        params.type = cuda.cudaGraphNodeType.cudaGraphNodeTypeConditional
-        params.conditional.handle = cuda.cudaGraphConditionalHandle(handle)
+        params = cuda.CUgraphNodeParams()
+        params.type = _CONDITIONAL
+        params.conditional.handle = cuda.CUgraphConditionalHandle(handle)
         params.conditional.type = _KINDS[kind]
         params.conditional.size = num_bodies
-        node = check(cuda.cudaGraphAddNode(graph, list(after) or None, None, len(after), params))
+        params.conditional.ctx = self._capture.context
+        node = add_node(graph, after, params)
         # Copied: what phGraph_out gives points into `params`, which ends here.
-        bodies = [cuda.cudaGraph_t(int(body)) for body in params.conditional.phGraph_out]
+        bodies = [cuda.CUgraph(int(body)) for body in params.conditional.phGraph_out]
         return (node,), bodies
 
     def instantiate(self) -> None:
         free, _ = torch.cuda.mem_get_info(self._capture.device)
         try:
-            self._executable = check(cuda.cudaGraphInstantiate(self.root, 0))
+            self._executable = check(cuda.cuGraphInstantiate(self.root, 0))
         except GraphError as error:
             advice = "executor='host-graphs' runs without conditional nodes"
             if overlapping(1):
                 advice = "RSD_OVERLAP_KERNELS=0 starts no kernel early; " + advice
             raise GraphError(f"the graph cannot be made executable: {error}; {advice}") from error
-        check(cuda.cudaGraphUpload(self._executable, self._handle))
+        check(cuda.cuGraphUpload(self._executable, self._capture.handle))
         self._capture.stream.synchronize()  # host read: before any launch
         left, _ = torch.cuda.mem_get_info(self._capture.device)
         logger.info("device loop: the graph takes %.1f MB on the device", (free - left) / 1e6)
 
     def launch(self) -> None:
+        self._capture.enter()
         stream = self._capture.stream
         stream.wait_stream(torch.cuda.current_stream(self._capture.device))
-        check(cuda.cudaGraphLaunch(self._executable, self._handle))
+        check(cuda.cuGraphLaunch(self._executable, self._capture.handle))
         self._done.record(stream)
 
     def finished(self) -> bool:
         return self._done.query()
 
     def close(self) -> None:
-        if self._executable is not None:
-            check(cuda.cudaGraphExecDestroy(self._executable))
-            check(cuda.cudaGraphDestroy(self.root))
-            self._executable = None
+        if self._executable is None:
+            return
+        self._capture.enter()
+        check(cuda.cuGraphExecDestroy(self._executable))
+        check(cuda.cuGraphDestroy(self.root))
+        self._arm.close()
+        self._executable = None
 
     def _launch_of(self, name: str, item: Call | list[Arm]) -> tuple[str, Callable[[], None]]:
         if isinstance(item, Call):
             return name, item.fn
         arguments = self._arm.prepare(item)
-        return name, lambda: self._arm.launch(arguments, self._handle)
+        return name, lambda: self._arm.launch(arguments, self._capture.handle)
 
 
 def _joined(work: Sequence[Work]) -> list[tuple[str, Call | list[Arm]]]:
@@ -183,22 +210,22 @@ class CudaRecorder:
 
     def __init__(self, capture: CaptureStream) -> None:
         self._capture = capture
-        self._handle = capture.stream.cuda_stream
         self._mirrors: dict[int, torch.Tensor] = {}  # by the id of the flag
         self._graphs: list[tuple[Any, Any]] = []
 
     def record(self, ops: Sequence[Call]) -> Callable[[], None]:
         for flag in (flag for op in ops for flag in op.sets):
-            self._mirrors[id(flag)] = torch.zeros(1, dtype=flag.dtype, pin_memory=True)
-        graph = check(cuda.cudaGraphCreate(0))
-        check(cuda.cudaStreamBeginCaptureToGraph(self._handle, graph, None, None, 0, _RELAXED))
+            mirror = torch.zeros_like(flag, device="cpu", pin_memory=flag.is_cuda)
+            self._mirrors[id(flag)] = mirror
+        graph = check(cuda.cuGraphCreate(0))
+        self._capture.begin(graph, ())
         for op in ops:
             self._capture.run(op.name, op.fn)
             for flag in op.sets:
                 copy = partial(_copy, self._mirrors[id(flag)], flag)
                 self._capture.run(f"{op.name}: a flag to the host", copy)
-        check(cuda.cudaStreamEndCapture(self._handle))
-        executable = check(cuda.cudaGraphInstantiate(graph, 0))
+        self._capture.end()
+        executable = check(cuda.cuGraphInstantiate(graph, 0))
         self._graphs.append((graph, executable))
         return lambda: self._replay(executable)
 
@@ -211,13 +238,15 @@ class CudaRecorder:
         return int(self._mirrors[id(flag)])
 
     def close(self) -> None:
+        self._capture.enter()
         for graph, executable in self._graphs:
-            check(cuda.cudaGraphExecDestroy(executable))
-            check(cuda.cudaGraphDestroy(graph))
+            check(cuda.cuGraphExecDestroy(executable))
+            check(cuda.cuGraphDestroy(graph))
         self._graphs.clear()
 
     def _replay(self, executable: Any) -> None:
-        check(cuda.cudaGraphLaunch(executable, self._handle))
+        self._capture.enter()
+        check(cuda.cuGraphLaunch(executable, self._capture.handle))
 
 
 def _copy(mirror: torch.Tensor, flag: torch.Tensor) -> None:

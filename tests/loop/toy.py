@@ -198,7 +198,8 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
             break
         for event in core.step():
             events[event.key].append(event)
-        check_integrity(core.state, core.loop.tokens_per_page)
+        if not core._in_flight:
+            check_integrity(core.state, core.loop.tokens_per_page)
     assert not core.has_work, "the loop does not end"
     assert int(core.state.num_free) == core.state.free_pages.shape[0], "pages were not returned"
     return events
