@@ -25,8 +25,8 @@ from rsd_engine.loop.timed_recorder import TimedRecorder
 from rsd_kernels.slot_state import Phase
 from tests.core.test_random_histories import core_of
 from tests.engine.executor_checks import GREEDY, SAMPLED, demo_engine, solve, told
+from tests.fake_cuda.device import DEVICE, FakeDevice, device
 from tests.loop.executors import BUCKETS, EXECUTORS
-from tests.loop.fake_cuda.device import DEVICE, FakeDevice, device
 from tests.loop.test_executors import REQUESTS, flag, wanted
 from tests.loop.toy import run, story
 

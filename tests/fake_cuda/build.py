@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parent
 LIBRARIES = {
@@ -13,8 +16,11 @@ LIBRARIES = {
 }
 
 
-def build(compiler: str, folder: Path) -> None:
-    """Puts the libraries into `folder`, by the names that the bindings look for."""
+def build(folder: Path) -> None:
+    """Puts the libraries into `folder`, by the names that are asked for; or skips the test."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed here")
     for library, source in LIBRARIES.items():
         command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
         command += ["-pthread", "-o", str(folder / library), str(HERE / source)]

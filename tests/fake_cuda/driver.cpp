@@ -1,9 +1,9 @@
 // A CUDA driver without a device: graphs, conditional nodes, captures and streams, as libcuda.so.1.
 //
-// The bindings of Python load it in place of the real one, so the code that builds and launches the
-// device loop runs as it stands, down to the arguments and structs of every call. "Kernels" are
-// functions of the host: `fake_enqueue` stands for a launch, and the kernel `arm` is played by this
-// file. What the documentation of CUDA forbids is refused; where it promises no order, or no value,
+// The bindings of Python load it in place of the real one, and so does Triton: the code that builds
+// and launches the device loop, and the one that launches kernels, runs as it stands, down to the
+// arguments and structs of every call. In graphs "kernels" are functions of the host: `fake_enqueue`
+// stands for a launch, and the kernel `arm` is played by this file. What the documentation of CUDA forbids is refused; where it promises no order, or no value,
 // this driver takes the worst: nodes that no edge orders run last added first, and a handle without
 // a default holds a value that no program wants.
 
@@ -25,7 +25,6 @@ constexpr Result kInvalidValue = 1;
 constexpr Result kNoDevice = 100;
 constexpr Result kInvalidContext = 201;
 constexpr Result kIllegalState = 401;
-constexpr Result kNotFound = 500;
 constexpr Result kCaptureInvalidated = 901;
 
 constexpr int kConditionalNode = 13;
@@ -101,8 +100,24 @@ struct Stream {
     int pending = 0;
 };
 
+struct Module;
+
+struct Function {
+    Module* module;
+    std::string name;
+};
+
 struct Module {
-    std::string image;
+    std::vector<std::unique_ptr<Function>> functions;
+};
+
+// A launch by cuLaunchKernelEx, which is how Triton launches: looked at, not run.
+struct Launch {
+    std::string name;
+    std::vector<int64_t> grid_and_block;
+    Stream* stream = nullptr;
+    bool may_start_early = false;
+    std::vector<uint64_t> parameters;  // as many as were asked for, 8 bytes from where each lies
 };
 
 std::mutex global;
@@ -112,6 +127,8 @@ std::set<Module*> modules;
 std::map<uint64_t, unsigned> values;  // of handles, while a graph runs
 std::string first_fault;
 uint64_t next_id = 1;
+int num_parameters = 0;
+std::vector<Launch> launches;
 int version = 13000;
 thread_local Context* current = nullptr;
 
@@ -299,6 +316,15 @@ void fake_abandon() {
     modules.clear();
 }
 
+// How many parameters the launches by cuLaunchKernelEx have from here on.
+void fake_set_num_parameters(int count) { num_parameters = count; }
+int fake_num_launches() { return static_cast<int>(launches.size()); }
+const char* fake_launch_name() { return launches.back().name.c_str(); }
+int64_t fake_launch_size(int axis) { return launches.back().grid_and_block[axis]; }
+Stream* fake_launch_stream() { return launches.back().stream; }
+int fake_launch_may_start_early() { return launches.back().may_start_early; }
+uint64_t fake_launch_parameter(int index) { return launches.back().parameters[index]; }
+
 // What the bindings call.
 
 Result cuGetErrorName(Result code, const char** name) {
@@ -331,9 +357,9 @@ Result cuStreamGetCtx(Stream*, Context** out) {
     return kSuccess;
 }
 
-Result cuModuleLoadData(Module** out, const void* image) {
+Result cuModuleLoadData(Module** out, const void*) {
     if (current == nullptr) return refuse(kInvalidContext, "a module without a context");
-    auto* made = new Module{static_cast<const char*>(image)};
+    auto* made = new Module;
     const std::lock_guard<std::mutex> lock(global);
     modules.insert(made);
     *out = made;
@@ -347,9 +373,9 @@ Result cuModuleUnload(Module* module) {
     return kSuccess;
 }
 
-Result cuModuleGetFunction(Module** out, Module* module, const char* name) {
-    if (std::string(name) != "arm") return kNotFound;
-    *out = module;  // a module holds one kernel
+Result cuModuleGetFunction(Function** out, Module* module, const char* name) {
+    module->functions.push_back(std::make_unique<Function>(Function{module, name}));
+    *out = module->functions.back().get();
     return kSuccess;
 }
 
@@ -506,14 +532,14 @@ Result cuGraphLaunch(Executable* executable, Stream* stream) {
     return kSuccess;
 }
 
-Result cuLaunchKernel(Module*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                       unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream* stream,
                       void** parameters, void** extra) {
     if (current == nullptr) return refuse(kInvalidContext, "a kernel without a context");
     if (grid_x * grid_y * grid_z * block_x * block_y * block_z != 1 || shared_bytes != 0) {
         return refuse(kInvalidValue, "two threads must not race on a handle");
     }
-    if (extra != nullptr || stream->graph == nullptr) {
+    if (extra != nullptr || stream->graph == nullptr || function->name != "arm") {
         return refuse(kInvalidValue, "handles are set inside a graph");
     }
     Node* node = append(*stream->graph, stream->frontier, Node::kArm);
@@ -524,5 +550,92 @@ Result cuLaunchKernel(Module*, unsigned grid_x, unsigned grid_y, unsigned grid_z
     stream->frontier = {node};
     return kSuccess;
 }
+
+// What Triton calls besides.
+
+struct LaunchAttribute {  // CUlaunchAttribute
+    int id;
+    int padding;
+    union {
+        int programmatic_serialization;
+        char bytes[64];
+    };
+};
+
+struct LaunchConfig {  // CUlaunchConfig
+    unsigned grid[3], block[3], shared_bytes;
+    Stream* stream;
+    LaunchAttribute* attributes;
+    unsigned num_attributes;
+};
+
+Result cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters,
+                        void** extra) {
+    if (current == nullptr) return refuse(kInvalidContext, "a kernel without a context");
+    if (extra != nullptr) return refuse(kInvalidValue, "parameters come one by one");
+    Launch launch;
+    launch.name = function->name;
+    launch.stream = config->stream;
+    for (unsigned size : config->grid) launch.grid_and_block.push_back(size);
+    for (unsigned size : config->block) launch.grid_and_block.push_back(size);
+    for (unsigned i = 0; i < config->num_attributes; ++i) {
+        constexpr int kProgrammaticSerialization = 6;
+        if (config->attributes[i].id != kProgrammaticSerialization) continue;
+        launch.may_start_early = config->attributes[i].programmatic_serialization != 0;
+    }
+    for (int i = 0; i < num_parameters; ++i) {
+        launch.parameters.push_back(0);
+        std::memcpy(&launch.parameters.back(), parameters[i], sizeof(uint64_t));
+    }
+    launches.push_back(launch);
+    return kSuccess;
+}
+
+Result cuDeviceGet(int* device, int) {
+    *device = 0;
+    return kSuccess;
+}
+
+Result cuDevicePrimaryCtxRetain(Context** out, int) {
+    *out = &the_context;
+    return kSuccess;
+}
+
+Result cuDeviceGetAttribute(int* value, int attribute, int) {
+    const std::map<int, int> known = {{10, 32}, {16, 132}, {82, 65536}, {97, 227 * 1024}};
+    *value = known.count(attribute) ? known.at(attribute) : 1;
+    return kSuccess;
+}
+
+Result cuFuncGetAttribute(int* value, int attribute, Function*) {
+    constexpr int kMaxThreadsPerBlock = 0;
+    *value = attribute == kMaxThreadsPerBlock ? 1024 : 0;
+    return kSuccess;
+}
+
+Result cuFuncSetAttribute(Function*, int, int) { return kSuccess; }
+Result cuFuncSetCacheConfig(Function*, int) { return kSuccess; }
+
+Result cuPointerGetAttribute(void* out, int, uint64_t pointer) {
+    std::memcpy(out, &pointer, sizeof(pointer));  // the device knows it by the same address
+    return kSuccess;
+}
+
+Result cuPointerGetAttributes(unsigned count, int*, void** out, uint64_t pointer) {
+    for (unsigned i = 0; i < count; ++i) std::memcpy(out[i], &pointer, sizeof(pointer));
+    return kSuccess;
+}
+
+Result cuGetErrorString(Result, const char** text) {
+    *text = "refused by the fake driver";
+    return kSuccess;
+}
+
+// Referred to by Triton's driver; nothing here gets so far.
+Result cuOccupancyMaxActiveClusters(int*, Function*, const LaunchConfig*) { return kInvalidValue; }
+Result cuTensorMapEncodeTiled() { return kInvalidValue; }
+Result cuTensorMapEncodeIm2col() { return kInvalidValue; }
+Result cuCtxGetLimit(size_t*, int) { return kInvalidValue; }
+Result cuCtxSetLimit(int, size_t) { return kInvalidValue; }
 
 }  // extern "C"
