@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from rsd_engine.steps.policies import Policy
+from rsd_engine.arguments import check_flag, check_integer, check_number
+from rsd_engine.steps.policies import Policy, check_policy
 from rsd_kernels.slot_state import MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
 MAX_SEED = 2**63 - 1
+_FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,16 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_stops()
+        for name in _FLAGS:
+            check_flag(name, getattr(self, name))
         if self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
         if self.mode not in (None, "rsd", "target", "draft"):
             raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {self.mode!r}")
+        if self.policy is not None:
+            check_policy(self.policy)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -89,48 +95,39 @@ class SamplingParams:
         return cls(**values)
 
     def _check_numbers(self) -> None:
-        _check_integer("n", self.n, 1)
-        _check_number("temperature", self.temperature, 0.0, math.inf, "a finite number >= 0")
-        _check_number("top_p", self.top_p, 0.0, 1.0, "in (0, 1]", open_low=True)
-        _check_integer("top_k", self.top_k, -1)
-        _check_number("min_p", self.min_p, 0.0, 1.0, "in [0, 1]")
-        _check_number(
-            "repetition_penalty", self.repetition_penalty, 0.0, math.inf, "> 0", open_low=True
+        check_integer("n", self.n, 1)
+        check_number("temperature", self.temperature, 0.0, math.inf, ">= 0 and finite")
+        check_number("top_p", self.top_p, 0.0, 1.0, "in (0, 1]", open_low=True)
+        check_integer("top_k", self.top_k, -1)
+        check_number("min_p", self.min_p, 0.0, 1.0, "in [0, 1]")
+        check_number(
+            "repetition_penalty",
+            self.repetition_penalty,
+            0.0,
+            math.inf,
+            "> 0 and finite",
+            open_low=True,
         )
         if self.seed is not None:
-            _check_integer("seed", self.seed, 0, MAX_SEED)
-        _check_integer("max_tokens", self.max_tokens, 1)
-        _check_integer("min_tokens", self.min_tokens, 0)
+            check_integer("seed", self.seed, 0, MAX_SEED)
+        check_integer("max_tokens", self.max_tokens, 1)
+        check_integer("min_tokens", self.min_tokens, 0)
         if self.max_step_tokens is not None:
-            _check_integer("max_step_tokens", self.max_step_tokens, 1)
-        _check_integer("max_steps", self.max_steps, 1)
+            check_integer("max_step_tokens", self.max_step_tokens, 1)
+        check_integer("max_steps", self.max_steps, 1)
         if self.logprobs is not None:
-            _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
     def _check_stops(self) -> None:
+        if not isinstance(self.stop, str | Collection | None):
+            raise ValueError(f"stop must be a string or a list of strings, got {self.stop!r}")
         for string in self.stop_strings:
             if not isinstance(string, str) or not string:
-                raise ValueError(f"stop must hold non-empty strings, got {self.stop!r}")
+                raise ValueError(f"stop must hold non-empty strings, got {string!r}")
+        if not isinstance(self.stop_token_ids, Collection | None):
+            raise ValueError(f"stop_token_ids must be a list of ids, got {self.stop_token_ids!r}")
         for token in self.stop_token_ids or ():
-            _check_integer("stop_token_ids", token, 0)
+            check_integer("stop_token_ids", token, 0)
         count = len(self.stop_token_ids or ())
         if count > MAX_STOP_TOKENS:
             raise ValueError(f"stop_token_ids may hold {MAX_STOP_TOKENS} ids, got {count}")
-
-
-def _check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
-def _check_number(
-    name: str, value: object, low: float, high: float, allowed: str, *, open_low: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
-    inside = low < value <= high if open_low else low <= value <= high
-    if not inside or math.isinf(value):
-        raise ValueError(f"{name} must be {allowed}, got {value}")

@@ -16,7 +16,7 @@ PACKAGES = {"rsd_kernels": ROOT / "kernels" / "rsd_kernels", "rsd_engine": ROOT 
 # write down here where it belongs.
 LAYERS: list[tuple[str, ...]] = [
     ("rsd_kernels",),
-    ("rsd_engine.errors", "rsd_engine.logs"),
+    ("rsd_engine.arguments", "rsd_engine.errors", "rsd_engine.logs"),
     ("rsd_engine.steps",),
     ("rsd_engine.config", "rsd_engine.outputs", "rsd_engine.sampling_params"),
     ("rsd_engine.memory",),

@@ -159,7 +159,7 @@ def _answer(asked: Asked, run: _Run, engine: Engine, questions: Sequence[Questio
 def _params(engine: Engine, asked: Asked, question: Question) -> SamplingParams:
     seed = line_seed(asked.sampling.get("seed") or 0, question.line.number)
     own = sampling_values(question.params) if question.params else {}
-    return replace(engine.get_default_params(), **{**asked.sampling, "seed": seed, **own})
+    return replace(engine.get_default_sampling_params(), **{**asked.sampling, "seed": seed, **own})
 
 
 def has_template(engine: Engine) -> bool:

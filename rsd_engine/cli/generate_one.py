@@ -34,7 +34,7 @@ def run_one(asked: Asked, prompt: str, *, show_steps: bool, as_json: bool) -> in
     """Answers one prompt; returns the exit code."""
     engine = asked.make_engine()
     chat = has_template(engine) if asked.chat is None else asked.chat
-    params = replace(engine.get_default_params(), **asked.sampling)
+    params = replace(engine.get_default_sampling_params(), **asked.sampling)
     resolved = engine_prompt({"prompt": prompt}, chat=chat, system=asked.system)
     result = _decide(engine, resolved, params, live=not as_json, show_steps=show_steps)
     if as_json:

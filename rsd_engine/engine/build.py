@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore, TextBridge
 from rsd_engine.engine.budget import PoolPlan, plan_pool, slot_limits
 from rsd_engine.engine.memory import MemoryReport, megabytes, report_memory
@@ -22,7 +23,7 @@ from rsd_engine.memory.mailbox import open_mailbox
 from rsd_engine.memory.page_pool import PagedKV, PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.steps.automaton import build_automaton
-from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.policies import Policy, check_policy
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge as StepText
@@ -62,13 +63,19 @@ def build_engine(
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
-    step_delimiters: Sequence[str] | None,
+    step_delimiters: str | Sequence[str] | None,
     revision: str | None,
     executor: str,
 ) -> BuiltEngine:
     """See `Engine`."""
-    _check_arguments(max_num_seqs, kv_cache_memory_bytes, gpu_memory_utilization, policy)
-    delimiters = () if step_delimiters is None else step_delimiters
+    check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS)
+    if max_model_len is not None:
+        check_integer("max_model_len", max_model_len)
+    if kv_cache_memory_bytes is not None:
+        check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
+    check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
+    check_policy(policy)
+    delimiters = (step_delimiters,) if isinstance(step_delimiters, str) else step_delimiters or ()
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = _device(device)
     executor = resolve_executor(executor, where)
@@ -115,31 +122,22 @@ def build_engine(
     return built
 
 
-def _check_arguments(
-    max_num_seqs: int,
-    kv_cache_memory_bytes: int | None,
-    gpu_memory_utilization: float,
-    policy: Policy,
-) -> None:
-    if not 1 <= max_num_seqs <= MAX_ROWS:
-        raise ValueError(f"max_num_seqs must be in [1, {MAX_ROWS}], got {max_num_seqs}")
-    if kv_cache_memory_bytes is not None and kv_cache_memory_bytes < 1:
-        raise ValueError(f"kv_cache_memory_bytes must be positive, got {kv_cache_memory_bytes}")
-    if not 0 < gpu_memory_utilization <= 1:
-        raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}")
-    if not hasattr(policy, "columns"):
-        raise ValueError(f"policy must be one of rsd_engine's policies, got {policy!r}")
-
-
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not a device: {error}") from error
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: no usable CUDA device here; use 'cpu' or 'auto'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices, "
+            "counted from 0"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -20,10 +21,16 @@ from rsd_engine.engine.prompts import (
     Prompt,
     ResolvedPrompt,
     is_single_prompt,
-    resolve_chat,
-    resolve_prompt,
+    resolve_any,
+    resolve_chats,
+    resolve_prompts,
 )
-from rsd_engine.engine.requests import default_params, slot_request
+from rsd_engine.engine.requests import (
+    changed_fields,
+    default_params,
+    params_of_each,
+    slot_request,
+)
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
@@ -50,7 +57,7 @@ class Engine:
         kv_cache_memory_bytes: memory of the page pool; by default what is free on a GPU, within
             `gpu_memory_utilization`, or a quarter of the free memory of a CPU.
         gpu_memory_utilization: share of the GPU's memory that weights and pages may take.
-        step_delimiters: strings that end a step; None for plain decoding.
+        step_delimiters: a string or strings that end a step; None for plain decoding.
         revision: branch, tag or commit of hub ids.
         executor: how the loop runs: "auto", "eager", "host-graphs", "device-loop" (GPUs), or
             "simulated-loop" (the device loop's graph walked by Python, on any device) or
@@ -73,7 +80,7 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
-        step_delimiters: Sequence[str] | None = ("\n\n",),
+        step_delimiters: str | Sequence[str] | None = "\n\n",
         revision: str | None = None,
         executor: str = "auto",
     ) -> None:
@@ -92,16 +99,18 @@ class Engine:
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._built)
         self._closed = False
+        self._pid = os.getpid()
         self._default_params = default_params(self._built.models.main.generation_config)
         if self._default_params != SamplingParams():
-            logger.info("sampling defaults of the checkpoint: %s", self._default_params)
+            changed = changed_fields(self._default_params)
+            logger.info("sampling defaults of the checkpoint: %s", changed)
 
     # ------------------------------------------------------------------ generate
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: Progress = True,
     ) -> list[RequestOutput]:
@@ -109,7 +118,7 @@ class Engine:
 
         Args:
             prompts: one prompt or several.
-            params: one for all or one per prompt; None takes the checkpoint's defaults.
+            sampling_params: one for all or one per prompt; None takes the checkpoint's defaults.
             use_tqdm: show a progress bar; or a callable that makes one.
 
         Returns:
@@ -118,42 +127,42 @@ class Engine:
         Raises:
             ValueError: any prompt or parameter is bad; nothing was started.
         """
-        return self._run(self._resolve(prompts), params, use_tqdm)
+        return self._run(resolve_prompts(prompts, self.get_tokenizer()), sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: Progress = True,
     ) -> list[RequestOutput]:
         """Answers conversations through the chat template; otherwise as `generate`."""
-        return self._run(self._resolve_chats(messages), params, use_tqdm)
+        return self._run(resolve_chats(messages, self.get_tokenizer()), sampling_params, use_tqdm)
 
     def as_completed(
         self,
         prompts: Prompt | Sequence[Prompt] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Yields (index of the prompt, result) as requests finish; leaving it aborts the rest.
 
         A list of messages in place of a prompt is a conversation.
         """
-        if is_single_prompt(prompts):
-            return self._completed(self._resolve(prompts), params)  # type: ignore[arg-type]
-        resolved = [self._resolve_any(prompt) for prompt in prompts]  # type: ignore[arg-type]
-        return self._completed(resolved, params)
+        tokenizer = self.get_tokenizer()
+        listed = [prompts] if is_single_prompt(prompts) else prompts
+        resolved = [resolve_any(prompt, tokenizer) for prompt in listed]  # type: ignore[arg-type]
+        return self._completed(resolved, sampling_params)
 
     def stream(
-        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Stream:
         """One request, a decided step at a time: `for event in ...` or `async for event in ...`.
 
         Kept steps are final and their texts add up to the result's text; rejected steps are events
         of their own; the last event carries the result. Leaving the stream aborts the request.
         """
-        resolved = self._resolve_any(prompt)
-        [request_id] = self._add_all([resolved], params)
+        resolved = resolve_any(prompt, self.get_tokenizer())
+        [request_id] = self._add_all([resolved], sampling_params)
         return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
@@ -195,7 +204,7 @@ class Engine:
         self._alive()
         return self._built.models.main.tokenizer
 
-    def get_default_params(self) -> SamplingParams:
+    def get_default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets: the checkpoint's sampling defaults."""
         return self._default_params
 
@@ -205,7 +214,8 @@ class Engine:
             return
         self._closed = True
         try:
-            self._dispatcher.close()
+            if os.getpid() == self._pid:
+                self._dispatcher.close()
         finally:
             del self._built, self._dispatcher
 
@@ -232,27 +242,11 @@ class Engine:
     def _alive(self) -> Dispatcher:
         if self._closed:
             raise ValueError("the engine is closed")
+        if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
+            raise RuntimeError(
+                f"this engine belongs to process {self._pid}; make one in each process"
+            )
         return self._dispatcher
-
-    def _resolve(self, prompts: Prompt | Sequence[Prompt]) -> list[ResolvedPrompt]:
-        tokenizer = self.get_tokenizer()
-        if is_single_prompt(prompts):
-            return [resolve_prompt(prompts, tokenizer)]  # type: ignore[arg-type]
-        return [resolve_prompt(prompt, tokenizer) for prompt in prompts]  # type: ignore[arg-type]
-
-    def _resolve_chats(
-        self, messages: Sequence[Message] | Sequence[Sequence[Message]]
-    ) -> list[ResolvedPrompt]:
-        tokenizer = self.get_tokenizer()
-        if not messages or isinstance(messages[0], dict):
-            return [resolve_chat(messages, tokenizer)]  # type: ignore[arg-type]
-        return [resolve_chat(conversation, tokenizer) for conversation in messages]  # type: ignore[arg-type]
-
-    def _resolve_any(self, prompt: Prompt | Sequence[Message]) -> ResolvedPrompt:
-        is_chat = isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict)
-        if is_chat:
-            return resolve_chat(prompt, self.get_tokenizer())  # type: ignore[arg-type]
-        return resolve_prompt(prompt, self.get_tokenizer())  # type: ignore[arg-type]
 
     def _add_all(
         self,
@@ -262,26 +256,14 @@ class Engine:
         """Checks every request, then queues them all: a bad one leaves nothing started."""
         dispatcher = self._alive()
         checked = []
-        for position, (prompt, p) in enumerate(
-            zip(prompts, self._params_for(len(prompts), params), strict=True)
-        ):
+        each = params_of_each(params, len(prompts), self._default_params)
+        for position, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
             try:
                 checked.append(self._check(prompt, p))
             except ValueError as error:
                 where = f"prompt {position}: " if len(prompts) > 1 else ""
                 raise ValueError(f"{where}{error}") from error
         return dispatcher.add_all(checked)
-
-    def _params_for(
-        self, count: int, params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[SamplingParams]:
-        if params is None:
-            return [self._default_params] * count
-        if isinstance(params, SamplingParams):
-            return [params] * count
-        if len(params) != count:
-            raise ValueError(f"params has {len(params)} entries for {count} prompts")
-        return list(params)
 
     def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed

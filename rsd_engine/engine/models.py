@@ -118,7 +118,9 @@ def load_models(
             f"got models for {sorted(names) or 'no role'}; give draft, target and prm, "
             "or target alone, or draft alone"
         )
-    opened = {name: _open(source, revision) for name, source in given.items() if source is not None}
+    opened = {
+        name: _open(name, source, revision) for name, source in given.items() if source is not None
+    }
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
     writers = {
         role: _load_writer(name, opened[name], options)
@@ -133,33 +135,36 @@ def load_models(
     return ModelSet(writers, reward_model)
 
 
-def _open(source: Source, revision: str | None) -> Checkpoint:
+def _open(name: str, source: Source, revision: str | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
-    return open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
+    with _naming(name):
+        return open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
 
 
 def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> WriterModel:
-    tokenizer = load_tokenizer(checkpoint)
-    with _fitting(name, checkpoint, options["device"]):
+    with _naming(name), _fitting(name, checkpoint, options["device"]):
+        tokenizer = load_tokenizer(checkpoint)
         model = load_language_model(checkpoint, **options)
-    _say(name, checkpoint, model)
-    return WriterModel(
-        model, tokenizer, read_vocabulary(tokenizer), load_generation_config(checkpoint) or {}
-    )
+        _say(name, checkpoint, model)
+        return WriterModel(
+            model, tokenizer, read_vocabulary(tokenizer), load_generation_config(checkpoint) or {}
+        )
 
 
 def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    tokenizer = load_tokenizer(checkpoint)
-    with _fitting("prm", checkpoint, options["device"]):
+    with _naming("prm"), _fitting("prm", checkpoint, options["device"]):
+        tokenizer = load_tokenizer(checkpoint)
         model = load_reward_model(checkpoint, **options)
-    _say("prm", checkpoint, model)
-    return PrmModel(
-        model=model,
-        tokenizer=tokenizer,
-        format=prm_format(model.config.architecture, tokenizer),
-        shares_vocabulary=shares_vocabulary(writer.tokenizer, tokenizer),
-    )
+        _say("prm", checkpoint, model)
+        return PrmModel(
+            model=model,
+            tokenizer=tokenizer,
+            format=prm_format(model.config.architecture, tokenizer),
+            shares_vocabulary=shares_vocabulary(writer.tokenizer, tokenizer),
+        )
 
 
 def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:
@@ -177,6 +182,15 @@ def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:
             "draft and target must share one tokenizer, for the target continues the draft's "
             f"tokens; these differ{detail}"
         )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Says which of the three models an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rsd_engine.engine.prompts import ResolvedPrompt
@@ -60,14 +60,14 @@ def slot_request(
         prm_prompt=prm_prompt,
         mode=_MODES[mode],
         limit=length + max_tokens,
-        max_steps=params.max_steps,
+        max_steps=min(params.max_steps, max_tokens + 1),  # every step has a token: never reached
         max_step_tokens=min(params.max_step_tokens or max_tokens, max_tokens),
         min_length=length + params.min_tokens,
         delimiters=rules.delimiters,
         stops=build_automaton(params.stop_strings, MAX_STOP_STATES, "stop"),
         stop_tokens=_stop_tokens(params, rules),
         temperature=params.temperature,
-        top_k=max(0, params.top_k),
+        top_k=min(max(0, params.top_k), rules.num_ids),
         top_p=params.top_p,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
@@ -88,6 +88,36 @@ def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
     if generation_config.get("do_sample") is False:
         found["temperature"] = 0.0
     return SamplingParams(**found)
+
+
+def changed_fields(params: SamplingParams) -> str:
+    """The fields that are not the library's defaults, as `name=value, ...`."""
+    plain = SamplingParams()
+    values = ((field.name, getattr(params, field.name)) for field in fields(params))
+    return ", ".join(f"{k}={v!r}" for k, v in values if v != getattr(plain, k))
+
+
+def params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
+) -> list[SamplingParams]:
+    """Parameters of `count` prompts from one for all, one each or none.
+
+    Raises:
+        ValueError: `params` is neither, or has another count.
+    """
+    if params is None or isinstance(params, SamplingParams):
+        return [params or default] * count
+    if not isinstance(params, list | tuple):
+        raise ValueError(
+            "sampling_params must be SamplingParams or a list of them, one a prompt; "
+            f"got {params!r}"
+        )
+    if len(params) != count:
+        raise ValueError(f"sampling_params has {len(params)} entries for {count} prompts")
+    wrong = [p for p in params if not isinstance(p, SamplingParams)]
+    if wrong:
+        raise ValueError(f"sampling_params must hold SamplingParams, got {wrong[0]!r}")
+    return list(params)
 
 
 def _check_ids(prompt: ResolvedPrompt, rules: RequestRules) -> None:

@@ -71,6 +71,8 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         if not path.is_file():
             raise ValueError(f"GGUF file {str(path)!r} does not exist")
         return GgufCheckpoint(path)
+    if path.exists():
+        raise ValueError(f"model {str(path)!r} is a file; give the folder that it is in")
     return FolderCheckpoint(_from_hub(str(source), revision), str(source))
 
 
@@ -106,11 +108,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
                 return folder
     except HFValidationError as error:
         raise ValueError(
-            f"model {name!r} is not a folder, not a .gguf file and not a hub id: {error}"
+            f"model {name!r} is not a folder, not a .gguf file and not a hub id (owner/name)"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        why = " ".join(str(error).removeprefix("Got: ").split())
         raise ValueError(
-            f"model {name!r} is not a local path, and the hub did not give it: {error}"
+            f"model {name!r} is not a local path, and the hub did not give it: {why}"
         ) from error
     return folder
 

@@ -6,7 +6,7 @@ Working on bytes lets a string end inside a token or across several, without tex
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,21 +59,29 @@ def build_automaton(strings: Sequence[str], max_states: int, argument: str) -> B
     children, ends = _trie(patterns)
     if len(children) > max_states:
         raise ValueError(
-            f"{argument} = {list(strings)!r}: needs an automaton of {len(children)} states, "
-            f"at most {max_states} are allowed; give fewer or shorter strings"
+            f"{argument} has {len(patterns)} strings of {sum(map(len, patterns))} bytes: an "
+            f"automaton of {len(children)} states, at most {max_states} are allowed; give fewer or "
+            "shorter ones"
         )
     return _complete(children, ends)
 
 
 def _patterns(strings: Sequence[str], argument: str) -> list[bytes]:
-    if isinstance(strings, str):
+    if isinstance(strings, str) or not isinstance(strings, Collection):
         raise ValueError(f"{argument} = {strings!r}: must be a list of strings")
+    patterns = []
     for string in strings:
         if not isinstance(string, str):
             raise ValueError(f"{argument} holds {string!r}: every entry must be a string")
         if not string:
             raise ValueError(f"{argument} = {list(strings)!r}: an empty string matches everywhere")
-    return [string.encode("utf-8") for string in strings]
+        try:
+            patterns.append(string.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{argument} = {string!r}: half of a surrogate pair is no character"
+            ) from None
+    return patterns
 
 
 def _trie(patterns: list[bytes]) -> tuple[list[dict[int, int]], list[int]]:

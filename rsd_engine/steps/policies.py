@@ -118,6 +118,15 @@ Policy = Constant | Threshold | Clip | Sigmoidal | Logistic
 """Any of the five. `weight(reward)` is in [0, 1] (NaN gives 0: a step without a score is rejected);
 `columns()` is what the device reads (`PolicyKind`, a, b). Source: RSD paper, Table 1."""
 
+
+def check_policy(value: object) -> None:
+    """Raises ValueError unless `value` is a policy, not its class, a name or a number."""
+    if not isinstance(value, Policy):
+        raise ValueError(
+            f"policy must be one of rsd_engine's policies, such as Threshold(0.7), got {value!r}"
+        )
+
+
 _POLICIES: dict[str, type[Policy]] = {
     "constant": Constant,
     "threshold": Threshold,

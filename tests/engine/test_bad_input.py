@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from tests.tiny_models import CONTEXT, TinyModels
@@ -102,7 +105,20 @@ def test_the_copies_are_good_before_they_are_broken(copies: TinyModels) -> None:
         ({"step_delimiters": ("",)}, ["step_delimiters"]),
         ({"policy": 0.7}, ["policy", "0.7"]),
         ({"device": "toaster"}, ["device", "toaster"]),
+        ({"device": None}, ["device", "None", "'cuda:N'"]),
+        ({"device": "mps"}, ["device", "mps", "'cpu'"]),
         ({"dtype": "float12"}, ["dtype", "float12"]),
+        ({"max_num_seqs": "4"}, ["max_num_seqs", "integer", "'4'"]),
+        ({"max_num_seqs": 2.5}, ["max_num_seqs", "integer", "2.5"]),
+        ({"max_model_len": 32.0}, ["max_model_len", "integer", "32.0"]),
+        ({"kv_cache_memory_bytes": "2GiB"}, ["kv_cache_memory_bytes", "integer", "2GiB"]),
+        ({"gpu_memory_utilization": "0.9"}, ["gpu_memory_utilization", "number", "0.9"]),
+        ({"policy": Threshold}, ["policy", "Threshold(0.7)"]),
+        ({"step_delimiters": 5}, ["step_delimiters", "5"]),
+        ({"draft": 5}, ["draft", "folder", "5"]),
+        ({"target": ""}, ["target", "folder", "''"]),
+        ({"prm": "/no/such/folder"}, ["prm: ", "/no/such/folder", "not a folder"]),
+        ({"draft": __file__}, ["draft: ", "is a file", "folder"]),
     ],
 )
 def test_bad_engine_arguments(
@@ -156,6 +172,15 @@ def test_a_threshold_that_is_not_a_number() -> None:
         ("stop_token_ids", [-1]),
         ("stop_token_ids", list(range(100))),
         ("mode", "both"),
+        ("temperature", "hot"),
+        ("temperature", 10**400),
+        ("stop", 5),
+        ("stop", [5]),
+        ("stop_token_ids", 5),
+        ("ignore_eos", "no"),
+        ("skip_special_tokens", None),
+        ("policy", 0.7),
+        ("policy", "threshold"),
     ],
 )
 def test_bad_sampling_parameters(name: str, value: object) -> None:
@@ -179,7 +204,19 @@ def test_unknown_sampling_parameters() -> None:
         ({"prompt": "a", "prompt_token_ids": [1]}, ["prompt"]),
         ({"question": "a"}, ["prompt"]),
         ({"prompt": "a", "answer": "b"}, ["answer"]),
+        ({"prompt": "a", "question": 7}, ["question", "7"]),
+        ({"prompt": "a", "question": "\udcff"}, ["question", "surrogate"]),
+        ({"role": "user", "content": "a"}, ["chat()"]),
         ([3.5, 2.5], ["float"]),
+        ([[3, 2.5]], ["integers", "float"]),
+        ([True, False], ["bool"]),
+        (None, ["prompts", "NoneType"]),
+        (b"ab", ["prompts", "bytes"]),
+        ({"a"}, ["prompts", "set"]),
+        ((text for text in "ab"), ["prompts", "generator"]),
+        (torch.tensor([1, 2]), ["prompts", "Tensor", ".tolist()"]),
+        ([torch.tensor([1, 2])], ["Tensor", ".tolist()"]),
+        ("half \ud83d", ["surrogate", "character 5"]),
     ],
 )
 def test_bad_prompts(engine: Engine, prompt: object, words: list[str]) -> None:
@@ -195,11 +232,20 @@ def test_bad_prompts(engine: Engine, prompt: object, words: list[str]) -> None:
         ([], "messages is empty"),
         ([{"role": "user"}], "'content'"),
         ([{"role": "system", "content": "be kind"}], "user message"),
+        (None, "messages must be a list"),
+        ("Hi", "messages must be a list"),
+        ({"role": "user", "content": "Hi"}, "messages must be a list"),
+        (["Hi"], "a conversation must be a list"),
+        ([{"role": "user", "content": None}], "user message must be text, got None"),
+        (
+            [{"role": "system", "content": None}, {"role": "user", "content": "Hi"}],
+            "the chat template cannot use these messages",
+        ),
     ],
 )
-def test_bad_conversations(engine: Engine, messages: list[dict[str, str]], words: str) -> None:
+def test_bad_conversations(engine: Engine, messages: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        engine.chat(messages, SamplingParams(max_tokens=4), use_tqdm=False)
+        engine.chat(messages, SamplingParams(max_tokens=4), use_tqdm=False)  # type: ignore[arg-type]
 
 
 def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
@@ -209,8 +255,54 @@ def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
 
 
 def test_params_of_another_count(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="params has 2 entries for 1 prompts"):
+    with pytest.raises(ValueError, match="sampling_params has 2 entries for 1 prompts"):
         engine.generate(["a"], [SamplingParams()] * 2, use_tqdm=False)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, [{"temperature": 0.0}], "hot"])
+def test_params_of_another_type(engine: Engine, params: object) -> None:
+    with pytest.raises(ValueError, match="sampling_params must .*SamplingParams"):
+        engine.generate(["a"], params, use_tqdm=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        ("x" * 5000, "stop has 1 strings of 5000 bytes"),
+        ([f"stop {i}" for i in range(2000)], "stop has 2000 strings"),
+        ("\ud83d", "surrogate"),
+    ],
+)
+def test_stop_strings_that_cannot_be_looked_for(
+    engine: Engine, stop: str | list[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        engine.generate("a", SamplingParams(stop=stop), use_tqdm=False)
+    assert len(str(error.value)) < 300
+
+
+def test_limits_beyond_any_integer_of_the_device(engine: Engine) -> None:
+    wanted = SamplingParams(temperature=0.0, max_tokens=8, top_k=40, max_steps=40, ignore_eos=True)
+    huge = replace(wanted, top_k=10**30, max_steps=10**30, max_step_tokens=10**30)
+    [plain] = engine.generate("ab", wanted, use_tqdm=False)
+    [same] = engine.generate("ab", huge, use_tqdm=False)
+    assert same.outputs == plain.outputs
+
+
+def test_an_engine_of_another_process(engine: Engine) -> None:
+    """A forked child must be told, and not wait for a thread that it does not have."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            engine.generate("a", SamplingParams(max_tokens=1), use_tqdm=False)
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert f"belongs to process {os.getpid()}" in said.read().decode()
 
 
 def test_modes_whose_models_are_absent(tiny: TinyModels) -> None:

@@ -115,7 +115,7 @@ def test_chat_has_one_bos_and_asks_the_prm_the_last_question(engine: Engine) -> 
 
 
 def test_defaults_come_from_the_checkpoint(engine: Engine, tiny: TinyModels) -> None:
-    assert engine.get_default_params() == SamplingParams(temperature=0.0)
+    assert engine.get_default_sampling_params() == SamplingParams(temperature=0.0)
     [default] = engine.generate([PROMPTS[5]], use_tqdm=False)
     [greedy] = generate(engine, [PROMPTS[5]], SamplingParams(temperature=0.0))
     assert decisions(default) == decisions(greedy)
@@ -130,7 +130,7 @@ def test_sampling_defaults_of_a_checkpoint_are_honoured_and_said(
     generation = {"do_sample": True, "eos_token_id": [1], "max_length": 99, **values}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     with caplog.at_level(logging.INFO, "rsd_engine"), Engine(target=folder, device="cpu") as own:
-        assert own.get_default_params() == SamplingParams(**values)
+        assert own.get_default_sampling_params() == SamplingParams(**values)
     assert "sampling defaults of the checkpoint" in caplog.text and "top_k=20" in caplog.text
 
 
@@ -140,7 +140,7 @@ def test_arguments_and_their_defaults() -> None:
     assert found == {
         "draft": None, "target": None, "prm": None, "policy": None, "device": "auto",
         "dtype": "auto", "max_num_seqs": 16, "max_model_len": None, "kv_cache_memory_bytes": None,
-        "gpu_memory_utilization": 0.9, "step_delimiters": ("\n\n",), "revision": None,
+        "gpu_memory_utilization": 0.9, "step_delimiters": "\n\n", "revision": None,
         "executor": "auto",
     }  # fmt: skip
     assert Threshold() == Threshold(0.7)

@@ -1,0 +1,39 @@
+"""Checks of what a user passes: an error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+    """`value` as an integer of [low, high]; None is no bound. ValueError otherwise."""
+    allowed = "" if low is None else f" >= {low}" if high is None else f" in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"{name} must be{allowed}, got {value}")
+    return value
+
+
+def check_number(
+    name: str, value: object, low: float, high: float, allowed: str, *, open_low: bool = False
+) -> None:
+    """Raises ValueError unless `value` is a finite number of [low, high], or (low, high].
+
+    `allowed` says the range in words: "in (0, 1]".
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    inside = low < number <= high if open_low else low <= number <= high
+    if not inside or math.isinf(number):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
