@@ -78,7 +78,7 @@ def build_engine(
     delimiters = (step_delimiters,) if isinstance(step_delimiters, str) else step_delimiters or ()
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = _device(device)
-    executor = resolve_executor(executor, where)
+    buckets = _row_buckets(resolve_executor(executor, where), where)
     models = load_models(
         draft, target, prm, dtype=dtype, device=where, revision=revision, max_rows=MAX_ROWS
     )
@@ -95,9 +95,7 @@ def build_engine(
         page_multiple=max(m.decoder.ops.page_multiple for m in models.models.values()),
     )
     pool = _allocate_pool(plan, where)
-    limits = replace(
-        slot_limits(plan, row_len, max_num_seqs), row_buckets=_row_buckets(executor, where)
-    )
+    limits = replace(slot_limits(plan, row_len, max_num_seqs), row_buckets=buckets)
     state, mailbox = open_mailbox(SlotState.allocate(limits, where))
     loop = _loop(models, pool, plan, state, delimiters, where)
     core = EngineCore(

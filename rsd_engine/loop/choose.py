@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +13,14 @@ from rsd_engine.loop.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.direct_recorder import DirectRecorder
 from rsd_engine.loop.eager import EagerExecutor
 from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.graph_runtime import GraphRefused
 from rsd_engine.loop.host_graphs import HostGraphsExecutor, Recorder
 from rsd_engine.loop.program import Block
 from rsd_engine.loop.simulated_runtime import SimulatedRuntime
 from rsd_engine.loop.timed_recorder import HostClock, StreamClock, TimedRecorder
+
+if TYPE_CHECKING:
+    from rsd_engine.loop.cuda_runtime import CaptureStream
 
 logger = logging.getLogger("rsd_engine")
 
@@ -42,39 +47,58 @@ def resolve_executor(name: str, device: torch.device) -> str:
 
 
 def make_executor(name: str, program: Block, device: torch.device) -> Executor:
-    """Builds the executor of this name (not "auto"); on a GPU this warms up and captures.
+    """Builds the executor of this name; on a GPU this warms up and captures.
+
+    "auto" goes on with host graphs where CUDA does not take the graph of the device loop.
 
     Raises:
-        GraphError: an op cannot be captured.
+        GraphError: an op cannot be captured, or a device loop that was asked for is refused.
     """
-    if name == "eager":
+    chosen = resolve_executor(name, device)
+    if chosen == "eager":
         return EagerExecutor(program)
-    if name == "simulated-loop":
-        return DeviceLoopExecutor(program, SimulatedRuntime(), name=name, ticks_per_launch=16)
+    if chosen == "simulated-loop":
+        return DeviceLoopExecutor(program, SimulatedRuntime(), name=chosen, ticks_per_launch=16)
     if device.type != "cuda":  # "profile": host graphs of one op each
-        return _host_graphs(name, program, TimedRecorder(DirectRecorder(), HostClock()))
-    from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime, CudaRecorder
+        return _host_graphs(chosen, program, TimedRecorder(DirectRecorder(), HostClock()))
+    from rsd_engine.loop.cuda_runtime import CaptureStream, CudaRecorder
 
     started = time.perf_counter()
     capture = CaptureStream(device)
     capture.warm_up(program)
     warm = time.perf_counter()
-    executor: Executor
-    if name == "host-graphs":
-        executor = _host_graphs(name, program, CudaRecorder(capture))
-    elif name == "profile":
+    executor: Executor | None = None
+    if chosen == "profile":
         clock = StreamClock(capture.stream)
-        executor = _host_graphs(name, program, TimedRecorder(CudaRecorder(capture), clock))
-    else:
-        executor = DeviceLoopExecutor(
-            program, CudaGraphRuntime(capture), name=name, ticks_per_launch=GRAPH_TICKS
-        )
+        executor = _host_graphs(chosen, program, TimedRecorder(CudaRecorder(capture), clock))
+    elif chosen == "device-loop":
+        executor = _device_loop(program, capture, or_none=name == "auto")
+    if executor is None:
+        executor = _host_graphs("host-graphs", program, CudaRecorder(capture))
     logger.info(
-        "%s: warm-up %.1f s, capture %.1f s", name, warm - started, time.perf_counter() - warm
-    )
+        "%s: warm-up %.1f s, capture %.1f s",
+        executor.name, warm - started, time.perf_counter() - warm,
+    )  # fmt: skip
     if capture.allocations:
         logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
     return executor
+
+
+def _device_loop(program: Block, capture: CaptureStream, *, or_none: bool) -> Executor | None:
+    from rsd_engine.loop.cuda_runtime import CudaGraphRuntime
+
+    try:
+        return DeviceLoopExecutor(
+            program,
+            CudaGraphRuntime(capture),
+            name="device-loop",
+            ticks_per_launch=GRAPH_TICKS,
+        )
+    except GraphRefused as error:
+        if not or_none:
+            raise
+        logger.warning("%s; it is what is done now", error)
+        return None
 
 
 def _host_graphs(name: str, program: Block, recorder: Recorder) -> HostGraphsExecutor:

@@ -27,7 +27,15 @@ from rsd_engine.loop.cuda_calls import (
     check,
     cuda_version,
 )
-from rsd_engine.loop.graph_runtime import Arm, Conditional, Frontier, Graph, GraphError, Work
+from rsd_engine.loop.graph_runtime import (
+    Arm,
+    Conditional,
+    Frontier,
+    Graph,
+    GraphError,
+    GraphRefused,
+    Work,
+)
 from rsd_engine.loop.program import Block, Call, calls
 from rsd_kernels.triton_support import overlapping
 
@@ -156,12 +164,13 @@ class CudaGraphRuntime:
         free, _ = torch.cuda.mem_get_info(self._capture.device)
         try:
             self._executable = check(cuda.cuGraphInstantiate(self.root, 0))
+            check(cuda.cuGraphUpload(self._executable, self._capture.handle))
         except GraphError as error:
+            self.close()
             advice = "executor='host-graphs' runs without conditional nodes"
             if overlapping(1):
                 advice = "RSD_OVERLAP_KERNELS=0 starts no kernel early; " + advice
-            raise GraphError(f"the graph cannot be made executable: {error}; {advice}") from error
-        check(cuda.cuGraphUpload(self._executable, self._capture.handle))
+            raise GraphRefused(f"the graph cannot be made executable: {error}; {advice}") from error
         self._capture.stream.synchronize()  # host read: before any launch
         left, _ = torch.cuda.mem_get_info(self._capture.device)
         logger.info("device loop: the graph takes %.1f MB on the device", (free - left) / 1e6)
@@ -177,13 +186,14 @@ class CudaGraphRuntime:
         return self._done.query()
 
     def close(self) -> None:
-        if self._executable is None:
+        if self.root is None:
             return
         self._capture.enter()
-        check(cuda.cuGraphExecDestroy(self._executable))
+        if self._executable is not None:
+            check(cuda.cuGraphExecDestroy(self._executable))
         check(cuda.cuGraphDestroy(self.root))
         self._arm.close()
-        self._executable = None
+        self.root = self._executable = None
 
     def _launch_of(self, name: str, item: Call | list[Arm]) -> tuple[str, Callable[[], None]]:
         if isinstance(item, Call):

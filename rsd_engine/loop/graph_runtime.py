@@ -24,6 +24,10 @@ class GraphError(RuntimeError):
     """The device loop could not be built. The process cannot go on using the device."""
 
 
+class GraphRefused(GraphError):
+    """A graph was captured whole, and CUDA does not make it executable. Other graphs may do."""
+
+
 class Conditional(Enum):
     """Kinds of conditional nodes."""
 
@@ -66,7 +70,11 @@ class GraphRuntime(Protocol):
         """Adds a conditional node; its bodies are empty graphs to be filled."""
 
     def instantiate(self) -> None:
-        """Makes the graph ready to be launched, once it is built."""
+        """Makes the graph ready to be launched, once it is built.
+
+        Raises:
+            GraphRefused: CUDA does not take it; nothing of it is left.
+        """
 
     def launch(self) -> None:
         """Begins to run the graph."""

@@ -153,6 +153,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     made = FakeDevice(monkeypatch)
     made.driver.fake_forget_fault()
     made.set_version(13000)
+    made.driver.fake_take_conditionals(1)
     yield made
     assert not made.errors
     assert made.num_alive() == 0

@@ -25,6 +25,7 @@ constexpr Result kInvalidValue = 1;
 constexpr Result kNoDevice = 100;
 constexpr Result kInvalidContext = 201;
 constexpr Result kIllegalState = 401;
+constexpr Result kNotSupported = 801;
 constexpr Result kCaptureInvalidated = 901;
 
 constexpr int kConditionalNode = 13;
@@ -130,6 +131,7 @@ uint64_t next_id = 1;
 int num_parameters = 0;
 std::vector<Launch> launches;
 int version = 13000;
+bool takes_conditionals = true;
 thread_local Context* current = nullptr;
 
 void fault(const std::string& what) {
@@ -300,6 +302,7 @@ void fake_enqueue(Stream* stream, HostFunction function, int64_t argument) {
 void fake_use_device() { current = &the_context; }
 void fake_invalidate_capture(Stream* stream) { stream->invalid = true; }
 void fake_set_version(int wanted) { version = wanted; }
+void fake_take_conditionals(int whether) { takes_conditionals = whether != 0; }
 int fake_num_alive() {
     const std::lock_guard<std::mutex> lock(global);
     return static_cast<int>(graphs.size() + executables.size() + modules.size());
@@ -500,6 +503,9 @@ Result cuStreamEndCapture(Stream* stream, Graph** out) {
 Result cuGraphInstantiateWithFlags(Executable** out, Graph* graph, unsigned long long flags) {
     if (flags != 0) return refuse(kInvalidValue, "flags of an executable graph must be 0");
     if (graph->root != graph) return refuse(kInvalidValue, "a body cannot be launched");
+    if (!graph->handles.empty() && !takes_conditionals) {
+        return refuse(kNotSupported, "no conditional nodes on this machine");
+    }
     if (const char* why = why_not_executable(*graph, false)) return refuse(kInvalidValue, why);
     if (!graph->handles.empty() && graph->has_executable) {
         return refuse(kInvalidValue, "a graph with conditional nodes is executable once");

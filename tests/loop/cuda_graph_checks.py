@@ -18,7 +18,7 @@ from rsd_engine.loop.cuda_calls import compile_kernel, cuda_version
 from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime
 from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.graph_builder import build_graph
-from rsd_engine.loop.graph_runtime import Conditional, GraphError
+from rsd_engine.loop.graph_runtime import Conditional, GraphError, GraphRefused
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.loop.timed_recorder import TimedRecorder
@@ -279,10 +279,31 @@ class TestErrors:
     def test_what_the_driver_refuses_is_said_with_a_way_out(self, device: FakeDevice) -> None:
         runtime = CudaGraphRuntime(CaptureStream(DEVICE))
         runtime.create_handle()
-        with pytest.raises(GraphError, match=r"CUDA_ERROR_INVALID_VALUE.*host-graphs"):
+        with pytest.raises(GraphRefused, match=r"CUDA_ERROR_INVALID_VALUE.*host-graphs"):
             runtime.instantiate()
         assert device.fault() == "a handle is tested by no conditional node"
-        device.driver.fake_abandon()
+
+    def test_auto_takes_that_way(
+        self, device: FakeDevice, caplog: pytest.LogCaptureFixture, wanted: dict[int, list[str]]
+    ) -> None:
+        device.driver.fake_take_conditionals(0)
+
+        def core(name: str) -> EngineCore:
+            def on_device(program: Block, ticks_per_launch: int) -> Executor:
+                return make_executor(name, device.on_device(program), DEVICE)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(EXECUTORS, name, (on_device, BUCKETS))
+                return core_of(3, 400, 1000, name)
+
+        with pytest.raises(GraphRefused, match="cannot be made executable"):
+            core("device-loop")
+        plain = core("auto")
+        assert plain.executor.name == "host-graphs"
+        assert "executor='host-graphs'" in caplog.text
+        found = run(plain, REQUESTS)
+        plain.close()
+        assert {key: story(events) for key, events in found.items()} == wanted
 
     def test_a_source_that_does_not_compile(self, device: FakeDevice) -> None:
         with pytest.raises(GraphError, match="other does not compile: .*other"):
