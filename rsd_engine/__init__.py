@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
 
 if TYPE_CHECKING:
+    __version__: str
     from rsd_engine.engine.engine import Engine
     from rsd_engine.outputs import (
         CompletionOutput,
@@ -59,6 +61,8 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.metadata.version("rsd-engine")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME_OF[name]), name)

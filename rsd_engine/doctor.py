@@ -15,6 +15,7 @@ from rsd_kernels.model_ops import model_ops
 from rsd_kernels.native_library import LibraryStatus
 
 _PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
+_ABSENT = {"triton": "not installed (needed on a GPU)"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class DoctorReport:
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) in the order to show them."""
         rows = [("Python", self.python)]
-        rows += [(name, version or "not installed") for name, version in self.packages.items()]
+        rows += [
+            (name, version or _ABSENT.get(name, "not installed"))
+            for name, version in self.packages.items()
+        ]
         rows.append(("flash-attn", self.flash_attn or "not installed (not needed)"))
         rows += [("device", f"{device.name}, {device.detail}") for device in self.devices]
         if self.no_gpu_reason is not None:

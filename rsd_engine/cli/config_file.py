@@ -133,8 +133,5 @@ def sampling_values(given: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(given)
     if values.get("policy") is not None:
         values["policy"] = policy("policy", values["policy"])
-    try:
-        SamplingParams.from_dict(values)
-    except TypeError as error:
-        raise ValueError(f"bad value in {dict(given)}: {error}") from None
+    SamplingParams.from_dict(values)
     return values

@@ -37,7 +37,7 @@ def demo(
     draft: Annotated[str | None, typer.Option(help="Another draft than the demo's.")] = None,
     target: Annotated[str | None, typer.Option(help="Another target.")] = None,
     prm: Annotated[str | None, typer.Option(help="Another process reward model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a [demo] table.")] = None,
+    config: Annotated[Path | None, typer.Option(help=r"TOML file with a \[demo] table.")] = None,
     verbose: o.Verbose = None,
 ) -> None:
     """See HELP."""

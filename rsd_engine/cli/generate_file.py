@@ -102,6 +102,8 @@ def run_file(asked: Asked, source: Path, output: Path | None, *, overwrite: bool
     if output is not None:
         sink = results = ResultsFile(output, asked.settings, lines, overwrite=overwrite)
         done = results.done
+    if not lines:
+        say(f"{source}: no questions in it")
     todo = [line for line in lines if line.number not in done]
     if done:
         rest = "going on" if todo else "nothing to do"

@@ -20,14 +20,17 @@ def read_prompt(argument: str) -> str:
     """The prompt itself, or all of stdin for `-`, without its last line break.
 
     Raises:
-        UsageError: stdin is not UTF-8.
+        UsageError: the prompt is empty, or stdin is not UTF-8.
     """
-    if argument != "-":
-        return argument
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"stdin is not UTF-8 text: {error}") from None
+    text = argument
+    if argument == "-":
+        try:
+            text = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"stdin is not UTF-8 text: {error}") from None
+    if not text:
+        raise UsageError("the prompt is empty")
+    return text
 
 
 def run_one(asked: Asked, prompt: str, *, show_steps: bool, as_json: bool) -> int:

@@ -28,17 +28,13 @@ Tflops = Annotated[
     o.option(_GPU, "Measured TFLOP/s of a bf16 product, likewise.", "--tflops"),
 ]
 Memory = Annotated[str | None, o.option(_GPU, "Memory of the GPU, such as 80GB.", "--memory")]
-Slots = Annotated[int, o.option(_WORK, "Sequences that run at once (default: 1)", "--slots", min=1)]
-Context = Annotated[
-    int, o.option(_WORK, "Tokens each of them holds (default: 1024)", "--context", min=1)
-]
-StepTokens = Annotated[
-    int, o.option(_WORK, "Tokens of a step (default: 40)", "--step-tokens", min=1)
-]
+Slots = Annotated[int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1)]
+Context = Annotated[int, o.option(_WORK, "Tokens each of them holds.", "--context", min=1)]
+StepTokens = Annotated[int, o.option(_WORK, "Tokens of a step.", "--step-tokens", min=1)]
 Acceptance = Annotated[
     float,
     o.option(
-        _WORK, "Share of the draft's steps that are kept (default: 0.8)", "--acceptance",
+        _WORK, "Share of the draft's steps that are kept.", "--acceptance",
         min=0.0, max=1.0,
     ),
 ]  # fmt: skip

@@ -30,10 +30,10 @@ def profile(
     kv_cache_memory: o.KvCacheMemory = None,
     policy: o.PolicyOption = None,
     problems: Annotated[
-        int, typer.Option("--problems", help="Questions that are answered (default: 32)", min=1)
+        int, typer.Option("--problems", help="Questions that are answered.", min=1)
     ] = 32,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="Most tokens of an answer (default: 256)", min=1)
+        int, typer.Option("--max-tokens", help="Most tokens of an answer.", min=1)
     ] = 256,
     trace: Annotated[
         Path | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from rsd_engine import Engine, SamplingParams
+from rsd_engine.cli.generate_command import make_engine
 from rsd_engine.demo import Role, checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.limits.measured import read_bandwidth
@@ -56,15 +56,14 @@ class Profile:
 
 def run_profile(given: dict[str, Any]) -> Profile:
     """`given` has the options of the command; None means the library's default."""
-    if given["verbose"]:
-        logging.getLogger("rsd_engine").setLevel(logging.INFO)
     roles: tuple[Role, ...] = ("draft", "target", "prm")
     models: dict[str, Any] = {role: given[role] or checkpoint_dir(role) for role in roles}
     arguments = {name: given[name] for name in _ENGINE if given[name] is not None}
     questions = [p.question for p in generate(0, "test", given["problems"] + _WARM_UP)]
     chats = [[{"role": "user", "content": question}] for question in questions]
     params = SamplingParams(temperature=0.0, max_tokens=given["max_tokens"])
-    with Engine(**models, **arguments, executor="profile") as engine:
+    arguments |= models | {"executor": "profile"}
+    with make_engine(arguments, verbose=bool(given["verbose"])) as engine:
         engine.chat(chats[:_WARM_UP], params, use_tqdm=False)
         engine.reset_op_times()
         with _traced(given["trace"]):
@@ -90,9 +89,7 @@ def _profile(engine: Engine, metrics: list[Metrics], seconds: float) -> Profile:
         weight_bytes={role.name: model.weight_bytes for role, model in models.items()},
         bandwidth=read_bandwidth(device),
         seconds=seconds,
-        tokens=total.draft.tokens_generated
-        - total.draft.tokens_discarded
-        + total.target.tokens_generated,
+        tokens=total.draft.tokens_generated + total.target.tokens_generated,
         metrics=total,
     )
 

@@ -80,9 +80,8 @@ class Progress:
         self._bar.stop()
         if metrics is not None:
             seconds = time.perf_counter() - self._started
-            say(
-                f"{self._count} requests in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}"
-            )
+            requests = "1 request" if self._count == 1 else f"{self._count} requests"
+            say(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
 
     def _facts(self) -> str:
         speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)

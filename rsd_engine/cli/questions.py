@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 from rsd_engine.cli.errors import UsageError
 
 _PROMPT_KEYS = ("prompt", "question", "messages", "prompt_token_ids")
+# A seed or a mode may be a column of somebody's data; these would be meant for the engine.
+_SAMPLING = {"temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "stop"}
 _MAX_SEED = 2**53 - 1  # every JSON reader keeps it exactly
 
 
@@ -49,6 +52,7 @@ def read_lines(path: Path) -> list[InputLine]:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    data = data.removeprefix(codecs.BOM_UTF8)
     stripped = enumerate((line.strip() for line in data.split(b"\n")), start=1)
     return [InputLine(number, raw) for number, raw in stripped if raw]
 
@@ -63,6 +67,8 @@ def parse_question(line: InputLine) -> Question:
         raise ValueError("not usable JSON: nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError(f"must be a JSON object, got {_short(values)}")
+    if outside := sorted(_SAMPLING & set(values)):
+        raise ValueError(f'sampling parameters {outside} belong into "params"')
     identity = values.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
         raise ValueError(f"id must be text or an integer, got {_short(identity)}")
@@ -87,8 +93,13 @@ def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
     ids = given.get("prompt_token_ids", [])
     if not isinstance(ids, list) or not all(type(item) is int for item in ids):
         raise ValueError(f"prompt_token_ids must be a list of integers, got {_short(ids)}")
-    if not isinstance(given.get("messages", []), list):
-        raise ValueError(f"messages must be a list, got {_short(given['messages'])}")
+    messages = given.get("messages", [{}])
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or any(not isinstance(m, dict) for m in messages)
+    ):
+        raise ValueError(f"messages must be a list of objects, got {_short(messages)}")
 
 
 def engine_prompt(given: Mapping[str, Any], *, chat: bool, system: str | None) -> Any:

@@ -131,7 +131,7 @@ def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
         raise ValueError(f"a prompt must be {_PROMPT}, got {_kind(prompt)}")
     for token in prompt:
         if type(token) is not int:
-            raise ValueError(f"a list of token ids must hold integers, got {_kind(token)}")
+            raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {_kind(token)}")
     ids = list(prompt)
     _check_ids(ids, len(tokenizer))
     return tokenizer.decode(ids, skip_special_tokens=True), ids

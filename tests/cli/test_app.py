@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rsd_engine
 from tests.cli.conftest import Rsd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,20 @@ def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPat
     assert "(default: threshold:0.7)" in shown
     assert "threshold[:d], constant:p" in shown
     assert r"(default: \n\n)" in shown
+
+
+def test_help_of_the_rest_shows_all_and_no_default_twice(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "TOML file with a [demo] table." in rsd("demo", "--help").stdout
+    for command in ("demo", "generate", "plan", "profile"):
+        for line in rsd(command, "--help").stdout.splitlines():
+            assert line.count("default:") <= 1
+
+
+def test_the_package_says_its_version() -> None:
+    assert rsd_engine.__version__ == importlib.metadata.version("rsd-engine")
 
 
 def test_doctor(rsd: Rsd) -> None:

@@ -60,7 +60,7 @@ def test_values_are_read(tmp_path: Path) -> None:
         ("[engine]\npolicy = 'clap'", "policy = 'clap': unknown"),
         ("[sampling]\ntemp = 1", r"unknown sampling parameters \['temp'\]; allowed: .*temperature"),
         ("[sampling]\ntop_p = 2", "top_p must be in"),
-        ("[sampling]\nstop = 5", r"\[sampling\]: bad value"),
+        ("[sampling]\nstop = 5", r"\[sampling\]: stop must be"),
         ("[demo]\nproblems = 'all'", "demo.problems must be an integer"),
         ("[generate]\nchat = 1", "generate.chat must be true or false"),
         ("[engin]\n", r"unknown table or key 'engin'; allowed tables: \['engine'"),

@@ -28,8 +28,11 @@ BAD: dict[int, tuple[Any, str]] = {
     8: ({"prompt": "x", "params": {"temprature": 1}}, "unknown sampling parameters"),
     10: ({"prompt": "x", "id": "last", "params": {"policy": "clap"}}, "policy = 'clap'"),
     11: ({"messages": [{"role": "system", "content": "x"}]}, "no user message"),
-    12: ({"prompt": "x", "params": {"stop": 5}}, "bad value"),
+    12: ({"prompt": "x", "params": {"stop": 5}}, "stop must be"),
     13: ({"prompt_token_ids": []}, "prompt is empty"),
+    14: ({"messages": [{"role": "user", "content": None}]}, "must be text, got None"),
+    15: ({"messages": [{"role": "alien"}]}, "a message needs 'role' and 'content'"),
+    16: ({"prompt": "x", "temperature": 0}, "['temperature'] belong into"),
 }
 
 
@@ -53,7 +56,7 @@ def test_bad_lines_are_reported_and_the_rest_goes_on(
         assert f"q.jsonl, line {number}: {records[number]['error']}" in result.stderr
     assert {n: r["id"] for n, r in records.items() if "id" in r} == {1: "a", 6: 7, 10: "last"}
     assert all(records[number]["outputs"] for number in GOOD)
-    assert "8 of 13 lines failed; 5 have results" in result.stderr
+    assert "11 of 16 lines failed; 5 have results" in result.stderr
     before = output.read_bytes()
     again = rsd("generate", *model_args, *OPTIONS, "-i", questions, "-o", output)
     assert again.exit_code == 1
@@ -100,7 +103,7 @@ def test_all_good_is_exit_code_0_and_repeats_nothing(
     args = ["generate", *model_args, *OPTIONS, "-i", questions, "-o", output]
     first = rsd(*args)
     assert first.exit_code == 0
-    assert "1 requests in" in first.stderr
+    assert "1 request in" in first.stderr
     second = rsd(*args)
     assert second.exit_code == 0
     assert "nothing to do" in second.stderr and "requests in" not in second.stderr

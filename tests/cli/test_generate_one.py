@@ -27,6 +27,13 @@ def test_prints_the_text_of_the_result(rsd: Rsd, model_args: list[str], engine: 
     assert result.stdout_bytes.decode() == expected.outputs[0].text + "\n"
 
 
+@pytest.mark.parametrize("prompt", ["", "-"])
+def test_an_empty_prompt_is_a_mistake(rsd: Rsd, model_args: list[str], prompt: str) -> None:
+    result = rsd("generate", prompt, *model_args, *OPTIONS, input="\n")
+    assert result.exit_code == 2
+    assert "the prompt is empty" in result.stderr
+
+
 def test_raw_text_stdin_and_json(rsd: Rsd, model_args: list[str], engine: Engine) -> None:
     result = rsd("generate", "-", *model_args, *OPTIONS, "--raw", "--json", input="the sum\n")
     assert result.exit_code == 0

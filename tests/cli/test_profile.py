@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rsd_engine import Engine
+from rsd_engine import Engine, SamplingParams
 from rsd_engine.cli.app import app
+from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo.problems import generate
 from tests.tiny_models import make_tiny_models
 
 runner = CliRunner()
@@ -28,6 +30,18 @@ def test_ops_by_role_and_their_limit() -> None:
     assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]
     for role in roles.values():
         assert role["limit_seconds"] > 0
+    assert found["tokens"] == kept_tokens(problems=2)
+    assert "KV:" not in result.output
+
+
+def kept_tokens(problems: int) -> int:
+    """Of the same questions, by an engine of its own; two questions warm up the profiler's."""
+    questions = [p.question for p in generate(0, "test", problems + 2)[2:]]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    params = SamplingParams(temperature=0.0, max_tokens=256)
+    with Engine(checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm")) as engine:
+        results = engine.chat(chats, params, use_tqdm=False)
+    return sum(len(result.outputs[0].token_ids) for result in results)
 
 
 def test_tables_and_a_trace(tmp_path: Path) -> None:

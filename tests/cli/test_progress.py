@@ -36,7 +36,7 @@ def test_a_terminal_gets_a_bar(
     shown = run(monkeypatch, terminal=True)
     assert "3/4" in shown and "75% of draft steps accepted" in shown
     assert "line 2: [red]not JSON[/red]�[2J" in shown
-    assert "1 requests in" in capsys.readouterr().err
+    assert "1 request in" in capsys.readouterr().err
 
 
 def test_a_file_gets_no_bar(

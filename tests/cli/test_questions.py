@@ -31,6 +31,12 @@ def test_lines_keep_their_numbers(tmp_path: Path) -> None:
         read_lines(tmp_path / "none")
 
 
+def test_the_mark_that_windows_puts_before_text_is_not_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n')
+    assert [line.raw for line in read_lines(path)] == [b'{"prompt": "a"}']
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -48,8 +54,11 @@ def test_lines_keep_their_numbers(tmp_path: Path) -> None:
         (b'{"prompt_token_ids": "abc"}', "must be a list of integers"),
         (b'{"prompt_token_ids": [true]}', "must be a list of integers"),
         (b'{"messages": "hi"}', "messages must be a list"),
+        (b'{"messages": []}', "messages must be a list"),
+        (b'{"messages": ["hi"]}', "messages must be a list"),
         (b'{"prompt": "a", "id": [1]}', r"id must be text or an integer, got \[1\]"),
         (b'{"prompt": "a", "params": 1}', "params must be an object, got 1"),
+        (b'{"prompt": "a", "top_p": 1, "max_tokens": 2}', r"\['max_tokens', 'top_p'\] belong"),
     ],
 )
 def test_bad_lines_say_what_is_wrong(raw: bytes, message: str) -> None:

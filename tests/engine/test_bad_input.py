@@ -208,7 +208,7 @@ def test_unknown_sampling_parameters() -> None:
         ({"prompt": "a", "question": "\udcff"}, ["question", "surrogate"]),
         ({"role": "user", "content": "a"}, ["chat()"]),
         ([3.5, 2.5], ["float"]),
-        ([[3, 2.5]], ["integers", "float"]),
+        ([[3, 2.5]], ["token ids", "a list that holds float"]),
         ([True, False], ["bool"]),
         (None, ["prompts", "NoneType"]),
         (b"ab", ["prompts", "bytes"]),
