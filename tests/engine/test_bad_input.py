@@ -343,3 +343,20 @@ def test_a_closed_engine(tiny: TinyModels) -> None:
     for call in calls:
         with pytest.raises(ValueError, match="closed"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:2", "has 2 CUDA devices, counted from 0"),
+        ("cuda:1", r"current device, cuda:0; set CUDA_VISIBLE_DEVICES=1 .* use 'cuda'"),
+    ],
+)
+def test_another_device_than_the_current_one(
+    device: str, said: str, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(ValueError, match=said):
+        open_engine(tiny, device=device)
