@@ -10,7 +10,6 @@ Run: python examples/own_checkpoints.py \
 from __future__ import annotations
 
 import argparse
-import logging
 
 from rsd_engine import Engine, SamplingParams, Threshold
 
@@ -24,17 +23,16 @@ def main() -> None:
     parser.add_argument("question")
     args = parser.parse_args()
 
-    logging.basicConfig(level=logging.INFO)  # says what was loaded and what fits
-    engine = Engine(args.draft, args.target, args.prm, policy=Threshold(args.threshold))
     params = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
-    [result] = engine.chat([{"role": "user", "content": args.question}], params, use_tqdm=False)
+    with Engine(args.draft, args.target, args.prm, policy=Threshold(args.threshold)) as engine:
+        [result] = engine.chat([{"role": "user", "content": args.question}], params, use_tqdm=False)
 
     for step in result.outputs[0].steps:
         reward = "" if step.reward is None else f" (reward {step.reward:.2f})"
         print(f"{step.source}{reward}: {step.text.strip()}")
         if step.rejected is not None:
-            print(f"    instead of (reward {step.rejected.reward:.2f}): "
-                  f"{step.rejected.text.strip()}")  # fmt: skip
+            rejected = step.rejected
+            print(f"    instead of (reward {rejected.reward:.2f}): {rejected.text.strip()}")
     print(f"finished: {result.outputs[0].finish_reason}")
     print(f"acceptance rate: {result.metrics.acceptance_rate}")
 

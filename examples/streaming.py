@@ -39,12 +39,12 @@ async def read_two(engine: Engine, first: Problem, second: Problem) -> None:
 
 
 def main() -> None:
-    engine = Engine(checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"))
     first, second, third = generate(seed=2, split="test", num=3)
-    print(first.question)
-    read(engine, first)
-    print("two at once")
-    asyncio.run(read_two(engine, second, third))
+    with Engine(checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm")) as engine:
+        print(first.question)
+        read(engine, first)
+        print("two at once")
+        asyncio.run(read_two(engine, second, third))
 
 
 if __name__ == "__main__":

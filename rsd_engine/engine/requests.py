@@ -87,7 +87,10 @@ def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
     }
     if generation_config.get("do_sample") is False:
         found["temperature"] = 0.0
-    return SamplingParams(**found)
+    try:
+        return SamplingParams(**found)
+    except ValueError as error:
+        raise ValueError(f"the checkpoint's generation config: {error}") from error
 
 
 def changed_fields(params: SamplingParams) -> str:

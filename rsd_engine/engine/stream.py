@@ -12,7 +12,10 @@ from rsd_engine.outputs import FinishedEvent, RequestOutput
 
 
 class Stream:
-    """Iterate it once, with `for` or `async for`. Leaving it early aborts the request."""
+    """Iterate it once, with `for` or `async for`. Leaving it early aborts the request.
+
+    The request runs from the start, so close a stream that you will not iterate.
+    """
 
     def __init__(self, dispatcher: Dispatcher, request_id: str) -> None:
         self.request_id = request_id
