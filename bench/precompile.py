@@ -22,6 +22,7 @@ from triton.runtime import driver
 from bench import report
 from bench.kernel_resources import OVERLAP_ARCH
 from bench.overlap_gate import VARIANTS, asking_for
+from rsd_kernels.control_launches import control_launches
 from rsd_kernels.launch_registry import (
     MODEL_SHAPES,
     ShippedLaunch,
@@ -31,6 +32,9 @@ from rsd_kernels.launch_registry import (
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
 ROWS = (1, 2, 4, 8, 16, 64, 256)
+# Control kernels are compiled for numbers of slots, and of sequences in a pass: what the parts of
+# `bench.gpu` use beside the 16 of `shipped_launches`.
+SLOTS = (1, 2, 4, 8, 64)
 _WARP_SIZE = 32
 
 
@@ -66,11 +70,19 @@ def variants() -> list[ShippedLaunch]:
     return found
 
 
+def control_of_slots() -> list[ShippedLaunch]:
+    return [
+        ShippedLaunch(op, f"{slots} slots", 0, launch)
+        for slots in SLOTS
+        for op, launch in control_launches(slots).items()
+    ]
+
+
 def wanted(capability: int, only: str | None = None) -> list[ShippedLaunch]:
     """Launches of these models and all control launches; of one op if it is named."""
     return [
         entry
-        for entry in (*shipped_launches(torch.bfloat16, ROWS), *variants())
+        for entry in (*shipped_launches(torch.bfloat16, ROWS), *control_of_slots(), *variants())
         if (entry.shape in SHAPES or not entry.num_rows)
         and only in (None, entry.op)
         and (capability >= OVERLAP_ARCH or not entry.overlap)
