@@ -4,7 +4,8 @@
     python -m bench.control --dry-run      # the same walk on a CPU, in tiny sizes
 
 Results must first be those of the twins. Both are then timed as one CUDA graph and launched by the
-host, on states of their own that are put back before every run.
+host, on states of their own that are put back before every run. Every call reads a reward head of
+its own, from memory: `limit_us` is twice what that read takes at the measured rate, and 5 us.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import torch
 
 from bench import conditional, report
 from bench.attempts import Attempts
+from bench.bars import CONTROL_US, TIMES_EAGER
 from bench.control_cases import ControlCase, reward_case, rollback_case, score_case
 from bench.control_state import Sizes
 from bench.timing import Calls, alternate_calls
+from rsd_engine.limits.measured import read_bandwidth
 
-MAX_MICROSECONDS = 10.0
-MIN_SPEEDUP = 5.0
 _COPIES = 32
+_HEAD_READS, _HEAD_US = 2, 5.0  # what a call may cost: so many reads of the head, and a launch
 
 
 def cases(sizes: Sizes, device: torch.device) -> list[Callable[[], ControlCase]]:
@@ -37,7 +39,9 @@ def cases(sizes: Sizes, device: torch.device) -> list[Callable[[], ControlCase]]
     return found
 
 
-def measure(make: Callable[[], ControlCase], device: torch.device, runs: int) -> dict[str, Any]:
+def measure(
+    make: Callable[[], ControlCase], device: torch.device, runs: int, bandwidth: float
+) -> dict[str, Any]:
     """Gate, then four timings in turn: both implementations, in a graph and by the host.
 
     Raises:
@@ -57,8 +61,10 @@ def measure(make: Callable[[], ControlCase], device: torch.device, runs: int) ->
         "spread": {name: timing.spread for name, timing in timings.items()},
         "times_faster_than_eager": us["torch ops, host"] / us["ours, graph"],
         "times_faster_than_torch_graph": us["torch ops, graph"] / us["ours, graph"],
-        "within_10_us": us["ours, graph"] <= MAX_MICROSECONDS,
-        "at_least_5_times": us["torch ops, host"] >= MIN_SPEEDUP * us["ours, graph"],
+        "within_10_us": us["ours, graph"] <= CONTROL_US,
+        "at_least_5_times": us["torch ops, host"] >= TIMES_EAGER * us["ours, graph"],
+        "head_bytes": case.head_bytes,
+        "limit_us": 1e6 * _HEAD_READS * case.head_bytes / bandwidth + _HEAD_US,
     }
 
 
@@ -91,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes, runs = Sizes.real(_COPIES), options.runs
     else:
         parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+    bandwidth = read_bandwidth(device, 2**24 if options.dry_run else None)
     attempts = Attempts()
     entries = attempts.run_all(
-        (f"op {number}", partial(measure, make, device, runs))
+        (f"op {number}", partial(measure, make, device, runs, bandwidth))
         for number, make in enumerate(cases(sizes, device))
     )
     measured = list(entries.values())
@@ -104,7 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "eager / graph: PyTorch ops launched by the host against our graph; "
         "score does more than its PyTorch ops do (draws, trace, log)"
     )
-    found: dict[str, Any] = {"bench": "control", "slots": sizes.num_slots, "ops": measured}
+    found: dict[str, Any] = {
+        "bench": "control", "slots": sizes.num_slots, "bandwidth_bytes_per_second": bandwidth,
+        "ops": measured,
+    }  # fmt: skip
     if options.conditional:
         probe = ("conditional nodes", partial(conditional.measure, conditional.TURNS))
         for nodes in attempts.run_all([probe]).values():

@@ -36,7 +36,11 @@ _MARGIN = 0.02
 
 @dataclass(frozen=True)
 class ControlCase:
-    """`ours` and `torch_ops` work on states of their own; call i on the i-th."""
+    """`ours` and `torch_ops` work on states of their own; call i on the i-th.
+
+    Attributes:
+        head_bytes: weights of the reward head that a call reads, 0 without one.
+    """
 
     name: str
     ours: Callable[[int], object]
@@ -44,6 +48,7 @@ class ControlCase:
     reset: Callable[[], object]
     gate: Callable[[], object]  # raises Mismatch
     copies: int
+    head_bytes: int = 0
 
 
 def rollback_case(sizes: Sizes, device: torch.device) -> ControlCase:
@@ -75,6 +80,7 @@ def rollback_case(sizes: Sizes, device: torch.device) -> ControlCase:
 def reward_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> ControlCase:
     """Hidden rows to rewards and decisions, on plain tensors."""
     head = _head(kind, width, device)
+    heads = _cold(head, sizes.copies)
     num_slots = sizes.num_slots
     hidden = torch.randn(sizes.copies, num_slots, width, device=device).to(head.norm_weight.dtype)
     policy_kind = torch.arange(num_slots, dtype=torch.int32, device=device) % len(PolicyKind)
@@ -87,10 +93,10 @@ def reward_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Co
     kernel = _reward_kernel(device)
 
     def ours(index: int) -> None:
-        kernel(hidden[index], head, *policy, **found)
+        kernel(hidden[index], heads[index], *policy, **found)
 
     def torch_ops(index: int) -> tuple[Tensor, Tensor]:
-        reward = eager_ops.rewards(hidden[index], head)
+        reward = eager_ops.rewards(hidden[index], heads[index])
         return reward, eager_ops.accepts(*policy[:3], reward, policy[3])
 
     def gate() -> None:
@@ -102,13 +108,14 @@ def reward_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Co
         require_equal({"accept": found["accept"]}, {"accept": accepted}, f"accept, {kind} head")
 
     name = f"reward_accept, {kind} head, {width}"
-    return ControlCase(name, ours, torch_ops, lambda: None, gate, sizes.copies)
+    return ControlCase(name, ours, torch_ops, lambda: None, gate, sizes.copies, _num_bytes(head))
 
 
 def score_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> ControlCase:
     """The engine's op: reward, decision, commit or rollback, trace and log of every slot."""
     head = _head(kind, width, device)
     copies, num_slots = sizes.copies, sizes.num_slots
+    heads = _cold(head, copies)
     start = mid_step(sizes, device)
     states = [copied(start) for _ in range(copies)]
     batch = scored_rows(num_slots, device)
@@ -118,13 +125,14 @@ def score_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Con
     drawn = torch.rand(num_slots, device=device)
     policy = (start.policy_kind, start.policy_a, start.policy_b, drawn)
     rest = _eager_arguments(start, device)
+    scratch = ops.score_scratch(start, head)
 
     def ours(index: int) -> None:
-        ops.score(states[index], batch, hidden, head, TOKENS_PER_PAGE)
+        ops.score(states[index], batch, hidden, heads[index], TOKENS_PER_PAGE, scratch)
 
     def torch_ops(index: int) -> None:
         pages = sets[index].padded() | rest
-        eager_ops.score(hidden, head, policy, cursors[index], pages)
+        eager_ops.score(hidden, heads[index], policy, cursors[index], pages)
 
     def reset() -> None:
         _reset(sets)
@@ -147,7 +155,8 @@ def score_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Con
         shared = {name: twin[name] for name in ("length", "committed", "kv_len", "num_free")}
         require_equal(eager, shared, f"score, {kind} head, torch ops")
 
-    return ControlCase(f"score, {kind} head, {width}", ours, torch_ops, reset, gate, copies)
+    name = f"score, {kind} head, {width}"
+    return ControlCase(name, ours, torch_ops, reset, gate, copies, _num_bytes(head))
 
 
 def _reset(sets: list[PageSet]) -> None:
@@ -180,6 +189,16 @@ def _head(kind: str, width: int, device: torch.device) -> RewardHead:
         return ValueHead(norm, _EPS, normal(1, width, dtype=single), normal(1, dtype=single) * 0)
     classes = 4 * normal(2, width)
     return TwoClassHead(norm, _EPS, normal(width, width), normal(width), classes, normal(2) * 0)
+
+
+def _cold(head: RewardHead, copies: int) -> list[RewardHead]:
+    """Weights of its own for every call: a PRM's pass has driven the head's out of the caches."""
+    return [_changed(head, Tensor.clone) for _ in range(copies)]
+
+
+def _num_bytes(head: RewardHead) -> int:
+    values = [getattr(head, f.name) for f in fields(head)]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def _on(head: RewardHead, device: str) -> RewardHead:

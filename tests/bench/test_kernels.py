@@ -184,6 +184,10 @@ def test_control(capsys: pytest.CaptureFixture[str]) -> None:
         }
         assert entry["within_10_us"] == (us["ours, graph"] <= 10)
         assert entry["at_least_5_times"] == (entry["times_faster_than_eager"] >= 5)
+    classes = 24 * 24 + 24 + 24 + 2 * 24 + 2  # and the norm, in fp32
+    assert [entry["head_bytes"] // 4 for entry in found["ops"]] == [0, 49, 49, classes, classes]
+    read = 1e6 * 4 * classes / found["bandwidth_bytes_per_second"]
+    assert found["ops"][-1]["limit_us"] == pytest.approx(2 * read + 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
