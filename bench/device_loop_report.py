@@ -7,19 +7,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from bench.bars import LOOP, LOOP_AT_LEAST
 from bench.lone_passes import LonePass
 from bench.loop_runs import Run
 from bench.step_scenes import Scene
 from bench.timing import Timing
-
-# What the device loop shall reach, by figure; all but the last are upper bounds.
-BARS: Mapping[str, float] = {
-    "launches_a_step": 1 / 8,
-    "idle_share": 0.02,
-    "times_passes_alone": 1.05,
-    "times_faster_than_baseline": 5.0,
-}
-_AT_LEAST = "times_faster_than_baseline"
 
 HEADERS = (
     "slots", "rejected", "executor", "runs", "ms a step", "spread", "launches", "ticks", "idle",
@@ -118,16 +110,16 @@ def judge(shares: Sequence[Share], executor: str) -> dict[str, dict[str, Any]]:
     """The bars beside the worst of what this executor reached with one slot."""
     alone = [share for share in shares if share.scene.slots == 1 and executor in share.runs]
     found = {}
-    for name, bar in BARS.items():
-        if name == _AT_LEAST:
+    for name, bar in LOOP.items():
+        if name == LOOP_AT_LEAST:
             values = [share.times_faster for share in alone]
         else:
             values = [share.figures(executor)[name] for share in alone]
         known = [value for value in values if value is not None]
-        worst = (min if name == _AT_LEAST else max)(known) if known else None
+        worst = (min if name == LOOP_AT_LEAST else max)(known) if known else None
         passed = None
         if worst is not None:
-            passed = worst >= bar if name == _AT_LEAST else worst <= bar
+            passed = worst >= bar if name == LOOP_AT_LEAST else worst <= bar
         found[name] = {"bar": bar, "worst": worst, "passed": passed}
     return found
 
@@ -136,7 +128,7 @@ def bar_lines(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line a bar, for people."""
     words = {True: "reached", False: "missed", None: "not measured"}
     return [
-        f"{name}: {'at least' if name == _AT_LEAST else 'at most'} {entry['bar']:g}, "
+        f"{name}: {'at least' if name == LOOP_AT_LEAST else 'at most'} {entry['bar']:g}, "
         f"worst {'none' if entry['worst'] is None else format(entry['worst'], '.4g')}, "
         f"{words[entry['passed']]}"
         for name, entry in judged.items()

@@ -5,8 +5,8 @@
 
 Kernels are compiled first, on all cores. Every part is a process of its own with a limit of its
 own; what it found lies in `OUTPUT/PART.json` as soon as it ends, and `OUTPUT/summary.json` says
-how all of them went, and what the brief ones found. A second call runs only what has not passed yet
-on this commit and device.
+how all of them went, what the brief ones found, and which bars are met (`bench.bars`). A second
+call runs only what has not passed yet on this commit and device.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from typing import Any
 
 import torch
 
-from bench import report
+from bench import bars, report
 from bench.gpu_plan import Part, build_parts, chosen, parts
 
 ROOT = Path(__file__).resolve().parents[1]
 _TAIL = 60  # lines of a part's output that are kept
-_LEAST = 15.0  # seconds that a part must have left to be started
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ class Runner:
 
     def run(self, part: Part) -> dict[str, Any]:
         """What a part found: from its file if that holds for this commit and device."""
-        known = self._known(part)
+        known = self.known(part)
         if known is not None:
             return known | {"resumed": True}
         if part.missing:
             return {"part": part.name, "status": "missing", "seconds": 0.0, "result": None}
-        if self.left < _LEAST:
+        if self.left < part.least:
             return {"part": part.name, "status": "no time", "seconds": 0.0, "result": None}
         found = self.identity.as_dict() | self.child(part) | {"date": _now()}
         if part.brief:
@@ -109,7 +108,8 @@ class Runner:
             "output": [line for line in lines if not line.startswith("{")][-_TAIL:],
         }
 
-    def _known(self, part: Part) -> dict[str, Any] | None:
+    def known(self, part: Part) -> dict[str, Any] | None:
+        """What it found in an earlier run, if it passed and that run was of the same things."""
         try:
             found = json.loads(self._path(part).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -157,16 +157,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(found), flush=True)
     builds = _build(runner)
     results = [_tell(runner.run(part)) for part in chosen(options.parts)]
+    judged = bars.evaluate(_figures(runner, results))
     summary = {
         "bench": "gpu", "date": _now(), "dry_run": options.dry_run, "machine": found,
         "seconds": round(time.monotonic() - start, 1), "budget": options.budget,
         "builds": builds,
         "parts": {r["part"]: _in_short(r) for r in results},
+        "bars": [bar.to_dict() for bar in judged],
     }  # fmt: skip
+    print(f"\n{bars.table(judged)}\n")
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary), flush=True)
     bad = [r["part"] for r in (*results, *builds) if r["status"] not in ("passed", "missing")]
     return 1 if bad else 0
+
+
+def _figures(runner: Runner, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By part, what it printed, now or in an earlier run."""
+    before = {part.name: found for part in parts() if (found := runner.known(part))}
+    return {name: r["result"] for name, r in (before | {r["part"]: r for r in results}).items()}
 
 
 def _in_short(found: dict[str, Any]) -> dict[str, Any]:

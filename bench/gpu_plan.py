@@ -20,6 +20,7 @@ class Part:
     arguments: tuple[str, ...]
     dry_arguments: tuple[str, ...]  # the same in tiny, on a CPU
     limit: float  # seconds
+    least: float = 15  # seconds without which it is not begun: it would be stopped with nothing
     brief: bool = False  # what it finds stands in the summary, not in a file of its own
 
     @property
@@ -48,21 +49,36 @@ def parts() -> tuple[Part, ...]:
         Part(
             "tests",
             "bench.gpu_tests",
-            ("--jobs", str(_TEST_JOBS), "--limit", "190"),
+            ("--jobs", str(_TEST_JOBS), "--limit", "180"),
             ("tests/kernels/test_control_ops.py",),
             limit=200,
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
         Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90),
-        Part("device_loop", "bench.device_loop", ("--budget", "65"), ("--dry-run",), limit=160),
-        Part("batching", "bench.batching", ("--budget", "40"), ("--dry-run",), limit=85),
-        Part("step_latency", "bench.step_latency", ("--budget", "100"), ("--dry-run",), limit=140),
+        Part(
+            "device_loop",
+            "bench.device_loop",
+            ("--budget", "65"),
+            ("--dry-run",),
+            limit=160,
+            least=120,
+        ),
+        Part("batching", "bench.batching", ("--budget", "40"), ("--dry-run",), limit=85, least=75),
+        Part(
+            "step_latency",
+            "bench.step_latency",
+            ("--budget", "100"),
+            ("--dry-run",),
+            limit=140,
+            least=140,
+        ),
         Part(
             "memory",
             "bench.memory",
             ("--preset", "1.5b-7b"),
             ("--preset", "tiny", "--device", "cpu"),
             limit=60,
+            least=40,
         ),
         # What it tries may leave a device in a bad state: after all that is measured.
         Part("overlap", "bench.overlap", (), ("--dry-run",), limit=45, brief=True),

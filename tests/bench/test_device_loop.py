@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bench import device_loop
+from bench.bars import LOOP
 from bench.device_loop import REJECTED
-from bench.device_loop_report import BARS, Share, bar_lines, judge
+from bench.device_loop_report import Share, bar_lines, judge
 from bench.lone_passes import LonePass, Replayer, Snapshot
 from bench.loop_runs import Run, Turns, kept_drafts, run_scene, using
 from bench.random_baseline import character_tokenizer, ids_of, text_of
@@ -57,7 +58,7 @@ def test_the_whole_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
         drafts = sum(p["count"] for p in share["passes"] if p["role"] == "draft")
         assert drafts == 20  # a pass a token, whatever is rejected
     assert all(entry["launches"] > 1 and entry["seconds"] > 0 for entry in found["returns"])
-    assert set(found["bars"]) == set(BARS)
+    assert set(found["bars"]) == set(LOOP)
     assert not found["skipped"] and "driver" in found and found["machine"]["device"]
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_nothing_is_started_when_the_budget_is_used_up(importable: Path, tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_part_is_not_begun_without_the_time_it_needs(importable: Path, tmp_path: Path) -> None:
+    long = replace(part("print('{}')", importable), least=61)
+    runs = runner(tmp_path / "out", budget=60)
+    assert runs.run(long)["status"] == "no time"
+    assert runs.run(replace(long, least=10))["status"] == "passed"
+    assert all(p.least <= p.limit for p in parts())
+
+
+def test_bars_use_what_an_earlier_run_found(tmp_path: Path) -> None:
+    runs = runner(tmp_path)
+    control = {"part": "control", "status": "passed", "result": {"ops": []}}
+    (tmp_path / "control.json").write_text(json.dumps(HERE.as_dict() | control))
+    now = [{"part": "kernels", "status": "failed", "result": {"whole_model": {}}}]
+    assert gpu._figures(runs, now) == {"control": {"ops": []}, "kernels": {"whole_model": {}}}
+
+
 def test_a_finished_part_is_not_run_again(importable: Path, tmp_path: Path) -> None:
     count = tmp_path / "count"
     code = f"open({str(count)!r}, 'a').write('x')\nprint('{{}}')"
@@ -129,6 +146,10 @@ def test_dry_run_walks_the_whole_plan(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == (present - brief) | {"summary"}
     assert summary["parts"]["overlap"]["result"]["works"] is True
     assert "result" not in summary["parts"]["memory"]
+    judged = {bar["name"]: bar for bar in summary["bars"]}
+    assert judged["rollback, 16 slots"]["found"] > 0
+    assert judged["host launches a step, device loop"]["met"] is not None
+    assert "rollback, 16 slots" in done.stdout
     assert all(built["status"] == "passed" for built in summary["builds"])
 
 
@@ -196,11 +217,14 @@ def test_nothing_outlives_a_run_of_tests_that_is_stopped(
 def test_what_is_compiled_beforehand() -> None:
     pytest.importorskip("triton")
     found = precompile.wanted(90)
-    assert {entry.shape for entry in found} == {*precompile.SHAPES, "16 slots"}
+    slots = {f"{count} slots" for count in (*precompile.SLOTS, 16)}
+    assert {entry.shape for entry in found} == {*precompile.SHAPES, *slots}
     ops = {entry.op for entry in found}
     assert ops >= {"rollback", "paged_attention", "lm_head"}
     assert ops >= {"plan_most_ready", "plan_every_role", "plan_lock_step"}
-    assert [entry.op for entry in precompile.wanted(90, "rollback")] == ["rollback"]
+    rollbacks = precompile.wanted(90, "rollback")
+    assert [entry.op for entry in rollbacks] == ["rollback"] * len(slots)
+    assert {entry.shape for entry in rollbacks} == slots
     early = [entry for entry in found if entry.overlap]
     assert {entry.num_rows for entry in early} == {1, 2, 4, 8, 16}
     assert {entry.shape for entry in early} == set(precompile.SHAPES)
