@@ -22,6 +22,7 @@ from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.mailbox import open_mailbox
 from rsd_engine.memory.page_pool import PagedKV, PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import build_automaton
 from rsd_engine.steps.policies import Policy, check_policy
 from rsd_engine.steps.tables import build_step_tables
@@ -75,6 +76,7 @@ def build_engine(
         check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
     check_policy(policy)
+    check_dtype(dtype)
     delimiters = (step_delimiters,) if isinstance(step_delimiters, str) else step_delimiters or ()
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = _device(device)

@@ -31,6 +31,17 @@ Source = str | Path | Checkpoint
 """A folder, hub id or GGUF file, or a checkpoint that was opened already."""
 
 
+_WRITERS = {"draft": Role.DRAFT, "target": Role.TARGET}
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """What a draft or target writes in."""
+
+    tokenizer: Any
+    vocabulary: Vocabulary
+
+
 @dataclass(frozen=True)
 class WriterModel:
     """A draft or target model with what belongs to it."""
@@ -122,13 +133,13 @@ def load_models(
         name: _open(name, source, revision) for name, source in given.items() if source is not None
     }
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
+    tokens = {name: _read_tokens(name, opened[name]) for name in _WRITERS if name in opened}
+    if len(tokens) == 2:  # before the weights, which take long
+        _check_same_tokens(tokens["draft"], tokens["target"])
     writers = {
-        role: _load_writer(name, opened[name], options)
-        for name, role in (("draft", Role.DRAFT), ("target", Role.TARGET))
-        if name in opened
+        _WRITERS[name]: _load_writer(name, opened[name], found, options)
+        for name, found in tokens.items()
     }
-    if len(writers) == 2:
-        _check_same_tokens(writers[Role.DRAFT], writers[Role.TARGET])
     reward_model = None
     if "prm" in opened:
         reward_model = _load_prm(opened["prm"], writers[Role.TARGET], options)
@@ -144,14 +155,20 @@ def _open(name: str, source: Source, revision: str | None) -> Checkpoint:
         return open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
 
 
-def _load_writer(name: str, checkpoint: Checkpoint, options: dict[str, Any]) -> WriterModel:
-    with _naming(name), _fitting(name, checkpoint, options["device"]):
+def _read_tokens(name: str, checkpoint: Checkpoint) -> _Tokens:
+    with _naming(name):
         tokenizer = load_tokenizer(checkpoint)
+        return _Tokens(tokenizer, read_vocabulary(tokenizer))
+
+
+def _load_writer(
+    name: str, checkpoint: Checkpoint, tokens: _Tokens, options: dict[str, Any]
+) -> WriterModel:
+    with _naming(name), _fitting(name, checkpoint, options["device"]):
         model = load_language_model(checkpoint, **options)
         _say(name, checkpoint, model)
-        return WriterModel(
-            model, tokenizer, read_vocabulary(tokenizer), load_generation_config(checkpoint) or {}
-        )
+        generation_config = load_generation_config(checkpoint) or {}
+        return WriterModel(model, tokens.tokenizer, tokens.vocabulary, generation_config)
 
 
 def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
@@ -167,7 +184,7 @@ def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, An
         )
 
 
-def _check_same_tokens(draft: WriterModel, target: WriterModel) -> None:
+def _check_same_tokens(draft: _Tokens, target: _Tokens) -> None:
     shared = range(min(draft.vocabulary.num_tokens, target.vocabulary.num_tokens))
     ours, theirs = draft.vocabulary.special_text, target.vocabulary.special_text
     clash = [i for i in shared if ours.get(i) != theirs.get(i)]

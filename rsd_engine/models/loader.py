@@ -96,6 +96,12 @@ def load_reward_model(
     return RewardModel(decoder, head)
 
 
+def check_dtype(dtype: str | torch.dtype) -> None:
+    """Raises ValueError unless `dtype` is "auto", one of the names in `DTYPES` or such a dtype."""
+    if dtype not in ("auto", *DTYPES, *DTYPES.values()):
+        raise ValueError(f"dtype={dtype!r} is not supported; auto or one of {', '.join(DTYPES)}")
+
+
 def resolve_dtype(
     dtype: str | torch.dtype, config: ModelConfig, device: torch.device
 ) -> torch.dtype:
@@ -105,15 +111,12 @@ def resolve_dtype(
     and emulating it makes a prompt several times slower than fp32 does.
 
     Raises:
-        ValueError: if `dtype` is none of "auto", the names in `DTYPES` and their torch dtypes.
+        ValueError: see `check_dtype`.
     """
+    check_dtype(dtype)
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else config.dtype
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return DTYPES[dtype]
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    raise ValueError(f"dtype={dtype!r} is not supported; auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def _allocate(

@@ -89,6 +89,13 @@ def test_bad_checkpoints(
         assert word in str(error.value)
 
 
+def test_tokenizers_are_compared_before_weights_are_read(copies: TinyModels) -> None:
+    other_tokenizer(copies)
+    (copies.draft / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="must share one tokenizer"):
+        open_engine(copies)
+
+
 def test_the_copies_are_good_before_they_are_broken(copies: TinyModels) -> None:
     open_engine(copies)
 
@@ -128,6 +135,13 @@ def test_bad_engine_arguments(
         open_engine(tiny, **options)
     for word in words:
         assert word in str(error.value)
+
+
+def test_arguments_are_checked_before_a_model_is_looked_for() -> None:
+    """A hub id would be downloaded first."""
+    for options in ({"dtype": "fp16"}, {"max_num_seqs": 0}, {"policy": 1}, {"executor": "x"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Engine(target="no-such-owner/no-such-model", device="cpu", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("roles", [(), ("prm",), ("draft", "target"), ("draft", "prm")])
