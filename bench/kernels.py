@@ -30,7 +30,6 @@ from rsd_kernels.launch_registry import ModelShape
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
 _OF_MODEL = {
     "ours": "ours",
-    "ours, early": "early",
     "ours, qkv in two launches": "qkv in two",
     "ours, launched by the host": "by the host",
     "torch ops": "torch ops",
@@ -126,31 +125,51 @@ def early_lines(name: str, early: dict[str, Any]) -> list[str]:
 
 
 def run(setting: Setting) -> dict[str, Any]:
+    """What the bars need first; what may leave a device unfit for use last.
+
+    A line of JSON is printed on the way, in case that this is stopped, or the device is lost.
+    """
     bandwidth = read_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
     print(f"ceiling: {bandwidth / 1e9:.0f} GB/s read from memory; CUDA library: "
           f"{cuda_library.status()}\n")  # fmt: skip
-    result: dict[str, Any] = {"bandwidth_bytes_per_second": bandwidth, "ops": {}, "winners": {}}
     attempts = Attempts()
-    decoded = attempts.run_all(
+    result: dict[str, Any] = {
+        "bench": "kernels", "dtype": str(setting.dtype), "bandwidth_bytes_per_second": bandwidth,
+        "whole_model": {}, "ops": {}, "winners": {}, "early": {}, "failed": attempts.failed,
+    }  # fmt: skip
+    result["whole_model"] = decoded = attempts.run_all(
         (name, partial(model_decode.measure, setting, shape, 1, bandwidth))
         for name, shape in setting.shapes.items()
     )
     print(model_table(decoded))
-    for name, entry in decoded.items():
-        print("\n".join(early_lines(name, entry["early"])), flush=True)
+    report.print_json(result)
     for name, shape in setting.shapes.items():
-        entries = attempts.run_all(
-            (f"{name}, {case.op}, {case.num_rows} rows", partial(measure, case, setting, bandwidth))
-            for case in cases(setting, shape)
-        )
-        measured = list(entries.values())
-        print(f"\n{name}, {setting.context} tokens of context, {setting.dtype}")
-        print(table(measured), flush=True)
+        measured = _ops(attempts, name, shape, setting, bandwidth)
         result["ops"][name] = measured
         result["winners"][name] = winners(measured)
-        print("\nfastest of ours: " + "; ".join(f"{k}: {v}" for k, v in winners(measured).items()))
-    result |= {"whole_model": decoded, "failed": attempts.failed}
-    return {"bench": "kernels", "dtype": str(setting.dtype), **result}
+    report.print_json(result)
+    result["early"] = attempts.run_all(
+        (f"{name}, early", partial(model_decode.measure_early, setting, shape, 1, bandwidth))
+        for name, shape in setting.shapes.items()
+    )
+    for name, early in result["early"].items():
+        print(*early_lines(name, early), sep="\n", flush=True)
+    return result
+
+
+def _ops(
+    attempts: Attempts, name: str, shape: ModelShape, setting: Setting, bandwidth: float
+) -> list[dict[str, Any]]:
+    """Every op of one model, with its table."""
+    entries = attempts.run_all(
+        (f"{name}, {case.op}, {case.num_rows} rows", partial(measure, case, setting, bandwidth))
+        for case in cases(setting, shape)
+    )
+    measured = list(entries.values())
+    print(f"\n{name}, {setting.context} tokens of context, {setting.dtype}")
+    print(table(measured), flush=True)
+    print("\nfastest of ours: " + "; ".join(f"{k}: {v}" for k, v in winners(measured).items()))
+    return measured
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,14 +1,15 @@
 """One decode token of a whole model with random weights: its share of the memory bandwidth.
 
-At batch 1 a token can be no faster than the weights and its K and V can be read. "early" is the
-same pass with kernels that start while the one before them runs; its logits must have the same bits
-before it is timed.
+At batch 1 a token can be no faster than the weights and its K and V can be read. `measure_early` is
+about the same pass with kernels that start while the one before them runs; its logits must have the
+same bits before it is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,45 +38,89 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     Raises:
         Mismatch: if the logits are not those of the PyTorch twins.
     """
-    config, weights = random_weights(setting, shape)
-    scene = decode_scene(setting, shape, num_rows, copies=shape.num_layers)
-    out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
-    ours = _runner(_model(config, weights, setting, num_rows), scene, out[0])
-    twins = _model(config, weights, setting, num_rows)
+    decoding = _Decoding.of(setting, shape, num_rows)
+    scene, out = decoding.scene, decoding.out
+    twins, in_pieces = decoding.model(), decoding.model()
     twins.decoder.ops = REFERENCE
-    plain = _runner(twins, scene, out[1])
-    error = _gate(ours, plain, out)
-    in_pieces = _model(config, weights, setting, num_rows)
     ops = in_pieces.decoder.ops
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
-    calls = Calls(switched(ours, early=False))
-    early = {name: Calls(switched(ours, early=True, ahead=n)) for name, n in VARIANTS.items()}
-    refused = _refused(calls, early, scene, out[0])
-    contenders = {
-        "ours": calls,
-        "ours, launched by the host": replace(calls, captured=False),
-        "ours, qkv in two launches": Calls(
-            switched(_runner(in_pieces, scene, out[0]), early=False)
-        ),
-        "torch ops": Calls(plain, captured=False),
-        **{name: early[name] for name in early if name not in refused},
-    }
-    runs = max(2, setting.runs // 2)
-    timings = alternate_calls(contenders, device=setting.device, copies=_CALLS, runs=runs)
-    num_bytes = weights.nbytes + kv_bytes(setting, shape, num_rows)
+    plain = _runner(twins, scene, out[1])
+    error = _gate(decoding.ours, plain, out)
+    calls = Calls(switched(decoding.ours, early=False))
+    in_two_calls = Calls(switched(_runner(in_pieces, scene, out[0]), early=False))
+    timings = decoding.time(
+        {
+            "ours": calls,
+            "ours, launched by the host": replace(calls, captured=False),
+            "ours, qkv in two launches": in_two_calls,
+            "torch ops": Calls(plain, captured=False),
+        }
+    )
     seconds = timings["ours"].median
     return {
         "rows": num_rows,
         "context": setting.context,
-        "num_bytes": num_bytes,
-        "ceiling_us": 1e6 * num_bytes / bandwidth,
-        "share_of_bandwidth": num_bytes / bandwidth / seconds,
+        "num_bytes": decoding.num_bytes,
+        "ceiling_us": 1e6 * decoding.num_bytes / bandwidth,
+        "share_of_bandwidth": decoding.num_bytes / bandwidth / seconds,
         "tokens_per_second": num_rows / seconds,
         "relative_error": error,
         "us": {name: 1e6 * timing.median for name, timing in timings.items()},
         "spread": {name: timing.spread for name, timing in timings.items()},
-        "early": _early_beside_plain(timings, refused, num_bytes / bandwidth),
     }
+
+
+def measure_early(
+    setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
+) -> dict[str, Any]:
+    """The same token by kernels that start early, beside those that do not.
+
+    Apart from `measure`, since such kernels may hang a device, or leave it unfit for use.
+    """
+    decoding = _Decoding.of(setting, shape, num_rows)
+    calls = Calls(switched(decoding.ours, early=False))
+    early = {
+        name: Calls(switched(decoding.ours, early=True, ahead=ahead))
+        for name, ahead in VARIANTS.items()
+    }
+    refused = _refused(calls, early, decoding.scene, decoding.out[0])
+    timed = {name: early[name] for name in early if name not in refused}
+    timings = decoding.time({"ours": calls, **timed}) if timed else {}
+    return _early_beside_plain(timings, refused, decoding.num_bytes / bandwidth)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A model with random weights, and sequences that decode one token each."""
+
+    setting: Setting
+    config: ModelConfig
+    weights: DecoderWeights
+    scene: Scene
+    out: Tensor  # [2, num_rows, vocab] logits: of ours, and of what stands beside it
+    num_bytes: int  # that a token reads
+
+    @classmethod
+    def of(cls, setting: Setting, shape: ModelShape, num_rows: int) -> _Decoding:
+        config, weights = random_weights(setting, shape)
+        scene = decode_scene(setting, shape, num_rows, copies=shape.num_layers)
+        out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
+        num_bytes = weights.nbytes + kv_bytes(setting, shape, num_rows)
+        return cls(setting, config, weights, scene, out, num_bytes)
+
+    @cached_property
+    def ours(self) -> Callable[[int], None]:
+        return _runner(self.model(), self.scene, self.out[0])
+
+    def model(self) -> LanguageModel:
+        num_rows = self.scene.batch.num_rows
+        context = self.setting.context
+        decoder = Decoder(self.config, self.weights, max_rows=num_rows, max_positions=context)
+        return LanguageModel(decoder, self.weights.embedding)
+
+    def time(self, contenders: dict[str, Calls]) -> dict[str, Timing]:
+        runs = max(2, self.setting.runs // 2)
+        return alternate_calls(contenders, device=self.setting.device, copies=_CALLS, runs=runs)
 
 
 def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, DecoderWeights]:
@@ -108,13 +153,6 @@ def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, De
 def kv_bytes(setting: Setting, shape: ModelShape, num_rows: int) -> int:
     token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * setting.dtype.itemsize
     return num_rows * setting.context * token
-
-
-def _model(
-    config: ModelConfig, weights: DecoderWeights, setting: Setting, num_rows: int
-) -> LanguageModel:
-    decoder = Decoder(config, weights, max_rows=num_rows, max_positions=setting.context)
-    return LanguageModel(decoder, weights.embedding)
 
 
 def _runner(model: LanguageModel, scene: Scene, out: Tensor) -> Callable[[int], None]:
@@ -150,6 +188,7 @@ def _early_beside_plain(
         "refused": refused,
         "times_faster": times,
         "share_of_bandwidth": {name: least / taken for name, taken in seconds.items()},
+        "us": {name: 1e6 * timing.median for name, timing in timings.items()},
         "best": best,
         "faster": best is not None and times[best] > 1,
     }

@@ -51,6 +51,23 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
         1e6 * whole["num_bytes"] / found["bandwidth_bytes_per_second"], rel=1e-3
     )
     assert set(found["winners"]["tiny"].values()) == {"ours"}
+    assert set(found["early"]) == {"tiny, early"}
+
+
+def test_whole_models_are_told_before_what_may_break_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is stopped on the way has printed what the bars need."""
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels, "measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main(["--dry-run"])
+    found = last_json(capsys)
+    assert found["whole_model"]["tiny"]["share_of_bandwidth"] > 0
+    assert found["ops"] == {} and found["failed"] == []
 
 
 def test_an_op_that_fails_does_not_stop_the_others(
