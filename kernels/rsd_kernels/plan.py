@@ -55,10 +55,24 @@ MAX_WARPS_ROWS = 64  # rows up to which one warp fills a pass
 
 
 @triton.jit
+def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
+    """One thread's word for every thread.
+
+    Each has loaded it for itself, perhaps on either side of the host's write, and warps that do not
+    agree on whether to return would wait for each other at different barriers. A store of a scalar
+    is one thread's; `pass_role` is written anew where the plan ends.
+    """
+    tl.store(state.pass_role, asked)
+    tl.debug_barrier()
+    return tl.load(state.pass_role)
+
+
+@triton.jit
 def _must_return(
     state: tl.tuple, b_slot: tl.tensor, m_slot: tl.tensor, tick: tl.tensor
 ) -> tl.tensor:
     """Asked to, a slot waits for the host, or the tick cap or the end of the log is near."""
+    asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
@@ -66,9 +80,9 @@ def _must_return(
     b_tokens = b_length - b_committed + _CUT_TOKENS
     b_words = b_tokens * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
-    asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
     waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))
+    asked = _same_for_all(state, asked)
     return (
         (asked == _RETURN)
         | ((asked == _RETURN_WHEN_FREE) & (done == 1))
@@ -148,7 +162,7 @@ def _choose(
         chosen = tl.where(seqs > 0, role, chosen)
         best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
     if seqs > 0:
-        tl.debug_barrier()  # every warp has read what the scalars below overwrite
+        # `pack` has a barrier: every warp has read what the scalars below overwrite.
         tl.store(state.num_free, num_free)
         tl.store(state.num_rows, rows)
         tl.store(state.num_seqs, seqs)

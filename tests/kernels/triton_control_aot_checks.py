@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from rsd_kernels import aot
@@ -18,3 +20,21 @@ LAUNCHES |= {name: launch for name, launch in ALL.items() if name.startswith("pl
 def test_compiles(name: str, capability: int) -> None:
     usage = aot.usage(aot.compile_launch(LAUNCHES[name], capability))
     assert usage.stack_bytes == 0, f"{name} spills: {usage}"
+
+
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("plan_")])
+def test_what_the_host_asks_is_the_same_for_every_thread_of_the_plan(name: str) -> None:
+    """It is loaded by all of them, and the host writes at any time: only one load may be used."""
+    ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])
+    [loaded] = re.findall(r"ld\.volatile\.global\.b32 \{ (%r\d+) \}", ptx)
+    _, _, after = ptx.partition(f"{{ {loaded} }}")
+    used = re.findall(rf"^.*{loaded}\b.*$", after, re.MULTILINE)
+    assert len(used) == 1 and re.search(rf"@%p\d+ st\.global\.b32 .* \{{ {loaded} \}}", used[0])
+    stored = after.index(used[0])
+    assert stored < after.index("bar.sync", stored) < after.index("bra", stored)
+
+
+def test_relu_keeps_nan() -> None:
+    """max.f32 would drop it, and leave a reward that looks like any other."""
+    ptx = str(aot.compile_launch(LAUNCHES["_inner_kernel"], 90).asm["ptx"])
+    assert "setp.lt.f32" in ptx and "max" not in ptx
