@@ -167,6 +167,7 @@ def _attend_kernel(
         # A split in which a row sees no key says so by -inf; the rest of it is not read.
         num_q_heads = tl.num_programs(1) * GROUP
         o_part = (o_row.to(tl.int64) * num_q_heads + o_head) * NUM_SPLITS + i_split
+        b_max = tl.where(b_sum == b_sum, b_max, float("nan"))  # which tl.max drops on a device
         tl.store(part_max + o_part, b_max, mask=m_m)
         if i_first < i_end:
             tl.store(part_sum + o_part, b_sum, mask=m_m)

@@ -107,7 +107,8 @@ def _inner_kernel(
         b_inner = tl.dot(b_x, b_w, b_inner, input_precision="ieee")
     b_scale = tl.rsqrt(b_square / WIDTH + eps)
     b_b1 = tl.load(inner_bias + o_unit, mask=m_unit, other=0.0).to(tl.float32)
-    b_inner = tl.maximum(b_inner * b_scale[:, None] + b_b1[None, :], 0.0)
+    b_inner = b_inner * b_scale[:, None] + b_b1[None, :]
+    b_inner = tl.where(b_inner < 0.0, 0.0, b_inner)  # keeps NaN, which tl.maximum drops on a device
     b_c0 = tl.load(classes + o_unit, mask=m_unit, other=0.0).to(tl.float32)
     b_c1 = tl.load(classes + num_inner + o_unit, mask=m_unit, other=0.0).to(tl.float32)
     p_part = scratch + (i_block * max_lanes + b_lane) * 2

@@ -259,6 +259,18 @@ def test_a_bug_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
         check(case, wrong_kernel)
 
 
+def test_nan_in_k_is_not_lost(tmp_path: Path) -> None:
+    """Also where a split of the keys has nothing else, whose largest score is then -inf."""
+    case = Case([(1, 110)], num_q_heads=2, num_kv_heads=1, head_dim=16)
+    for token in range(16):  # the keys of the first split
+        page = int(case.table[case.batch.seq_slot[0], token // case.tokens_per_page])
+        case.k[page, token % case.tokens_per_page] = torch.nan
+    assert bool(case.by_kernel(kernel).isnan().all())
+    if INTERPRETED:
+        wrong = broken(kernel, tmp_path, "tl.where(b_sum == b_sum, b_max", "tl.where(True, b_max")
+        assert bool(case.by_kernel(wrong).isfinite().all())
+
+
 def test_scratch_that_is_too_small_is_refused() -> None:
     case = Case([(1, 9)])
     key_map = AttentionMap(case.batch, case.table, 5, None, (), torch.empty(3))

@@ -97,8 +97,9 @@ def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: 
         assert int(accept[s]) == int(float(uniform[s]) < probability)
 
 
-def test_a_reward_that_is_no_number_is_never_accepted() -> None:
-    head = value_head(16, torch.float32, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
+    head = HEADS[kind](16, torch.float32, torch.Generator().manual_seed(0))
     hidden = torch.full((5, 16), torch.nan, device=DEVICE)
     reward = torch.zeros(5, device=DEVICE)
     accept = torch.ones(5, dtype=torch.int32, device=DEVICE)
