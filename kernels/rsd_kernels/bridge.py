@@ -141,6 +141,7 @@ def bridge_kernel(
                 word = before + merge_word(tail, p_word + before, size, CHUNK)
         stop = _write_row(state, tables, slot, first, last - first, p_word, word, CHUNK)
         fits = stop <= state.prm_row_len
+        tl.debug_barrier()  # every thread has read how the step ended
         tl.store(state.prm_length + slot, stop, mask=fits)
         tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_row_len)
 

@@ -144,6 +144,7 @@ def _replace_pair(
     p_word: tl.tensor, size: tl.tensor, place: tl.tensor, made: tl.tensor, CHUNK: tl.constexpr
 ) -> None:
     """`made` instead of the two ids at `place`; the rest moves up."""
+    tl.debug_barrier()  # every thread has looked at the word as it was
     tl.store(p_word + place, made)
     done = place + 1
     while done < size - 1:

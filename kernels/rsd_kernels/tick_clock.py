@@ -17,9 +17,9 @@ def begin_tick(state: tl.tuple, tick: tl.tensor, CLOCK: tl.constexpr) -> None:
     if CLOCK:
         now = globaltimer()
         idle = tl.load(state.idle_nanoseconds) + now - tl.load(state.tick_end)
-        tl.store(state.idle_nanoseconds, idle, mask=tick > 1)
         spent = tl.load(state.tick_nanoseconds) - now
         tl.debug_barrier()
+        tl.store(state.idle_nanoseconds, idle, mask=tick > 1)
         tl.store(state.tick_nanoseconds, spent)
 
 
