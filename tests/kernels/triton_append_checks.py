@@ -241,21 +241,26 @@ def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str, pieces: int) -> N
     assert Finish.ERROR in {finish for _, finish, _ in seen}
 
 
+def an_ended_step(made: Family, word: str, prm_row_len: int) -> SlotState:
+    """One slot whose step is a word, a byte a token, and then a token of `.` and a blank line."""
+    byte = {data: i for i, data in enumerate(made.vocabulary.token_bytes) if len(data) == 1}
+    ids = [byte[c.encode()] for c in word]
+    ended = next(i for i, data in enumerate(made.vocabulary.token_bytes) if data == b".\n\n")
+    state = SlotState.allocate(SlotLimits(1, 1300, prm_row_len, 4, 8, 64), CPU)
+    state.tokens[0, : len(ids) + 1] = torch.tensor([*ids, ended])
+    state.length.fill_(len(ids) + 1)
+    state.ended.fill_(1)
+    state.match_bytes.fill_(2)
+    return state
+
+
 def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that is merged anew in more than one turn, and one too long for it."""
     made = FAMILIES["qwen"]
     assert made.tail is not None
     merged = count_merged_words(monkeypatch)
-    byte = {data: i for i, data in enumerate(made.vocabulary.token_bytes) if len(data) == 1}
     for word in ("$}" * 70 + "$", "$" * 200 + ".", ".)" * 600):
-        ids = [byte[c.encode()] for c in word]
-        ended = next(i for i, data in enumerate(made.vocabulary.token_bytes) if data == b".\n\n")
-        limits = SlotLimits(1, 1300, 1300, 4, 8, 64)
-        state = SlotState.allocate(limits, CPU)
-        state.tokens[0, : len(ids) + 1] = torch.tensor([*ids, ended])
-        state.length.fill_(len(ids) + 1)
-        state.ended.fill_(1)
-        state.match_bytes.fill_(2)
+        state = an_ended_step(made, word, 1300)
         theirs = copied(state)
         bridge_twin.bridge(state, made.tables, made.tail)
         bridge_kernel.bridge(theirs, copied(made.tables), copied(made.tail))

@@ -1,0 +1,24 @@
+"""Where kernels are interpreted, every check also looks for what only a device would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+
+from tests.kernels.triton_child import INTERPRETED
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Races are found, and values are as unkind as there."""
+    if not INTERPRETED:
+        yield
+        return
+    from tests.kernels.interpreter_races import watching
+    from tests.kernels.interpreter_values import as_on_a_device
+
+    watches_itself = getattr(request.module, "WATCHES_ITSELF", False)
+    with as_on_a_device(), nullcontext() if watches_itself else watching():
+        yield

@@ -1,0 +1,236 @@
+"""Races of the kernels, and whether one would be found. Run by `test_triton_races.py`.
+
+`conftest` watches every other file of checks in the interpreter too; here barriers are left out,
+and the programs of a launch run in other orders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+
+from rsd_kernels import (
+    attention_tiles,
+    bridge,
+    paged_attention,
+    plan,
+    reward,
+    reward_accept,
+    reward_scores,
+    rms_norm,
+    rollback,
+    settle,
+    tick_clock,
+)
+from rsd_kernels.control_launches import control_launches
+from rsd_kernels.embedding import embed
+from rsd_kernels.launch_registry import MODEL_SHAPES, forward_launches
+from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.sample_append import sample_append
+from rsd_kernels.slot_state import NUM_ROLES, Finish, HostRequest, Phase, SlotLimits, SlotState
+from tests.kernels import (
+    triton_append_checks,
+    triton_attention_checks,
+    triton_control_checks,
+    triton_linear_checks,
+    triton_qkv_checks,
+    triton_reward_checks,
+    triton_sample_checks,
+)
+from tests.kernels.interpreter_races import watching
+from tests.kernels.race_rules import Race
+from tests.kernels.triton_child import broken
+from tests.kernels.triton_shadow import run_shadowed
+
+WATCHES_ITSELF = True
+CPU = torch.device("cpu")
+KERNELS = Path(str(rollback.__file__)).parent
+
+
+@pytest.fixture
+def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels stamp their times as on a device, with a clock of whole numbers."""
+    ticks = itertools.count(1000)
+    for module in (plan, settle, reward):
+        monkeypatch.setattr(module, "interpreting", lambda: False)
+    for module in (plan, tick_clock):
+        monkeypatch.setattr(module, "globaltimer", lambda: tl.full((), next(ticks), tl.int64))
+
+
+def barriers() -> set[tuple[str, int]]:
+    """Every `tl.debug_barrier` of the kernels."""
+    return {
+        (path.name, number)
+        for path in KERNELS.glob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "tl.debug_barrier()" in line
+    }
+
+
+def rare_steps() -> None:
+    """Words that are merged anew, a PRM row that is full, a reward that is no number."""
+    made = triton_append_checks.FAMILIES["math"]
+    assert made.tail is not None
+    for word in ("}$)", ""):
+        state = triton_append_checks.an_ended_step(made, word, 100)
+        bridge.bridge(state, triton_append_checks.two_for_one(made.tables), made.tail)
+    state = triton_append_checks.an_ended_step(made, "a" * 9, 3)
+    state.match_bytes.zero_()
+    bridge.bridge(state, made.tables, made.tail)
+    assert int(state.finish) == Finish.PRM_FULL
+    state.phase.fill_(Phase.SCORE)
+    batch = RowBatch.allocate(1, 1, CPU)
+    batch.seq_complete.fill_(1)
+    state.num_seqs.fill_(1)
+    settle.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
+    assert int(state.nan_rewards) == 1
+
+
+def rare_plans() -> None:
+    """Pages that are short, and a host that wants to be returned to."""
+    state = SlotState.allocate(SlotLimits(3, 8, 8, 4, 8, 1000), CPU)
+    state.phase.fill_(Phase.DRAFT)
+    state.active.fill_(1)
+    state.length.fill_(5)
+    state.tick_cap.fill_(9)
+    state.num_free.fill_(4)
+    batch = RowBatch.allocate(16, 3, CPU)
+    plan.plan(state, batch, (2, 2, 2))
+    assert state.short.tolist() == [0, 1, 1]
+    state.host_request.fill_(HostRequest.RETURN)
+    plan.plan(state, batch, (2, 2, 2))
+    assert int(state.pass_role) == NUM_ROLES
+
+
+def rare_draws() -> None:
+    """A draw from the whole vocabulary, with logprobs, where the output may not stop yet."""
+    state = triton_sample_checks.a_state(1, 0)
+    for name, value in (("repetition_penalty", 1), ("temperature", 1), ("top_p", 1), ("top_k", 0)):
+        getattr(state, name).fill_(value)
+    state.num_logprobs.fill_(2)
+    state.min_length.fill_(triton_sample_checks.ROW)
+    logits = triton_sample_checks.some_logits(1, 70, 1.0, 0)
+    triton_sample_checks.sampled(state, triton_sample_checks.a_batch(state, 0), logits)
+
+
+@pytest.mark.usefixtures("with_clocks")
+def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is missing is therefore found, in scenes that meet all of them."""
+    control = {
+        "plan": plan.plan, "advance": plan.advance, "settle": settle.settle,
+        "decide": settle.decide, "truncate_kv": rollback.truncate_kv,
+        "sample_append": sample_append, "bridge": bridge.bridge,
+    }  # fmt: skip
+    with watching(try_without_barriers=True) as watch:
+        run_shadowed(monkeypatch, control, 1, count=3)
+        triton_sample_checks.test_the_tokens_and_logprobs_of_the_twin(70, 2.0, 1)
+        rare_steps()
+        rare_plans()
+        rare_draws()
+    assert watch.barriers.keys() == barriers()
+    assert [where for where, needed in watch.barriers.items() if not needed] == []
+
+
+def forwards() -> None:
+    """Small cases of the kernels of a forward, of sampling and of rewards."""
+    table, token = torch.randn(5, 1500), torch.tensor([4, 9, 0], dtype=torch.int32)
+    embed(table, token, out=torch.empty(3, 1500))
+    triton_linear_checks.test_rms_norm(3, 24, torch.float32)
+    triton_linear_checks.test_last_rows_norm(torch.float32)
+    triton_linear_checks.test_silu_mul(1100, torch.float32)
+    triton_linear_checks.test_a_residual_may_be_the_output(1)
+    triton_linear_checks.test_a_residual_may_be_the_output(5)
+    triton_linear_checks.test_norm_gate_up(2, 33, 515, " bias")
+    for name in ("three rows", "norm of heads"):  # one launch, and two
+        case = triton_qkv_checks.Case(**triton_qkv_checks.CASES[name])
+        triton_qkv_checks.check(case, torch.float32)
+    triton_attention_checks.check(triton_attention_checks.CASES["chunks"])
+    for kind in triton_reward_checks.HEADS:
+        triton_reward_checks.test_reward_and_accept(kind, torch.float32, 17, 40)
+    triton_sample_checks.test_the_tokens_and_logprobs_of_the_twin(70, 2.0, 1)
+
+
+def wide_kernels() -> set[str]:
+    """Every kernel that ships with more than one program."""
+    shape = MODEL_SHAPES["Qwen2.5-0.5B"]
+    launches = [s.launch for rows in (1, 256) for s in forward_launches("", shape, rows)]
+    launches += control_launches().values()
+    return {launch.kernel.__name__ for launch in launches if math.prod(launch.grid) > 1}
+
+
+def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backwards and shuffled they leave the same bits."""
+    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    with watching(orders=True) as watch:
+        forwards()
+        bridges()
+    assert watch.reordered >= wide_kernels()
+
+
+def bridges() -> None:
+    """Two slots whose steps end with the same word."""
+    made = triton_append_checks.FAMILIES["math"]
+    assert made.tail is not None
+    one = triton_append_checks.an_ended_step(made, "}$)", 100)
+    two = SlotState.allocate(SlotLimits(2, 1300, 100, 4, 8, 64), CPU)
+    for name in ("tokens", "length", "ended", "match_bytes"):
+        getattr(two, name).copy_(getattr(one, name).expand_as(getattr(two, name)))
+    bridge.bridge(two, made.tables, made.tail)
+    assert torch.equal(two.prm_tokens[0], two.prm_tokens[1])
+
+
+def cut_back(module: Any) -> None:
+    sizes = (3, 4)
+    module.rollback(**triton_control_checks._paged(2, 9, sizes, 0), tokens_per_page=sizes)
+
+
+def normed(module: Any) -> None:
+    module.rms_norm(torch.randn(4, 24), torch.ones(24), 1e-6)
+
+
+def attended(module: Any) -> None:
+    triton_attention_checks.check(triton_attention_checks.CASES["chunks"], module)
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong", "run"),
+    [
+        (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
+        (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
+        (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
+        (paged_attention, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
+    ],
+    ids=["no barrier", "one row of two programs", "no mask", "one part of all splits"],
+)
+def test_a_race_in_a_kernel_is_found(
+    module: Any,
+    right: str,
+    wrong: str,
+    run: Callable[[Any], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    with watching():
+        run(module)
+        with pytest.raises(Race):
+            run(broken(module, tmp_path, right, wrong))
+
+
+def test_relu_by_maximum_would_hide_a_hidden_row_of_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = triton_reward_checks.test_a_reward_that_is_no_number_is_never_accepted
+    check("classes")
+    right, wrong = "tl.where(b_inner < 0.0, 0.0, b_inner)", "tl.maximum(b_inner, 0.0)"
+    module = broken(reward_scores, tmp_path, right, wrong)
+    monkeypatch.setattr(reward_accept, "inner_launch", module.inner_launch)
+    with pytest.raises(AssertionError):
+        check("classes")
