@@ -244,15 +244,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 require_same_text(bench, baseline)
             fill_pages(engine)
             bench.start_clock()
-            _measure(bench, baseline)
+            try:
+                _measure_bars(bench, baseline)
+                _tell(bench)  # in case that this is stopped later, or the device is lost
+                _measure_more(bench, baseline)
+            finally:
+                _tell(bench)
         finally:
             for name in options.executors[1:]:  # the first is the engine's own
                 bench.executors[name].close()
-    _tell(bench)
 
 
-def _measure(bench: Bench, baseline: Baseline) -> None:
-    """What matters most first; later rounds repeat what there is time for."""
+def _measure_bars(bench: Bench, baseline: Baseline) -> None:
+    """What the bars need, once."""
     replayer = Replayer(bench.engine._built.core.loop)
     for share in bench.shares:
         bench.run_executors(share)
@@ -261,6 +265,10 @@ def _measure(bench: Bench, baseline: Baseline) -> None:
     replayer.close()
     for share in bench.shares:
         bench.run_baseline(share, baseline)
+
+
+def _measure_more(bench: Bench, baseline: Baseline) -> None:
+    """Larger batches, and rounds that repeat what there is time for."""
     for slots in bench.options.returns:
         bench.count_returns(slots)
     singles = tuple(bench.shares)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,6 +63,25 @@ def test_the_whole_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
     assert not found["skipped"] and "driver" in found and found["machine"]["device"]
 
 
+def test_what_was_measured_is_told_before_and_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Any] = []
+
+    def returns(*_: Any) -> None:
+        told.extend(json.loads(x) for x in capsys.readouterr().out.splitlines() if x[:1] == "{")
+        raise Mismatch("nothing returned")
+
+    monkeypatch.setattr(device_loop, "count_returns", returns)
+    with pytest.raises(Mismatch, match="nothing returned"):
+        device_loop.main(["--dry-run"])
+    told.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    for found in told:
+        assert len(found["shares"]) == len(REJECTED)
+        assert None not in [entry["passed"] for entry in found["bars"].values()]
+    assert len(told) == 2
+
+
 def test_without_time_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     device_loop.main(["--dry-run", "--budget", "0"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -83,7 +103,8 @@ def test_the_gate_stops_an_executor_that_decides_otherwise(
         return found
 
     monkeypatch.setattr(device_loop, "play", other)
-    monkeypatch.setattr(device_loop, "_measure", lambda *_: pytest.fail("timed despite the gate"))
+    timed = partial(pytest.fail, "timed despite the gate")
+    monkeypatch.setattr(device_loop, "_measure_bars", lambda *_: timed())
     with pytest.raises(Mismatch, match="eager decides otherwise in its first run"):
         device_loop.main(["--dry-run"])
 
