@@ -23,6 +23,6 @@ def build(folder: Path) -> None:
         pytest.skip("no C++ compiler is installed here")
     for library, source in LIBRARIES.items():
         command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-        command += ["-pthread", "-o", str(folder / library), str(HERE / source)]
+        command += ["-pthread", "-o", str(folder / library), str(HERE / source), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

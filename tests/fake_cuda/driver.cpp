@@ -7,6 +7,8 @@
 // this driver takes the worst: nodes that no edge orders run last added first, and a handle without
 // a default holds a value that no program wants.
 
+#include <dlfcn.h>
+
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -25,6 +27,7 @@ constexpr Result kInvalidValue = 1;
 constexpr Result kNoDevice = 100;
 constexpr Result kInvalidContext = 201;
 constexpr Result kIllegalState = 401;
+constexpr Result kNotFound = 500;
 constexpr Result kNotSupported = 801;
 constexpr Result kCaptureInvalidated = 901;
 
@@ -488,7 +491,8 @@ Result cuStreamGetCaptureInfo_v3(Stream* stream, int* status, uint64_t* id, Grap
     if (id != nullptr) *id = stream->capture_id;
     if (graph != nullptr) *graph = stream->graph;
     if (after != nullptr) *after = stream->frontier.data();
-    if (edges != nullptr) *edges = nullptr;
+    static const uint64_t full[64] = {};  // a capture here never ends in more nodes
+    if (edges != nullptr) *edges = full;
     if (count != nullptr) *count = stream->frontier.size();
     return kSuccess;
 }
@@ -555,6 +559,24 @@ Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsi
     std::memcpy(&node->arm.count, parameters[3], sizeof(node->arm.count));
     stream->frontier = {node};
     return kSuccess;
+}
+
+// How newer bindings find all of the above: a name, and the version of CUDA whose function is meant.
+Result cuGetProcAddress_v2(const char* name, void** out, int cuda_version, uint64_t, int* status) {
+    static const std::map<std::string, std::string> renamed = {
+        {"cuGraphAddNode", "cuGraphAddNode_v2"},
+        {"cuStreamGetCaptureInfo", "cuStreamGetCaptureInfo_v3"},
+    };
+    static void* const self = [] {
+        Dl_info info;
+        dladdr(reinterpret_cast<void*>(&cuInit), &info);
+        return dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    }();
+    const auto found = renamed.find(name);
+    const bool is_new = found != renamed.end() && cuda_version >= 12030;
+    *out = dlsym(self, is_new ? found->second.c_str() : name);
+    if (status != nullptr) *status = *out == nullptr;  // CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND
+    return *out == nullptr ? kNotFound : kSuccess;
 }
 
 // What Triton calls besides.
