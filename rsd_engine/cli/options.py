@@ -161,7 +161,12 @@ Json = Annotated[
     bool | None, option(_FILES, "Print the result of the prompt as JSON.", "--json/--no-json")
 ]
 ConfigFile = Annotated[
-    Path | None, option(_FILES, "TOML file with defaults for these options.", "--config")
+    Path | None,
+    option(
+        _FILES,
+        r"TOML file with defaults, in tables \[engine], \[sampling] and \[generate].",
+        "--config",
+    ),
 ]
 Verbose = Annotated[
     bool | None, option(_FILES, "Log what is loaded and what fits, to stderr.", "--verbose", "-v")

@@ -160,6 +160,8 @@ class Engine:
 
         Kept steps are final and their texts add up to the result's text; rejected steps are events
         of their own; the last event carries the result. Leaving the stream aborts the request.
+        The call waits for the tick that runs: `await asyncio.to_thread(engine.stream, ...)` does so
+        beside an event loop.
         """
         resolved = resolve_any(prompt, self.get_tokenizer())
         [request_id] = self._add_all([resolved], sampling_params)

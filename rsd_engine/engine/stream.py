@@ -38,8 +38,7 @@ class Stream:
     def __iter__(self) -> Iterator[StreamEvent]:
         try:
             while not self._closed and self._output is None:
-                if not self._fill():
-                    self._dispatcher.pump(self.request_id)
+                self._advance()
                 while self._ready:
                     yield self._next()
         finally:
@@ -48,8 +47,8 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             while not self._closed and self._output is None:
-                if not self._fill():
-                    await asyncio.to_thread(self._dispatcher.pump, self.request_id)
+                # In a thread as a whole: to look for events waits for a launch that runs.
+                await asyncio.to_thread(self._advance)
                 while self._ready:
                     yield self._next()
         finally:
@@ -66,9 +65,11 @@ class Stream:
     ) -> None:
         self.close()
 
-    def _fill(self) -> bool:
+    def _advance(self) -> None:
+        """Takes the events that wait, or runs the core once more if there are none."""
         self._ready.extend(self._dispatcher.take(self.request_id))
-        return bool(self._ready)
+        if not self._ready:
+            self._dispatcher.pump(self.request_id)
 
     def _next(self) -> StreamEvent:
         event = self._ready.popleft()

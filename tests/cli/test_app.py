@@ -35,6 +35,7 @@ def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPat
     assert "(default: threshold:0.7)" in shown
     assert "threshold[:d], constant:p" in shown
     assert r"(default: \n\n)" in shown
+    assert "[engine], [sampling] and [generate]" in shown
 
 
 def test_help_of_the_rest_shows_all_and_no_default_twice(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -99,6 +101,36 @@ def test_async_streams_run_together(engine: Engine) -> None:
         assert decisions(output) == decisions(wanted)  # type: ignore[arg-type]
     # They took turns: no stream waited for another to end.
     assert order != sorted(order, key=order.index)
+
+
+def test_an_event_loop_goes_on_while_a_launch_runs(engine: Engine) -> None:
+    """Who runs the core holds the lock of the dispatcher; here nobody lets go of it."""
+    lock, release, taken = engine._dispatcher._lock, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken.set()
+            release.wait(10.0)
+
+    async def read() -> list[object]:
+        return [event async for event in stream]
+
+    async def main() -> list[object]:
+        reading = asyncio.create_task(read())
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not reading.done() and not release.is_set()
+        release.set()
+        return await reading
+
+    stream = engine.stream(PROMPTS[0], PARAMS[0])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        assert taken.wait(10.0)
+        started = time.monotonic()
+        events = asyncio.run(main())
+    assert isinstance(events[-1], FinishedEvent)
+    assert time.monotonic() - started < 5.0  # the loop itself let go of the lock
 
 
 def test_threads_share_an_engine(engine: Engine) -> None:
