@@ -19,15 +19,16 @@ that the policy forces (the reward model scores in earnest):
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from bench import report
+from bench.attempts import Attempts
+from bench.device_loop_options import Options, parse
 from bench.device_loop_report import (
     BASELINE_HEADERS,
     HEADERS,
@@ -64,48 +65,6 @@ from rsd_kernels.triton_support import overlapping
 REJECTED = (0.2, 0.0, 0.5, 1.0)  # the usual share first
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is run; `Options.tiny` and `Options.real` are the two ways."""
-
-    preset: str
-    device: torch.device
-    executors: tuple[str, ...]  # the one that is judged comes first
-    scene: Scene
-    gate: Scene
-    batch: int  # slots of the last table
-    returns: tuple[int, ...]  # slots
-    returning: Scene
-    kv_bytes: int | None
-    runs: int
-    budget: float  # seconds of measuring
-
-    @classmethod
-    def tiny(cls, budget: float) -> Options:
-        return cls(
-            preset="tiny", device=torch.device("cpu"), executors=("simulated-loop", "eager"),
-            scene=Scene("rsd", 1.0, 1, context=24, step_tokens=4, steps=5),
-            gate=Scene("rsd", 0.5, 2, context=12, step_tokens=4, steps=3),
-            batch=2, returns=(1, 2), returning=Scene("rsd", 0.8, 1, 8, 4, 1),
-            kv_bytes=None, runs=1, budget=budget,
-        )  # fmt: skip
-
-    @classmethod
-    def real(cls, preset: str, runs: int, budget: float) -> Options:
-        return cls(
-            preset=preset, device=torch.device("cuda", torch.cuda.current_device()),
-            executors=("device-loop", "host-graphs", "eager"),
-            scene=Scene("rsd", 1.0, 1, context=512, step_tokens=20, steps=10),
-            gate=Scene("rsd", 0.5, 2, context=24, step_tokens=8, steps=4),
-            batch=16, returns=(1, 16, 64), returning=Scene("rsd", 0.8, 1, 64, 12, 2),
-            kv_bytes=4 * 2**30, runs=runs, budget=budget,
-        )  # fmt: skip
-
-    @property
-    def max_slots(self) -> int:
-        return max(self.batch, self.gate.slots, *self.returns)
-
-
 class Bench:
     """One engine and everything that is measured on it."""
 
@@ -115,6 +74,7 @@ class Bench:
         self.executors = make_executors(engine, options)
         self.judged = options.executors[0]
         self.returns: list[Returns] = []
+        self.attempts = Attempts()
         self.rates = measure_device(
             options.device, engine._built.models.main.model.dtype, quick=options.preset == "tiny"
         )
@@ -228,7 +188,7 @@ def require_same_text(bench: Bench, baseline: Baseline) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parse(arguments)
+    options = parse(arguments, __doc__)
     sources = TRIPLES[options.preset].sources(options.device, None, 2 * options.scene.model_len)
     with Engine(
         **sources, device=options.device, executor=options.executors[0], step_delimiters=None,
@@ -244,87 +204,86 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 require_same_text(bench, baseline)
             fill_pages(engine)
             bench.start_clock()
-            try:
-                _measure_bars(bench, baseline)
-                _tell(bench)  # in case that this is stopped later, or the device is lost
-                _measure_more(bench, baseline)
-            finally:
-                _tell(bench)
+            bench.attempts.run_all(
+                [
+                    ("executors", partial(_run_executors, bench)),
+                    ("passes alone", partial(_time_passes, bench)),
+                    ("baseline", partial(_run_baseline, bench, baseline)),
+                ]
+            )
+            # What the bars need, in case that this is stopped, or the device is lost.
+            report.print_json(_tell(bench))
+            bench.attempts.run_all(
+                [
+                    ("returns", partial(_count_returns, bench)),
+                    ("batch", bench.run_batch),
+                    ("again", partial(_run_again, bench, baseline)),
+                ]
+            )
         finally:
             for name in options.executors[1:]:  # the first is the engine's own
                 bench.executors[name].close()
+    report.print_json_or_fail(_tell(bench))
 
 
-def _measure_bars(bench: Bench, baseline: Baseline) -> None:
-    """What the bars need, once."""
-    replayer = Replayer(bench.engine._built.core.loop)
+def _run_executors(bench: Bench) -> None:
     for share in bench.shares:
         bench.run_executors(share)
+
+
+def _time_passes(bench: Bench) -> None:
+    replayer = Replayer(bench.engine._built.core.loop)
     for share in bench.shares:
         bench.time_passes(share, replayer)
     replayer.close()
+
+
+def _run_baseline(bench: Bench, baseline: Baseline) -> None:
     for share in bench.shares:
         bench.run_baseline(share, baseline)
 
 
-def _measure_more(bench: Bench, baseline: Baseline) -> None:
-    """Larger batches, and rounds that repeat what there is time for."""
+def _count_returns(bench: Bench) -> None:
     for slots in bench.options.returns:
         bench.count_returns(slots)
-    singles = tuple(bench.shares)
-    bench.run_batch()
+
+
+def _run_again(bench: Bench, baseline: Baseline) -> None:
+    """Repeats what there is time for."""
     for _ in range(bench.options.runs - 1):
+        _run_executors(bench)
         for share in bench.shares:
-            bench.run_executors(share)
-        for share in singles:
-            bench.run_baseline(share, baseline)
+            if share.scene.slots == 1:
+                bench.run_baseline(share, baseline)
 
 
-def _tell(bench: Bench) -> None:
+def _tell(bench: Bench) -> dict[str, Any]:
+    """Everything that was measured so far, in tables; returned for the line of JSON."""
     shares = [share for share in bench.shares if share.runs]
     judged = judge(shares, bench.judged)
     print(report.format_table(HEADERS, [row for share in shares for row in share.rows()]))
     rows = [row for share in shares if (row := share.baseline_row()) is not None]
     print(report.format_table(BASELINE_HEADERS, rows))
-    print(report.format_table(RETURN_HEADERS, [found.row() for found in bench.returns]))
+    print(report.format_table(RETURN_HEADERS, [returned.row() for returned in bench.returns]))
     print("\n".join(bar_lines(judged)))
     for label, count in bench.turns.skipped.items():
         print(f"no time: {label}, {count} times")
     rates = bench.rates
-    report.print_json(
-        {
-            "bench": "device_loop",
-            "preset": bench.options.preset,
-            "judged": bench.judged,
-            "starts_early": overlapping(1),
-            "scene": vars(bench.options.scene),
-            "measured": {"bandwidth": rates.bandwidth, "flops": rates.flops},
-            "driver": report.driver(),
-            "cuda": torch.version.cuda,
-            "bars": judged,
-            "shares": [share.to_dict() for share in shares],
-            "returns": [found.to_dict() for found in bench.returns],
-            "skipped": dict(bench.turns.skipped),
-        }
-    )
-
-
-def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", choices=[name for name in TRIPLES if name != "tiny"],
-                        default="1.5b-7b")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
-    parser.add_argument("--runs", type=int, default=3, help="of everything, if there is time")
-    parser.add_argument("--budget", type=float, default=float("inf"),
-                        help="seconds, from when the gates are passed")  # fmt: skip
-    given = parser.parse_args(arguments)
-    if given.dry_run:
-        return Options.tiny(given.budget)
-    if not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
-    return Options.real(given.preset, given.runs, given.budget)
+    return {
+        "bench": "device_loop",
+        "preset": bench.options.preset,
+        "judged": bench.judged,
+        "starts_early": overlapping(1),
+        "scene": vars(bench.options.scene),
+        "measured": {"bandwidth": rates.bandwidth, "flops": rates.flops},
+        "driver": report.driver(),
+        "cuda": torch.version.cuda,
+        "bars": judged,
+        "shares": [share.to_dict() for share in shares],
+        "returns": [returned.to_dict() for returned in bench.returns],
+        "skipped": dict(bench.turns.skipped),
+        "failed": bench.attempts.failed,
+    }
 
 
 if __name__ == "__main__":

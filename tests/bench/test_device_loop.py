@@ -63,23 +63,29 @@ def test_the_whole_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
     assert not found["skipped"] and "driver" in found and found["machine"]["device"]
 
 
-def test_what_was_measured_is_told_before_and_after_a_failure(
+def test_what_fails_does_not_stop_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[Any] = []
+    """Whoever is stopped after the bars' figures has told them."""
+
+    def replayer(*_: Any) -> None:
+        raise RuntimeError("no graph")
 
     def returns(*_: Any) -> None:
-        told.extend(json.loads(x) for x in capsys.readouterr().out.splitlines() if x[:1] == "{")
         raise Mismatch("nothing returned")
 
+    monkeypatch.setattr(device_loop, "Replayer", replayer)
     monkeypatch.setattr(device_loop, "count_returns", returns)
-    with pytest.raises(Mismatch, match="nothing returned"):
+    with pytest.raises(SystemExit, match="2 failed, the first: passes alone: RuntimeError: no gr"):
         device_loop.main(["--dry-run"])
-    told.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    for found in told:
-        assert len(found["shares"]) == len(REJECTED)
-        assert None not in [entry["passed"] for entry in found["bars"].values()]
-    assert len(told) == 2
+    lines = capsys.readouterr().out.splitlines()
+    early, *_, late = [json.loads(line) for line in lines if line.startswith("{")]
+    for found in (early, late):
+        passed = {name: entry["passed"] for name, entry in found["bars"].items()}
+        assert passed.pop("times_passes_alone") is None
+        assert None not in passed.values() and len(passed) == len(LOOP) - 1
+    assert len(early["shares"]) == len(REJECTED) < len(late["shares"])
+    assert late["failed"][1] == "returns: Mismatch: nothing returned"
 
 
 def test_without_time_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +110,7 @@ def test_the_gate_stops_an_executor_that_decides_otherwise(
 
     monkeypatch.setattr(device_loop, "play", other)
     timed = partial(pytest.fail, "timed despite the gate")
-    monkeypatch.setattr(device_loop, "_measure_bars", lambda *_: timed())
+    monkeypatch.setattr(device_loop, "run_scene", lambda *_: timed())
     with pytest.raises(Mismatch, match="eager decides otherwise in its first run"):
         device_loop.main(["--dry-run"])
 
