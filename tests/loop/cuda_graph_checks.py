@@ -5,6 +5,7 @@ Run by `test_cuda_graphs.py` in a process that finds the fake driver in place of
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from rsd_engine.core.engine_core import EngineCore
+from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.loop.choose import make_executor, resolve_executor
 from rsd_engine.loop.cuda_calls import compile_kernel, cuda_version
 from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime
@@ -22,13 +24,14 @@ from rsd_engine.loop.graph_runtime import Conditional, GraphError, GraphRefused
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.loop.timed_recorder import TimedRecorder
+from rsd_engine.memory.slots import check_integrity
 from rsd_kernels.slot_state import Phase
-from tests.core.test_random_histories import core_of
+from tests.core.test_random_histories import Wanted, alone, core_of, make_request
 from tests.engine.executor_checks import GREEDY, SAMPLED, demo_engine, solve, told
 from tests.fake_cuda.device import DEVICE, FakeDevice, device
 from tests.loop.executors import BUCKETS, EXECUTORS
 from tests.loop.test_executors import REQUESTS, flag, wanted
-from tests.loop.toy import run, story
+from tests.loop.toy import Mode, run, story
 
 __all__ = ["device", "wanted"]  # fixtures
 
@@ -114,6 +117,52 @@ def test_abort_and_admission_end_a_launch(
         events += core.step()
     found = [event for event in (*events, *ended) if event.key == 1]
     assert story(found) == wanted[5]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ["switch", "host-graphs"])
+def test_whatever_the_host_does_meanwhile(
+    name: str, seed: int, device: FakeDevice, cores: Callable[..., EngineCore]
+) -> None:
+    """Requests come, are dropped and lose their pages while the loop runs in another thread."""
+    rng = random.Random(seed)
+    core = cores(3, rng.randint(40, 90), rng.choice([3, 40, 1 << 16]), name)
+    device.seconds_per_op = rng.choice([0.0, 2e-5, 2e-4])
+    wanted: dict[int, Wanted] = {}
+    events: list[Event] = []
+    acts: list[Callable[[], None]] = [
+        lambda: events.extend(core.step()),
+        lambda: events.extend(core.abort(rng.choice(list(wanted)))),
+        lambda: time.sleep(rng.random() * 3e-3),
+        core.ask_to_return,
+        core.preempt_youngest,
+        lambda: admit(),
+    ]
+
+    def admit() -> None:
+        temperature, policy = rng.choice([0.0, 1.0]), rng.randrange(4)
+        request: Wanted = (
+            "abcdefgh"[: rng.randint(1, 8)], rng.randrange(5), temperature, rng.randint(1, 30),
+            policy, rng.choice([Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
+        )  # fmt: skip
+        if core.check(make_request(request)) is None:
+            wanted[len(wanted)] = request
+            core.add(len(wanted) - 1, make_request(request))
+
+    for _ in range(3):
+        admit()
+    for act in rng.choices(acts, weights=[8, 1, 4, 1, 1, 2], k=60):
+        act()
+    device.seconds_per_op = 0.0
+    while core.has_work:
+        events += core.step()
+    check_integrity(core.state, core.loop.tokens_per_page)
+    assert int(core.state.num_free) == core.state.free_pages.shape[0]
+    for key, request in wanted.items():
+        found = [event for event in events if event.key == key]
+        assert [isinstance(event, RequestDone) for event in found].index(True) == len(found) - 1
+        told, full = story(found), alone(request)
+        assert told == full or (told[-1] == "done: ABORTED" and told[:-1] == full[: len(told) - 1])
 
 
 def test_any_thread_may_launch(
