@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-# They store to where they loaded from, by the same pointers, and nothing else depends on what they
-# loaded: either each element stays with its thread, or what moves it between threads (a sum over
-# the row, a change of layout) makes all of them load before one of them stores.
+# They store to where they loaded from, by the same pointers. A projection adds a residual: what is
+# stored depends on that element alone, and one thread stores it. A norm and a rotation also depend
+# on other elements of the row, but no two warps load one and the same (8 elements a thread, or one
+# warp: `test_no_two_warps_hold_an_element_of_a_norm`), so each warp has loaded its own before it
+# adds, and what goes from warp to warp goes past a barrier of Triton's.
 IN_PLACE = {"_projection_kernel", "_rms_norm_kernel", "_rope_kv_write_kernel"}
 
 

@@ -16,7 +16,7 @@ from rsd_kernels.launch_registry import (
     forward_launches,
     overlapped_launches,
 )
-from rsd_kernels.rms_norm import rms_norm
+from rsd_kernels.rms_norm import rms_norm, rms_norm_launch
 from rsd_kernels.triton_support import Launch
 
 ARCHS = (80, 90, 100)
@@ -182,6 +182,14 @@ def test_more_rows_than_a_tile_are_not_decode() -> None:
     launch = next(iter(forward_launches("Qwen2.5-1.5B", MODEL_SHAPES["Qwen2.5-1.5B"], 1))).launch
     assert ShippedLaunch("op", "shape", 16, launch).decode
     assert not ShippedLaunch("op", "shape", 17, launch).decode
+
+
+@pytest.mark.parametrize("width", [1, 24, 255, 256, 257, 896, 3584, 16384])
+def test_no_two_warps_hold_an_element_of_a_norm(width: int) -> None:
+    """In place, a warp that loads late would find what another has stored."""
+    x = torch.empty(3, width, device="meta")
+    launch = rms_norm_launch(x, x[0], 1e-6, out=x)
+    assert launch.num_warps == 1 or 32 * launch.num_warps <= launch.args["BLOCK"]
 
 
 def test_tensors_on_a_cpu_are_refused() -> None:

@@ -38,3 +38,15 @@ def test_relu_keeps_nan() -> None:
     """max.f32 would drop it, and leave a reward that looks like any other."""
     ptx = str(aot.compile_launch(LAUNCHES["_inner_kernel"], 90).asm["ptx"])
     assert "setp.lt.f32" in ptx and "max" not in ptx
+
+
+@pytest.mark.parametrize("name", ["settle_kernel", "decide_kernel", "score_value_kernel"])
+def test_the_log_is_written_before_its_head(name: str) -> None:
+    """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
+    ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])
+    before, fence, after = ptx.partition("fence.acq_rel.sys")
+    assert fence and fence not in after
+    assert 0 <= before.rindex("st.global") < before.rindex("bar.sync")
+    assert re.search(
+        r"mov\.b32 (%r\d+), .*?@%p\d+ st\.global\.b32 \[.*?\], \{ \1 \}", after, re.DOTALL
+    )
