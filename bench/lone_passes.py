@@ -114,7 +114,8 @@ class Replayer:
         self._recorder: Recorder = DirectRecorder()
         device = loop.state.length.device
         if device.type == "cuda":
-            from rsd_engine.loop.cuda_runtime import CaptureStream, CudaRecorder
+            from rsd_engine.loop.capture_stream import CaptureStream
+            from rsd_engine.loop.cuda_recorder import CudaRecorder
 
             capture = CaptureStream(device)
             before = Snapshot(loop)  # the last pass still stands in the rows: ops act on them

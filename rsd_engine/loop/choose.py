@@ -20,7 +20,7 @@ from rsd_engine.loop.simulated_runtime import SimulatedRuntime
 from rsd_engine.loop.timed_recorder import HostClock, StreamClock, TimedRecorder
 
 if TYPE_CHECKING:
-    from rsd_engine.loop.cuda_runtime import CaptureStream
+    from rsd_engine.loop.capture_stream import CaptureStream
 
 logger = logging.getLogger("rsd_engine")
 
@@ -61,7 +61,8 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
         return DeviceLoopExecutor(program, SimulatedRuntime(), name=chosen, ticks_per_launch=16)
     if device.type != "cuda":  # "profile": host graphs of one op each
         return _host_graphs(chosen, program, TimedRecorder(DirectRecorder(), HostClock()))
-    from rsd_engine.loop.cuda_runtime import CaptureStream, CudaRecorder
+    from rsd_engine.loop.capture_stream import CaptureStream
+    from rsd_engine.loop.cuda_recorder import CudaRecorder
 
     started = time.perf_counter()
     capture = CaptureStream(device)

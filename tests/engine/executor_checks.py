@@ -185,7 +185,8 @@ def test_no_op_allocates_while_captured() -> None:
 @pytest.mark.gpu
 def test_without_switch_nodes() -> None:
     """Drivers before CUDA 12.8 know no SWITCH: one IF a body."""
-    from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime
+    from rsd_engine.loop.capture_stream import CaptureStream
+    from rsd_engine.loop.cuda_runtime import CudaGraphRuntime
     from rsd_engine.loop.device_loop import DeviceLoopExecutor
 
     with demo_engine("eager", 4) as engine:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_engine.loop import cuda_runtime
+from rsd_engine.loop import cuda_recorder
 from rsd_engine.loop.program import Block, Call, Switch, While
 
 DEVICE = torch.device("cuda")  # in name: every tensor is on the CPU
@@ -90,9 +90,9 @@ class FakeDevice:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
-        copy = cuda_runtime._copy
+        copy = cuda_recorder._copy
         monkeypatch.setattr(
-            cuda_runtime, "_copy", lambda mirror, flag: self.launch(lambda: copy(mirror, flag))
+            cuda_recorder, "_copy", lambda mirror, flag: self.launch(lambda: copy(mirror, flag))
         )
         self.driver.fake_use_device()  # as PyTorch does in the thread that asks for a stream
 

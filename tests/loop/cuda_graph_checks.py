@@ -15,9 +15,10 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.loop.capture_stream import CaptureStream
 from rsd_engine.loop.choose import make_executor, resolve_executor
 from rsd_engine.loop.cuda_calls import compile_kernel, cuda_version
-from rsd_engine.loop.cuda_runtime import CaptureStream, CudaGraphRuntime
+from rsd_engine.loop.cuda_runtime import CudaGraphRuntime
 from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.graph_builder import build_graph
 from rsd_engine.loop.graph_runtime import Conditional, GraphError, GraphRefused
