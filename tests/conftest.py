@@ -1,12 +1,21 @@
-"""Skips tests marked `gpu` where there is no CUDA device, and says so."""
+"""What the tests need of a process: a CUDA device for some, and Ctrl-C that interrupts."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 import torch
 
 
+def pytest_configure() -> None:
+    """A shell starts what runs behind it with Ctrl-C ignored; tests press it, children inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` where there is no CUDA device, and says so."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
