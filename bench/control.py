@@ -82,6 +82,12 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
     return report.format_table(["us", *names, "eager / graph", "both graphs"], rows)
 
 
+def _conditional_nodes() -> dict[str, Any]:
+    nodes = conditional.measure(conditional.TURNS)
+    print(conditional.table(nodes))
+    return {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
@@ -116,10 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ops": measured,
     }  # fmt: skip
     if options.conditional:
-        probe = ("conditional nodes", partial(conditional.measure, conditional.TURNS))
-        for nodes in attempts.run_all([probe]).values():
-            print(conditional.table(nodes))
-            found |= {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
+        report.print_json(found)  # in case that the probe hangs
+        for nodes in attempts.run_all([("conditional nodes", _conditional_nodes)]).values():
+            found |= nodes
     report.print_json_or_fail(found | {"failed": attempts.failed})
 
 

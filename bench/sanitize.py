@@ -92,10 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sanitizer is None:
         print("compute-sanitizer was not found (looked at CUDA_HOME, CUDA_PATH and PATH)")
         return 1
-    runs = [under(tool, sanitizer) for tool in options.tool]
-    for run in runs:
+    runs = []
+    for tool in options.tool:
+        run = under(tool, sanitizer)
+        runs.append(run)
         print(f"{run['tool']}: status {run['status']}", *run["said"], sep="\n")  # type: ignore[misc]
-    report.print_json({"bench": "sanitize", "launched": list(CASES), "runs": runs})
+        report.print_json({"bench": "sanitize", "launched": list(CASES), "runs": runs})
     return 1 if any(run["status"] for run in runs) else 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import conditional
+from bench import conditional, control
 from rsd_kernels import cuda_build
 
 
@@ -75,6 +75,19 @@ def test_every_loop_turns_as_often_as_it_should(capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len({case["case"] for case in found["cases"]}) == 9
     assert all(case["us_a_turn"] > 0 for case in found["cases"])
+
+
+def test_the_probe_as_a_part_of_bench_control(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conditional, "measure", lambda _: conditional.parse(LINES))
+    control.main(["--dry-run", "--conditional"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["saved_us_a_turn"] == {"8 kernels": 7.5, "64 kernels that read": 8.0}
+    monkeypatch.setattr(conditional, "measure", lambda _: conditional.parse(LINES)[1:])
+    with pytest.raises(SystemExit, match="1 failed, the first: conditional nodes"):
+        control.main(["--dry-run", "--conditional"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ops"]
 
 
 def test_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
