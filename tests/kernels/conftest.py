@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from tests.kernels.triton_child import INTERPRETED
 
 
 @pytest.fixture(autouse=True)
 def _as_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Races are found, and values are as unkind as there."""
+    """Races are found, and values are as unkind as there, also those of new memory."""
     if not INTERPRETED:
         yield
         return
@@ -21,4 +22,6 @@ def _as_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
 
     watches_itself = getattr(request.module, "WATCHES_ITSELF", False)
     with as_on_a_device(), nullcontext() if watches_itself else watching():
+        torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
         yield
+        torch.use_deterministic_algorithms(False)

@@ -132,3 +132,8 @@ def test_a_product_in_tf32_is_refused() -> None:
     with pytest.raises(Exception, match="this product would be rounded to TF32"):
         _multiplies[(1,)](torch.ones(16, 16), torch.empty(16, 16))
     _multiplies[(1,)](torch.ones(16, 16).half(), torch.empty(16, 16))
+
+
+def test_new_memory_may_hold_anything() -> None:
+    assert bool(torch.empty(9).isnan().all())
+    assert bool((torch.empty(9, dtype=torch.int32) == 2**31 - 1).all())
