@@ -192,17 +192,40 @@ def watching(*, orders: bool = False, try_without_barriers: bool = False) -> Ite
     """
     watch = Watch(orders, try_without_barriers)
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
-    names = ("set_grid_idx", "create_masked_load", "create_masked_store", "create_barrier")
-    names = (*names, "create_atomic_rmw", "create_atomic_cas")
-    plain = {name: getattr(builder, name) for name in names}
     call = executor.__call__
 
     def launched(self: Any, *args: Any, **options: Any) -> None:
         named = dict(zip(self.arg_names, args, strict=False)) | options
         watch.launch(lambda: call(self, *args, **options), self.fn.__name__, self.grid, named)
 
+    plain = {name: getattr(builder, name) for name in _METHODS}
+    try:
+        executor.__call__ = launched
+        for name, method in _watched(watch, plain).items():
+            setattr(builder, name, method)
+        yield watch
+    finally:
+        executor.__call__ = call
+        for name, method in plain.items():
+            setattr(builder, name, method)
+
+
+_METHODS = (
+    *("set_grid_idx", "create_barrier"),
+    *("create_masked_load", "create_masked_store"),
+    *("create_atomic_rmw", "create_atomic_cas"),
+)
+
+
+def _watched(watch: Watch, plain: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """What the interpreter does for a kernel, told to the watch."""
+
     def begun(self: Any, *index: int) -> None:
         plain["set_grid_idx"](self, *watch.begin_program(index))
+
+    def barrier(self: Any) -> None:
+        watch.barrier()
+        plain["create_barrier"](self)
 
     def loaded(self: Any, ptrs: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         watch.touch(ptrs, mask.data, stores=False)
@@ -214,10 +237,6 @@ def watching(*, orders: bool = False, try_without_barriers: bool = False) -> Ite
         if not _lanes_agree(ptrs, value, mask):
             watch.lanes_meet()
 
-    def barrier(self: Any) -> None:
-        watch.barrier()
-        plain["create_barrier"](self)
-
     def atomic_rmw(self: Any, kind: Any, ptr: Any, value: Any, mask: Any, *rest: Any) -> Any:
         watch.touch(ptr, mask.data, stores=True, atomic=True)
         return plain["create_atomic_rmw"](self, kind, ptr, value, mask, *rest)
@@ -226,13 +245,5 @@ def watching(*, orders: bool = False, try_without_barriers: bool = False) -> Ite
         watch.touch(ptr, np.ones(ptr.data.shape, bool), stores=True, atomic=True)
         return plain["create_atomic_cas"](self, ptr, *rest)
 
-    methods = (begun, loaded, stored, barrier, atomic_rmw, atomic_cas)
-    try:
-        executor.__call__ = launched
-        for name, method in zip(names, methods, strict=True):
-            setattr(builder, name, method)
-        yield watch
-    finally:
-        executor.__call__ = call
-        for name, method in plain.items():
-            setattr(builder, name, method)
+    methods = (begun, barrier, loaded, stored, atomic_rmw, atomic_cas)
+    return dict(zip(_METHODS, methods, strict=True))
