@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = {
         "bench": "gpu", "date": _now(), "dry_run": options.dry_run, "machine": found,
         "seconds": round(time.monotonic() - start, 1), "budget": options.budget,
-        "builds": builds,
+        "builds": {built["part"]: _in_short(built) for built in builds},
         "parts": {r["part"]: _in_short(r) for r in results},
         "bars": [bar.to_dict() for bar in judged],
     }  # fmt: skip
@@ -179,9 +179,12 @@ def _figures(runner: Runner, results: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _in_short(found: dict[str, Any]) -> dict[str, Any]:
-    """How a part went; all it found where no file of its own says it."""
-    brief = next(part.brief for part in parts() if part.name == found["part"])
-    keys = ("status", "seconds", "resumed", *(("result", "output") if brief else ()))
+    """How a part went; all it found where no file of its own says it. The last line stays short."""
+    own_file = any(part.name == found["part"] and not part.brief for part in parts())
+    keys = ["status", "seconds", "resumed"]
+    if not own_file:
+        told = found["status"] == "passed" and found.get("result") is not None
+        keys += ["result"] if told else ["result", "output"]
     return {key: found.get(key) for key in keys}
 
 

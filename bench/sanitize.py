@@ -73,7 +73,7 @@ def under(tool: str, sanitizer: str) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     lines = (done.stdout + done.stderr).splitlines()
     said = [line for line in lines if line.startswith("=========")] or lines
-    return {"tool": tool, "status": done.returncode, "said": said[-25:]}
+    return {"tool": tool, "status": done.returncode, "said": said[-15:]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

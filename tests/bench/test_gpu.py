@@ -150,7 +150,9 @@ def test_dry_run_walks_the_whole_plan(tmp_path: Path) -> None:
     assert judged["rollback, 16 slots"]["found"] > 0
     assert judged["host launches a step, device loop"]["met"] is not None
     assert "rollback, 16 slots" in done.stdout
-    assert all(built["status"] == "passed" for built in summary["builds"])
+    assert all(built["status"] == "passed" for built in summary["builds"].values())
+    assert any("torch" in line for line in summary["builds"]["doctor"]["output"])
+    assert len(done.stdout.splitlines()[-1]) < 12000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
