@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("tests",)
 _running: set[int] = set()  # process groups of the tests
 _NO_TESTS = 5  # exit status of pytest
+_GRACE = 15  # seconds before its limit at which a file ends by itself, to tell what it found
+_CUT_SHORT = "session-timeout: "  # what pytest-timeout says then
 _SHOWN = 4000  # characters of a failure, from its end
 
 
@@ -60,6 +62,9 @@ def run_file(path: Path, limit: float) -> Outcome:
         junit = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-o", "addopts=--import-mode=importlib", f"--junitxml={junit}", name]
+        if limit > _GRACE:
+            seconds = f"{limit - _GRACE:.0f}"
+            command += [f"--session-timeout={seconds}", "-o", f"timeout={seconds}"]
         code, said = _run(command, limit)
         seconds = time.perf_counter() - start
         said = said[-_SHOWN:].strip()
@@ -67,7 +72,11 @@ def run_file(path: Path, limit: float) -> Outcome:
             said = f"did not end in {limit:.0f} s\n{said}"
         if code not in (0, 1, _NO_TESTS) or not junit.exists():
             return Outcome(name, 0, 0, (Failure(name, said),), seconds)
-        return _read(name, ElementTree.parse(junit).getroot(), seconds)
+        found = _read(name, ElementTree.parse(junit).getroot(), seconds)
+        if _CUT_SHORT not in said:
+            return found
+        rest = Failure(name, f"not all tests were begun in {limit - _GRACE:.0f} s")
+        return replace(found, failures=(*found.failures, rest))
 
 
 def _run(command: list[str], limit: float) -> tuple[int | None, str]:

@@ -198,6 +198,27 @@ def test_outcomes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, 3)
 
 
+def test_a_file_that_takes_too_long_tells_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "_GRACE", 40)
+    (tmp_path / "test_long.py").write_text(
+        "import time, pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_bad(): time.sleep(3); assert 1 == 2\ndef test_never(): pass\n"
+    )
+    (tmp_path / "test_stuck.py").write_text(
+        "import time, pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_good(): pass\ndef test_stuck(): time.sleep(60)\n"
+    )
+    long = gpu_tests.run_file(tmp_path / "test_long.py", 42)
+    assert [failure.test for failure in long.failures] == ["test_long.py::test_bad", "test_long.py"]
+    assert long.failures[1].message == "not all tests were begun in 2 s"
+    stuck = gpu_tests.run_file(tmp_path / "test_stuck.py", 42)
+    assert stuck.passed == 1 and stuck.failures[0].test == "test_stuck.py::test_stuck"
+    assert "Timeout" in stuck.failures[0].message
+
+
 def test_nothing_outlives_a_run_of_tests_that_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
