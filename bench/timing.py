@@ -8,9 +8,11 @@ microseconds on a device are timed in bulk, by its own clock (`alternate_calls`)
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -137,9 +139,21 @@ def prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], obj
         run_all()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    with _nothing_collected(), torch.cuda.graph(graph, stream=side):
         run_all()
     return graph.replay
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """A graph of an earlier case must not be destroyed while another one is captured."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _seconds_on_device(fn: Callable[[], object], flush: Tensor) -> float:
