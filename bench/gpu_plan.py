@@ -20,7 +20,7 @@ class Part:
     arguments: tuple[str, ...]
     dry_arguments: tuple[str, ...]  # the same in tiny, on a CPU
     limit: float  # seconds
-    least: float = 15  # seconds without which it is not begun: it would be stopped with nothing
+    least: float = 15  # seconds without which it is not begun: it would be stopped before its end
     brief: bool = False  # what it finds stands in the summary, not in a file of its own
 
     @property
@@ -53,8 +53,8 @@ def parts() -> tuple[Part, ...]:
             ("tests/kernels/test_control_ops.py",),
             limit=200,
         ),
-        Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150),
-        Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90),
+        Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150, least=60),
+        Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90, least=40),
         Part(
             "device_loop",
             "bench.device_loop",
