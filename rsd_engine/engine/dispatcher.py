@@ -120,7 +120,15 @@ class Dispatcher:
             self._lock.release()
 
     def _run_step(self) -> None:
-        self._step = self._worker.submit(self._timed_step)
+        """One step in the worker. An interrupt leaves none behind that `_step` does not know of."""
+        step: Future[list[Event]] = Future()
+        try:
+            self._step = step
+            self._worker.submit(self._timed_step, step)
+        except BaseException:
+            if step.cancel():  # it has not begun, and will not
+                self._step = None
+            raise
         self._finish_step()
 
     def _finish_step(self) -> None:
@@ -141,12 +149,18 @@ class Dispatcher:
         self._step = None
         self._deliver(events)
 
-    def _timed_step(self) -> list[Event]:
+    def _timed_step(self, step: Future[list[Event]]) -> None:
+        if not step.set_running_or_notify_cancel():
+            return
         started = time.perf_counter()
-        events = self._core.step()
+        try:
+            events = self._core.step()
+        except BaseException as error:
+            step.set_exception(error)
+            return
         spent = time.perf_counter() - started
         self.metrics = replace(self.metrics, seconds=self.metrics.seconds + spent)
-        return events
+        step.set_result(events)
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:

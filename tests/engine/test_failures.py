@@ -181,5 +181,50 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
         assert passes >= 3 and together == 0
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -> None:
+    """What comes next waits for the end of the step if it has begun, and else for nothing."""
+    wanted = generate(engine, GOOD, PARAMS)
+    core, worker = engine._built.core, engine._dispatcher._worker
+    forward, abort, submit = core.loop.forwards[Role.DRAFT], core.abort, worker.submit
+    together = submitted = 0
+    in_a_pass = False
+
+    def slow(batch: RowBatch) -> None:
+        nonlocal in_a_pass
+        in_a_pass = True
+        time.sleep(0.01)
+        forward(batch)
+        in_a_pass = False
+
+    def watched(key: int) -> list[Event]:
+        nonlocal together
+        together += in_a_pass
+        return abort(key)
+
+    def torn(*args: object) -> object:
+        nonlocal submitted
+        submitted += 1
+        if submitted == 2 and not begun:
+            raise KeyboardInterrupt
+        future = submit(*args)
+        if submitted == 2:
+            time.sleep(0.02)
+            raise KeyboardInterrupt
+        return future
+
+    core.abort = watched  # type: ignore[method-assign]
+    worker.submit = torn  # type: ignore[method-assign, assignment]
+    try:
+        with replaced(engine, Role.DRAFT, slow), pytest.raises(KeyboardInterrupt):
+            generate(engine, GOOD, PARAMS)
+    finally:
+        core.abort, worker.submit = abort, submit  # type: ignore[method-assign]
+    assert submitted >= 2 and together == 0
+    assert not core.has_work and all_pages_free(engine)
+    results = generate(engine, GOOD, PARAMS)
+    assert [decisions(r) for r in results] == [decisions(r) for r in wanted]
+
+
 def _rewards(steps) -> list[float]:
     return [s.rejected.reward if s.rejected else s.reward for s in steps]
