@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -19,4 +24,19 @@ def main() -> None:
                 stream.reconfigure(errors="backslashreplace")
         app(prog_name="rsd")
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _leave()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave()
+        raise
+
+
+def _leave() -> NoReturn:
+    """Ends the process after Ctrl-C: all is said and written.
+
+    Python would wait for the thread of the core, and may hang if Ctrl-C strikes again meanwhile.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(INTERRUPTED)

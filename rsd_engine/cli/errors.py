@@ -14,7 +14,9 @@ from types import FrameType
 
 import typer
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+from rsd_engine.cli import INTERRUPTED
+
+FAILED, USAGE = 1, 2
 _interrupts: list[int] = []
 
 
