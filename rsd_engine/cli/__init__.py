@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-INTERRUPTED = 130
+from rsd_engine.cli.exit_codes import INTERRUPTED
 
 
 def main() -> None:

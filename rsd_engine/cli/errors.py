@@ -14,9 +14,8 @@ from types import FrameType
 
 import typer
 
-from rsd_engine.cli import INTERRUPTED
+from rsd_engine.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 
-FAILED, USAGE = 1, 2
 _interrupts: list[int] = []
 
 
