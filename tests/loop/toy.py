@@ -11,6 +11,7 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore, TextBridge
 from rsd_engine.core.events import Event, RequestDone, StepDecided
+from rsd_engine.loop.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.eager import EagerExecutor
 from rsd_engine.loop.executor import Executor
 from rsd_engine.loop.program import Block
@@ -189,7 +190,7 @@ def toy_request(
 
 
 def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Event]]:
-    """Runs to the end, checking pages and cursors after every launch."""
+    """Runs to the end, checking pages and cursors whenever nothing works on them by itself."""
     for key, request in enumerate(requests):
         core.add(key, request)
     events: dict[int, list[Event]] = {key: [] for key in range(len(requests))}
@@ -198,7 +199,7 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
             break
         for event in core.step():
             events[event.key].append(event)
-        if not core._in_flight:
+        if not (core._in_flight and isinstance(core.executor, DeviceLoopExecutor)):
             check_integrity(core.state, core.loop.tokens_per_page)
     assert not core.has_work, "the loop does not end"
     assert int(core.state.num_free) == core.state.free_pages.shape[0], "pages were not returned"
