@@ -1,7 +1,7 @@
 """The part of the build that pyproject.toml cannot say: the optional libraries from `csrc/`.
 
 Where nvcc is found the CUDA library is compiled, and where a C++ compiler is found the CPU library
-(by `cuda_build.py` and `cpu_build.py` of kernels/rsd_kernels); elsewhere, or where compiling fails,
+(by `cuda/build.py` and `cpu/build.py` of kernels/rsd_kernels); elsewhere, or where compiling fails,
 the install succeeds without them.
 RSD_BUILD_CUDA=0 and RSD_BUILD_CPU=0 skip one, =1 makes a failure an error.
 """
@@ -25,8 +25,9 @@ PACKAGE = "rsd_kernels"
 PACKAGE_FOLDER = ROOT / "kernels" / PACKAGE
 
 sys.path.insert(0, str(PACKAGE_FOLDER.parent))  # not installed yet; these need no other package
-from rsd_kernels import cpu_build, cuda_build  # noqa: E402
-from rsd_kernels.native_build import BuildError, BuildReport, NativeLibrary  # noqa: E402
+from rsd_kernels.cpu import build as cpu_build  # noqa: E402
+from rsd_kernels.cuda import build as cuda_build  # noqa: E402
+from rsd_kernels.native.build import BuildError, BuildReport, NativeLibrary  # noqa: E402
 
 
 @dataclass(frozen=True)

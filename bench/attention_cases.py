@@ -14,13 +14,13 @@ from bench.kernel_shapes import Setting
 from bench.projection_cases import Case
 from bench.timing import Calls
 from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
-from rsd_kernels.launch_registry import ModelShape
-from rsd_kernels.reference import embedding as embedding_twin
-from rsd_kernels.reference import fused_linear as norm_twin
-from rsd_kernels.reference.attention import attention_map, paged_attention
-from rsd_kernels.reference.rope import rope, rope_rows, rope_tables
-from rsd_kernels.reference.rope_kv_write import rope_kv_write
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.attention.twin import attention_map, paged_attention
+from rsd_kernels.embedding import twin as embedding_twin
+from rsd_kernels.linear import twin as norm_twin
+from rsd_kernels.rope.tables import rope_rows, rope_tables
+from rsd_kernels.rope.twin import rope, rope_kv_write
+from rsd_kernels.state.rows import RowBatch
 
 TOKENS_PER_PAGE = 16
 _EPS = 1e-6

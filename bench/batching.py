@@ -31,10 +31,10 @@ from bench.loop_runs import Turns, check_steps, run_scene, using
 from bench.random_models import TRIPLES
 from bench.step_scenes import Scene, fill_pages, play, scene_of
 from rsd_engine import Engine
-from rsd_engine.loop.choose import make_executor
-from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.slot_state import BatchingRule
+from rsd_kernels.schedule.rules import BatchingRule
 
 SLOTS = (16, 64, 4, 1)  # what matters most first
 REJECTED = (0.2, 0.4, 0.1)

@@ -10,7 +10,7 @@ from typing import Any
 from bench.loop_runs import Run
 from bench.step_scenes import Played, Scene
 from bench.timing import Timing
-from rsd_kernels.slot_state import BatchingRule
+from rsd_kernels.schedule.rules import BatchingRule
 
 HEADERS = (
     "slots", "rejected", "rule", "runs", "tokens/s", "spread", "x most ready", "all busy",

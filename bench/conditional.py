@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bench import report
-from rsd_kernels import cuda_build
+from rsd_kernels.cuda import build as cuda_build
 
 SOURCE = Path(__file__).with_name("cuda") / "conditional_nodes.cu"
 TURNS = 1024

@@ -23,7 +23,7 @@ from bench.bars import CONTROL_US, TIMES_EAGER
 from bench.control_cases import ControlCase, reward_case, rollback_case, score_case
 from bench.control_state import Sizes
 from bench.timing import Calls, alternate_calls
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.measured import read_bandwidth
 
 _COPIES = 32
 _HEAD_READS, _HEAD_US = 2, 5.0  # what a call may cost: so many reads of the head, and a launch

@@ -22,12 +22,14 @@ from bench.control_state import (
     scored_rows,
 )
 from bench.kernel_gate import require_close, require_equal
-from rsd_kernels import ops, triton_support
-from rsd_kernels.reference import reward as reward_twin
-from rsd_kernels.reference import rollback as rollback_twin
-from rsd_kernels.reference.reward import rewards as rewards_twin
-from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
-from rsd_kernels.slot_state import PolicyKind, SlotState
+from rsd_kernels import launch as triton_support
+from rsd_kernels import ops
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward import twin as reward_twin
+from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.twin import rewards as rewards_twin
+from rsd_kernels.rollback import twin as rollback_twin
+from rsd_kernels.state.slots import SlotState
 
 _EPS = 1e-6
 # Rewards this close to the threshold may fall on either side by rounding.
@@ -232,7 +234,7 @@ def _eager_arguments(start: SlotState, device: torch.device) -> dict[str, Tensor
 def _rollback_kernel(device: torch.device) -> Callable[..., None]:
     if not triton_support.runs_on(torch.empty(0, device=device)):
         return rollback_twin.rollback
-    from rsd_kernels.rollback import rollback
+    from rsd_kernels.rollback.kernel import rollback
 
     return rollback
 
@@ -240,6 +242,6 @@ def _rollback_kernel(device: torch.device) -> Callable[..., None]:
 def _reward_kernel(device: torch.device) -> Callable[..., None]:
     if not triton_support.runs_on(torch.empty(0, device=device)):
         return reward_twin.reward_accept
-    from rsd_kernels.reward_accept import reward_accept
+    from rsd_kernels.reward.accept import reward_accept
 
     return reward_accept

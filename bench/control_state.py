@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import NUM_ROLES, Phase, PolicyKind, SlotLimits, SlotState
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import NUM_ROLES, Phase
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
 
 THRESHOLD = 0.5
 STEP = 40  # tokens of the step that is decided

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench import report, timing
 from bench.smollm2 import checkpoint_folder
 from rsd_engine import Engine, SamplingParams
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.measured import read_bandwidth
 
 OURS, BASELINE = "ours", "transformers"
 # (prompts of ids, tokens each sequence gets) -> the new ids

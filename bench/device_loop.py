@@ -54,13 +54,12 @@ from bench.step_points import MIXED, step_limits, triple_of
 from bench.step_scenes import Scene, fill_pages, play, scene_of
 from bench.timing import Mismatch, seconds_of
 from rsd_engine import Engine
-from rsd_engine.limits.rounds import Setting
-from rsd_engine.loop.choose import make_executor
-from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import Role
-from rsd_kernels.triton_support import overlapping
+from rsd_engine.roofline.rounds import Setting
+from rsd_kernels.launch import overlapping
+from rsd_kernels.state.enums import RecordKind, Role
 
 REJECTED = (0.2, 0.0, 0.5, 1.0)  # the usual share first
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from rsd_kernels.reward_heads import RewardHead, ValueHead
-from rsd_kernels.slot_state import PolicyKind
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward.heads import RewardHead, ValueHead
 
 
 def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
@@ -58,7 +58,7 @@ def rollback(
     tokens_per_page: Tensor,  # [R, 1] int32
     column: Tensor,  # [P] int32: 0, 1, ..
 ) -> None:
-    """The same stack as `rsd_kernels.reference.rollback` leaves."""
+    """The same stack as `rsd_kernels.rollback.twin` leaves."""
     tokens = torch.minimum(kv_len, keep)
     needed = (tokens + tokens_per_page - 1) // tokens_per_page
     count = (num_pages - needed).clamp(min=0)

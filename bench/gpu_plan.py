@@ -40,7 +40,7 @@ def build_parts(dry_run: bool) -> tuple[Part, ...]:
     if dry_run:
         return (doctor, triton) if importlib.util.find_spec("triton") else (doctor,)
     # It writes the library beside the package, so no dry run does it.
-    return doctor, triton, Part("cuda", "rsd_kernels.cuda_build", (), (), limit=150)
+    return doctor, triton, Part("cuda", "rsd_kernels.cuda.build", (), (), limit=150)
 
 
 def parts() -> tuple[Part, ...]:

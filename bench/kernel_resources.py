@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from bench import report
-from rsd_kernels import aot
-from rsd_kernels.launch_registry import MODEL_SHAPES, ROWS, ShippedLaunch, shipped_launches
+from rsd_kernels.aot import compile as aot
+from rsd_kernels.aot.launches import MODEL_SHAPES, ROWS, ShippedLaunch, shipped_launches
 
 ARCHS = (80, 90, 100)
 OVERLAP_ARCH = 90  # the first that can start a kernel early

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rsd_kernels.launch_registry import MODEL_SHAPES, ModelShape
+from rsd_kernels.aot.launches import MODEL_SHAPES, ModelShape
 from rsd_kernels.model_ops import ModelOps, model_ops
 
 TINY = {"tiny": ModelShape(64, 96, 2, 4, 2, 16, 160, True)}

@@ -23,9 +23,9 @@ from bench.attention_cases import attention_case, small_cases
 from bench.kernel_shapes import REAL, Setting
 from bench.projection_cases import Case, fused_case, matrices, product_case
 from bench.timing import alternate_calls
-from rsd_engine.limits.measured import read_bandwidth
-from rsd_kernels import cuda_library
-from rsd_kernels.launch_registry import ModelShape
+from rsd_engine.roofline.measured import read_bandwidth
+from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.cuda import library as cuda_library
 
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
 _OF_MODEL = {

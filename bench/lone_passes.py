@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from bench.timing import Timing
-from rsd_engine.loop.direct_recorder import DirectRecorder
-from rsd_engine.loop.host_graphs import HostGraphsExecutor, Recorder
+from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor, Recorder
+from rsd_engine.loop.executors.timed_recorder import Clock, HostClock, StreamClock
 from rsd_engine.loop.program import Block, Call, Switch, While, calls
 from rsd_engine.loop.rsd import Loop, build_program
-from rsd_engine.loop.timed_recorder import Clock, HostClock, StreamClock
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 
 _HEAD_START = 400_000  # cycles for which the device sleeps while the host enqueues a replay
 
@@ -114,8 +113,8 @@ class Replayer:
         self._recorder: Recorder = DirectRecorder()
         device = loop.state.length.device
         if device.type == "cuda":
-            from rsd_engine.loop.capture_stream import CaptureStream
-            from rsd_engine.loop.cuda_recorder import CudaRecorder
+            from rsd_engine.loop.cuda.capture_stream import CaptureStream
+            from rsd_engine.loop.cuda.recorder import CudaRecorder
 
             capture = CaptureStream(device)
             before = Snapshot(loop)  # the last pass still stands in the rows: ops act on them

@@ -14,9 +14,8 @@ from bench.timing import Mismatch
 from rsd_engine import Engine
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import StepDecided
-from rsd_engine.loop.executor import Executor
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import Role
+from rsd_engine.loop.executors.base import Executor
+from rsd_kernels.state.enums import RecordKind, Role
 
 Result = TypeVar("Result")
 _WAITING = 3  # requests a slot in `count_returns`

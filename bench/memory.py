@@ -22,7 +22,7 @@ from bench import report
 from bench.random_models import TRIPLES
 from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.engine.memory import MemoryReport, megabytes
+from rsd_engine.engine.memory_report import MemoryReport, megabytes
 
 _STATUS = Path("/proc/self/status")
 _FORGET_PEAK = Path("/proc/self/clear_refs")

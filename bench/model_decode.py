@@ -23,10 +23,10 @@ from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
-from rsd_kernels.launch_registry import ModelShape
+from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.launch import can_overlap
 from rsd_kernels.model_ops import REFERENCE
-from rsd_kernels.reference.qkv_projection import in_two
-from rsd_kernels.triton_support import can_overlap
+from rsd_kernels.qkv.twin import in_two
 
 _CALLS = 4  # tokens of one run
 _TOLERANCE = 0.05  # of the logits' norm in bf16; fp32 stays far below

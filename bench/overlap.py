@@ -27,12 +27,12 @@ from bench.random_models import TRIPLES, RandomTriple
 from bench.step_scenes import Scene, fill_pages, play
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
-from rsd_engine.limits.presets import PRESETS
-from rsd_engine.loop.choose import make_executor
-from rsd_engine.loop.executor import Executor
-from rsd_engine.loop.graph_runtime import GraphError
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.graph_runtime import GraphError
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.triton_support import can_overlap
+from rsd_engine.roofline.presets import PRESETS
+from rsd_kernels.launch import can_overlap
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def asking_for(num_bytes: int | None) -> Iterator[None]:
     if num_bytes is None:
         yield
         return
-    from rsd_kernels import projection  # needs Triton
+    from rsd_kernels.linear import kernel as projection  # needs Triton
 
     before = projection.PREFETCH_BYTES
     projection.PREFETCH_BYTES = num_bytes

@@ -22,13 +22,13 @@ from triton.runtime import driver
 from bench import report
 from bench.kernel_resources import OVERLAP_ARCH
 from bench.overlap_gate import VARIANTS, asking_for
-from rsd_kernels.control_launches import control_launches
-from rsd_kernels.launch_registry import (
+from rsd_kernels.aot.launches import (
     MODEL_SHAPES,
     ShippedLaunch,
     overlapped_launches,
     shipped_launches,
 )
+from rsd_kernels.aot.loop_launches import control_launches
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
 ROWS = (1, 2, 4, 8, 16, 64, 256)

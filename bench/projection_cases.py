@@ -15,11 +15,11 @@ from torch import Tensor
 from bench.kernel_gate import Errors, require_close
 from bench.kernel_shapes import Setting
 from bench.timing import Calls
-from rsd_kernels import cuda_library
-from rsd_kernels.decode_projection import MAX_ROWS, decode_projection
-from rsd_kernels.launch_registry import ModelShape
-from rsd_kernels.reference import fused_linear as twin
-from rsd_kernels.reference.linear import linear as linear_twin
+from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.cuda import library as cuda_library
+from rsd_kernels.cuda.decode_projection import MAX_ROWS, decode_projection
+from rsd_kernels.linear import twin
+from rsd_kernels.linear.twin import linear as linear_twin
 
 _EPS = 1e-6
 

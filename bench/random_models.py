@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rsd_engine.limits.presets import PRESETS
-from rsd_engine.models.checkpoint_base import Checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.reward_heads import REWARD_HEADS
 from rsd_engine.models.weights import DecoderWeights
+from rsd_engine.roofline.presets import PRESETS
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
 _QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; the rows past them are padding

@@ -11,8 +11,8 @@ import os
 import torch
 
 from bench.timing import Calls, alternate_calls
-from rsd_engine.limits.gpus import Device
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.measured import read_bandwidth
 
 _GPU_SIZE, _CPU_SIZE = 8192, 1024
 _MIB = 2**20

@@ -18,7 +18,7 @@ from bench.agreement import Agreement, require_same_answers
 from bench.effect import Models
 from bench.paper_arrangement import CALL_KINDS, Answer, Limits, PaperArrangement
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.measured import read_bandwidth
 
 THRESHOLD, MAX_TOKENS = 0.7, 256
 RSD, TARGET = "ours, RSD", "ours, target alone"

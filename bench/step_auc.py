@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from examples.demo_family.evaluate import auc
 from rsd_engine import CompletionOutput
-from rsd_engine.demo.evaluate import auc
 from rsd_engine.demo.problems import DELIMITER, Problem, check_step
 
 

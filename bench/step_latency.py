@@ -28,10 +28,10 @@ from bench.step_scenes import Played, Scene, fill_pages, play
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.limits.gpus import Device
-from rsd_engine.limits.rounds import Setting
 from rsd_engine.models.config import DTYPES
-from rsd_kernels.slot_state import Role
+from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.rounds import Setting
+from rsd_kernels.state.enums import Role
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.timing import Timing
-from rsd_engine.limits.rounds import Setting, Triple, round_seconds
-from rsd_engine.limits.shape import ModelShape
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_kernels.slot_state import Role
+from rsd_engine.roofline.rounds import Setting, Triple, round_seconds
+from rsd_engine.roofline.shape import ModelShape
+from rsd_kernels.state.enums import Role
 
 DRAFT, TARGET, KEEP, REJECT, MIXED = "draft alone", "target alone", "keep", "reject", "mixed"
 SCENES = (DRAFT, TARGET, KEEP, REJECT, MIXED)

@@ -19,14 +19,14 @@ import torch
 from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone, StepDecided
+from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.requests import slot_request
-from rsd_engine.loop.executor import Executor
-from rsd_engine.memory.slots import SlotRequest
-from rsd_kernels.reference.pages import pages_for, take_pages
-from rsd_kernels.reference.philox import Purpose, uniform
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import NUM_ROLES, Mode, Role
+from rsd_engine.loop.executors.base import Executor
+from rsd_kernels.philox.twin import uniform
+from rsd_kernels.schedule.twin import take_pages
+from rsd_kernels.state.enums import NUM_ROLES, Mode, Purpose, RecordKind, Role
+from rsd_kernels.state.pages import pages_for
 
 _SPARE = 64  # tokens a row may grow beyond its steps
 _SEEDS = 100_000

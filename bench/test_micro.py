@@ -19,10 +19,12 @@ from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels import ops
-from rsd_kernels.reference.attention import attention_map, paged_attention
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Phase, PolicyKind, Role, SlotLimits, SlotState
-from rsd_kernels.step_tables import StepTables
+from rsd_kernels.attention.twin import attention_map, paged_attention
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables
 
 CPU = torch.device("cpu")
 NUM_SLOTS, LENGTH, STEP, PAGE, VOCAB = 16, 200, 20, 16, 960

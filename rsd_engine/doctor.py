@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_engine.loop.choose import resolve_executor
-from rsd_kernels import cpu_library, cuda_library
+from rsd_engine.loop.executors.choose import resolve_executor
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import model_ops
-from rsd_kernels.native_library import LibraryStatus
+from rsd_kernels.native.library import LibraryStatus
 
 _PACKAGES = ("rsd-engine", "torch", "triton", "transformers")
 _ABSENT = {"triton": "not installed (needed on a GPU)"}

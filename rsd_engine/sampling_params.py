@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.steps.policies import Policy, check_policy
-from rsd_kernels.slot_state import MAX_LOGPROBS, MAX_STOP_TOKENS
+from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
 MAX_SEED = 2**63 - 1

@@ -16,17 +16,15 @@ PACKAGES = {"rsd_kernels": ROOT / "kernels" / "rsd_kernels", "rsd_engine": ROOT 
 # write down here where it belongs.
 LAYERS: list[tuple[str, ...]] = [
     ("rsd_kernels",),
-    ("rsd_engine.arguments", "rsd_engine.errors", "rsd_engine.logs"),
+    ("rsd_engine.arguments", "rsd_engine.logs"),
     ("rsd_engine.steps",),
-    ("rsd_engine.config", "rsd_engine.outputs", "rsd_engine.sampling_params"),
+    ("rsd_engine.outputs", "rsd_engine.sampling_params"),
     ("rsd_engine.memory",),
     ("rsd_engine.models", "rsd_engine.loop"),
-    ("rsd_engine.core", "rsd_engine.limits"),
-    ("rsd_engine.scheduler",),
+    ("rsd_engine.core", "rsd_engine.roofline"),
     ("rsd_engine.engine",),
     ("rsd_engine",),
     ("rsd_engine.demo", "rsd_engine.doctor"),
-    ("rsd_engine.integrations", "rsd_engine.server"),
     ("rsd_engine.cli",),
 ]
 # The package itself is only its __init__, which re-exports the public face.

@@ -1,6 +1,6 @@
 """The ops of a model's forward: Triton on a CUDA device, the CPU library or the twins elsewhere.
 
-Attention may be that of the library flash-attn, see `rsd_kernels.flash_attention`.
+Attention may be that of the library flash-attn, see `rsd_kernels.attention.flash`.
 
 A model asks once, where its weights are, and calls what it got. Triton is imported only then.
 """
@@ -15,17 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_kernels import cpu_library, cpu_ops, flash_attention
-from rsd_kernels.cpu_decoder import CpuDecoder, DecoderParts, cpu_decoder
-from rsd_kernels.reference import fused_linear
-from rsd_kernels.reference.attention import AttentionMap, attention_map, paged_attention
-from rsd_kernels.reference.embedding import embed
-from rsd_kernels.reference.linear import linear
-from rsd_kernels.reference.qkv_projection import in_two, qkv_projection
-from rsd_kernels.reference.rope import rope_rows
-from rsd_kernels.reference.rope_kv_write import rope_kv_write
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.triton_support import runs_on
+from rsd_kernels.attention import flash as flash_attention
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.attention.twin import attention_map, paged_attention
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.cpu.decoder import CpuDecoder, DecoderParts, cpu_decoder
+from rsd_kernels.embedding.twin import embed
+from rsd_kernels.launch import runs_on
+from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
+from rsd_kernels.norm.twin import last_rows_norm
+from rsd_kernels.qkv.twin import in_two, qkv_projection
+from rsd_kernels.rope.tables import rope_rows
+from rsd_kernels.rope.twin import rope_kv_write
+from rsd_kernels.state.rows import RowBatch
 
 Op = Callable[..., Any]
 
@@ -45,7 +48,7 @@ class ModelOps:
     last_rows_norm: Op
     lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
     attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
-    attention_scratch_size: Op  # as in `rsd_kernels.attention_tiles`; 0 where none is needed
+    attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
     # all layers in one call; None where the ops above are to be called one by one
@@ -74,9 +77,13 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
     Raises:
         ImportError: if there is no Triton.
     """
-    from rsd_kernels import embedding, paged_attention, qkv_projection, rms_norm, rope_kv_write
-    from rsd_kernels import fused_linear as products
-    from rsd_kernels.attention_tiles import attention_scratch_size
+    from rsd_kernels.attention import kernel as paged_attention
+    from rsd_kernels.attention.tiles import attention_scratch_size
+    from rsd_kernels.embedding import kernel as embedding
+    from rsd_kernels.linear import ops as products
+    from rsd_kernels.norm import kernel as rms_norm
+    from rsd_kernels.qkv import kernel as qkv_projection
+    from rsd_kernels.rope import kernel as rope_kv_write
 
     return ModelOps(
         backend="triton",
@@ -180,13 +187,13 @@ def _no_whole_decoder(parts: DecoderParts) -> CpuDecoder | None:
 REFERENCE = ModelOps(
     backend="reference (PyTorch)",
     embed=embed,
-    norm_linear=fused_linear.norm_linear,
-    norm_gate_up=fused_linear.norm_gate_up,
+    norm_linear=norm_linear,
+    norm_gate_up=norm_gate_up,
     linear=linear,
     rope_kv_write=rope_kv_write,
     qkv_projection=qkv_projection,
     paged_attention=paged_attention,
-    last_rows_norm=fused_linear.last_rows_norm,
+    last_rows_norm=last_rows_norm,
     lm_head=_lm_head_by(linear),
     attention_map=_map_on_host,
     attention_scratch_size=_no_scratch,

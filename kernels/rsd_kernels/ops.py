@@ -15,16 +15,16 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from rsd_kernels import triton_support
-from rsd_kernels.reference import bridge as bridge_twin
-from rsd_kernels.reference import pages as pages_twin
-from rsd_kernels.reference import plan as plan_twin
-from rsd_kernels.reference import reward as reward_twin
-from rsd_kernels.reference import sample_append as sample_append_twin
-from rsd_kernels.reference import settle as settle_twin
-from rsd_kernels.reference.bridge import write_prm_step
-from rsd_kernels.reward_heads import RewardHead
-from rsd_kernels.slot_state import SlotState
+from rsd_kernels.bridge import twin as bridge_twin
+from rsd_kernels.bridge.twin import write_prm_step
+from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.launch import runs_on
+from rsd_kernels.reward import twin as reward_twin
+from rsd_kernels.reward.heads import RewardHead
+from rsd_kernels.rollback import twin as rollback_twin
+from rsd_kernels.sample import twin as sample_twin
+from rsd_kernels.schedule import twin as schedule_twin
+from rsd_kernels.state.slots import SlotState
 
 __all__ = [
     "advance",
@@ -44,37 +44,37 @@ __all__ = [
 P = ParamSpec("P")
 
 
-def _op(twin: Callable[P, None], module: str) -> Callable[P, None]:
-    """The twin, or the launcher of its name in `module`, by where the state (argument 0) is."""
+def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
+    """The twin, or the launcher of its name in `folder`, by where the state (argument 0) is."""
 
     @functools.wraps(twin)
     def op(*args: P.args, **kwargs: P.kwargs) -> None:
         state: Any = args[0]
-        if triton_support.runs_on(state.length):
-            getattr(import_module(f"rsd_kernels.{module}"), twin.__name__)(*args, **kwargs)
+        if runs_on(state.length):
+            getattr(import_module(f"rsd_kernels.{folder}.kernel"), twin.__name__)(*args, **kwargs)
         else:
             twin(*args, **kwargs)
 
     return op
 
 
-plan = _op(plan_twin.plan, "plan")
-advance = _op(plan_twin.advance, "plan")
-sample_append = _op(sample_append_twin.sample_append, "sample_append")
+plan = _op(schedule_twin.plan, "schedule")
+advance = _op(schedule_twin.advance, "schedule")
+sample_append = _op(sample_twin.sample_append, "sample")
 bridge = _op(bridge_twin.bridge, "bridge")
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
-settle = _op(settle_twin.settle, "settle")
-settle_slot = _op(settle_twin.settle_slot, "settle")
-decide = _op(settle_twin.decide, "settle")
+settle = _op(end_step_twin.settle, "end_step")
+settle_slot = _op(end_step_twin.settle_slot, "end_step")
+decide = _op(end_step_twin.decide, "end_step")
 score = _op(reward_twin.score, "reward")
-truncate_kv = _op(pages_twin.truncate_kv, "rollback")
+truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
 
 
 def score_scratch(state: SlotState, head: RewardHead) -> Tensor:
     """What `score` needs for a pass over every slot, float32; empty where the twin runs."""
     size = 0
-    if triton_support.runs_on(state.length):
-        from rsd_kernels.reward_scores import scratch_shape
+    if runs_on(state.length):
+        from rsd_kernels.reward.scores import scratch_shape
 
         size = math.prod(scratch_shape(head, state.num_slots))
     return torch.empty(size, dtype=torch.float32, device=state.length.device)

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rsd_engine.cli.demo_command import HELP as DEMO_HELP
-from rsd_engine.cli.demo_command import demo
+from rsd_engine.cli.demo.command import HELP as DEMO_HELP
+from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import clean_errors
-from rsd_engine.cli.generate_command import HELP as GENERATE_HELP
-from rsd_engine.cli.generate_command import generate
-from rsd_engine.cli.plan_command import HELP as PLAN_HELP
-from rsd_engine.cli.plan_command import plan
-from rsd_engine.cli.profile_command import HELP as PROFILE_HELP
-from rsd_engine.cli.profile_command import profile
+from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
+from rsd_engine.cli.generate.command import generate
+from rsd_engine.cli.plan.command import HELP as PLAN_HELP
+from rsd_engine.cli.plan.command import plan
+from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
+from rsd_engine.cli.profile.command import profile
 
 app = typer.Typer(
     name="rsd",

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, RequestDone, RoleCounters, StepDecided
 from rsd_engine.core.log_reader import LogReader, LogRecord
+from rsd_engine.core.mailbox import Mailbox
+from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
-from rsd_engine.loop.executor import Executor
+from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.rsd import Loop
-from rsd_engine.memory.mailbox import Mailbox
-from rsd_engine.memory.slots import SlotRequest, fill_slot
 from rsd_kernels import ops
-from rsd_kernels.reference.pages import pages_for
-from rsd_kernels.slot_state import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role, SlotState
+from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
+from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.slots import SlotState
 
 TextBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import Finish, Role
+from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rsd_engine.core.events import TokenLogprobs
-from rsd_engine.memory.mailbox import Mailbox
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import LOG_HEADER, Finish, Role
+from rsd_engine.core.mailbox import Mailbox
+from rsd_kernels.state.enums import LOG_HEADER, Finish, RecordKind, Role
 
 
 @dataclass(frozen=True)

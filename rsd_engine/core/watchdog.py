@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-from rsd_kernels.slot_state import NUM_ROLES, Phase, Role, SlotState
+from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
+from rsd_kernels.state.slots import SlotState
 
 logger = logging.getLogger("rsd_engine")
 

@@ -12,25 +12,26 @@ from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore, TextBridge
-from rsd_engine.engine.budget import PoolPlan, plan_pool, slot_limits
-from rsd_engine.engine.memory import MemoryReport, megabytes, report_memory
-from rsd_engine.engine.memory_plan import MAX_ROWS, row_length
+from rsd_engine.core.mailbox import open_mailbox
+from rsd_engine.engine.memory_estimate import MAX_ROWS, row_length
+from rsd_engine.engine.memory_report import MemoryReport, megabytes, report_memory
 from rsd_engine.engine.models import ModelSet, Source, load_models
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.loop.choose import make_executor, resolve_executor
+from rsd_engine.loop.executors.choose import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
-from rsd_engine.memory.mailbox import open_mailbox
+from rsd_engine.memory.budget import PoolPlan, plan_pool, slot_limits
 from rsd_engine.memory.page_pool import PagedKV, PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import build_automaton
+from rsd_engine.steps.merge_tables import build_tail_tables
 from rsd_engine.steps.policies import Policy, check_policy
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge as StepText
 from rsd_kernels import ops
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import ANY_ROWS, MAX_DELIMITER_STATES, Finish, Role, SlotState
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Finish, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import ANY_ROWS, SlotState
 
 logger = logging.getLogger("rsd_engine")
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import BuiltEngine
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
-from rsd_engine.memory.slots import SlotRequest
 from rsd_engine.outputs import FinishedEvent, Metrics, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rsd_engine.engine.build import BuiltEngine, build_engine
 from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
-from rsd_engine.engine.memory import MemoryReport
+from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import Source
 from rsd_engine.engine.prompts import (
     Message,
@@ -32,7 +32,7 @@ from rsd_engine.engine.requests import (
     slot_request,
 )
 from rsd_engine.engine.stream import Stream
-from rsd_engine.loop.timed_recorder import OpTime, TimedRecorder
+from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_engine.steps.policies import Policy, Threshold

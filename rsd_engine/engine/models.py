@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
-from rsd_engine.models.checkpoint import (
+from rsd_engine.models.checkpoints.open import (
     Checkpoint,
     load_generation_config,
     load_tokenizer,
@@ -23,7 +23,7 @@ from rsd_engine.models.loader import load_language_model, load_reward_model
 from rsd_engine.steps.prm_format import PrmFormat, prm_format
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 

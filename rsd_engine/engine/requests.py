@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt
-from rsd_engine.memory.slots import SlotRequest
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.prm_format import PrmFormat
-from rsd_kernels.slot_state import MAX_STOP_STATES, MAX_STOP_TOKENS, Mode
+from rsd_kernels.state.enums import MAX_STOP_STATES, MAX_STOP_TOKENS, Mode
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -25,8 +25,7 @@ from rsd_engine.outputs import (
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.detokenize import Detokenizer, cut_at_stop
 from rsd_engine.steps.vocabulary import Vocabulary
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import Finish, Role
+from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 _REASONS: dict[Finish | None, FinishReason] = {
     Finish.STOP_TOKEN: "stop",

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import ANY_ROWS, BatchingRule, Role, SlotState
-from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import TailTables
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
 
 Forward = Callable[[RowBatch], None]
 """Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.decide` reads."""

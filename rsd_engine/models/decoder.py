@@ -15,11 +15,11 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.weights import DecoderWeights, LayerWeights
-from rsd_kernels.cpu_decoder import DecoderParts
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.cpu.decoder import DecoderParts
 from rsd_kernels.model_ops import model_ops
-from rsd_kernels.reference.attention import AttentionMap
-from rsd_kernels.reference.rope import rope_tables
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.rope.tables import rope_tables
+from rsd_kernels.state.rows import RowBatch
 
 
 class Decoder:

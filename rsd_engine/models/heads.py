@@ -8,9 +8,9 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
-from rsd_kernels.reference.reward import rewards
-from rsd_kernels.reward_heads import RewardHead as ScoringHead
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.reward.heads import RewardHead as ScoringHead
+from rsd_kernels.reward.twin import rewards
+from rsd_kernels.state.rows import RowBatch
 
 
 class Model:

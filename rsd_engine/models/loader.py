@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoint import Checkpoint, open_checkpoint
+from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
 from rsd_engine.models.config import DTYPES, LANGUAGE_MODELS, ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.reward_heads import REWARD_HEADS
 from rsd_engine.models.weights import DecoderWeights, fill
-from rsd_kernels import cpu_ops
+from rsd_kernels.cpu import ops as cpu_ops
 
 
 def load_language_model(

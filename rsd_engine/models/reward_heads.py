@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
-from rsd_kernels import reward_heads
+from rsd_kernels.reward import heads as reward_heads
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ctypes
 import math
 from dataclasses import dataclass
 
-from rsd_kernels.slot_state import PolicyKind
+from rsd_kernels.policy.formula import PolicyKind
 
 PolicyColumns = tuple[int, float, float]  # kind, a, b
 

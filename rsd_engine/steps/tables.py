@@ -20,8 +20,8 @@ from rsd_engine.steps.vocabulary import (
     plain_encoder,
     read_vocabulary,
 )
-from rsd_kernels.slot_state import MAX_CUT_TOKENS
-from rsd_kernels.step_tables import StepTables
+from rsd_kernels.state.enums import MAX_CUT_TOKENS
+from rsd_kernels.state.tables import StepTables
 
 Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> its tokens
 

@@ -19,8 +19,8 @@ from bench.step_scenes import Played, Scene, play, scene_of
 from bench.timing import Mismatch
 from rsd_engine import Engine
 from rsd_engine.core.events import StepDecided, TokenLogprobs
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import BatchingRule, Finish, Role
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 MOST_READY, EVERY_ROLE, LOCK_STEP = BatchingRule
 NAMES = ["most-ready", "every-role", "lock-step"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import conditional, control
-from rsd_kernels import cuda_build
+from rsd_kernels.cuda import build as cuda_build
 
 
 def line(case: str, us: float, kernels: int = 8, reads: bool = False) -> str:

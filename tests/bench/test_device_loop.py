@@ -22,9 +22,9 @@ from bench.random_models import TRIPLES
 from bench.step_scenes import Scene, fill_pages, play, scene_of
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
-from rsd_engine.loop.eager import EagerExecutor
+from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 
 SCENE = Scene("rsd", 0.5, slots=1, context=20, step_tokens=3, steps=4)
 

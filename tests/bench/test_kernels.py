@@ -16,9 +16,8 @@ from bench.control_state import TOKENS_PER_PAGE, PageSet, Sizes, copied, mid_ste
 from bench.kernel_shapes import TINY, Setting
 from bench.projection_cases import fused_case, matrices, product_case
 from bench.timing import Mismatch
-from rsd_kernels.reference.rollback import rollback
-from rsd_kernels.reference.settle import accept_probability
-from rsd_kernels.slot_state import PolicyKind
+from rsd_kernels.policy.formula import PolicyKind, accept_probability
+from rsd_kernels.rollback.twin import rollback
 
 CPU = torch.device("cpu")
 OPS = {

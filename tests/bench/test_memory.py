@@ -7,8 +7,8 @@ import json
 import pytest
 
 from bench import memory
-from rsd_engine.engine.memory import MemoryReport, PageUse
-from rsd_kernels.slot_state import Role
+from rsd_engine.engine.memory_report import MemoryReport, PageUse
+from rsd_kernels.state.enums import Role
 
 
 def test_what_is_said_and_what_is_held(capsys: pytest.CaptureFixture[str]) -> None:

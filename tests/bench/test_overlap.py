@@ -14,7 +14,7 @@ from bench.kernel_shapes import TINY, Setting
 from bench.overlap_gate import VARIANTS, asking_for, require_same_logits, starting_early, switched
 from bench.step_scenes import play
 from bench.timing import Mismatch
-from rsd_engine.loop.graph_runtime import GraphError
+from rsd_engine.loop.executors.graph_runtime import GraphError
 
 SWITCH = "RSD_OVERLAP_KERNELS"
 
@@ -107,7 +107,7 @@ def test_whole_models_with_kernels_that_start_early(monkeypatch: pytest.MonkeyPa
 
 
 def test_how_much_is_asked_for_is_put_back() -> None:
-    projection = pytest.importorskip("rsd_kernels.projection")
+    projection = pytest.importorskip("rsd_kernels.linear.kernel")
     tiles = projection.projection_tiles(
         1, 4096, 4096, gated=False, normed=False, dtype=torch.bfloat16
     )

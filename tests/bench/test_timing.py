@@ -17,7 +17,7 @@ from bench.timing import (
     require_same_tokens,
     seconds_of,
 )
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.measured import read_bandwidth
 
 
 def test_median_spread_and_rates() -> None:

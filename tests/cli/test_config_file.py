@@ -11,7 +11,7 @@ import pytest
 from rsd_engine import Clip, Engine
 from rsd_engine.cli import config_file
 from rsd_engine.cli.config_file import read_config
-from rsd_engine.cli.demo_command import demo
+from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import UsageError
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels

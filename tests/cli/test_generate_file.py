@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Clip, Engine, SamplingParams
-from rsd_engine.cli.questions import line_seed
+from rsd_engine.cli.generate.questions import line_seed
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 from tests.tiny_models import TinyModels
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.questions import (
+from rsd_engine.cli.generate.questions import (
     InputLine,
     engine_prompt,
     line_seed,

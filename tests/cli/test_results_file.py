@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.questions import InputLine
-from rsd_engine.cli.results_file import ResultsFile
+from rsd_engine.cli.generate.questions import InputLine
+from rsd_engine.cli.generate.results_file import ResultsFile
 
 LINES = [InputLine(number, f'{{"prompt": "p{number}"}}'.encode()) for number in (1, 2, 4, 5)]
 

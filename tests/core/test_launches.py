@@ -9,8 +9,8 @@ import pytest
 
 from rsd_engine.core import engine_core
 from rsd_engine.core.events import Event
-from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.slot_state import Mode, Role
+from rsd_engine.core.slots import check_integrity
+from rsd_kernels.state.enums import Mode, Role
 from tests.core.test_random_histories import Broken, break_passes, core_of, make_request
 from tests.loop.executors import EXECUTORS
 from tests.loop.toy import run, story, toy_request

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine.core.events import RequestDone, StepDecided
-from rsd_kernels.slot_state import Finish, Mode, Role
+from rsd_kernels.state.enums import Finish, Mode, Role
 from tests.loop.toy import NEWLINE, decode, encode, run, story, toy_core, toy_request, writes
 
 

@@ -14,9 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.memory.slots import SlotRequest, check_integrity
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import BatchingRule, Finish, Mode, PolicyKind, Role
+from rsd_engine.core.slots import SlotRequest, check_integrity
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import Finish, Mode, Role
+from rsd_kernels.state.rows import RowBatch
 from tests.loop.executors import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from rsd_engine.core.watchdog import Watchdog
-from rsd_kernels.slot_state import Phase, Role
+from rsd_kernels.state.enums import Phase, Role
 from tests.core.test_random_histories import core_of, make_request
 from tests.loop.toy import Mode
 

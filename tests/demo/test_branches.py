@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsd_engine.demo import checkpoint_dir
-from rsd_engine.demo.branches import HIDDEN, Branch, attention_mask, positions
-from rsd_engine.demo.data import batches
-from rsd_engine.demo.evaluate import scorer
-from rsd_engine.demo.export import load_reward_model
-from rsd_engine.demo.problems import check_step, generate
-from rsd_engine.demo.reward_data import (
+from examples.demo_family.branches import HIDDEN, Branch, attention_mask, positions
+from examples.demo_family.data import batches
+from examples.demo_family.evaluate import scorer
+from examples.demo_family.export import load_reward_model
+from examples.demo_family.reward_data import (
     STEP_RIGHT,
     STEP_WRONG,
     Solution,
@@ -23,7 +21,9 @@ from rsd_engine.demo.reward_data import (
     save_mistakes,
     spoil,
 )
-from rsd_engine.demo.train import load_tokenizer_from
+from examples.demo_family.train import load_tokenizer_from
+from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo.problems import check_step, generate
 
 # Five tokens of trunk, then two branches of two tokens that stand in for tokens 2 and 4.
 BRANCHES = [Branch(5, 7, 2), Branch(7, 9, 4)]

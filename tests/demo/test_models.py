@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from examples.demo_family.corrupt import corrupt
+from examples.demo_family.evaluate import alone, auc, scorer, speculate
+from examples.demo_family.export import load_language_model, load_reward_model
+from examples.demo_family.recipes import count_parameters
+from examples.demo_family.train import load_tokenizer_from
 from rsd_engine.demo import Role, checkpoint_dir
-from rsd_engine.demo.corrupt import corrupt
-from rsd_engine.demo.evaluate import alone, auc, scorer, speculate
-from rsd_engine.demo.export import load_language_model, load_reward_model
 from rsd_engine.demo.problems import generate
-from rsd_engine.demo.recipes import count_parameters
-from rsd_engine.demo.train import load_tokenizer_from
 
 ROLES: tuple[Role, ...] = ("draft", "target", "prm")
 PROBLEMS = generate(21, "test", 12)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from rsd_engine.demo.corrupt import commuted, corrupt
+from examples.demo_family.corrupt import commuted, corrupt
 from rsd_engine.demo.problems import (
     DELIMITER,
     check_answer,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from examples.demo_family.data import chat_prompt
+from examples.demo_family.tokenizer import SYSTEM_PROMPTS
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.demo.data import chat_prompt
 from rsd_engine.demo.problems import DELIMITER, generate
-from rsd_engine.demo.tokenizer import SYSTEM_PROMPTS
 
 PROBLEMS = generate(8, "test", 100)
 

@@ -17,12 +17,12 @@ import torch
 from bench.loop_runs import using
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core.engine_core import EngineCore
+from rsd_engine.core.slots import check_integrity
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
-from rsd_engine.loop.choose import make_executor
+from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.rsd import build_program
-from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.slot_state import BatchingRule
+from rsd_kernels.schedule.rules import BatchingRule
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRAPHS = ("host-graphs", "device-loop") if DEVICE == "cuda" else ("simulated-loop",)
@@ -185,9 +185,9 @@ def test_no_op_allocates_while_captured() -> None:
 @pytest.mark.gpu
 def test_without_switch_nodes() -> None:
     """Drivers before CUDA 12.8 know no SWITCH: one IF a body."""
-    from rsd_engine.loop.capture_stream import CaptureStream
-    from rsd_engine.loop.cuda_runtime import CudaGraphRuntime
-    from rsd_engine.loop.device_loop import DeviceLoopExecutor
+    from rsd_engine.loop.cuda.capture_stream import CaptureStream
+    from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
+    from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 
     with demo_engine("eager", 4) as engine:
         wanted = told(solve(engine, GREEDY))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.reference.philox import Purpose, uniform
-from rsd_kernels.slot_state import Role
+from rsd_kernels.philox.twin import uniform
+from rsd_kernels.state.enums import Purpose, Role
 
 DELIMITER = "\n\n"
 

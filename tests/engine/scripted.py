@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rsd_engine import Engine
 from rsd_engine.steps.vocabulary import byte_letters
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch import Tensor
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event
+from rsd_engine.core.slots import check_integrity
 from rsd_engine.memory.page_pool import PagedKV
-from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 from tests.models.driver import Driver
 
 PROMPTS = (

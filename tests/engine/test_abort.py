@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
-from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Phase, Role
+from rsd_engine.core.slots import check_integrity
+from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.rows import RowBatch
 from tests.engine.scripted import replaced, scripted
 from tests.engine.support import (
     PROMPTS,

@@ -11,8 +11,8 @@ import pytest
 
 from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Threshold
 from rsd_engine.core.events import Event
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
 from tests.engine.scripted import replaced, scripted, spoiled
 from tests.engine.support import all_pages_free, decisions, generate
 from tests.tiny_models import TinyModels

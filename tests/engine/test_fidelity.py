@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 from tests.engine.support import PROMPTS, Fresh, generate
 from tests.engine.ties import TIE
 from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling

@@ -11,7 +11,7 @@ import torch
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.models import decoder
-from rsd_kernels import flash_attention
+from rsd_kernels.attention import flash as flash_attention
 from rsd_kernels.model_ops import REFERENCE
 from tests.engine.support import PROMPTS, decisions, generate
 from tests.kernels.fake_flash_attn import HALF, fake_library

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 from tests.engine.scripted import scripted
 from tests.engine.support import PROMPTS, generate
 from tests.tiny_models import CONTEXT

@@ -11,9 +11,9 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
-from rsd_engine.engine.memory_plan import plan_memory
-from rsd_engine.limits.sources import find_config
-from rsd_kernels.slot_state import Role
+from rsd_engine.engine.memory_estimate import plan_memory
+from rsd_engine.roofline.sources import find_config
+from rsd_kernels.state.enums import Role
 from tests.tiny_models import TinyModels
 
 MODEL_LEN, SLOTS, POOL = 256, 3, 2_000_000

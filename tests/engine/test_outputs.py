@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
-from rsd_kernels.slot_state import Role
+from rsd_kernels.state.enums import Role
 from tests.engine.scripted import spoiled
 from tests.engine.support import PROMPTS, decisions, generate
 from tests.tiny_models import TinyModels

@@ -12,9 +12,9 @@ from itertools import zip_longest
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step, Threshold
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.reference.philox import Purpose, uniform
-from rsd_kernels.reference.sample import filtered_probabilities
-from rsd_kernels.slot_state import Role
+from rsd_kernels.philox.twin import uniform
+from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.state.enums import Purpose, Role
 from tests.engine.support import Fresh, decision
 
 TIE = 1e-4

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_engine.loop import cuda_recorder
+from rsd_engine.loop.cuda import recorder as cuda_recorder
 from rsd_engine.loop.program import Block, Call, Switch, While
 
 DEVICE = torch.device("cuda")  # in name: every tensor is on the CPU

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsd_kernels.triton_support import Launch
+from rsd_kernels.launch import Launch
 
 DEVICE = torch.device("cuda")
 

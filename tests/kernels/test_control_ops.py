@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import rsd_kernels.library
-from rsd_kernels.slot_state import PolicyKind
+import rsd_kernels.torch_ops
+from rsd_kernels.policy.formula import PolicyKind
 from tests.kernels.triton_child import ROOT
 
 OPS = torch.ops.rsd
@@ -82,7 +82,7 @@ def test_a_cpu_run_imports_no_triton() -> None:
         before = "triton" in sys.modules
         run(random_core(1), random_requests(1, 2))
         names = [name for name in sys.modules if name.startswith("rsd_kernels.")]
-        assert "rsd_kernels.ops" in names and "rsd_kernels.plan" not in names
+        assert "rsd_kernels.ops" in names and "rsd_kernels.schedule.kernel" not in names
         assert ("triton" in sys.modules) == before == False
     """
     lines = "\n".join(line.strip() for line in code.splitlines())
@@ -99,5 +99,5 @@ def test_a_cpu_run_imports_no_triton() -> None:
 
 
 def test_the_namespace_has_them() -> None:
-    assert rsd_kernels.library.NAMESPACE == "rsd"
+    assert rsd_kernels.torch_ops.NAMESPACE == "rsd"
     assert not [name for name in NAMES if not hasattr(OPS, name)]

@@ -10,24 +10,19 @@ import pytest
 import torch
 
 from rsd_engine.core.log_reader import LogReader
-from rsd_engine.memory.mailbox import open_mailbox
-from rsd_engine.memory.slots import fill_slot
+from rsd_engine.core.mailbox import open_mailbox
+from rsd_engine.core.slots import fill_slot
 from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
 from rsd_kernels import ops
-from rsd_kernels.reference.pages import pages_for, take_pages, truncate_kv
-from rsd_kernels.reference.plan import STARVED_AFTER
-from rsd_kernels.reference.settle import accept_probability
-from rsd_kernels.reference.step_log import RecordKind, publish
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import (
-    NUM_ROLES,
-    Finish,
-    HostRequest,
-    Phase,
-    Role,
-    SlotLimits,
-    SlotState,
-)
+from rsd_kernels.policy.formula import accept_probability
+from rsd_kernels.rollback.twin import truncate_kv
+from rsd_kernels.schedule.rules import STARVED_AFTER
+from rsd_kernels.schedule.twin import take_pages
+from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase, RecordKind, Role
+from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.step_log.twin import publish
 from tests.loop.toy import toy_request
 
 PER_PAGE = (3, 2, 5)

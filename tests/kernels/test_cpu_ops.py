@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import cpu_library, cpu_ops
-from rsd_kernels.reference import attention as attention_twin
-from rsd_kernels.reference import fused_linear as fused_twin
-from rsd_kernels.reference.attention import AttentionMap
-from rsd_kernels.reference.linear import linear as linear_twin
-from rsd_kernels.reference.norm import rms_norm
-from rsd_kernels.reference.rope import rope_tables
-from rsd_kernels.reference.rope_kv_write import rope_kv_write as rope_twin
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.attention import twin as attention_twin
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.linear import twin as fused_twin
+from rsd_kernels.linear.twin import linear as linear_twin
+from rsd_kernels.norm.twin import rms_norm
+from rsd_kernels.rope.tables import rope_tables
+from rsd_kernels.rope.twin import rope_kv_write as rope_twin
+from rsd_kernels.state.rows import RowBatch
 from tests.kernels.triton_child import assert_close
 
 NAN = float("nan")

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import cuda_build, cuda_library
-from rsd_kernels.decode_projection import _DTYPE_CODE, decode_projection
-from rsd_kernels.reference.decode_projection import decode_projection as twin
+from rsd_kernels.cuda import build as cuda_build
+from rsd_kernels.cuda import library as cuda_library
+from rsd_kernels.cuda.decode_projection import _DTYPE_CODE, decode_projection
+from rsd_kernels.cuda.twin import decode_projection as twin
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # outputs, inputs: one output; less than a block; odd; several batches of loads, split and not

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from rsd_engine.memory.page_pool import KVShape, PagePool
-from rsd_kernels import flash_attention, triton_support
+from rsd_kernels import launch as triton_support
+from rsd_kernels.attention import flash as flash_attention
+from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.model_ops import REFERENCE, model_ops
-from rsd_kernels.reference.attention import attention_map, paged_attention
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.state.rows import RowBatch
 from tests.kernels.fake_flash_attn import fake_library
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

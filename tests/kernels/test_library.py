@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import rsd_kernels.library
-from rsd_kernels.reference.linear import linear
-from rsd_kernels.reference.rope import rope_tables
+import rsd_kernels.torch_ops
+from rsd_kernels.linear.twin import linear
+from rsd_kernels.rope.tables import rope_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = torch.ops.rsd
@@ -100,7 +100,7 @@ def test_compiled_whole() -> None:
 
 
 def test_the_namespace_is_said() -> None:
-    assert rsd_kernels.library.NAMESPACE == "rsd"
+    assert rsd_kernels.torch_ops.NAMESPACE == "rsd"
     assert not [name for name in NAMES if not hasattr(OPS, name)]
 
 
@@ -110,12 +110,12 @@ def test_no_triton_on_a_cpu() -> None:
         import sys
         sys.modules["triton"] = None  # every `import triton` now raises ImportError
         import torch
-        import rsd_kernels.library
+        import rsd_kernels.torch_ops
         from rsd_kernels.model_ops import model_ops
         x = torch.ones(2, 4)
         assert bool((torch.ops.rsd.linear(x, x) == 4).all())
         assert model_ops(x).backend != "triton"
-        assert "rsd_kernels.projection" not in sys.modules
+        assert "rsd_kernels.linear.kernel" not in sys.modules
     """
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}
     command = [sys.executable, "-c", textwrap.dedent(code)]

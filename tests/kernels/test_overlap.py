@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rsd_kernels.triton_support import OVERLAP_ROWS, can_overlap, overlapping
+from rsd_kernels.launch import OVERLAP_ROWS, can_overlap, overlapping
 from tests.kernels.triton_child import run_checks
 
 CHECKS = "triton_overlap_checks.py"
@@ -36,7 +36,7 @@ def test_in_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_as_many_rows_as_a_tile_has() -> None:
     """Wider passes have products by cuBLAS in between."""
-    projection = pytest.importorskip("rsd_kernels.projection")
+    projection = pytest.importorskip("rsd_kernels.linear.kernel")
     assert projection.MAX_ROWS == OVERLAP_ROWS
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels.reference import linear as linear_module
-from rsd_kernels.reference.activation import silu_mul
-from rsd_kernels.reference.attention import attention_map, paged_attention
-from rsd_kernels.reference.kv_write import kv_write
-from rsd_kernels.reference.linear import cpu_layout, linear
-from rsd_kernels.reference.norm import rms_norm
-from rsd_kernels.reference.rope import rope, rope_rows, rope_tables
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.activation.twin import silu_mul
+from rsd_kernels.attention.twin import attention_map, paged_attention
+from rsd_kernels.linear import twin as linear_module
+from rsd_kernels.linear.twin import cpu_layout, linear
+from rsd_kernels.norm.twin import rms_norm
+from rsd_kernels.rope.tables import rope_rows, rope_tables
+from rsd_kernels.rope.twin import kv_write, rope
+from rsd_kernels.state.rows import RowBatch
 
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

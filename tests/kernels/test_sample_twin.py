@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_engine.memory.slots import fill_slot
+from rsd_engine.core.slots import fill_slot
 from rsd_kernels import ops
-from rsd_kernels.reference.philox import Purpose, philox, uniform
-from rsd_kernels.reference.sample import NOT_FINITE, filtered_probabilities
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Finish, Role, SlotLimits, SlotState
+from rsd_kernels.philox.twin import philox, uniform
+from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.state.enums import NOT_FINITE, Finish, Purpose, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
 from tests.loop.toy import NUM_IDS, toy_request, toy_tables
 
 ONES = 0xFFFFFFFF

@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rsd_kernels import aot
-from rsd_kernels.launch_registry import (
+from rsd_kernels.aot import compile as aot
+from rsd_kernels.aot.launches import (
     MODEL_SHAPES,
     ModelShape,
     ShippedLaunch,
     forward_launches,
     overlapped_launches,
 )
-from rsd_kernels.rms_norm import rms_norm, rms_norm_launch
-from rsd_kernels.triton_support import Launch
+from rsd_kernels.launch import Launch
+from rsd_kernels.norm.kernel import rms_norm, rms_norm_launch
 
 ARCHS = (80, 90, 100)
 # Heads and dtypes that none of the models of the registry has.

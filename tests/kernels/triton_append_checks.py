@@ -14,23 +14,15 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import build_automaton
-from rsd_kernels import bridge as bridge_kernel
-from rsd_kernels.reference import bridge as bridge_twin
-from rsd_kernels.reference import sample_append as sample_append_twin
-from rsd_kernels.reference import tail as tail_twin
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.sample_append import sample_append
-from rsd_kernels.slot_state import (
-    MAX_DELIMITER_STATES,
-    MAX_STOP_STATES,
-    Finish,
-    Mode,
-    Role,
-    SlotLimits,
-    SlotState,
-)
-from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import TailTables
+from rsd_kernels.bridge import kernel as bridge_kernel
+from rsd_kernels.bridge import merge_twin as tail_twin
+from rsd_kernels.bridge import twin as bridge_twin
+from rsd_kernels.sample import twin as sample_append_twin
+from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Finish, Mode, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
 from tests.kernels.triton_child import DEVICE
 from tests.kernels.triton_shadow import (
     LOGPROBS,

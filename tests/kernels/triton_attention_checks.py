@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import attention_tiles
-from rsd_kernels import paged_attention as kernel
-from rsd_kernels.reference.attention import AttentionMap, attention_map
-from rsd_kernels.reference.attention import paged_attention as twin
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.attention import kernel
+from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.attention.twin import attention_map
+from rsd_kernels.attention.twin import paged_attention as twin
+from rsd_kernels.state.rows import RowBatch
 from tests.kernels.triton_child import (
     DEVICE,
     DOT_DTYPES,

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from rsd_kernels import aot
-from rsd_kernels.control_launches import control_launches
+from rsd_kernels.aot import compile as aot
+from rsd_kernels.aot.loop_launches import control_launches
 
 # One shape of every kernel; `python -m bench.kernel_resources` has them all.
 ALL = control_launches()

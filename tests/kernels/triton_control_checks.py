@@ -11,16 +11,19 @@ import torch
 import triton
 import triton.language as tl
 
-from rsd_kernels import ops, triton_support
-from rsd_kernels import philox as philox_kernel
-from rsd_kernels import plan as plan_kernel
-from rsd_kernels import rollback as rollback_kernel
-from rsd_kernels import settle as settle_kernel
-from rsd_kernels.reference import philox as philox_twin
-from rsd_kernels.reference import plan as plan_twin
-from rsd_kernels.reference import rollback as rollback_twin
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import NUM_ROLES, BatchingRule, Phase, SlotState
+from rsd_kernels import launch as triton_support
+from rsd_kernels import ops
+from rsd_kernels.end_step import kernel as settle_kernel
+from rsd_kernels.philox import kernel as philox_kernel
+from rsd_kernels.philox import twin as philox_twin
+from rsd_kernels.rollback import kernel as rollback_kernel
+from rsd_kernels.rollback import twin as rollback_twin
+from rsd_kernels.schedule import kernel as plan_kernel
+from rsd_kernels.schedule import twin as plan_twin
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import NUM_ROLES, Phase
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
 from tests.kernels.triton_child import DEVICE, INTERPRETED
 from tests.kernels.triton_shadow import (
     copied,

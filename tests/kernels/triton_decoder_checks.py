@@ -12,9 +12,9 @@ from torch import Tensor
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import attention_tiles
+from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.model_ops import model_ops, triton_ops
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.state.rows import RowBatch
 from tests.kernels.triton_child import DEVICE, INTERPRETED
 from tests.models.checkpoints import make_model, save
 from tests.models.driver import Driver, pack

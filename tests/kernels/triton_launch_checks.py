@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import aot
-from rsd_kernels.control_launches import control_launches
-from rsd_kernels.launch_registry import MODEL_SHAPES, forward_launches, overlapped_launches
-from rsd_kernels.triton_support import Launch
+from rsd_kernels.aot import compile as aot
+from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches, overlapped_launches
+from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.launch import Launch
 
 MODEL = "Qwen2.5-1.5B"
 STREAM = 0x5EED0

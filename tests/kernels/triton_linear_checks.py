@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import fused_linear, projection
-from rsd_kernels import rms_norm as norms
-from rsd_kernels.reference import fused_linear as fused_twin
-from rsd_kernels.reference import linear as linear_twin
-from rsd_kernels.reference.activation import silu_mul as silu_mul_twin
-from rsd_kernels.reference.norm import rms_norm as rms_norm_twin
-from rsd_kernels.silu_mul import silu_mul
+from rsd_kernels.activation.kernel import silu_mul
+from rsd_kernels.activation.twin import silu_mul as silu_mul_twin
+from rsd_kernels.linear import kernel as projection
+from rsd_kernels.linear import ops as fused_linear
+from rsd_kernels.linear import twin as fused_twin
+from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.norm import kernel as norms
+from rsd_kernels.norm.twin import rms_norm as rms_norm_twin
 from tests.kernels.triton_child import (
     DEVICE,
     DOT_DTYPES,

@@ -17,17 +17,15 @@ from torch import Tensor
 
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import (
-    attention_tiles,
-    overlap,
-    paged_attention,
-    projection,
-    qkv_projection,
-    rms_norm,
-    rope_kv_write,
-)
+from rsd_kernels import overlap
+from rsd_kernels.attention import kernel as paged_attention
+from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.launch import Launch, can_overlap
+from rsd_kernels.linear import kernel as projection
 from rsd_kernels.model_ops import triton_ops
-from rsd_kernels.triton_support import Launch, can_overlap
+from rsd_kernels.norm import kernel as rms_norm
+from rsd_kernels.qkv import kernel as qkv_projection
+from rsd_kernels.rope import kernel as rope_kv_write
 from tests.kernels.triton_child import DEVICE, INTERPRETED
 from tests.kernels.triton_decoder_checks import on_device, padded, tokens
 from tests.models.checkpoints import make_model, save

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rsd_engine.engine.build import _decide, _read, _write
-from rsd_engine.limits.presets import PRESETS
 from rsd_engine.loop.program import Call, calls
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.memory.page_pool import PagePool
@@ -25,10 +24,11 @@ from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.reward_heads import REWARD_HEADS
 from rsd_engine.models.weights import DecoderWeights
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import Role, SlotLimits, SlotState
-from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import TailTables
+from rsd_engine.roofline.presets import PRESETS
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
 from tests.fake_cuda.tensors import DEVICE, Work, fake_cuda_tensors
 
 # A launcher that looks at an address gets 0, which is aligned.

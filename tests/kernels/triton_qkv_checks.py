@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import qkv_projection as kernel
-from rsd_kernels.reference.qkv_projection import qkv_projection as twin
-from rsd_kernels.reference.rope import rope_tables
+from rsd_kernels.qkv import kernel
+from rsd_kernels.qkv.twin import qkv_projection as twin
+from rsd_kernels.rope.tables import rope_tables
 from tests.kernels.triton_child import (
     DEVICE,
     DOT_DTYPES,

@@ -16,25 +16,24 @@ import pytest
 import torch
 import triton.language as tl
 
-from rsd_kernels import (
-    attention_tiles,
-    bridge,
-    paged_attention,
-    plan,
-    reward,
-    reward_accept,
-    reward_scores,
-    rms_norm,
-    rollback,
-    settle,
-    tick_clock,
-)
-from rsd_kernels.control_launches import control_launches
-from rsd_kernels.embedding import embed
-from rsd_kernels.launch_registry import MODEL_SHAPES, forward_launches
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.sample_append import sample_append
-from rsd_kernels.slot_state import NUM_ROLES, Finish, HostRequest, Phase, SlotLimits, SlotState
+from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
+from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.attention import kernel as paged_attention
+from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.bridge import kernel as bridge
+from rsd_kernels.embedding.kernel import embed
+from rsd_kernels.end_step import kernel as settle
+from rsd_kernels.norm import kernel as rms_norm
+from rsd_kernels.reward import accept as reward_accept
+from rsd_kernels.reward import kernel as reward
+from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.rollback import kernel as rollback
+from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.schedule import kernel as plan
+from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.tick_clock import kernel as tick_clock
 from tests.kernels import (
     triton_append_checks,
     triton_attention_checks,

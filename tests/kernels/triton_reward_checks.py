@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels import ops, reward_scores
-from rsd_kernels import reward as kernel
-from rsd_kernels import reward_accept as accept_kernel
-from rsd_kernels.reference import reward as twin
-from rsd_kernels.reference import settle as settle_twin
-from rsd_kernels.reward_heads import RewardHead, TwoClassHead, ValueHead
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import PolicyKind, SlotState
+from rsd_kernels import ops
+from rsd_kernels.end_step import twin as settle_twin
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward import accept as accept_kernel
+from rsd_kernels.reward import kernel, twin
+from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
 from tests.kernels.triton_child import DEVICE, DTYPES
 from tests.kernels.triton_shadow import copied, differences, random_core, random_requests
 from tests.loop.toy import run

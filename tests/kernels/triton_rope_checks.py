@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels.reference.rope import rope_tables
-from rsd_kernels.reference.rope_kv_write import rope_kv_write as twin
-from rsd_kernels.rope_kv_write import rope_kv_write
+from rsd_kernels.rope.kernel import rope_kv_write
+from rsd_kernels.rope.tables import rope_tables
+from rsd_kernels.rope.twin import rope_kv_write as twin
 from tests.kernels.triton_child import DEVICE, DTYPES, assert_close, far_pages
 
 NUM_PAGES, PER_PAGE, NUM_POSITIONS = 7, 3, 50

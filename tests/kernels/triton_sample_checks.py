@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_kernels.reference import sample_append as twin
-from rsd_kernels.reference.sample import filtered_probabilities
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.sample_append import sample_append
-from rsd_kernels.slot_state import Finish, Role, SlotLimits, SlotState
-from rsd_kernels.step_tables import StepTables
+from rsd_kernels.sample import twin
+from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.state.enums import Finish, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables
 from tests.kernels.triton_child import DEVICE
 from tests.kernels.triton_shadow import (
     LOGPROBS,

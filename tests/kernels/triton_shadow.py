@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from rsd_kernels import ops
-from rsd_kernels.slot_state import Mode, PolicyKind, SlotState
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import Mode
+from rsd_kernels.state.slots import SlotState
 from tests.kernels.triton_child import DEVICE
 from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rsd_engine.limits.measured import read_bandwidth
+from rsd_engine.roofline.measured import read_bandwidth
 
 
 def test_reads_at_a_rate_that_memory_has() -> None:

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from rsd_engine.limits.gpus import Device
-from rsd_engine.limits.passes import Work, pass_seconds, pass_work
-from rsd_engine.limits.rounds import (
+from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.passes import Work, pass_seconds, pass_work
+from rsd_engine.roofline.rounds import (
     Setting,
     Speculation,
     Triple,
@@ -19,7 +19,7 @@ from rsd_engine.limits.rounds import (
     rsd,
     speculate,
 )
-from rsd_engine.limits.shape import ModelShape
+from rsd_engine.roofline.shape import ModelShape
 
 FAST = Device("x", bandwidth=1e3, flops=1e12, memory_bytes=1e9)  # only bytes count
 SLOW = Device("y", bandwidth=1e12, flops=1e3, memory_bytes=1e9)  # only products count

@@ -10,10 +10,10 @@ import huggingface_hub
 import pytest
 import torch
 
-from rsd_engine.limits.gpus import GPU_NAMES, Device, find_gpu
-from rsd_engine.limits.presets import PRESETS
-from rsd_engine.limits.shape import ModelShape
-from rsd_engine.limits.sources import find_config
+from rsd_engine.roofline.gpus import GPU_NAMES, Device, find_gpu
+from rsd_engine.roofline.presets import PRESETS
+from rsd_engine.roofline.shape import ModelShape
+from rsd_engine.roofline.sources import find_config
 
 
 @pytest.mark.parametrize(

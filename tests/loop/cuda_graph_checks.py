@@ -15,18 +15,18 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.loop.capture_stream import CaptureStream
-from rsd_engine.loop.choose import make_executor, resolve_executor
-from rsd_engine.loop.cuda_calls import compile_kernel, cuda_version
-from rsd_engine.loop.cuda_runtime import CudaGraphRuntime
-from rsd_engine.loop.executor import Executor
-from rsd_engine.loop.graph_builder import build_graph
-from rsd_engine.loop.graph_runtime import Conditional, GraphError, GraphRefused
+from rsd_engine.core.slots import check_integrity
+from rsd_engine.loop.cuda.calls import compile_kernel, cuda_version
+from rsd_engine.loop.cuda.capture_stream import CaptureStream
+from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.choose import make_executor, resolve_executor
+from rsd_engine.loop.executors.graph_builder import build_graph
+from rsd_engine.loop.executors.graph_runtime import Conditional, GraphError, GraphRefused
+from rsd_engine.loop.executors.timed_recorder import TimedRecorder
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_engine.loop.rsd import build_program
-from rsd_engine.loop.timed_recorder import TimedRecorder
-from rsd_engine.memory.slots import check_integrity
-from rsd_kernels.slot_state import Phase
+from rsd_kernels.state.enums import Phase
 from tests.core.test_random_histories import Wanted, alone, core_of, make_request
 from tests.engine.executor_checks import GREEDY, SAMPLED, demo_engine, solve, told
 from tests.fake_cuda.device import DEVICE, FakeDevice, device

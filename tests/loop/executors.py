@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rsd_engine.loop.device_loop import DeviceLoopExecutor
-from rsd_engine.loop.direct_recorder import DirectRecorder
-from rsd_engine.loop.executor import Executor
-from rsd_engine.loop.host_graphs import HostGraphsExecutor
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
+from rsd_engine.loop.executors.simulated_runtime import SimulatedRuntime
 from rsd_engine.loop.program import Block
-from rsd_engine.loop.simulated_runtime import SimulatedRuntime
-from rsd_kernels.slot_state import ANY_ROWS
+from rsd_kernels.state.slots import ANY_ROWS
 from tests.loop.toy import MakeExecutor, eager_executor
 
 

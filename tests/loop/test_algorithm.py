@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from rsd_engine.core.events import RequestDone
-from rsd_kernels.slot_state import Mode, PolicyKind, Role
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import Mode, Role
 from tests.loop.toy import decode, run, story, toy_core, toy_request, writes
 
 DRAFT = writes({"ab": "c\n\n", "abc\n\n": "de\n\n", "abc\n\nf\n\n": "g$"})

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from rsd_kernels import ops
-from rsd_kernels.reference.plan import LONGEST_PHASE, STARVED_AFTER
-from rsd_kernels.slot_state import NUM_ROLES, BatchingRule, Mode, Phase, PolicyKind, Role, SlotState
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
+from rsd_kernels.state.enums import NUM_ROLES, Mode, Phase, Role
+from rsd_kernels.state.slots import SlotState
 from tests.core.test_random_histories import core_of
 from tests.kernels.test_control_twins import CPU, PER_PAGE, fill, make_state
 from tests.loop.executors import EXECUTORS
@@ -156,7 +158,7 @@ class TestOrder:
 
     def test_lock_step_lets_nobody_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request of the draft alone waits for the draft from its first token to its last."""
-        monkeypatch.setattr("rsd_kernels.reference.plan.LONGEST_PHASE", 7)
+        monkeypatch.setattr("rsd_kernels.schedule.rules.LONGEST_PHASE", 7)
         ticks = watch(monkeypatch)
         core = toy_core(always_a, always_a, lambda row: 0.9, num_slots=2, rule=LOCK_STEP)
         alone = toy_request("b", mode=Mode.DRAFT, max_tokens=60)

@@ -13,14 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rsd_engine.loop.direct_recorder import DirectRecorder
-from rsd_engine.loop.graph_builder import build_graph
-from rsd_engine.loop.graph_runtime import Arm, Conditional, GraphError
-from rsd_engine.loop.host_graphs import HostGraphsExecutor
+from rsd_engine.loop.executors.graph_builder import build_graph
+from rsd_engine.loop.executors.graph_runtime import Arm, Conditional, GraphError
+from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
+from rsd_engine.loop.executors.simulated_runtime import SimulatedRuntime
 from rsd_engine.loop.program import Block, Call, ProgramError, Switch, While, calls, check_program
 from rsd_engine.loop.rsd import build_program
-from rsd_engine.loop.simulated_runtime import SimulatedRuntime
-from rsd_kernels.slot_state import ANY_ROWS, HostRequest, Phase, Role
+from rsd_kernels.state.enums import HostRequest, Phase, Role
+from rsd_kernels.state.slots import ANY_ROWS
 from tests.core.test_random_histories import core_of, make_request
 from tests.loop.executors import BUCKETS, EXECUTORS
 from tests.loop.toy import Mode, run, story

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from rsd_engine.core.events import StepDecided
 from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
-from rsd_kernels.reference.step_log import RecordKind
+from rsd_kernels.state.enums import RecordKind
 from tests.loop.toy import NUM_IDS, decode, encode, run, toy_core, toy_request
 
 STEPS = 8

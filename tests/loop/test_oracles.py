@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rsd_engine.core.events import Event, StepDecided
-from rsd_kernels.reference.step_log import RecordKind
-from rsd_kernels.slot_state import Mode, PolicyKind
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import Mode, RecordKind
 from tests.loop.test_mixture import DELIMITERS, draft, score, target
 from tests.loop.toy import run, toy_core, toy_request
 

@@ -11,29 +11,21 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore, TextBridge
 from rsd_engine.core.events import Event, RequestDone, StepDecided
-from rsd_engine.loop.device_loop import DeviceLoopExecutor
-from rsd_engine.loop.eager import EagerExecutor
-from rsd_engine.loop.executor import Executor
+from rsd_engine.core.mailbox import open_mailbox
+from rsd_engine.core.slots import SlotRequest, check_integrity
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.program import Block
 from rsd_engine.loop.rsd import Loop, build_program
-from rsd_engine.memory.mailbox import open_mailbox
-from rsd_engine.memory.slots import SlotRequest, check_integrity
 from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels import ops
-from rsd_kernels.row_batch import RowBatch
-from rsd_kernels.slot_state import (
-    ANY_ROWS,
-    MAX_DELIMITER_STATES,
-    MAX_STOP_STATES,
-    BatchingRule,
-    Mode,
-    PolicyKind,
-    Role,
-    SlotLimits,
-    SlotState,
-)
-from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import TailTables
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import ANY_ROWS, SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
 
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)

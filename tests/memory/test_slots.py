@@ -8,9 +8,11 @@ from dataclasses import fields
 import pytest
 import torch
 
-from rsd_engine.memory.slots import check_integrity, fill_slot
-from rsd_kernels.reference.pages import take_pages, truncate_kv
-from rsd_kernels.slot_state import Phase, Role, SlotLimits, SlotState
+from rsd_engine.core.slots import check_integrity, fill_slot
+from rsd_kernels.rollback.twin import truncate_kv
+from rsd_kernels.schedule.twin import take_pages
+from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.slots import SlotLimits, SlotState
 from tests.loop.toy import encode, toy_request
 
 PER_PAGE = (3, 2, 5)

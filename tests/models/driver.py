@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.heads import LanguageModel, Model, RewardModel
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels.state.rows import RowBatch
 
 
 def pack(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench.smollm2 import gguf_file
-from rsd_engine.models.gguf_checkpoint import TENSOR_NAMES
+from rsd_engine.models.checkpoints.gguf import TENSOR_NAMES
 
 
 def write_gguf(

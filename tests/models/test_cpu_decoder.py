@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from rsd_engine.models import decoder as decoder_module
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import cpu_library, model_ops
-from rsd_kernels.row_batch import RowBatch
+from rsd_kernels import model_ops
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.state.rows import RowBatch
 from tests.models.checkpoints import ARCHITECTURES, make_model, save
 from tests.models.driver import Driver, pack
 

@@ -13,14 +13,14 @@ gguf = pytest.importorskip("gguf")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-from rsd_engine.models.checkpoint import (  # noqa: E402
+from rsd_engine.models.checkpoints.open import (  # noqa: E402
     load_generation_config,
     load_tokenizer,
     open_checkpoint,
 )
 from rsd_engine.models.loader import load_language_model  # noqa: E402
 from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
-from rsd_kernels import cpu_ops  # noqa: E402
+from rsd_kernels.cpu import ops as cpu_ops  # noqa: E402
 from tests.models.checkpoints import ARCHITECTURES, make_model  # noqa: E402
 from tests.models.driver import Driver  # noqa: E402
 from tests.models.gguf_files import write_gguf  # noqa: E402

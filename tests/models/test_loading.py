@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rsd_engine.models.checkpoint import load_generation_config, load_tokenizer, open_checkpoint
+from rsd_engine.models.checkpoints.open import (
+    load_generation_config,
+    load_tokenizer,
+    open_checkpoint,
+)
 from rsd_engine.models.loader import load_language_model, resolve_dtype
-from rsd_kernels import cpu_ops
+from rsd_kernels.cpu import ops as cpu_ops
 from tests.models.checkpoints import edit_config, make_model, save
 from tests.models.driver import Driver
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsd_engine.models.loader import load_language_model, load_reward_model
-from rsd_kernels import cpu_ops
+from rsd_kernels.cpu import ops as cpu_ops
 from tests.models.checkpoints import PrmHeads, edit_config, make_model, save
 from tests.models.driver import Driver
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("gguf")
 
-from rsd_engine.models.checkpoint import load_tokenizer, open_checkpoint
+from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.loader import load_language_model
 from tests.models.driver import Driver
 from tests.models.gguf_files import find_smollm2

@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 
-from rsd_kernels import cpu_build, cpu_library, cuda_build, cuda_library, native_build
-from rsd_kernels.native_build import BuildReport, NativeLibrary
+from rsd_kernels.cpu import build as cpu_build
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cuda import build as cuda_build
+from rsd_kernels.cuda import library as cuda_library
+from rsd_kernels.native import build as native_build
+from rsd_kernels.native.build import BuildReport, NativeLibrary
 
 ROOT = Path(__file__).resolve().parents[2]
 # One target, no PTX: the build is under test here, not the kernels.

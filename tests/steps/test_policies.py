@@ -17,7 +17,7 @@ from rsd_engine.steps.policies import (
     Threshold,
     parse_policy,
 )
-from rsd_kernels.slot_state import PolicyKind
+from rsd_kernels.policy.formula import PolicyKind
 
 ALL: list[Policy] = [Constant(0.3), Threshold(), Clip(), Sigmoidal(), Logistic(10.0, 0.7)]
 

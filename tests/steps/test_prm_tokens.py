@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
+from rsd_engine.steps.merge_tables import build_tail_tables
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.tail import build_tail_tables
 from rsd_engine.steps.text_bridge import TextBridge
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
-from rsd_kernels.reference.bridge import prm_step_tokens
-from rsd_kernels.reference.tail import canonical_tail, merge_bytes
-from rsd_kernels.step_tables import StepTables
-from rsd_kernels.tail_tables import TailTables
+from rsd_kernels.bridge.merge_twin import canonical_tail, merge_bytes
+from rsd_kernels.bridge.twin import prm_step_tokens
+from rsd_kernels.state.tables import StepTables, TailTables
 from tests.steps.toy_tokenizers import llama_like, math_like, qwen_like, smollm_like
 
 SEPARATOR = 7

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import read_vocabulary
-from rsd_kernels.step_tables import StepTables
+from rsd_kernels.state.tables import StepTables
 from tests.steps.toy_tokenizers import CHAT_TOKENS, llama_like, math_like, qwen_like, smollm_like
 
 TOKENIZERS = {

@@ -1,0 +1,75 @@
+"""Write trained checkpoints as Hugging Face folders in bfloat16, and read them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from examples.demo_family.recipes import RewardModel
+from examples.demo_family.sampling import MAX_SOLUTION_TOKENS
+from examples.demo_family.tokenizer import save_tokenizer
+from rsd_engine.demo import Role
+
+
+def export_language_model(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """A draft or target folder, loadable with AutoModelForCausalLM."""
+    model.bfloat16()
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=MAX_SOLUTION_TOKENS,
+    )
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    save_tokenizer(tokenizer, folder)
+
+
+def export_reward_model(
+    model: RewardModel, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """A reward model folder in the value-head format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    config = model.config.to_dict() | {
+        "architectures": ["Qwen2ForPrmModel"],
+        "model_type": "qwen2",
+        "dtype": "bfloat16",
+    }
+    config.pop("_attn_implementation", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    save_tokenizer(tokenizer, folder)
+
+
+def load_language_model(folder: Path, role: Role) -> LlamaForCausalLM:
+    """An exported draft or target, in single precision for the CPU."""
+    model = AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32)
+    return model.eval()
+
+
+def load_reward_model(folder: Path) -> RewardModel:
+    """The exported reward model, in single precision for the CPU."""
+    model = RewardModel("sdpa")
+    state = load_file(folder / "prm" / "model.safetensors")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return model.eval()

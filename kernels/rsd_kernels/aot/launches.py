@@ -1,0 +1,224 @@
+"""Every Triton launch of a forward in the shapes of known models, to be compiled ahead of time.
+
+The launches come from the launchers themselves, fed with tensors without memory (device "meta"):
+tiles, warps and strides are those that ship. Control launches are in `control_launches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.activation.kernel import silu_mul_launch
+from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.attention.kernel import attention_launches
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.embedding.kernel import embed_launch
+from rsd_kernels.launch import OVERLAP_ROWS, Launch
+from rsd_kernels.linear.kernel import MAX_ROWS, projection_launch
+from rsd_kernels.norm.kernel import rms_norm_launch
+from rsd_kernels.qkv.kernel import qkv_projection_launch
+from rsd_kernels.rope.kernel import rope_kv_write_launch
+from rsd_kernels.state.rows import RowBatch
+
+_META = torch.device("meta")
+_NUM_SLOTS = 16
+_NUM_POSITIONS = 32768
+_PAGE_BYTES = 16 * 57344  # 16 tokens of Qwen2.5-7B in 16 bits
+ROWS = (1, 2, 4, 16, 64, 256)  # the row buckets of the loop, and every number of rows of a tile
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a decoder that its kernels see."""
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    qkv_bias: bool
+    qk_norm: bool = False
+
+
+MODEL_SHAPES = {
+    "Qwen2.5-0.5B": ModelShape(896, 4864, 24, 14, 2, 64, 151936, True),
+    "Qwen2.5-1.5B": ModelShape(1536, 8960, 28, 12, 2, 128, 151936, True),
+    "Qwen2.5-7B": ModelShape(3584, 18944, 28, 28, 4, 128, 152064, True),
+    "Llama-3.2-1B": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, False),
+}
+
+
+@dataclass(frozen=True)
+class ShippedLaunch:
+    """One launch that ships, and what it is for."""
+
+    op: str
+    shape: str
+    num_rows: int  # 0: does not depend on it
+    launch: Launch
+
+    @property
+    def overlap(self) -> bool:
+        """True for the variant that may start early, which devices from sm_90 on have."""
+        return self.launch.overlap
+
+    @property
+    def decode(self) -> bool:
+        """True where a sequence that writes one token at a time waits for it."""
+        return self.num_rows <= MAX_ROWS
+
+
+def shipped_launches(
+    dtype: torch.dtype = torch.bfloat16, rows: tuple[int, ...] = ROWS
+) -> Iterator[ShippedLaunch]:
+    """Everything the engine launches on models of `dtype`, the control kernels last."""
+    for name, shape in MODEL_SHAPES.items():
+        for num_rows in rows:
+            yield from forward_launches(name, shape, num_rows, dtype)
+            yield from overlapped_launches(name, shape, num_rows, dtype)
+    for op, launch in control_launches(_NUM_SLOTS).items():
+        yield ShippedLaunch(op, f"{_NUM_SLOTS} slots", 0, launch)
+
+
+def forward_launches(
+    name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[ShippedLaunch]:
+    """What one pass of `num_rows` rows launches, one layer standing for all; nothing overlaps."""
+    for op, launch in _Forward(shape, num_rows, dtype).launches():
+        yield ShippedLaunch(op, name, num_rows, replace(launch, overlap=False))
+
+
+def overlapped_launches(
+    name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[ShippedLaunch]:
+    """Those kernels of such a pass that may start early, in that variant."""
+    if num_rows > OVERLAP_ROWS:
+        return
+    for op, launch in _Forward(shape, num_rows, dtype).launches():
+        if launch.has_wait:
+            yield ShippedLaunch(f"{op}, early", name, num_rows, replace(launch, overlap=True))
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One layer of a pass, with its embedding and its heads."""
+
+    shape: ModelShape
+    num_rows: int
+    dtype: torch.dtype
+
+    def launches(self) -> Iterator[tuple[str, Launch]]:
+        shape, num_rows = self.shape, self.num_rows
+        hidden, last = self._rows(shape.hidden), self._matrix(self._batch.num_seqs, shape.hidden)
+        norm = self._vector(shape.hidden)
+        token = torch.empty(num_rows, dtype=torch.int32, device=_META)
+        yield "embed", embed_launch(self._matrix(shape.vocab, shape.hidden), token, out=hidden)
+        yield from self._attention()
+        if num_rows <= MAX_ROWS:
+            yield from self._small_products()
+        else:
+            yield "rms_norm", rms_norm_launch(hidden, norm, 1e-6, out=hidden)
+            gate_up = self._rows(2 * shape.intermediate)
+            yield "silu_mul", silu_mul_launch(gate_up, out=self._rows(shape.intermediate))
+        end = self._batch.seq_start[1:]
+        yield "last_rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
+        weight = self._matrix(shape.vocab, shape.hidden)
+        logits = torch.empty(self._batch.num_seqs, shape.vocab, dtype=torch.float32, device=_META)
+        yield "lm_head", projection_launch(last, weight, None, out=logits)
+
+    def _small_products(self) -> Iterator[tuple[str, Launch]]:
+        shape = self.shape
+        hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
+        weight, bias = self._qkv()
+        out = self._rows(weight.shape[0])
+        launch = projection_launch(hidden, weight, bias, out=out, norm=norm, eps=1e-6)
+        yield "norm_linear (qkv)", launch
+        yield (
+            "norm_gate_up",
+            projection_launch(
+                hidden,
+                self._matrix(2 * shape.intermediate, shape.hidden),
+                None,
+                out=self._rows(shape.intermediate),
+                norm=norm,
+                eps=1e-6,
+                gated=True,
+            ),
+        )
+        widths = {"linear (o)": shape.num_q_heads * shape.head_dim}
+        widths["linear (down)"] = shape.intermediate
+        for op, width in widths.items():
+            weight = self._matrix(shape.hidden, width)
+            yield (
+                op,
+                projection_launch(self._rows(width), weight, None, out=hidden, residual=hidden),
+            )
+
+    def _attention(self) -> Iterator[tuple[str, Launch]]:
+        shape, batch = self.shape, self._batch
+        k_pages, v_pages = self._pages()
+        num_heads = shape.num_q_heads + 2 * shape.num_kv_heads
+        qkv = self._rows(num_heads * shape.head_dim).view(self.num_rows, num_heads, shape.head_dim)
+        angles = torch.empty(_NUM_POSITIONS, shape.head_dim, dtype=torch.float32, device=_META)
+        head_norm = self._vector(shape.head_dim) if shape.qk_norm else None
+        where = (qkv, k_pages, v_pages, batch.page, batch.offset, angles, angles)
+        position = batch.position
+        if self.num_rows <= MAX_ROWS and not shape.qk_norm:
+            hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
+            launch = qkv_projection_launch(
+                hidden, norm, 1e-6, *self._qkv(), *where, position=position, planned=True
+            )
+            yield "qkv_projection", launch
+        launch = rope_kv_write_launch(
+            *where, position=position, q_norm=head_norm, k_norm=head_norm, eps=1e-6, planned=True
+        )
+        yield "rope_kv_write", launch
+        q = qkv[:, : shape.num_q_heads]
+        table = torch.empty(_NUM_SLOTS, 2048, dtype=torch.int32, device=_META)
+        key_map = AttentionMap(batch, table, k_pages.shape[1], None, ())
+        out = torch.empty(q.shape, dtype=self.dtype, device=_META)
+        names = ("paged_attention", "paged_attention (combine)")
+        launches = attention_launches(
+            q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, planned=True
+        )
+        yield from zip(names, launches, strict=False)
+
+    def _qkv(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the projection to q, k and v."""
+        shape = self.shape
+        width = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
+        bias = self._vector(width) if shape.qkv_bias else None
+        return self._matrix(width, shape.hidden), bias
+
+    def _pages(self) -> tuple[Tensor, Tensor]:
+        """K and V of the first layer, as the page pool lays them out."""
+        shape, size = self.shape, self.dtype.itemsize
+        token = shape.num_kv_heads * shape.head_dim
+        per_page = _PAGE_BYTES // (2 * shape.num_layers * token * size)
+        stride = _PAGE_BYTES // size
+        pool = torch.empty(64 * stride, dtype=self.dtype, device=_META)
+        sizes = (64, per_page, shape.num_kv_heads, shape.head_dim)
+        strides = (stride, token, shape.head_dim, 1)
+        return (
+            pool.as_strided(sizes, strides, 0),
+            pool.as_strided(sizes, strides, per_page * token),
+        )
+
+    @property
+    def _batch(self) -> RowBatch:
+        return RowBatch.allocate(self.num_rows, min(self.num_rows, _NUM_SLOTS), _META)
+
+    def _rows(self, width: int) -> Tensor:
+        return self._matrix(self.num_rows, width)
+
+    def _matrix(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=self.dtype, device=_META)
+
+    def _vector(self, width: int) -> Tensor:
+        return torch.empty(width, dtype=self.dtype, device=_META)

@@ -1,0 +1,137 @@
+"""Every control kernel in the shapes that ship, to be compiled ahead of time.
+
+Nothing is launched: the tensors are of device "meta" and have no memory.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rsd_kernels.bridge import kernel as bridge
+from rsd_kernels.end_step import kernel as settle
+from rsd_kernels.launch import Launch
+from rsd_kernels.reward import accept as reward_accept
+from rsd_kernels.reward import kernel as reward
+from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.rollback import kernel as rollback
+from rsd_kernels.sample import kernel as sample_append
+from rsd_kernels.sample import scratch as sample_scratch
+from rsd_kernels.schedule import kernel as plan
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
+
+_META = torch.device("meta")
+_TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
+_MAX_ROWS = 256
+
+_VOCABULARY = 151936  # of Qwen2.5
+_HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
+
+
+def control_launches(num_slots: int = 16) -> dict[str, Launch]:
+    """Launches by name, for so many slots."""
+    limits = SlotLimits(
+        num_slots=num_slots, row_len=4096, prm_row_len=8192, pages_per_role=512,
+        num_pages=8192, log_words=1 << 20,
+    )  # fmt: skip
+    state = SlotState.allocate(limits, _META)
+    batch = RowBatch.allocate(_MAX_ROWS, num_slots, _META)
+    rewards = torch.empty(num_slots, dtype=torch.float32, device=_META)
+    sizes = _TOKENS_PER_PAGE
+    return {
+        **{
+            f"plan_{rule.name.lower()}": plan.plan_launch(state, batch, sizes, rule)
+            for rule in BatchingRule
+        },
+        "advance": plan.advance_launch(state, batch, Role.DRAFT),
+        "settle": settle.settle_launch(state, sizes),
+        "decide": settle.decide_launch(state, batch, rewards, sizes),
+        "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), sizes),
+        "rollback": rollback.rollback_launch(
+            state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
+            state.kv_len, sizes,
+        ),
+        **_reward_launches(state, batch),
+        **_text_launches(state, batch),
+    }  # fmt: skip
+
+
+def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
+    """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
+    tables, tail = _step_tables(), _tail_tables()
+    num_slots, row_len = state.tokens.shape
+    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = sample_scratch.allocate(num_slots, row_len, _VOCABULARY, _META)
+    sampling = sample_append.sample_append_launches(
+        state, batch, logits, tables, Role.DRAFT, scratch
+    )
+    words = torch.empty(num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
+    return {
+        **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
+        "bridge": bridge.bridge_launch(state, tables, tail, words),
+        "wait_for_host": bridge.wait_for_host_launch(state),
+    }
+
+
+def _table(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device=_META)
+
+
+def _step_tables() -> StepTables:
+    size = _VOCABULARY
+    return StepTables(
+        _table(1 << 20, torch.uint8), _table(size + 1), _table(size), _table(4096), _table(4096),
+        _table(size), _table(1),
+    )  # fmt: skip
+
+
+def _tail_tables() -> TailTables:
+    size = _VOCABULARY
+    return TailTables(
+        _table(size, torch.uint8), _table(256), _table(size, torch.int64), _table(size),
+        _table(size),
+    )  # fmt: skip
+
+
+def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
+    """Both heads, inside the engine and for other stacks."""
+    num_seqs = batch.num_seqs
+    whole = torch.empty(num_seqs, dtype=torch.int32, device=_META)
+    real = torch.empty(num_seqs, dtype=torch.float32, device=_META)
+    policy = {
+        "policy_kind": whole, "policy_a": real, "policy_b": real, "draw": real,
+        "reward": real, "accept": whole,
+    }  # fmt: skip
+    launches: dict[str, Launch] = {}
+    for size, width in _HIDDEN.items():
+        rows = torch.empty(_MAX_ROWS, width, dtype=torch.bfloat16, device=_META)
+        for kind, head in _heads(width).items():
+            scratch = torch.empty(
+                reward_scores.scratch_shape(head, num_seqs), dtype=torch.float32, device=_META
+            )
+            ours = reward.score_launches(state, batch, rows, head, _TOKENS_PER_PAGE, scratch)
+            theirs = reward_accept.reward_accept_launches(rows[:num_seqs], head, policy, scratch)
+            for i, launch in enumerate(ours):
+                launches[f"score_{kind}_{size}_{i}"] = launch
+            for i, launch in enumerate(theirs):
+                launches[f"reward_accept_{kind}_{size}_{i}"] = launch
+    return launches
+
+
+def _heads(width: int) -> dict[str, RewardHead]:
+    def weight(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=_META)
+
+    single = torch.float32
+    return {
+        "value": ValueHead(
+            weight(width), 1e-6, weight(1, width, dtype=single), weight(1, dtype=single)
+        ),
+        "classes": TwoClassHead(
+            weight(width), 1e-6, weight(width, width), weight(width), weight(2, width), weight(2)
+        ),
+    }

@@ -1,0 +1,49 @@
+"""What every layer of one pass needs to attend: worked out once a pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.state.rows import RowBatch
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Sequences of one pass that bring equally many rows and are answered by one product.
+
+    S sequences, n rows each (S == 1 or n == 1), keys laid out on M whole pages a sequence, of which
+    the L keys from `first` on are used.
+    """
+
+    rows: Tensor | slice  # [S * n] rows of the pass, a slice where they are adjacent
+    num_seqs: int
+    pages: Tensor  # [S * M] int64
+    first: int  # keys before this one are not attended to (sliding window)
+    num_keys: int  # L
+    stale: Tensor | None  # [..] int64, keys among the S * M * tokens_per_page to be zeroed
+    mask: Tensor | None  # [S, 1, n, L], added to the scores; None: nothing is masked
+    causal: bool  # rows and keys are the same tokens: plain causal attention, no mask needed
+
+    def to(self, device: torch.device) -> AttentionGroup:
+        return replace(
+            self,
+            rows=self.rows if isinstance(self.rows, slice) else self.rows.to(device),
+            pages=self.pages.to(device),
+            stale=None if self.stale is None else self.stale.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """What every layer of one pass needs to attend. `groups` is for the PyTorch twin alone."""
+
+    batch: RowBatch
+    page_table: Tensor  # [B, P] int32: page of tokens [p * tokens_per_page, ..) of a slot
+    tokens_per_page: int
+    sliding_window: int | None  # tokens a row sees, itself included
+    groups: tuple[AttentionGroup, ...]
+    scratch: Tensor | None = None  # fp32, the kernel's alone: see `paged_attention`

@@ -1,0 +1,202 @@
+"""Write a finished step onto the PRM's own row: one program a slot.
+
+Tokens inside the delimiter are dropped from the end; the one it begins in is replaced by its
+prefix, the word it belongs to is merged anew (lowest rank first, then leftmost); then ids are
+mapped to the PRM's vocabulary and the separator follows. Twin: `rsd_kernels.bridge.twin`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.bridge.merge import gather_word, merge_word, word_start
+from rsd_kernels.launch import Launch, next_power_of_2
+from rsd_kernels.state.args import check_state, check_tables, state_args, table_args, tail_args
+from rsd_kernels.state.enums import Finish, Mode, Phase
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import MAX_WORD_BYTES, StepTables, TailTables
+
+_MODE_RSD = tl.constexpr(int(Mode.RSD))
+_STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
+_ERROR = tl.constexpr(int(Finish.ERROR))
+_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
+_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
+SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, and the word
+_SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
+_CHUNK = 128  # ids looked at in a turn
+
+
+@triton.jit
+def _strip(
+    state: tl.tuple, tables: tl.tuple, slot: tl.tensor, first: tl.tensor, last: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """Takes the delimiter off the tokens first:last of a row.
+
+    Returns where the untouched tokens end, then what the token the delimiter begins in becomes:
+    the range of its prefix's tokens, or itself (the range is empty), and whether there is one.
+    """
+    remaining = tl.load(state.match_bytes + slot)
+    o_row = slot.to(tl.int64) * state.row_len
+    piece_first, piece_count = slot * 0, slot * 0
+    token, inside = slot * 0, slot * 0
+    while (remaining > 0) & (last > first):
+        last -= 1
+        token = tl.load(state.tokens + o_row + last)
+        start = tl.load(tables.token_start + token)
+        size = tl.load(tables.token_start + token + 1) - start
+        if size > remaining:
+            inside = slot * 0 + 1
+            entry = tl.load(tables.prefix_entry + token)
+            if entry >= 0:
+                p_start = tables.prefix_start + entry + size - remaining
+                piece_first = tl.load(p_start - 1)
+                piece_count = tl.load(p_start) - piece_first
+        remaining -= tl.minimum(remaining, size)
+    return last, piece_first, piece_count, token, inside
+
+
+@triton.jit
+def _write_row(
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    first: tl.tensor,
+    count: tl.tensor,
+    p_word: tl.tensor,
+    word: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """Maps row tokens first:first + count, then `word` ids of the scratch; drops what has no place.
+
+    Written or not, the separator is added; returns the new length.
+    """
+    o_row = slot.to(tl.int64) * state.row_len + first
+    start = tl.load(state.prm_committed + slot)
+    p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_row_len
+    at = start
+    done = 0
+    while done < count + word:
+        o_id = done + tl.arange(0, CHUNK)
+        m_row, m_word = o_id < count, (o_id >= count) & (o_id < count + word)
+        b_id = tl.load(state.tokens + o_row + o_id, mask=m_row, other=0)
+        b_id += tl.load(p_word + o_id - count, mask=m_word, other=0)
+        b_mapped = tl.load(tables.prm_token + b_id, mask=m_row | m_word, other=-1)
+        b_one = tl.where(b_mapped >= 0, 1, 0)
+        o_out = at + tl.cumsum(b_one, 0) - 1
+        tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_row_len))
+        at += tl.sum(b_one)
+        done += CHUNK
+    done = 0
+    while done < tables.num_separators:
+        o_id = done + tl.arange(0, CHUNK)
+        m_id = o_id < tables.num_separators
+        b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
+        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_row_len))
+        done += CHUNK
+    return at + tables.num_separators
+
+
+@triton.jit
+def bridge_kernel(
+    state: tl.tuple, tables: tl.tuple, tail: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
+) -> None:
+    slot = tl.program_id(0)
+    finish = tl.load(state.finish + slot)
+    wanted = tl.load(state.ended + slot) != 0
+    wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD) & (finish != _ERROR)
+    if wanted:
+        first, last = tl.load(state.committed + slot), tl.load(state.length + slot)
+        # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
+        dropped = (finish == _STOP_TOKEN) & (tl.load(state.match_bytes + slot) == 0)
+        last = tl.where(dropped & (last > first), last - 1, last)
+        last, piece_first, piece_count, token, inside = _strip(state, tables, slot, first, last)
+        p_word = scratch + slot.to(tl.int64) * _SCRATCH_WIDTH
+        word = slot * 0
+        if inside != 0:
+            # The pieces: the prefix's tokens, or the token itself.
+            word = tl.maximum(piece_count, 1)
+            o_piece = tl.arange(0, _MAX_WORD)
+            p_piece = tables.prefix_token + piece_first + o_piece
+            b_piece = tl.load(p_piece, mask=o_piece < piece_count, other=0)
+            b_piece = tl.where(piece_count > 0, b_piece, token)
+            tl.store(p_word + o_piece, b_piece, mask=o_piece < word)
+            tl.debug_barrier()
+            p_row = state.tokens + slot.to(tl.int64) * state.row_len + first
+            begin, size = word_start(tables, tail, p_row, last - first, p_word, word)
+            if (last - first + word - begin >= 2) & (size <= _MAX_WORD):
+                before = gather_word(
+                    tables, tail, p_row, last - first, p_word, word, begin, size, CHUNK
+                )
+                last = tl.minimum(last, first + begin)
+                word = before + merge_word(tail, p_word + before, size, CHUNK)
+        stop = _write_row(state, tables, slot, first, last - first, p_word, word, CHUNK)
+        fits = stop <= state.prm_row_len
+        tl.debug_barrier()  # every thread has read how the step ended
+        tl.store(state.prm_length + slot, stop, mask=fits)
+        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_row_len)
+
+
+@triton.jit
+def wait_for_host_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
+    b_slot = tl.arange(0, BLOCK_S)
+    m_slot = b_slot < state.num_slots
+    b_ended = tl.load(state.ended + b_slot, mask=m_slot, other=0)
+    b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
+    b_finish = tl.load(state.finish + b_slot, mask=m_slot, other=0)
+    m_wait = m_slot & (b_ended != 0) & (b_mode == _MODE_RSD) & (b_finish != _ERROR)
+    tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_wait)
+
+
+_SCRATCH: dict[int, Tensor] = {}
+
+
+def _scratch_of(state: SlotState) -> Tensor:
+    """[B, SCRATCH_WIDTH] int32 for the word of each slot: made once, then always the same."""
+    key = state.tokens.data_ptr()
+    held = _SCRATCH.get(key)
+    if held is None or held.device != state.tokens.device or held.shape[0] != state.num_slots:
+        held = torch.empty(
+            state.num_slots, SCRATCH_WIDTH, dtype=torch.int32, device=state.tokens.device
+        )
+        _SCRATCH[key] = held
+    return held
+
+
+def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
+    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+
+    Raises:
+        ValueError: a tensor's strides or device is not one it can take.
+    """
+    check_state(state)
+    check_tables(state, tables, tail)
+    bridge_launch(state, tables, tail, _scratch_of(state)).run()
+
+
+def bridge_launch(
+    state: SlotState, tables: StepTables, tail: TailTables, scratch: Tensor
+) -> Launch:
+    args = {
+        "state": state_args(state), "tables": table_args(tables), "tail": tail_args(tail),
+        "scratch": scratch, "CHUNK": _CHUNK,
+    }  # fmt: skip
+    return Launch(bridge_kernel, (state.num_slots,), args, num_warps=1)
+
+
+def wait_for_host(state: SlotState) -> None:
+    """Instead of `bridge` when the tokenizers differ: the host bridges through text.
+
+    Raises:
+        ValueError: the state is not contiguous or not on one device that runs Triton.
+    """
+    check_state(state)
+    wait_for_host_launch(state).run()
+
+
+def wait_for_host_launch(state: SlotState) -> Launch:
+    args = {"state": state_args(state), "BLOCK_S": next_power_of_2(max(state.num_slots, 2))}
+    return Launch(wait_for_host_kernel, (1,), args, num_warps=1)

@@ -1,0 +1,82 @@
+"""Write a finished step onto the PRM's own token row: strip the delimiter, add the separator.
+
+Runs at the end of every step, the draft's and the target's, when the PRM shares the base
+vocabulary; only the tokens that hold the delimiter need re-tokenising.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rsd_kernels.bridge.merge_twin import canonical_tail
+from rsd_kernels.state.columns import host
+from rsd_kernels.state.enums import Finish, Mode, Phase
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
+
+
+def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
+    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
+    for b in _ended_rsd_slots(state):
+        step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
+        # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
+        if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
+            step.pop()
+        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, tail)
+        write_prm_step(state, b, kept)
+
+
+def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
+    """Puts the PRM's tokens of a step on its row; `finish` becomes PRM_FULL if they do not fit."""
+    start = int(state.prm_committed[slot])
+    stop = start + len(tokens)
+    if stop > state.prm_tokens.shape[1]:
+        state.finish[slot] = Finish.PRM_FULL
+        return
+    state.prm_tokens[slot, start:stop] = torch.tensor(tokens, dtype=torch.int32)
+    state.prm_length[slot] = stop
+
+
+def wait_for_host(state: SlotState) -> None:
+    """Instead of `bridge` when the tokenizers differ: the host bridges through text."""
+    for b in _ended_rsd_slots(state):
+        state.phase[b] = Phase.WAIT_HOST
+
+
+def prm_step_tokens(
+    step: list[int], delimiter_bytes: int, tables: StepTables, tail: TailTables
+) -> list[int]:
+    """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last.
+
+    From the last token back, tokens inside the delimiter are dropped; the one it begins in is
+    replaced by its prefix, and the word it belongs to is tokenised anew.
+    """
+    kept = list(step)
+    remaining = delimiter_bytes
+    while remaining and kept:
+        token = kept.pop()
+        start, end = tables.token_start[token : token + 2].tolist()
+        if end - start > remaining:
+            kept += _prefix(token, end - start - remaining, tables)
+            kept = canonical_tail(kept, tables, tail)
+        remaining -= min(remaining, end - start)
+    mapped = tables.prm_token[torch.tensor(kept, dtype=torch.long)].tolist()
+    return [t for t in mapped if t >= 0] + tables.separator.tolist()
+
+
+def _prefix(token: int, num_bytes: int, tables: StepTables) -> list[int]:
+    entry = int(tables.prefix_entry[token])
+    if entry < 0:
+        return [token]
+    first, last = tables.prefix_start[entry + num_bytes - 1 : entry + num_bytes + 1].tolist()
+    return tables.prefix_token[first:last].tolist() or [token]
+
+
+def _ended_rsd_slots(state: SlotState) -> list[int]:
+    columns = (state.ended, state.mode, state.finish)
+    ended, mode, finish = (host(column).tolist() for column in columns)
+    return [
+        b
+        for b in range(len(ended))
+        if ended[b] and mode[b] == Mode.RSD and finish[b] != Finish.ERROR
+    ]

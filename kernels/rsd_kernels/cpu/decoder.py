@@ -1,0 +1,151 @@
+"""All layers of a decoder in one call of the CPU library.
+
+A small model's pass costs less than the Python and torch calls that would string its ops together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.cpu import library as native
+from rsd_kernels.cpu.ops import suits
+from rsd_kernels.state.rows import RowBatch
+
+_WEIGHTS = [name for name, _ in native.Layer._fields_][:-3]
+_MATRICES = ("qkv", "o", "gate_up", "down")
+
+
+class Buffers(Protocol):
+    """What a pass writes into, each [max_rows, its width], contiguous."""
+
+    @property
+    def hidden(self) -> Tensor: ...
+    @property
+    def normed(self) -> Tensor: ...
+    @property
+    def qkv(self) -> Tensor: ...
+    @property
+    def attended(self) -> Tensor: ...
+    @property
+    def gate_up(self) -> Tensor: ...
+    @property
+    def gated(self) -> Tensor: ...
+
+
+class Pool(Protocol):
+    """K and V of every layer, each [num_pages, tokens_per_page, num_kv_heads, head_dim]."""
+
+    @property
+    def k(self) -> tuple[Tensor, ...]: ...
+    @property
+    def v(self) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """A decoder between token ids and the final norm."""
+
+    embedding: Tensor  # [vocab_size, hidden]
+    layers: Sequence[Any]  # each with the weights of `RsdLayer` in csrc/cpu/rsd_cpu.h, or None
+    sliding_windows: Sequence[int | None]  # a layer: tokens a row sees, itself included
+    cos: Tensor  # [num_positions, head_dim] fp32, see `rope_tables`
+    sin: Tensor  # [num_positions, head_dim] fp32
+    buffers: Buffers
+    num_q_heads: int
+    num_kv_heads: int
+    eps: float  # of every norm
+    scale: float  # of the attention scores
+
+
+class CpuDecoder:
+    """Runs passes of one decoder; make it with `cpu_decoder`."""
+
+    def __init__(self, parts: DecoderParts, library: native.Library) -> None:
+        self._parts, self._library = parts, library
+        self._layers = (native.Layer * len(parts.layers))()
+        for into, layer, window in zip(
+            self._layers, parts.layers, parts.sliding_windows, strict=True
+        ):
+            for name in _WEIGHTS:
+                tensor = getattr(layer, name)
+                setattr(into, name, None if tensor is None else tensor.data_ptr())
+            into.sliding_window = window or 0
+        self._decoder = self._make_decoder()
+        self._pool: Pool | None = None
+
+    def _make_decoder(self) -> native.Decoder:
+        parts, buffers = self._parts, self._parts.buffers
+        places = (
+            parts.embedding, parts.cos, parts.sin, buffers.hidden, buffers.normed, buffers.qkv,
+            buffers.attended, buffers.gate_up, buffers.gated,
+        )  # fmt: skip
+        return native.Decoder(
+            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in places),
+            len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
+            parts.cos.shape[0], buffers.hidden.shape[0],
+            parts.num_q_heads, parts.num_kv_heads, parts.cos.shape[1],
+            native.MATRIX_TYPES[parts.embedding.dtype], native.Pages(), parts.eps, parts.scale,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        batch: RowBatch,
+        pool: Pool,
+        page_table: Tensor,  # [B, P] int32
+    ) -> None:
+        """Leaves the rows of `batch` in `buffers.hidden`, before the final norm.
+
+        Rows behind the last sequence are padding and are not looked at.
+
+        Raises:
+            ValueError: if a token, position, page or length is out of range; nothing is written.
+        """
+        if pool is not self._pool:
+            self._take(pool)
+        rows = native.Pass(
+            batch.token.data_ptr(), batch.position.data_ptr(), batch.page.data_ptr(),
+            batch.offset.data_ptr(), batch.seq_slot.data_ptr(), batch.seq_start.data_ptr(),
+            batch.seq_kv_len.data_ptr(), page_table.data_ptr(),
+            batch.num_rows, batch.num_seqs, *page_table.shape, page_table.stride(0),
+        )  # fmt: skip
+        code = self._library.decoder(self._decoder, rows, torch.get_num_threads())
+        if code != 0:
+            self._library.check(code, f"a pass of {batch.num_rows} rows")
+
+    def _take(self, pool: Pool) -> None:
+        """Notes where the K and V of every layer are."""
+        strides = {tensor.stride() for tensor in (*pool.k, *pool.v)}
+        if len(strides) != 1:
+            raise ValueError(f"the K and V of the layers are strided unlike: {sorted(strides)}")
+        for into, k, v in zip(self._layers, pool.k, pool.v, strict=True):
+            into.k_pages, into.v_pages = k.data_ptr(), v.data_ptr()
+        self._decoder.pages = native.pages_of(pool.k[0], pool.v[0])
+        self._pool = pool
+
+
+def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
+    """The decoder's fast path, or None where its ops must be called one by one."""
+    library = native.load()
+    matrices = [parts.embedding, *_weights(parts, _MATRICES)]
+    vectors = [parts.cos, parts.sin, *_weights(parts, set(_WEIGHTS) - set(_MATRICES))]
+    fits = (
+        parts.cos.shape[1] <= native.MAX_HEAD_DIM
+        and len(parts.layers) > 0
+        and all(suits(tensor) for tensor in vectors)
+        and {tensor.dtype for tensor in matrices} <= {parts.embedding.dtype}
+        and parts.embedding.dtype in native.MATRIX_TYPES
+        and all(tensor.is_contiguous() for tensor in (*matrices, *vectors))
+    )
+    return CpuDecoder(parts, library) if library is not None and fits else None
+
+
+def _weights(parts: DecoderParts, names: Collection[str]) -> list[Tensor]:
+    """Those that the layers have."""
+    found = [getattr(layer, name) for layer in parts.layers for name in names]
+    return [tensor for tensor in found if tensor is not None]

@@ -1,0 +1,242 @@
+"""The ops of a model's forward by the CPU library: arguments and results are those of the twins.
+
+For float32 tensors on the CPU; a matrix may also be bfloat16 and counts as the float32 values it
+stands for. A tensor that the library cannot take, because it is strided in another way, goes to
+the twin. A row's result has the same bits whatever other rows come with it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.attention import twin as attention_twin
+from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.cpu import library as native
+from rsd_kernels.cpu.library import Library
+from rsd_kernels.embedding.twin import embed as embed_twin
+from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.norm import twin as norm_twin
+from rsd_kernels.rope.twin import rope_kv_write as rope_kv_write_twin
+
+
+def available() -> bool:
+    return native.load() is not None
+
+
+def suits(tensor: Tensor) -> bool:
+    """True if the library takes tensors of this kind: float32, on the CPU."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+def embed(
+    table: Tensor,  # [vocab_size, width]
+    token: Tensor,  # [N] int32
+    *,
+    out: Tensor,  # [N, width]
+) -> Tensor:
+    """Row `token[n]` of the table. Returns `out`."""
+    if table.dtype == out.dtype:
+        return embed_twin(table, token, out=out)
+    return out.copy_(torch.index_select(table, 0, token))
+
+
+def linear(
+    x: Tensor,  # [n, K]
+    weight: Tensor,  # [N, K]
+    bias: Tensor | None = None,  # [N]
+    *,
+    residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
+    out: Tensor | None = None,  # [n, N]
+) -> Tensor:
+    """x Wᵀ + bias + residual. Returns `out`, or a new [n, N] where none is given."""
+    if not (_rows(x, residual, out) and _whole(weight, bias)):
+        return linear_twin.linear(x, weight.to(x.dtype), bias, residual=residual, out=out)
+    if out is None:
+        out = x.new_empty(x.shape[0], weight.shape[0])
+    _check_product(x, weight, residual, out)
+    product = native.Product(
+        out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(bias), _pointer(residual),
+        x.shape[0], weight.shape[0], weight.shape[1],
+        out.stride(0), x.stride(0), 0 if residual is None else residual.stride(0),
+        native.MATRIX_TYPES[weight.dtype],
+    )  # fmt: skip
+    _library().product(product, torch.get_num_threads())
+    return out
+
+
+def norm_linear(
+    x: Tensor,  # [n, K]
+    norm: Tensor,  # [K]
+    eps: float,
+    weight: Tensor,  # [N, K]
+    bias: Tensor | None = None,  # [N]
+    *,
+    normed: Tensor,  # [n, K] scratch
+    out: Tensor,  # [n, N]
+) -> Tensor:
+    """rms_norm(x) Wᵀ + bias. Returns `out`; what `normed` holds afterwards means nothing."""
+    if not (_rows(x, normed, out) and _whole(norm, weight, bias)):
+        wide = weight.to(x.dtype)
+        return linear_twin.norm_linear(x, norm, eps, wide, bias, normed=normed, out=out)
+    _norm(x, norm, eps, None, normed)
+    return linear(normed, weight, bias, out=out)
+
+
+def norm_gate_up(
+    x: Tensor,  # [n, K]
+    norm: Tensor,  # [K]
+    eps: float,
+    weight: Tensor,  # [2 * N, K]: gate, then up
+    bias: Tensor | None = None,  # [2 * N]
+    *,
+    normed: Tensor,  # [n, K] scratch
+    gate_up: Tensor,  # [n, 2 * N] scratch
+    out: Tensor,  # [n, N]
+) -> Tensor:
+    """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
+    if not (_rows(x, normed) and _whole(norm, weight, bias, gate_up, out)):
+        options = {"normed": normed, "gate_up": gate_up, "out": out}
+        return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), bias, **options)
+    norm_linear(x, norm, eps, weight, bias, normed=normed, out=gate_up)
+    silu_mul = native.SiluMul(out.data_ptr(), gate_up.data_ptr(), *out.shape)
+    _library().silu_mul(silu_mul, torch.get_num_threads())
+    return out
+
+
+def last_rows_norm(
+    x: Tensor,  # [n, K]
+    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    norm: Tensor,  # [K]
+    eps: float,
+    *,
+    out: Tensor,  # [S, K]
+) -> Tensor:
+    """rms_norm of the last row of every sequence. Returns `out`."""
+    if not (_rows(x, out) and _whole(norm) and seq_start.is_contiguous()):
+        return norm_twin.last_rows_norm(x, seq_start, norm, eps, out=out)
+    _norm(x, norm, eps, seq_start, out)
+    return out
+
+
+def rope_kv_write(
+    qkv: Tensor,  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v; q is changed in place
+    k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    page: Tensor,  # [N] int32; rows with a negative page are padding
+    offset: Tensor,  # [N] int32
+    cos: Tensor,  # [N or num_positions, head_dim] fp32, see `rope_tables`
+    sin: Tensor,  # [N or num_positions, head_dim] fp32
+    *,
+    position: Tensor | None = None,  # [N] int32: row n takes this row of cos and sin; None: row n
+    q_norm: Tensor | None = None,  # [head_dim]
+    k_norm: Tensor | None = None,  # [head_dim]
+    eps: float = 0.0,
+) -> None:
+    """Norms each head of q and k if weights are given, rotates them, and stores k and v.
+
+    Raises:
+        ValueError: if a page, an offset or a position is out of range; nothing is written then.
+    """
+    pages = _pages(k_pages, v_pages)
+    if pages is None or not (_heads(qkv) and _whole(cos, sin, page, offset, position)):
+        options: dict[str, Any] = {"position": position, "q_norm": q_norm, "k_norm": k_norm}
+        return rope_kv_write_twin(qkv, k_pages, v_pages, page, offset, cos, sin, eps=eps, **options)
+    num_kv_heads, head_dim = k_pages.shape[2:]
+    rope_write = native.RopeWrite(
+        qkv.data_ptr(), pages, page.data_ptr(), offset.data_ptr(), _pointer(position),
+        cos.data_ptr(), sin.data_ptr(), _pointer(q_norm), _pointer(k_norm),
+        qkv.shape[0], cos.shape[0], qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, head_dim,
+        qkv.stride(0), eps,
+    )  # fmt: skip
+    library = _library()
+    library.check(library.rope_write(rope_write, torch.get_num_threads()), "rope_kv_write")
+    return None
+
+
+def paged_attention(
+    q: Tensor,  # [N, num_q_heads, head_dim]
+    k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
+    key_map: AttentionMap,
+    *,
+    scale: float,
+    out: Tensor,  # [N, num_q_heads, head_dim]
+) -> Tensor:
+    """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
+
+    Rows of `out` that belong to no sequence are left alone. Returns `out`.
+
+    Raises:
+        ValueError: if a length, a slot or a page is out of range; nothing is written then.
+    """
+    batch, table = key_map.batch, key_map.page_table
+    pages = _pages(k_pages, v_pages)
+    small = q.shape[2] <= native.MAX_HEAD_DIM and table.stride(1) == 1
+    if pages is None or not (small and _heads(q) and _heads(out)):
+        whole_map = attention_twin.attention_map(
+            batch, table, key_map.tokens_per_page, key_map.sliding_window, q.dtype
+        )
+        return attention_twin.paged_attention(q, k_pages, v_pages, whole_map, scale=scale, out=out)
+    attention = native.Attention(
+        out.data_ptr(), q.data_ptr(), pages, table.data_ptr(), batch.seq_slot.data_ptr(),
+        batch.seq_start.data_ptr(), batch.seq_kv_len.data_ptr(),
+        q.shape[0], batch.num_seqs, *table.shape, table.stride(0),
+        q.shape[1], k_pages.shape[2], q.shape[2], out.stride(0), q.stride(0),
+        key_map.sliding_window or 0, scale,
+    )  # fmt: skip
+    library = _library()
+    library.check(library.attention(attention, torch.get_num_threads()), "paged_attention")
+    return out
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float, seq_start: Tensor | None, out: Tensor) -> None:
+    norm = native.Norm(
+        out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(seq_start),
+        *out.shape, out.stride(0), x.stride(0), eps,
+    )  # fmt: skip
+    _library().norm(norm, torch.get_num_threads())
+
+
+def _check_product(x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor) -> None:
+    wanted = (x.shape[0], weight.shape[0])
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} columns; weight {list(weight.shape)} takes others")
+    for name, tensor in (("residual", residual), ("out", out)):
+        if tensor is not None and tensor.shape != wanted:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(wanted)}")
+
+
+@cache
+def _library() -> Library:
+    library = native.load()
+    if library is None:
+        raise RuntimeError(f"the CPU library is {native.status()}")
+    return library
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _rows(*tensors: Tensor | None) -> bool:
+    """True if all are float32 on the CPU and their rows contiguous."""
+    return all(t is None or (suits(t) and (t.stride(1) == 1 or t.shape[1] == 1)) for t in tensors)
+
+
+def _whole(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.is_contiguous() for t in tensors)
+
+
+def _heads(tensor: Tensor) -> bool:
+    """True if every row of [n, heads, head_dim] is contiguous."""
+    return suits(tensor) and tensor.stride(2) == 1 and tensor.stride(1) == tensor.shape[2]
+
+
+def _pages(k_pages: Tensor, v_pages: Tensor) -> native.Pages | None:
+    if not suits(k_pages) or k_pages.stride() != v_pages.stride() or k_pages.stride(3) != 1:
+        return None
+    return native.pages_of(k_pages, v_pages)

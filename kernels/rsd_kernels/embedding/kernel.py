@@ -1,0 +1,92 @@
+"""The embedding of new tokens in Triton.
+
+out[n] = table[token[n]], and 0 where token[n] is no row of the table: in a pass of fixed size the
+rows past the last new token hold anything. It never starts early: a pass begins with it, and the
+kernels behind it rely on everything before the pass having ended (`rsd_kernels.overlap`).
+
+Twin: `rsd_kernels.embedding.twin`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.launch import (
+    FLOAT_DTYPES,
+    Launch,
+    ceil_div,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    check_shape,
+)
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _embed_kernel(
+    table: tl.tensor,  # [num_tokens, WIDTH]
+    token: tl.tensor,  # [N]
+    out: tl.tensor,  # [N, WIDTH]
+    stride_table: tl.tensor,
+    stride_out: tl.tensor,
+    NUM_TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    i_row = tl.program_id(0).to(tl.int64)
+    i_token = tl.load(token + i_row).to(tl.int64)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_known = (o < WIDTH) & (i_token >= 0) & (i_token < NUM_TOKENS)
+    b_row = tl.load(table + i_token * stride_table + o, mask=m_known, other=0.0)
+    tl.store(out + i_row * stride_out + o, b_row, mask=o < WIDTH)
+
+
+def embed(
+    table: Tensor,  # [vocab_size, width]
+    token: Tensor,  # [N] int32
+    *,
+    out: Tensor,  # [N, width]
+) -> Tensor:
+    """Row `token[n]` of the table, zeros where there is no such row. Returns `out`.
+
+    Raises:
+        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+    """
+    if table.dim() != 2 or token.dim() != 1:
+        raise ValueError(
+            f"table and token have shapes {list(table.shape)} and {list(token.shape)}; "
+            "they must have 2 dimensions and 1"
+        )
+    check_shape("out", out, (token.shape[0], table.shape[1]))
+    check_dtype("table", table, *FLOAT_DTYPES)
+    check_dtype("out", out, table.dtype)
+    check_dtype("token", token, torch.int32)
+    for name, tensor in (("table", table), ("token", token), ("out", out)):
+        check_last_contiguous(name, tensor)
+    check_devices(table=table, token=token, out=out)
+    embed_launch(table, token, out=out).run()
+    return out
+
+
+def embed_launch(table: Tensor, token: Tensor, *, out: Tensor) -> Launch:
+    """The launch of `embed`, whose arguments these are."""
+    num_rows, width = out.shape
+    return Launch(
+        kernel=_embed_kernel,
+        grid=(num_rows, ceil_div(width, _BLOCK)),
+        args={
+            "table": table,
+            "token": token,
+            "out": out,
+            "stride_table": table.stride(0),
+            "stride_out": out.stride(0),
+            "NUM_TOKENS": table.shape[0],
+            "WIDTH": width,
+            "BLOCK": _BLOCK,
+        },
+    )

@@ -1,0 +1,132 @@
+"""Decide what becomes of a step: score it, keep it, or forget it.
+
+Section 1 of the algorithm (Liao et al., ICML 2025, Algorithm 1) as transitions of a slot.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from rsd_kernels.philox.twin import uniform
+from rsd_kernels.policy.formula import accept_probability
+from rsd_kernels.rollback.twin import truncate_kv
+from rsd_kernels.state.columns import add_at, host, number, write_at
+from rsd_kernels.state.enums import Finish, Mode, Phase, Purpose, RecordKind, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.step_log.twin import publish
+from rsd_kernels.tick_clock.twin import end_tick
+
+UNSCORED = math.nan
+_NOTHING = (0, 0, 0)
+
+
+def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
+    """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
+    for b, ended in enumerate(host(state.ended).tolist()):
+        if ended and number(state.phase, b) != Phase.WAIT_HOST:
+            settle_slot(state, b, tokens_per_page)
+    end_tick(state)
+
+
+def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
+    """The transition of one slot whose step stands on every row."""
+    role = number(state.step_source, slot)
+    if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
+        _drop(state, slot, role, tokens_per_page)
+    elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
+        write_at(state.phase, slot, Phase.SCORE)
+    else:
+        _keep(state, slot, role, UNSCORED, tokens_per_page)
+
+
+def decide(
+    state: SlotState,
+    batch: RowBatch,
+    rewards: Tensor,  # [S] float32
+    tokens_per_page: tuple[int, int, int],
+) -> None:
+    """Accept with probability w(reward); otherwise forget the step and call the target."""
+    n = number(state.num_seqs)
+    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
+    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
+        if not complete[s]:
+            continue
+        write_at(state.reward, b, scored[s])
+        reward = float(host(state.reward)[b])
+        if math.isnan(reward):
+            add_at(state.nan_rewards, b, 1)
+        if _accepts(state, b, reward):
+            _keep(state, b, Role.DRAFT, reward, tokens_per_page)
+        else:
+            _reject(state, b, reward, tokens_per_page)
+    end_tick(state)
+
+
+def _accepts(state: SlotState, slot: int, reward: float) -> bool:
+    probability = accept_probability(
+        number(state.policy_kind, slot),
+        float(host(state.policy_a)[slot]),
+        float(host(state.policy_b)[slot]),
+        reward,
+    )
+    u = uniform(
+        number(state.seed, slot),
+        number(state.sample_index, slot),
+        num_steps=number(state.num_steps, slot),
+        position=number(state.length, slot),
+        role=Role.PRM,
+        purpose=Purpose.ACCEPT,
+    )
+    return u < probability
+
+
+def _keep(
+    state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
+) -> None:
+    num_steps = number(state.num_steps, b) + 1
+    finish = number(state.finish, b)
+    if finish == Finish.NONE and num_steps >= number(state.max_steps, b):
+        finish = int(Finish.STEPS)
+    publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
+    write_at(state.num_steps, b, num_steps)
+    write_at(state.committed, b, host(state.length)[b])
+    write_at(state.prm_committed, b, host(state.prm_length)[b])
+    write_at(state.stop_committed, b, host(state.stop_state)[b])
+    _start_step(state, b)
+    if finish:
+        write_at(state.phase, b, Phase.DONE)
+        truncate_kv(state, b, _NOTHING, tokens_per_page)
+    else:
+        write_at(
+            state.phase, b, Phase.TARGET if number(state.mode, b) == Mode.TARGET else Phase.DRAFT
+        )
+
+
+def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
+    publish(
+        state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
+    )
+    write_at(state.length, b, host(state.committed)[b])
+    write_at(state.prm_length, b, host(state.prm_committed)[b])
+    write_at(state.stop_state, b, host(state.stop_committed)[b])
+    _start_step(state, b)
+    write_at(state.phase, b, Phase.TARGET)
+    row, prm_row = number(state.committed, b), number(state.prm_committed, b)
+    truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
+
+
+def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+    """Ends the output without the step."""
+    finish = number(state.finish, b)
+    publish(state, b, kind=RecordKind.DROPPED, source=role, reward=UNSCORED, finish=finish)
+    write_at(state.phase, b, Phase.DONE)
+    truncate_kv(state, b, _NOTHING, tokens_per_page)
+
+
+def _start_step(state: SlotState, b: int) -> None:
+    write_at(state.delimiter_state, b, 0)
+    write_at(state.match_bytes, b, 0)
+    write_at(state.finish, b, Finish.NONE)

@@ -1,0 +1,142 @@
+"""RMSNorm of whole rows in Triton: one program a row.
+
+out[n] = x[n] / sqrt(mean(x[n]²) + eps) * weight
+
+Twins: `rsd_kernels.norm.twin` and, for the last rows of sequences,
+`rsd_kernels.linear.twin`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.launch import (
+    FLOAT_DTYPES,
+    Launch,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    check_shape,
+    next_power_of_2,
+    overlapping,
+)
+from rsd_kernels.overlap import allow_next_kernel, wait_for_previous_kernel
+
+_MAX_WIDTH = 16384  # a row is held in registers
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x: tl.tensor,  # [N, WIDTH]
+    weight: tl.tensor,  # [WIDTH]
+    out: tl.tensor,  # [N, WIDTH]
+    row_end: tl.tensor,  # [N], row n of out is that of x before row_end[n]; None: row n
+    eps: tl.tensor,
+    stride_x: tl.tensor,
+    stride_out: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,  # at least WIDTH
+    OVERLAP: tl.constexpr,
+) -> None:
+    allow_next_kernel(OVERLAP)
+    wait_for_previous_kernel(OVERLAP)
+    i_row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    m = o < WIDTH
+    i_x = i_row
+    if row_end is not None:
+        i_x = tl.maximum(tl.load(row_end + i_row).to(tl.int64) - 1, 0)
+    b_x = tl.load(x + i_x * stride_x + o, mask=m, other=0.0).to(tl.float32)
+    b_weight = tl.load(weight + o, mask=m, other=0.0).to(tl.float32)
+    b_out = b_x * tl.rsqrt(tl.sum(b_x * b_x, 0) / WIDTH + eps) * b_weight
+    tl.store(out + i_row * stride_out + o, b_out.to(out.dtype.element_ty), mask=m)
+
+
+def rms_norm(
+    x: Tensor,  # [N, width]
+    weight: Tensor,  # [width]
+    eps: float,
+    *,
+    out: Tensor | None = None,  # [N, width]; may be `x` itself
+) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight, in fp32, rounded once.
+
+    Returns:
+        [N, width] in the dtype of `x`; `out` itself when it is given.
+
+    Raises:
+        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+    """
+    out = torch.empty_like(x) if out is None else out
+    _check(x, weight, out, num_rows=x.shape[0])
+    rms_norm_launch(x, weight, eps, out=out).run()
+    return out
+
+
+def last_rows_norm(
+    x: Tensor,  # [n, K]
+    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    norm: Tensor,  # [K]
+    eps: float,
+    *,
+    out: Tensor,  # [S, K], not `x`
+) -> Tensor:
+    """rms_norm of the last row of every sequence, in fp32, rounded once.
+
+    Returns:
+        `out`. Its row of a sequence without rows means nothing.
+
+    Raises:
+        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+    """
+    check_shape("seq_start", seq_start, (out.shape[0] + 1,))
+    check_dtype("seq_start", seq_start, torch.int32)
+    check_last_contiguous("seq_start", seq_start)
+    _check(x, norm, out, num_rows=out.shape[0])
+    check_devices(x=x, seq_start=seq_start)
+    rms_norm_launch(x, norm, eps, out=out, row_end=seq_start[1:]).run()
+    return out
+
+
+def _check(x: Tensor, weight: Tensor, out: Tensor, *, num_rows: int) -> None:
+    if x.dim() != 2 or not 1 <= x.shape[1] <= _MAX_WIDTH:
+        raise ValueError(f"x has shape {list(x.shape)}; it must be [N, 1 to {_MAX_WIDTH}]")
+    check_shape("weight", weight, tuple(x.shape[1:]))
+    check_shape("out", out, (num_rows, x.shape[1]))
+    check_dtype("x", x, *FLOAT_DTYPES)
+    for name, tensor in (("x", x), ("weight", weight), ("out", out)):
+        check_dtype(name, tensor, x.dtype)
+        check_last_contiguous(name, tensor)
+    check_devices(x=x, weight=weight, out=out)
+
+
+def rms_norm_launch(
+    x: Tensor,  # [N, width]
+    weight: Tensor,  # [width]
+    eps: float,
+    *,
+    out: Tensor,  # [S, width]
+    row_end: Tensor | None = None,  # [S] int32
+) -> Launch:
+    """The launch of `rms_norm`, or of `last_rows_norm` with `row_end`."""
+    block = next_power_of_2(x.shape[1])
+    return Launch(
+        kernel=_rms_norm_kernel,
+        grid=(out.shape[0],),
+        args={
+            "x": x,
+            "weight": weight,
+            "out": out,
+            "row_end": row_end,
+            "eps": eps,
+            "stride_x": x.stride(0),
+            "stride_out": out.stride(0),
+            "WIDTH": x.shape[1],
+            "BLOCK": block,
+        },
+        num_warps=min(16, max(1, block // 256)),  # 8 elements a thread
+        overlap=overlapping(x.shape[0]),
+    )

@@ -1,0 +1,57 @@
+"""Plain-PyTorch twin of RMSNorm (Zhang and Sennrich, 2019), of whole rows and of single heads."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def rms_norm(
+    x: Tensor,  # [..., width]
+    weight: Tensor,  # [width]
+    eps: float,
+    *,
+    out: Tensor | None = None,  # [..., width]; may be `x` itself
+) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight, summed in fp32 (in fp64 for fp64 input).
+
+    Returns:
+        [..., width] in the dtype of `x`; `out` itself when it is given.
+    """
+    wide = x if x.dtype in _WIDE else x.float()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = torch.addcmul(
+        _constant(eps, wide.dtype, wide.device), norm, norm, value=1 / x.shape[-1]
+    ).rsqrt_()
+    if wide is x:
+        return torch.mul(x, scale, out=out).mul_(weight)
+    normed = (wide * scale).mul_(weight)
+    return normed.to(x.dtype) if out is None else out.copy_(normed)
+
+
+@functools.cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A scalar tensor, made once: making one costs as much as using it."""
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def last_rows_norm(
+    x: Tensor,  # [n, K]
+    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    norm: Tensor,  # [K]
+    eps: float,
+    *,
+    out: Tensor,  # [S, K]
+) -> Tensor:
+    """rms_norm of the last row of every sequence.
+
+    Returns:
+        `out`. Its row of a sequence without rows means nothing.
+    """
+    row = (seq_start[1:] - 1).clamp_(min=0)
+    torch.index_select(x, 0, row, out=out)
+    return rms_norm(out, norm, eps, out=out)

@@ -1,0 +1,72 @@
+"""Rewards of hidden rows, and what a policy makes of them, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.end_step.twin import decide
+from rsd_kernels.linear.twin import linear
+from rsd_kernels.norm.twin import rms_norm
+from rsd_kernels.policy.formula import accept_probability
+from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.state.columns import number
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+
+
+def rewards(
+    hidden: Tensor,  # [S, hidden] before the final norm
+    head: RewardHead,
+) -> Tensor:
+    """[S] float32 (float64 of float64): the reward of every row.
+
+    Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head).
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    normed = rms_norm(hidden, head.norm_weight, head.eps)
+    if isinstance(head, ValueHead):
+        score = linear(normed.to(head.weight.dtype), head.weight, head.bias)
+        return torch.sigmoid(score.squeeze(1).to(wide))
+    inner = linear(normed, head.inner, head.inner_bias).relu_()
+    scores = linear(inner, head.classes, head.classes_bias)
+    return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]
+
+
+def reward_accept(
+    hidden: Tensor,  # [S, hidden] before the final norm
+    head: RewardHead,
+    policy_kind: Tensor,  # [S] int32, PolicyKind
+    policy_a: Tensor,  # [S] float32
+    policy_b: Tensor,  # [S] float32
+    uniform: Tensor,  # [S] float32 in [0, 1): the draws
+    *,
+    reward: Tensor,  # [S] float32, written
+    accept: Tensor,  # [S] int32, written: 1 = accepted
+    scratch: Tensor | None = None,
+) -> None:
+    """Scores rows and accepts each with probability w(reward); see `accept_probability`.
+
+    scratch: the kernel's alone.
+    """
+    reward.copy_(rewards(hidden, head))
+    kinds, a, b = policy_kind.tolist(), policy_a.tolist(), policy_b.tolist()
+    draws = uniform.tolist()
+    for s, value in enumerate(reward.tolist()):
+        accept[s] = int(draws[s] < accept_probability(kinds[s], a[s], b[s], value))
+
+
+def score(
+    state: SlotState,
+    batch: RowBatch,
+    hidden: Tensor,  # [N, hidden] rows of the pass before the final norm
+    head: RewardHead,
+    tokens_per_page: tuple[int, int, int],
+    scratch: Tensor | None = None,
+) -> None:
+    """Scores the last row of each complete sequence and decides its step.
+
+    scratch: the kernel's alone.
+    """
+    row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
+    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)

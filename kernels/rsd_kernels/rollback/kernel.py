@@ -1,0 +1,289 @@
+"""Cursors back and pages returned, for all roles and slots in one launch.
+
+kv_len = min(kv_len, keep); pages past ceil(kv_len / tokens_per_page) go onto the stack of free
+pages, slot by slot, role by role, last page first. No K/V byte moves.
+
+Twins: `rsd_kernels.rollback.twin`, `rsd_kernels.rollback.twin.truncate_kv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.launch import (
+    Launch,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    debugging,
+    next_power_of_2,
+)
+from rsd_kernels.rollback.checks import check_rollback
+from rsd_kernels.state.args import check_state, warps_for
+from rsd_kernels.state.debug import check_pages
+from rsd_kernels.state.enums import NUM_ROLES
+from rsd_kernels.state.slots import SlotState
+
+PAGE_CHUNK = 32
+
+
+@triton.jit
+def _surplus(
+    kv_len: tl.tensor,
+    num_pages: tl.tensor,
+    o_row: tl.tensor,
+    b_keep: tl.tensor,
+    tokens_per_page: tl.tensor,
+    m_lane: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """New cursor, pages held and pages to return of one role."""
+    b_kv = tl.minimum(tl.load(kv_len + o_row, mask=m_lane, other=0), b_keep)
+    b_held = tl.load(num_pages + o_row, mask=m_lane, other=0)
+    b_needed = (b_kv + tokens_per_page - 1) // tokens_per_page
+    return b_kv, b_held, tl.maximum(b_held - b_needed, 0)
+
+
+@triton.jit
+def _return_pages(
+    kv_len: tl.tensor,
+    num_pages: tl.tensor,
+    page_table: tl.tensor,
+    free_pages: tl.tensor,
+    o_row: tl.tensor,
+    m_lane: tl.tensor,
+    b_kv: tl.tensor,
+    b_held: tl.tensor,
+    b_count: tl.tensor,
+    b_first: tl.tensor,
+    num_columns: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> None:
+    """Writes one role's cursors and pushes its surplus pages at `b_first` of the stack."""
+    tl.store(kv_len + o_row, b_kv, mask=m_lane)
+    tl.store(num_pages + o_row, b_held - b_count, mask=m_lane)
+    most = tl.max(b_count)
+    done = 0
+    while done < most:
+        o_page = done + tl.arange(0, CHUNK)
+        m_page = (o_page[None, :] < b_count[:, None]) & m_lane[:, None]
+        p_from = page_table + o_row[:, None] * num_columns + (b_held - 1)[:, None] - o_page[None, :]
+        b_page = tl.load(p_from, mask=m_page, other=0)
+        tl.store(free_pages + b_first[:, None] + o_page[None, :], b_page, mask=m_page)
+        done += CHUNK
+
+
+@triton.jit
+def truncate_lanes(
+    kv_len: tl.tensor,  # [ROLES, B]
+    num_pages: tl.tensor,  # [ROLES, B]
+    page_table: tl.tensor,  # [ROLES, B, num_columns]
+    free_pages: tl.tensor,  # [N]
+    num_free: tl.tensor,  # [1]
+    b_slot: tl.tensor,  # [lanes] int32, a slot at most once
+    m_lane: tl.tensor,  # [lanes]
+    b_keep0: tl.tensor,
+    b_keep1: tl.tensor,
+    b_keep2: tl.tensor,  # [lanes] tokens to keep of each role
+    tokens_per_page0: tl.tensor,
+    tokens_per_page1: tl.tensor,
+    tokens_per_page2: tl.tensor,
+    num_slots: tl.tensor,
+    num_columns: tl.tensor,
+    ROLES: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    """Truncates every lane's slot; pages are returned in the order of the lanes."""
+    o_row0 = b_slot.to(tl.int64)
+    o_row1 = o_row0 + num_slots
+    o_row2 = o_row1 + num_slots
+    free = tl.load(num_free)
+    b_kv0, b_held0, b_count0 = _surplus(
+        kv_len, num_pages, o_row0, b_keep0, tokens_per_page0, m_lane
+    )
+    b_kv1, b_held1, b_count1 = b_kv0, b_held0, b_count0 * 0
+    b_kv2, b_held2, b_count2 = b_kv0, b_held0, b_count0 * 0
+    if ROLES > 1:
+        b_kv1, b_held1, b_count1 = _surplus(
+            kv_len, num_pages, o_row1, b_keep1, tokens_per_page1, m_lane
+        )
+    if ROLES > 2:
+        b_kv2, b_held2, b_count2 = _surplus(
+            kv_len, num_pages, o_row2, b_keep2, tokens_per_page2, m_lane
+        )
+    b_total = b_count0 + b_count1 + b_count2
+    b_first = free + tl.cumsum(b_total, 0) - b_total
+    tl.debug_barrier()  # every warp has read the cursors before one of them is overwritten
+    _return_pages(
+        kv_len, num_pages, page_table, free_pages, o_row0, m_lane, b_kv0, b_held0, b_count0,
+        b_first, num_columns, CHUNK,
+    )  # fmt: skip
+    if ROLES > 1:
+        _return_pages(
+            kv_len, num_pages, page_table, free_pages, o_row1, m_lane, b_kv1, b_held1, b_count1,
+            b_first + b_count0, num_columns, CHUNK,
+        )  # fmt: skip
+    if ROLES > 2:
+        _return_pages(
+            kv_len, num_pages, page_table, free_pages, o_row2, m_lane, b_kv2, b_held2, b_count2,
+            b_first + b_count0 + b_count1, num_columns, CHUNK,
+        )  # fmt: skip
+    tl.store(num_free, free + tl.sum(b_total))
+
+
+@triton.jit
+def rollback_kernel(
+    kv_len: tl.tensor,  # [ROLES, B]
+    num_pages: tl.tensor,  # [ROLES, B]
+    page_table: tl.tensor,  # [ROLES, B, num_columns]
+    free_pages: tl.tensor,  # [N]
+    num_free: tl.tensor,  # [1]
+    keep: tl.tensor,  # [ROLES, B]
+    tokens_per_page0: tl.tensor,
+    tokens_per_page1: tl.tensor,
+    tokens_per_page2: tl.tensor,
+    num_slots: tl.tensor,
+    num_columns: tl.tensor,
+    ROLES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    b_slot = tl.arange(0, BLOCK_S)
+    m_lane = b_slot < num_slots
+    b_keep0 = tl.load(keep + b_slot, mask=m_lane, other=0)
+    b_keep1, b_keep2 = b_keep0, b_keep0
+    if ROLES > 1:
+        b_keep1 = tl.load(keep + num_slots + b_slot, mask=m_lane, other=0)
+    if ROLES > 2:
+        b_keep2 = tl.load(keep + 2 * num_slots + b_slot, mask=m_lane, other=0)
+    truncate_lanes(
+        kv_len, num_pages, page_table, free_pages, num_free, b_slot, m_lane,
+        b_keep0, b_keep1, b_keep2, tokens_per_page0, tokens_per_page1, tokens_per_page2,
+        num_slots, num_columns, ROLES, CHUNK,
+    )  # fmt: skip
+
+
+@triton.jit
+def truncate_slot_kernel(
+    kv_len: tl.tensor,
+    num_pages: tl.tensor,
+    page_table: tl.tensor,
+    free_pages: tl.tensor,
+    num_free: tl.tensor,
+    slot: tl.tensor,
+    keep0: tl.tensor,
+    keep1: tl.tensor,
+    keep2: tl.tensor,
+    tokens_per_page0: tl.tensor,
+    tokens_per_page1: tl.tensor,
+    tokens_per_page2: tl.tensor,
+    num_slots: tl.tensor,
+    num_columns: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> None:
+    b_lane = tl.arange(0, 2)
+    b_slot = b_lane * 0 + slot
+    truncate_lanes(
+        kv_len, num_pages, page_table, free_pages, num_free, b_slot, b_lane < 1,
+        b_lane * 0 + keep0, b_lane * 0 + keep1, b_lane * 0 + keep2,
+        tokens_per_page0, tokens_per_page1, tokens_per_page2,
+        num_slots, num_columns, 3, CHUNK,
+    )  # fmt: skip
+
+
+def rollback(
+    kv_len: Tensor,  # [R, B] int32
+    num_pages: Tensor,  # [R, B] int32
+    page_table: Tensor,  # [R, B, P] int32
+    free_pages: Tensor,  # [N] int32
+    num_free: Tensor,  # [1] int32
+    keep: Tensor,  # [R, B] int32
+    tokens_per_page: Sequence[int],  # R values
+) -> None:
+    """Forgets K/V past `keep` tokens of every (role, slot), R = 1 to 3 roles.
+
+    Raises:
+        ValueError: a tensor's shape, dtype, strides or device is not one it can take.
+    """
+    tensors = {
+        "kv_len": kv_len, "num_pages": num_pages, "page_table": page_table,
+        "free_pages": free_pages, "num_free": num_free, "keep": keep,
+    }  # fmt: skip
+    check_rollback(kv_len, num_pages, page_table, free_pages, num_free, keep, tokens_per_page)
+    check_devices(**tensors)
+    for name, tensor in tensors.items():
+        check_dtype(name, tensor, torch.int32)
+        check_last_contiguous(name, tensor)
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+    if debugging():
+        check_pages(num_pages, page_table, free_pages, num_free)
+    rollback_launch(**tensors, tokens_per_page=tokens_per_page).run()
+
+
+def rollback_launch(
+    kv_len: Tensor,
+    num_pages: Tensor,
+    page_table: Tensor,
+    free_pages: Tensor,
+    num_free: Tensor,
+    keep: Tensor,
+    tokens_per_page: Sequence[int],
+) -> Launch:
+    num_roles, num_slots = kv_len.shape
+    padded = (*tokens_per_page, 1, 1)
+    return Launch(
+        rollback_kernel,
+        (1,),
+        {
+            "kv_len": kv_len, "num_pages": num_pages, "page_table": page_table,
+            "free_pages": free_pages, "num_free": num_free, "keep": keep,
+            "tokens_per_page0": padded[0], "tokens_per_page1": padded[1],
+            "tokens_per_page2": padded[2], "num_slots": num_slots,
+            "num_columns": page_table.shape[2], "ROLES": num_roles,
+            "BLOCK_S": next_power_of_2(num_slots), "CHUNK": PAGE_CHUNK,
+        },
+        num_warps=warps_for(num_slots),
+    )  # fmt: skip
+
+
+def truncate_kv(
+    state: SlotState, slot: int, keep: Sequence[int], tokens_per_page: Sequence[int]
+) -> None:
+    """One slot's K/V past `keep[role]` tokens is forgotten; see the twin.
+
+    Raises:
+        ValueError: `slot` is not a slot, `keep` has not one value a role, or the state is on a
+            device without Triton.
+    """
+    if not 0 <= slot < state.num_slots:
+        raise ValueError(f"slot is {slot}; it must be 0 to {state.num_slots - 1}")
+    if len(keep) != NUM_ROLES or len(tokens_per_page) != NUM_ROLES:
+        raise ValueError(
+            f"keep has {len(keep)} and tokens_per_page {len(tokens_per_page)} values; "
+            f"each must have {NUM_ROLES}, one a role"
+        )
+    check_state(state)
+    truncate_slot_launch(state, slot, keep, tokens_per_page).run()
+
+
+def truncate_slot_launch(
+    state: SlotState, slot: int, keep: Sequence[int], tokens_per_page: Sequence[int]
+) -> Launch:
+    return Launch(
+        truncate_slot_kernel,
+        (1,),
+        {
+            "kv_len": state.kv_len, "num_pages": state.num_pages, "page_table": state.page_table,
+            "free_pages": state.free_pages, "num_free": state.num_free, "slot": slot,
+            "keep0": keep[0], "keep1": keep[1], "keep2": keep[2],
+            "tokens_per_page0": tokens_per_page[0], "tokens_per_page1": tokens_per_page[1],
+            "tokens_per_page2": tokens_per_page[2], "num_slots": state.num_slots,
+            "num_columns": state.page_table.shape[2], "CHUNK": PAGE_CHUNK,
+        },
+        num_warps=1,
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""First half of sampling: finite or not, logprobs, penalties, the largest logit; greedy ends here.
+
+penalty: x / p if x > 0 else x p for every id in the row; -inf for stop tokens before min_length
+
+Twin: `rsd_kernels.sample.twin`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS, NOT_FINITE
+
+_NOT_FINITE = tl.constexpr(NOT_FINITE)
+_MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
+_MAX_STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def sequence_slot(state: tl.tuple, batch: tl.tuple, i_seq: tl.tensor) -> tl.tensor:
+    """Slot of a sequence, -1 if there is none or it is not complete."""
+    there = i_seq < tl.minimum(batch.max_seqs, tl.load(state.num_seqs))
+    slot = tl.load(batch.seq_slot + i_seq, mask=there, other=-1)
+    return tl.where(tl.load(batch.seq_complete + i_seq, mask=there, other=0) != 0, slot, -1)
+
+
+@triton.jit
+def largest(b_x: tl.tensor, b_id: tl.tensor) -> tuple[tl.tensor, ...]:
+    """The largest value and the first id that has it."""
+    top = tl.max(b_x)
+    return top, tl.min(tl.where(b_x == top, b_id, _NO_ID))
+
+
+@triton.jit
+def block_stats_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    logits: tl.tensor,
+    stride_row: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Maximum, first id that has it, sum of exponentials and finiteness of one block."""
+    i_seq, i_block = tl.program_id(0), tl.program_id(1)
+    if sequence_slot(state, batch, i_seq) >= 0:
+        b_id = i_block * BLOCK + tl.arange(0, BLOCK)
+        p_row = logits + i_seq.to(tl.int64) * stride_row
+        b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=0.0)
+        m_finite = tl.abs(b_x) < float("inf")
+        b_good = tl.where(m_finite & (b_id < vocabulary), b_x, float("-inf"))
+        top, first = largest(b_good, b_id)
+        # A block without one finite logit: anything will do, the sequence is not sampled from.
+        total = tl.sum(tl.exp(b_good - tl.where(top == float("-inf"), 0.0, top)))
+        o_block = i_seq * scratch.num_blocks + i_block
+        tl.store(scratch.block_max + o_block, top)
+        tl.store(scratch.block_first + o_block, first)
+        tl.store(scratch.block_bad + o_block, tl.max(tl.where(m_finite, 0, 1)))
+        tl.store(scratch.block_sum + o_block, total)
+
+
+@triton.jit
+def _row_stats(scratch: tl.tuple, i_seq: tl.tensor, BLOCKS: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """Finite or not, maximum, first id that has it and log of the sum of exponentials."""
+    o_block = tl.arange(0, BLOCKS)
+    m_block = o_block < scratch.num_blocks
+    o_block = i_seq * scratch.num_blocks + o_block
+    bad = tl.max(tl.load(scratch.block_bad + o_block, mask=m_block, other=0))
+    b_max = tl.load(scratch.block_max + o_block, mask=m_block, other=float("-inf"))
+    b_first = tl.load(scratch.block_first + o_block, mask=m_block, other=_NO_ID)
+    b_sum = tl.load(scratch.block_sum + o_block, mask=m_block, other=0.0)
+    top, first = largest(b_max, b_first)
+    lse = top + tl.log(tl.sum(b_sum * tl.exp(b_max - top)))
+    return bad, top, first, lse
+
+
+@triton.jit
+def _top_logprobs(
+    state: tl.tuple,
+    p_row: tl.tensor,
+    slot: tl.tensor,
+    position: tl.tensor,
+    lse: tl.tensor,
+    vocabulary: tl.tensor,
+    wanted: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The `wanted` most probable ids, one scan each: the largest below the last one found."""
+    last, last_id = lse * 0 + float("inf"), slot * 0 - 1
+    o_top = (slot.to(tl.int64) * state.row_len + position) * _MAX_LOGPROBS
+    found = 0
+    while found < tl.minimum(wanted, vocabulary):
+        best, best_id = lse * 0 + float("-inf"), slot * 0 + _NO_ID
+        start = 0
+        while start < vocabulary:
+            b_id = start + tl.arange(0, BLOCK)
+            b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=float("-inf"))
+            m_left = (b_x < last) | ((b_x == last) & (b_id > last_id))
+            here, here_id = largest(tl.where(m_left, b_x, float("-inf")), b_id)
+            better = here > best
+            best = tl.where(better, here, best)
+            best_id = tl.where(better, here_id, best_id)
+            start += BLOCK
+        tl.store(state.top_logprob + o_top + found, best - lse)
+        tl.store(state.top_token + o_top + found, best_id)
+        last, last_id = best, best_id
+        found += 1
+
+
+@triton.jit
+def _penalise(
+    state: tl.tuple,
+    scratch: tl.tuple,
+    p_row: tl.tensor,
+    i_seq: tl.tensor,
+    slot: tl.tensor,
+    length: tl.tensor,
+    penalty: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """In place; all logits are read before one is written, so a repeated id is penalised once."""
+    p_tokens = state.tokens + slot.to(tl.int64) * state.row_len
+    p_seen = scratch.seen + i_seq.to(tl.int64) * state.row_len
+    start = 0
+    while start < length:
+        o_token = start + tl.arange(0, BLOCK)
+        b_token = tl.load(p_tokens + o_token, mask=o_token < length, other=_NO_ID)
+        m_token = b_token < vocabulary
+        b_x = tl.load(p_row + b_token, mask=m_token, other=0.0)
+        tl.store(p_seen + o_token, b_x, mask=m_token)
+        start += BLOCK
+    tl.debug_barrier()
+    start = 0
+    while start < length:
+        o_token = start + tl.arange(0, BLOCK)
+        b_token = tl.load(p_tokens + o_token, mask=o_token < length, other=_NO_ID)
+        m_token = b_token < vocabulary
+        b_x = tl.load(p_seen + o_token, mask=m_token, other=0.0)
+        b_x = tl.where(b_x > 0, tl.div_rn(b_x, penalty), b_x * penalty)
+        tl.store(p_row + b_token, b_x, mask=m_token)
+        start += BLOCK
+    tl.debug_barrier()
+
+
+@triton.jit
+def _forbid_stops(
+    state: tl.tuple, p_row: tl.tensor, slot: tl.tensor, vocabulary: tl.tensor
+) -> None:
+    o_stop = tl.arange(0, _MAX_STOP_TOKENS)
+    b_stop = tl.load(state.stop_tokens + slot * _MAX_STOP_TOKENS + o_stop)
+    m_stop = (b_stop >= 0) & (b_stop < vocabulary)
+    tl.store(p_row + b_stop, tl.where(m_stop, float("-inf"), 0.0), mask=m_stop)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _scan(
+    p_row: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, BLOCK: tl.constexpr
+) -> tuple[tl.tensor, ...]:
+    """The largest logit of a whole row and the first id that has it."""
+    best, best_id = top * 0 + float("-inf"), (top * 0).to(tl.int32)
+    start = 0
+    while start < vocabulary:
+        b_id = start + tl.arange(0, BLOCK)
+        b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=float("-inf"))
+        here, here_id = largest(b_x, b_id)
+        better = here > best
+        best = tl.where(better, here, best)
+        best_id = tl.where(better, here_id, best_id)
+        start += BLOCK
+    return best, best_id
+
+
+@triton.jit
+def adjust_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    logits: tl.tensor,
+    stride_row: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """One program a sequence."""
+    i_seq = tl.program_id(0)
+    slot = sequence_slot(state, batch, i_seq)
+    draws = slot * 0
+    if slot >= 0:
+        p_row = logits + i_seq.to(tl.int64) * stride_row
+        bad, top, first, lse = _row_stats(scratch, i_seq, BLOCKS)
+        if bad != 0:
+            tl.store(state.next_token + slot, _NOT_FINITE)
+        else:
+            length = tl.load(state.length + slot)
+            wanted = tl.load(state.num_logprobs + slot)
+            if wanted >= 0:
+                tl.store(scratch.row_lse + i_seq, lse)
+                _top_logprobs(state, p_row, slot, length, lse, vocabulary, wanted, BLOCK)
+                tl.debug_barrier()
+            penalty = tl.load(state.repetition_penalty + slot)
+            early = length < tl.load(state.min_length + slot)
+            if penalty != 1.0:
+                _penalise(state, scratch, p_row, i_seq, slot, length, penalty, vocabulary, BLOCK)
+            if early:
+                _forbid_stops(state, p_row, slot, vocabulary)
+            if early | (penalty != 1.0):
+                top, first = _scan(p_row, vocabulary, top, BLOCK)
+            tl.store(scratch.row_max + i_seq, top)
+            tl.store(state.next_token + slot, first)  # greedy; a draw replaces it
+            draws = tl.where(tl.load(state.temperature + slot) != 0.0, 1, 0)
+    tl.store(scratch.row_draws + i_seq, draws)

@@ -1,0 +1,158 @@
+"""Append a sampled token and find the step's end, byte by byte, in the launch that drew it.
+
+delimiter = next[delimiter, byte]; stop = stop_next[stop, byte]; ends where either matches
+
+Twin: `rsd_kernels.sample.append_twin`. A program has one sequence, and every warp walks its bytes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rsd_kernels.launch import next_power_of_2
+from rsd_kernels.state.enums import (
+    MAX_DELIMITER_STATES,
+    MAX_LOGPROBS,
+    MAX_STOP_STATES,
+    MAX_STOP_TOKENS,
+    NOT_FINITE,
+    Finish,
+)
+
+_NOT_FINITE = tl.constexpr(NOT_FINITE)
+_DELIMITER_STATES = tl.constexpr(MAX_DELIMITER_STATES)
+_STOP_STATES = tl.constexpr(MAX_STOP_STATES)
+_STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
+_MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
+_LOGPROB_LANES = tl.constexpr(next_power_of_2(MAX_LOGPROBS))
+_STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
+_STOP_STRING = tl.constexpr(int(Finish.STOP_STRING))
+_LENGTH = tl.constexpr(int(Finish.LENGTH))
+_ERROR = tl.constexpr(int(Finish.ERROR))
+
+
+@triton.jit
+def _walk(
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    token: tl.tensor,
+    stops_count: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """Runs both automata over the token's bytes up to the first match."""
+    delimiter = tl.load(state.delimiter_state + slot)
+    stop = tl.load(state.stop_state + slot)
+    start = tl.load(tables.token_start + token)
+    size = tl.load(tables.token_start + token + 1) - start
+    o_delimiter = slot.to(tl.int64) * _DELIMITER_STATES
+    o_stop = slot.to(tl.int64) * _STOP_STATES
+    matched, stopped, used = slot * 0, slot * 0, slot * 0
+    while (used < size) & (matched == 0) & (stopped == 0):
+        byte = tl.load(tables.token_byte + start + used).to(tl.int32)
+        p_delimiter = state.delimiter_next + (o_delimiter + delimiter) * 256 + byte
+        delimiter = tl.load(p_delimiter).to(tl.int32)
+        stop = tl.load(state.stop_next + (o_stop + stop) * 256 + byte).to(tl.int32)
+        matched = tl.load(state.delimiter_match + o_delimiter + delimiter).to(tl.int32)
+        ends = tl.load(state.stop_match + o_stop + stop, mask=stops_count, other=0)
+        stopped = tl.where(ends != 0, 1, 0)
+        used += 1
+    return delimiter, stop, matched, stopped, used, size
+
+
+@triton.jit
+def _replacement(
+    tables: tl.tuple, token: tl.tensor, used: tl.tensor, room: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """Where the canonical tokens of the first `used` bytes stand, and how many.
+
+    0 if there are none, or no room for them.
+    """
+    entry = tl.load(tables.prefix_entry + token)
+    p_end = tables.prefix_start + entry + used
+    first = tl.load(p_end - 1, mask=entry >= 0, other=0)
+    count = tl.load(p_end, mask=entry >= 0, other=0) - first
+    return first, tl.where(count <= room, count, 0)
+
+
+@triton.jit
+def _write_replacement(
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    length: tl.tensor,
+    first: tl.tensor,
+    count: tl.tensor,
+) -> None:
+    """All the logprob of a replaced token stands at its first position."""
+    o_row = slot.to(tl.int64) * state.row_len + length
+    o_top = tl.arange(0, _LOGPROB_LANES)
+    m_top = o_top < _MAX_LOGPROBS
+    b_value = tl.load(state.top_logprob + o_row * _MAX_LOGPROBS + o_top, mask=m_top)
+    b_id = tl.load(state.top_token + o_row * _MAX_LOGPROBS + o_top, mask=m_top)
+    i = 0
+    while i < count:
+        tl.store(state.tokens + o_row + i, tl.load(tables.prefix_token + first + i))
+        if i > 0:
+            tl.store(state.token_logprob + o_row + i, 0.0)
+            tl.store(state.top_logprob + (o_row + i) * _MAX_LOGPROBS + o_top, b_value, mask=m_top)
+            tl.store(state.top_token + (o_row + i) * _MAX_LOGPROBS + o_top, b_id, mask=m_top)
+        i += 1
+
+
+@triton.jit
+def _append_good(
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    token: tl.tensor,
+    length: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """Writes the token, or what replaces it; returns the slot's new values."""
+    limit = tl.load(state.limit + slot)
+    stops_count = length + 1 > tl.load(state.min_length + slot)
+    delimiter, stop, matched, stopped, used, size = _walk(state, tables, slot, token, stops_count)
+    count = slot * 0
+    if (matched != 0) & (stopped == 0) & (used < size):
+        first, count = _replacement(tables, token, used, limit - length)
+        _write_replacement(state, tables, slot, length, first, count)
+    if count == 0:
+        tl.store(state.tokens + slot.to(tl.int64) * state.row_len + length, token)
+        count += 1
+    length += count
+    b_stop = tl.load(state.stop_tokens + slot * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
+    is_stop = tl.max(tl.where(b_stop == token, 1, 0))
+    finish = tl.where(length >= limit, _LENGTH, 0)
+    finish = tl.where(stopped != 0, _STOP_STRING, finish)
+    finish = tl.where(stops_count & (is_stop != 0), _STOP_TOKEN, finish)
+    return delimiter, stop, matched, length, finish
+
+
+@triton.jit
+def append_token(
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    token: tl.tensor,  # as drawn, or NOT_FINITE
+    role: tl.tensor,
+) -> None:
+    """Adds the token to the slot's row and says whether the step ends there.
+
+    Every program has a slot of its own and touches nothing of another.
+    """
+    length = tl.load(state.length + slot)
+    stop = tl.load(state.stop_state + slot)
+    delimiter, matched, finish = slot * 0, slot * 0, slot * 0 + _ERROR
+    if token != _NOT_FINITE:
+        delimiter, stop, matched, length, finish = _append_good(state, tables, slot, token, length)
+    step = length - tl.load(state.committed + slot)
+    full = step >= tl.load(state.max_step_tokens + slot)
+    ended = tl.where((finish != 0) | (matched != 0) | full, 1, 0)
+    tl.debug_barrier()  # every warp has read the columns before one of them is overwritten
+    tl.store(state.length + slot, length)
+    tl.store(state.delimiter_state + slot, delimiter)
+    tl.store(state.stop_state + slot, stop)
+    tl.store(state.match_bytes + slot, matched)
+    tl.store(state.finish + slot, finish)
+    tl.store(state.ended + slot, ended)
+    tl.store(state.step_source + slot, role)

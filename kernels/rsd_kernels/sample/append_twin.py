@@ -1,0 +1,132 @@
+"""Append the sampled token and find the step's end, byte by byte.
+
+Two automata: delimiters, reset at each step start, and stop strings, over the whole output.
+Neither looks into the prompt. A token that carries bytes past the delimiter is replaced by the
+canonical tokens of what stands before the cut, as text-level code would do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsd_kernels.state.columns import host, number, write_at
+from rsd_kernels.state.enums import NOT_FINITE, Finish
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
+
+_COLUMNS = ("length", "delimiter_state", "stop_state", "match_bytes", "finish", "ended")
+
+
+@dataclass(frozen=True)
+class _Appended:
+    """What a new token makes of a slot."""
+
+    tokens: list[int]  # put at the old length: the token, or what replaces it
+    columns: tuple[int, ...]  # the slot's new values, in the order of `_COLUMNS`
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Where the automata stand after a token."""
+
+    delimiter_state: int
+    stop_state: int
+    delimiter_bytes: int  # length of the delimiter that ended the step, 0 if none
+    stopped: bool  # a stop string ended
+    used: int  # bytes of the token up to the end of what matched
+
+
+class _Slots:
+    """What `append` reads of slots and vocabulary, for plain Python."""
+
+    def __init__(self, state: SlotState, tables: StepTables) -> None:
+        self.token_start = host(tables.token_start)
+        self.token_byte = host(tables.token_byte)
+        self.length = host(state.length).tolist()
+        self.committed = host(state.committed).tolist()
+        self.limit = host(state.limit).tolist()
+        self.min_length = host(state.min_length).tolist()
+        self.max_step_tokens = host(state.max_step_tokens).tolist()
+        self.next_token = host(state.next_token).tolist()
+        self.delimiter_state = host(state.delimiter_state).tolist()
+        self.stop_state = host(state.stop_state).tolist()
+        self.stop_tokens = host(state.stop_tokens)
+        self.delimiter_next = host(state.delimiter_next)
+        self.delimiter_match = host(state.delimiter_match)
+        self.stop_next = host(state.stop_next)
+        self.stop_match = host(state.stop_match)
+
+
+def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
+    """Adds `next_token` to each complete sequence's row.
+
+    Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
+    """
+    n = number(state.num_seqs)
+    complete = host(batch.seq_slot)[:n][host(batch.seq_complete)[:n] != 0].tolist()
+    if not complete:
+        return
+    slots = _Slots(state, tables)
+    appended = [_append_token(slots, tables, b) for b in complete]
+    for b, after in zip(complete, appended, strict=True):
+        first = slots.length[b]
+        last = first + len(after.tokens)
+        write_at(state.tokens, (b, slice(first, last)), after.tokens)
+        if last > first + 1:  # all the logprob of a replaced token stands at its first position
+            state.token_logprob[b, first + 1 : last] = 0.0
+            state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
+            state.top_token[b, first + 1 : last] = state.top_token[b, first]
+    columns = zip(*(after.columns for after in appended), strict=True)
+    for name, values in zip(_COLUMNS, columns, strict=True):
+        write_at(getattr(state, name), complete, values)
+    write_at(state.step_source, complete, role)
+
+
+def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
+    token, length = slots.next_token[b], slots.length[b]
+    if token == NOT_FINITE:
+        return _Appended([], (length, 0, slots.stop_state[b], 0, Finish.ERROR, 1))
+    stops_count = length + 1 > slots.min_length[b]
+    start, end = slots.token_start[token : token + 2]
+    data = slots.token_byte[start:end].tolist()
+    walk = _walk(slots, b, data, stops_count)
+    tokens = [token]
+    if walk.delimiter_bytes and not walk.stopped and walk.used < len(data):
+        tokens = _replacement(token, walk.used, slots.limit[b] - length, tables)
+    length += len(tokens)
+    finish = Finish.NONE
+    if stops_count and token in slots.stop_tokens[b]:
+        finish = Finish.STOP_TOKEN
+    elif walk.stopped:
+        finish = Finish.STOP_STRING
+    elif length >= slots.limit[b]:
+        finish = Finish.LENGTH
+    full = length - slots.committed[b] >= slots.max_step_tokens[b]
+    ended = int(bool(finish or walk.delimiter_bytes or full))
+    state = (walk.delimiter_state, walk.stop_state, walk.delimiter_bytes)
+    return _Appended(tokens, (length, *state, finish, ended))
+
+
+def _walk(slots: _Slots, b: int, data: list[int], stops_count: bool) -> _Walk:
+    delimiter, stop = slots.delimiter_state[b], slots.stop_state[b]
+    delimiter_next, delimiter_match = slots.delimiter_next[b], slots.delimiter_match[b]
+    stop_next, stop_match = slots.stop_next[b], slots.stop_match[b]
+    for used, byte in enumerate(data, start=1):
+        delimiter = int(delimiter_next[delimiter, byte])
+        stop = int(stop_next[stop, byte])
+        matched = int(delimiter_match[delimiter])
+        stopped = stops_count and bool(stop_match[stop])
+        if matched or stopped:
+            return _Walk(delimiter, stop, matched, stopped, used)
+    return _Walk(delimiter, stop, 0, False, len(data))
+
+
+def _replacement(token: int, used: int, room: int, tables: StepTables) -> list[int]:
+    """Canonical tokens of the first `used` bytes of `token`; itself if there is none or no room."""
+    entry = int(tables.prefix_entry[token])
+    if entry < 0:
+        return [token]
+    first, last = tables.prefix_start[entry + used - 1 : entry + used + 1].tolist()
+    fits = first < last and last - first <= room
+    return list(tables.prefix_token[first:last].tolist()) if fits else [token]

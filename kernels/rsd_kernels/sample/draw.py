@@ -1,0 +1,189 @@
+"""Second half of sampling: temperature, min-p, top-k, top-p and the inverse of the distribution.
+
+s = x / T - max(x) / T and e = exp(s); kept are e >= min_p, then the k largest, then the least set
+of the largest whose mass is top_p; the token is the first kept id, in vocabulary order, whose
+running sum of e exceeds u times the whole sum.
+
+No sort: a coarse threshold out of 16 leaves a short list of candidates, then a bisection over the
+bits of s finds each cut-off exactly. Ids tied at a cut-off stay. Sums are in float64.
+
+The token is appended, and its bytes are walked, where it is drawn (see `append`).
+
+Twin: `rsd_kernels.sample.twin`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rsd_kernels.philox.kernel import PURPOSE_TOKEN, uniform
+from rsd_kernels.sample.adjust import sequence_slot
+from rsd_kernels.sample.append import append_token
+from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
+from rsd_kernels.sample.search import bisect, compact, invert, kept, scaled
+
+_NUM_CUTS = tl.constexpr(NUM_CUTS)
+_MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
+_EVERYTHING = tl.constexpr(0x7F800000)  # bits of infinity: no s is below it
+
+
+@triton.jit
+def _cut_bits(cut: tl.tensor) -> tl.tensor:
+    """Bits of the coarse threshold s >= -(cut + 1); the last one keeps everything."""
+    b_bits = (cut + 1).to(tl.float32).to(tl.int32, bitcast=True)
+    return tl.where(cut == _NUM_CUTS - 1, _EVERYTHING, b_bits)
+
+
+@triton.jit
+def coarse_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    logits: tl.tensor,
+    stride_row: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """For each coarse threshold, how many ids of one block stay and their mass."""
+    i_seq, i_block = tl.program_id(0), tl.program_id(1)
+    if tl.load(scratch.row_draws + i_seq) != 0:
+        slot = sequence_slot(state, batch, i_seq)
+        temperature = tl.load(state.temperature + slot)
+        min_p = tl.load(state.min_p + slot)
+        top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
+        p_row = logits + i_seq.to(tl.int64) * stride_row
+        b_id = i_block * BLOCK + tl.arange(0, BLOCK)
+        m_id = b_id < vocabulary
+        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        m_id = m_id & (b_e >= min_p)
+        p_cut = (i_seq * scratch.num_blocks + i_block) * _NUM_CUTS
+        for cut in tl.static_range(_NUM_CUTS):
+            m_kept = m_id & (b_key <= _cut_bits(tl.full((), cut, tl.int32)))
+            tl.store(scratch.cut_count + p_cut + cut, tl.sum(tl.where(m_kept, 1, 0)))
+            mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
+            tl.store(scratch.cut_mass + p_cut + cut, mass)
+
+
+@triton.jit
+def _coarse_cut(
+    scratch: tl.tuple, i_seq: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, BLOCKS: tl.constexpr
+) -> tuple[tl.tensor, ...]:
+    """The first coarse threshold that keeps enough; its ids and the mass of all ids."""
+    o_cut = tl.arange(0, _NUM_CUTS)
+    o_block = tl.arange(0, BLOCKS)
+    m_block = (o_block < scratch.num_blocks)[:, None]
+    o_part = (i_seq * scratch.num_blocks + o_block)[:, None] * _NUM_CUTS + o_cut[None, :]
+    b_count = tl.sum(tl.load(scratch.cut_count + o_part, mask=m_block, other=0), 0)
+    b_mass = tl.sum(tl.load(scratch.cut_mass + o_part, mask=m_block, other=0.0), 0)
+    everything = tl.sum(tl.where(o_cut == _NUM_CUTS - 1, b_mass, 0.0))
+    # The mass that top-p speaks of is what top-k leaves, so top-k decides where both are asked.
+    m_enough = tl.where(
+        top_k > 0, b_count >= top_k, b_mass >= top_p.to(tl.float64) * everything
+    ) & ((top_k > 0) | (top_p < 1.0))
+    cut = tl.min(tl.where(m_enough, o_cut, _NUM_CUTS - 1))
+    return cut, tl.sum(tl.where(o_cut == cut, b_count, 0)), everything
+
+
+@triton.jit
+def _draw(
+    state: tl.tuple,
+    scratch: tl.tuple,
+    p_row: tl.tensor,
+    i_seq: tl.tensor,
+    slot: tl.tensor,
+    role: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    temperature, min_p = tl.load(state.temperature + slot), tl.load(state.min_p + slot)
+    top_p, top_k = tl.load(state.top_p + slot), tl.load(state.top_k + slot)
+    top_k = tl.where(top_k < vocabulary, top_k, 0)
+    top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
+    p_candidate = scratch.candidate + i_seq.to(tl.int64) * _MAX_CANDIDATES
+    cut, left, mass = _coarse_cut(scratch, i_seq, top_k, top_p, BLOCKS)
+    limit = _cut_bits(cut)
+    listed = ((top_k > 0) | (top_p < 1.0)) & (left <= _MAX_CANDIDATES)
+    number = tl.where(listed, left, vocabulary)
+    if listed:
+        compact(p_row, p_candidate, vocabulary, temperature, top, min_p, limit, BLOCK)
+    low = tl.where(cut == 0, -1, _cut_bits(cut - 1))
+    if top_k > 0:
+        limit = bisect(
+            p_row, p_candidate, number, listed, temperature, top, min_p, low, limit, top_k,
+            mass * 0.0, BLOCK,
+        )  # fmt: skip
+        low = limit * 0 - 1
+        _, mass = kept(p_row, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
+    if top_p < 1.0:
+        limit = bisect(
+            p_row, p_candidate, number, listed, temperature, top, min_p, low, limit, 0,
+            top_p.to(tl.float64) * mass, BLOCK,
+        )  # fmt: skip
+        _, mass = kept(p_row, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
+    draw = uniform(
+        tl.load(state.seed + slot), tl.load(state.sample_index + slot),
+        tl.load(state.num_steps + slot), tl.load(state.length + slot), role, PURPOSE_TOKEN,
+    )  # fmt: skip
+    return invert(
+        p_row, p_candidate, number, listed, temperature, top, min_p, limit,
+        draw.to(tl.float64) * mass, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def _token_logprob(
+    state: tl.tuple,
+    scratch: tl.tuple,
+    p_row: tl.tensor,
+    i_seq: tl.tensor,
+    slot: tl.tensor,
+    token: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Of the model itself: a penalised logit is looked up as it was."""
+    length = tl.load(state.length + slot)
+    o_row = slot.to(tl.int64) * state.row_len
+    logit = tl.load(p_row + token)
+    if tl.load(state.repetition_penalty + slot) != 1.0:
+        seen = logit * 0.0 + float("-inf")
+        start = 0
+        while start < length:
+            o_token = start + tl.arange(0, BLOCK)
+            b_token = tl.load(state.tokens + o_row + o_token, mask=o_token < length, other=-1)
+            p_seen = scratch.seen + i_seq.to(tl.int64) * state.row_len + o_token
+            b_seen = tl.load(p_seen, mask=b_token == token, other=float("-inf"))
+            seen = tl.maximum(seen, tl.max(b_seen))
+            start += BLOCK
+        logit = tl.where(seen > float("-inf"), seen, logit)
+    lse = tl.load(scratch.row_lse + i_seq)
+    tl.store(state.token_logprob + o_row + length, logit - lse)
+
+
+@triton.jit
+def draw_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    logits: tl.tensor,
+    stride_row: tl.tensor,
+    vocabulary: tl.tensor,
+    tables: tl.tuple,
+    role: tl.tensor,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """One program a sequence; greedy tokens and logits that are not finite end here too."""
+    i_seq = tl.program_id(0)
+    slot = sequence_slot(state, batch, i_seq)
+    if slot >= 0:
+        p_row = logits + i_seq.to(tl.int64) * stride_row
+        token = tl.load(state.next_token + slot)
+        tl.debug_barrier()
+        if tl.load(scratch.row_draws + i_seq) != 0:
+            token = _draw(state, scratch, p_row, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
+            tl.store(state.next_token + slot, token)
+        if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
+            _token_logprob(state, scratch, p_row, i_seq, slot, token, BLOCK)
+        append_token(state, tables, slot, token, role)

@@ -1,0 +1,98 @@
+"""Draw the next token of every complete sequence and append it, in four launches without a sort.
+
+Twin: `rsd_kernels.sample.twin`. Two launches are wide (a program a block of the
+vocabulary) and two have a program a sequence; a row's token never depends on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.launch import (
+    Launch,
+    ceil_div,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    next_power_of_2,
+)
+from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
+from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
+from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args, scratch_of
+from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
+from rsd_kernels.state.enums import NUM_ROLES
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
+
+# Ids a program of the narrow launches looks at in a turn: what sixteen warps hold without spilling.
+_ADJUST_BLOCK = 2048
+_DRAW_BLOCK = 4096
+_SCAN_WARPS = 16
+
+
+def sample_append(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    tables: StepTables,
+    role: int,
+) -> None:
+    """Adds a token to each complete sequence's row, and logprobs where asked; see the twin.
+
+    Raises:
+        ValueError: a tensor's shape, dtype, strides or device is not one it can take, or `role`
+            is not a role.
+    """
+    check_state(state, batch)
+    check_tables(state, tables)
+    check_devices(length=state.length, logits=logits)
+    check_dtype("logits", logits, torch.float32)
+    check_last_contiguous("logits", logits)
+    if batch.num_seqs > state.num_slots:
+        raise ValueError(
+            f"batch has room for {batch.num_seqs} sequences; it must be at most one for each of "
+            f"the {state.num_slots} slots"
+        )
+    if logits.dim() != 2 or logits.shape[0] < batch.num_seqs or logits.shape[1] == 0:
+        raise ValueError(
+            f"logits has shape {list(logits.shape)}; it must be [sequences, ids] with at least "
+            f"{batch.num_seqs} sequences and one id"
+        )
+    if not 0 <= role < NUM_ROLES:
+        raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
+    scratch = scratch_of(state, logits.shape[1])
+    for launch in sample_append_launches(state, batch, logits, tables, role, scratch):
+        launch.run()
+
+
+def sample_append_launches(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,
+    tables: StepTables,
+    role: int,
+    scratch: SampleScratch,
+) -> list[Launch]:
+    """Statistics, penalties and greedy, coarse thresholds, draw and append."""
+    vocabulary = logits.shape[1]
+    blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
+    args = {
+        "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
+        "logits": logits, "stride_row": logits.stride(0), "vocabulary": vocabulary,
+    }  # fmt: skip
+    wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
+    width = {"BLOCKS": next_power_of_2(blocks)}
+    adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
+    draw = args | width | {
+        "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),
+        "tables": table_args(tables), "role": int(role),
+    }  # fmt: skip
+    seqs = batch.num_seqs
+    return [
+        Launch(block_stats_kernel, (seqs, blocks), wide, num_warps=8),
+        Launch(adjust_kernel, (seqs,), adjust, num_warps=_SCAN_WARPS),
+        Launch(coarse_kernel, (seqs, blocks), wide, num_warps=8),
+        Launch(draw_kernel, (seqs,), draw, num_warps=_SCAN_WARPS),
+    ]

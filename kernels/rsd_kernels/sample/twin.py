@@ -1,0 +1,176 @@
+"""Draw the next token of every complete sequence: penalties, temperature, min-p, top-k, top-p.
+
+One uniform number a draw and the inverse of the distribution over the kept ids in vocabulary
+order: no full sort is needed and nothing but the key enters the draw.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsd_kernels.philox.twin import uniform
+from rsd_kernels.sample.append_twin import append
+from rsd_kernels.state.columns import host, number, write_at
+from rsd_kernels.state.enums import NOT_FINITE, Purpose
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
+
+
+def sample(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    role: int,
+) -> None:
+    """Writes `next_token` (and logprobs where asked) of each complete sequence's slot."""
+    n = number(state.num_seqs)
+    logits = logits[:n]
+    finite = _finite(logits)
+    complete = host(batch.seq_complete)[:n].tolist()
+    temperature = host(state.temperature).tolist()
+    num_logprobs = host(state.num_logprobs).tolist()
+    slots = host(batch.seq_slot)[:n].tolist()
+    greedy = _largest(logits) if _all_plain(state, slots) else None
+    tokens: dict[int, int] = {}
+    for s, b in enumerate(slots):
+        if not complete[s]:
+            continue
+        if not finite[s]:
+            tokens[b] = NOT_FINITE
+            continue
+        if greedy is not None:
+            token = greedy[s]
+        else:
+            adjusted = _adjust(state, b, logits[s])
+            token = (
+                int(adjusted.argmax()) if temperature[b] == 0 else _draw(state, b, adjusted, role)
+            )
+        tokens[b] = token
+        if num_logprobs[b] >= 0:
+            _record_logprobs(state, b, logits[s], token)
+    write_at(state.next_token, list(tokens), list(tokens.values()))
+
+
+def _all_plain(state: SlotState, slots: list[int]) -> bool:
+    """Whether every sequence only needs its largest logit."""
+    plain = (
+        (host(state.temperature)[slots] == 0)
+        & (host(state.repetition_penalty)[slots] == 1)
+        & (host(state.length)[slots] >= host(state.min_length)[slots])
+    )
+    return bool(plain.all())
+
+
+def _finite(logits: Tensor) -> list[bool]:
+    """Whether each row has neither NaN nor an infinity: then neither has its sum."""
+    if logits.device.type != "cpu":
+        return [bool(finite) for finite in torch.isfinite(logits.sum(-1)).tolist()]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [math.isfinite(total) for total in logits.numpy().sum(-1).tolist()]
+
+
+def _largest(logits: Tensor) -> list[int]:
+    """The id of each row's largest logit, the first of equals.
+
+    On a CPU numpy looks for it with vector instructions: 20 times faster over 50,000 ids.
+    """
+    found = logits.numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
+    return [int(token) for token in found.tolist()]
+
+
+def _adjust(state: SlotState, slot: int, logits: Tensor) -> Tensor:
+    """Repetition penalty over prompt and output; no stop token before `min_length`."""
+    length = int(state.length[slot])
+    penalty = float(state.repetition_penalty[slot])
+    adjusted = logits
+    if penalty != 1:
+        seen = state.tokens[slot, :length].long()
+        seen = seen[seen < logits.shape[0]]
+        values = logits[seen]
+        adjusted = logits.clone()
+        adjusted[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if length < int(state.min_length[slot]):
+        stops = state.stop_tokens[slot]
+        stops = stops[(stops >= 0) & (stops < logits.shape[0])].long()
+        adjusted = adjusted.clone()
+        adjusted[stops] = -torch.inf
+    return adjusted
+
+
+def filtered_probabilities(
+    logits: Tensor,  # [V] float32
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> Tensor:
+    """The distribution a token is drawn from, [V] float64; filtered ids have probability 0.
+
+    Order as in vLLM: temperature, min-p, top-k, top-p. Ids tied at a cut-off stay.
+    """
+    scaled = logits / temperature
+    scaled = scaled - scaled.max()
+    if min_p > 0:
+        scaled = scaled.masked_fill(scaled.exp() < min_p, -torch.inf)
+    if 0 < top_k < scaled.shape[0]:
+        cut = scaled.topk(top_k).values[-1]
+        scaled = scaled.masked_fill(scaled < cut, -torch.inf)
+    probabilities = scaled.double().softmax(-1)
+    if top_p < 1:
+        ordered = probabilities.sort(descending=True).values
+        kept = int(((ordered.cumsum(-1) - ordered) < top_p).sum())
+        probabilities = probabilities.masked_fill(probabilities < ordered[kept - 1], 0.0)
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
+
+
+def _draw(state: SlotState, slot: int, logits: Tensor, role: int) -> int:
+    probabilities = filtered_probabilities(
+        logits,
+        temperature=float(state.temperature[slot]),
+        top_k=int(state.top_k[slot]),
+        top_p=float(state.top_p[slot]),
+        min_p=float(state.min_p[slot]),
+    )
+    u = uniform(
+        int(state.seed[slot]),
+        int(state.sample_index[slot]),
+        num_steps=int(state.num_steps[slot]),
+        position=int(state.length[slot]),
+        role=role,
+        purpose=Purpose.TOKEN,
+    )
+    cumulative = probabilities.cumsum(-1)
+    # The first id whose cumulative mass exceeds u; scaling by the total keeps u < 1 inside it.
+    return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+
+
+def _record_logprobs(state: SlotState, slot: int, logits: Tensor, token: int) -> None:
+    """Logprobs of the model itself, before temperature and filters, as in vLLM."""
+    position, k = int(state.length[slot]), int(state.num_logprobs[slot])
+    logprobs = logits.log_softmax(-1)
+    state.token_logprob[slot, position] = logprobs[token]
+    values, ids = logprobs.topk(min(k, logprobs.shape[0]))
+    state.top_logprob[slot, position, : len(values)] = values
+    state.top_token[slot, position, : len(ids)] = ids.int()
+
+
+def sample_append(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    tables: StepTables,
+    role: int,
+) -> None:
+    """Draws a token for each complete sequence, adds it to the row and looks for the step's end.
+
+    `next_token` is -1, and nothing is added, where the logits are not finite.
+    """
+    sample(state, batch, logits, role)
+    append(state, batch, tables, role)

@@ -1,0 +1,295 @@
+"""Choose one pass, pack its rows and take their pages: one program, one launch.
+
+role = the first in the order of the batching rule that gets rows, of those with ready slots, one
+passed over for too long before all others. MOST_READY: by 2 |ready(PRM)|, |ready(target)|,
+|ready(draft)|; EVERY_ROLE: draft, PRM, target in turn; LOCK_STEP: the last role, then in turn;
+rows start:stop of a slot need ceil(stop / tokens_per_page) pages, all of them or the slot waits.
+
+Twin: `rsd_kernels.schedule.twin`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import globaltimer
+
+from rsd_kernels.launch import Launch, interpreting, next_power_of_2
+from rsd_kernels.schedule.pack import MAX_SLOTS, pack, pad
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
+from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
+from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.tick_clock.kernel import begin_tick, end_tick
+
+_HEADER = tl.constexpr(LOG_HEADER)
+_CUT_TOKENS = tl.constexpr(MAX_CUT_TOKENS)
+_NUM_ROLES = tl.constexpr(NUM_ROLES)
+_STARVED_AFTER = tl.constexpr(STARVED_AFTER)
+_LONGEST_PHASE = tl.constexpr(LONGEST_PHASE)
+_MOST_READY = tl.constexpr(int(BatchingRule.MOST_READY))
+_EVERY_ROLE = tl.constexpr(int(BatchingRule.EVERY_ROLE))
+_LOCK_STEP = tl.constexpr(int(BatchingRule.LOCK_STEP))
+_DRAFT = tl.constexpr(int(Role.DRAFT))
+_TARGET = tl.constexpr(int(Role.TARGET))
+_PRM = tl.constexpr(int(Role.PRM))
+_PHASE_DRAFT = tl.constexpr(int(Phase.DRAFT))
+_PHASE_SCORE = tl.constexpr(int(Phase.SCORE))
+_PHASE_TARGET = tl.constexpr(int(Phase.TARGET))
+_PHASE_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_PHASE_DONE = tl.constexpr(int(Phase.DONE))
+_RETURN = tl.constexpr(int(HostRequest.RETURN))
+_RETURN_WHEN_FREE = tl.constexpr(int(HostRequest.RETURN_WHEN_FREE))
+MAX_WARPS_ROWS = 64  # rows up to which one warp fills a pass
+
+
+@triton.jit
+def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
+    """One thread's word for every thread.
+
+    Each has loaded it for itself, perhaps on either side of the host's write, and warps that do not
+    agree on whether to return would wait for each other at different barriers. A store of a scalar
+    is one thread's; `pass_role` is written anew where the plan ends.
+    """
+    tl.store(state.pass_role, asked)
+    tl.debug_barrier()
+    return tl.load(state.pass_role)
+
+
+@triton.jit
+def _must_return(
+    state: tl.tuple, b_slot: tl.tensor, m_slot: tl.tensor, tick: tl.tensor
+) -> tl.tensor:
+    """Asked to, a slot waits for the host, or the tick cap or the end of the log is near."""
+    asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
+    b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
+    b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
+    b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
+    b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
+    b_tokens = b_length - b_committed + _CUT_TOKENS
+    b_words = b_tokens * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
+    words = tl.sum(tl.where(m_slot, b_words, 0))
+    done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
+    waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))
+    asked = _same_for_all(state, asked)
+    return (
+        (asked == _RETURN)
+        | ((asked == _RETURN_WHEN_FREE) & (done == 1))
+        | (waiting == 1)
+        | (tick > tl.load(state.tick_cap))
+        | (tl.load(state.log_head) + words > state.log_words)
+    )
+
+
+@triton.jit
+def _rank(
+    count: tl.tensor, wait: tl.tensor, last: tl.tensor, ROLE: tl.constexpr, RULE: tl.constexpr
+) -> tl.tensor:
+    """Larger goes first; -1 if no slot is ready."""
+    longest: tl.constexpr = _LONGEST_PHASE if RULE == _LOCK_STEP else _STARVED_AFTER
+    if RULE == _MOST_READY:
+        weight: tl.constexpr = 2 if ROLE == _PRM else 1
+        place = (weight * count) * 4 + ROLE  # ties: PRM, target, draft
+    elif RULE == _EVERY_ROLE:
+        place = 2 - (last + 2 - ROLE) % 3
+    else:
+        place = 2 - (last + 3 - ROLE) % 3
+    starved = tl.where(wait >= longest, wait, 0).to(tl.int64)
+    return tl.where(count > 0, (starved << 32) + place, -1)
+
+
+@triton.jit
+def _choose(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    b_slot: tl.tensor,
+    m_slot: tl.tensor,
+    o_row: tl.tensor,
+    RULE: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """Tries the roles in order; returns the one that got rows (NUM_ROLES if none), and how many."""
+    m_active = m_slot & (tl.load(state.active + b_slot, mask=m_slot, other=0) != 0)
+    b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
+    b_age = tl.load(state.age + b_slot, mask=m_slot, other=0)
+    b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
+    b_prm_length = tl.load(state.prm_length + b_slot, mask=m_slot, other=0)
+    drafts = tl.sum(tl.where(m_active & (b_phase == _PHASE_DRAFT), 1, 0))
+    targets = tl.sum(tl.where(m_active & (b_phase == _PHASE_TARGET), 1, 0))
+    scores = tl.sum(tl.where(m_active & (b_phase == _PHASE_SCORE), 1, 0))
+    draft_wait = tl.load(state.role_wait + _DRAFT)
+    target_wait = tl.load(state.role_wait + _TARGET)
+    prm_wait = tl.load(state.role_wait + _PRM)
+    last = tl.load(state.last_role)
+    draft_rank = _rank(drafts, draft_wait, last, _DRAFT, RULE)
+    target_rank = _rank(targets, target_wait, last, _TARGET, RULE)
+    prm_rank = _rank(scores, prm_wait, last, _PRM, RULE)
+    num_free = tl.load(state.num_free)
+    rows, seqs = drafts * 0, drafts * 0
+    chosen = drafts * 0 + _NUM_ROLES
+    best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
+    while (best >= 0) & (seqs == 0):
+        role = tl.where(best == prm_rank, _PRM, tl.where(best == target_rank, _TARGET, _DRAFT))
+        prm_rank = tl.where(role == _PRM, -1, prm_rank)
+        target_rank = tl.where(role == _TARGET, -1, target_rank)
+        draft_rank = tl.where(role == _DRAFT, -1, draft_rank)
+        wanted = tl.where(
+            role == _PRM,
+            _PHASE_SCORE,
+            tl.where(role == _TARGET, _PHASE_TARGET, _PHASE_DRAFT),
+        )
+        size = tl.where(
+            role == _PRM,
+            tokens_per_page.prm,
+            tl.where(role == _TARGET, tokens_per_page.target, tokens_per_page.draft),
+        )
+        b_end = tl.where(role == _PRM, b_prm_length, b_length)
+        rows, seqs, num_free = pack(
+            state, batch, role, size, b_slot, m_active & (b_phase == wanted), b_end, b_age,
+            num_free, o_row,
+        )  # fmt: skip
+        chosen = tl.where(seqs > 0, role, chosen)
+        best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
+    if seqs > 0:
+        # `pack` has a barrier: every warp has read what the scalars below overwrite.
+        tl.store(state.num_free, num_free)
+        tl.store(state.num_rows, rows)
+        tl.store(state.num_seqs, seqs)
+        tl.store(state.last_role, chosen)
+        passed_draft, passed_target = chosen != _DRAFT, chosen != _TARGET
+        tl.store(state.role_wait + _DRAFT, tl.where(passed_draft & (drafts > 0), draft_wait + 1, 0))
+        tl.store(
+            state.role_wait + _TARGET, tl.where(passed_target & (targets > 0), target_wait + 1, 0)
+        )
+        tl.store(state.role_wait + _PRM, tl.where((chosen != _PRM) & (scores > 0), prm_wait + 1, 0))
+        pad(batch, rows, seqs, o_row, b_slot)
+    return chosen, rows
+
+
+@triton.jit
+def plan_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    BLOCK_S: tl.constexpr,  # at least the slots
+    BLOCK_N: tl.constexpr,  # at least the rows of a pass
+    BLOCK_K: tl.constexpr,  # at least the buckets
+    RULE: tl.constexpr,
+    CLOCK: tl.constexpr,  # false in the interpreter, which has no timer
+) -> None:
+    b_slot = tl.arange(0, BLOCK_S)
+    m_slot = b_slot < state.num_slots
+    tick = tl.load(state.tick) + 1
+    begin_tick(state, tick, CLOCK)
+    returns = _must_return(state, b_slot, m_slot, tick)
+    tl.debug_barrier()
+    tl.store(state.tick, tick)
+    tl.store(state.ended + b_slot, b_slot * 0, mask=m_slot)
+    role = tick * 0 + _NUM_ROLES
+    rows = tick * 0
+    if not returns:
+        tl.store(state.short + b_slot, b_slot * 0, mask=m_slot)
+        tl.debug_barrier()
+        o_row = tl.arange(0, BLOCK_N)
+        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE)
+    o_bucket = tl.arange(0, BLOCK_K)
+    m_bucket = o_bucket < state.num_buckets
+    b_bucket = tl.load(state.row_buckets + o_bucket, mask=m_bucket, other=1 << 30)
+    bucket = tl.sum(tl.where(m_bucket & (b_bucket < rows), 1, 0))
+    tl.store(state.pass_role, role)
+    tl.store(state.pass_body, role * state.num_buckets + bucket)
+    tl.store(state.running, 0, mask=role == _NUM_ROLES)
+    if CLOCK:
+        tl.store(state.pass_start, globaltimer(), mask=role != _NUM_ROLES)
+    if role == _NUM_ROLES:
+        tl.store(state.num_rows, 0)
+        tl.store(state.num_seqs, 0)
+        pad(batch, rows, rows, tl.arange(0, BLOCK_N), b_slot)
+        end_tick(state, CLOCK)
+
+
+@triton.jit
+def advance_kernel(
+    state: tl.tuple, batch: tl.tuple, role: tl.tensor, BLOCK_S: tl.constexpr, CLOCK: tl.constexpr
+) -> None:
+    b_lane = tl.arange(0, BLOCK_S)
+    m_lane = (b_lane < batch.max_seqs) & (b_lane < tl.load(state.num_seqs))
+    b_slot = tl.load(batch.seq_slot + b_lane, mask=m_lane, other=0)
+    b_first = tl.load(batch.seq_start + b_lane, mask=m_lane, other=0)
+    b_rows = tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=0) - b_first
+    o_role = role * state.num_slots + b_slot
+    b_kv = tl.load(batch.seq_kv_len + b_lane, mask=m_lane, other=0)
+    b_read = tl.load(state.tokens_read + o_role, mask=m_lane, other=0) + b_rows
+    b_passes = tl.load(state.passes + o_role, mask=m_lane, other=0) + 1
+    b_time = tl.load(state.nanoseconds + o_role, mask=m_lane, other=0)
+    if CLOCK:
+        b_time += globaltimer() - tl.load(state.pass_start)
+    tl.debug_barrier()
+    tl.store(state.kv_len + o_role, b_kv, mask=m_lane)
+    tl.store(state.tokens_read + o_role, b_read, mask=m_lane)
+    tl.store(state.passes + o_role, b_passes, mask=m_lane)
+    tl.store(state.nanoseconds + o_role, b_time, mask=m_lane)
+
+
+def plan(
+    state: SlotState,
+    batch: RowBatch,
+    tokens_per_page: Sequence[int],
+    rule: BatchingRule = BatchingRule.MOST_READY,
+) -> None:
+    """Writes the next pass into `batch`, or stops the loop; see the twin.
+
+    Raises:
+        ValueError: the state or the batch is not contiguous, not on one device, or too large.
+    """
+    check_state(state, batch)
+    if state.num_slots > MAX_SLOTS:
+        raise ValueError(f"the state has {state.num_slots} slots; plan takes {MAX_SLOTS}")
+    if batch.num_seqs < state.num_slots:
+        raise ValueError(
+            f"batch has room for {batch.num_seqs} sequences; it must have {state.num_slots}, "
+            "one a slot"
+        )
+    plan_launch(state, batch, tokens_per_page, rule).run()
+
+
+def plan_launch(
+    state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int], rule: BatchingRule
+) -> Launch:
+    args = {
+        "state": state_args(state),
+        "batch": batch_args(batch),
+        "tokens_per_page": page_sizes(tokens_per_page),
+        "BLOCK_S": max(next_power_of_2(state.num_slots), 2),
+        "BLOCK_N": next_power_of_2(batch.num_rows),
+        "BLOCK_K": next_power_of_2(state.row_buckets.shape[0]),
+        "RULE": int(rule),
+        "CLOCK": not interpreting(),
+    }
+    return Launch(plan_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4)
+
+
+def advance(state: SlotState, batch: RowBatch, role: int) -> None:
+    """Moves the cursor of `role` over the rows its forward has just read.
+
+    Raises:
+        ValueError: `role` is not a role, or the state or batch is not one the kernel can take.
+    """
+    if not 0 <= role < NUM_ROLES:
+        raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
+    check_state(state, batch)
+    advance_launch(state, batch, role).run()
+
+
+def advance_launch(state: SlotState, batch: RowBatch, role: int) -> Launch:
+    args = {
+        "state": state_args(state),
+        "batch": batch_args(batch),
+        "role": int(role),
+        "BLOCK_S": next_power_of_2(max(batch.num_seqs, 1)),
+        "CLOCK": not interpreting(),
+    }
+    return Launch(advance_kernel, (1,), args, num_warps=1)

@@ -1,0 +1,166 @@
+"""Packs the rows of one role and takes their pages: the part of `plan` that goes slot by slot.
+
+Slots stand in lanes and what is chosen one after another is kept in registers, so the loop over
+slots waits for no memory; rows and pages are written at the end. Precondition, as everywhere: a
+role holds the pages of its kv_len tokens.
+
+Twin: `_pack` and `_fill` in `rsd_kernels.schedule.twin`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rsd_kernels.state.enums import Role
+
+_PRM = tl.constexpr(int(Role.PRM))
+_NEVER = tl.constexpr((1 << 63) - 1)
+_SLOT_BITS = tl.constexpr(16)
+_SLOT_MASK = tl.constexpr((1 << 16) - 1)
+MAX_SLOTS = 1 << 16
+
+
+@triton.jit
+def _order_key(b_one: tl.tensor, b_age: tl.tensor, b_slot: tl.tensor) -> tl.tensor:
+    """Smaller goes first: decode rows, then the oldest, then the first slot."""
+    b_chunk = tl.where(b_one, 0, 1).to(tl.int64)
+    return (((b_chunk << 33) + b_age.to(tl.int64)) << _SLOT_BITS) + b_slot.to(tl.int64)
+
+
+@triton.jit
+def _pick(b_values: tl.tensor, m_chosen: tl.tensor) -> tl.tensor:
+    return tl.sum(tl.where(m_chosen, b_values, 0))
+
+
+@triton.jit
+def _fill_rows(
+    state: tl.tuple,
+    batch: tl.tuple,
+    role: tl.tensor,
+    tokens_per_page: tl.tensor,
+    num_rows: tl.tensor,
+    o_row: tl.tensor,
+    b_slot: tl.tensor,
+    b_position: tl.tensor,
+    b_held: tl.tensor,
+    b_free: tl.tensor,
+) -> None:
+    """Writes the packed rows; a page not held before is taken off the stack as it was."""
+    m_row = o_row < num_rows
+    b_index = b_position // tokens_per_page
+    b_offset = b_position - b_index * tokens_per_page
+    o_slot = b_slot.to(tl.int64)
+    p_table = state.page_table + (o_slot + role * state.num_slots) * state.num_columns + b_index
+    m_new = m_row & (b_index >= b_held)
+    p_fresh = state.free_pages + (b_free - 1 - (b_index - b_held))
+    b_fresh = tl.load(p_fresh, mask=m_new, other=0)
+    b_page = tl.where(m_new, b_fresh, tl.load(p_table, mask=m_row & ~m_new, other=0))
+    m_prm = m_row & (role == _PRM)
+    b_token = tl.load(
+        state.tokens + o_slot * state.row_len + b_position, mask=m_row & (role != _PRM), other=0
+    ) + tl.load(state.prm_tokens + o_slot * state.prm_row_len + b_position, mask=m_prm, other=0)
+    tl.store(batch.slot + o_row, b_slot, mask=m_row)
+    tl.store(batch.position + o_row, b_position, mask=m_row)
+    tl.store(batch.token + o_row, b_token, mask=m_row)
+    tl.store(batch.page + o_row, b_page, mask=m_row)
+    tl.store(batch.offset + o_row, b_offset, mask=m_row)
+    # The first row on a new page enters it into the table: nothing else writes that place.
+    tl.store(p_table, b_page, mask=m_new & (b_offset == 0))
+
+
+@triton.jit
+def pack(
+    state: tl.tuple,
+    batch: tl.tuple,
+    role: tl.tensor,
+    tokens_per_page: tl.tensor,
+    b_slot: tl.tensor,
+    m_ready: tl.tensor,
+    b_end: tl.tensor,
+    b_age: tl.tensor,
+    num_free: tl.tensor,
+    o_row: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """Packs one role and takes its pages; returns rows, sequences and free pages left."""
+    o_role = role * state.num_slots + b_slot
+    b_kv = tl.load(state.kv_len + o_role, mask=m_ready, other=0)
+    b_held = tl.load(state.num_pages + o_role, mask=m_ready, other=0)
+    # A writer needs a row to sample from even when it has read everything.
+    b_start = tl.where(role == _PRM, b_kv, tl.minimum(b_kv, b_end - 1))
+    b_key = tl.where(m_ready, _order_key(b_end - b_start == 1, b_age, b_slot), _NEVER)
+    b_row_slot, b_row_position = o_row * 0, o_row * 0
+    b_row_held, b_row_free = o_row * 0, o_row * 0
+    b_pages = b_held  # after this pass
+    b_seq = b_slot * 0 - 1  # the slot's sequence in the pass
+    b_stop = b_slot * 0
+    b_short = b_slot * 0
+    left = tl.sum(tl.where(m_ready, 1, 0))
+    rows = left * 0
+    seqs = left * 0
+    while (left > 0) & (rows < batch.max_rows):
+        first = tl.min(b_key)
+        slot = (first & _SLOT_MASK).to(tl.int32)
+        m_slot = b_slot == slot
+        b_key = tl.where(m_slot, _NEVER, b_key)
+        start, end = _pick(b_start, m_slot), _pick(b_end, m_slot)
+        held = _pick(b_held, m_slot)
+        stop = tl.minimum(end, start + batch.max_rows - rows)
+        need = tl.maximum((stop + tokens_per_page - 1) // tokens_per_page - held, 0)
+        fits = need <= num_free
+        b_short = tl.where(m_slot & ~fits, 1, b_short)
+        m_taken = m_slot & fits
+        b_pages = tl.where(m_taken, held + need, b_pages)
+        b_seq = tl.where(m_taken, seqs, b_seq)
+        b_stop = tl.where(m_taken, stop, b_stop)
+        m_row = fits & (o_row >= rows) & (o_row < rows + stop - start)
+        b_row_slot = tl.where(m_row, slot, b_row_slot)
+        b_row_position = tl.where(m_row, start + o_row - rows, b_row_position)
+        b_row_held = tl.where(m_row, held, b_row_held)
+        b_row_free = tl.where(m_row, num_free, b_row_free)
+        tl.store(batch.seq_start + seqs, rows, mask=fits)
+        num_free = num_free - tl.where(fits, need, 0)
+        rows = rows + tl.where(fits, stop - start, 0)
+        seqs = seqs + tl.where(fits, 1, 0)
+        left = left - 1
+    m_seq = b_seq >= 0
+    tl.store(state.short + b_slot, b_short, mask=m_ready & (b_short == 1))
+    tl.store(batch.seq_slot + b_seq, b_slot, mask=m_seq)
+    tl.store(batch.seq_kv_len + b_seq, b_stop, mask=m_seq)
+    tl.store(batch.seq_complete + b_seq, tl.where(b_stop == b_end, 1, 0), mask=m_seq)
+    tl.store(batch.seq_start + seqs, rows, mask=seqs > 0)
+    tl.debug_barrier()  # every warp has read the pages held
+    tl.store(state.num_pages + o_role, b_pages, mask=m_seq)
+    _fill_rows(
+        state,
+        batch,
+        role,
+        tokens_per_page,
+        rows,
+        o_row,
+        b_row_slot,
+        b_row_position,
+        b_row_held,
+        b_row_free,
+    )
+    return rows, seqs, num_free
+
+
+@triton.jit
+def pad(
+    batch: tl.tuple, num_rows: tl.tensor, num_seqs: tl.tensor, o_row: tl.tensor, o_seq: tl.tensor
+) -> None:
+    """Past the pass: rows that take no page, sequences that bring no rows."""
+    m_row = (o_row >= num_rows) & (o_row < batch.max_rows)
+    b_zero = o_row * 0
+    tl.store(batch.token + o_row, b_zero, mask=m_row)
+    tl.store(batch.slot + o_row, b_zero, mask=m_row)
+    tl.store(batch.position + o_row, b_zero, mask=m_row)
+    tl.store(batch.page + o_row, b_zero - 1, mask=m_row)
+    tl.store(batch.offset + o_row, b_zero, mask=m_row)
+    m_seq = (o_seq >= num_seqs) & (o_seq < batch.max_seqs)
+    b_none = o_seq * 0
+    tl.store(batch.seq_slot + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_kv_len + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_complete + o_seq, b_none, mask=m_seq)
+    tl.store(batch.seq_start + o_seq + 1, b_none + num_rows, mask=m_seq)

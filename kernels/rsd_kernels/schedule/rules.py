@@ -1,0 +1,18 @@
+"""The order in which the roles are tried when the next pass is chosen."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+STARVED_AFTER = 16  # ticks for which a role may be passed over
+# In lock-step the others wait for as long as the longest step; only a request that never leaves
+# its phase (one model alone) makes them wait longer.
+LONGEST_PHASE = 1024
+
+
+class BatchingRule(IntEnum):
+    """Which role passes next: `plan` tries the roles in the order of the rule."""
+
+    MOST_READY = 0  # most ready slots; scoring counts double
+    EVERY_ROLE = 1  # the roles take turns: draft, PRM, target
+    LOCK_STEP = 2  # the same turns, but a role stays until no slot waits for it

@@ -1,0 +1,223 @@
+"""Choose one pass: the role, its packed rows and their pages.
+
+The batching rule is an order in which the roles are tried. `MOST_READY`: the role with most ready
+slots, scoring counts double, ties go PRM, target, draft. `EVERY_ROLE`: the roles in turn, draft,
+PRM, target. `LOCK_STEP`, the arrangement of the paper's code: the same turns, but a role stays
+until no slot waits for it. Under any of them a role that was passed over for too long goes first.
+One role a tick leaves no two roles to race over rollback and pages.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
+from rsd_kernels.state.columns import add_at, host, number, write, write_at
+from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
+from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.tick_clock.twin import begin_tick, end_tick
+
+_PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
+_TIE_ORDER = (Role.PRM, Role.TARGET, Role.DRAFT)
+
+
+@dataclass(frozen=True)
+class _Extend:
+    """New tokens of one slot in this pass: rows start:stop of its row."""
+
+    slot: int
+    start: int
+    stop: int
+    complete: bool
+
+
+def plan(
+    state: SlotState,
+    batch: RowBatch,
+    tokens_per_page: tuple[int, int, int],
+    rule: BatchingRule = BatchingRule.MOST_READY,
+) -> None:
+    """Writes the next pass into `batch`, or stops the loop (`running` = 0, no role).
+
+    The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
+    end of the log is near, or no slot can go on.
+    """
+    add_at(state.tick, 0, 1)
+    begin_tick(state)
+    num_buckets = state.row_buckets.shape[0]
+    write_at(state.pass_role, 0, NUM_ROLES)
+    write_at(state.pass_body, 0, NUM_ROLES * num_buckets)
+    write_at(state.ended, slice(None), 0)
+    if _must_return(state):
+        _stop(state, batch)
+        return
+    ready = _ready_slots(state)
+    write_at(state.short, slice(None), 0)
+    for role in _order(state, ready, rule):
+        extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
+        if extends:
+            _fill(state, batch, role, extends, tokens_per_page[role])
+            _count_waits(state, role, ready)
+            write_at(state.pass_role, 0, int(role))
+            write_at(state.last_role, 0, int(role))
+            write_at(state.pass_body, 0, role * num_buckets + _bucket(state))
+            write_at(state.pass_start, 0, time.perf_counter_ns())
+            return
+    _stop(state, batch)
+
+
+def advance(state: SlotState, batch: RowBatch, role: int) -> None:
+    """Moves the cursor of `role` over the rows its forward has just read."""
+    elapsed = time.perf_counter_ns() - number(state.pass_start)
+    n = number(state.num_seqs)
+    starts = host(batch.seq_start)
+    here = (role, host(batch.seq_slot)[:n])
+    write_at(state.kv_len, here, host(batch.seq_kv_len)[:n])
+    add_at(state.tokens_read, here, starts[1 : n + 1] - starts[:n])
+    add_at(state.passes, here, 1)
+    add_at(state.nanoseconds, here, elapsed)
+
+
+def _stop(state: SlotState, batch: RowBatch) -> None:
+    """No pass, so no rows: bodies that are run nevertheless, to warm up, find nothing to do."""
+    write_at(state.running, 0, 0)
+    write_at(state.num_rows, 0, 0)
+    write_at(state.num_seqs, 0, 0)
+    _pad(batch, 0, 0)
+    end_tick(state)
+
+
+def _must_return(state: SlotState) -> bool:
+    phases = host(state.phase).tolist()
+    asked = number(state.host_request)
+    return (
+        asked == HostRequest.RETURN
+        or (asked == HostRequest.RETURN_WHEN_FREE and Phase.DONE in phases)
+        or Phase.WAIT_HOST in phases
+        or number(state.tick) > number(state.tick_cap)
+        or number(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
+    )
+
+
+def _log_words_of_a_tick(state: SlotState) -> int:
+    """Most words one tick can append: every slot decides a step."""
+    asked = host(state.num_logprobs)
+    words_per_token = np.where(asked < 0, 1, 2 + 2 * asked)
+    step_tokens = host(state.length) - host(state.committed) + MAX_CUT_TOKENS
+    return int((step_tokens * words_per_token + LOG_HEADER).sum())
+
+
+def _ready_slots(state: SlotState) -> list[list[int]]:
+    """Slots each role could serve, oldest first."""
+    columns = (state.phase, state.active, state.age)
+    phase, active, age = (host(column).tolist() for column in columns)
+    by_age = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: age[b])
+    return [[b for b in by_age if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
+
+
+def _order(state: SlotState, ready: list[list[int]], rule: BatchingRule) -> list[Role]:
+    waits, last = host(state.role_wait).tolist(), number(state.last_role)
+    longest = LONGEST_PHASE if rule == BatchingRule.LOCK_STEP else STARVED_AFTER
+
+    def rank(role: Role) -> tuple[int, int, int]:
+        starved = waits[role] if waits[role] >= longest else 0
+        return (-starved, *_place(rule, role, len(ready[role]), last))
+
+    return sorted((role for role in Role if ready[role]), key=rank)
+
+
+def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[int, int]:
+    """Smaller goes first."""
+    if rule == BatchingRule.MOST_READY:
+        weight = 2 if role == Role.PRM else 1
+        return (-weight * num_ready, _TIE_ORDER.index(role))
+    turns = (last - role) % NUM_ROLES  # from the last role: draft, PRM, target are 0, 2, 1
+    return ((turns - 1) % NUM_ROLES if rule == BatchingRule.EVERY_ROLE else turns, 0)
+
+
+def _pack(
+    state: SlotState, role: int, slots: list[int], max_rows: int, tokens_per_page: int
+) -> list[_Extend]:
+    """Decode rows first, then chunks by age; pages all or nothing for the rows of a slot."""
+    is_prm = role == Role.PRM
+    ends = host(state.prm_length if is_prm else state.length).tolist()
+    kv_len = host(state.kv_len)[role].tolist()
+    held = host(state.num_pages)[role].tolist()
+    # A writer needs a row to sample from even when it has read everything.
+    starts = [kv if is_prm else min(kv, end - 1) for kv, end in zip(kv_len, ends, strict=True)]
+    decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
+    extends: list[_Extend] = []
+    room = max_rows
+    for b in decode_first:
+        if room == 0:
+            break
+        stop = min(ends[b], starts[b] + room)
+        need = pages_for(stop, tokens_per_page) - held[b]
+        if need > number(state.num_free):
+            state.short[b] = 1
+            continue
+        take_pages(state, role, b, need)
+        extends.append(_Extend(b, starts[b], stop, stop == ends[b]))
+        room -= stop - starts[b]
+    return extends
+
+
+def _fill(
+    state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
+) -> None:
+    row = state.prm_tokens if role == Role.PRM else state.tokens
+    starts = [0, *accumulate(e.stop - e.start for e in extends)]
+    slot = np.array([e.slot for e in extends for _ in range(e.start, e.stop)])
+    position = np.array([at for e in extends for at in range(e.start, e.stop)])
+    write(batch.slot, slot)
+    write(batch.position, position)
+    write(batch.token, host(row)[slot, position])
+    write(batch.page, host(state.page_table)[role, slot, position // tokens_per_page])
+    write(batch.offset, position % tokens_per_page)
+    write(batch.seq_slot, [e.slot for e in extends])
+    write(batch.seq_start, starts)
+    write(batch.seq_kv_len, [e.stop for e in extends])
+    write(batch.seq_complete, [int(e.complete) for e in extends])
+    write_at(state.num_rows, 0, starts[-1])
+    write_at(state.num_seqs, 0, len(extends))
+    _pad(batch, starts[-1], len(extends))
+
+
+def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
+    """Past the pass: rows that take no page, sequences that bring no rows."""
+    for column, value in ((batch.token, 0), (batch.slot, 0), (batch.position, 0),
+                          (batch.page, -1), (batch.offset, 0)):  # fmt: skip
+        write_at(column, slice(num_rows, None), value)
+    for column in (batch.seq_slot, batch.seq_kv_len, batch.seq_complete):
+        write_at(column, slice(num_seqs, None), 0)
+    write_at(batch.seq_start, slice(num_seqs + 1, None), num_rows)
+
+
+def _bucket(state: SlotState) -> int:
+    """The least body that holds the rows of the pass."""
+    return int(host(state.row_buckets).searchsorted(number(state.num_rows)))
+
+
+def _count_waits(state: SlotState, chosen: Role, ready: list[list[int]]) -> None:
+    waits = host(state.role_wait).tolist()
+    write(
+        state.role_wait,
+        [waits[r] + 1 if ready[r] and r != chosen else 0 for r in range(NUM_ROLES)],
+    )
+
+
+def take_pages(state: SlotState, role: int, slot: int, count: int) -> None:
+    """Moves `count` pages from the stack to the end of a page table; the caller checked both."""
+    if count <= 0:
+        return
+    free, held = number(state.num_free), number(state.num_pages, (role, slot))
+    taken = host(state.free_pages)[free - count : free][::-1].copy()
+    write_at(state.page_table, (role, slot, slice(held, held + count)), taken)
+    write_at(state.num_pages, (role, slot), held + count)
+    write_at(state.num_free, 0, free - count)

@@ -1,0 +1,121 @@
+"""The state, a pass and the tables as one kernel argument each.
+
+Triton takes named tuples of pointers and numbers, so control kernels read like their twins
+(`state.length`) and need no list of eighty arguments.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from rsd_kernels.launch import check_devices, debugging
+from rsd_kernels.state.debug import check_values
+from rsd_kernels.state.enums import NUM_ROLES
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables, TailTables
+
+_STATE = tuple(f.name for f in fields(SlotState))
+_BATCH = tuple(f.name for f in fields(RowBatch))
+_TABLES = tuple(f.name for f in fields(StepTables))
+_TAIL = tuple(f.name for f in fields(TailTables))
+
+
+def bundle(name: str, *members: str) -> Any:
+    """A named tuple type, which Triton takes apart into its members."""
+    return namedtuple(name, members)
+
+
+StateArgs = bundle(
+    "StateArgs",
+    *_STATE,
+    "num_slots",
+    "row_len",
+    "prm_row_len",
+    "num_columns",
+    "log_words",
+    "num_buckets",
+)
+BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
+TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
+TailArgs = bundle("TailArgs", *_TAIL, "num_merges")
+PageSizes = bundle("PageSizes", "draft", "target", "prm")
+
+
+def state_args(state: SlotState) -> Any:
+    """Every tensor of the state, then its sizes."""
+    return StateArgs(
+        *(getattr(state, name) for name in _STATE),
+        state.num_slots,
+        state.tokens.shape[1],
+        state.prm_tokens.shape[1],
+        state.page_table.shape[2],
+        state.log.shape[0],
+        state.row_buckets.shape[0],
+    )
+
+
+def batch_args(batch: RowBatch) -> Any:
+    """Every tensor of the pass, then how many rows and sequences it has room for."""
+    return BatchArgs(*(getattr(batch, name) for name in _BATCH), batch.num_rows, batch.num_seqs)
+
+
+def table_args(tables: StepTables) -> Any:
+    """Every table of the vocabulary, then how many tokens the separator has."""
+    return TableArgs(*(getattr(tables, name) for name in _TABLES), tables.separator.shape[0])
+
+
+def tail_args(tail: TailTables) -> Any:
+    """Every table of the merges, then how many there are."""
+    return TailArgs(*(getattr(tail, name) for name in _TAIL), tail.merge_pair.shape[0])
+
+
+def page_sizes(tokens_per_page: Sequence[int]) -> Any:
+    """Tokens a page holds, by role.
+
+    Raises:
+        ValueError: not one positive number a role.
+    """
+    if len(tokens_per_page) != NUM_ROLES or any(tokens < 1 for tokens in tokens_per_page):
+        raise ValueError(
+            f"tokens_per_page is {list(tokens_per_page)}; it must be {NUM_ROLES} positive "
+            "numbers, one a role"
+        )
+    return PageSizes(*tokens_per_page)
+
+
+def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
+    """Kernels take the whole state for granted: contiguous, on one device that runs Triton.
+
+    With RSD_DEBUG_KERNELS=1 its cursors and pages are checked too.
+    """
+    tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _STATE}
+    if batch is not None:
+        tensors |= {f"batch.{name}": getattr(batch, name) for name in _BATCH}
+    check_devices(**tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+    if debugging():
+        check_values(state)
+
+
+def check_tables(state: SlotState, tables: StepTables, tail: TailTables | None = None) -> None:
+    """Tables are contiguous and on the device of the state."""
+    tensors: dict[str, Tensor] = {name: getattr(tables, name) for name in _TABLES}
+    if tail is not None:
+        tensors |= {f"tail.{name}": getattr(tail, name) for name in _TAIL}
+    check_devices(length=state.length, **tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+
+
+def warps_for(num_lanes: int) -> int:
+    """Warps of a program that copies a few words for each of so many slots, without spilling."""
+    return 4 if num_lanes <= 16 else 8

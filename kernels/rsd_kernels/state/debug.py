@@ -1,0 +1,52 @@
+"""RSD_DEBUG_KERNELS=1: the values that control kernels trust are checked before every launch.
+
+It waits for the device, so it cannot run while a graph is captured.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.slots import SlotState
+
+
+def check_values(state: SlotState) -> None:
+    """Raises ValueError if a cursor is past its row or a held page is not one of the pool."""
+    for role, row in (
+        (Role.DRAFT, state.length), (Role.TARGET, state.length), (Role.PRM, state.prm_length),
+    ):  # fmt: skip
+        _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), row.tolist())
+    rows = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}
+    for name, most in rows.items():
+        _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
+        committed = "committed" if name == "length" else "prm_committed"
+        _check_range(committed, getattr(state, committed).cpu(), getattr(state, name).tolist())
+    _check_range("log_head", state.log_head.cpu(), [state.log.shape[0]])
+    check_pages(state.num_pages, state.page_table, state.free_pages, state.num_free)
+
+
+def check_pages(
+    num_pages: Tensor,  # [R, B] int32
+    page_table: Tensor,  # [R, B, P] int32
+    free_pages: Tensor,  # [N] int32
+    num_free: Tensor,  # [1] int32
+) -> None:
+    """Raises ValueError if a held or free page is not one of the N of the pool."""
+    pool = free_pages.shape[0]
+    table, held = page_table.cpu(), num_pages.cpu()
+    for role in range(table.shape[0]):
+        columns = [table.shape[2]] * table.shape[1]
+        _check_range(f"num_pages[{role}]", held[role], columns)
+        for slot, count in enumerate(held[role].tolist()):
+            where = f"page_table[{role}, {slot}]"
+            _check_range(where, table[role, slot, :count], [pool - 1] * count)
+    _check_range("num_free", num_free.cpu(), [pool])
+    free = int(num_free)
+    _check_range("free_pages", free_pages.cpu()[:free], [pool - 1] * free)
+
+
+def _check_range(name: str, values: Tensor, most: list[int]) -> None:
+    for i, (value, limit) in enumerate(zip(values.tolist(), most, strict=True)):
+        if not 0 <= value <= limit:
+            raise ValueError(f"{name}[{i}] is {value}; it must be 0 to {limit}")

@@ -1,0 +1,79 @@
+"""What the integers of the state mean, and how many of each thing a slot has room for.
+
+No torch here: policies and parameters can be made without it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+NUM_ROLES = 3
+MAX_DELIMITER_STATES = 64
+MAX_STOP_STATES = 256
+MAX_STOP_TOKENS = 32
+MAX_LOGPROBS = 20
+MAX_CUT_TOKENS = 8  # a token that runs past a delimiter is replaced by at most so many
+LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
+NOT_FINITE = -1  # in `next_token`: the model's logits cannot be sampled from
+
+
+class Role(IntEnum):
+    """Which model: the first index of every per-role tensor."""
+
+    DRAFT = 0
+    TARGET = 1
+    PRM = 2
+
+
+class Phase(IntEnum):
+    """What a slot waits for."""
+
+    FREE = 0
+    DRAFT = 1
+    SCORE = 2
+    TARGET = 3
+    WAIT_HOST = 4
+    DONE = 5
+
+
+class Mode(IntEnum):
+    """Which models write: all three in turn, or one alone, unscored."""
+
+    RSD = 0
+    DRAFT = 1
+    TARGET = 2
+
+
+class Finish(IntEnum):
+    """Why an output ends; 0 while it goes on."""
+
+    NONE = 0
+    STOP_TOKEN = 1
+    STOP_STRING = 2
+    LENGTH = 3
+    STEPS = 4
+    ERROR = 5  # logits that are not finite
+    PRM_FULL = 6  # the step does not fit the PRM's row; it is dropped
+
+
+class HostRequest(IntEnum):
+    """What the host asks of the running loop by one word."""
+
+    NONE = 0
+    RETURN = 1
+    RETURN_WHEN_FREE = 2
+
+
+class RecordKind(IntEnum):
+    """What happened to the tokens of a record."""
+
+    KEPT = 1
+    REJECTED = 2
+    DROPPED = 3  # the output ends without them
+
+
+class Purpose(IntEnum):
+    """What a draw decides."""
+
+    TOKEN = 0
+    ACCEPT = 1

@@ -1,0 +1,45 @@
+"""Tables of the vocabulary that let the device find step ends and write PRM rows without text.
+
+Built once on the host from the tokenizers; read by `sample_append` and `bridge`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """V is the number of ids that may be sampled (the tokenizer's size, not padded rows).
+
+    Prefix table: the canonical tokens of the first c bytes of token t, 1 <= c < len(t), stand in
+    `prefix_token[prefix_start[e] : prefix_start[e + 1]]` with e = prefix_entry[t] + c - 1. Tokens
+    no delimiter can cut or strip have `prefix_entry[t] == -1`; an empty range means that those
+    bytes have no tokens of their own (not valid UTF-8), and the token is left whole.
+    """
+
+    token_byte: Tensor  # [total bytes] uint8: the bytes of all tokens, end to end
+    token_start: Tensor  # [V + 1] int32: token t is token_byte[token_start[t]:token_start[t + 1]]
+    prefix_entry: Tensor  # [V] int32: first entry of token t, -1 if none
+    prefix_start: Tensor  # [entries + 1] int32
+    prefix_token: Tensor  # [total] int32: ids of the drafting vocabulary
+    prm_token: Tensor  # [V] int32: the same token in the PRM's vocabulary, -1 = has no place there
+    separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
+
+
+JOINS_NEXT = 1  # no word ends between this token and a delimiter
+JOINS_PREVIOUS = 2  # no word ends between this token and a JOINS_NEXT token before it
+MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes quadratic time
+
+
+@dataclass(frozen=True)
+class TailTables:
+    """V ids, M merges of a byte-level BPE. Merges stand in order of `merge_pair`, for bisection."""
+
+    flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS
+    byte_token: Tensor  # [256] int32: the token of one byte; -1 if no flagged token has that byte
+    merge_pair: Tensor  # [M] int64: left * 2**32 + right
+    merge_rank: Tensor  # [M] int32: the lowest is merged first
+    merge_token: Tensor  # [M] int32: what left and right become

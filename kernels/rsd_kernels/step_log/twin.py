@@ -1,0 +1,41 @@
+"""The append-only log of decided steps: all that the host ever learns of a running loop.
+
+A record is LOG_HEADER words, the step's tokens and, for slots that asked, a block per token of
+1 + 2k words: its logprob, then the k best ids and their logprobs (floats by their bits).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rsd_kernels.state.columns import host, number, write_at
+from rsd_kernels.state.enums import LOG_HEADER, RecordKind
+from rsd_kernels.state.slots import SlotState
+
+
+def publish(
+    state: SlotState, slot: int, *, kind: RecordKind, source: int, reward: float, finish: int
+) -> None:
+    """Appends the step committed:length of a slot. Words: size, slot, generation, kind, source,
+    reward (float bits; NaN if unscored), finish, number of tokens."""
+    first, last = number(state.committed, slot), number(state.length, slot)
+    num_logprobs = number(state.num_logprobs, slot)
+    parts = [host(state.tokens)[slot, first:last]]
+    if num_logprobs >= 0:
+        parts.append(_logprob_words(state, slot, first, last, num_logprobs))
+    size = LOG_HEADER + sum(len(p) for p in parts)
+    reward_bits = int(np.float32(reward).view(np.int32))
+    header = [
+        size, slot, number(state.generation, slot), kind, source, reward_bits, finish, last - first,
+    ]  # fmt: skip
+    head = number(state.log_head)
+    words = np.concatenate([np.array(header, dtype=np.int32), *parts])
+    write_at(state.log, slice(head, head + size), words)
+    write_at(state.log_head, 0, head + size)
+
+
+def _logprob_words(state: SlotState, slot: int, first: int, last: int, k: int) -> np.ndarray:
+    own = host(state.token_logprob)[slot, first:last].view(np.int32)[:, None]
+    ids = host(state.top_token)[slot, first:last, :k]
+    values = np.ascontiguousarray(host(state.top_logprob)[slot, first:last, :k]).view(np.int32)
+    return np.concatenate([own, ids, values], axis=1).ravel()

@@ -1,0 +1,108 @@
+"""`rsd generate` with one prompt: its text as it is decided, its steps, or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rsd_engine.cli.errors import FAILED, UsageError, say
+from rsd_engine.cli.generate.file import Asked, has_template
+from rsd_engine.cli.generate.questions import engine_prompt
+from rsd_engine.cli.show import StepView, make_console
+
+if TYPE_CHECKING:
+    from rsd_engine import Engine, RequestOutput, SamplingParams
+
+
+def read_prompt(argument: str) -> str:
+    """The prompt itself, or all of stdin for `-`, without its last line break.
+
+    Raises:
+        UsageError: the prompt is empty, or stdin is not UTF-8.
+    """
+    text = argument
+    if argument == "-":
+        try:
+            text = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"stdin is not UTF-8 text: {error}") from None
+    if not text:
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def run_one(asked: Asked, prompt: str, *, show_steps: bool, as_json: bool) -> int:
+    """Answers one prompt; returns the exit code."""
+    engine = asked.make_engine()
+    chat = has_template(engine) if asked.chat is None else asked.chat
+    params = replace(engine.get_default_sampling_params(), **asked.sampling)
+    resolved = engine_prompt({"prompt": prompt}, chat=chat, system=asked.system)
+    result = _decide(engine, resolved, params, live=not as_json, show_steps=show_steps)
+    if as_json:
+        from rsd_engine.cli.generate.records import result_record
+
+        print(json.dumps(result_record(result), ensure_ascii=False))
+    elif params.n > 1:
+        _print_samples(result, show_steps)
+    if show_steps and not as_json:
+        say(_facts(result))
+    return _report(result)
+
+
+def _decide(
+    engine: Engine, prompt: Any, params: SamplingParams, *, live: bool, show_steps: bool
+) -> RequestOutput:
+    """Runs the request; one sample is shown while it grows, several only when complete."""
+    from rsd_engine import StepEvent
+
+    stream = engine.stream(prompt, params)
+    view = StepView(make_console()) if live and show_steps and params.n == 1 else None
+    for event in stream:
+        if not isinstance(event, StepEvent) or not live or params.n > 1:
+            continue
+        if view is not None:
+            view.event(event)
+        elif event.kind == "kept":
+            print(event.text, end="", flush=True)
+    if live and view is None and params.n == 1:
+        print(flush=True)
+    assert stream.output is not None
+    return stream.output
+
+
+def _print_samples(result: RequestOutput, show_steps: bool) -> None:
+    view = StepView(make_console())
+    for output in result.outputs:
+        view.line(f"--- sample {output.index + 1} of {len(result.outputs)} ---", "bold")
+        if not show_steps:
+            print(output.text, flush=True)
+            continue
+        for step in output.steps:
+            if step.rejected is not None:
+                view.step("rejected", step.rejected.reward, step.rejected.text)
+            view.step(step.source, step.reward, step.text)
+
+
+def _facts(result: RequestOutput) -> str:
+    m = result.metrics
+    scored = m.steps_accepted + m.steps_rejected
+    return (
+        f"{m.steps_accepted} of {scored} draft steps accepted; tokens: "
+        f"{m.draft.tokens_generated} of the draft, {m.draft.tokens_discarded} discarded, "
+        f"{m.target.tokens_generated} of the target; {m.seconds:.2f} s; seed {result.seed}"
+    )
+
+
+def _report(result: RequestOutput) -> int:
+    code = 0
+    for output in result.outputs:
+        which = f"sample {output.index + 1}: " if len(result.outputs) > 1 else ""
+        if output.finish_reason == "error":
+            say(f"error: {which}{output.error}")
+            code = FAILED
+        elif output.finish_reason in ("length", "steps"):
+            limit = "max-steps" if output.finish_reason == "steps" else "max-tokens or the context"
+            say(f"note: {which}cut off at the limit of {limit}")
+    return code

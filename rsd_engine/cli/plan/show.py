@@ -1,0 +1,177 @@
+"""A plan for people, and as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from rsd_engine.cli.plan.run import Plan
+from rsd_engine.engine.memory_report import megabytes
+from rsd_kernels.state.enums import Role
+
+
+def print_plan(plan: Plan) -> None:
+    """Head, speeds, where RSD pays, operations and memory."""
+    for block in (_head(plan), _speeds(plan), _worth(plan), _memory(plan)):
+        typer.echo("\n".join(block) + "\n")
+
+
+def print_json(plan: Plan) -> None:
+    typer.echo(json.dumps(_rounded(to_dict(plan))))
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """JSON-ready values; seconds, bytes, tokens a second."""
+    setting = plan.setting
+    return {
+        "gpu": asdict(setting.device),
+        "slots": setting.slots,
+        "context": setting.context,
+        "step_tokens": setting.step_tokens,
+        "acceptance": plan.acceptance,
+        "models": {
+            role.name.lower(): {"source": m.source} | asdict(m.shape)
+            for role, m in plan.models.items()
+        },
+        "pass_seconds": {
+            role.name.lower(): {"token": one, "step": step}
+            for role, (one, step) in plan.pass_seconds.items()
+        },
+        "tokens_per_second": {
+            "target": plan.target_alone,
+            "draft": plan.draft_alone,
+            "speculation": {str(a): asdict(found) for a, found in plan.speculation.items()},
+            "rsd": {str(a): rate for a, rate in plan.rsd.items()},
+        },
+        "step_seconds": asdict(plan.round) | {"total": plan.round.total},
+        "break_even": {str(name): share for name, share in plan.break_even.items()},
+        "flops_ratio": plan.flops_ratio,
+        "memory": plan.memory.to_dict(plan.lengths, setting.step_tokens),
+    }
+
+
+def _head(plan: Plan) -> list[str]:
+    device, setting = plan.setting.device, plan.setting
+    origin = "some figures given by you" if plan.is_measured else "published figures"
+    rows = [
+        f"GPU     {device.name}: {device.bandwidth / 1e12:.2f} TB/s, "
+        f"{device.flops / 1e12:.0f} TFLOP/s, {device.memory_bytes / 1e9:.0f} GB ({origin})"
+    ]
+    for role, model in plan.models.items():
+        shape = model.shape
+        rows.append(
+            f"{role.name.lower():<7} {model.source}: {_billions(shape.num_parameters)} parameters "
+            f"({megabytes(shape.weight_bytes)}), {shape.kv_bytes_per_token} bytes of KV a token"
+        )
+    rows.append(
+        f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
+        f"{_count(setting.step_tokens, 'token')}"
+    )
+    return rows
+
+
+def _speeds(plan: Plan) -> list[str]:
+    setting = plan.setting
+    per_step = setting.slots * setting.step_tokens
+    rates = [("target alone", plan.target_alone)]
+    rates += [
+        (f"speculation, {_percent(a)} of tokens kept, {found.draft_tokens} a time",
+         found.tokens_per_second)
+        for a, found in plan.speculation.items()
+    ]  # fmt: skip
+    rates += [(f"RSD, {_percent(a)} of steps kept", rate) for a, rate in plan.rsd.items()]
+    rates.append(("draft alone", plan.draft_alone))
+    rows = [
+        (name, f"{rate:.0f}", f"{1e3 * per_step / rate:.1f}", f"{rate / plan.target_alone:.2f}")
+        for name, rate in rates
+    ]
+    parts = ", ".join(
+        f"{label} {1e3 * seconds:.1f}"
+        for label, seconds in (
+            ("draft", plan.round.draft), ("score", plan.round.score),
+            ("catch up", plan.round.catch_up), ("rewrite", plan.round.rewrite),
+        )
+    )  # fmt: skip
+    return [
+        *_table(("At best", "tokens/s", "ms a step", "x target"), rows),
+        "Limits: weights and KV read once, products at full rate. Nothing is faster.",
+        f"A step at {_percent(plan.acceptance)} kept, in ms: {parts}.",
+    ]
+
+
+def _worth(plan: Plan) -> list[str]:
+    goals = [("the target alone", plan.break_even["target alone"])]
+    goals += [
+        (f"speculation at {_percent(a)} of tokens kept", plan.break_even[a])
+        for a in plan.speculation
+    ]
+    rows = [
+        (name, "never" if share is None else f"{_percent(math.ceil(1e2 * share) / 1e2)}")
+        for name, share in goals
+    ]
+    ratio = plan.flops_ratio
+    return [
+        *_table(("RSD is as fast as", "from steps kept"), rows),
+        f"Operations at {_percent(plan.acceptance)} kept: those of the target alone are "
+        f"{ratio['generated']:.2f} times",
+        f"RSD's for tokens written and scored, {ratio['all']:.2f} times for all that is read.",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    memory, layout = plan.memory, plan.memory.layout
+    weights = sum(memory.weights.values())
+    rows = [
+        f"Memory  {megabytes(memory.available)} to use: {megabytes(weights)} of weights, "
+        f"{megabytes(memory.activations)} of activations,",
+        f"        {megabytes(memory.state)} of state, {megabytes(memory.tables)} of tables, "
+        f"{megabytes(max(0, memory.pool))} of pages",
+    ]
+    if memory.pool < layout.page_bytes:
+        rows.append("The models do not fit: nothing is left for keys and values.")
+        return rows
+    tokens = ", ".join(
+        f"{layout.tokens_per_page[role]} {role.name.lower()}"
+        for role in (Role.DRAFT, Role.TARGET, Role.PRM)
+    )
+    rows.append(f"        {layout.page_bytes} bytes a page, for {tokens} tokens")
+    step = plan.setting.step_tokens
+    fits = [
+        (f"{n} tokens", str(memory.sequences(n, step)), f"{1e2 * memory.page_waste(n, step):.1f} %")
+        for n in plan.lengths
+    ]
+    return [*rows, *_table(("Sequences of", "fit at once", "of pages empty"), fits)]
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        numbers = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), *numbers[1:]]).rstrip()
+
+    return [line(row) for row in (headers, *rows)]
+
+
+def _percent(share: float) -> str:
+    return f"{1e2 * share:.4g} %"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
+
+
+def _billions(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value

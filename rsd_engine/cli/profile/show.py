@@ -1,0 +1,74 @@
+"""A profile for people, and as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rsd_engine.cli.profile.run import Profile
+
+
+def print_profile(profile: Profile) -> None:
+    """Ops by role, then the roles beside their limit."""
+    console = Console(highlight=False)
+    timed = sum(op.seconds for op in profile.ops.values())
+    table = Table(title="Ops", box=box.SIMPLE_HEAD)
+    for name in ("role", "op", "calls", "us a call", "seconds", "share"):
+        table.add_column(name, justify="left" if name in ("role", "op") else "right")
+    for name, op in sorted(profile.ops.items(), key=lambda item: -item[1].seconds):
+        role, _, kind = name.rpartition(".")
+        table.add_row(
+            role.lower() or "all", kind, str(op.calls), f"{op.seconds / op.calls * 1e6:.1f}",
+            f"{op.seconds:.3f}", f"{op.seconds / timed:.1%}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(_roles(profile))
+    console.print(
+        f"{profile.device}: {profile.bandwidth / 1e9:.1f} GB/s read; {profile.tokens} tokens kept "
+        f"in {profile.seconds:.2f} s, of which {timed:.2f} s in ops."
+    )
+
+
+def _roles(profile: Profile) -> Table:
+    table = Table(
+        title="Forward passes and the least time to read their weights", box=box.SIMPLE_HEAD
+    )
+    for name in ("role", "passes", "weights MB", "ms a pass", "limit ms", "times the limit"):
+        table.add_column(name, justify="left" if name == "role" else "right")
+    for role, passes in profile.passes.items():
+        seconds, limit = profile.ops[f"{role}.forward"].seconds, profile.limit_seconds(role)
+        table.add_row(
+            role.lower(), str(passes), f"{profile.weight_bytes[role] / 1e6:.1f}",
+            f"{seconds / passes * 1e3:.3f}", f"{limit / passes * 1e3:.3f}",
+            f"{seconds / limit:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def print_json(profile: Profile) -> None:
+    typer.echo(
+        json.dumps(
+            {
+                "device": profile.device,
+                "bandwidth": profile.bandwidth,
+                "seconds": profile.seconds,
+                "tokens": profile.tokens,
+                "ops": {
+                    name: {"calls": op.calls, "seconds": op.seconds}
+                    for name, op in profile.ops.items()
+                },
+                "roles": {
+                    role: {
+                        "passes": passes,
+                        "seconds": profile.ops[f"{role}.forward"].seconds,
+                        "limit_seconds": profile.limit_seconds(role),
+                    }
+                    for role, passes in profile.passes.items()
+                },
+            }
+        )
+    )

@@ -1,0 +1,59 @@
+"""Words in the host's memory that the device reads and writes while a launch runs.
+
+The log of decided steps, how far it is written, and what the host asks for. On a GPU they are
+pinned: kernels reach them over the bus, the host without waiting for anything. On a CPU they are
+the state's own tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd_kernels.state.slots import SlotState
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """The host's views; the state has the device's."""
+
+    log: Tensor  # [log_words] int32
+    log_head: Tensor  # [1] int32
+    host_request: Tensor  # [1] int32
+
+
+def open_mailbox(state: SlotState) -> tuple[SlotState, Mailbox]:
+    """The state with its mailbox where both sides reach it, and the host's side of it."""
+    names = ("log", "log_head", "host_request")
+    if state.length.device.type == "cpu":
+        return state, Mailbox(**{name: getattr(state, name) for name in names})
+    device = state.length.device
+    pinned = {
+        name: torch.zeros_like(getattr(state, name), device="cpu", pin_memory=True)
+        for name in names
+    }
+    views = {name: _device_view(tensor, device) for name, tensor in pinned.items()}
+    return replace(state, **views), Mailbox(**pinned)
+
+
+class _Words:
+    """Pinned memory as an array of the device: with one address space both have one address."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor  # kept as long as the view
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": tuple(tensor.shape),
+            "typestr": "<i4",
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def _device_view(tensor: Tensor, device: torch.device) -> Tensor:
+    view = torch.as_tensor(_Words(tensor), device=device)
+    if view.data_ptr() != tensor.data_ptr():
+        raise RuntimeError(f"{device} does not share addresses with the host's pinned memory")
+    return view

@@ -1,0 +1,184 @@
+"""Where an engine's memory is: weights, pages, activations, state; and what of it lies unused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rsd_engine.engine.models import ModelSet
+from rsd_engine.loop.rsd import Loop
+from rsd_engine.memory.page_pool import PagePool
+from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.slots import SlotState
+
+
+@dataclass(frozen=True)
+class PageUse:
+    """How the pages of one role are filled.
+
+    Attributes:
+        bytes_per_token: K and V of one token, all layers.
+        tokens_per_page: tokens that a page of this role holds.
+        remainder: bytes of every page that no token of this role can use.
+        pages_held: pages that slots hold now.
+        tokens_held: tokens whose K and V stand in them.
+    """
+
+    bytes_per_token: int
+    tokens_per_page: int
+    remainder: int
+    pages_held: int
+    tokens_held: int
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes an engine allocated, each counted once, and the state of its pages.
+
+    Attributes:
+        weights: of each role.
+        pool: the page pool: K and V of all roles.
+        page_bytes: of one page.
+        pages: how each role uses its pages.
+        activations: buffers of the forwards, of logits and rewards.
+        state: slots, page tables, token rows.
+        log: decided steps on their way to the host.
+        tables: vocabulary and rope tables, packed rows.
+    """
+
+    weights: Mapping[Role, int]
+    pool: int
+    page_bytes: int
+    pages: Mapping[Role, PageUse]
+    activations: int
+    state: int
+    log: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        parts = (self.pool, self.activations, self.state, self.log, self.tables)
+        return sum(self.weights.values()) + sum(parts)
+
+    @property
+    def page_waste(self) -> float | None:
+        """Share of the bytes of held pages that hold no token; None while no page is held."""
+        held = self.page_bytes * sum(use.pages_held for use in self.pages.values())
+        used = sum(use.tokens_held * use.bytes_per_token for use in self.pages.values())
+        return 1 - used / held if held else None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) in the order to show them."""
+        rows = [(f"{role.name.lower()} weights", megabytes(n)) for role, n in self.weights.items()]
+        rows.append(("page pool", f"{megabytes(self.pool)}, {self.page_bytes} bytes a page"))
+        for role, use in self.pages.items():
+            rows.append(
+                (f"{role.name.lower()} KV",
+                 f"{use.bytes_per_token} bytes a token, {use.tokens_per_page} tokens a page, "
+                 f"{100 * use.remainder / self.page_bytes:.1f} % of a page unusable")
+            )  # fmt: skip
+        if self.page_waste is not None:
+            rows.append(
+                ("held pages", f"{100 * self.page_waste:.1f} % of their bytes hold nothing")
+            )
+        for label in ("activations", "state", "log", "tables"):
+            rows.append((label, megabytes(getattr(self, label))))
+        rows.append(("total", megabytes(self.total)))
+        return rows
+
+    def text(self) -> str:
+        rows = self.lines()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        values: dict[str, Any] = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("weights", "pages")
+        }
+        values["weights"] = {role.name.lower(): n for role, n in self.weights.items()}
+        values["pages"] = {role.name.lower(): vars(use) for role, use in self.pages.items()}
+        return values | {"total": self.total, "page_waste": self.page_waste}
+
+
+def megabytes(num_bytes: float) -> str:
+    """A size for people."""
+    if num_bytes >= 1e10:
+        return f"{num_bytes / 1e9:.1f} GB"
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
+    """Counts every tensor of an engine once. Reads a few of them, so call it between launches."""
+    counted: set[int] = set()
+    weights = {role: _count(_weights(model), counted) for role, model in models.models.items()}
+    pool_bytes = _count(pool.buffer, counted)
+    decoders = [model.decoder for model in models.models.values()]
+    scratch = [(decoder.activations, decoder.scratch) for decoder in decoders]
+    activations = _count([scratch, loop.logits], counted)
+    log = _count(loop.state.log, counted)
+    state = _count(loop.state, counted)
+    held = [vars(decoder) for decoder in decoders]
+    tables = _count([held, vars(loop), models.prm], counted)
+    return MemoryReport(
+        weights=weights,
+        pool=pool_bytes,
+        page_bytes=pool.page_bytes,
+        pages=_page_use(models, pool, loop.state),
+        activations=activations,
+        state=state,
+        log=log,
+        tables=tables,
+    )
+
+
+def _weights(model: LanguageModel | RewardModel) -> list[Any]:
+    last = model.lm_head if isinstance(model, LanguageModel) else model.head
+    return [model.decoder.weights, last]
+
+
+def _page_use(models: ModelSet, pool: PagePool, state: SlotState) -> dict[Role, PageUse]:
+    found = {}
+    for role, shape in models.kv_shapes.items():
+        tokens = pool.tokens_per_page(shape)
+        found[role] = PageUse(
+            bytes_per_token=shape.bytes_per_token,
+            tokens_per_page=tokens,
+            remainder=pool.page_bytes - tokens * shape.bytes_per_token,
+            pages_held=int(state.num_pages[role].sum()),
+            tokens_held=int(state.kv_len[role].sum()),
+        )
+    return found
+
+
+def _count(value: Any, counted: set[int]) -> int:
+    """Bytes of the storages in `value` that were not counted before."""
+    total = 0
+    for tensor in _tensors(value):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in counted:
+            counted.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a tensor, a collection or a dataclass, however deep."""
+    if isinstance(value, Tensor):
+        if value.untyped_storage().nbytes():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors([getattr(value, field.name) for field in fields(value)])

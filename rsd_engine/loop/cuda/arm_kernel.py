@@ -1,0 +1,53 @@
+"""The kernel that sets the handles of conditional nodes: one thread, a few loads.
+
+Triton cannot set a handle. Two threads must never race on one, and the loop arms two handles a
+tick, so one thread does it all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from cuda.bindings import driver
+
+from rsd_engine.loop.cuda.arm_source import NO_EQUALS, SOURCE
+from rsd_engine.loop.cuda.calls import check, compile_kernel
+from rsd_engine.loop.executors.graph_runtime import Arm
+
+
+class ArmKernel:
+    """Launches `arm`; keeps what the captured launches point to."""
+
+    def __init__(self, device: torch.device) -> None:
+        capability = torch.cuda.get_device_capability(device)
+        self._module, self._kernel = compile_kernel(SOURCE, "arm", capability)
+        self._tables: list[torch.Tensor] = []
+
+    def prepare(self, arms: Sequence[Arm]) -> tuple[int, int, int, int]:
+        """The arguments of a launch, copied to the device: not while a stream captures."""
+        columns = (
+            torch.tensor([arm.handle for arm in arms], dtype=torch.uint64),
+            torch.tensor([arm.flag.data_ptr() for arm in arms], dtype=torch.uint64),
+            torch.tensor(
+                [NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
+                dtype=torch.int32,
+            ),
+        )
+        tables = [column.to(arms[0].flag.device) for column in columns]
+        self._tables += tables
+        handles, flags, equals = (table.data_ptr() for table in tables)
+        return handles, flags, equals, len(arms)
+
+    def launch(self, arguments: tuple[int, int, int, int], stream: int) -> None:
+        pointer = ctypes.c_uint64
+        kinds = (pointer, pointer, pointer, ctypes.c_int)
+        check(
+            driver.cuLaunchKernel(self._kernel, 1, 1, 1, 1, 1, 1, 0, stream, (arguments, kinds), 0)
+        )
+
+    def close(self) -> None:
+        """Unloads the kernel; no graph that launches it may be left."""
+        check(driver.cuModuleUnload(self._module))
+        self._tables.clear()

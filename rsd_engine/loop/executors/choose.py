@@ -1,0 +1,111 @@
+"""Choose the executor: what the user asked for, or the fastest that runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.executors.eager import EagerExecutor
+from rsd_engine.loop.executors.graph_runtime import GraphRefused
+from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor, Recorder
+from rsd_engine.loop.executors.simulated_runtime import SimulatedRuntime
+from rsd_engine.loop.executors.timed_recorder import HostClock, StreamClock, TimedRecorder
+from rsd_engine.loop.program import Block
+
+if TYPE_CHECKING:
+    from rsd_engine.loop.cuda.capture_stream import CaptureStream
+
+logger = logging.getLogger("rsd_engine")
+
+EXECUTORS = ("auto", "eager", "host-graphs", "device-loop", "simulated-loop", "profile")
+_ON_GPU_ALONE = ("host-graphs", "device-loop")
+GRAPH_TICKS = 1 << 16  # the cap of a launch that the host watches while it runs
+
+
+def resolve_executor(name: str, device: torch.device) -> str:
+    """The executor that "auto" means on this device.
+
+    Raises:
+        ValueError: there is no executor of this name, or it cannot run on this device.
+    """
+    if name not in EXECUTORS:
+        raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {name!r}")
+    if name in _ON_GPU_ALONE and device.type != "cuda":
+        raise ValueError(f"executor={name!r} needs a CUDA device, and the engine is on {device}")
+    if name != "auto":
+        return name
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return "eager"
+    return "device-loop" if _has_conditional_nodes() else "host-graphs"
+
+
+def make_executor(name: str, program: Block, device: torch.device) -> Executor:
+    """Builds the executor of this name; on a GPU this warms up and captures.
+
+    "auto" goes on with host graphs where CUDA does not take the graph of the device loop.
+
+    Raises:
+        GraphError: an op cannot be captured, or a device loop that was asked for is refused.
+    """
+    chosen = resolve_executor(name, device)
+    if chosen == "eager":
+        return EagerExecutor(program)
+    if chosen == "simulated-loop":
+        return DeviceLoopExecutor(program, SimulatedRuntime(), name=chosen, ticks_per_launch=16)
+    if device.type != "cuda":  # "profile": host graphs of one op each
+        return _host_graphs(chosen, program, TimedRecorder(DirectRecorder(), HostClock()))
+    from rsd_engine.loop.cuda.capture_stream import CaptureStream
+    from rsd_engine.loop.cuda.recorder import CudaRecorder
+
+    started = time.perf_counter()
+    capture = CaptureStream(device)
+    capture.warm_up(program)
+    warm = time.perf_counter()
+    executor: Executor | None = None
+    if chosen == "profile":
+        clock = StreamClock(capture.stream)
+        executor = _host_graphs(chosen, program, TimedRecorder(CudaRecorder(capture), clock))
+    elif chosen == "device-loop":
+        executor = _device_loop(program, capture, or_none=name == "auto")
+    if executor is None:
+        executor = _host_graphs("host-graphs", program, CudaRecorder(capture))
+    logger.info(
+        "%s: warm-up %.1f s, capture %.1f s",
+        executor.name, warm - started, time.perf_counter() - warm,
+    )  # fmt: skip
+    if capture.allocations:
+        logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
+    return executor
+
+
+def _device_loop(program: Block, capture: CaptureStream, *, or_none: bool) -> Executor | None:
+    from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
+
+    try:
+        return DeviceLoopExecutor(
+            program,
+            CudaGraphRuntime(capture),
+            name="device-loop",
+            ticks_per_launch=GRAPH_TICKS,
+        )
+    except GraphRefused as error:
+        if not or_none:
+            raise
+        logger.warning("%s; it is what is done now", error)
+        return None
+
+
+def _host_graphs(name: str, program: Block, recorder: Recorder) -> HostGraphsExecutor:
+    return HostGraphsExecutor(program, recorder, name=name, ticks_per_launch=GRAPH_TICKS)
+
+
+def _has_conditional_nodes() -> bool:
+    from rsd_engine.loop.cuda.calls import WHILE_VERSION, cuda_version
+
+    return cuda_version() >= WHILE_VERSION

@@ -1,0 +1,41 @@
+"""The executor that lets Python walk the program: the oracle for the others."""
+
+from __future__ import annotations
+
+from rsd_engine.loop.executors.base import annotate
+from rsd_engine.loop.program import Block, Call, Switch, check_program
+
+
+class EagerExecutor:
+    """Runs a whole launch in `start`."""
+
+    name = "eager"
+
+    def __init__(self, program: Block, *, ticks_per_launch: int = 16) -> None:
+        check_program(program)
+        self.ticks_per_launch = ticks_per_launch
+        self._program = program
+
+    def start(self) -> None:
+        run(self._program)
+
+    def poll(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run(block: Block) -> None:
+    """Runs every node in order, reading each flag when it is reached."""
+    for node in block:
+        if isinstance(node, Call):
+            with annotate(node.name):
+                node.fn()
+        elif isinstance(node, Switch):
+            index = int(node.index)  # host read: this is what the other executors do without
+            if index < len(node.bodies):
+                run(node.bodies[index])
+        else:
+            while int(node.flag):  # host read: as above
+                run(node.body)

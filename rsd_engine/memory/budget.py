@@ -1,0 +1,128 @@
+"""How much memory the page pool gets, and whether that is enough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from rsd_engine.memory.page_pool import KVShape
+from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
+from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.slots import SlotLimits
+
+TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
+_CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
+_SLACK = MAX_CUT_TOKENS
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """Bytes of a page, and what one page and one sequence hold of each role."""
+
+    page_bytes: int
+    tokens_per_page: tuple[int, int, int]  # by Role; 1 for an absent role
+    pages_per_sequence: int  # of all roles, at full length
+    # the tokens of a page are a multiple of this, for every role
+    page_multiple: int = field(default=1, kw_only=True)
+
+
+@dataclass(frozen=True)
+class PoolPlan(PageLayout):
+    """The page pool of an engine."""
+
+    num_pages: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_pages * self.page_bytes
+
+
+def page_layout(
+    shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int], page_multiple: int = 1
+) -> PageLayout:
+    """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones, or more.
+
+    Args:
+        shapes: what a token of each role needs.
+        row_len: tokens that each role's row may hold.
+        page_multiple: the tokens of a page are a multiple of this, for every role.
+    """
+    largest = max(shape.bytes_per_token for shape in shapes.values())
+    least = -(-TOKENS_PER_PAGE // page_multiple) * page_multiple
+    page_bytes = -(-largest * least // 256) * 256
+    tokens = {role: shape.tokens_in(page_bytes, page_multiple) for role, shape in shapes.items()}
+    return PageLayout(
+        page_bytes=page_bytes,
+        tokens_per_page=(
+            tokens.get(Role.DRAFT, 1),
+            tokens.get(Role.TARGET, 1),
+            tokens.get(Role.PRM, 1),
+        ),
+        pages_per_sequence=sum(pages_for(row_len[role], tokens[role]) for role in shapes),
+        page_multiple=page_multiple,
+    )
+
+
+def plan_pool(
+    shapes: dict[Role, KVShape],
+    row_len: dict[Role, int],
+    *,
+    max_num_seqs: int,
+    max_model_len: int,
+    kv_cache_memory_bytes: int | None,
+    gpu_memory_utilization: float,
+    device: torch.device,
+    page_multiple: int = 1,
+) -> PoolPlan:
+    """Sizes the pool: the budget, but no more than all slots at full length can use.
+
+    Raises:
+        ValueError: the budget cannot hold one request of `max_model_len` tokens.
+    """
+    layout = page_layout(shapes, row_len, page_multiple)
+    page_bytes, per_sequence = layout.page_bytes, layout.pages_per_sequence
+    budget = kv_cache_memory_bytes
+    if budget is None:
+        budget = _free_bytes(device, gpu_memory_utilization)
+    num_pages = min(budget // page_bytes, per_sequence * max_num_seqs)
+    if num_pages < per_sequence:
+        raise ValueError(
+            f"kv_cache_memory_bytes={budget} cannot hold one request of "
+            f"max_model_len={max_model_len} tokens, which needs {per_sequence * page_bytes} bytes; "
+            "raise kv_cache_memory_bytes or lower max_model_len"
+        )
+    return PoolPlan(
+        page_bytes=page_bytes,
+        tokens_per_page=layout.tokens_per_page,
+        pages_per_sequence=per_sequence,
+        page_multiple=page_multiple,
+        num_pages=num_pages,
+    )
+
+
+def slot_limits(plan: PoolPlan, row_len: Mapping[Role, int], max_num_seqs: int) -> SlotLimits:
+    """Sizes of the slot state that goes with a pool; `row_len` as in `page_layout`."""
+    longest = max(length for role, length in row_len.items() if role != Role.PRM) + _SLACK
+    words_per_token = 2 + 2 * MAX_LOGPROBS
+    return SlotLimits(
+        num_slots=max_num_seqs,
+        row_len=longest,
+        prm_row_len=row_len.get(Role.PRM, 1),
+        pages_per_role=max(
+            pages_for(length + _SLACK, plan.tokens_per_page[role])
+            for role, length in row_len.items()
+        ),
+        num_pages=plan.num_pages,
+        log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
+    )
+
+
+def _free_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(free - (1 - gpu_memory_utilization) * total))
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(_CPU_SHARE * available)

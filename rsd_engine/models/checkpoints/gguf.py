@@ -1,0 +1,199 @@
+"""Reads a GGUF file (llama.cpp's format) as if it were a Hugging Face folder.
+
+Quantised tensors are expanded when they are loaded: the engine computes with plain weights, so a
+GGUF file saves download and disk here, not memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer
+
+_LOG = logging.getLogger(__name__)
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "head_dim": "attention.key_length",
+    "rope_theta": "rope.freq_base",
+}
+TENSOR_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_PLAIN_FILE_TYPES = {0: "float32", 1: "float16"}
+
+
+class GgufCheckpoint(Checkpoint):
+    """A single GGUF file of the llama, qwen2 or qwen3 architecture."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = str(path)
+        self._gguf = _import_gguf(path)
+        try:
+            self._reader = self._gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise ValueError(f"{path} is damaged or not a GGUF file: {error}") from error
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    def field(self, name: str) -> Any:
+        """A value of the file's metadata, None where it is not given."""
+        found = self._reader.fields.get(name)
+        return None if found is None else found.contents()
+
+    @cached_property
+    def _architecture(self) -> str:
+        name = self.field("general.architecture")
+        if name not in _ARCHITECTURES:
+            raise ValueError(
+                f"GGUF architecture {name!r} is not supported; one of {', '.join(_ARCHITECTURES)}"
+            )
+        return str(name)
+
+    def config(self) -> Mapping[str, Any]:
+        def value(name: str) -> Any:
+            return self.field(f"{self._architecture}.{name}")
+
+        given = {key: value(name) for key, name in _SIZES.items()}
+        config = {key: found for key, found in given.items() if found is not None}
+        window = value("attention.sliding_window")
+        sliding_llama = self._architecture == "llama" and window
+        architecture = "MistralForCausalLM" if sliding_llama else _ARCHITECTURES[self._architecture]
+        # llama.cpp always rotates a qwen3 head as wide as it says, and has no switch for q, k, v
+        # and output biases: they are there when the file holds them.
+        return config | {
+            "architectures": [architecture],
+            "vocab_size": int(self._tensor("token_embd.weight").shape[1]),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
+            "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
+            "sliding_window": window,
+            "use_sliding_window": window is not None,
+            "max_window_layers": 0,
+            "rope_scaling": self._rope_scaling(),
+            "dtype": _PLAIN_FILE_TYPES.get(self.field("general.file_type"), "bfloat16"),
+        }
+
+    def _rope_scaling(self) -> dict[str, Any]:
+        prefix = f"{self._architecture}.rope.scaling"
+        kind = self.field(f"{prefix}.type")
+        scaling: dict[str, Any] = {"rope_type": "default"}
+        if kind not in (None, "none"):
+            scaling = {
+                "rope_type": kind,
+                "factor": self.field(f"{prefix}.factor"),
+                "original_max_position_embeddings": self.field(f"{prefix}.original_context_length"),
+            }
+        if (self.field(f"{prefix}.attn_factor") or 1.0) != 1.0:
+            raise ValueError(f"{prefix}.attn_factor is not supported; only 1")
+        if _ROPE_FACTORS in self._tensors:  # how llama.cpp stores the llama3 scaling
+            factors = self._expand(self._tensors[_ROPE_FACTORS])
+            scaling["frequency_factors"] = factors.flatten().tolist()
+        return scaling
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        self._announce()
+        for name, tensor in self._tensors.items():
+            if name == _ROPE_FACTORS:
+                continue
+            value = self._expand(tensor)
+            stem, kind = name.rsplit(".", 1)
+            block, _, part = stem.rpartition(".")
+            if self._architecture == "llama" and part in ("attn_q", "attn_k"):
+                value = self._unpermuted(value, part)
+            prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
+            yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value
+
+    def has_bfloat16_matrices(self) -> bool:
+        matrices = [tensor for tensor in self._tensors.values() if len(tensor.shape) == 2]
+        return all(tensor.tensor_type.name == "BF16" for tensor in matrices)
+
+    def _announce(self) -> None:
+        kinds = sorted({tensor.tensor_type.name for tensor in self._tensors.values()})
+        count = sum(int(tensor.n_elements) for tensor in self._tensors.values())
+        _LOG.info(
+            "%s: expanding %d weights stored as %s (%.0f MiB on disk); they take %.0f MiB in fp32, "
+            "half of that in 16 bits",
+            self.path.name,
+            count,
+            ", ".join(kinds),
+            self.path.stat().st_size / 2**20,
+            count * 4 / 2**20,
+        )
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise ValueError(f"GGUF file {str(self.path)!r} lacks tensor {name}")
+        return self._tensors[name]
+
+    def _expand(self, tensor: Any) -> Tensor:
+        """The tensor in fp32; GGUF lists dimensions in the opposite order."""
+        try:
+            values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"GGUF file {str(self.path)!r}: tensor {tensor.name} is stored as "
+                f"{tensor.tensor_type.name}, which the gguf package cannot expand"
+            ) from error
+        shape = [int(size) for size in reversed(tensor.shape)]
+        return torch.tensor(values, dtype=torch.float32).view(shape)
+
+    def _unpermuted(self, value: Tensor, part: str) -> Tensor:
+        """llama.cpp pairs neighbouring dimensions of a head for rope, transformers its halves."""
+        heads = "attention.head_count" if part == "attn_q" else "attention.head_count_kv"
+        num_heads = int(self.field(f"{self._architecture}.{heads}"))
+        pairs = value.view(num_heads, -1, 2, *value.shape[1:])
+        return pairs.transpose(1, 2).reshape(value.shape)
+
+    def tokenizer(self) -> Any:
+        return gguf_tokenizer(self.path, self.field)
+
+    def generation_config(self) -> dict[str, Any] | None:
+        names = {"eos_token_id": "eos_token_id", "bos_token_id": "bos_token_id"}
+        names["pad_token_id"] = "padding_token_id"
+        found = {key: self.field(f"tokenizer.ggml.{name}") for key, name in names.items()}
+        return {key: int(value) for key, value in found.items() if value is not None} or None
+
+
+def _import_gguf(path: Path) -> ModuleType:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            f"reading {path} needs the gguf package: pip install 'rsd-engine[gguf]'"
+        ) from error
+    return gguf

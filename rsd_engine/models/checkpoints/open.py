@@ -1,0 +1,128 @@
+"""Finds a model's files: a folder, a Hugging Face hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+from rsd_engine.models.checkpoints.weight_files import matrix_dtypes, read_tensors
+
+_DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+class FolderCheckpoint(Checkpoint):
+    """A folder as `save_pretrained` writes it."""
+
+    def __init__(self, folder: Path, source: str | None = None) -> None:
+        self.folder = folder
+        self.source = source or str(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model {self.source!r} has no config.json")
+
+    def config(self) -> Mapping[str, Any]:
+        return _read_json(self.folder / "config.json")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return read_tensors(self.folder)
+
+    def has_bfloat16_matrices(self) -> bool:
+        return matrix_dtypes(self.folder) == {torch.bfloat16}
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text in
+        # another way than the checkpoint's own tokenizer.json says.
+        if (self.folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(self.folder)
+        # Without any of these, transformers makes up an empty tokenizer and says nothing.
+        if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
+            raise ValueError(f"none of {', '.join(_VOCABULARIES)} is there")
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    def generation_config(self) -> dict[str, Any] | None:
+        path = self.folder / "generation_config.json"
+        return dict(_read_json(path)) if path.is_file() else None
+
+
+def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Finds a model by folder, `.gguf` file or hub id; a hub id is downloaded unless it is cached.
+
+    Raises:
+        ValueError: if `source` is none of the three, or the hub does not have it and neither has
+            the local cache; if `revision` is given for a local path.
+        ImportError: if `source` is a GGUF file and the `gguf` package is absent.
+    """
+    path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise ValueError(f"revision={revision!r} has no meaning for the local path {str(path)!r}")
+    if path.is_dir():
+        return FolderCheckpoint(path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"GGUF file {str(path)!r} does not exist")
+        return GgufCheckpoint(path)
+    if path.exists():
+        raise ValueError(f"model {str(path)!r} is a file; give the folder that it is in")
+    return FolderCheckpoint(_from_hub(str(source), revision), str(source))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint, as transformers gives it.
+
+    Raises:
+        ValueError: if the checkpoint has no tokenizer that can be read.
+    """
+    try:
+        return checkpoint.tokenizer()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"model {checkpoint.source!r} has no readable tokenizer: {error}"
+        ) from error
+
+
+def load_generation_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The checkpoint's generation_config.json (end-of-text ids, sampling defaults), if there."""
+    return checkpoint.generation_config()
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The local snapshot of a hub id, with safetensors where there are any, else .bin files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        for weights in _WEIGHTS:
+            patterns = [*_DOWNLOADED, weights]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            if any(folder.glob(weights)):
+                return folder
+    except HFValidationError as error:
+        raise ValueError(
+            f"model {name!r} is not a folder, not a .gguf file and not a hub id (owner/name)"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        why = " ".join(str(error).removeprefix("Got: ").split())
+        raise ValueError(
+            f"model {name!r} is not a local path, and the hub did not give it: {why}"
+        ) from error
+    return folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content

@@ -1,0 +1,193 @@
+"""The least time of a token: by one model, by token-level speculation, by reward-guided rounds.
+
+Every pass is as full as the slots allow, in each of the three ways: a schedule whose passes are
+emptier reads the weights more often, so none can be quicker than these figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.passes import pass_seconds, pass_work
+from rsd_engine.roofline.shape import ModelShape
+
+MAX_DRAFT_TOKENS = 32  # longest run of draft tokens that token-level speculation is tried with
+_NEARLY_ONE = 1 - 1e-9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is decoded, and on what.
+
+    Args:
+        device: its rates.
+        slots: sequences that run at once.
+        context: tokens that each of them holds, on average.
+        step_tokens: tokens of a step.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+
+    device: Device
+    slots: int = 1
+    context: int = 1024
+    step_tokens: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "context", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def seconds(self, shape: ModelShape, rows: float = 1.0) -> float:
+        """A pass in which every slot brings `rows` tokens."""
+        return pass_seconds(shape, self.device, seqs=self.slots, rows=rows, context=self.context)
+
+
+@dataclass(frozen=True)
+class Triple:
+    """The three models."""
+
+    draft: ModelShape
+    target: ModelShape
+    prm: ModelShape
+
+
+@dataclass(frozen=True)
+class RoundSeconds:
+    """The parts of a round: all slots get one step each. Means over kept and rejected steps."""
+
+    draft: float  # writes the step, having read the target's last one
+    score: float  # the PRM reads the step
+    catch_up: float  # what reading the steps kept since its last one adds to the target's passes
+    rewrite: float  # the target writes the rejected steps
+
+    @property
+    def total(self) -> float:
+        return self.draft + self.score + self.catch_up + self.rewrite
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """Token-level speculative decoding at its best length of draft."""
+
+    draft_tokens: int  # 0: speculation does not pay, the target writes alone
+    tokens_per_second: float
+
+
+def alone(shape: ModelShape, setting: Setting) -> float:
+    """Tokens a second of one model that writes alone."""
+    return setting.slots / setting.seconds(shape)
+
+
+def round_seconds(triple: Triple, setting: Setting, acceptance: float) -> RoundSeconds:
+    """The least time of a round of Algorithm 1 (Liao et al., ICML 2025).
+
+    A model reads what others wrote in the pass that it needs anyway: the target reads kept steps
+    when it next rewrites one, draft and PRM read a rewritten step with the next one. The PRM's row
+    has one separator a step more.
+
+    Args:
+        triple: the models.
+        setting: slots, context and step length.
+        acceptance: share of the draft's steps that are kept.
+
+    Raises:
+        ValueError: `acceptance` is not in [0, 1].
+    """
+    _check_share("acceptance", acceptance)
+    tokens, rejected = setting.step_tokens, 1 - acceptance
+    draft = setting.seconds(triple.draft, 1 + rejected * tokens)
+    draft += (tokens - 1) * setting.seconds(triple.draft)
+    score = setting.seconds(triple.prm, (1 + rejected) * (tokens + 1))
+    decode = setting.seconds(triple.target)
+    first = _first_rewrite_pass(triple.target, setting, acceptance)
+    return RoundSeconds(
+        draft=draft,
+        score=score,
+        catch_up=first - rejected * decode,
+        rewrite=rejected * tokens * decode,
+    )
+
+
+def _first_rewrite_pass(target: ModelShape, setting: Setting, acceptance: float) -> float:
+    """A round's share of the pass that begins a rewrite and reads the steps kept since the last."""
+    rejected = 1 - acceptance
+    if rejected == 0:
+        return 0.0  # the target is never called
+    kept = setting.step_tokens * acceptance / rejected
+    rows = min(1 + kept, setting.context)  # nothing is read twice
+    work = pass_work(target, seqs=setting.slots, rows=rows, context=setting.context)
+    return rejected * work.seconds(setting.device)
+
+
+def rsd(triple: Triple, setting: Setting, acceptance: float) -> float:
+    """Tokens a second of reward-guided speculative decoding."""
+    seconds = round_seconds(triple, setting, acceptance).total
+    return setting.slots * setting.step_tokens / seconds
+
+
+def speculate(
+    draft: ModelShape, target: ModelShape, setting: Setting, token_acceptance: float
+) -> Speculation:
+    """Token-level speculative decoding with the best number of draft tokens.
+
+    A cycle is k draft passes and one pass of the target over k + 1 tokens, and gives
+    (1 - a^(k+1)) / (1 - a) tokens on average (Leviathan et al., ICML 2023, equation 1).
+
+    Args:
+        draft: the model that proposes.
+        target: the model that checks.
+        setting: slots and context.
+        token_acceptance: a, the chance that a draft token is kept.
+
+    Raises:
+        ValueError: `token_acceptance` is not in [0, 1].
+    """
+    _check_share("token_acceptance", token_acceptance)
+    one = setting.seconds(draft)
+
+    def rate(k: int) -> float:
+        tokens = sum(token_acceptance**i for i in range(k + 1))
+        return setting.slots * tokens / (k * one + setting.seconds(target, k + 1))
+
+    best = max(range(MAX_DRAFT_TOKENS + 1), key=rate)
+    return Speculation(best, rate(best))
+
+
+def break_even(triple: Triple, setting: Setting, tokens_per_second: float) -> float | None:
+    """The least acceptance rate at which RSD reaches `tokens_per_second`; None if none does."""
+
+    def reaches(acceptance: float) -> bool:
+        return rsd(triple, setting, acceptance) >= tokens_per_second
+
+    low, high = 0.0, _NEARLY_ONE
+    if reaches(low):
+        return low
+    if not reaches(high):
+        return None
+    for _ in range(60):  # the rate never falls as more steps are kept
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return high
+
+
+def flops_ratio(triple: Triple, step_tokens: int, acceptance: float) -> dict[str, float]:
+    """How many times fewer operations a kept token costs than the target alone.
+
+    Returns:
+        `generated`: 2 x parameters x tokens written or scored, the paper's accounting; `all`: every
+        token that any model reads, rewrites, separators and catching up included, prompts not.
+    """
+    rejected = 1 - acceptance
+    draft, target, prm = (m.num_parameters for m in (triple.draft, triple.target, triple.prm))
+    generated = draft + prm + rejected * target
+    separator = (step_tokens + 1) / step_tokens
+    read = (1 + rejected) * (draft + separator * prm) + (target if rejected > 0 else 0)
+    return {"generated": target / generated, "all": target / read}
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
