@@ -31,7 +31,7 @@ from rsd_kernels.native.build import BuildError, BuildReport, NativeLibrary  # n
 
 
 @dataclass(frozen=True)
-class Plan:
+class LibraryBuild:
     """One library, how it is built, and why it is not if it is not."""
 
     library: NativeLibrary
@@ -65,16 +65,16 @@ class Plan:
         return Extension(self.module_name, sources, optional=optional)
 
 
-PLANS = tuple(
-    Plan(library, build, library.skip_reason(os.environ, find))
+BUILDS = tuple(
+    LibraryBuild(library, build, library.skip_reason(os.environ, find))
     for library, build, find in (
         (cuda_build.LIBRARY, cuda_build.build_library, cuda_build.find_nvcc),
         (cpu_build.LIBRARY, cpu_build.build_library, cpu_build.find_compiler),
     )
 )
 # No extension where none will be built: without any the wheel stays py3-none-any.
-BUILT = {plan.module_name: plan for plan in PLANS if plan.skip_reason is None}
-SKIPPED = [plan for plan in PLANS if plan.skip_reason is not None]
+BUILT = {build.module_name: build for build in BUILDS if build.skip_reason is None}
+SKIPPED = [build for build in BUILDS if build.skip_reason is not None]
 
 
 class BuildPython(build_py):
@@ -84,10 +84,10 @@ class BuildPython(build_py):
         super().run()
         target = PACKAGE_FOLDER if self.editable_mode else Path(self.build_lib, PACKAGE)
         if not self.editable_mode:
-            for plan in PLANS:
-                plan.copy_sources(target)
-        for plan in SKIPPED:
-            plan.record_skip(target)
+            for build in BUILDS:
+                build.copy_sources(target)
+        for build in SKIPPED:
+            build.record_skip(target)
 
 
 class BuildLibraries(build_ext):
@@ -100,28 +100,28 @@ class BuildLibraries(build_ext):
         super().run()
         if not self.inplace:
             return
-        for plan in SKIPPED:
-            plan.record_skip(PACKAGE_FOLDER)
-        for plan in BUILT.values():
+        for build in SKIPPED:
+            build.record_skip(PACKAGE_FOLDER)
+        for build in BUILT.values():
             # A failed build leaves nothing to copy: an older library must not stay in its place.
-            made, library = Path(self.build_lib, PACKAGE), plan.library
+            made, library = Path(self.build_lib, PACKAGE), build.library
             if not (made / library.file_name).exists():
                 (PACKAGE_FOLDER / library.file_name).unlink(missing_ok=True)
             shutil.copyfile(made / library.report_name, PACKAGE_FOLDER / library.report_name)
 
     def build_extension(self, ext: Extension) -> None:
-        plan = BUILT[ext.name]
+        build = BUILT[ext.name]
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
         try:
-            report = plan.build(output, plan.sources, os.environ)
+            report = build.build(output, build.sources, os.environ)
         except (BuildError, OSError) as error:
-            if plan.library.is_required(os.environ):
+            if build.library.is_required(os.environ):
                 raise
-            self.warn(f"the {plan.library.title} was not built: {error}")
+            self.warn(f"the {build.library.title} was not built: {error}")
             report = BuildReport(built=False, reason=str(error))
-        plan.library.write_report(report, output.parent)
+        build.library.write_report(report, output.parent)
 
     def get_ext_filename(self, fullname: str) -> str:
         *folders, stem = fullname.split(".")
@@ -138,7 +138,7 @@ class PlatformWheel(bdist_wheel):
 
 def main() -> Distribution:
     return setup(
-        ext_modules=[plan.extension() for plan in BUILT.values()],
+        ext_modules=[build.extension() for build in BUILT.values()],
         cmdclass={
             "build_py": BuildPython,
             "build_ext": BuildLibraries,

@@ -14,7 +14,7 @@ from bench.kernel_shapes import Setting
 from bench.projection_cases import Case
 from bench.timing import Calls
 from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
-from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.embedding import twin as embedding_twin
 from rsd_kernels.linear import twin as norm_twin
@@ -41,7 +41,11 @@ class Scene:
 
 
 def decode_scene(
-    setting: Setting, shape: ModelShape, num_rows: int, copies: int, per_page: int = TOKENS_PER_PAGE
+    setting: Setting,
+    shape: DecoderShape,
+    num_rows: int,
+    copies: int,
+    per_page: int = TOKENS_PER_PAGE,
 ) -> Scene:
     """`num_rows` sequences of `setting.context` tokens, their pages in a shuffled order."""
     context, device = setting.context, setting.device
@@ -67,7 +71,7 @@ def decode_scene(
     return Scene(RowBatch(**on_device), table.to(device), kv, context)
 
 
-def attention_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
+def attention_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     """One layer's decode attention."""
     token_bytes = 2 * shape.num_kv_heads * shape.head_dim * setting.dtype.itemsize
     num_bytes = num_rows * setting.context * token_bytes
@@ -119,14 +123,14 @@ def _exact_attention(scene: Scene, q: Tensor, scale: float) -> Tensor:
     return paged_attention(wide, k, v, key_map, scale=scale, out=torch.empty_like(wide))
 
 
-def small_cases(setting: Setting, shape: ModelShape, num_rows: int) -> Iterator[Case]:
+def small_cases(setting: Setting, shape: DecoderShape, num_rows: int) -> Iterator[Case]:
     """Ops that move a few rows: a launch is what they cost."""
     yield _rope_case(setting, shape, num_rows)
     yield _embed_case(setting, shape, num_rows)
     yield _last_rows_case(setting, shape, num_rows)
 
 
-def _rope_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
+def _rope_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     scene = decode_scene(replace(setting, context=TOKENS_PER_PAGE), shape, num_rows, copies=16)
     num_heads = shape.num_q_heads + 2 * shape.num_kv_heads
     qkv = setting.normal(num_rows, num_heads, shape.head_dim)
@@ -173,7 +177,7 @@ def _rope_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
     return Case("rope_kv_write", num_rows, 2 * qkv.nbytes, scene.copies, contenders, gate)
 
 
-def _embed_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
+def _embed_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     table = setting.normal(shape.vocab, shape.hidden)
     token = torch.arange(num_rows, dtype=torch.int32, device=table.device) * 7 % shape.vocab
     ours = table.new_empty(num_rows, shape.hidden)
@@ -193,7 +197,7 @@ def _embed_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
     return Case("embed", num_rows, 2 * ours.nbytes, 16, contenders, gate)
 
 
-def _last_rows_case(setting: Setting, shape: ModelShape, num_rows: int) -> Case:
+def _last_rows_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     x = setting.normal(num_rows, shape.hidden)
     norm = setting.normal(shape.hidden)
     start = torch.arange(num_rows + 1, dtype=torch.int32, device=x.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import NUM_ROLES, Phase
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 
 THRESHOLD = 0.5
 STEP = 40  # tokens of the step that is decided
@@ -64,20 +64,20 @@ class PageSet:
 def mid_step(sizes: Sizes, device: torch.device) -> SlotState:
     """Every slot has written a step, the PRM has read it, and nothing is decided."""
     num_slots, length, columns = sizes.num_slots, sizes.length, sizes.num_columns
-    limits = SlotLimits(
+    sizes = SlotSizes(
         num_slots=num_slots,
-        row_len=length + 64,
-        prm_row_len=2 * length,
+        max_len=length + 64,
+        prm_max_len=2 * length,
         pages_per_role=columns,
         num_pages=NUM_ROLES * num_slots * columns,
         log_words=num_slots * (length + 64) * 2,
     )
-    state = SlotState.allocate(limits, torch.device("cpu"))
+    state = SlotState.allocate(sizes, torch.device("cpu"))
     state.length.fill_(length)
     state.committed.fill_(length - STEP)
     state.prm_length.fill_(length)
     state.prm_committed.fill_(length - STEP)
-    state.limit.fill_(length + 32)
+    state.length_limit.fill_(length + 32)
     state.max_steps.fill_(100)
     state.phase.fill_(Phase.SCORE)
     state.active.fill_(1)

@@ -33,7 +33,7 @@ from bench import bars, report
 from bench.gpu_plan import Part, build_parts, chosen, parts
 
 ROOT = Path(__file__).resolve().parents[1]
-_TAIL = 60  # lines of a part's output that are kept
+_MERGES = 60  # lines of a part's output that are kept
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Runner:
             "exit_status": code,
             "seconds": round(time.monotonic() - start, 1),
             "result": last_json(lines),
-            "output": [line for line in lines if not line.startswith("{")][-_TAIL:],
+            "output": [line for line in lines if not line.startswith("{")][-_MERGES:],
         }
 
     def known(self, part: Part) -> dict[str, Any] | None:

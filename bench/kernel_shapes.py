@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rsd_kernels.aot.launches import MODEL_SHAPES, ModelShape
+from rsd_kernels.aot.launches import MODEL_SHAPES, DecoderShape
 from rsd_kernels.model_ops import ModelOps, model_ops
 
-TINY = {"tiny": ModelShape(64, 96, 2, 4, 2, 16, 160, True)}
+TINY = {"tiny": DecoderShape(64, 96, 2, 4, 2, 16, 160, True)}
 REAL = {name: MODEL_SHAPES[name] for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")}
 _MAX_COPIES = 256
 
@@ -22,14 +22,14 @@ class Setting:
 
     device: torch.device
     dtype: torch.dtype
-    shapes: dict[str, ModelShape]
+    shapes: dict[str, DecoderShape]
     rows: tuple[int, ...]
     context: int  # tokens a sequence holds
     runs: int
     cold_bytes: int  # memory that all copies of an op read together: more than a cache holds
 
     @classmethod
-    def real(cls, shapes: dict[str, ModelShape], runs: int) -> Setting:
+    def real(cls, shapes: dict[str, DecoderShape], runs: int) -> Setting:
         return cls(
             device=torch.device("cuda", torch.cuda.current_device()),
             dtype=torch.bfloat16,
@@ -47,7 +47,7 @@ class Setting:
 
     @cached_property
     def ops(self) -> ModelOps:
-        return model_ops(torch.empty(0, dtype=self.dtype, device=self.device), planned=True)
+        return model_ops(torch.empty(0, dtype=self.dtype, device=self.device), scheduled=True)
 
     def copies(self, num_bytes: int) -> int:
         """How many copies of so many bytes a run reads."""

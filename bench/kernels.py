@@ -24,7 +24,7 @@ from bench.kernel_shapes import REAL, Setting
 from bench.projection_cases import Case, fused_case, matrices, product_case
 from bench.timing import alternate_calls
 from rsd_engine.roofline.measured import read_bandwidth
-from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda import library as cuda_library
 
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
@@ -36,7 +36,7 @@ _OF_MODEL = {
 }
 
 
-def cases(setting: Setting, shape: ModelShape) -> Iterator[Case]:
+def cases(setting: Setting, shape: DecoderShape) -> Iterator[Case]:
     """One at a time: the weights of one are gone when the next is made."""
     for matrix in matrices(setting, shape):
         for num_rows in setting.rows:
@@ -158,7 +158,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def _ops(
-    attempts: Attempts, name: str, shape: ModelShape, setting: Setting, bandwidth: float
+    attempts: Attempts, name: str, shape: DecoderShape, setting: Setting, bandwidth: float
 ) -> list[dict[str, Any]]:
     """Every op of one model, with its table."""
     entries = attempts.run_all(

@@ -168,7 +168,7 @@ def count_returns(engine: Engine, executor: Executor, scene: Scene) -> Returns:
         while core.has_work:
             steps += sum(
                 isinstance(event, StepDecided) and event.kind == RecordKind.KEPT
-                for event in core.step()
+                for event in core.next_events()
             )
         seconds = time.perf_counter() - start
     launches = core.stats.launches - before.launches

@@ -23,16 +23,18 @@ from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
-from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.launch import can_overlap
-from rsd_kernels.model_ops import REFERENCE
+from rsd_kernels.model_ops import TWINS
 from rsd_kernels.qkv.twin import in_two
 
 _CALLS = 4  # tokens of one run
 _TOLERANCE = 0.05  # of the logits' norm in bf16; fp32 stays far below
 
 
-def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float) -> dict[str, Any]:
+def measure(
+    setting: Setting, shape: DecoderShape, num_rows: int, bandwidth: float
+) -> dict[str, Any]:
     """`num_rows` sequences of `setting.context` tokens decode one token each.
 
     Raises:
@@ -41,7 +43,7 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
     decoding = _Decoding.of(setting, shape, num_rows)
     scene, out = decoding.scene, decoding.out
     twins, in_pieces = decoding.model(), decoding.model()
-    twins.decoder.ops = REFERENCE
+    twins.decoder.ops = TWINS
     ops = in_pieces.decoder.ops
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
     plain = _runner(twins, scene, out[1])
@@ -71,7 +73,7 @@ def measure(setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
 
 
 def measure_early(
-    setting: Setting, shape: ModelShape, num_rows: int, bandwidth: float
+    setting: Setting, shape: DecoderShape, num_rows: int, bandwidth: float
 ) -> dict[str, Any]:
     """The same token by kernels that start early, beside those that do not.
 
@@ -101,7 +103,7 @@ class _Decoding:
     num_bytes: int  # that a token reads
 
     @classmethod
-    def of(cls, setting: Setting, shape: ModelShape, num_rows: int) -> _Decoding:
+    def of(cls, setting: Setting, shape: DecoderShape, num_rows: int) -> _Decoding:
         config, weights = random_weights(setting, shape)
         scene = decode_scene(setting, shape, num_rows, copies=shape.num_layers)
         out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
@@ -123,7 +125,7 @@ class _Decoding:
         return alternate_calls(contenders, device=self.setting.device, copies=_CALLS, runs=runs)
 
 
-def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, DecoderWeights]:
+def random_weights(setting: Setting, shape: DecoderShape) -> tuple[ModelConfig, DecoderWeights]:
     """A Qwen2 of this shape; its LM head is the embedding."""
     config = ModelConfig.from_dict(
         {
@@ -150,7 +152,7 @@ def random_weights(setting: Setting, shape: ModelShape) -> tuple[ModelConfig, De
     return config, weights
 
 
-def kv_bytes(setting: Setting, shape: ModelShape, num_rows: int) -> int:
+def kv_bytes(setting: Setting, shape: DecoderShape, num_rows: int) -> int:
     token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * setting.dtype.itemsize
     return num_rows * setting.context * token
 

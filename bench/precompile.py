@@ -28,7 +28,7 @@ from rsd_kernels.aot.launches import (
     overlapped_launches,
     shipped_launches,
 )
-from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.aot.loop_launches import loop_launches
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
 ROWS = (1, 2, 4, 8, 16, 64, 256)
@@ -74,7 +74,7 @@ def control_of_slots() -> list[ShippedLaunch]:
     return [
         ShippedLaunch(op, f"{slots} slots", 0, launch)
         for slots in SLOTS
-        for op, launch in control_launches(slots).items()
+        for op, launch in loop_launches(slots).items()
     ]
 
 

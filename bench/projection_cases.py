@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.kernel_gate import Errors, require_close
 from bench.kernel_shapes import Setting
 from bench.timing import Calls
-from rsd_kernels.aot.launches import ModelShape
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.decode_projection import MAX_ROWS, decode_projection
 from rsd_kernels.linear import twin
@@ -49,7 +49,7 @@ class Matrix:
         return self.weights[0].nbytes
 
 
-def matrices(setting: Setting, shape: ModelShape) -> Iterator[Matrix]:
+def matrices(setting: Setting, shape: DecoderShape) -> Iterator[Matrix]:
     """Every weight that a decode step reads, one at a time: together they may not fit."""
     qkv = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
     sizes = {

@@ -1,4 +1,4 @@
-"""Small launches for compute-sanitizer: plan, rollback and attention, each once.
+"""Small launches for compute-sanitizer: schedule, rollback and attention, each once.
 
     python -m bench.sanitize --tool memcheck     # runs itself under compute-sanitizer
     python -m bench.sanitize --dry-run           # the same launches without it
@@ -33,15 +33,15 @@ TOOLS = ("memcheck", "racecheck")
 _ERROR_STATUS = 77  # of the sanitizer, when it found something
 
 
-def plan(device: torch.device) -> None:
+def schedule(device: torch.device) -> None:
     sizes = Sizes.tiny()
     state = mid_step(sizes, device)
     state.phase.fill_(Phase.DRAFT)
     state.kv_len.sub_(1)
     batch = RowBatch.allocate(64, sizes.num_slots, device)
-    ops.plan(state, batch, TOKENS_PER_PAGE)
+    ops.schedule(state, batch, TOKENS_PER_PAGE)
     if int(state.num_rows) != sizes.num_slots:
-        raise Mismatch(f"plan packed {int(state.num_rows)} rows for {sizes.num_slots} slots")
+        raise Mismatch(f"schedule packed {int(state.num_rows)} rows for {sizes.num_slots} slots")
 
 
 def rollback(device: torch.device) -> None:
@@ -54,7 +54,7 @@ def attention(device: torch.device) -> None:
         attention_case(setting, setting.shapes["tiny"], num_rows).gate()
 
 
-CASES = {"plan": plan, "rollback": rollback, "attention": attention}
+CASES = {"schedule": schedule, "rollback": rollback, "attention": attention}
 
 
 def find_sanitizer() -> str | None:

@@ -156,7 +156,7 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
             core.add(key, request)
         told: list[tuple[float, Event]] = []
         while core.has_work:
-            events = core.step()
+            events = core.next_events()
             now = time.perf_counter()
             told += [(now, event) for event in events]
     finally:
@@ -223,7 +223,7 @@ def _accept_draws(scene: Scene, seed: int) -> Iterator[float]:
 
 
 def _check_pages(core: EngineCore, requests: Sequence[SlotRequest]) -> None:
-    need = sum(core._pages_at(request, request.limit) for request in requests)
+    need = sum(core._pages_at(request, request.length_limit) for request in requests)
     have = int(core.state.free_pages.shape[0])
     if need > have:
         raise MemoryError(f"{len(requests)} slots need {need} KV pages, the pool has {have}")

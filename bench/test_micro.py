@@ -23,7 +23,7 @@ from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
 
 CPU = torch.device("cpu")
@@ -56,18 +56,18 @@ class Scene:
 
 @pytest.fixture
 def scene() -> Scene:
-    limits = SlotLimits(NUM_SLOTS, 512, 1024, 64, 4096, 2**16)
-    state = SlotState.allocate(limits, CPU)
+    sizes = SlotSizes(NUM_SLOTS, 512, 1024, 64, 4096, 2**16)
+    state = SlotState.allocate(sizes, CPU)
     state.length.fill_(LENGTH)
     state.committed.fill_(LENGTH - STEP)
     state.prm_length.fill_(LENGTH + 4)
     state.prm_committed.fill_(LENGTH - STEP)
-    state.limit.fill_(500)
+    state.length_limit.fill_(500)
     state.max_steps.fill_(100)
     state.max_step_tokens.fill_(400)
     state.phase.fill_(Phase.DRAFT)
     state.active.fill_(1)
-    state.age.copy_(torch.arange(NUM_SLOTS))
+    state.arrival.copy_(torch.arange(NUM_SLOTS))
     state.num_logprobs.fill_(-1)
     state.stop_tokens.fill_(-1)
     state.repetition_penalty.fill_(1.0)
@@ -77,12 +77,12 @@ def scene() -> Scene:
     state.tokens.random_(VOCAB)
     state.kv_len[Role.DRAFT] = LENGTH - 1
     batch = RowBatch.allocate(256, NUM_SLOTS, CPU)
-    ops.plan(state, batch, TOKENS_PER_PAGE)
+    ops.schedule(state, batch, TOKENS_PER_PAGE)
     return Scene(state, batch)
 
 
-def test_plan(benchmark: Any, scene: Scene) -> None:
-    benchmark(ops.plan, scene.state, scene.batch, TOKENS_PER_PAGE)
+def test_schedule(benchmark: Any, scene: Scene) -> None:
+    benchmark(ops.schedule, scene.state, scene.batch, TOKENS_PER_PAGE)
     assert int(scene.state.num_rows) == NUM_SLOTS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Source = Literal["draft", "target"]
+StepSource = Literal["draft", "target"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
 
 
@@ -33,7 +33,7 @@ class Step:
 
     text: str  # with its delimiter
     token_ids: tuple[int, ...]
-    source: Source
+    source: StepSource
     reward: float | None  # None if unscored: target steps, and modes without a PRM
     rejected: RejectedStep | None  # what the draft had written
 
@@ -158,7 +158,7 @@ class StepEvent:
     kind: Literal["kept", "rejected"]
     text: str  # of a kept step: what it adds to the output's text
     token_ids: tuple[int, ...]
-    source: Source
+    source: StepSource
     reward: float | None
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from examples.demo_family.recipes import RewardModel
 from examples.demo_family.sampling import MAX_SOLUTION_TOKENS
 from examples.demo_family.tokenizer import save_tokenizer
-from rsd_engine.demo import Role
+from rsd_engine.demo import ModelRole
 
 
 def export_language_model(
@@ -61,7 +61,7 @@ def export_reward_model(
     save_tokenizer(tokenizer, folder)
 
 
-def load_language_model(folder: Path, role: Role) -> LlamaForCausalLM:
+def load_language_model(folder: Path, role: ModelRole) -> LlamaForCausalLM:
     """An exported draft or target, in single precision for the CPU."""
     model = AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32)
     return model.eval()

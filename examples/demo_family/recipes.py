@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2Model
 
 from examples.demo_family.tokenizer import MAX_LENGTH, SPECIAL, VOCAB_SIZE
-from rsd_engine.demo import Role
+from rsd_engine.demo import ModelRole
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Shape:
     mlp: int
 
 
-SHAPES: dict[Role, Shape] = {
+SHAPES: dict[ModelRole, Shape] = {
     "draft": Shape(hidden=64, layers=3, heads=2, kv_heads=2, mlp=160),
     "target": Shape(hidden=256, layers=6, heads=4, kv_heads=2, mlp=704),
     "prm": Shape(hidden=128, layers=4, heads=4, kv_heads=2, mlp=160),
 }
-LEARNING_RATE: dict[Role, float] = {"draft": 4e-3, "target": 2e-3, "prm": 3e-3}
+LEARNING_RATE: dict[ModelRole, float] = {"draft": 4e-3, "target": 2e-3, "prm": 3e-3}
 
 
-def _common(role: Role, attention: str) -> dict[str, Any]:
+def _common(role: ModelRole, attention: str) -> dict[str, Any]:
     shape = SHAPES[role]
     return {
         "vocab_size": VOCAB_SIZE,
@@ -51,7 +51,7 @@ def _common(role: Role, attention: str) -> dict[str, Any]:
     }
 
 
-def language_model(role: Role, attention: str = "eager") -> LlamaForCausalLM:
+def language_model(role: ModelRole, attention: str = "eager") -> LlamaForCausalLM:
     """A fresh draft or target."""
     return LlamaForCausalLM(LlamaConfig(**_common(role, attention)))
 

@@ -48,7 +48,7 @@ from examples.demo_family.reward_data import (
     save_mistakes,
 )
 from examples.demo_family.tokenizer import save_tokenizer, train_tokenizer
-from rsd_engine.demo import Role
+from rsd_engine.demo import ModelRole
 from rsd_engine.demo.problems import generate
 
 BATCH_TOKENS = {"draft": 4096, "target": 2048, "prm": 2048}
@@ -122,7 +122,7 @@ def train_reward_model(args: argparse.Namespace) -> None:
     trainer.run(reward_loss, reward_pools(load_tokenizer(args.work), mistakes, 3, tokens))
 
 
-def load_average(work: Path, role: Role, device: str = "cpu") -> Any:
+def load_average(work: Path, role: ModelRole, device: str = "cpu") -> Any:
     """The averaged weights of a checkpoint, ready for inference."""
     model: Any = RewardModel("sdpa") if role == "prm" else language_model(role, "sdpa")
     state = torch.load(work / f"{role}.pt", map_location=device)

@@ -56,23 +56,23 @@ class ModelOps:
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
-def model_ops(tensor: Tensor, *, planned: bool = False) -> ModelOps:
+def model_ops(tensor: Tensor, *, scheduled: bool = False) -> ModelOps:
     """The ops for tensors that are where this one is, and of its dtype.
 
-    planned: a pass begins with `embed`, and until it ends nothing writes row batches and page
+    scheduled: a pass begins with `embed`, and until it ends nothing writes row batches and page
         tables. Kernels that overlap read them early then, see `rsd_kernels.overlap`.
     """
     if not runs_on(tensor):
         on_library = cpu_ops.suits(tensor) and cpu_ops.available()
-        return cpu_library_ops() if on_library else REFERENCE
-    ops = triton_ops(planned=planned)
+        return cpu_library_ops() if on_library else TWINS
+    ops = triton_ops(scheduled=scheduled)
     if flash_attention.refusal(tensor.device, tensor.dtype) is None:
         return flash_attention.over(ops)
     return ops
 
 
-def triton_ops(*, planned: bool = False) -> ModelOps:
-    """The Triton launchers; `planned` as in `model_ops`.
+def triton_ops(*, scheduled: bool = False) -> ModelOps:
+    """The Triton launchers; `scheduled` as in `model_ops`.
 
     Raises:
         ImportError: if there is no Triton.
@@ -91,9 +91,9 @@ def triton_ops(*, planned: bool = False) -> ModelOps:
         norm_linear=products.norm_linear,
         norm_gate_up=products.norm_gate_up,
         linear=products.linear,
-        rope_kv_write=functools.partial(rope_kv_write.rope_kv_write, planned=planned),
-        qkv_projection=functools.partial(qkv_projection.qkv_projection, planned=planned),
-        paged_attention=functools.partial(paged_attention.paged_attention, planned=planned),
+        rope_kv_write=functools.partial(rope_kv_write.rope_kv_write, scheduled=scheduled),
+        qkv_projection=functools.partial(qkv_projection.qkv_projection, scheduled=scheduled),
+        paged_attention=functools.partial(paged_attention.paged_attention, scheduled=scheduled),
         last_rows_norm=rms_norm.last_rows_norm,
         lm_head=products.linear,
         attention_map=_map_on_device,
@@ -184,8 +184,8 @@ def _no_whole_decoder(parts: DecoderParts) -> CpuDecoder | None:
     return None
 
 
-REFERENCE = ModelOps(
-    backend="reference (PyTorch)",
+TWINS = ModelOps(
+    backend="PyTorch",
     embed=embed,
     norm_linear=norm_linear,
     norm_gate_up=norm_gate_up,

@@ -30,12 +30,12 @@ __all__ = [
     "advance",
     "bridge",
     "decide",
-    "plan",
+    "end_slot_step",
+    "end_step",
     "sample_append",
+    "schedule",
     "score",
     "score_scratch",
-    "settle",
-    "settle_slot",
     "truncate_kv",
     "wait_for_host",
     "write_prm_step",
@@ -58,13 +58,13 @@ def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
     return op
 
 
-plan = _op(schedule_twin.plan, "schedule")
+schedule = _op(schedule_twin.schedule, "schedule")
 advance = _op(schedule_twin.advance, "schedule")
 sample_append = _op(sample_twin.sample_append, "sample")
 bridge = _op(bridge_twin.bridge, "bridge")
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
-settle = _op(end_step_twin.settle, "end_step")
-settle_slot = _op(end_step_twin.settle_slot, "end_step")
+end_step = _op(end_step_twin.end_step, "end_step")
+end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 decide = _op(end_step_twin.decide, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")

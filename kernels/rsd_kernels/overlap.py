@@ -3,10 +3,10 @@
 A kernel launched with `Launch.overlap` may be put on the device as soon as every program of the
 kernel before it has called `allow_next_kernel` or ended. Why that changes no result:
 
-- Before `wait_for_previous_kernel` a program writes nothing. It may ask the L2 cache for anything:
-  all of the device sees that cache, so what is still written there is not missed. It reads nothing
-  but, where a launcher is told `planned`, what the plan of the pass has written: the embedding is
-  launched plainly and so begins after the plan has ended, and the kernels behind it begin later.
+- Before `wait_for_previous_kernel` a program writes nothing. It may prefetch anything into the L2
+  cache: the whole device shares that cache, so later writes are seen. It reads nothing, except for
+  what `schedule` wrote for this pass where the launcher is told `scheduled`: the embedding is
+  launched plainly, so it begins after `schedule` has ended, and the kernels behind it begin later.
 - The wait returns when the kernel before has ended and what it wrote can be seen. Only that kernel
   is waited for; but each of its own programs has waited before it ended, those without work too, so
   what came earlier has ended as well, and so on back to a kernel launched plainly, which began when

@@ -23,7 +23,7 @@ from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase,
 from rsd_kernels.state.pages import pages_for
 from rsd_kernels.state.slots import SlotState
 
-TextBridge = Callable[[list[int], int, Finish], list[int]]
+HostBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
 
 _ROLES_OF_MODE = {
@@ -39,7 +39,7 @@ class _Running:
 
     key: int
     request: SlotRequest
-    age: int
+    arrival: int
     generation: int
 
 
@@ -68,7 +68,7 @@ class EngineCore:
         executor: Executor,
         mailbox: Mailbox,
         *,
-        text_bridge: TextBridge | None = None,
+        text_bridge: HostBridge | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -96,7 +96,7 @@ class EngineCore:
 
     def check(self, request: SlotRequest) -> str | None:
         """Why the pool can never hold this request alone, or None if it can."""
-        need = self._pages_at(request, request.limit)
+        need = self._pages_at(request, request.length_limit)
         total = self.state.free_pages.shape[0]
         if need > total:
             return f"it may need {need} KV pages and the pool has {total}"
@@ -153,8 +153,8 @@ class EngineCore:
 
     # ------------------------------------------------------------------ one launch
 
-    def step(self) -> list[Event]:
-        """Goes on until something is decided or the launch returns; tells what was decided.
+    def next_events(self) -> list[Event]:
+        """Runs until a step is decided or the launch returns, and returns what was decided.
 
         Between launches it admits what fits.
         """
@@ -264,12 +264,16 @@ class EngineCore:
             slot = self._slots.index(None)
             self._generation += 1
             self._arrivals += 1
-            fill_slot(self.state, slot, request, generation=self._generation, age=self._arrivals)
+            fill_slot(
+                self.state, slot, request, generation=self._generation, arrival=self._arrivals
+            )
             self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
 
     def _resume(self) -> None:
         """Re-admits preempted requests, oldest first, when pages for a long step are free."""
-        for running, slot in sorted(self._slots_with(active=False), key=lambda found: found[0].age):
+        for running, slot in sorted(
+            self._slots_with(active=False), key=lambda found: found[0].arrival
+        ):
             if not self._has_room(running.request, int(self.state.length[slot])):
                 return
             self.state.active[slot] = 1
@@ -282,10 +286,10 @@ class EngineCore:
         active = self._slots_with(active=True)
         if not active:
             return True
-        short = self.state.short.tolist()
-        if any(short[slot] for _, slot in active):
+        lacking = self.state.lacks_pages.tolist()
+        if any(lacking[slot] for _, slot in active):
             return False
-        longest = min(request.limit, length + request.max_step_tokens)
+        longest = min(request.length_limit, length + request.max_step_tokens)
         return self._pages_at(request, longest) <= int(self.state.num_free)
 
     def _pages_at(self, request: SlotRequest, length: int) -> int:
@@ -315,7 +319,7 @@ class EngineCore:
         """
         state = self.state
         went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
-        return not went_on and bool(state.short.any())
+        return not went_on and bool(state.lacks_pages.any())
 
     def preempt_youngest(self) -> int | None:
         """Takes the pages of the youngest active request; the oldest is never preempted.
@@ -327,7 +331,7 @@ class EngineCore:
         active = self._slots_with(active=True)
         if len(active) < 2:
             return None
-        _, slot = max(active, key=lambda found: found[0].age)
+        _, slot = max(active, key=lambda found: found[0].arrival)
         self._release(slot)
         self.state.active[slot] = 0
         self.num_preemptions += 1
@@ -356,7 +360,7 @@ class EngineCore:
         finish = Finish(int(state.finish[slot]))
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
         ops.write_prm_step(state, slot, ids)
-        ops.settle_slot(state, slot, self.loop.tokens_per_page)
+        ops.end_slot_step(state, slot, self.loop.tokens_per_page)
 
 
 def _decided(key: int, record: LogRecord) -> StepDecided:

@@ -20,7 +20,7 @@ class SlotRequest:
     prompt: tuple[int, ...]
     prm_prompt: tuple[int, ...]  # empty unless the mode is RSD
     mode: Mode
-    limit: int  # length at which the output ends
+    length_limit: int  # length at which the output ends
     max_steps: int
     max_step_tokens: int
     min_length: int
@@ -39,7 +39,7 @@ class SlotRequest:
 
 
 def fill_slot(
-    state: SlotState, slot: int, request: SlotRequest, *, generation: int, age: int
+    state: SlotState, slot: int, request: SlotRequest, *, generation: int, arrival: int
 ) -> None:
     """Writes a new request into a free slot; it holds no pages yet."""
     prompt, prm_prompt = request.prompt, request.prm_prompt
@@ -60,12 +60,12 @@ def fill_slot(
         "prompt_length": len(prompt),
         "prm_length": len(prm_prompt),
         "prm_committed": len(prm_prompt),
-        "limit": request.limit,
+        "length_limit": request.length_limit,
         "mode": request.mode,
         "active": 1,
         "generation": generation,
-        "age": age,
-        "short": 0,
+        "arrival": arrival,
+        "lacks_pages": 0,
         "ended": 0,
         "num_steps": 0,
         "max_steps": request.max_steps,

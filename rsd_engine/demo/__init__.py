@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-Role = Literal["draft", "target", "prm"]
+ModelRole = Literal["draft", "target", "prm"]
 
 
-def checkpoint_dir(role: Role) -> Path:
+def checkpoint_dir(role: ModelRole) -> Path:
     """The folder of a demo model in Hugging Face format."""
     folder = Path(__file__).parent / "checkpoints" / role
     if not (folder / "config.json").is_file():

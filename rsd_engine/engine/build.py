@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
-from rsd_engine.core.engine_core import EngineCore, TextBridge
+from rsd_engine.core.engine_core import EngineCore, HostBridge
 from rsd_engine.core.mailbox import open_mailbox
-from rsd_engine.engine.memory_estimate import MAX_ROWS, row_length
+from rsd_engine.engine.memory_estimate import MAX_ROWS, max_length_of
 from rsd_engine.engine.memory_report import MemoryReport, megabytes, report_memory
-from rsd_engine.engine.models import ModelSet, Source, load_models
+from rsd_engine.engine.models import ModelSet, ModelSource, load_models
 from rsd_engine.engine.requests import RequestRules
 from rsd_engine.loop.executors.choose import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
-from rsd_engine.memory.budget import PoolPlan, plan_pool, slot_limits
+from rsd_engine.memory.budget import PoolLayout, size_pool, slot_sizes
 from rsd_engine.memory.page_pool import PagedKV, PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import build_automaton
-from rsd_engine.steps.merge_tables import build_tail_tables
+from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.policies import Policy, check_policy
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.text_bridge import TextBridge as StepText
+from rsd_engine.steps.text_bridge import TextBridge
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Finish, Role
 from rsd_kernels.state.rows import RowBatch
@@ -54,9 +54,9 @@ class BuiltEngine:
 
 
 def build_engine(
-    draft: Source | None,
-    target: Source | None,
-    prm: Source | None,
+    draft: ModelSource | None,
+    target: ModelSource | None,
+    prm: ModelSource | None,
     *,
     policy: Policy,
     device: str | torch.device,
@@ -86,10 +86,10 @@ def build_engine(
         draft, target, prm, dtype=dtype, device=where, revision=revision, max_rows=MAX_ROWS
     )
     model_len = _model_len(models, max_model_len)
-    row_len = _row_lengths(models, model_len)
-    plan = plan_pool(
+    max_len = _max_lengths(models, model_len)
+    layout = size_pool(
         models.kv_shapes,
-        row_len,
+        max_len,
         max_num_seqs=max_num_seqs,
         max_model_len=model_len,
         kv_cache_memory_bytes=kv_cache_memory_bytes,
@@ -97,15 +97,15 @@ def build_engine(
         device=where,
         page_multiple=max(m.decoder.ops.page_multiple for m in models.models.values()),
     )
-    pool = _allocate_pool(plan, where)
-    limits = replace(slot_limits(plan, row_len, max_num_seqs), row_buckets=buckets)
-    state, mailbox = open_mailbox(SlotState.allocate(limits, where))
-    loop = _loop(models, pool, plan, state, delimiters, where)
+    pool = _allocate_pool(layout, where)
+    sizes = replace(slot_sizes(layout, max_len, max_num_seqs), row_buckets=buckets)
+    state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
+    loop = _loop(models, pool, layout, state, delimiters, where)
     core = EngineCore(
         loop,
         make_executor(executor, build_program(loop), where),
         mailbox,
-        text_bridge=_text_bridge(models) if loop.tail is None else None,
+        text_bridge=_text_bridge(models) if loop.merges is None else None,
     )
     rules = RequestRules(
         modes=_modes(models),
@@ -114,12 +114,12 @@ def build_engine(
         eos_ids=models.eos_ids,
         num_ids=models.num_ids,
         max_model_len=model_len,
-        prm_row_len=row_len.get(Role.PRM, 0),
+        prm_max_len=max_len.get(Role.PRM, 0),
         prm_format=models.prm.format if models.prm else None,
     )
     parameters = {role: model.num_parameters for role, model in models.models.items()}
     built = BuiltEngine(models, pool, core, rules, parameters)
-    _say(built, plan, model_len)
+    _say(built, layout, model_len)
     return built
 
 
@@ -170,18 +170,18 @@ def _model_len(models: ModelSet, asked: int | None) -> int:
     return asked
 
 
-def _row_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
+def _max_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
     return {
-        role: row_length(role, model_len, model.config) for role, model in models.models.items()
+        role: max_length_of(role, model_len, model.config) for role, model in models.models.items()
     }
 
 
-def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
+def _allocate_pool(layout: PoolLayout, device: torch.device) -> PagePool:
     try:
-        return PagePool(plan.num_pages, plan.page_bytes, device, plan.page_multiple)
+        return PagePool(layout.num_pages, layout.page_bytes, device, layout.page_multiple)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         raise MemoryError(
-            f"the KV pages need {plan.num_bytes} bytes and {device} does not have them; lower "
+            f"the KV pages need {layout.num_bytes} bytes and {device} does not have them; lower "
             "kv_cache_memory_bytes or gpu_memory_utilization, or max_num_seqs or max_model_len"
         ) from error
 
@@ -189,16 +189,16 @@ def _allocate_pool(plan: PoolPlan, device: torch.device) -> PagePool:
 def _loop(
     models: ModelSet,
     pool: PagePool,
-    plan: PoolPlan,
+    layout: PoolLayout,
     state: SlotState,
     delimiters: Sequence[str],
     device: torch.device,
 ) -> Loop:
     prm = models.prm
-    tail = None
+    merges = None
     if prm is None or prm.shares_vocabulary:
-        tail = build_tail_tables(models.main.tokenizer, delimiters, device)
-    if prm and tail is None:
+        merges = build_merge_tables(models.main.tokenizer, delimiters, device)
+    if prm and merges is None:
         logger.info("prm: its steps are tokenised from text, on the host (slower)")
     tables = build_step_tables(
         models.main.tokenizer,
@@ -218,10 +218,10 @@ def _loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
         tables=tables,
-        tail=tail,
-        tokens_per_page=plan.tokens_per_page,
+        merges=merges,
+        tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
-        decide=_decide(prm.model, state, plan.tokens_per_page) if prm else _decide_nothing,
+        decide=_decide(prm.model, state, layout.tokens_per_page) if prm else _decide_nothing,
         logits=logits,
     )
 
@@ -257,11 +257,11 @@ def _decide_nothing(batch: RowBatch) -> None:
     raise AssertionError(f"a pass of {batch.num_rows} rows to be scored, and there is no PRM")
 
 
-def _text_bridge(models: ModelSet) -> TextBridge | None:
+def _text_bridge(models: ModelSet) -> HostBridge | None:
     prm = models.prm
     if prm is None:
         return None
-    steps = StepText(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
+    steps = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
 
     def bridge(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
         if finish == Finish.STOP_TOKEN and not delimiter_bytes:
@@ -277,12 +277,12 @@ def _modes(models: ModelSet) -> tuple[str, ...]:
     return tuple(role.name.lower() for role in models.writers)
 
 
-def _say(built: BuiltEngine, plan: PoolPlan, model_len: int) -> None:
+def _say(built: BuiltEngine, layout: PoolLayout, model_len: int) -> None:
     models, memory = built.models, built.memory()
-    full = plan.num_pages // plan.pages_per_sequence
+    full = layout.num_pages // layout.pages_per_sequence
     logger.info(
         "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
-        plan.num_pages, plan.page_bytes, plan.num_bytes / 1e6, full, model_len,
+        layout.num_pages, layout.page_bytes, layout.num_bytes / 1e6, full, model_len,
     )  # fmt: skip
     weights = sum(memory.weights.values())
     logger.info(

@@ -154,7 +154,7 @@ class Dispatcher:
             return
         started = time.perf_counter()
         try:
-            events = self._core.step()
+            events = self._core.next_events()
         except BaseException as error:
             step.set_exception(error)
             return

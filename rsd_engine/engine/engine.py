@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from rsd_engine.engine.build import BuiltEngine, build_engine
 from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
-from rsd_engine.engine.models import Source
+from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import (
     Message,
     Prompt,
@@ -69,9 +69,9 @@ class Engine:
 
     def __init__(
         self,
-        draft: Source | None = None,
-        target: Source | None = None,
-        prm: Source | None = None,
+        draft: ModelSource | None = None,
+        target: ModelSource | None = None,
+        prm: ModelSource | None = None,
         *,
         policy: Policy | None = None,
         device: str | torch.device = "auto",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rsd_engine.memory.budget import PageLayout, PoolPlan, page_layout, slot_limits
+from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.state.enums import Role
@@ -23,7 +23,7 @@ MAX_ROWS = 256  # packed rows of one pass
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes an engine needs on a device.
 
     Attributes:
@@ -53,7 +53,7 @@ class MemoryPlan:
     def sequences(self, length: int, step_tokens: int) -> int:
         """How many sequences of `length` tokens the pages hold at once, on all three models."""
         per_sequence = sum(
-            pages_for(_row_tokens(role, length, step_tokens), self.layout.tokens_per_page[role])
+            pages_for(_context_tokens(role, length, step_tokens), self.layout.tokens_per_page[role])
             for role in self.weights
         )
         return max(0, self.pool // self.layout.page_bytes) // per_sequence
@@ -62,7 +62,7 @@ class MemoryPlan:
         """Share of the bytes of a sequence's pages that hold nothing, at `length` tokens."""
         held = used = 0
         for role, size in self.kv_bytes_per_token.items():
-            tokens = _row_tokens(role, length, step_tokens)
+            tokens = _context_tokens(role, length, step_tokens)
             held += pages_for(tokens, self.layout.tokens_per_page[role]) * self.layout.page_bytes
             used += tokens * size
         return 1 - used / held
@@ -86,7 +86,7 @@ class MemoryPlan:
         }
 
 
-def plan_memory(
+def estimate_memory(
     configs: Mapping[Role, ModelConfig],
     *,
     dtype: torch.dtype | None,
@@ -94,7 +94,7 @@ def plan_memory(
     utilization: float,
     max_num_seqs: int,
     max_model_len: int,
-) -> MemoryPlan:
+) -> MemoryEstimate:
     """The memory of an engine of these models.
 
     Args:
@@ -107,30 +107,30 @@ def plan_memory(
     """
     dtypes = {role: dtype or config.dtype for role, config in configs.items()}
     shapes = {role: config.kv_shape(dtypes[role]) for role, config in configs.items()}
-    row_len = {role: row_length(role, max_model_len, config) for role, config in configs.items()}
-    layout = page_layout(shapes, row_len)
+    max_len = {role: max_length_of(role, max_model_len, config) for role, config in configs.items()}
+    layout = page_layout(shapes, max_len)
     num_ids = min(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
     rows = sum(Activations.num_bytes(c, MAX_ROWS, dtypes[role]) for role, c in configs.items())
-    return MemoryPlan(
+    return MemoryEstimate(
         weights={role: c.num_parameters * dtypes[role].itemsize for role, c in configs.items()},
         kv_bytes_per_token={role: shape.bytes_per_token for role, shape in shapes.items()},
         layout=layout,
         activations=rows + logits,
-        state=_state_bytes(layout, row_len, max_num_seqs),
+        state=_state_bytes(layout, max_len, max_num_seqs),
         tables=sum(_rope_bytes(config) for config in configs.values()),
         available=int(memory_bytes * utilization),
     )
 
 
-def row_length(role: Role, model_len: int, config: ModelConfig) -> int:
+def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:
     """Tokens a role's row may hold; the PRM's has another prompt and more separators."""
     if role != Role.PRM:
         return model_len
     return min(config.max_position_embeddings, 2 * model_len + 128)
 
 
-def _row_tokens(role: Role, length: int, step_tokens: int) -> int:
+def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
     """Tokens of a role's row at `length` tokens of text: the PRM's has a separator a step."""
     return length + length // step_tokens if role == Role.PRM else length
 
@@ -140,13 +140,13 @@ def _rope_bytes(config: ModelConfig) -> int:
     return 2 * config.max_position_embeddings * config.head_dim * torch.float32.itemsize
 
 
-def _state_bytes(layout: PageLayout, row_len: Mapping[Role, int], max_num_seqs: int) -> int:
-    pool = PoolPlan(
+def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:
+    pool = PoolLayout(
         page_bytes=layout.page_bytes,
         tokens_per_page=layout.tokens_per_page,
         pages_per_sequence=layout.pages_per_sequence,
         num_pages=layout.pages_per_sequence * max_num_seqs,
     )
-    limits = slot_limits(pool, row_len, max_num_seqs)
-    state = SlotState.allocate(limits, torch.device("meta"))
+    sizes = slot_sizes(pool, max_len, max_num_seqs)
+    state = SlotState.allocate(sizes, torch.device("meta"))
     return sum(getattr(state, field.name).nbytes for field in fields(state))

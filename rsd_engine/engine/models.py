@@ -27,7 +27,7 @@ from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
-Source = str | Path | Checkpoint
+ModelSource = str | Path | Checkpoint
 """A folder, hub id or GGUF file, or a checkpoint that was opened already."""
 
 
@@ -106,9 +106,9 @@ class ModelSet:
 
 
 def load_models(
-    draft: Source | None,
-    target: Source | None,
-    prm: Source | None,
+    draft: ModelSource | None,
+    target: ModelSource | None,
+    prm: ModelSource | None,
     *,
     dtype: str | torch.dtype,
     device: torch.device,
@@ -146,7 +146,7 @@ def load_models(
     return ModelSet(writers, reward_model)
 
 
-def _open(name: str, source: Source, revision: str | None) -> Checkpoint:
+def _open(name: str, source: ModelSource, revision: str | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if not isinstance(source, str | Path) or not str(source).strip():

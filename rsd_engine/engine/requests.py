@@ -28,7 +28,7 @@ class RequestRules:
     eos_ids: frozenset[int]
     num_ids: int
     max_model_len: int
-    prm_row_len: int
+    prm_max_len: int
     prm_format: PrmFormat | None
 
 
@@ -59,7 +59,7 @@ def slot_request(
         prompt=prompt.token_ids,
         prm_prompt=prm_prompt,
         mode=_MODES[mode],
-        limit=length + max_tokens,
+        length_limit=length + max_tokens,
         max_steps=min(params.max_steps, max_tokens + 1),  # every step has a token: never reached
         max_step_tokens=min(params.max_step_tokens or max_tokens, max_tokens),
         min_length=length + params.min_tokens,
@@ -142,12 +142,12 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
         )
     if not prm_length:
         return room
-    prm_room = rules.prm_row_len - prm_length
+    prm_room = rules.prm_max_len - prm_length
     prm_room = max(prm_room - max_steps, prm_room // 2)
     if prm_room < 1:
         raise ValueError(
             f"the question has {prm_length} tokens in the PRM's prompt, whose context holds "
-            f"{rules.prm_row_len}; at least one step must fit too"
+            f"{rules.prm_max_len}; at least one step must fit too"
         )
     return min(room, prm_room)
 

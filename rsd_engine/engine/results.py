@@ -18,9 +18,9 @@ from rsd_engine.outputs import (
     RejectedStep,
     RequestOutput,
     RoleMetrics,
-    Source,
     Step,
     StepEvent,
+    StepSource,
 )
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.detokenize import Detokenizer, cut_at_stop
@@ -36,7 +36,7 @@ _REASONS: dict[Finish | None, FinishReason] = {
     Finish.PRM_FULL: "length",
     None: "abort",
 }
-_SOURCES: dict[Role, Source] = {Role.DRAFT: "draft", Role.TARGET: "target"}
+_SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
 
 
 class SampleBuilder:
@@ -159,7 +159,7 @@ class SampleBuilder:
         )
 
     def _event(
-        self, kind: Literal["kept", "rejected"], text: str, event: StepDecided, source: Source
+        self, kind: Literal["kept", "rejected"], text: str, event: StepDecided, source: StepSource
     ) -> StepEvent:
         reward = None if math.isnan(event.reward) else event.reward
         return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)

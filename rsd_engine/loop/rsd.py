@@ -25,7 +25,7 @@ from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.tables import MergeTables, StepTables
 
 Forward = Callable[[RowBatch], None]
 """Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.decide` reads."""
@@ -38,7 +38,7 @@ class Loop:
     state: SlotState
     batch: RowBatch
     tables: StepTables
-    tail: TailTables | None  # None: the PRM's row is written by the host, through text
+    merges: MergeTables | None  # None: the PRM's row is written by the host, through text
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
     decide: Callable[[RowBatch], None]  # scores the steps just read, keeps or forgets them
@@ -49,14 +49,14 @@ class Loop:
 def build_program(loop: Loop) -> Block:
     """The tree that every executor runs: a body for each role and number of rows."""
     state = loop.state
-    plan = Call(
-        "plan",
-        partial(ops.plan, state, loop.batch, loop.tokens_per_page, loop.rule),
+    schedule = Call(
+        "schedule",
+        partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule),
         sets=(state.running, state.pass_body),
     )
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     bodies = tuple(_body(loop, role, rows) for role in Role for rows in buckets)
-    return (While(state.running, (plan, Switch(state.pass_body, bodies))),)
+    return (While(state.running, (schedule, Switch(state.pass_body, bodies))),)
 
 
 def _body(loop: Loop, role: Role, num_rows: int) -> Block:
@@ -78,14 +78,14 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     state, tables, logits = loop.state, loop.tables, loop.logits[: rows.num_seqs]
     bridge = (
         partial(ops.wait_for_host, state)
-        if loop.tail is None
-        else partial(ops.bridge, state, tables, loop.tail)
+        if loop.merges is None
+        else partial(ops.bridge, state, tables, loop.merges)
     )
     sample_append = partial(ops.sample_append, state, rows, logits, tables, role)
     return (
         Call(f"{role.name}.sample_append", sample_append),
         Call(f"{role.name}.bridge", bridge),
-        Call(f"{role.name}.settle", partial(ops.settle, state, loop.tokens_per_page)),
+        Call(f"{role.name}.end_step", partial(ops.end_step, state, loop.tokens_per_page)),
     )
 
 

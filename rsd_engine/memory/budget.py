@@ -11,7 +11,7 @@ import torch
 from rsd_engine.memory.page_pool import KVShape
 from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
 from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotLimits
+from rsd_kernels.state.slots import SlotSizes
 
 TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
 _CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
@@ -30,7 +30,7 @@ class PageLayout:
 
 
 @dataclass(frozen=True)
-class PoolPlan(PageLayout):
+class PoolLayout(PageLayout):
     """The page pool of an engine."""
 
     num_pages: int
@@ -41,13 +41,13 @@ class PoolPlan(PageLayout):
 
 
 def page_layout(
-    shapes: Mapping[Role, KVShape], row_len: Mapping[Role, int], page_multiple: int = 1
+    shapes: Mapping[Role, KVShape], max_len: Mapping[Role, int], page_multiple: int = 1
 ) -> PageLayout:
     """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones, or more.
 
     Args:
         shapes: what a token of each role needs.
-        row_len: tokens that each role's row may hold.
+        max_len: tokens that each role's row may hold.
         page_multiple: the tokens of a page are a multiple of this, for every role.
     """
     largest = max(shape.bytes_per_token for shape in shapes.values())
@@ -61,14 +61,14 @@ def page_layout(
             tokens.get(Role.TARGET, 1),
             tokens.get(Role.PRM, 1),
         ),
-        pages_per_sequence=sum(pages_for(row_len[role], tokens[role]) for role in shapes),
+        pages_per_sequence=sum(pages_for(max_len[role], tokens[role]) for role in shapes),
         page_multiple=page_multiple,
     )
 
 
-def plan_pool(
+def size_pool(
     shapes: dict[Role, KVShape],
-    row_len: dict[Role, int],
+    max_len: dict[Role, int],
     *,
     max_num_seqs: int,
     max_model_len: int,
@@ -76,13 +76,13 @@ def plan_pool(
     gpu_memory_utilization: float,
     device: torch.device,
     page_multiple: int = 1,
-) -> PoolPlan:
+) -> PoolLayout:
     """Sizes the pool: the budget, but no more than all slots at full length can use.
 
     Raises:
         ValueError: the budget cannot hold one request of `max_model_len` tokens.
     """
-    layout = page_layout(shapes, row_len, page_multiple)
+    layout = page_layout(shapes, max_len, page_multiple)
     page_bytes, per_sequence = layout.page_bytes, layout.pages_per_sequence
     budget = kv_cache_memory_bytes
     if budget is None:
@@ -94,7 +94,7 @@ def plan_pool(
             f"max_model_len={max_model_len} tokens, which needs {per_sequence * page_bytes} bytes; "
             "raise kv_cache_memory_bytes or lower max_model_len"
         )
-    return PoolPlan(
+    return PoolLayout(
         page_bytes=page_bytes,
         tokens_per_page=layout.tokens_per_page,
         pages_per_sequence=per_sequence,
@@ -103,19 +103,19 @@ def plan_pool(
     )
 
 
-def slot_limits(plan: PoolPlan, row_len: Mapping[Role, int], max_num_seqs: int) -> SlotLimits:
-    """Sizes of the slot state that goes with a pool; `row_len` as in `page_layout`."""
-    longest = max(length for role, length in row_len.items() if role != Role.PRM) + _SLACK
+def slot_sizes(layout: PoolLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> SlotSizes:
+    """Sizes of the slot state that goes with a pool; `max_len` as in `page_layout`."""
+    longest = max(length for role, length in max_len.items() if role != Role.PRM) + _SLACK
     words_per_token = 2 + 2 * MAX_LOGPROBS
-    return SlotLimits(
+    return SlotSizes(
         num_slots=max_num_seqs,
-        row_len=longest,
-        prm_row_len=row_len.get(Role.PRM, 1),
+        max_len=longest,
+        prm_max_len=max_len.get(Role.PRM, 1),
         pages_per_role=max(
-            pages_for(length + _SLACK, plan.tokens_per_page[role])
-            for role, length in row_len.items()
+            pages_for(length + _SLACK, layout.tokens_per_page[role])
+            for role, length in max_len.items()
         ),
-        num_pages=plan.num_pages,
+        num_pages=layout.num_pages,
         log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
     )
 

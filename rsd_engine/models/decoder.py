@@ -47,7 +47,7 @@ class Decoder:
         self.dtype = weights.dtype
         self.device = weights.embedding.device
         self.activations = Activations.allocate(config, max_rows, self.dtype, self.device, arena)
-        self.ops = model_ops(weights.final_norm, planned=True)
+        self.ops = model_ops(weights.final_norm, scheduled=True)
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
         self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)

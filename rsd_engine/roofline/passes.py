@@ -14,24 +14,24 @@ from rsd_engine.roofline.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Work:
+class PassCost:
     """What passes ask of a device."""
 
     num_bytes: float
     flops: float
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.num_bytes + other.num_bytes, self.flops + other.flops)
+    def __add__(self, other: PassCost) -> PassCost:
+        return PassCost(self.num_bytes + other.num_bytes, self.flops + other.flops)
 
-    def __mul__(self, times: float) -> Work:
-        return Work(self.num_bytes * times, self.flops * times)
+    def __mul__(self, times: float) -> PassCost:
+        return PassCost(self.num_bytes * times, self.flops * times)
 
     def seconds(self, device: Device) -> float:
         """The least time, bytes and products overlapped."""
         return max(self.num_bytes / device.bandwidth, self.flops / device.flops)
 
 
-def pass_work(shape: ModelShape, *, seqs: float, rows: float, context: float) -> Work:
+def pass_cost(shape: ModelShape, *, seqs: float, rows: float, context: float) -> PassCost:
     """One pass in which every one of `seqs` sequences brings `rows` new tokens.
 
     Args:
@@ -44,11 +44,11 @@ def pass_work(shape: ModelShape, *, seqs: float, rows: float, context: float) ->
     num_bytes = shape.read_bytes + seqs * context * shape.kv_bytes_per_token
     products = 2 * seqs * (rows * shape.body_parameters + shape.head_parameters)
     attention = 4 * seqs * rows * context * shape.attention_width  # q·k and p·v
-    return Work(num_bytes, products + attention)
+    return PassCost(num_bytes, products + attention)
 
 
 def pass_seconds(
     shape: ModelShape, device: Device, *, seqs: float, rows: float, context: float
 ) -> float:
-    """The least time of the pass of `pass_work`."""
-    return pass_work(shape, seqs=seqs, rows=rows, context=context).seconds(device)
+    """The least time of the pass of `pass_cost`."""
+    return pass_cost(shape, seqs=seqs, rows=rows, context=context).seconds(device)

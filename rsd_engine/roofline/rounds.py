@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.passes import pass_seconds, pass_work
+from rsd_engine.roofline.passes import pass_cost, pass_seconds
 from rsd_engine.roofline.shape import ModelShape
 
 MAX_DRAFT_TOKENS = 32  # longest run of draft tokens that token-level speculation is tried with
@@ -118,7 +118,7 @@ def _first_rewrite_pass(target: ModelShape, setting: Setting, acceptance: float)
         return 0.0  # the target is never called
     kept = setting.step_tokens * acceptance / rejected
     rows = min(1 + kept, setting.context)  # nothing is read twice
-    work = pass_work(target, seqs=setting.slots, rows=rows, context=setting.context)
+    work = pass_cost(target, seqs=setting.slots, rows=rows, context=setting.context)
     return rejected * work.seconds(setting.device)
 
 

@@ -1,4 +1,4 @@
-"""Builds the tables by which the device tokenises the end of a step anew (`TailTables`).
+"""Builds the tables by which the device tokenises the end of a step anew (`MergeTables`).
 
 Where words begin and end is asked of the tokenizer itself, token by token, so no splitting rule of
 any model family is written down here.
@@ -20,15 +20,15 @@ from rsd_engine.steps.vocabulary import (
     component,
     read_vocabulary,
 )
-from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS, TailTables
+from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS, MergeTables
 
 _PROBES = ("a", "é", "日", "1")  # letters and digits: must never share a word with a delimiter
 _MARK = "."  # stands for the tokens that do
 
 
-def build_tail_tables(
+def build_merge_tables(
     tokenizer: Any, delimiters: Sequence[str], device: torch.device | str
-) -> TailTables | None:
+) -> MergeTables | None:
     """The tables for a tokenizer and every string that may end a step.
 
     None if the device cannot know the tokens of a step's end: the model is not a byte-level BPE, or
@@ -53,7 +53,7 @@ def build_tail_tables(
     if model.get("ignore_merges") and not _merges_reach(vocabulary, flags, model):
         return None
     merges = _merges(model)
-    return TailTables(
+    return MergeTables(
         flags=torch.tensor(flags, dtype=torch.uint8, device=device),
         byte_token=torch.tensor(byte_token, dtype=torch.int32, device=device),
         merge_pair=torch.tensor([m[0] for m in merges], dtype=torch.int64, device=device),

@@ -244,7 +244,7 @@ def test_what_is_compiled_beforehand() -> None:
     assert {entry.shape for entry in found} == {*precompile.SHAPES, *slots}
     ops = {entry.op for entry in found}
     assert ops >= {"rollback", "paged_attention", "lm_head"}
-    assert ops >= {"plan_most_ready", "plan_every_role", "plan_lock_step"}
+    assert ops >= {"schedule_most_ready", "schedule_every_role", "schedule_lock_step"}
     rollbacks = precompile.wanted(90, "rollback")
     assert [entry.op for entry in rollbacks] == ["rollback"] * len(slots)
     assert {entry.shape for entry in rollbacks} == slots

@@ -260,7 +260,7 @@ def test_states_start_in_the_middle_of_a_step() -> None:
 
 def test_sanitized_launches_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert sanitize.main(["--dry-run"]) == 0
-    assert last_json(capsys)["launched"] == ["plan", "rollback", "attention"]
+    assert last_json(capsys)["launched"] == ["schedule", "rollback", "attention"]
 
 
 def test_without_a_sanitizer(

@@ -22,11 +22,11 @@ def test_ops_by_role_and_their_limit() -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
     ops, roles = found["ops"], found["roles"]
-    assert {"plan", "DRAFT.forward", "TARGET.settle", "PRM.decide"} <= ops.keys()
+    assert {"schedule", "DRAFT.forward", "TARGET.end_step", "PRM.decide"} <= ops.keys()
     passes = roles["DRAFT"]["passes"]
     assert ops["DRAFT.forward"]["calls"] == ops["DRAFT.sample_append"]["calls"] == passes
     passes = sum(role["passes"] for role in roles.values())
-    assert ops["plan"]["calls"] >= passes
+    assert ops["schedule"]["calls"] >= passes
     assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]
     for role in roles.values():
         assert role["limit_seconds"] > 0

@@ -42,7 +42,7 @@ def test_a_launch_that_breaks_loses_nothing(
         if not core.has_work:
             break
         try:
-            events = core.step()
+            events = core.next_events()
         except Broken:
             breaks += 1
             continue
@@ -60,11 +60,11 @@ def test_a_broken_launch_and_then_an_abort(wanted: dict[int, list[str]]) -> None
     for key in range(3):
         core.add(key, REQUESTS[key])
     with pytest.raises(Broken):
-        core.step()
+        core.next_events()
     told = core.abort(1)
     assert story(told)[-1] == "done: ABORTED"
     while core.has_work:
-        told += core.step()
+        told += core.next_events()
     for key in (0, 2):
         assert story([e for e in told if e.key == key]) == wanted[key]
 
@@ -75,26 +75,26 @@ def test_a_return_that_was_asked_for_preempts_nobody(name: str) -> None:
     core = core_of(3, 400, 1 << 16 if name == "host-graphs" else 1, name)
     core.add(0, REQUESTS[4])
     core.add(1, REQUESTS[5])
-    core.step()
-    core.state.short[1] = 1  # as the last plan may have left it
+    core.next_events()
+    core.state.lacks_pages[1] = 1  # as the last schedule may have left it
     if name == "host-graphs":
         assert core._in_flight
         core.ask_to_return()
-        core.step()
+        core.next_events()
     else:
         start = core.executor.start
         core.executor.start = lambda: (core.ask_to_return(), start())  # type: ignore[method-assign]
-        core.step()
+        core.next_events()
         core.executor.start = start  # type: ignore[method-assign]
     assert not core._in_flight and core.num_preemptions == 0
-    assert int(core.state.short[1]) == 1, "the launch planned on: the check shows nothing"
+    assert int(core.state.lacks_pages[1]) == 1, "the launch scheduled on: the check shows nothing"
     core.close()
 
 
 def test_closing_while_a_launch_runs() -> None:
     core = core_of(2, 400, 1 << 16, "host-graphs")
     core.add(0, REQUESTS[5])
-    core.step()
+    core.next_events()
     assert core._in_flight
     core.close()
     assert not core._in_flight and core.executor.recorder.recorded == []  # type: ignore[attr-defined]
@@ -104,11 +104,11 @@ def test_a_queued_request_is_aborted_while_a_launch_runs(wanted: dict[int, list[
     core = core_of(1, 400, 1 << 16, "host-graphs")
     for key in range(3):
         core.add(key, REQUESTS[key])
-    told = core.step()
+    told = core.next_events()
     assert core._in_flight and story(core.abort(1)) == ["done: ABORTED"]
     assert core._in_flight, "nothing of it was running"
     while core.has_work:
-        told += core.step()
+        told += core.next_events()
     for key in (0, 2):
         assert story([e for e in told if e.key == key]) == wanted[key]
 
@@ -141,15 +141,15 @@ def test_steps_settled_by_the_host_reach_the_log_late(
     """On a GPU the host queues the transition of a bridged step and reads the log by itself."""
     core = core_of(3, 400, ticks, text=True)
     lagging = Lagging(core.state)
-    settle_slot = engine_core.ops.settle_slot
+    end_slot_step = engine_core.ops.end_slot_step
     delayed = 0
 
     def queue_it(state: Lagging, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
         nonlocal delayed
         delayed += 1
-        state.queued.append(lambda: settle_slot(state._state, slot, tokens_per_page))
+        state.queued.append(lambda: end_slot_step(state._state, slot, tokens_per_page))
 
-    monkeypatch.setattr(engine_core.ops, "settle_slot", queue_it)
+    monkeypatch.setattr(engine_core.ops, "end_slot_step", queue_it)
     core.state = lagging  # type: ignore[assignment]
     assert {key: story(found) for key, found in run(core, REQUESTS).items()} == wanted
     assert delayed > 10

@@ -44,14 +44,14 @@ def test_nobody_is_preempted_while_another_goes_on() -> None:
     core = toy_core(ten_letters, ten_letters, score, ticks_per_launch=1)
     for key, prompt in enumerate(("ab", "a")):  # pages of three tokens: the first is full sooner
         core.add(key, toy_request(prompt, mode=Mode.DRAFT))
-    core.step()
+    core.next_events()
     state = core.state
     state.num_free.zero_()  # as if others held them
-    core.step()
-    core.step()
-    assert state.length.tolist()[:2] == [4, 4] and state.short.tolist()[:2] == [1, 0]
+    core.next_events()
+    core.next_events()
+    assert state.length.tolist()[:2] == [4, 4] and state.lacks_pages.tolist()[:2] == [1, 0]
     assert core.num_preemptions == 0
-    core.step()
+    core.next_events()
     assert core.num_preemptions == 1
 
 
@@ -59,7 +59,7 @@ def test_the_oldest_is_never_preempted() -> None:
     core = toy_core(ten_letters, ten_letters, score, ticks_per_launch=1)
     for key in range(4):
         core.add(key, toy_request("ab"))
-    core.step()
+    core.next_events()
     assert [core.preempt_youngest() for _ in range(4)] == [3, 2, 1, None]
     assert core.state.active.tolist() == [1, 0, 0, 0]
     for key in range(4):

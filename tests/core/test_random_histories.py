@@ -223,7 +223,7 @@ class Histories(RuleBasedStateMachine):
 
     def _step(self) -> None:
         try:
-            self._collect(self.core.step())
+            self._collect(self.core.next_events())
         except Broken:
             self.seen["failed passes"] += 1
 

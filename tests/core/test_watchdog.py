@@ -36,7 +36,7 @@ def test_is_silent_while_ticks_go_on(caplog: pytest.LogCaptureFixture) -> None:
     core.add(0, make_request(("abc", 1, 0.0, 25, 0, Mode.RSD)))
     with caplog.at_level(logging.ERROR, logger="rsd_engine"):
         while core.has_work:
-            core.step()
+            core.next_events()
     assert core.stats.ticks > 10 and not caplog.records
 
 

@@ -15,10 +15,10 @@ from examples.demo_family.evaluate import alone, auc, scorer, speculate
 from examples.demo_family.export import load_language_model, load_reward_model
 from examples.demo_family.recipes import count_parameters
 from examples.demo_family.train import load_tokenizer_from
-from rsd_engine.demo import Role, checkpoint_dir
+from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.demo.problems import generate
 
-ROLES: tuple[Role, ...] = ("draft", "target", "prm")
+ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
 PROBLEMS = generate(21, "test", 12)
 
 
@@ -43,7 +43,7 @@ def test_sizes_obey_the_limits() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_folders_are_complete(role: Role) -> None:
+def test_the_folders_are_complete(role: ModelRole) -> None:
     path = checkpoint_dir(role)
     config = AutoConfig.from_pretrained(path)
     assert config.max_position_embeddings >= 1024
@@ -66,7 +66,7 @@ def test_the_reward_model_has_the_value_head_format() -> None:
 
 
 @pytest.mark.parametrize("role", ["draft", "target"])
-def test_language_models_load_in_bfloat16(role: Role) -> None:
+def test_language_models_load_in_bfloat16(role: ModelRole) -> None:
     model, info = AutoModelForCausalLM.from_pretrained(
         checkpoint_dir(role), dtype=torch.bfloat16, output_loading_info=True
     )

@@ -12,7 +12,7 @@ import torch
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.models import decoder
 from rsd_kernels.attention import flash as flash_attention
-from rsd_kernels.model_ops import REFERENCE
+from rsd_kernels.model_ops import TWINS
 from tests.engine.support import PROMPTS, decisions, generate
 from tests.kernels.fake_flash_attn import HALF, fake_library
 from tests.tiny_models import TinyModels
@@ -30,7 +30,7 @@ def test_the_same_tokens(
     library = fake_library((*HALF, torch.float32), head_multiple=4)
     library.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
     monkeypatch.setitem(sys.modules, "flash_attn", library)
-    monkeypatch.setattr(decoder, "model_ops", lambda _, planned: flash_attention.over(REFERENCE))
+    monkeypatch.setattr(decoder, "model_ops", lambda _, scheduled: flash_attention.over(TWINS))
     with (
         caplog.at_level(logging.INFO, "rsd_engine"),
         Engine(**tiny.sources(), policy=Threshold(0.5), max_num_seqs=2, device="cpu") as ours,

@@ -1,4 +1,4 @@
-"""The memory report counts what was allocated, and the plan foresees it."""
+"""The memory report counts what was allocated, and the estimate foresees it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
-from rsd_engine.engine.memory_estimate import plan_memory
+from rsd_engine.engine.memory_estimate import estimate_memory
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
 from tests.tiny_models import TinyModels
@@ -51,22 +51,22 @@ def pages_of_a_sequence() -> int:
 def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
     report = engine.memory
     configs = {Role[name.upper()]: find_config(str(p)) for name, p in tiny.sources().items()}
-    plan = plan_memory(
+    estimate = estimate_memory(
         configs, dtype=None, memory_bytes=1e9, utilization=0.5,
         max_num_seqs=SLOTS, max_model_len=MODEL_LEN,
     )  # fmt: skip
-    assert plan.layout.page_bytes == report.page_bytes
-    assert plan.layout.pages_per_sequence == pages_of_a_sequence()
+    assert estimate.layout.page_bytes == report.page_bytes
+    assert estimate.layout.pages_per_sequence == pages_of_a_sequence()
     for role, weights in report.weights.items():
         head = 4 * 33 if role == Role.PRM else 0  # the value head: 32 weights and a bias
-        assert plan.weights[role] + head == weights
-        assert plan.kv_bytes_per_token[role] == report.pages[role].bytes_per_token
-    assert plan.state == report.state + report.log
-    # The plan cannot see which of the vocabulary's rows are padding.
-    assert plan.activations == pytest.approx(report.activations, rel=0.01)
+        assert estimate.weights[role] + head == weights
+        assert estimate.kv_bytes_per_token[role] == report.pages[role].bytes_per_token
+    assert estimate.state == report.state + report.log
+    # The estimate cannot see which of the vocabulary's rows are padding.
+    assert estimate.activations == pytest.approx(report.activations, rel=0.01)
     rope = 2 * 4 * (512 * 8 + 512 * 12 + 1024 * 8)  # contexts and head sizes of the three
-    assert plan.tables == rope < report.tables
-    assert plan.available == 500_000_000
+    assert estimate.tables == rope < report.tables
+    assert estimate.available == 500_000_000
 
 
 def test_nothing_is_counted_twice(engine: Engine) -> None:
@@ -147,20 +147,22 @@ def test_other_errors_of_loading_stay_what_they_are(
 def test_how_many_sequences_fit() -> None:
     """Qwen2.5 1.5B and 7B with a 1.5B PRM: pages of 16 target tokens hold 32 of the others."""
     names = {Role.DRAFT: "qwen2.5-1.5b", Role.TARGET: "qwen2.5-7b", Role.PRM: "skywork-prm-1.5b"}
-    plan = plan_memory(
+    estimate = estimate_memory(
         {role: find_config(name) for role, name in names.items()}, dtype=None,
         memory_bytes=80e9, utilization=0.9, max_num_seqs=16, max_model_len=4096,
     )  # fmt: skip
-    assert plan.layout.page_bytes == 16 * 57344
-    assert plan.layout.tokens_per_page == (32, 16, 32)
-    others = plan.activations + plan.state + plan.tables
-    assert plan.pool == 72_000_000_000 - sum(plan.weights.values()) - others
-    assert plan.tables == 3 * 2 * 32768 * 128 * 4
+    assert estimate.layout.page_bytes == 16 * 57344
+    assert estimate.layout.tokens_per_page == (32, 16, 32)
+    others = estimate.activations + estimate.state + estimate.tables
+    assert estimate.pool == 72_000_000_000 - sum(estimate.weights.values()) - others
+    assert estimate.tables == 3 * 2 * 32768 * 128 * 4
     # 1024 tokens: 32 draft pages, 64 target pages, 1024 + 25 PRM tokens in 33 pages
-    assert plan.sequences(1024, step_tokens=40) == plan.pool // (16 * 57344) // (32 + 64 + 33)
+    assert estimate.sequences(1024, step_tokens=40) == estimate.pool // (16 * 57344) // (
+        32 + 64 + 33
+    )
     used = 1024 * 28672 + 1024 * 57344 + 1049 * 28672
-    assert plan.page_waste(1024, 40) == pytest.approx(1 - used / (129 * 16 * 57344))
-    assert plan_memory(
+    assert estimate.page_waste(1024, 40) == pytest.approx(1 - used / (129 * 16 * 57344))
+    assert estimate_memory(
         {Role.TARGET: find_config("qwen2.5-72b")}, dtype=None, memory_bytes=80e9, utilization=0.9,
         max_num_seqs=1, max_model_len=1024,
     ).sequences(1024, 40) == 0  # fmt: skip

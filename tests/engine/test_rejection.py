@@ -38,7 +38,7 @@ def start(engine: Engine, prompt: str, params: SamplingParams) -> None:
 def run_to(engine: Engine, phase: Phase) -> None:
     core = engine._built.core
     for _ in range(400):
-        core.step()
+        core.next_events()
         check_integrity(core.state, core.loop.tokens_per_page)
         if int(core.state.phase[SLOT]) == phase:
             return
@@ -132,9 +132,9 @@ def test_target_kv_is_that_of_the_target_alone(lone: Engine, tiny: TinyModels) -
             # Both stop where the target has just written a step.
             steps = int(lone._built.core.state.num_steps[SLOT])
             while int(lone._built.core.state.num_steps[SLOT]) == steps:
-                lone._built.core.step()
+                lone._built.core.next_events()
             while int(other._built.core.state.num_steps[SLOT]) == steps:
-                other._built.core.step()
+                other._built.core.next_events()
             mine, theirs = cursors(lone), cursors(other)
             for name in ("length", "committed", "num_steps", "tokens"):
                 assert mine[name] == theirs[name], name

@@ -66,7 +66,7 @@ def scorer(
         models = make_tiny_models(tmp_path_factory.mktemp("two_class"), two_class=True)
         recipe = (math_prm_input, PrmHeads.two_class_reward)
     with Engine(**models.sources(), policy=Threshold(0.5), max_num_seqs=4, device="cpu") as engine:
-        assert engine._built.core.loop.tail is not None, "the steps would go through text"
+        assert engine._built.core.loop.merges is not None, "the steps would go through text"
         yield Scorer(engine, models.prm, *recipe)
 
 

@@ -1,4 +1,4 @@
-"""The control ops one by one: pages, plans, the log, the weights."""
+"""The control ops one by one: pages, schedules, the log, the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase, RecordKind, Role
 from rsd_kernels.state.pages import pages_for
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.step_log.twin import publish
 from tests.loop.toy import toy_request
 
@@ -30,26 +30,26 @@ CPU = torch.device("cpu")
 
 
 def make_state(num_slots: int = 4, num_pages: int = 200, log_words: int = 4000) -> SlotState:
-    limits = SlotLimits(
+    sizes = SlotSizes(
         num_slots=num_slots,
-        row_len=100,
-        prm_row_len=200,
+        max_len=100,
+        prm_max_len=200,
         pages_per_role=100,
         num_pages=num_pages,
         log_words=log_words,
     )
-    state = SlotState.allocate(limits, CPU)
+    state = SlotState.allocate(sizes, CPU)
     state.tick_cap.fill_(64)
     return state
 
 
 def fill(
-    state: SlotState, slot: int, length: int, phase: Phase, read: int = 0, age: int = 0
+    state: SlotState, slot: int, length: int, phase: Phase, read: int = 0, arrival: int = 0
 ) -> None:
     """A request of `length` tokens in a phase; its role has read `read` of them."""
     prompt = "abcdefghij" * 10
     request = toy_request(prompt[:length], max_tokens=100 - length)
-    fill_slot(state, slot, request, generation=slot + 1, age=age or slot + 1)
+    fill_slot(state, slot, request, generation=slot + 1, arrival=arrival or slot + 1)
     state.phase[slot] = phase
     role = {Phase.DRAFT: Role.DRAFT, Phase.TARGET: Role.TARGET, Phase.SCORE: Role.PRM}[phase]
     take_pages(state, role, slot, pages_for(read, PER_PAGE[role]))
@@ -92,7 +92,7 @@ class TestPlan:
     def run(self, state: SlotState, max_rows: int = 16) -> RowBatch:
         batch = RowBatch.allocate(max_rows, state.num_slots, CPU)
         state.running.fill_(1)
-        ops.plan(state, batch, PER_PAGE)
+        ops.schedule(state, batch, PER_PAGE)
         if not int(state.running):
             assert int(state.pass_role) == NUM_ROLES
             return batch.narrow(0, 0)
@@ -130,10 +130,10 @@ class TestPlan:
 
     def test_decode_rows_come_first_then_chunks_by_age(self) -> None:
         state = make_state()
-        fill(state, 0, 9, Phase.DRAFT, age=3)
-        fill(state, 1, 6, Phase.DRAFT, read=5, age=4)
-        fill(state, 2, 7, Phase.DRAFT, age=1)
-        fill(state, 3, 5, Phase.DRAFT, read=4, age=2)
+        fill(state, 0, 9, Phase.DRAFT, arrival=3)
+        fill(state, 1, 6, Phase.DRAFT, read=5, arrival=4)
+        fill(state, 2, 7, Phase.DRAFT, arrival=1)
+        fill(state, 3, 5, Phase.DRAFT, read=4, arrival=2)
         batch = self.run(state, max_rows=12)
         assert batch.seq_slot.tolist() == [3, 1, 2, 0]
         assert batch.seq_start.tolist() == [0, 1, 2, 9, 12]
@@ -159,11 +159,11 @@ class TestPlan:
 
     def test_pages_are_all_or_nothing(self) -> None:
         state = make_state(num_pages=3)
-        fill(state, 0, 12, Phase.DRAFT, age=1)  # needs four pages
-        fill(state, 1, 7, Phase.DRAFT, age=2)  # needs three
+        fill(state, 0, 12, Phase.DRAFT, arrival=1)  # needs four pages
+        fill(state, 1, 7, Phase.DRAFT, arrival=2)  # needs three
         batch = self.run(state)
         assert batch.seq_slot.tolist() == [1]
-        assert state.short.tolist() == [1, 0, 0, 0]
+        assert state.lacks_pages.tolist() == [1, 0, 0, 0]
         assert int(state.num_pages[Role.DRAFT, 0]) == 0 and int(state.num_free) == 0
 
     def test_another_role_goes_on_when_the_first_is_short(self) -> None:
@@ -173,7 +173,7 @@ class TestPlan:
         fill(state, 2, 4, Phase.TARGET, read=3)
         batch = self.run(state)
         assert int(state.pass_role) == Role.TARGET and batch.seq_slot.tolist() == [2]
-        assert state.short.tolist() == [1, 1, 0, 0]
+        assert state.lacks_pages.tolist() == [1, 1, 0, 0]
 
     @pytest.mark.parametrize("reason", ["asked", "free", "host", "cap", "log", "idle", "short"])
     def test_when_the_loop_returns(self, reason: str) -> None:
@@ -200,10 +200,10 @@ class TestPlan:
         """Bodies are run on it to warm up: they must not act on the last pass again."""
         state, batch = make_state(), RowBatch.allocate(16, 4, CPU)
         fill(state, 0, 9, Phase.DRAFT, read=2)
-        ops.plan(state, batch, PER_PAGE)
+        ops.schedule(state, batch, PER_PAGE)
         assert batch.seq_complete.any() and (batch.page >= 0).any()
         state.active.zero_()
-        ops.plan(state, batch, PER_PAGE)
+        ops.schedule(state, batch, PER_PAGE)
         assert int(state.num_rows) == int(state.num_seqs) == 0
         assert (batch.page == -1).all() and not batch.seq_complete.any()
         assert not batch.seq_start.any() and not batch.seq_kv_len.any()
@@ -247,7 +247,7 @@ class TestLog:
         rng, state, wanted = random.Random(0), make_state(), []
         for slot in range(4):
             request = toy_request("abc", num_logprobs=slot - 1)
-            fill_slot(state, slot, request, generation=slot + 9, age=1)
+            fill_slot(state, slot, request, generation=slot + 9, arrival=1)
         for i in range(12):
             slot, size = i % 4, rng.randint(0, 5)
             state.length[slot] = 3 + size

@@ -15,7 +15,7 @@ from rsd_engine.memory.page_pool import KVShape, PagePool
 from rsd_kernels import launch as triton_support
 from rsd_kernels.attention import flash as flash_attention
 from rsd_kernels.attention.twin import attention_map, paged_attention
-from rsd_kernels.model_ops import REFERENCE, model_ops
+from rsd_kernels.model_ops import TWINS, model_ops
 from rsd_kernels.state.rows import RowBatch
 from tests.kernels.fake_flash_attn import fake_library
 
@@ -78,7 +78,7 @@ def test_is_that_of_the_twin(
     assert kv.tokens_per_page == 256
     rows = int(batch.seq_start[-1])
     q = torch.randn(batch.num_rows, 4, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
-    ops = flash_attention.over(REFERENCE)
+    ops = flash_attention.over(TWINS)
     key_map = ops.attention_map(batch, table, 256, window, q.dtype, None)
     assert isinstance(key_map, flash_attention.FlashMap)
     out = torch.full_like(q, 7.0)
@@ -103,7 +103,7 @@ def test_other_pages_go_to_the_kernel(library: ModuleType) -> None:
     small = PagePool(pool.num_pages, 16 * SHAPE.bytes_per_token, CPU)
     small.buffer.view(torch.bfloat16).zero_()
     kv = small.view(SHAPE)
-    ops = flash_attention.over(REFERENCE)
+    ops = flash_attention.over(TWINS)
     key_map = ops.attention_map(batch, table, kv.tokens_per_page, None, torch.bfloat16, None)
     q = torch.randn(1, 4, 16).bfloat16()
     out = ops.paged_attention(q, kv.k[0], kv.v[0], key_map, scale=1.0, out=torch.ones_like(q))

@@ -15,17 +15,17 @@ from rsd_kernels.philox.twin import philox, uniform
 from rsd_kernels.sample.twin import filtered_probabilities
 from rsd_kernels.state.enums import NOT_FINITE, Finish, Purpose, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.loop.toy import NUM_IDS, toy_request, toy_tables
 
 ONES = 0xFFFFFFFF
 
 
 def make_state() -> SlotState:
-    limits = SlotLimits(
-        num_slots=4, row_len=20, prm_row_len=40, pages_per_role=8, num_pages=8, log_words=8
+    sizes = SlotSizes(
+        num_slots=4, max_len=20, prm_max_len=40, pages_per_role=8, num_pages=8, log_words=8
     )
-    return SlotState.allocate(limits, torch.device("cpu"))
+    return SlotState.allocate(sizes, torch.device("cpu"))
 
 
 class TestPhilox:
@@ -107,18 +107,18 @@ class TestSample:
         state = make_state()
         for slot, (temperature, top_k) in enumerate([(0.0, 0), (5.0, 1), (5.0, 0), (0.0, 0)]):
             request = toy_request("ab", temperature=temperature, top_k=top_k, seed=slot)
-            fill_slot(state, slot, request, generation=1, age=1)
+            fill_slot(state, slot, request, generation=1, arrival=1)
         logits = torch.randn(4, NUM_IDS, generator=torch.Generator().manual_seed(1))
         best = logits.argmax(-1).tolist()
         found = self.run(state, logits)
         assert found[0] == best[0] and found[1] == best[1] and found[3] == best[3]
         alone = make_state()
-        fill_slot(alone, 0, toy_request("ab", temperature=5.0, seed=2), generation=7, age=3)
+        fill_slot(alone, 0, toy_request("ab", temperature=5.0, seed=2), generation=7, arrival=3)
         assert self.run(alone, logits[2:3].clone()) == [found[2]]
 
     def test_an_incomplete_sequence_draws_nothing(self) -> None:
         state = make_state()
-        fill_slot(state, 0, toy_request("ab"), generation=1, age=1)
+        fill_slot(state, 0, toy_request("ab"), generation=1, arrival=1)
         state.next_token[0] = 77
         batch = RowBatch.allocate(8, 1, torch.device("cpu"))
         state.num_seqs.fill_(1)
@@ -132,7 +132,9 @@ class TestSample:
     def test_logits_that_are_not_finite(self, value: float, temperature: float) -> None:
         state = make_state()
         for slot in range(2):
-            fill_slot(state, slot, toy_request("ab", temperature=temperature), generation=1, age=1)
+            fill_slot(
+                state, slot, toy_request("ab", temperature=temperature), generation=1, arrival=1
+            )
         logits = torch.zeros(2, NUM_IDS)
         logits[1, 4] = 9.0
         logits[0, 3] = value

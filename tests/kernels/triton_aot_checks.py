@@ -11,7 +11,7 @@ import torch
 from rsd_kernels.aot import compile as aot
 from rsd_kernels.aot.launches import (
     MODEL_SHAPES,
-    ModelShape,
+    DecoderShape,
     ShippedLaunch,
     forward_launches,
     overlapped_launches,
@@ -22,14 +22,14 @@ from rsd_kernels.norm.kernel import rms_norm, rms_norm_launch
 ARCHS = (80, 90, 100)
 # Heads and dtypes that none of the models of the registry has.
 OTHERS = {
-    "head of 80": (ModelShape(640, 1024, 2, 8, 2, 80, 1000, False), torch.bfloat16),
-    "head of 96, fp16": (ModelShape(768, 1024, 2, 8, 4, 96, 1000, True), torch.float16),
+    "head of 80": (DecoderShape(640, 1024, 2, 8, 2, 80, 1000, False), torch.bfloat16),
+    "head of 96, fp16": (DecoderShape(768, 1024, 2, 8, 4, 96, 1000, True), torch.float16),
     "head of 128, normed": (
-        ModelShape(1024, 3072, 2, 16, 8, 128, 1000, False, True),
+        DecoderShape(1024, 3072, 2, 16, 8, 128, 1000, False, True),
         torch.bfloat16,
     ),
-    "head of 256": (ModelShape(1024, 1024, 2, 4, 2, 256, 1000, False), torch.bfloat16),
-    "fp32": (ModelShape(576, 1536, 2, 9, 3, 64, 1000, False), torch.float32),
+    "head of 256": (DecoderShape(1024, 1024, 2, 4, 2, 256, 1000, False), torch.bfloat16),
+    "fp32": (DecoderShape(576, 1536, 2, 9, 3, 64, 1000, False), torch.float32),
 }
 DECODE = ("paged_attention", "qkv_projection", "norm_gate_up", "linear (down)")
 
@@ -93,13 +93,13 @@ def test_weights_are_read_by_wide_asynchronous_copies() -> None:
 
 
 TOUCHES = re.compile(r"\b(ld|st|atom|red|cp\.async\S*)\.(shared|global)|\bret;")
-# They read row batches and page tables, which the plan of a pass has written long before.
-PLANNED = (
+# They read row batches and page tables, which the schedule of a pass has written long before.
+SCHEDULED = (
     *("qkv_projection", "paged_attention"),
     *("rope_kv_write", "paged_attention (combine)"),
 )
 EARLY = (
-    *PLANNED,
+    *SCHEDULED,
     *("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)"),
     *("last_rows_norm", "lm_head"),
 )
@@ -132,14 +132,14 @@ def before_the_wait(ptx: str) -> tuple[set[str], int]:
 @pytest.mark.parametrize("op", EARLY)
 def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> None:
     touched, prefetches = before_the_wait(decode_ptx(op, arch, overlap=True))
-    assert touched == ({"ld.global"} if op in PLANNED else set())
-    fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op in PLANNED[:2]
+    assert touched == ({"ld.global"} if op in SCHEDULED else set())
+    fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op in SCHEDULED[:2]
     assert bool(prefetches) == fetches
 
 
-@pytest.mark.parametrize("op", PLANNED)
+@pytest.mark.parametrize("op", SCHEDULED)
 def test_without_a_plan_they_touch_nothing_before(op: str) -> None:
-    ptx = decode_ptx(op, 90, overlap=True, PLANNED=False)
+    ptx = decode_ptx(op, 90, overlap=True, SCHEDULED=False)
     touched, prefetches = before_the_wait(ptx)
     assert touched == set() and bool(prefetches) == (op == "qkv_projection")
 

@@ -21,8 +21,8 @@ from rsd_kernels.sample import twin as sample_append_twin
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.kernels.triton_child import DEVICE
 from tests.kernels.triton_shadow import (
     LOGPROBS,
@@ -40,13 +40,13 @@ BEYOND = b"\n\n\n"  # in a token that runs past a blank line
 ROW = 150
 
 
-def a_state(made: Family, rng: random.Random, prm_row_len: int) -> SlotState:
-    state = SlotState.allocate(SlotLimits(SLOTS, ROW, prm_row_len, 4, 8, 64), CPU)
+def a_state(made: Family, rng: random.Random, prm_max_len: int) -> SlotState:
+    state = SlotState.allocate(SlotSizes(SLOTS, ROW, prm_max_len, 4, 8, 64), CPU)
     for b in range(SLOTS):
         state.mode[b] = Mode.DRAFT if b == 1 else Mode.RSD
         state.max_step_tokens[b] = rng.choice([3, 100, 100, 100])
         state.min_length[b] = rng.choice([0, 0, 20])
-        state.limit[b] = ROW - 8
+        state.length_limit[b] = ROW - 8
         state.stop_tokens[b] = -1
         state.stop_tokens[b, 0] = made.vocabulary.num_tokens - 1
         state.num_logprobs[b] = rng.choice([-1, 2])
@@ -124,16 +124,16 @@ def restart_ended(state: SlotState) -> None:
             getattr(state, name)[b] = 0
 
 
-@pytest.mark.parametrize(("name", "prm_row_len"), [("qwen", 300), ("math", 300), ("smollm", 40)])
-def test_steps_of_text(name: str, prm_row_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "prm_max_len"), [("qwen", 300), ("math", 300), ("smollm", 40)])
+def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = count_merged_words(monkeypatch)
     made = FAMILIES[name]
-    assert made.tail is not None
+    assert made.merges is not None
     rng = random.Random(name)
-    state = a_state(made, rng, prm_row_len)
+    state = a_state(made, rng, prm_max_len)
     streams = [token_stream(made, rng) for _ in range(SLOTS)]
     plain = two_for_one(made.tables) if name == "math" else made.tables
-    tables, tail = copied(plain), copied(made.tail)
+    tables, merges = copied(plain), copied(made.merges)
     finishes, replaced = set(), [0, 0]
     for _ in range(60):
         batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
@@ -151,15 +151,15 @@ def test_steps_of_text(name: str, prm_row_len: int, monkeypatch: pytest.MonkeyPa
             count = replaced_by(state, before, b)
             if count:
                 replaced[count > 1] += 1
-        bridge_twin.bridge(state, plain, made.tail)
-        bridge_kernel.bridge(theirs, tables, tail)
+        bridge_twin.bridge(state, plain, made.merges)
+        bridge_kernel.bridge(theirs, tables, merges)
         same_rows(state, theirs)
         finishes |= set(state.finish.tolist())
         restart_ended(state)
     assert {Finish.ERROR, Finish.STOP_STRING} <= finishes
     assert name == "smollm" or replaced[name == "math"]
     assert merged or name == "smollm"  # whose delimiter never shares a word with text
-    assert (Finish.PRM_FULL in finishes) == (prm_row_len == 40)
+    assert (Finish.PRM_FULL in finishes) == (prm_max_len == 40)
 
 
 def count_merged_words(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -167,9 +167,9 @@ def count_merged_words(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     merge = tail_twin.merge_bytes
 
-    def counted(data: list[int], tail: TailTables) -> list[int]:
+    def counted(data: list[int], merges: MergeTables) -> list[int]:
         sizes.append(len(data))
-        return merge(data, tail)
+        return merge(data, merges)
 
     monkeypatch.setattr(tail_twin, "merge_bytes", counted)
     return sizes
@@ -197,7 +197,7 @@ def a_mixed_pass(made: Family, rng: random.Random) -> tuple[SlotState, RowBatch]
     stops = build_automaton(["\n\n"], MAX_STOP_STATES, "stop")
     state.stop_next[0, : stops.next.shape[0]] = stops.next
     state.stop_match[0, : stops.next.shape[0]] = stops.match
-    state.limit[5] = state.length[5] + 1
+    state.length_limit[5] = state.length[5] + 1
     batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
     batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
     batch.seq_complete.fill_(1)
@@ -233,12 +233,12 @@ def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str, pieces: int) -> N
     assert Finish.ERROR in {finish for _, finish, _ in seen}
 
 
-def an_ended_step(made: Family, word: str, prm_row_len: int) -> SlotState:
+def an_ended_step(made: Family, word: str, prm_max_len: int) -> SlotState:
     """One slot whose step is a word, a byte a token, and then a token of `.` and a blank line."""
     byte = {data: i for i, data in enumerate(made.vocabulary.token_bytes) if len(data) == 1}
     ids = [byte[c.encode()] for c in word]
     ended = next(i for i, data in enumerate(made.vocabulary.token_bytes) if data == b".\n\n")
-    state = SlotState.allocate(SlotLimits(1, 1300, prm_row_len, 4, 8, 64), CPU)
+    state = SlotState.allocate(SlotSizes(1, 1300, prm_max_len, 4, 8, 64), CPU)
     state.tokens[0, : len(ids) + 1] = torch.tensor([*ids, ended])
     state.length.fill_(len(ids) + 1)
     state.ended.fill_(1)
@@ -249,13 +249,13 @@ def an_ended_step(made: Family, word: str, prm_row_len: int) -> SlotState:
 def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that is merged anew in more than one turn, and one too long for it."""
     made = FAMILIES["qwen"]
-    assert made.tail is not None
+    assert made.merges is not None
     merged = count_merged_words(monkeypatch)
     for word in ("$}" * 70 + "$", "$" * 200 + ".", ".)" * 600):
         state = an_ended_step(made, word, 1300)
         theirs = copied(state)
-        bridge_twin.bridge(state, made.tables, made.tail)
-        bridge_kernel.bridge(theirs, copied(made.tables), copied(made.tail))
+        bridge_twin.bridge(state, made.tables, made.merges)
+        bridge_kernel.bridge(theirs, copied(made.tables), copied(made.merges))
         end = int(state.prm_length)
         assert end > 1
         assert torch.equal(state.prm_tokens[0, :end], theirs.prm_tokens[0, :end].cpu())
@@ -270,7 +270,7 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wait_for_host() -> None:
-    state = SlotState.allocate(SlotLimits(4, 8, 8, 4, 8, 64), CPU)
+    state = SlotState.allocate(SlotSizes(4, 8, 8, 4, 8, 64), CPU)
     state.ended.copy_(torch.tensor([1, 1, 0, 1]))
     state.mode.copy_(torch.tensor([Mode.RSD, Mode.DRAFT, Mode.RSD, Mode.RSD]))
     state.finish.copy_(torch.tensor([0, 0, 0, Finish.ERROR]))

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from rsd_kernels.aot import compile as aot
-from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.aot.loop_launches import loop_launches
 
 # One shape of every kernel; `python -m bench.kernel_resources` has them all.
-ALL = control_launches()
+ALL = loop_launches()
 LAUNCHES = {launch.kernel.__name__: launch for launch in ALL.values()}
-LAUNCHES |= {name: launch for name, launch in ALL.items() if name.startswith("plan_")}
+LAUNCHES |= {name: launch for name, launch in ALL.items() if name.startswith("schedule_")}
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -22,7 +22,7 @@ def test_compiles(name: str, capability: int) -> None:
     assert usage.stack_bytes == 0, f"{name} spills: {usage}"
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("plan_")])
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("schedule_")])
 def test_what_the_host_asks_is_the_same_for_every_thread_of_the_plan(name: str) -> None:
     """It is loaded by all of them, and the host writes at any time: only one load may be used."""
     ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])
@@ -40,7 +40,7 @@ def test_relu_keeps_nan() -> None:
     assert "setp.lt.f32" in ptx and "max" not in ptx
 
 
-@pytest.mark.parametrize("name", ["settle_kernel", "decide_kernel", "score_value_kernel"])
+@pytest.mark.parametrize("name", ["end_step_kernel", "decide_kernel", "score_value_kernel"])
 def test_the_log_is_written_before_its_head(name: str) -> None:
     """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
     ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])

@@ -13,13 +13,13 @@ import triton.language as tl
 
 from rsd_kernels import launch as triton_support
 from rsd_kernels import ops
-from rsd_kernels.end_step import kernel as settle_kernel
+from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.philox import kernel as philox_kernel
 from rsd_kernels.philox import twin as philox_twin
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.rollback import twin as rollback_twin
-from rsd_kernels.schedule import kernel as plan_kernel
-from rsd_kernels.schedule import twin as plan_twin
+from rsd_kernels.schedule import kernel as schedule_kernel
+from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import NUM_ROLES, Phase
 from rsd_kernels.state.rows import RowBatch
@@ -210,10 +210,10 @@ def test_rollback_says_what_is_wrong() -> None:
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = {
-        "plan": plan_kernel.plan,
-        "advance": plan_kernel.advance,
-        "settle": settle_kernel.settle,
-        "decide": settle_kernel.decide,
+        "schedule": schedule_kernel.schedule,
+        "advance": schedule_kernel.advance,
+        "end_step": end_step_kernel.end_step,
+        "decide": end_step_kernel.decide,
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
@@ -243,19 +243,19 @@ def _changed(state: SlotState, rng: random.Random) -> None:
 def test_plan_in_changed_states(rule: BatchingRule, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     chosen: Counter[int] = Counter()
-    plan_of_the_run = plan_twin.plan
+    schedule_of_the_run = schedule_twin.schedule
 
-    def plan(state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule) -> None:
+    def schedule(state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule) -> None:
         ours, theirs = copied_on_cpu(state), copied_on_cpu(batch)
         _changed(ours, rng)
         kernel_state, kernel_batch = copied(ours), copied(theirs)
-        plan_twin.plan(ours, theirs, tokens_per_page, rule)
-        plan_kernel.plan(kernel_state, kernel_batch, tokens_per_page, rule)
+        schedule_twin.schedule(ours, theirs, tokens_per_page, rule)
+        schedule_kernel.schedule(kernel_state, kernel_batch, tokens_per_page, rule)
         assert not differences(ours, kernel_state) + differences(theirs, kernel_batch)
         chosen[int(ours.pass_role)] += 1
-        plan_of_the_run(state, batch, tokens_per_page, rule)
+        schedule_of_the_run(state, batch, tokens_per_page, rule)
 
-    monkeypatch.setattr(ops, "plan", plan)
+    monkeypatch.setattr(ops, "schedule", schedule)
     run(random_core(6, num_slots=17, max_rows=7), random_requests(6, 12))
     assert min(chosen[role] for role in range(NUM_ROLES + 1)) > 1, chosen
 
@@ -295,7 +295,7 @@ def test_debug_mode_says_which_value_is_wrong(
     state = copied(core.state)
     state.num_pages.fill_(1)
     state.length.fill_(9)
-    settle_kernel.settle(state, core.loop.tokens_per_page)
+    end_step_kernel.end_step(state, core.loop.tokens_per_page)
     getattr(state, name)[index] = value
     with pytest.raises(ValueError, match=message):
-        settle_kernel.settle(state, core.loop.tokens_per_page)
+        end_step_kernel.end_step(state, core.loop.tokens_per_page)

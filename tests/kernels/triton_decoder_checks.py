@@ -79,7 +79,7 @@ def test_forward(
         monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
     model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
     if INTERPRETED:
-        monkeypatch.setattr(model.decoder, "ops", triton_ops(planned=True))
+        monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
         size = attention_tiles.attention_scratch_size(64, 4, 4, 32, torch.float32)
         monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
     else:

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from rsd_kernels.aot import compile as aot
 from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches, overlapped_launches
-from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.launch import Launch
 
 MODEL = "Qwen2.5-1.5B"
 STREAM = 0x5EED0
 # One of each way to launch: few parameters and over a hundred, bundles, early, one program or many.
 FORWARD = ("embed", "qkv_projection", "paged_attention", "linear (down), early")
-CONTROL = ("plan_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_3")
+CONTROL = ("schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_3")
 
 
 class Pointer:
@@ -91,7 +91,7 @@ def driver() -> Iterator[ctypes.CDLL]:
 def all_launches() -> dict[str, Launch]:
     shape = MODEL_SHAPES[MODEL]
     shipped = [*forward_launches(MODEL, shape, 1), *overlapped_launches(MODEL, shape, 1)]
-    return {one.op: one.launch for one in shipped} | control_launches()
+    return {one.op: one.launch for one in shipped} | loop_launches()
 
 
 @pytest.mark.parametrize("name", FORWARD + CONTROL)

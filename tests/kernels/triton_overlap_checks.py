@@ -127,7 +127,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int
         config = model.config
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = attention_tiles.attention_scratch_size(16, *heads, torch.float32)
-        monkeypatch.setattr(model.decoder, "ops", triton_ops(planned=True))
+        monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
         monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
         return Pass(model, num_rows)
 

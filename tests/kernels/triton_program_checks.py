@@ -27,8 +27,8 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.fake_cuda.tensors import DEVICE, Work, fake_cuda_tensors
 
 # A launcher that looks at an address gets 0, which is aligned.
@@ -73,11 +73,11 @@ def reward_model(name: str) -> RewardModel:
 
 
 def slot_state() -> SlotState:
-    limits = SlotLimits(
-        num_slots=SLOTS, row_len=4096, prm_row_len=8192, pages_per_role=512, num_pages=4096,
+    sizes = SlotSizes(
+        num_slots=SLOTS, max_len=4096, prm_max_len=8192, pages_per_role=512, num_pages=4096,
         log_words=1 << 20, row_buckets=BUCKETS,
     )  # fmt: skip
-    shapes = SlotState.allocate(limits, torch.device("meta"))
+    shapes = SlotState.allocate(sizes, torch.device("meta"))
     state = replace(
         shapes,
         **{
@@ -118,7 +118,7 @@ def program(prm: str) -> list[Call]:
             empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
             empty(NUM_IDS), empty(1),
         ),
-        tail=TailTables(
+        merges=MergeTables(
             empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000),
             empty(1000),
         ),
@@ -168,7 +168,7 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
     for op in tail:
         op.fn()
     assert [op.name.split(".")[1] for op in tail] == [
-        "advance", "sample_append", "bridge", "settle"
+        "advance", "sample_append", "bridge", "end_step"
     ]  # fmt: skip
     assert sum(kernels(work).values()) == 7
 

@@ -133,7 +133,7 @@ def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
 def test_what_is_planned_changes_nothing(dtype: torch.dtype) -> None:
-    check(Case(), dtype, planned=True)
+    check(Case(), dtype, scheduled=True)
 
 
 def test_one_launch_or_two(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,22 +17,22 @@ import torch
 import triton.language as tl
 
 from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
-from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.embedding.kernel import embed
-from rsd_kernels.end_step import kernel as settle
+from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
-from rsd_kernels.schedule import kernel as plan
+from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.tick_clock import kernel as tick_clock
 from tests.kernels import (
     triton_append_checks,
@@ -57,16 +57,16 @@ KERNELS = Path(str(rollback.__file__)).parent
 def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels stamp their times as on a device, with a clock of whole numbers."""
     ticks = itertools.count(1000)
-    for module in (plan, settle, reward):
+    for module in (schedule, end_step, reward):
         monkeypatch.setattr(module, "interpreting", lambda: False)
-    for module in (plan, tick_clock):
+    for module in (schedule, tick_clock):
         monkeypatch.setattr(module, "globaltimer", lambda: tl.full((), next(ticks), tl.int64))
 
 
 def test_one_word_may_change_while_a_kernel_reads_it() -> None:
     """The host's: `triton_control_aot_checks` sees that all threads go by one reading of it."""
     found = [path.name for path in KERNELS.glob("*.py") if "volatile=True" in path.read_text()]
-    assert found == ["plan.py"]
+    assert found == ["schedule.py"]
 
 
 def barriers() -> set[tuple[str, int]]:
@@ -82,35 +82,35 @@ def barriers() -> set[tuple[str, int]]:
 def rare_steps() -> None:
     """Words that are merged anew, a PRM row that is full, a reward that is no number."""
     made = triton_append_checks.FAMILIES["math"]
-    assert made.tail is not None
+    assert made.merges is not None
     for word in ("}$)", ""):
         state = triton_append_checks.an_ended_step(made, word, 100)
-        bridge.bridge(state, triton_append_checks.two_for_one(made.tables), made.tail)
+        bridge.bridge(state, triton_append_checks.two_for_one(made.tables), made.merges)
     state = triton_append_checks.an_ended_step(made, "a" * 9, 3)
     state.match_bytes.zero_()
-    bridge.bridge(state, made.tables, made.tail)
+    bridge.bridge(state, made.tables, made.merges)
     assert int(state.finish) == Finish.PRM_FULL
     state.phase.fill_(Phase.SCORE)
     batch = RowBatch.allocate(1, 1, CPU)
     batch.seq_complete.fill_(1)
     state.num_seqs.fill_(1)
-    settle.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
+    end_step.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
     assert int(state.nan_rewards) == 1
 
 
-def rare_plans() -> None:
+def rare_schedules() -> None:
     """Pages that are short, and a host that wants to be returned to."""
-    state = SlotState.allocate(SlotLimits(3, 8, 8, 4, 8, 1000), CPU)
+    state = SlotState.allocate(SlotSizes(3, 8, 8, 4, 8, 1000), CPU)
     state.phase.fill_(Phase.DRAFT)
     state.active.fill_(1)
     state.length.fill_(5)
     state.tick_cap.fill_(9)
     state.num_free.fill_(4)
     batch = RowBatch.allocate(16, 3, CPU)
-    plan.plan(state, batch, (2, 2, 2))
-    assert state.short.tolist() == [0, 1, 1]
+    schedule.schedule(state, batch, (2, 2, 2))
+    assert state.lacks_pages.tolist() == [0, 1, 1]
     state.host_request.fill_(HostRequest.RETURN)
-    plan.plan(state, batch, (2, 2, 2))
+    schedule.schedule(state, batch, (2, 2, 2))
     assert int(state.pass_role) == NUM_ROLES
 
 
@@ -137,15 +137,15 @@ def rare_draws() -> None:
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
     control = {
-        "plan": plan.plan, "advance": plan.advance, "settle": settle.settle,
-        "decide": settle.decide, "truncate_kv": rollback.truncate_kv,
+        "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
+        "decide": end_step.decide, "truncate_kv": rollback.truncate_kv,
         "sample_append": sample_append, "bridge": bridge.bridge,
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, control, 1, count=3)
         draws()
         rare_steps()
-        rare_plans()
+        rare_schedules()
         rare_draws()
     assert watch.barriers.keys() == barriers()
     assert [where for where, needed in watch.barriers.items() if not needed] == []
@@ -174,7 +174,7 @@ def wide_kernels() -> set[str]:
     """Every kernel that ships with more than one program."""
     shape = MODEL_SHAPES["Qwen2.5-0.5B"]
     launches = [s.launch for rows in (1, 256) for s in forward_launches("", shape, rows)]
-    launches += control_launches().values()
+    launches += loop_launches().values()
     return {launch.kernel.__name__ for launch in launches if math.prod(launch.grid) > 1}
 
 
@@ -190,12 +190,12 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
 def bridges() -> None:
     """Two slots whose steps end with the same word."""
     made = triton_append_checks.FAMILIES["math"]
-    assert made.tail is not None
+    assert made.merges is not None
     one = triton_append_checks.an_ended_step(made, "}$)", 100)
-    two = SlotState.allocate(SlotLimits(2, 1300, 100, 4, 8, 64), CPU)
+    two = SlotState.allocate(SlotSizes(2, 1300, 100, 4, 8, 64), CPU)
     for name in ("tokens", "length", "ended", "match_bytes"):
         getattr(two, name).copy_(getattr(one, name).expand_as(getattr(two, name)))
-    bridge.bridge(two, made.tables, made.tail)
+    bridge.bridge(two, made.tables, made.merges)
     assert torch.equal(two.prm_tokens[0], two.prm_tokens[1])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels import ops
-from rsd_kernels.end_step import twin as settle_twin
+from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward import accept as accept_kernel
 from rsd_kernels.reward import kernel, twin
@@ -92,7 +92,7 @@ def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: 
     close(reward.cpu(), twin.rewards(hidden, head), exact, head)
     assert len(set(accept.tolist()) - {0, 1}) == 0
     for s, r in enumerate(reward.tolist()):
-        probability = settle_twin.accept_probability(
+        probability = end_step_twin.accept_probability(
             int(policy_kind[s]), float(policy_a[s]), float(policy_b[s]), r
         )
         assert int(accept[s]) == int(float(uniform[s]) < probability)
@@ -142,7 +142,7 @@ def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch
         exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
         if bool(finite.any()):
             close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
-        settle_twin.decide(state, batch, rewards, tokens_per_page)
+        end_step_twin.decide(state, batch, rewards, tokens_per_page)
         assert not differences(state, ours)
 
     monkeypatch.setattr(ops, "decide", decide)

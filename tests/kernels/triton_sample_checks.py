@@ -13,7 +13,7 @@ from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.sample.twin import filtered_probabilities
 from rsd_kernels.state.enums import Finish, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
 from tests.kernels.triton_child import DEVICE
 from tests.kernels.triton_shadow import (
@@ -32,7 +32,7 @@ ROW = 40
 def a_state(num_slots: int, seed: int) -> SlotState:
     """Slots that ask for all kinds of sampling."""
     rng = random.Random(seed)
-    state = SlotState.allocate(SlotLimits(num_slots, ROW, ROW, 4, 8, 64), CPU)
+    state = SlotState.allocate(SlotSizes(num_slots, ROW, ROW, 4, 8, 64), CPU)
     for b in range(num_slots):
         state.length[b] = rng.randint(1, ROW - 1)
         state.tokens[b] = torch.tensor([rng.randrange(60) for _ in range(ROW)])
@@ -48,7 +48,7 @@ def a_state(num_slots: int, seed: int) -> SlotState:
         state.sample_index[b] = rng.randint(0, 3)
         state.num_steps[b] = rng.randint(0, 9)
         state.num_logprobs[b] = rng.choice([-1, 0, 3, 20])
-        state.limit[b] = rng.choice([ROW, ROW, int(state.length[b]) + 1])
+        state.length_limit[b] = rng.choice([ROW, ROW, int(state.length[b]) + 1])
         state.committed[b] = rng.randrange(int(state.length[b]))
         state.max_step_tokens[b] = rng.choice([ROW, 4])
         state.delimiter_next[b, :, ord("\n")] = 1  # and 0 after any other byte

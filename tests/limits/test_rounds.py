@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.passes import Work, pass_seconds, pass_work
+from rsd_engine.roofline.passes import PassCost, pass_cost, pass_seconds
 from rsd_engine.roofline.rounds import (
     Setting,
     Speculation,
@@ -42,16 +42,16 @@ def triple(draft: int = 50, target: int = 500, prm: int = 100) -> Triple:
 
 def test_work_of_a_pass() -> None:
     """3 sequences of 5 rows over 7 tokens; 2 bytes a weight."""
-    work = pass_work(shape(100, 20, kv=8, width=6), seqs=3, rows=5, context=7)
+    work = pass_cost(shape(100, 20, kv=8, width=6), seqs=3, rows=5, context=7)
     assert work.num_bytes == 2 * 120 + 3 * 7 * 8
     assert work.flops == 2 * 3 * (5 * 100 + 20) + 4 * 3 * 5 * 7 * 6
-    assert work + work == work * 2 == Work(2 * work.num_bytes, 2 * work.flops)
+    assert work + work == work * 2 == PassCost(2 * work.num_bytes, 2 * work.flops)
 
 
 def test_the_slower_of_reading_and_multiplying_counts() -> None:
     device = Device("z", bandwidth=10, flops=100, memory_bytes=1)
-    assert Work(20, 100).seconds(device) == 2
-    assert Work(20, 300).seconds(device) == 3
+    assert PassCost(20, 100).seconds(device) == 2
+    assert PassCost(20, 300).seconds(device) == 3
     small = shape(100)
     assert pass_seconds(small, FAST, seqs=9, rows=9, context=9) == 200 / 1e3
     assert pass_seconds(small, SLOW, seqs=9, rows=9, context=9) == 2 * 81 * 100 / 1e3

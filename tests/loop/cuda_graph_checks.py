@@ -107,7 +107,7 @@ def test_abort_and_admission_end_a_launch(
     core = cores(2, 400, 1 << 16, "switch")
     device.seconds_per_op = 1e-3
     core.add(0, REQUESTS[8])
-    events = core.step()
+    events = core.next_events()
     assert events and core._in_flight, "the launch was to go on by itself"
     core.add(1, REQUESTS[5])
     ended = core.abort(0)
@@ -115,7 +115,7 @@ def test_abort_and_admission_end_a_launch(
     assert int(core.state.phase[0]) == Phase.FREE
     device.seconds_per_op = 0.0
     while core.has_work:
-        events += core.step()
+        events += core.next_events()
     found = [event for event in (*events, *ended) if event.key == 1]
     assert story(found) == wanted[5]
 
@@ -132,7 +132,7 @@ def test_whatever_the_host_does_meanwhile(
     wanted: dict[int, Wanted] = {}
     events: list[Event] = []
     acts: list[Callable[[], None]] = [
-        lambda: events.extend(core.step()),
+        lambda: events.extend(core.next_events()),
         lambda: events.extend(core.abort(rng.choice(list(wanted)))),
         lambda: time.sleep(rng.random() * 3e-3),
         core.ask_to_return,
@@ -156,7 +156,7 @@ def test_whatever_the_host_does_meanwhile(
         act()
     device.seconds_per_op = 0.0
     while core.has_work:
-        events += core.step()
+        events += core.next_events()
     check_integrity(core.state, core.loop.tokens_per_page)
     assert int(core.state.num_free) == core.state.free_pages.shape[0]
     for key, request in wanted.items():
@@ -235,8 +235,8 @@ def test_every_node_follows_the_one_before(has_switch: bool, device: FakeDevice)
     def op(name: str, *sets: torch.Tensor) -> Call:
         def fn() -> None:
             ran.append(name)
-            turn = ran.count("plan")
-            if name == "plan":
+            turn = ran.count("schedule")
+            if name == "schedule":
                 chosen.fill_(turn - 1)
                 running.fill_(turn < 4)
                 inner.fill_(turn % 2)
@@ -246,7 +246,7 @@ def test_every_node_follows_the_one_before(has_switch: bool, device: FakeDevice)
         return Call(name, fn, sets)
 
     body: Block = (
-        op("plan", running, chosen, inner),
+        op("schedule", running, chosen, inner),
         Switch(chosen, ((op("a"), op("b")), (op("c"),), (op("d"),))),
         op("between"),
         While(inner, (op("inner", inner), op("inner's end"))),
@@ -265,7 +265,7 @@ def test_every_node_follows_the_one_before(has_switch: bool, device: FakeDevice)
         loops = [["inner", "inner's end"] * 2, [], ["inner", "inner's end"] * 2, []]
         wanted: list[str] = []
         for turn, loop in zip(turns, loops, strict=True):
-            wanted += ["plan", *turn, "between", *loop, "end"]
+            wanted += ["schedule", *turn, "between", *loop, "end"]
         assert ran == [*wanted, "last"]
     runtime.close()
     assert device.fault() == ""
@@ -278,7 +278,7 @@ def test_every_op_is_timed(cores: Callable[..., EngineCore]) -> None:
     recorder.reset()
     run(core, REQUESTS[:3])
     times = recorder.times()
-    assert times["plan"].calls == core.stats.ticks
+    assert times["schedule"].calls == core.stats.ticks
     assert times["PRM.decide"].calls == times["PRM.forward"].calls > 0
     assert all(time.seconds > 0 for time in times.values())
 

@@ -52,18 +52,18 @@ class Tick:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Tick]:
-    """Every pass that `ops.plan` chooses from now on, in cores that are made from now on."""
+    """Every pass that `ops.schedule` chooses from now on, in cores that are made from now on."""
     ticks: list[Tick] = []
-    plan = ops.plan
+    schedule = ops.schedule
 
     def watched(state: SlotState, *rest: Any) -> None:
         phases = state.phase[state.active != 0].tolist()
         waiting = frozenset(role for phase, role in WAITS_FOR.items() if phase in phases)
-        plan(state, *rest)
+        schedule(state, *rest)
         if int(state.pass_role) < NUM_ROLES:
             ticks.append(Tick(Role(int(state.pass_role)), waiting))
 
-    monkeypatch.setattr(ops, "plan", watched)
+    monkeypatch.setattr(ops, "schedule", watched)
     return ticks
 
 
@@ -193,7 +193,7 @@ class TestPlan:
         for slot, phase in enumerate(phases):
             fill(state, slot, 4, phase, read=3)
         state.last_role.fill_(last)
-        ops.plan(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
+        ops.schedule(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
         assert int(state.pass_role) == int(state.last_role) == role
 
     @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class TestPlan:
             # By its rule the PRM would go: most ready, after the draft, or still at it.
             state.last_role.fill_(Role.DRAFT)
             state.role_wait[Role.TARGET] = wait
-            ops.plan(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
+            ops.schedule(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
             roles.append(int(state.pass_role))
         assert roles == [Role.PRM, Role.TARGET]
 
@@ -221,14 +221,14 @@ class TestPlan:
             fill(state, slot, 15, Phase.DRAFT)
         fill(state, 2, 4, Phase.TARGET, read=3)
         state.last_role.fill_({EVERY_ROLE: Role.TARGET}.get(rule, Role.DRAFT))
-        ops.plan(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
-        assert int(state.pass_role) == Role.TARGET and state.short.tolist() == [1, 1, 0, 0]
+        ops.schedule(state, RowBatch.allocate(16, 4, CPU), PER_PAGE, rule)
+        assert int(state.pass_role) == Role.TARGET and state.lacks_pages.tolist() == [1, 1, 0, 0]
 
     def test_a_tick_without_a_pass_forgets_nothing(self) -> None:
         state = make_state()
         fill(state, 0, 4, Phase.TARGET, read=3)
         batch = RowBatch.allocate(16, 4, CPU)
-        ops.plan(state, batch, PER_PAGE, LOCK_STEP)
+        ops.schedule(state, batch, PER_PAGE, LOCK_STEP)
         state.active.zero_()
-        ops.plan(state, batch, PER_PAGE, LOCK_STEP)
+        ops.schedule(state, batch, PER_PAGE, LOCK_STEP)
         assert int(state.pass_role) == NUM_ROLES and int(state.last_role) == Role.TARGET

@@ -71,9 +71,9 @@ class TestProgram:
         core = core_of(4, 100, 8, "switch")
         (loop,) = build_program(core.loop)
         assert isinstance(loop, While) and loop.flag is core.state.running
-        plan, switch = loop.body
-        assert isinstance(plan, Call) and isinstance(switch, Switch)
-        assert plan.sets == (core.state.running, core.state.pass_body)
+        schedule, switch = loop.body
+        assert isinstance(schedule, Call) and isinstance(switch, Switch)
+        assert schedule.sets == (core.state.running, core.state.pass_body)
         assert len(switch.bodies) == len(Role) * len(BUCKETS) and all(switch.bodies)
 
     def test_flags_are_set_before_they_are_read(self) -> None:
@@ -115,7 +115,7 @@ class TestProgram:
     def test_every_launch_has_a_cap(self) -> None:
         core = core_of(2, 100, 3, "switch")
         core.add(0, REQUESTS[8])
-        core.step()
+        core.next_events()
         assert int(core.state.tick) == 4  # the tick past the cap only returns
         assert core.has_work
 
@@ -154,13 +154,13 @@ class TestGraph:
     def test_the_tree_with_switch(self) -> None:
         root = self.graph().root.nodes
         assert isinstance(root[0].work, Arm) and root[1].kind is Conditional.WHILE
-        plan, *arms, switch = root[1].bodies[0].nodes
-        assert isinstance(plan.work, Call) and plan.work.name == "plan"
+        schedule, *arms, switch = root[1].bodies[0].nodes
+        assert isinstance(schedule.work, Call) and schedule.work.name == "schedule"
         assert {arm.work.handle for arm in arms} == {root[1].handle, switch.handle}
         assert switch.kind is Conditional.SWITCH
         assert len(switch.bodies) == len(Role) * len(BUCKETS)
         names = [n.work.name for n in switch.bodies[0].nodes if isinstance(n.work, Call)]
-        assert names[0] == "DRAFT.forward" and names[-1] == "DRAFT.settle"
+        assert names[0] == "DRAFT.forward" and names[-1] == "DRAFT.end_step"
 
     def test_the_tree_without_switch_has_an_if_a_body(self) -> None:
         root = self.graph(has_switch=False).root.nodes
@@ -239,9 +239,9 @@ class TestHostGraphs:
         core = core_of(3, 100, 8, "switch")
         recorder = DirectRecorder()
         HostGraphsExecutor(build_program(core.loop), recorder, ticks_per_launch=8)
-        plan, *bodies = recorder.recorded
-        assert plan == ("plan",)
-        assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.settle"
+        schedule, *bodies = recorder.recorded
+        assert schedule == ("schedule",)
+        assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.end_step"
         assert bodies[-1] == ("PRM.forward", "PRM.advance", "PRM.decide")
         assert len(recorder.recorded) == 1 + len(Role) * len(BUCKETS)
 
@@ -257,22 +257,22 @@ class TestWhileALaunchRuns:
     def test_steps_are_told_before_the_launch_returns(self) -> None:
         core = core_of(2, 400, 1 << 16, "host-graphs")
         core.add(0, REQUESTS[8])
-        first = core.step()
+        first = core.next_events()
         assert first and core._in_flight
         while core.has_work:
-            first += core.step()
+            first += core.next_events()
         assert core.stats.launches == 1 and story(first)[-1].startswith("done")
 
     def test_abort_ends_the_launch_and_tells_what_was_decided(self) -> None:
         core = core_of(2, 400, 1 << 16, "host-graphs")
         core.add(0, REQUESTS[8])
         core.add(1, REQUESTS[5])
-        told = core.step()
+        told = core.next_events()
         ended = core.abort(0)
         assert not core._in_flight and story(ended)[-1] == "done: ABORTED"
         assert int(core.state.phase[0]) == Phase.FREE
         while core.has_work:
-            told += core.step()
+            told += core.next_events()
         wanted = run(core_of(2, 400, 64), [REQUESTS[5]])[0]
         others = [e for e in [*told, *ended] if e.key == 1]
         assert story(others) == story(wanted)
@@ -280,12 +280,12 @@ class TestWhileALaunchRuns:
     def test_a_new_request_makes_the_launch_return(self) -> None:
         core = core_of(2, 400, 1 << 16, "host-graphs")
         core.add(0, REQUESTS[8])
-        core.step()
+        core.next_events()
         core.add(1, REQUESTS[5])
         assert int(core.state.host_request) == HostRequest.RETURN
         core.add(2, REQUESTS[2])
         while core.has_work:
-            core.step()
+            core.next_events()
         assert core.stats.launches > 1
 
     def test_all_rows_and_buckets_are_the_rows_of_the_state(self) -> None:

@@ -24,8 +24,8 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import ANY_ROWS, SlotLimits, SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
+from rsd_kernels.state.tables import MergeTables, StepTables
 
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)
@@ -59,9 +59,9 @@ def toy_tables() -> StepTables:
     )
 
 
-def toy_tail() -> TailTables:
+def toy_merges() -> MergeTables:
     """No token shares a word with a delimiter."""
-    return TailTables(
+    return MergeTables(
         flags=torch.zeros(NUM_IDS, dtype=torch.uint8),
         byte_token=torch.full((256,), -1, dtype=torch.int32),
         merge_pair=torch.zeros(0, dtype=torch.int64),
@@ -82,7 +82,7 @@ def toy_core(
     num_slots: int = 4,
     num_pages: int = 400,
     tokens_per_page: tuple[int, int, int] = (3, 2, 5),
-    row_len: int = 96,
+    max_len: int = 96,
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: TextBridge | None = None,
@@ -90,16 +90,16 @@ def toy_core(
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
 ) -> EngineCore:
-    limits = SlotLimits(
+    sizes = SlotSizes(
         num_slots=num_slots,
-        row_len=row_len,
-        prm_row_len=2 * row_len,
-        pages_per_role=row_len,
+        max_len=max_len,
+        prm_max_len=2 * max_len,
+        pages_per_role=max_len,
         num_pages=num_pages,
-        log_words=num_slots * 60 * row_len,
+        log_words=num_slots * 60 * max_len,
         row_buckets=row_buckets,
     )
-    state, mailbox = open_mailbox(SlotState.allocate(limits, torch.device("cpu")))
+    state, mailbox = open_mailbox(SlotState.allocate(sizes, torch.device("cpu")))
 
     logits = torch.full((num_slots, NUM_IDS), torch.nan)
     rewards = torch.full((num_slots,), torch.nan)
@@ -126,7 +126,7 @@ def toy_core(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
         tables=toy_tables(),
-        tail=toy_tail() if text_bridge is None else None,
+        merges=toy_merges() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
         decide=decide,
@@ -162,7 +162,7 @@ def toy_request(
         prompt=ids,
         prm_prompt=(*ids, SEPARATOR) if mode == Mode.RSD else (),
         mode=mode,
-        limit=len(ids) + max_tokens,
+        length_limit=len(ids) + max_tokens,
         max_steps=max_steps,
         max_step_tokens=max_step_tokens,
         min_length=len(ids) + min_tokens,
@@ -189,7 +189,7 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
     for _ in range(20_000):
         if not core.has_work:
             break
-        for event in core.step():
+        for event in core.next_events():
             events[event.key].append(event)
         if not (core._in_flight and isinstance(core.executor, DeviceLoopExecutor)):
             check_integrity(core.state, core.loop.tokens_per_page)

@@ -12,22 +12,22 @@ from rsd_engine.core.slots import check_integrity, fill_slot
 from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
-from rsd_kernels.state.slots import SlotLimits, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.loop.toy import encode, toy_request
 
 PER_PAGE = (3, 2, 5)
 
 
 def allocate() -> SlotState:
-    limits = SlotLimits(
-        num_slots=3, row_len=20, prm_row_len=40, pages_per_role=20, num_pages=30, log_words=100
+    sizes = SlotSizes(
+        num_slots=3, max_len=20, prm_max_len=40, pages_per_role=20, num_pages=30, log_words=100
     )
-    return SlotState.allocate(limits, torch.device("cpu"))
+    return SlotState.allocate(sizes, torch.device("cpu"))
 
 
 def busy_state() -> SlotState:
     state = allocate()
-    fill_slot(state, 1, toy_request("abcdef"), generation=1, age=1)
+    fill_slot(state, 1, toy_request("abcdef"), generation=1, arrival=1)
     for role, count in ((Role.DRAFT, 2), (Role.TARGET, 3), (Role.PRM, 2)):
         take_pages(state, role, 1, count)
         state.kv_len[role, 1] = 6
@@ -88,10 +88,10 @@ def test_a_slot_keeps_nothing_of_its_last_request() -> None:
             tensor.fill_(1)
     request = toy_request("abc", seed=5, temperature=0.5, stop=("ab", "cd"), num_logprobs=1)
     for state in (fresh, used):
-        fill_slot(state, 1, request, generation=4, age=9)
+        fill_slot(state, 1, request, generation=4, arrival=9)
     states = request.stops.next.shape[0]
     ignored = {
-        # Written before they are read: by `plan`, `sample_append`, `decide`.
+        # Written before they are read: by `schedule`, `sample_append`, `decide`.
         "next_token", "step_source", "step_reward", "reward", "token_logprob", "top_logprob",
         "top_token", "num_pages", "page_table", "free_pages", "role_wait",
     }  # fmt: skip

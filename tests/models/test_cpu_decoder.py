@@ -47,7 +47,7 @@ def test_equals_the_twins(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_language_model(folder, max_rows=64)
     assert model.decoder.ops.backend.startswith("CPU library")
     assert model.decoder.is_whole
-    monkeypatch.setattr(decoder_module, "model_ops", lambda _, planned: model_ops.REFERENCE)
+    monkeypatch.setattr(decoder_module, "model_ops", lambda _, scheduled: model_ops.TWINS)
     twin = load_language_model(folder, max_rows=64)
     assert not twin.decoder.is_whole
     for found, wanted in zip(logits(model), logits(twin), strict=True):
@@ -174,5 +174,5 @@ def test_a_bad_pass_writes_nothing(tmp_path, name: str, value: int, message: str
 def test_other_dtypes_go_to_the_twins(tmp_path) -> None:
     folder = save(make_model("llama2"), tmp_path)
     model = load_language_model(folder, max_rows=64, dtype="bfloat16")
-    assert model.decoder.ops is model_ops.REFERENCE
+    assert model.decoder.ops is model_ops.TWINS
     assert not model.decoder.is_whole

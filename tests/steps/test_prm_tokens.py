@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_tail_tables
+from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
-from rsd_kernels.bridge.merge_twin import canonical_tail, merge_bytes
+from rsd_kernels.bridge.merge_twin import merge_bytes, retokenise_end
 from rsd_kernels.bridge.twin import prm_step_tokens
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.steps.toy_tokenizers import llama_like, math_like, qwen_like, smollm_like
 
 SEPARATOR = 7
@@ -31,7 +31,7 @@ class Family:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     tables: StepTables
-    tail: TailTables | None
+    merges: MergeTables | None
     automaton: ByteAutomaton
     bridge: TextBridge
 
@@ -41,7 +41,7 @@ def family(tokenizer: Tokenizer) -> Family:
         tokenizer,
         read_vocabulary(tokenizer),
         build_step_tables(tokenizer, tokenizer, [BLANK], [SEPARATOR], "cpu"),
-        build_tail_tables(tokenizer, [BLANK], "cpu"),
+        build_merge_tables(tokenizer, [BLANK], "cpu"),
         build_automaton([BLANK], 64, "step_delimiters"),
         TextBridge(tokenizer, tokenizer, [SEPARATOR]),
     )
@@ -80,8 +80,8 @@ def cut(token: int, num_bytes: int, made: Family) -> list[int]:
 
 
 def by_tables(step: list[int], delimiter_bytes: int, made: Family) -> list[int]:
-    assert made.tail is not None
-    return prm_step_tokens(step, delimiter_bytes, made.tables, made.tail)
+    assert made.merges is not None
+    return prm_step_tokens(step, delimiter_bytes, made.tables, made.merges)
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)
@@ -118,23 +118,23 @@ def test_the_last_word_must_be_merged_anew() -> None:
     stripped = [made.tokenizer.token_to_id(token) for token in ("}$", ".")]
     canonical = made.tokenizer.encode("}$.", add_special_tokens=False)
     assert canonical.tokens == ["}", "$."]
-    assert made.tail is not None
-    assert canonical_tail(stripped, made.tables, made.tail) == canonical.ids
+    assert made.merges is not None
+    assert retokenise_end(stripped, made.tables, made.merges) == canonical.ids
     assert by_tables(ids.ids, 2, made) == [*canonical.ids, SEPARATOR]
     # nothing is rewritten before the word, nor a word of one token
     before = made.tokenizer.encode("we}$ add", add_special_tokens=False).ids
     dot = made.tokenizer.token_to_id(".")
-    assert canonical_tail([*before, dot], made.tables, made.tail) == [*before, dot]
+    assert retokenise_end([*before, dot], made.tables, made.merges) == [*before, dot]
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 @given(text=st.text(alphabet=".$)}(\n é", min_size=1, max_size=10))
 def test_merging_bytes_is_the_models_own_tokenisation(name: str, text: str) -> None:
     made = FAMILIES[name]
-    assert made.tail is not None
+    assert made.merges is not None
     spelled = made.vocabulary.spell(text.encode())
     expected = [token.id for token in made.tokenizer.model.tokenize(spelled)]
-    assert merge_bytes(list(text.encode()), made.tail) == expected
+    assert merge_bytes(list(text.encode()), made.merges) == expected
 
 
 def test_special_tokens_and_endings_without_delimiter() -> None:
@@ -147,32 +147,32 @@ def test_special_tokens_and_endings_without_delimiter() -> None:
 
 
 def test_vocabularies_the_device_cannot_follow_have_no_tail_tables() -> None:
-    assert FAMILIES["llama"].tail is None
+    assert FAMILIES["llama"].merges is None
     unsplit = qwen_like()
     unsplit.pre_tokenizer = None
-    assert build_tail_tables(unsplit, [BLANK], "cpu") is None
+    assert build_merge_tables(unsplit, [BLANK], "cpu") is None
     # a delimiter inside the words of this tokenizer
-    assert build_tail_tables(qwen_like(), ["a"], "cpu") is None
+    assert build_merge_tables(qwen_like(), ["a"], "cpu") is None
 
 
 def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
     # 0xFF is never in a text, 0x2E is the full stop
     without_ff = json.loads(math_like().to_str())
     without_ff["model"]["vocab"].pop("ÿ")
-    tail = build_tail_tables(Tokenizer.from_str(json.dumps(without_ff)), [BLANK], "cpu")
-    assert tail is not None and tail.byte_token[0xFF] == -1 and tail.byte_token[0x2E] >= 0
+    merges = build_merge_tables(Tokenizer.from_str(json.dumps(without_ff)), [BLANK], "cpu")
+    assert merges is not None and merges.byte_token[0xFF] == -1 and merges.byte_token[0x2E] >= 0
     without_dot = json.loads(math_like().to_str())
     vocab = without_dot["model"]["vocab"]
     vocab["~."] = vocab.pop(".")
     without_dot["model"]["merges"] = []
-    assert build_tail_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
+    assert build_merge_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
 
 
 def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
     made = math_like().to_str().replace('"ignore_merges":false', '"ignore_merges":true')
-    assert build_tail_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
+    assert build_merge_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
     unreachable = made.replace('"vocab":{', '"vocab":{"((":9999,', 1)
-    assert build_tail_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
+    assert build_merge_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
 
 
 @given(text=st.text(alphabet="we ad2$.)é日\n", max_size=15))

@@ -1,7 +1,7 @@
 """Every Triton launch of a forward in the shapes of known models, to be compiled ahead of time.
 
 The launches come from the launchers themselves, fed with tensors without memory (device "meta"):
-tiles, warps and strides are those that ship. Control launches are in `control_launches`.
+tiles, warps and strides are those that ship. Control launches are in `loop_launches`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.activation.kernel import silu_mul_launch
-from rsd_kernels.aot.loop_launches import control_launches
+from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention.kernel import attention_launches
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
@@ -32,7 +32,7 @@ ROWS = (1, 2, 4, 16, 64, 256)  # the row buckets of the loop, and every number o
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class DecoderShape:
     """The sizes of a decoder that its kernels see."""
 
     hidden: int
@@ -47,10 +47,10 @@ class ModelShape:
 
 
 MODEL_SHAPES = {
-    "Qwen2.5-0.5B": ModelShape(896, 4864, 24, 14, 2, 64, 151936, True),
-    "Qwen2.5-1.5B": ModelShape(1536, 8960, 28, 12, 2, 128, 151936, True),
-    "Qwen2.5-7B": ModelShape(3584, 18944, 28, 28, 4, 128, 152064, True),
-    "Llama-3.2-1B": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, False),
+    "Qwen2.5-0.5B": DecoderShape(896, 4864, 24, 14, 2, 64, 151936, True),
+    "Qwen2.5-1.5B": DecoderShape(1536, 8960, 28, 12, 2, 128, 151936, True),
+    "Qwen2.5-7B": DecoderShape(3584, 18944, 28, 28, 4, 128, 152064, True),
+    "Llama-3.2-1B": DecoderShape(2048, 8192, 16, 32, 8, 64, 128256, False),
 }
 
 
@@ -82,12 +82,12 @@ def shipped_launches(
         for num_rows in rows:
             yield from forward_launches(name, shape, num_rows, dtype)
             yield from overlapped_launches(name, shape, num_rows, dtype)
-    for op, launch in control_launches(_NUM_SLOTS).items():
+    for op, launch in loop_launches(_NUM_SLOTS).items():
         yield ShippedLaunch(op, f"{_NUM_SLOTS} slots", 0, launch)
 
 
 def forward_launches(
-    name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
+    name: str, shape: DecoderShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[ShippedLaunch]:
     """What one pass of `num_rows` rows launches, one layer standing for all; nothing overlaps."""
     for op, launch in _Forward(shape, num_rows, dtype).launches():
@@ -95,7 +95,7 @@ def forward_launches(
 
 
 def overlapped_launches(
-    name: str, shape: ModelShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
+    name: str, shape: DecoderShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[ShippedLaunch]:
     """Those kernels of such a pass that may start early, in that variant."""
     if num_rows > OVERLAP_ROWS:
@@ -109,7 +109,7 @@ def overlapped_launches(
 class _Forward:
     """One layer of a pass, with its embedding and its heads."""
 
-    shape: ModelShape
+    shape: DecoderShape
     num_rows: int
     dtype: torch.dtype
 
@@ -172,11 +172,11 @@ class _Forward:
         if self.num_rows <= MAX_ROWS and not shape.qk_norm:
             hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
             launch = qkv_projection_launch(
-                hidden, norm, 1e-6, *self._qkv(), *where, position=position, planned=True
+                hidden, norm, 1e-6, *self._qkv(), *where, position=position, scheduled=True
             )
             yield "qkv_projection", launch
         launch = rope_kv_write_launch(
-            *where, position=position, q_norm=head_norm, k_norm=head_norm, eps=1e-6, planned=True
+            *where, position=position, q_norm=head_norm, k_norm=head_norm, eps=1e-6, scheduled=True
         )
         yield "rope_kv_write", launch
         q = qkv[:, : shape.num_q_heads]
@@ -185,7 +185,7 @@ class _Forward:
         out = torch.empty(q.shape, dtype=self.dtype, device=_META)
         names = ("paged_attention", "paged_attention (combine)")
         launches = attention_launches(
-            q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, planned=True
+            q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, scheduled=True
         )
         yield from zip(names, launches, strict=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from rsd_kernels.bridge import kernel as bridge
-from rsd_kernels.end_step import kernel as settle
+from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.launch import Launch
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
@@ -17,12 +17,12 @@ from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample import kernel as sample_append
 from rsd_kernels.sample import scratch as sample_scratch
-from rsd_kernels.schedule import kernel as plan
+from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotLimits, SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.tables import MergeTables, StepTables
 
 _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
@@ -32,28 +32,30 @@ _VOCABULARY = 151936  # of Qwen2.5
 _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
 
 
-def control_launches(num_slots: int = 16) -> dict[str, Launch]:
+def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
     """Launches by name, for so many slots."""
-    limits = SlotLimits(
-        num_slots=num_slots, row_len=4096, prm_row_len=8192, pages_per_role=512,
+    sizes = SlotSizes(
+        num_slots=num_slots, max_len=4096, prm_max_len=8192, pages_per_role=512,
         num_pages=8192, log_words=1 << 20,
     )  # fmt: skip
-    state = SlotState.allocate(limits, _META)
+    state = SlotState.allocate(sizes, _META)
     batch = RowBatch.allocate(_MAX_ROWS, num_slots, _META)
     rewards = torch.empty(num_slots, dtype=torch.float32, device=_META)
-    sizes = _TOKENS_PER_PAGE
+    tokens_per_page = _TOKENS_PER_PAGE
     return {
         **{
-            f"plan_{rule.name.lower()}": plan.plan_launch(state, batch, sizes, rule)
+            f"schedule_{rule.name.lower()}": schedule.schedule_launch(
+                state, batch, tokens_per_page, rule
+            )
             for rule in BatchingRule
         },
-        "advance": plan.advance_launch(state, batch, Role.DRAFT),
-        "settle": settle.settle_launch(state, sizes),
-        "decide": settle.decide_launch(state, batch, rewards, sizes),
-        "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), sizes),
+        "advance": schedule.advance_launch(state, batch, Role.DRAFT),
+        "end_step": end_step.end_step_launch(state, tokens_per_page),
+        "decide": end_step.decide_launch(state, batch, rewards, tokens_per_page),
+        "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-            state.kv_len, sizes,
+            state.kv_len, tokens_per_page,
         ),
         **_reward_launches(state, batch),
         **_text_launches(state, batch),
@@ -62,17 +64,17 @@ def control_launches(num_slots: int = 16) -> dict[str, Launch]:
 
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
-    tables, tail = _step_tables(), _tail_tables()
-    num_slots, row_len = state.tokens.shape
+    tables, merges = _step_tables(), _merge_tables()
+    num_slots, max_len = state.tokens.shape
     logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = sample_scratch.allocate(num_slots, row_len, _VOCABULARY, _META)
+    scratch = sample_scratch.allocate(num_slots, max_len, _VOCABULARY, _META)
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
     words = torch.empty(num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
     return {
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
-        "bridge": bridge.bridge_launch(state, tables, tail, words),
+        "bridge": bridge.bridge_launch(state, tables, merges, words),
         "wait_for_host": bridge.wait_for_host_launch(state),
     }
 
@@ -89,9 +91,9 @@ def _step_tables() -> StepTables:
     )  # fmt: skip
 
 
-def _tail_tables() -> TailTables:
+def _merge_tables() -> MergeTables:
     size = _VOCABULARY
-    return TailTables(
+    return MergeTables(
         _table(size, torch.uint8), _table(256), _table(size, torch.int64), _table(size),
         _table(size),
     )  # fmt: skip

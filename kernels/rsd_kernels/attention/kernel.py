@@ -76,11 +76,11 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,  # keys of a step
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,  # at least S
-    PLANNED: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
-    if not PLANNED:
+    if not SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
     i_tile, i_head, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ROWS: tl.constexpr = BLOCK_M // GROUP
@@ -103,7 +103,7 @@ def _attend_kernel(
     i_end = tl.minimum(i_first + blocks_per_split, end_block)
     p_table = page_table + tl.load(seq_slot + i_seq).to(tl.int64) * stride_table
 
-    if PLANNED:
+    if SCHEDULED:
         if OVERLAP:  # noqa: SIM102 - known when it is compiled, what follows is not
             if (i_row < i_stop) & (i_first < i_end):
                 o_first = tl.minimum(i_first * BLOCK_N + tl.arange(0, BLOCK_N), end_key - 1)
@@ -182,16 +182,16 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PLANNED: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     """out[n, h] = sum_s 2^max[s] part[s] / sum_s 2^max[s] sum[s]"""
     allow_next_kernel(OVERLAP)
-    if not PLANNED:
+    if not SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0), tl.program_id(1)
     num_rows = tl.load(seq_start + num_seqs)
-    if PLANNED:
+    if SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
     if i_row >= num_rows:  # a row of no sequence
         return
@@ -220,7 +220,7 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
@@ -229,7 +229,7 @@ def paged_attention(
     are left alone. Nothing is read on the host, and nothing is allocated when `key_map.scratch` is
     given (`attention_scratch_size`).
 
-    planned: `key_map` was written before the kernel began that stands before the one before; if
+    scheduled: `key_map` was written before the kernel began that stands before the one before; if
         kernels overlap, this one reads it before it waits.
 
     Raises:
@@ -240,7 +240,7 @@ def paged_attention(
     if debugging():
         check_values(k_pages, key_map)
     for launch in attention_launches(
-        q, k_pages, v_pages, key_map, scale=scale, out=out, planned=planned
+        q, k_pages, v_pages, key_map, scale=scale, out=out, scheduled=scheduled
     ):
         launch.run()
     return out
@@ -254,7 +254,7 @@ def attention_launches(
     *,
     scale: float,
     out: Tensor,
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> list[Launch]:
     """The launches of `paged_attention`, whose arguments these are."""
     num_rows, num_q_heads, head_dim = q.shape
@@ -306,7 +306,7 @@ def attention_launches(
             "BLOCK_N": tiles.block_n,
             "BLOCK_D": block_d,
             "BLOCK_S": max(16, next_power_of_2(batch.num_seqs)),
-            "PLANNED": planned,
+            "SCHEDULED": scheduled,
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -329,7 +329,7 @@ def attention_launches(
             "HEAD_DIM": head_dim,
             "NUM_SPLITS": tiles.num_splits,
             "BLOCK_D": block_d,
-            "PLANNED": planned,
+            "SCHEDULED": scheduled,
         },
         num_warps=4,
         overlap=overlap,

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rsd_kernels.bridge.merge import gather_word, merge_word, word_start
 from rsd_kernels.launch import Launch, next_power_of_2
-from rsd_kernels.state.args import check_state, check_tables, state_args, table_args, tail_args
+from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import MAX_WORD_BYTES, StepTables, TailTables
+from rsd_kernels.state.tables import MAX_WORD_BYTES, MergeTables, StepTables
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
@@ -40,7 +40,7 @@ def _strip(
     the range of its prefix's tokens, or itself (the range is empty), and whether there is one.
     """
     remaining = tl.load(state.match_bytes + slot)
-    o_row = slot.to(tl.int64) * state.row_len
+    o_row = slot.to(tl.int64) * state.max_len
     piece_first, piece_count = slot * 0, slot * 0
     token, inside = slot * 0, slot * 0
     while (remaining > 0) & (last > first):
@@ -74,9 +74,9 @@ def _write_row(
 
     Written or not, the separator is added; returns the new length.
     """
-    o_row = slot.to(tl.int64) * state.row_len + first
+    o_row = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
-    p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_row_len
+    p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
     at = start
     done = 0
     while done < count + word:
@@ -87,7 +87,7 @@ def _write_row(
         b_mapped = tl.load(tables.prm_token + b_id, mask=m_row | m_word, other=-1)
         b_one = tl.where(b_mapped >= 0, 1, 0)
         o_out = at + tl.cumsum(b_one, 0) - 1
-        tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_row_len))
+        tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
         at += tl.sum(b_one)
         done += CHUNK
     done = 0
@@ -95,14 +95,14 @@ def _write_row(
         o_id = done + tl.arange(0, CHUNK)
         m_id = o_id < tables.num_separators
         b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
-        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_row_len))
+        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_max_len))
         done += CHUNK
     return at + tables.num_separators
 
 
 @triton.jit
 def bridge_kernel(
-    state: tl.tuple, tables: tl.tuple, tail: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
+    state: tl.tuple, tables: tl.tuple, merges: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
 ) -> None:
     slot = tl.program_id(0)
     finish = tl.load(state.finish + slot)
@@ -125,19 +125,19 @@ def bridge_kernel(
             b_piece = tl.where(piece_count > 0, b_piece, token)
             tl.store(p_word + o_piece, b_piece, mask=o_piece < word)
             tl.debug_barrier()
-            p_row = state.tokens + slot.to(tl.int64) * state.row_len + first
-            begin, size = word_start(tables, tail, p_row, last - first, p_word, word)
+            p_row = state.tokens + slot.to(tl.int64) * state.max_len + first
+            begin, size = word_start(tables, merges, p_row, last - first, p_word, word)
             if (last - first + word - begin >= 2) & (size <= _MAX_WORD):
                 before = gather_word(
-                    tables, tail, p_row, last - first, p_word, word, begin, size, CHUNK
+                    tables, merges, p_row, last - first, p_word, word, begin, size, CHUNK
                 )
                 last = tl.minimum(last, first + begin)
-                word = before + merge_word(tail, p_word + before, size, CHUNK)
+                word = before + merge_word(merges, p_word + before, size, CHUNK)
         stop = _write_row(state, tables, slot, first, last - first, p_word, word, CHUNK)
-        fits = stop <= state.prm_row_len
+        fits = stop <= state.prm_max_len
         tl.debug_barrier()  # every thread has read how the step ended
         tl.store(state.prm_length + slot, stop, mask=fits)
-        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_row_len)
+        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_max_len)
 
 
 @triton.jit
@@ -166,22 +166,22 @@ def _scratch_of(state: SlotState) -> Tensor:
     return held
 
 
-def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
+def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
 
     Raises:
         ValueError: a tensor's strides or device is not one it can take.
     """
     check_state(state)
-    check_tables(state, tables, tail)
-    bridge_launch(state, tables, tail, _scratch_of(state)).run()
+    check_tables(state, tables, merges)
+    bridge_launch(state, tables, merges, _scratch_of(state)).run()
 
 
 def bridge_launch(
-    state: SlotState, tables: StepTables, tail: TailTables, scratch: Tensor
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor
 ) -> Launch:
     args = {
-        "state": state_args(state), "tables": table_args(tables), "tail": tail_args(tail),
+        "state": state_args(state), "tables": table_args(tables), "merges": merge_args(merges),
         "scratch": scratch, "CHUNK": _CHUNK,
     }  # fmt: skip
     return Launch(bridge_kernel, (state.num_slots,), args, num_warps=1)

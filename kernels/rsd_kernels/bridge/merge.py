@@ -25,7 +25,7 @@ def _kept_token(p_row: tl.tensor, count: tl.tensor, p_word: tl.tensor, i: tl.ten
 @triton.jit
 def word_start(
     tables: tl.tuple,
-    tail: tl.tuple,
+    merges: tl.tuple,
     p_row: tl.tensor,
     count: tl.tensor,
     p_word: tl.tensor,
@@ -37,7 +37,7 @@ def word_start(
     going = begin > 0
     while going:
         token = _kept_token(p_row, count, p_word, begin - 1)
-        flags = tl.load(tail.flags + token).to(tl.int32)
+        flags = tl.load(merges.flags + token).to(tl.int32)
         joins = (flags & _JOINS_NEXT) != 0
         if joins:
             begin -= 1
@@ -49,7 +49,7 @@ def word_start(
 
 @triton.jit
 def _write_bytes(
-    tables: tl.tuple, tail: tl.tuple, token: tl.tensor, p_to: tl.tensor, CHUNK: tl.constexpr
+    tables: tl.tuple, merges: tl.tuple, token: tl.tensor, p_to: tl.tensor, CHUNK: tl.constexpr
 ) -> tl.tensor:
     start = tl.load(tables.token_start + token)
     size = tl.load(tables.token_start + token + 1) - start
@@ -58,7 +58,7 @@ def _write_bytes(
         o_byte = done + tl.arange(0, CHUNK)
         m_byte = o_byte < size
         b_byte = tl.load(tables.token_byte + start + o_byte, mask=m_byte, other=0).to(tl.int32)
-        b_token = tl.load(tail.byte_token + b_byte, mask=m_byte, other=0)
+        b_token = tl.load(merges.byte_token + b_byte, mask=m_byte, other=0)
         tl.store(p_to + o_byte, b_token, mask=m_byte)
         done += CHUNK
     return size
@@ -67,7 +67,7 @@ def _write_bytes(
 @triton.jit
 def gather_word(
     tables: tl.tuple,
-    tail: tl.tuple,
+    merges: tl.tuple,
     p_row: tl.tensor,
     count: tl.tensor,
     p_word: tl.tensor,
@@ -90,32 +90,32 @@ def gather_word(
         start = tl.load(tables.token_start + token)
         at -= tl.load(tables.token_start + token + 1) - start
         tl.debug_barrier()
-        _write_bytes(tables, tail, token, p_word + at, CHUNK)
+        _write_bytes(tables, merges, token, p_word + at, CHUNK)
         tl.debug_barrier()
     return before
 
 
 @triton.jit
-def _find(tail: tl.tuple, b_pair: tl.tensor, m_pair: tl.tensor) -> tl.tensor:
+def _find(merges: tl.tuple, b_pair: tl.tensor, m_pair: tl.tensor) -> tl.tensor:
     """Index of each pair's merge, -1 if it has none: bisection."""
     b_low = tl.zeros_like(b_pair).to(tl.int32)
-    b_high = b_low + tail.num_merges
-    width = tl.full((), 0, tl.int32) + tail.num_merges
+    b_high = b_low + merges.num_merges
+    width = tl.full((), 0, tl.int32) + merges.num_merges
     while width > 0:
         b_middle = (b_low + b_high) // 2
         m_open = m_pair & (b_low < b_high)
-        b_there = tl.load(tail.merge_pair + b_middle, mask=m_open, other=0)
+        b_there = tl.load(merges.merge_pair + b_middle, mask=m_open, other=0)
         b_low = tl.where(m_open & (b_there < b_pair), b_middle + 1, b_low)
         b_high = tl.where(m_open & (b_there >= b_pair), b_middle, b_high)
         width = width // 2
-    m_there = m_pair & (b_low < tail.num_merges)
-    b_there = tl.load(tail.merge_pair + b_low, mask=m_there, other=-1)
+    m_there = m_pair & (b_low < merges.num_merges)
+    b_there = tl.load(merges.merge_pair + b_low, mask=m_there, other=-1)
     return tl.where(m_there & (b_there == b_pair), b_low, -1)
 
 
 @triton.jit
 def _best_merge(
-    tail: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
+    merges: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
     """(rank << 32) + place of the merge to do next, `_NONE` if there is none; what it makes."""
     best = tl.full((), _NONE, tl.int64)
@@ -126,14 +126,14 @@ def _best_merge(
         m_pair = o_left < size - 1
         b_left = tl.load(p_word + o_left, mask=m_pair, other=0).to(tl.int64)
         b_right = tl.load(p_word + o_left + 1, mask=m_pair, other=0).to(tl.int64)
-        b_merge = _find(tail, b_left * 4294967296 + b_right, m_pair)
+        b_merge = _find(merges, b_left * 4294967296 + b_right, m_pair)
         m_merge = m_pair & (b_merge >= 0)
-        b_rank = tl.load(tail.merge_rank + b_merge, mask=m_merge, other=0).to(tl.int64)
+        b_rank = tl.load(merges.merge_rank + b_merge, mask=m_merge, other=0).to(tl.int64)
         b_key = tl.where(m_merge, (b_rank << 32) + o_left.to(tl.int64), _NONE)
         here = tl.min(b_key)
         if here < best:
             best = here
-            b_token = tl.load(tail.merge_token + b_merge, mask=m_merge, other=0)
+            b_token = tl.load(merges.merge_token + b_merge, mask=m_merge, other=0)
             made = tl.sum(tl.where(m_merge & (b_key == here), b_token, 0))
         done += CHUNK
     return best, made
@@ -159,12 +159,12 @@ def _replace_pair(
 
 @triton.jit
 def merge_word(
-    tail: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
+    merges: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
 ) -> tl.tensor:
     """Merges `size` ids in place until nothing merges; returns how many are left."""
-    best, made = _best_merge(tail, p_word, size, CHUNK)
+    best, made = _best_merge(merges, p_word, size, CHUNK)
     while best != _NONE:
         _replace_pair(p_word, size, (best & 0xFFFFFFFF).to(tl.int32), made, CHUNK)
         size -= 1
-        best, made = _best_merge(tail, p_word, size, CHUNK)
+        best, made = _best_merge(merges, p_word, size, CHUNK)
     return size

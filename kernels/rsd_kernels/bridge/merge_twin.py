@@ -10,55 +10,55 @@ from rsd_kernels.state.tables import (
     JOINS_NEXT,
     JOINS_PREVIOUS,
     MAX_WORD_BYTES,
+    MergeTables,
     StepTables,
-    TailTables,
 )
 
 
-def canonical_tail(kept: list[int], tables: StepTables, tail: TailTables) -> list[int]:
+def retokenise_end(kept: list[int], tables: StepTables, merges: MergeTables) -> list[int]:
     """`kept` with its last word as the tokenizer would write it.
 
     Args:
         kept: ids of a step whose delimiter began inside a token that is now replaced by its
             prefix. (A delimiter that began between two tokens leaves the rest as it should be.)
         tables: bytes of the tokens.
-        tail: flags and merges.
+        merges: flags and merges.
 
     Walks back over tokens that belong to the delimiter's word; of one token alone the canonical
     form is known, more are merged anew from their bytes.
     """
     start = len(kept)
-    while start > 0 and int(tail.flags[kept[start - 1]]) & JOINS_NEXT:
+    while start > 0 and int(merges.flags[kept[start - 1]]) & JOINS_NEXT:
         start -= 1
-        if not int(tail.flags[kept[start]]) & JOINS_PREVIOUS:
+        if not int(merges.flags[kept[start]]) & JOINS_PREVIOUS:
             break
     if len(kept) - start < 2:
         return kept
     data = [byte for token in kept[start:] for byte in _bytes_of(token, tables)]
     if len(data) > MAX_WORD_BYTES:
         return kept
-    return kept[:start] + merge_bytes(data, tail)
+    return kept[:start] + merge_bytes(data, merges)
 
 
-def merge_bytes(data: list[int], tail: TailTables) -> list[int]:
+def merge_bytes(data: list[int], merges: MergeTables) -> list[int]:
     """Byte-pair encoding of one word: merge the pair of lowest rank, leftmost first, until none."""
-    symbols = [int(tail.byte_token[byte]) for byte in data]
+    symbols = [int(merges.byte_token[byte]) for byte in data]
     while len(symbols) > 1:
-        found = [_merge(left, right, tail) for left, right in pairwise(symbols)]
-        ranks = [int(tail.merge_rank[m]) for m in found if m >= 0]
+        found = [_merge(left, right, merges) for left, right in pairwise(symbols)]
+        ranks = [int(merges.merge_rank[m]) for m in found if m >= 0]
         if not ranks:
             break
         best = min(ranks)
-        i = next(i for i, m in enumerate(found) if m >= 0 and int(tail.merge_rank[m]) == best)
-        symbols[i : i + 2] = [int(tail.merge_token[found[i]])]
+        i = next(i for i, m in enumerate(found) if m >= 0 and int(merges.merge_rank[m]) == best)
+        symbols[i : i + 2] = [int(merges.merge_token[found[i]])]
     return symbols
 
 
-def _merge(left: int, right: int, tail: TailTables) -> int:
+def _merge(left: int, right: int, merges: MergeTables) -> int:
     """Index of the merge of two tokens, -1 if they do not merge."""
     pair = left * 2**32 + right
-    m = int(torch.searchsorted(tail.merge_pair, pair))
-    return m if m < len(tail.merge_pair) and int(tail.merge_pair[m]) == pair else -1
+    m = int(torch.searchsorted(merges.merge_pair, pair))
+    return m if m < len(merges.merge_pair) and int(merges.merge_pair[m]) == pair else -1
 
 
 def _bytes_of(token: int, tables: StepTables) -> list[int]:

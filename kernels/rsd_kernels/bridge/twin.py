@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import torch
 
-from rsd_kernels.bridge.merge_twin import canonical_tail
+from rsd_kernels.bridge.merge_twin import retokenise_end
 from rsd_kernels.state.columns import host
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.tables import MergeTables, StepTables
 
 
-def bridge(state: SlotState, tables: StepTables, tail: TailTables) -> None:
+def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
         # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
         if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
             step.pop()
-        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, tail)
+        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, merges)
         write_prm_step(state, b, kept)
 
 
@@ -44,7 +44,7 @@ def wait_for_host(state: SlotState) -> None:
 
 
 def prm_step_tokens(
-    step: list[int], delimiter_bytes: int, tables: StepTables, tail: TailTables
+    step: list[int], delimiter_bytes: int, tables: StepTables, merges: MergeTables
 ) -> list[int]:
     """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last.
 
@@ -58,7 +58,7 @@ def prm_step_tokens(
         start, end = tables.token_start[token : token + 2].tolist()
         if end - start > remaining:
             kept += _prefix(token, end - start - remaining, tables)
-            kept = canonical_tail(kept, tables, tail)
+            kept = retokenise_end(kept, tables, merges)
         remaining -= min(remaining, end - start)
     mapped = tables.prm_token[torch.tensor(kept, dtype=torch.long)].tolist()
     return [t for t in mapped if t >= 0] + tables.separator.tolist()

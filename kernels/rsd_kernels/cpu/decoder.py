@@ -79,13 +79,13 @@ class CpuDecoder:
         self._decoder = self._make_decoder()
         self._pool: Pool | None = None
 
-    def _make_decoder(self) -> native.Decoder:
+    def _make_decoder(self) -> native.DecoderStruct:
         parts, buffers = self._parts, self._parts.buffers
         places = (
             parts.embedding, parts.cos, parts.sin, buffers.hidden, buffers.normed, buffers.qkv,
             buffers.attended, buffers.gate_up, buffers.gated,
         )  # fmt: skip
-        return native.Decoder(
+        return native.DecoderStruct(
             ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in places),
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
             parts.cos.shape[0], buffers.hidden.shape[0],

@@ -81,7 +81,7 @@ class Layer(ctypes.Structure):
     )
 
 
-class Decoder(ctypes.Structure):
+class DecoderStruct(ctypes.Structure):
     _fields_ = [
         *_fields(
             "layers embedding cos sin hidden normed qkv attended gate_up gated",
@@ -117,7 +117,7 @@ class Library:
         self.silu_mul = _function(handle.rsd_cpu_silu_mul, SiluMul)
         self.rope_write = _function(handle.rsd_cpu_rope_write, RopeWrite)
         self.attention = _function(handle.rsd_cpu_attention, Attention)
-        self.decoder = _function(handle.rsd_cpu_decoder, Decoder, Pass)
+        self.decoder = _function(handle.rsd_cpu_decoder, DecoderStruct, Pass)
 
     @property
     def isa(self) -> str:

@@ -4,7 +4,7 @@ keep:   committed = length, prm_committed = prm_length, stop_committed = stop_st
 reject: length = committed, prm_length = prm_committed, stop_state = stop_committed, K/V cut to them
 
 Twin: `rsd_kernels.end_step.twin`. One program a launch: the order of log records and of freed
-pages is that of the slots (settle) or of the pass's sequences (decide).
+pages is that of the slots (end_step) or of the pass's sequences (decide).
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def decide_kernel(
 
 
 @triton.jit
-def settle_kernel(
+def end_step_kernel(
     state: tl.tuple,
     tokens_per_page: tl.tuple,
     first: tl.tensor,
@@ -236,17 +236,17 @@ def decide_launch(
     return Launch(decide_kernel, (1,), args, num_warps=warps_for(batch.num_seqs))
 
 
-def settle(state: SlotState, tokens_per_page: Sequence[int]) -> None:
+def end_step(state: SlotState, tokens_per_page: Sequence[int]) -> None:
     """After a writer's pass: ended draft steps go to the PRM, the others are kept unscored.
 
     Raises:
         ValueError: the state is not contiguous or not on one device that runs Triton.
     """
     check_state(state)
-    settle_launch(state, tokens_per_page).run()
+    end_step_launch(state, tokens_per_page).run()
 
 
-def settle_slot(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> None:
+def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> None:
     """The transition of one slot whose step stands on every row.
 
     Raises:
@@ -255,10 +255,10 @@ def settle_slot(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> 
     if not 0 <= slot < state.num_slots:
         raise ValueError(f"slot is {slot}; it must be 0 to {state.num_slots - 1}")
     check_state(state)
-    settle_launch(state, tokens_per_page, slot).run()
+    end_step_launch(state, tokens_per_page, slot).run()
 
 
-def settle_launch(
+def end_step_launch(
     state: SlotState, tokens_per_page: Sequence[int], slot: int | None = None
 ) -> Launch:
     """Every ended slot, or the one named."""
@@ -273,4 +273,4 @@ def settle_launch(
         "CHUNK": STEP_CHUNK,
         "CLOCK": not interpreting(),
     }
-    return Launch(settle_kernel, (1,), args, num_warps=warps_for(count))
+    return Launch(end_step_kernel, (1,), args, num_warps=warps_for(count))

@@ -23,15 +23,15 @@ UNSCORED = math.nan
 _NOTHING = (0, 0, 0)
 
 
-def settle(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
+def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
     """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
     for b, ended in enumerate(host(state.ended).tolist()):
         if ended and number(state.phase, b) != Phase.WAIT_HOST:
-            settle_slot(state, b, tokens_per_page)
+            end_slot_step(state, b, tokens_per_page)
     end_tick(state)
 
 
-def settle_slot(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
+def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
     """The transition of one slot whose step stands on every row."""
     role = number(state.step_source, slot)
     if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):

@@ -60,7 +60,7 @@ def _qkv_projection_kernel(
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,  # addresses of each row of weight that are asked for before the wait
-    PLANNED: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
@@ -80,7 +80,7 @@ def _qkv_projection_kernel(
             prefetch_vector(norm, NUM_INPUTS)
             if bias is not None:
                 prefetch_vector(bias, NUM_HEADS * 2 * HALF)
-    if not PLANNED:
+    if not SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
 
     b_page = tl.load(page + o_r, mask=m_r, other=-1).to(tl.int64)
@@ -93,7 +93,7 @@ def _qkv_projection_kernel(
     b_cos_high = tl.load(cos + p_angle + HALF, mask=m_angle, other=0.0)
     b_sin_low = tl.load(sin + p_angle, mask=m_angle, other=0.0)
     b_sin_high = tl.load(sin + p_angle + HALF, mask=m_angle, other=0.0)
-    if PLANNED:
+    if SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
 
     b_low, b_high = product(
@@ -147,13 +147,13 @@ def qkv_projection(
     q_norm: Tensor | None = None,  # [head_dim]
     k_norm: Tensor | None = None,  # [head_dim]
     normed: Tensor,  # [n, K] scratch
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> None:
     """`norm_linear` and `rope_kv_write`: one launch for up to 16 rows without norms of heads.
 
     What `normed` holds afterwards, k and v in `heads`, and q of padding mean nothing.
 
-    planned: as in `rope_kv_write`.
+    scheduled: as in `rope_kv_write`.
 
     Raises:
         ValueError: an argument's shape, dtype, strides or device is not one it can take; with
@@ -164,7 +164,7 @@ def qkv_projection(
         norm_linear(x, norm, eps, weight, bias, normed=normed, out=qkv)
         rope_kv_write(
             heads, k_pages, v_pages, page, offset, cos, sin,
-            position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, planned=planned,
+            position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, scheduled=scheduled,
         )  # fmt: skip
         return
     check_product(x, weight, bias, out=qkv, num_outputs=qkv.shape[1])
@@ -176,7 +176,7 @@ def qkv_projection(
     )  # fmt: skip
     qkv_projection_launch(
         x, norm, eps, weight, bias, heads, k_pages, v_pages, page, offset, cos, sin,
-        position=position, planned=planned,
+        position=position, scheduled=scheduled,
     ).run()  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def qkv_projection_launch(
     sin: Tensor,  # [num_rows or num_positions, head_dim] fp32
     *,
     position: Tensor | None,  # [num_rows] int32
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> Launch:
     """One launch of at most `projection.MAX_ROWS` rows; the arguments are taken to be right."""
     num_rows, num_inputs = x.shape
@@ -243,7 +243,7 @@ def qkv_projection_launch(
             "BLOCK_K": tiles.block_k,
             "NUM_STAGES": tiles.num_stages,
             "PREFETCH": tiles.prefetch(num_inputs, weight.element_size(), gated=True),
-            "PLANNED": planned,
+            "SCHEDULED": scheduled,
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,

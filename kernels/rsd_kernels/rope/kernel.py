@@ -53,11 +53,11 @@ def _rope_kv_write_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,  # at least HALF
-    PLANNED: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
-    if not PLANNED:
+    if not SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
     i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i_page = tl.load(page + i_row).to(tl.int64)
@@ -69,7 +69,7 @@ def _rope_kv_write_kernel(
     p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
     b_cos_low, b_cos_high = tl.load(p_cos, mask=m_angle), tl.load(p_cos + HALF, mask=m_angle)
     b_sin_low, b_sin_high = tl.load(p_sin, mask=m_angle), tl.load(p_sin + HALF, mask=m_angle)
-    if PLANNED:
+    if SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
     if i_page < 0:  # padding
         return
@@ -112,14 +112,14 @@ def rope_kv_write(
     q_norm: Tensor | None = None,  # [head_dim]
     k_norm: Tensor | None = None,  # [head_dim]
     eps: float = 0.0,
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> None:
     """Norms each head of q and k if weights are given (Qwen3), rotates them, and stores k and v.
 
     Row n goes to token `offset[n]` of page `page[n]`; no two rows may name one place. Everything
     in between is fp32.
 
-    planned: pages, offsets, positions and angles were written before the kernel began that stands
+    scheduled: pages, offsets, positions and angles were written before the kernel began that stands
         before the one before; if kernels overlap, this one reads them before it waits.
 
     Raises:
@@ -132,7 +132,7 @@ def rope_kv_write(
     )  # fmt: skip
     rope_kv_write_launch(
         qkv, k_pages, v_pages, page, offset, cos, sin,
-        position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, planned=planned,
+        position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, scheduled=scheduled,
     ).run()  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def rope_kv_write_launch(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
-    planned: bool = False,
+    scheduled: bool = False,
 ) -> Launch:
     """The launch of `rope_kv_write`, whose arguments these are."""
     num_rows, num_heads, head_dim = qkv.shape
@@ -181,7 +181,7 @@ def rope_kv_write_launch(
             "NUM_KV_HEADS": num_kv_heads,
             "HALF": head_dim // 2,
             "BLOCK": next_power_of_2(head_dim // 2),
-            "PLANNED": planned,
+            "SCHEDULED": scheduled,
         },
         # One warp reads a head before it writes it: q changes in place.
         num_warps=1,

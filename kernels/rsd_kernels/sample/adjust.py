@@ -89,7 +89,7 @@ def _top_logprobs(
 ) -> None:
     """The `wanted` most probable ids, one scan each: the largest below the last one found."""
     last, last_id = lse * 0 + float("inf"), slot * 0 - 1
-    o_top = (slot.to(tl.int64) * state.row_len + position) * _MAX_LOGPROBS
+    o_top = (slot.to(tl.int64) * state.max_len + position) * _MAX_LOGPROBS
     found = 0
     while found < tl.minimum(wanted, vocabulary):
         best, best_id = lse * 0 + float("-inf"), slot * 0 + _NO_ID
@@ -122,8 +122,8 @@ def _penalise(
     BLOCK: tl.constexpr,
 ) -> None:
     """In place; all logits are read before one is written, so a repeated id is penalised once."""
-    p_tokens = state.tokens + slot.to(tl.int64) * state.row_len
-    p_seen = scratch.seen + i_seq.to(tl.int64) * state.row_len
+    p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
+    p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len
     start = 0
     while start < length:
         o_token = start + tl.arange(0, BLOCK)

@@ -85,7 +85,7 @@ def _write_replacement(
     count: tl.tensor,
 ) -> None:
     """All the logprob of a replaced token stands at its first position."""
-    o_row = slot.to(tl.int64) * state.row_len + length
+    o_row = slot.to(tl.int64) * state.max_len + length
     o_top = tl.arange(0, _LOGPROB_LANES)
     m_top = o_top < _MAX_LOGPROBS
     b_value = tl.load(state.top_logprob + o_row * _MAX_LOGPROBS + o_top, mask=m_top)
@@ -109,7 +109,7 @@ def _append_good(
     length: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
     """Writes the token, or what replaces it; returns the slot's new values."""
-    limit = tl.load(state.limit + slot)
+    limit = tl.load(state.length_limit + slot)
     stops_count = length + 1 > tl.load(state.min_length + slot)
     delimiter, stop, matched, stopped, used, size = _walk(state, tables, slot, token, stops_count)
     count = slot * 0
@@ -117,7 +117,7 @@ def _append_good(
         first, count = _replacement(tables, token, used, limit - length)
         _write_replacement(state, tables, slot, length, first, count)
     if count == 0:
-        tl.store(state.tokens + slot.to(tl.int64) * state.row_len + length, token)
+        tl.store(state.tokens + slot.to(tl.int64) * state.max_len + length, token)
         count += 1
     length += count
     b_stop = tl.load(state.stop_tokens + slot * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))

@@ -45,7 +45,7 @@ class _Slots:
         self.token_byte = host(tables.token_byte)
         self.length = host(state.length).tolist()
         self.committed = host(state.committed).tolist()
-        self.limit = host(state.limit).tolist()
+        self.length_limit = host(state.length_limit).tolist()
         self.min_length = host(state.min_length).tolist()
         self.max_step_tokens = host(state.max_step_tokens).tolist()
         self.next_token = host(state.next_token).tolist()
@@ -93,14 +93,14 @@ def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
     walk = _walk(slots, b, data, stops_count)
     tokens = [token]
     if walk.delimiter_bytes and not walk.stopped and walk.used < len(data):
-        tokens = _replacement(token, walk.used, slots.limit[b] - length, tables)
+        tokens = _replacement(token, walk.used, slots.length_limit[b] - length, tables)
     length += len(tokens)
     finish = Finish.NONE
     if stops_count and token in slots.stop_tokens[b]:
         finish = Finish.STOP_TOKEN
     elif walk.stopped:
         finish = Finish.STOP_STRING
-    elif length >= slots.limit[b]:
+    elif length >= slots.length_limit[b]:
         finish = Finish.LENGTH
     full = length - slots.committed[b] >= slots.max_step_tokens[b]
     ended = int(bool(finish or walk.delimiter_bytes or full))

@@ -144,7 +144,7 @@ def _token_logprob(
 ) -> None:
     """Of the model itself: a penalised logit is looked up as it was."""
     length = tl.load(state.length + slot)
-    o_row = slot.to(tl.int64) * state.row_len
+    o_row = slot.to(tl.int64) * state.max_len
     logit = tl.load(p_row + token)
     if tl.load(state.repetition_penalty + slot) != 1.0:
         seen = logit * 0.0 + float("-inf")
@@ -152,7 +152,7 @@ def _token_logprob(
         while start < length:
             o_token = start + tl.arange(0, BLOCK)
             b_token = tl.load(state.tokens + o_row + o_token, mask=o_token < length, other=-1)
-            p_seen = scratch.seen + i_seq.to(tl.int64) * state.row_len + o_token
+            p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len + o_token
             b_seen = tl.load(p_seen, mask=b_token == token, other=float("-inf"))
             seen = tl.maximum(seen, tl.max(b_seen))
             start += BLOCK

@@ -42,7 +42,7 @@ def scratch_args(scratch: SampleScratch) -> object:
     return ScratchArgs(*tensors, scratch.block_max.shape[1])
 
 
-def allocate(num_seqs: int, row_len: int, vocabulary: int, device: torch.device) -> SampleScratch:
+def allocate(num_seqs: int, max_len: int, vocabulary: int, device: torch.device) -> SampleScratch:
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -59,7 +59,7 @@ def allocate(num_seqs: int, row_len: int, vocabulary: int, device: torch.device)
         row_lse=empty(dtype=torch.float32),
         row_draws=empty(dtype=torch.int32),
         candidate=empty(MAX_CANDIDATES, dtype=torch.int32),
-        seen=empty(row_len, dtype=torch.float32),
+        seen=empty(max_len, dtype=torch.float32),
     )
 
 
@@ -71,11 +71,11 @@ def scratch_of(state: SlotState, vocabulary: int) -> SampleScratch:
 
     Two states may be sampled from at the same time on different streams, so they do not share it.
     """
-    num_slots, row_len = state.tokens.shape
-    shape = (num_slots, row_len, vocabulary, state.tokens.device)
+    num_slots, max_len = state.tokens.shape
+    shape = (num_slots, max_len, vocabulary, state.tokens.device)
     key = state.tokens.data_ptr()
     held = _OF_STATE.get(key)
     if held is None or held[0] != shape:
-        held = (shape, allocate(num_slots, row_len, vocabulary, state.tokens.device))
+        held = (shape, allocate(num_slots, max_len, vocabulary, state.tokens.device))
         _OF_STATE[key] = held
     return held[1]

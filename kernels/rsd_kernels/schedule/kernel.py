@@ -52,7 +52,7 @@ def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
 
     Each has loaded it for itself, perhaps on either side of the host's write, and warps that do not
     agree on whether to return would wait for each other at different barriers. A store of a scalar
-    is one thread's; `pass_role` is written anew where the plan ends.
+    is one thread's; `pass_role` is written anew where the schedule ends.
     """
     tl.store(state.pass_role, asked)
     tl.debug_barrier()
@@ -114,7 +114,7 @@ def _choose(
     """Tries the roles in order; returns the one that got rows (NUM_ROLES if none), and how many."""
     m_active = m_slot & (tl.load(state.active + b_slot, mask=m_slot, other=0) != 0)
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
-    b_age = tl.load(state.age + b_slot, mask=m_slot, other=0)
+    b_arrival = tl.load(state.arrival + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_prm_length = tl.load(state.prm_length + b_slot, mask=m_slot, other=0)
     drafts = tl.sum(tl.where(m_active & (b_phase == _PHASE_DRAFT), 1, 0))
@@ -148,7 +148,7 @@ def _choose(
         )
         b_end = tl.where(role == _PRM, b_prm_length, b_length)
         rows, seqs, num_free = pack(
-            state, batch, role, size, b_slot, m_active & (b_phase == wanted), b_end, b_age,
+            state, batch, role, size, b_slot, m_active & (b_phase == wanted), b_end, b_arrival,
             num_free, o_row,
         )  # fmt: skip
         chosen = tl.where(seqs > 0, role, chosen)
@@ -170,7 +170,7 @@ def _choose(
 
 
 @triton.jit
-def plan_kernel(
+def schedule_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
@@ -191,7 +191,7 @@ def plan_kernel(
     role = tick * 0 + _NUM_ROLES
     rows = tick * 0
     if not returns:
-        tl.store(state.short + b_slot, b_slot * 0, mask=m_slot)
+        tl.store(state.lacks_pages + b_slot, b_slot * 0, mask=m_slot)
         tl.debug_barrier()
         o_row = tl.arange(0, BLOCK_N)
         role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE)
@@ -234,7 +234,7 @@ def advance_kernel(
     tl.store(state.nanoseconds + o_role, b_time, mask=m_lane)
 
 
-def plan(
+def schedule(
     state: SlotState,
     batch: RowBatch,
     tokens_per_page: Sequence[int],
@@ -247,16 +247,16 @@ def plan(
     """
     check_state(state, batch)
     if state.num_slots > MAX_SLOTS:
-        raise ValueError(f"the state has {state.num_slots} slots; plan takes {MAX_SLOTS}")
+        raise ValueError(f"the state has {state.num_slots} slots; schedule takes {MAX_SLOTS}")
     if batch.num_seqs < state.num_slots:
         raise ValueError(
             f"batch has room for {batch.num_seqs} sequences; it must have {state.num_slots}, "
             "one a slot"
         )
-    plan_launch(state, batch, tokens_per_page, rule).run()
+    schedule_launch(state, batch, tokens_per_page, rule).run()
 
 
-def plan_launch(
+def schedule_launch(
     state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int], rule: BatchingRule
 ) -> Launch:
     args = {
@@ -269,7 +269,9 @@ def plan_launch(
         "RULE": int(rule),
         "CLOCK": not interpreting(),
     }
-    return Launch(plan_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4)
+    return Launch(
+        schedule_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4
+    )
 
 
 def advance(state: SlotState, batch: RowBatch, role: int) -> None:

@@ -1,4 +1,4 @@
-"""Packs the rows of one role and takes their pages: the part of `plan` that goes slot by slot.
+"""Packs the rows of one role and takes their pages: the part of `schedule` that goes slot by slot.
 
 Slots stand in lanes and what is chosen one after another is kept in registers, so the loop over
 slots waits for no memory; rows and pages are written at the end. Precondition, as everywhere: a
@@ -22,10 +22,10 @@ MAX_SLOTS = 1 << 16
 
 
 @triton.jit
-def _order_key(b_one: tl.tensor, b_age: tl.tensor, b_slot: tl.tensor) -> tl.tensor:
+def _order_key(b_one: tl.tensor, b_arrival: tl.tensor, b_slot: tl.tensor) -> tl.tensor:
     """Smaller goes first: decode rows, then the oldest, then the first slot."""
     b_chunk = tl.where(b_one, 0, 1).to(tl.int64)
-    return (((b_chunk << 33) + b_age.to(tl.int64)) << _SLOT_BITS) + b_slot.to(tl.int64)
+    return (((b_chunk << 33) + b_arrival.to(tl.int64)) << _SLOT_BITS) + b_slot.to(tl.int64)
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def _fill_rows(
     b_page = tl.where(m_new, b_fresh, tl.load(p_table, mask=m_row & ~m_new, other=0))
     m_prm = m_row & (role == _PRM)
     b_token = tl.load(
-        state.tokens + o_slot * state.row_len + b_position, mask=m_row & (role != _PRM), other=0
-    ) + tl.load(state.prm_tokens + o_slot * state.prm_row_len + b_position, mask=m_prm, other=0)
+        state.tokens + o_slot * state.max_len + b_position, mask=m_row & (role != _PRM), other=0
+    ) + tl.load(state.prm_tokens + o_slot * state.prm_max_len + b_position, mask=m_prm, other=0)
     tl.store(batch.slot + o_row, b_slot, mask=m_row)
     tl.store(batch.position + o_row, b_position, mask=m_row)
     tl.store(batch.token + o_row, b_token, mask=m_row)
@@ -78,7 +78,7 @@ def pack(
     b_slot: tl.tensor,
     m_ready: tl.tensor,
     b_end: tl.tensor,
-    b_age: tl.tensor,
+    b_arrival: tl.tensor,
     num_free: tl.tensor,
     o_row: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
@@ -88,13 +88,13 @@ def pack(
     b_held = tl.load(state.num_pages + o_role, mask=m_ready, other=0)
     # A writer needs a row to sample from even when it has read everything.
     b_start = tl.where(role == _PRM, b_kv, tl.minimum(b_kv, b_end - 1))
-    b_key = tl.where(m_ready, _order_key(b_end - b_start == 1, b_age, b_slot), _NEVER)
+    b_key = tl.where(m_ready, _order_key(b_end - b_start == 1, b_arrival, b_slot), _NEVER)
     b_row_slot, b_row_position = o_row * 0, o_row * 0
     b_row_held, b_row_free = o_row * 0, o_row * 0
     b_pages = b_held  # after this pass
     b_seq = b_slot * 0 - 1  # the slot's sequence in the pass
     b_stop = b_slot * 0
-    b_short = b_slot * 0
+    b_lacks = b_slot * 0
     left = tl.sum(tl.where(m_ready, 1, 0))
     rows = left * 0
     seqs = left * 0
@@ -108,7 +108,7 @@ def pack(
         stop = tl.minimum(end, start + batch.max_rows - rows)
         need = tl.maximum((stop + tokens_per_page - 1) // tokens_per_page - held, 0)
         fits = need <= num_free
-        b_short = tl.where(m_slot & ~fits, 1, b_short)
+        b_lacks = tl.where(m_slot & ~fits, 1, b_lacks)
         m_taken = m_slot & fits
         b_pages = tl.where(m_taken, held + need, b_pages)
         b_seq = tl.where(m_taken, seqs, b_seq)
@@ -124,7 +124,7 @@ def pack(
         seqs = seqs + tl.where(fits, 1, 0)
         left = left - 1
     m_seq = b_seq >= 0
-    tl.store(state.short + b_slot, b_short, mask=m_ready & (b_short == 1))
+    tl.store(state.lacks_pages + b_slot, b_lacks, mask=m_ready & (b_lacks == 1))
     tl.store(batch.seq_slot + b_seq, b_slot, mask=m_seq)
     tl.store(batch.seq_kv_len + b_seq, b_stop, mask=m_seq)
     tl.store(batch.seq_complete + b_seq, tl.where(b_stop == b_end, 1, 0), mask=m_seq)

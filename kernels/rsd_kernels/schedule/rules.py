@@ -11,7 +11,7 @@ LONGEST_PHASE = 1024
 
 
 class BatchingRule(IntEnum):
-    """Which role passes next: `plan` tries the roles in the order of the rule."""
+    """Which role passes next: `schedule` tries the roles in the order of the rule."""
 
     MOST_READY = 0  # most ready slots; scoring counts double
     EVERY_ROLE = 1  # the roles take turns: draft, PRM, target

@@ -37,7 +37,7 @@ class _Extend:
     complete: bool
 
 
-def plan(
+def schedule(
     state: SlotState,
     batch: RowBatch,
     tokens_per_page: tuple[int, int, int],
@@ -58,7 +58,7 @@ def plan(
         _stop(state, batch)
         return
     ready = _ready_slots(state)
-    write_at(state.short, slice(None), 0)
+    write_at(state.lacks_pages, slice(None), 0)
     for role in _order(state, ready, rule):
         extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
         if extends:
@@ -115,10 +115,10 @@ def _log_words_of_a_tick(state: SlotState) -> int:
 
 def _ready_slots(state: SlotState) -> list[list[int]]:
     """Slots each role could serve, oldest first."""
-    columns = (state.phase, state.active, state.age)
-    phase, active, age = (host(column).tolist() for column in columns)
-    by_age = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: age[b])
-    return [[b for b in by_age if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
+    columns = (state.phase, state.active, state.arrival)
+    phase, active, arrival = (host(column).tolist() for column in columns)
+    by_arrival = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: arrival[b])
+    return [[b for b in by_arrival if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
 
 
 def _order(state: SlotState, ready: list[list[int]], rule: BatchingRule) -> list[Role]:
@@ -144,7 +144,7 @@ def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[i
 def _pack(
     state: SlotState, role: int, slots: list[int], max_rows: int, tokens_per_page: int
 ) -> list[_Extend]:
-    """Decode rows first, then chunks by age; pages all or nothing for the rows of a slot."""
+    """Decode rows first, then chunks in order of arrival; all pages of a slot's rows or none."""
     is_prm = role == Role.PRM
     ends = host(state.prm_length if is_prm else state.length).tolist()
     kv_len = host(state.kv_len)[role].tolist()
@@ -160,7 +160,7 @@ def _pack(
         stop = min(ends[b], starts[b] + room)
         need = pages_for(stop, tokens_per_page) - held[b]
         if need > number(state.num_free):
-            state.short[b] = 1
+            state.lacks_pages[b] = 1
             continue
         take_pages(state, role, b, need)
         extends.append(_Extend(b, starts[b], stop, stop == ends[b]))

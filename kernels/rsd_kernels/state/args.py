@@ -18,12 +18,12 @@ from rsd_kernels.state.debug import check_values
 from rsd_kernels.state.enums import NUM_ROLES
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import StepTables, TailTables
+from rsd_kernels.state.tables import MergeTables, StepTables
 
 _STATE = tuple(f.name for f in fields(SlotState))
 _BATCH = tuple(f.name for f in fields(RowBatch))
 _TABLES = tuple(f.name for f in fields(StepTables))
-_TAIL = tuple(f.name for f in fields(TailTables))
+_MERGES = tuple(f.name for f in fields(MergeTables))
 
 
 def bundle(name: str, *members: str) -> Any:
@@ -35,15 +35,15 @@ StateArgs = bundle(
     "StateArgs",
     *_STATE,
     "num_slots",
-    "row_len",
-    "prm_row_len",
+    "max_len",
+    "prm_max_len",
     "num_columns",
     "log_words",
     "num_buckets",
 )
 BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
 TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
-TailArgs = bundle("TailArgs", *_TAIL, "num_merges")
+MergeArgs = bundle("MergeArgs", *_MERGES, "num_merges")
 PageSizes = bundle("PageSizes", "draft", "target", "prm")
 
 
@@ -70,9 +70,9 @@ def table_args(tables: StepTables) -> Any:
     return TableArgs(*(getattr(tables, name) for name in _TABLES), tables.separator.shape[0])
 
 
-def tail_args(tail: TailTables) -> Any:
+def merge_args(merges: MergeTables) -> Any:
     """Every table of the merges, then how many there are."""
-    return TailArgs(*(getattr(tail, name) for name in _TAIL), tail.merge_pair.shape[0])
+    return MergeArgs(*(getattr(merges, name) for name in _MERGES), merges.merge_pair.shape[0])
 
 
 def page_sizes(tokens_per_page: Sequence[int]) -> Any:
@@ -105,11 +105,11 @@ def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
         check_values(state)
 
 
-def check_tables(state: SlotState, tables: StepTables, tail: TailTables | None = None) -> None:
+def check_tables(state: SlotState, tables: StepTables, merges: MergeTables | None = None) -> None:
     """Tables are contiguous and on the device of the state."""
     tensors: dict[str, Tensor] = {name: getattr(tables, name) for name in _TABLES}
-    if tail is not None:
-        tensors |= {f"tail.{name}": getattr(tail, name) for name in _TAIL}
+    if merges is not None:
+        tensors |= {f"merges.{name}": getattr(merges, name) for name in _MERGES}
     check_devices(length=state.length, **tensors)
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():

@@ -1,7 +1,7 @@
 """The packed rows of one pass: what every forward reads, in tensors that never move.
 
-`plan` writes a `RowBatch` on the device; a forward reads it. Rows of one slot are adjacent and in
-order of position, so a slot's rows form one sequence of the pass.
+`schedule` writes a `RowBatch` on the device; a forward reads it. The rows of one slot are adjacent
+and in order of position, so they form one sequence of the pass.
 
 A graph reads a fixed number of rows, so what lies past the rows of a pass is padding that changes
 nothing: a page of -1, which takes no K and V, and sequences without rows.

@@ -23,12 +23,12 @@ ANY_ROWS = (2**31 - 1,)  # one body a role, whatever the number of rows
 
 
 @dataclass(frozen=True)
-class SlotLimits:
+class SlotSizes:
     """Sizes of the state; fixed when it is allocated."""
 
     num_slots: int  # B
-    row_len: int  # L: prompt and output tokens, with slack for replaced tokens
-    prm_row_len: int  # L'
+    max_len: int  # L: prompt and output tokens, with slack for replaced tokens
+    prm_max_len: int  # L'
     pages_per_role: int  # P: page-table columns
     num_pages: int  # N: pages of the shared pool
     log_words: int  # int32 words of the step log; the loop returns before it is full
@@ -45,7 +45,7 @@ class SlotState:
     length: Tensor  # [B] valid tokens
     committed: Tensor  # [B] tokens at the last kept step end
     prompt_length: Tensor  # [B]
-    limit: Tensor  # [B] length at which the output ends as `length`
+    length_limit: Tensor  # [B] length at which the output ends as `length`
     prm_tokens: Tensor  # [B, L'] the PRM's own row: other prompt, other separators
     prm_length: Tensor  # [B]
     prm_committed: Tensor  # [B]
@@ -60,8 +60,8 @@ class SlotState:
     mode: Tensor  # [B] Mode
     active: Tensor  # [B] 0 while preempted
     generation: Tensor  # [B] which request sits in the slot
-    age: Tensor  # [B] order of arrival: the smallest is the oldest
-    short: Tensor  # [B] 1 if the last plan found no pages for it
+    arrival: Tensor  # [B] order of arrival: the smallest is the oldest
+    lacks_pages: Tensor  # [B] 1 if the last schedule found no pages for it
     next_token: Tensor  # [B] token just sampled, -1 if the logits were not finite
     ended: Tensor  # [B] 1 if the step ended in this pass
     # steps
@@ -126,9 +126,9 @@ class SlotState:
         return self.length.shape[0]
 
     @classmethod
-    def allocate(cls, limits: SlotLimits, device: torch.device) -> SlotState:
+    def allocate(cls, sizes: SlotSizes, device: torch.device) -> SlotState:
         """All zeros, every page free, page 0 on top of the stack."""
-        shapes = _shapes(limits)
+        shapes = _shapes(sizes)
         tensors = {
             f.name: torch.zeros(
                 shapes[f.name], dtype=_DTYPES.get(f.name, torch.int32), device=device
@@ -136,10 +136,10 @@ class SlotState:
             for f in fields(cls)
         }
         tensors["free_pages"] = torch.arange(
-            limits.num_pages - 1, -1, -1, dtype=torch.int32, device=device
+            sizes.num_pages - 1, -1, -1, dtype=torch.int32, device=device
         )
-        tensors["num_free"].fill_(limits.num_pages)
-        tensors["row_buckets"] = torch.tensor(limits.row_buckets, dtype=torch.int32, device=device)
+        tensors["num_free"].fill_(sizes.num_pages)
+        tensors["row_buckets"] = torch.tensor(sizes.row_buckets, dtype=torch.int32, device=device)
         return cls(**tensors)
 
 
@@ -173,8 +173,8 @@ _DTYPES = {
 }
 
 
-def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
-    b, row = limits.num_slots, limits.row_len
+def _shapes(sizes: SlotSizes) -> dict[str, tuple[int, ...]]:
+    b, row = sizes.num_slots, sizes.max_len
     shapes: dict[str, tuple[int, ...]] = {f.name: (b,) for f in fields(SlotState)}
     shapes |= dict.fromkeys(
         ("kv_len", "num_pages", "tokens_read", "passes", "nanoseconds"), (NUM_ROLES, b)
@@ -201,9 +201,9 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
     )
     shapes |= {
         "tokens": (b, row),
-        "prm_tokens": (b, limits.prm_row_len),
-        "page_table": (NUM_ROLES, b, limits.pages_per_role),
-        "free_pages": (limits.num_pages,),
+        "prm_tokens": (b, sizes.prm_max_len),
+        "page_table": (NUM_ROLES, b, sizes.pages_per_role),
+        "free_pages": (sizes.num_pages,),
         "delimiter_next": (b, MAX_DELIMITER_STATES, 256),
         "delimiter_match": (b, MAX_DELIMITER_STATES),
         "stop_next": (b, MAX_STOP_STATES, 256),
@@ -213,7 +213,7 @@ def _shapes(limits: SlotLimits) -> dict[str, tuple[int, ...]]:
         "top_logprob": (b, row, MAX_LOGPROBS),
         "top_token": (b, row, MAX_LOGPROBS),
         "role_wait": (NUM_ROLES,),
-        "row_buckets": (len(limits.row_buckets),),
-        "log": (limits.log_words,),
+        "row_buckets": (len(sizes.row_buckets),),
+        "log": (sizes.log_words,),
     }
     return shapes

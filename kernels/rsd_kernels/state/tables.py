@@ -35,7 +35,7 @@ MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes qu
 
 
 @dataclass(frozen=True)
-class TailTables:
+class MergeTables:
     """V ids, M merges of a byte-level BPE. Merges stand in order of `merge_pair`, for bisection."""
 
     flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS

@@ -1,6 +1,6 @@
 """Append decided steps to the log, in the order of the lanes of a Triton kernel.
 
-Twin: `rsd_kernels.step_log.twin`. A device function: `settle` and `decide` call it.
+Twin: `rsd_kernels.step_log.twin`. A device function: `end_step` and `decide` call it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def publish(
     tl.store(p_record + 5, b_reward_bits, mask=m_lane)
     tl.store(p_record + 6, b_finish, mask=m_lane)
     tl.store(p_record + 7, b_count, mask=m_lane)
-    o_token = b_slot.to(tl.int64) * state.row_len + b_first
+    o_token = b_slot.to(tl.int64) * state.max_len + b_first
     _copy_tokens(state, o_token, b_at + _HEADER, b_count, CHUNK)
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)
     # Every thread has read the head and the columns, and has written its words of the records.

@@ -55,9 +55,9 @@ def _sources(wanted: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: a demo model is not part of this installation.
     """
-    from rsd_engine.demo import Role, checkpoint_dir
+    from rsd_engine.demo import ModelRole, checkpoint_dir
 
-    roles: tuple[Role, ...] = ("draft", "target", "prm")
+    roles: tuple[ModelRole, ...] = ("draft", "target", "prm")
     return {role: wanted.get(role) or checkpoint_dir(role) for role in roles}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.engine.memory_estimate import MemoryPlan, plan_memory
+from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline import rounds
 from rsd_engine.roofline.gpus import Device, find_gpu
@@ -59,7 +59,7 @@ class Plan:
     round: RoundSeconds
     break_even: dict[str | float, float | None]
     flops_ratio: dict[str, float]
-    memory: MemoryPlan
+    memory: MemoryEstimate
     lengths: tuple[int, ...]
 
 
@@ -80,7 +80,7 @@ def make_plan(wanted: dict[str, Any]) -> Plan:
     shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
     setting = Setting(device, wanted["slots"], wanted["context"], wanted["step_tokens"])
     model_len = _model_len(configs, wanted)
-    memory = plan_memory(
+    memory = estimate_memory(
         configs,
         dtype=dtype,
         memory_bytes=device.memory_bytes,
@@ -99,7 +99,7 @@ def _plan(
     setting: Setting,
     acceptance: float,
     is_measured: bool,
-    memory: MemoryPlan,
+    memory: MemoryEstimate,
     lengths: tuple[int, ...],
 ) -> Plan:
     draft, target, prm = (models[r].shape for r in (Role.DRAFT, Role.TARGET, Role.PRM))

@@ -12,7 +12,7 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.cli.generate.command import make_engine
-from rsd_engine.demo import Role, checkpoint_dir
+from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.loop.executors.timed_recorder import OpTime
 from rsd_engine.outputs import Metrics
@@ -56,7 +56,7 @@ class Profile:
 
 def run_profile(given: dict[str, Any]) -> Profile:
     """`given` has the options of the command; None means the library's default."""
-    roles: tuple[Role, ...] = ("draft", "target", "prm")
+    roles: tuple[ModelRole, ...] = ("draft", "target", "prm")
     models: dict[str, Any] = {role: given[role] or checkpoint_dir(role) for role in roles}
     arguments = {name: given[name] for name in _ENGINE if given[name] is not None}
     questions = [p.question for p in generate(0, "test", given["problems"] + _WARM_UP)]

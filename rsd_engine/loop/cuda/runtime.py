@@ -22,8 +22,8 @@ from rsd_engine.loop.executors.graph_runtime import (
     Frontier,
     Graph,
     GraphError,
+    GraphItem,
     GraphRefused,
-    Work,
 )
 from rsd_engine.loop.program import Call
 from rsd_kernels.launch import overlapping
@@ -59,7 +59,7 @@ class CudaGraphRuntime:
             )
         )
 
-    def capture(self, graph: Graph, after: Frontier, work: Sequence[Work]) -> Frontier:
+    def capture(self, graph: Graph, after: Frontier, work: Sequence[GraphItem]) -> Frontier:
         if not work:
             return (check(cuda.cuGraphAddEmptyNode(graph, list(after) or None, len(after))),)
         launches = [self._launch_of(name, item) for name, item in _joined(work)]
@@ -124,7 +124,7 @@ class CudaGraphRuntime:
         return name, lambda: self._arm.launch(arguments, self._capture.handle)
 
 
-def _joined(work: Sequence[Work]) -> list[tuple[str, Call | list[Arm]]]:
+def _joined(work: Sequence[GraphItem]) -> list[tuple[str, Call | list[Arm]]]:
     """Arms that follow one another become one launch."""
     joined: list[tuple[str, Call | list[Arm]]] = []
     for item in work:

@@ -11,8 +11,8 @@ from rsd_engine.loop.executors.graph_runtime import (
     Conditional,
     Frontier,
     Graph,
+    GraphItem,
     GraphRuntime,
-    Work,
 )
 from rsd_engine.loop.program import Block, Call, Node, Switch, While, check_program
 
@@ -73,7 +73,7 @@ class _Builder:
     def _block(self, block: Block, graph: Graph, entry: list[Arm] | None = None) -> None:
         """Runs of ops are captured together; a conditional node stands between them."""
         after: Frontier = ()
-        work: list[Work] = list(entry or ())
+        work: list[GraphItem] = list(entry or ())
         for node in block:
             if isinstance(node, Call):
                 work.append(node)

@@ -45,7 +45,7 @@ class Arm:
     equals: int | None = None
 
 
-Work = Call | Arm
+GraphItem = Call | Arm
 
 
 class GraphRuntime(Protocol):
@@ -57,7 +57,7 @@ class GraphRuntime(Protocol):
     def create_handle(self) -> int:
         """A new handle, of the root graph: a handle must belong to it to be reset at a launch."""
 
-    def capture(self, graph: Graph, after: Frontier, work: Sequence[Work]) -> Frontier:
+    def capture(self, graph: Graph, after: Frontier, work: Sequence[GraphItem]) -> Frontier:
         """Adds what `work` launches, in order; without work, a node that does nothing.
 
         Raises:

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rsd_engine.loop.executors.graph_runtime import Arm, Conditional, Frontier, GraphError, Work
+from rsd_engine.loop.executors.graph_runtime import (
+    Arm,
+    Conditional,
+    Frontier,
+    GraphError,
+    GraphItem,
+)
 from rsd_engine.loop.program import Call
 
 
@@ -17,7 +23,7 @@ from rsd_engine.loop.program import Call
 class SimulatedNode:
     """An op, an armed handle, or a conditional node with its bodies."""
 
-    work: Work | None = None
+    work: GraphItem | None = None
     kind: Conditional | None = None
     handle: int = -1
     bodies: tuple[SimulatedGraph, ...] = ()
@@ -58,7 +64,9 @@ class SimulatedRuntime:
         self._values.append(0)
         return len(self._values) - 1
 
-    def capture(self, graph: SimulatedGraph, after: Frontier, work: Sequence[Work]) -> Frontier:
+    def capture(
+        self, graph: SimulatedGraph, after: Frontier, work: Sequence[GraphItem]
+    ) -> Frontier:
         if not work:
             return graph.append(after, SimulatedNode())
         for item in work:
