@@ -104,10 +104,10 @@ class Bench:
         """
         played = {}
         for rule, executor in self.executors.items():
-            with using(self.engine._built.core, executor):
+            with using(self.engine.parts.core, executor):
                 played[name_of(rule)] = play(self.engine, self.options.gate, real_prompts=True)
             check_steps(played[name_of(rule)], self.options.gate)
-        dtype = self.engine._built.models.main.model.dtype
+        dtype = self.engine.parts.models.main.model.dtype
         ties = require_same_steps(played, TIES[dtype])
         slots = self.options.gate.slots * (len(played) - 1)
         print(
@@ -135,7 +135,7 @@ class Bench:
 
 def make_executors(engine: Engine, options: Options) -> dict[BatchingRule, Executor]:
     """One a rule, of the same loop; the engine has built its own."""
-    core = engine._built.core
+    core = engine.parts.core
     others = [rule for rule in BatchingRule if rule != core.loop.rule]
     made = {
         rule: make_executor(
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.measure()
         finally:
             for rule, executor in bench.executors.items():
-                if rule != engine._built.core.loop.rule:  # that one is the engine's own
+                if rule != engine.parts.core.loop.rule:  # that one is the engine's own
                     executor.close()
     _tell(bench)
 

@@ -175,7 +175,7 @@ def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders
         ours=lambda batch, n: _ours(engine, batch, n),
         baseline=lambda batch, n: write_with_generate(model, batch, n),
         num_parameters=sum(p.numel() for p in model.parameters()),
-        weight_bytes=engine._built.models.main.model.weight_bytes,
+        weight_bytes=engine.parts.models.main.model.weight_bytes,
     )
 
 

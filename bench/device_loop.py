@@ -75,7 +75,7 @@ class Bench:
         self.returns: list[Returns] = []
         self.attempts = Attempts()
         self.rates = measure_device(
-            options.device, engine._built.models.main.model.dtype, quick=options.preset == "tiny"
+            options.device, engine.parts.models.main.model.dtype, quick=options.preset == "tiny"
         )
         self.shares = [self._share(scene_of(options.scene, rejected)) for rejected in REJECTED]
         self.turns = Turns(options.budget)
@@ -93,7 +93,7 @@ class Bench:
         found: dict[str, Any] = {}
         for turn in ("first", "second"):
             for name, executor in self.executors.items():
-                with using(self.engine._built.core, executor):
+                with using(self.engine.parts.core, executor):
                     played = play(self.engine, self.options.gate, real_prompts=True)
                 check_steps(played, self.options.gate)
                 expected = found.setdefault("first", (played.decisions, played.rewards))
@@ -126,7 +126,7 @@ class Bench:
         if not self.turns.fits(label):
             self.turns.skipped[label] += 1
             return
-        with using(self.engine._built.core, self.executors[self.judged]):
+        with using(self.engine.parts.core, self.executors[self.judged]):
             ours = play(self.engine, scene, real_prompts=True)
         check_steps(ours, scene)
         kept = kept_drafts(ours)
@@ -153,13 +153,13 @@ class Bench:
     def _share(self, scene: Scene) -> Share:
         mean = scene.context + scene.steps * scene.step_tokens // 2
         setting = Setting(self.rates, scene.slots, mean, scene.step_tokens)
-        triple = triple_of(self.engine._built.models.models)
+        triple = triple_of(self.engine.parts.models.models)
         return Share(scene, step_limits(triple, setting, scene.acceptance)[MIXED])
 
 
 def make_executors(engine: Engine, options: Options) -> dict[str, Executor]:
     """All of the same loop; the engine has built the one that is judged."""
-    core = engine._built.core
+    core = engine.parts.core
     others = options.executors[1:]
     made = {name: make_executor(name, build_program(core.loop), options.device) for name in others}
     return {core.executor.name: core.executor, **made}
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.pass_gate()
             baseline = Baseline(sources, TRIPLES[options.preset].num_tokens)
             baseline.play(replace(options.gate, slots=1, steps=2), [True, False])  # warm-up
-            if engine._built.models.main.model.dtype == torch.float32:
+            if engine.parts.models.main.model.dtype == torch.float32:
                 require_same_text(bench, baseline)
             fill_pages(engine)
             bench.start_clock()
@@ -231,7 +231,7 @@ def _run_executors(bench: Bench) -> None:
 
 
 def _time_passes(bench: Bench) -> None:
-    replayer = Replayer(bench.engine._built.core.loop)
+    replayer = Replayer(bench.engine.parts.core.loop)
     for share in bench.shares:
         bench.time_passes(share, replayer)
     replayer.close()

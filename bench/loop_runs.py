@@ -86,7 +86,7 @@ def run_scene(engine: Engine, executor: Executor, scene: Scene) -> tuple[Run, Pl
         MemoryError: the pool cannot hold it.
         Mismatch: a step is not as long as asked for.
     """
-    core = engine._built.core
+    core = engine.parts.core
     with using(core, executor):
         before = _counts(core)
         played = play(engine, scene)
@@ -154,7 +154,7 @@ def count_returns(engine: Engine, executor: Executor, scene: Scene) -> Returns:
     Raises:
         Mismatch: they were done in one launch, so that nothing returned.
     """
-    core = engine._built.core
+    core = engine.parts.core
     requests = [
         scene_request(engine, replace(scene, steps=scene.steps * (1 + i % _WAITING)), i)
         for i in range(max(_LEAST_REQUESTS, _WAITING * scene.slots))

@@ -88,13 +88,13 @@ def trial(options: Options) -> dict[str, Any]:
             max_model_len=options.model_len,
         )  # fmt: skip
     with engine, starting_early(False):
-        loop = engine._built.core.loop
+        loop = engine.parts.core.loop
         with closing(make_executor("eager", build_program(loop), options.device)) as eager:
             require_same_decisions(engine, eager, options.gate)
         again = make_executor(options.executor, build_program(loop), options.device)
         with closing(again) as plain:
             fill_pages(engine)
-            return _timed(engine, {"plain": plain, "early": engine._built.core.executor}, options)
+            return _timed(engine, {"plain": plain, "early": engine.parts.core.executor}, options)
 
 
 def require_same_decisions(engine: Engine, oracle: Executor, gate: Scene) -> None:
@@ -103,14 +103,14 @@ def require_same_decisions(engine: Engine, oracle: Executor, gate: Scene) -> Non
     Raises:
         Mismatch: it does not.
     """
-    with using(engine._built.core, oracle):
+    with using(engine.parts.core, oracle):
         wanted = play(engine, gate, real_prompts=True)
     check_steps(wanted, gate)
     for turn in ("first", "second"):
         played = play(engine, gate, real_prompts=True)
         if (played.decisions, played.rewards) != (wanted.decisions, wanted.rewards):
             raise Mismatch(f"with kernels that start early the {turn} run decides otherwise")
-    print(f"gate passed: {engine._built.core.executor.name} with early kernels decides as "
+    print(f"gate passed: {engine.parts.core.executor.name} with early kernels decides as "
           f"{oracle.name} without, twice")  # fmt: skip
 
 

@@ -115,7 +115,7 @@ class RsdContenders:
 
     def _read_seconds(self) -> dict[str, float]:
         """To read the weights of each model once, as fast as as many bytes are read in a loop."""
-        models, cpu = self.engine._built.models.models, torch.device("cpu")
+        models, cpu = self.engine.parts.models.models, torch.device("cpu")
         sizes = {role.name.lower(): model.weight_bytes for role, model in models.items()}
         return {role: size / read_bandwidth(cpu, size, runs=50) for role, size in sizes.items()}
 

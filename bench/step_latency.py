@@ -108,7 +108,7 @@ def pass_gate(engine: Engine, options: Options, executor: str, decided: dict[str
 
 
 def _tell_ceiling(engine: Engine, options: Options) -> Device:
-    dtype = engine._built.models.main.model.dtype
+    dtype = engine.parts.models.main.model.dtype
     rates = measure_device(options.device, dtype, quick=options.preset == "tiny")
     print(
         f"measured: {rates.bandwidth / 1e9:.1f} GB/s read, {rates.flops / 1e12:.3g} TFLOP/s of "
@@ -126,7 +126,7 @@ def _measure(
     engine: Engine, options: Options, rates: Device, deadline: float
 ) -> Iterator[Point | Skipped]:
     """Short contexts and few slots first; the first point is measured whatever the time."""
-    executor, is_first = engine._built.core.executor.name, True
+    executor, is_first = engine.parts.core.executor.name, True
     for context in options.contexts:
         for slots in options.slots:
             if time.monotonic() > deadline and not is_first:
@@ -193,7 +193,7 @@ def _check_steps(played: Played, scene: Scene) -> None:
 def _limits(
     engine: Engine, options: Options, rates: Device, slots: int, context: int, acceptance: float
 ) -> dict[str, float]:
-    triple = triple_of(engine._built.models.models)
+    triple = triple_of(engine.parts.models.models)
     mean = context + options.steps * options.step_tokens // 2
     return step_limits(triple, Setting(rates, slots, mean, options.step_tokens), acceptance)
 

@@ -144,7 +144,7 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
     Raises:
         MemoryError: the pool cannot hold the scene.
     """
-    core = engine._built.core
+    core = engine.parts.core
     requests = [scene_request(engine, scene, slot) for slot in range(scene.slots)]
     _check_pages(core, requests)
     prepare = _nothing if real_prompts else (lambda: _pretend_read(core, engine))
@@ -167,14 +167,14 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
 
 def fill_pages(engine: Engine) -> None:
     """Small random numbers into every page: what lies there is read, and must be finite."""
-    pool, dtype = engine._built.pool, engine._built.models.main.model.dtype
+    pool, dtype = engine.parts.pool, engine.parts.models.main.model.dtype
     for chunk in pool.buffer.view(dtype).split(2**28):
         chunk.normal_(0, 0.5)
 
 
 def scene_request(engine: Engine, scene: Scene, slot: int) -> SlotRequest:
     """Different prompts of equally many tokens."""
-    rules = engine._built.rules
+    rules = engine.parts.rules
     ids = prompt_ids(scene, slot)
     params = SamplingParams(
         temperature=0.0,
@@ -237,7 +237,7 @@ def _pretend_read(core: EngineCore, engine: Engine) -> None:
     active = state.active.tolist()
     modes = state.mode.tolist()
     for slot in (s for s in range(state.num_slots) if active[s]):
-        for role in engine._built.models.models:
+        for role in engine.parts.models.models:
             alone = {Mode.DRAFT: Role.DRAFT, Mode.TARGET: Role.TARGET}.get(Mode(modes[slot]))
             if alone is not None and role != alone:
                 continue

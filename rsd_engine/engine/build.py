@@ -39,7 +39,7 @@ ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
+class EngineParts:
     """The parts of a running engine."""
 
     models: ModelSet
@@ -68,7 +68,7 @@ def build_engine(
     step_delimiters: str | Sequence[str] | None,
     revision: str | None,
     executor: str,
-) -> BuiltEngine:
+) -> EngineParts:
     """See `Engine`."""
     check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS)
     if max_model_len is not None:
@@ -118,9 +118,9 @@ def build_engine(
         prm_format=models.prm.format if models.prm else None,
     )
     parameters = {role: model.num_parameters for role, model in models.models.items()}
-    built = BuiltEngine(models, pool, core, rules, parameters)
-    _say(built, layout, model_len)
-    return built
+    parts = EngineParts(models, pool, core, rules, parameters)
+    _say(parts, layout, model_len)
+    return parts
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -277,8 +277,8 @@ def _modes(models: ModelSet) -> tuple[str, ...]:
     return tuple(role.name.lower() for role in models.writers)
 
 
-def _say(built: BuiltEngine, layout: PoolLayout, model_len: int) -> None:
-    models, memory = built.models, built.memory()
+def _say(parts: EngineParts, layout: PoolLayout, model_len: int) -> None:
+    models, memory = parts.models, parts.memory()
     full = layout.num_pages // layout.pages_per_sequence
     logger.info(
         "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
@@ -293,5 +293,5 @@ def _say(built: BuiltEngine, layout: PoolLayout, model_len: int) -> None:
     backend = models.main.model.decoder.ops.backend
     logger.info(
         "attention: %s; executor: %s; modes: %s",
-        backend, built.core.executor.name, ", ".join(_modes(models)),
+        backend, parts.core.executor.name, ", ".join(_modes(models)),
     )  # fmt: skip

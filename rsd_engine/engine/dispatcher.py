@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.slots import SlotRequest
-from rsd_engine.engine.build import BuiltEngine
+from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
 from rsd_engine.outputs import FinishedEvent, Metrics, StepEvent
@@ -40,10 +40,10 @@ class CheckedRequest:
 class Dispatcher:
     """The requests of one engine, by their ids."""
 
-    def __init__(self, built: BuiltEngine) -> None:
+    def __init__(self, parts: EngineParts) -> None:
         self.metrics = Metrics()  # of finished requests; `seconds` is time in launches
-        self._built = built
-        self._core = built.core
+        self._parts = parts
+        self._core = parts.core
         self._lock = threading.RLock()
         self._door = threading.Lock()  # before the lock; who stands in it is the next to get it
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
@@ -173,7 +173,7 @@ class Dispatcher:
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)
         self._num_requests += 1
-        models, params = self._built.models, request.params
+        models, params = self._parts.models, request.params
         samples = [
             SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
             for i in range(params.n)
@@ -193,7 +193,7 @@ class Dispatcher:
         self._publish(sample.request_id, sample.close(done))
         if not builder.finished:
             return
-        output = builder.output(self._built.parameters)
+        output = builder.output(self._parts.parameters)
         del self._keys[builder.request_id]
         self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
         self._publish(builder.request_id, FinishedEvent(builder.request_id, output))

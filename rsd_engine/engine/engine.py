@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from rsd_engine.engine.build import BuiltEngine, build_engine
+from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
@@ -84,7 +84,7 @@ class Engine:
         revision: str | None = None,
         executor: str = "auto",
     ) -> None:
-        self._built: BuiltEngine = build_engine(
+        self._parts: EngineParts = build_engine(
             draft, target, prm,
             policy=Threshold() if policy is None else policy,
             device=device,
@@ -97,10 +97,10 @@ class Engine:
             revision=revision,
             executor=executor,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._built)
+        self._dispatcher = Dispatcher(self._parts)
         self._closed = False
         self._pid = os.getpid()
-        self._default_params = default_params(self._built.models.main.generation_config)
+        self._default_params = default_params(self._parts.models.main.generation_config)
         if self._default_params != SamplingParams():
             changed = changed_fields(self._default_params)
             logger.info("sampling defaults of the checkpoint: %s", changed)
@@ -174,6 +174,15 @@ class Engine:
     # ------------------------------------------------------------------ the rest of the face
 
     @property
+    def parts(self) -> EngineParts:
+        """Models, page pool and core: for tests, benchmarks and profilers, between launches.
+
+        What it leads to is documented, and may change from one release to the next.
+        """
+        self._alive()
+        return self._parts
+
+    @property
     def metrics(self) -> Metrics:
         """Sums over all finished requests; `seconds` is the time spent in launches."""
         return self._alive().metrics
@@ -181,7 +190,7 @@ class Engine:
     @property
     def num_preemptions(self) -> int:
         self._alive()
-        return self._built.core.num_preemptions
+        return self._parts.core.num_preemptions
 
     @property
     def memory(self) -> MemoryReport:
@@ -190,7 +199,7 @@ class Engine:
         While requests run, ask between two events of a stream, not from another thread.
         """
         self._alive()
-        return self._built.memory()
+        return self._parts.memory()
 
     @property
     def op_times(self) -> dict[str, OpTime]:
@@ -204,7 +213,7 @@ class Engine:
     def get_tokenizer(self) -> Any:
         """The tokenizer of draft and target, as transformers gives it."""
         self._alive()
-        return self._built.models.main.tokenizer
+        return self._parts.models.main.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets: the checkpoint's sampling defaults."""
@@ -219,7 +228,7 @@ class Engine:
             if os.getpid() == self._pid:
                 self._dispatcher.close()
         finally:
-            del self._built, self._dispatcher
+            del self._parts, self._dispatcher
 
     def __enter__(self) -> Engine:
         return self
@@ -236,7 +245,7 @@ class Engine:
 
     def _timed_recorder(self) -> TimedRecorder:
         self._alive()
-        recorder = getattr(self._built.core.executor, "recorder", None)
+        recorder = getattr(self._parts.core.executor, "recorder", None)
         if not isinstance(recorder, TimedRecorder):
             raise ValueError("ops are timed by an engine with executor='profile'")
         return recorder
@@ -270,10 +279,10 @@ class Engine:
     def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         slots = [
-            slot_request(prompt, params, self._built.rules, seed=seed, sample=i)
+            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i)
             for i in range(params.n)
         ]
-        problem = self._built.core.check(slots[0])
+        problem = self._parts.core.check(slots[0])
         if problem:
             raise ValueError(
                 f"max_tokens={params.max_tokens}: {problem}; "

@@ -116,7 +116,7 @@ def test_the_gate_stops_an_executor_that_decides_otherwise(
 
 
 def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) -> None:
-    loop = engine._built.core.loop
+    loop = engine.parts.core.loop
     scene = scene_of(SCENE, 0.5)
     replayer = Replayer(loop)
     for _ in range(2):  # counted anew
@@ -144,7 +144,7 @@ def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) ->
 
 
 def test_an_executor_is_put_back(engine: Engine) -> None:
-    core = engine._built.core
+    core = engine.parts.core
     before = core.executor, core.ticks_per_launch
     counted = EagerExecutor(build_program(core.loop), ticks_per_launch=5)
     with pytest.raises(KeyError), using(core, counted):

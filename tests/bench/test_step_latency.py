@@ -73,14 +73,14 @@ def test_prompts_are_read_or_not(engine: Engine) -> None:
     assert read.passes[Role.DRAFT] > unread.passes[Role.DRAFT] == 15
     assert play(engine, SCENE, real_prompts=True).decisions == read.decisions
     assert unread.decisions != read.decisions
-    core = engine._built.core
+    core = engine.parts.core
     check_integrity(core.state, core.loop.tokens_per_page)
     assert int(core.state.num_free) == core.state.free_pages.shape[0]
 
 
 def test_a_scene_too_large_for_the_pool_is_said(engine: Engine) -> None:
     small = replace(SCENE, slots=1)
-    core = engine._built.core
+    core = engine.parts.core
     all_free = core.state.free_pages
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "_pages_at", lambda request, length: all_free.shape[0] + 1)

@@ -42,6 +42,6 @@ def shared_engine(tiny: TinyModels) -> Iterator[Engine]:
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The shared engine; all pages are back when the test ends."""
     yield shared_engine
-    core = shared_engine._built.core
+    core = shared_engine.parts.core
     assert not core.has_work
     assert int(core.state.num_free) == core.state.free_pages.shape[0]

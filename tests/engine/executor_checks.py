@@ -40,7 +40,7 @@ def demo_engine(executor: str, slots: int, pages: int | None = None) -> Iterator
     memory = None
     if pages is not None:
         with Engine(**sources, **settings, max_num_seqs=slots) as roomy:
-            memory = pages * roomy._built.pool.page_bytes
+            memory = pages * roomy.parts.pool.page_bytes
     with Engine(
         **sources, **settings, max_num_seqs=slots, executor=executor, kv_cache_memory_bytes=memory
     ) as engine:
@@ -78,9 +78,9 @@ def test_same_tokens_rewards_and_decisions(slots: int, params: SamplingParams) -
     found = {}
     for executor in ("eager", *GRAPHS):
         with demo_engine(executor, slots) as engine:
-            same_launches(engine._built.core, 16)
+            same_launches(engine.parts.core, 16)
             found[executor] = told(solve(engine, params))
-            check_integrity(engine._built.core.state, engine._built.core.loop.tokens_per_page)
+            check_integrity(engine.parts.core.state, engine.parts.core.loop.tokens_per_page)
     assert any(step[3] for steps, _ in found["eager"] for step in steps), "nothing was rejected"
     for executor in GRAPHS:
         assert found[executor] == found["eager"], executor
@@ -94,7 +94,7 @@ def test_pages_run_short(executor: str) -> None:
     with demo_engine(executor, 6, pages=52) as engine:
         found = told(solve(engine, params))
         assert engine.num_preemptions > 0
-        state = engine._built.core.state
+        state = engine.parts.core.state
         assert int(state.num_free) == state.free_pages.shape[0]
     differ = [i for i in range(COUNT) if found[i] != wanted[i]]
     # Resuming reads many rows at once, and sums of another shape may round another way.
@@ -123,7 +123,7 @@ def test_parameters_change_without_a_new_graph(executor: str) -> None:
         SamplingParams(temperature=0.7, seed=3, max_tokens=60, mode="draft", logprobs=2),
     ]
     with demo_engine("eager", 4) as plain, demo_engine(executor, 4) as engine:
-        same_launches(engine._built.core, 16)
+        same_launches(engine.parts.core, 16)
         for params in variants:
             assert exact(solve(engine, params)) == exact(solve(plain, params)), params
 
@@ -149,7 +149,7 @@ def test_stream_abort_and_admission_while_others_run(executor: str) -> None:
 @pytest.mark.parametrize("executor", GRAPHS)
 def test_the_order_of_passes_changes_nothing(executor: str) -> None:
     with demo_engine(executor, 4) as engine:
-        core, wanted = engine._built.core, told(solve(engine, GREEDY))
+        core, wanted = engine.parts.core, told(solve(engine, GREEDY))
         for rule in (BatchingRule.EVERY_ROLE, BatchingRule.LOCK_STEP):
             program = build_program(replace(core.loop, rule=rule))
             other = make_executor(executor, program, torch.device(DEVICE))
@@ -164,11 +164,11 @@ def test_the_order_of_passes_changes_nothing(executor: str) -> None:
 @pytest.mark.parametrize("executor", ["host-graphs", "device-loop"])
 def test_a_thousand_launches_leave_nothing_behind(executor: str) -> None:
     with demo_engine(executor, 4) as engine:
-        engine._built.core.ticks_per_launch = 2
+        engine.parts.core.ticks_per_launch = 2
         solve(engine, GREEDY)
         free, _ = torch.cuda.mem_get_info()
         allocated = torch.cuda.memory_allocated()
-        while engine._built.core.stats.launches < 1000:
+        while engine.parts.core.stats.launches < 1000:
             solve(engine, GREEDY)
         assert torch.cuda.memory_allocated() == allocated
         left, _ = torch.cuda.mem_get_info()
@@ -178,7 +178,7 @@ def test_a_thousand_launches_leave_nothing_behind(executor: str) -> None:
 @pytest.mark.gpu
 def test_no_op_allocates_while_captured() -> None:
     with demo_engine("device-loop", 4) as engine:
-        runtime = engine._built.core.executor._runtime  # type: ignore[attr-defined]
+        runtime = engine.parts.core.executor._runtime  # type: ignore[attr-defined]
         assert not runtime._capture.allocations
 
 
@@ -191,7 +191,7 @@ def test_without_switch_nodes() -> None:
 
     with demo_engine("eager", 4) as engine:
         wanted = told(solve(engine, GREEDY))
-        core = engine._built.core
+        core = engine.parts.core
         program, capture = build_program(core.loop), CaptureStream(torch.device("cuda"))
         capture.warm_up(program)
         runtime = CudaGraphRuntime(capture, has_switch=False)
@@ -204,4 +204,4 @@ def test_one_launch_serves_many_steps() -> None:
     with demo_engine("device-loop", 4) as engine:
         results = solve(engine, GREEDY)
         steps = sum(len(result.outputs[0].steps) for result in results)
-        assert engine._built.core.stats.launches * 2 < steps
+        assert engine.parts.core.stats.launches * 2 < steps

@@ -16,7 +16,7 @@ from rsd_kernels.state.rows import RowBatch
 @contextmanager
 def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) -> Iterator[None]:
     """Runs `forward` instead of a model's."""
-    forwards = engine._built.core.loop.forwards
+    forwards = engine.parts.core.loop.forwards
     before = forwards[role]
     forwards[role] = forward
     try:
@@ -32,9 +32,9 @@ def scripted(
     """`role` writes a text (or ids) after any prompt; the i-th for sample i."""
     tokenizer = engine.get_tokenizer()
     scripts = [_ids(tokenizer, text, split_characters) for text in texts]
-    state = engine._built.core.state
+    state = engine.parts.core.state
 
-    out = engine._built.core.loop.logits
+    out = engine.parts.core.loop.logits
 
     def forward(batch: RowBatch) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
@@ -61,7 +61,7 @@ def _ids(tokenizer: object, text: str | list[int], split_characters: bool) -> li
 @contextmanager
 def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Iterator[None]:
     """`value` as one logit (or one hidden value) of requests with so many prompt tokens."""
-    state, forward = engine._built.core.state, engine._built.core.loop.forwards[role]
+    state, forward = engine.parts.core.state, engine.parts.core.loop.forwards[role]
 
     def spoil(batch: RowBatch) -> None:
         forward(batch)
@@ -76,7 +76,7 @@ def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Ite
 def _result(engine: Engine, role: Role, batch: RowBatch, seq: int) -> Tensor:
     """What the forward left for a sequence: logits, or the hidden row that is scored."""
     if role != Role.PRM:
-        return engine._built.core.loop.logits[seq]
-    prm = engine._built.models.prm
+        return engine.parts.core.loop.logits[seq]
+    prm = engine.parts.models.prm
     assert prm is not None
     return prm.model.decoder.activations.hidden[int(batch.seq_start[seq + 1]) - 1]

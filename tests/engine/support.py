@@ -44,7 +44,7 @@ def decision(step: Step) -> tuple[object, ...]:
 
 def poison_free(engine: Engine) -> None:
     """NaN into every free page and into held pages past what has been read."""
-    built = engine._built
+    built = engine.parts
     state = built.core.state
     built.pool.poison(state.free_pages[: int(state.num_free)])
     for role, shape in built.models.kv_shapes.items():
@@ -82,7 +82,7 @@ def after_every_step(core: EngineCore, action: Callable[[], None]) -> Iterator[N
 @contextmanager
 def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
     """The host gets to look at the log every so many ticks."""
-    core = engine._built.core
+    core = engine.parts.core
     before, core.ticks_per_launch = core.ticks_per_launch, ticks
     try:
         yield
@@ -93,7 +93,7 @@ def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
 @contextmanager
 def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator[None]:
     """Short launches; between them: checks, NaN in free memory, now and then a preemption."""
-    core = engine._built.core
+    core = engine.parts.core
     launches = 0
 
     def act() -> None:
@@ -112,7 +112,7 @@ class Fresh:
     """Forwards of an engine's models over whole rows, on memory of their own."""
 
     def __init__(self, engine: Engine) -> None:
-        self._models = engine._built.models
+        self._models = engine.parts.models
         self._num_ids = self._models.num_ids
 
     def logits(self, role: Role, row: Sequence[int]) -> Tensor:  # [V]
@@ -132,7 +132,7 @@ class Fresh:
 
 def prm_rows(engine: Engine, result: RequestOutput, sample: int = 0) -> list[list[int]]:
     """The PRM's row at every scored step, by way of text: see the step's text cut, tokenise it."""
-    prm = engine._built.models.prm
+    prm = engine.parts.models.prm
     assert prm is not None
     encode = prm.format.encoder.encode
     row = prm.format.prompt_ids(result.prompt or "")
@@ -163,6 +163,6 @@ def scores(result: RequestOutput, sample: int = 0) -> list[float]:
 
 
 def all_pages_free(engine: Engine) -> bool:
-    state = engine._built.core.state
+    state = engine.parts.core.state
     held = int(state.num_pages.sum())
     return held == 0 and int(state.num_free) == state.free_pages.shape[0]

@@ -31,7 +31,7 @@ OTHERS = [SamplingParams(temperature=1.0, seed=s, max_tokens=30) for s in (5, 6)
 
 def slot_of(engine: Engine, request_id: str) -> int:
     """Where the request sits; its key in the core is the last one given."""
-    core = engine._built.core
+    core = engine.parts.core
     [key] = engine._dispatcher._keys[request_id]
     return next(i for i, r in enumerate(core._slots) if r is not None and r.key == key)
 
@@ -51,7 +51,7 @@ def drain(stream) -> FinishedEvent:
 @pytest.mark.parametrize("phase", [Phase.DRAFT, Phase.SCORE, Phase.TARGET])
 def test_abort_in_each_phase(engine: Engine, phase: Phase) -> None:
     wanted = [generate(engine, [p], q)[0] for p, q in zip(PROMPTS[1:], OTHERS, strict=False)]
-    core = engine._built.core
+    core = engine.parts.core
     with short_launches(engine, 1):
         others = [engine.stream(p, q) for p, q in zip(PROMPTS[1:], OTHERS, strict=False)]
         victim = engine.stream(PROMPTS[0], LONG)
@@ -77,7 +77,7 @@ def test_abort_in_each_phase(engine: Engine, phase: Phase) -> None:
 
 
 def test_abort_of_a_queued_request(engine: Engine) -> None:
-    slots = engine._built.core.state.num_slots
+    slots = engine.parts.core.state.num_slots
     streams = [engine.stream("a", OTHERS[0]) for _ in range(slots + 1)]
     engine.abort(streams[-1].request_id)
     output = drain(streams[-1]).output
@@ -107,7 +107,7 @@ def test_abort_ends_all_samples(engine: Engine) -> None:
 
 
 def test_abort_of_a_preempted_request(engine: Engine) -> None:
-    core = engine._built.core
+    core = engine.parts.core
     with short_launches(engine, 3):
         other = engine.stream(PROMPTS[1], OTHERS[0])
         victim = engine.stream(PROMPTS[0], LONG)
@@ -124,7 +124,7 @@ def test_abort_of_a_preempted_request(engine: Engine) -> None:
 
 def test_abort_while_a_step_waits_for_the_host(other_prm: TinyModels) -> None:
     with Engine(**other_prm.sources(), max_num_seqs=2, device="cpu") as engine:
-        core = engine._built.core
+        core = engine.parts.core
         victim = engine.stream(PROMPTS[0], LONG)
         core._resume()
         core._admit()
@@ -192,7 +192,7 @@ class Slowly:
 
     def __init__(self, engine: Engine) -> None:
         self.count = 0
-        self._forward = engine._built.core.loop.forwards[Role.DRAFT]
+        self._forward = engine.parts.core.loop.forwards[Role.DRAFT]
 
     def __call__(self, batch: RowBatch) -> None:
         self.count += 1

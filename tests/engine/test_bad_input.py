@@ -265,7 +265,7 @@ def test_bad_conversations(engine: Engine, messages: object, words: str) -> None
 def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
     with pytest.raises(ValueError, match="prompt 1: prompt has"):
         engine.generate([[5, 6], [5] * CONTEXT], SamplingParams(max_tokens=4), use_tqdm=False)
-    assert not engine._built.core.has_work
+    assert not engine.parts.core.has_work
 
 
 def test_params_of_another_count(engine: Engine) -> None:

@@ -88,7 +88,7 @@ def test_a_pass_that_fails_ends_the_call_and_not_the_engine(
     params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=Threshold(0.5))
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, params)
-        forward, fails = engine._built.core.loop.forwards[role], True
+        forward, fails = engine.parts.core.loop.forwards[role], True
 
         def failing(batch: RowBatch) -> None:
             if fails:
@@ -132,7 +132,7 @@ def press_ctrl_c() -> None:
 
 def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
     [wanted] = generate(engine, ["ab"], PARAMS)
-    forward, passes = engine._built.core.loop.forwards[Role.DRAFT], 0
+    forward, passes = engine.parts.core.loop.forwards[Role.DRAFT], 0
 
     def interrupted(batch: RowBatch) -> None:
         nonlocal passes
@@ -144,7 +144,7 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
 
     with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
         generate(engine, ["ab", "abcd"], PARAMS)
-    assert not engine._built.core.has_work and all_pages_free(engine)
+    assert not engine.parts.core.has_work and all_pages_free(engine)
     [again] = generate(engine, ["ab"], PARAMS)
     assert decisions(again) == decisions(wanted)
 
@@ -154,7 +154,7 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
     """Whatever the caller is torn out of, nobody touches the core while a tick goes on."""
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, PARAMS)
-        core, passes, together = engine._built.core, 0, 0
+        core, passes, together = engine.parts.core, 0, 0
         forward, abort = core.loop.forwards[Role.DRAFT], core.abort
         in_a_pass = False
 
@@ -185,7 +185,7 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
 def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -> None:
     """What comes next waits for the end of the step if it has begun, and else for nothing."""
     wanted = generate(engine, GOOD, PARAMS)
-    core, worker = engine._built.core, engine._dispatcher._worker
+    core, worker = engine.parts.core, engine._dispatcher._worker
     forward, abort, submit = core.loop.forwards[Role.DRAFT], core.abort, worker.submit
     together = submitted = 0
     in_a_pass = False

@@ -44,7 +44,7 @@ def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> boo
     if found == wanted:
         return True
     same = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b)
-    [role] = engine._built.models.writers
+    [role] = engine.parts.models.writers
     row = [*result.prompt_token_ids, *wanted[:same]]
     best = Fresh(engine).logits(role, row).topk(2).values
     return float(best[0] - best[1]) < TIE
@@ -144,7 +144,7 @@ def check_smollm2(path: Path, asked: list[tuple[str, int]]) -> None:
             dtype="float32", device="cpu",
         ) as engine:  # fmt: skip
             results = generate(engine, [prompt for prompt, _ in asked], params)
-            eos = sorted(engine._built.models.eos_ids)
+            eos = sorted(engine.parts.models.eos_ids)
             for result, (_, count) in zip(results, asked, strict=True):
                 ids = result.prompt_token_ids
                 if ids not in expected:

@@ -36,7 +36,7 @@ def test_the_same_tokens(
         Engine(**tiny.sources(), policy=Threshold(0.5), max_num_seqs=2, device="cpu") as ours,
     ):
         assert "attention: flash-attn of unknown version, else reference" in caplog.text
-        per_page = ours._built.core.loop.tokens_per_page
+        per_page = ours.parts.core.loop.tokens_per_page
         assert all(tokens > 0 and tokens % 256 == 0 for tokens in per_page)
         found = [decisions(result) for result in generate(ours, prompts, params)]
     assert found == wanted

@@ -52,7 +52,7 @@ def check_independence(
     before = engine.num_preemptions
     with harsh(engine, preempt_every=preempt_every):
         together = generate(engine, prompts, params)
-    slots = engine._built.core.state.num_slots
+    slots = engine.parts.core.state.num_slots
     assert (engine.num_preemptions - before > len(prompts) // 4) == (slots > 1)
     differ = [i for i in range(len(prompts)) if decisions(alone[i]) != decisions(together[i])]
     for i in differ:

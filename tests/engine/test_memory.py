@@ -32,7 +32,7 @@ def test_weights_and_pages_by_hand(engine: Engine) -> None:
     report = engine.memory
     # hidden 32, 2 layers, 4 heads of 8, 2 of them for KV, inter 64: 32*(32+2*16+32+3*64) + 2*32
     layer = 32 * (32 + 2 * 16 + 32 + 3 * 64) + 64
-    vocab = engine._built.models.writers[Role.DRAFT].model.config.vocab_size
+    vocab = engine.parts.models.writers[Role.DRAFT].model.config.vocab_size
     assert report.weights[Role.DRAFT] == 4 * (2 * layer + 2 * vocab * 32 + 32)
     draft, target = report.pages[Role.DRAFT], report.pages[Role.TARGET]
     assert draft.bytes_per_token == 2 * 2 * 2 * 8 * 4

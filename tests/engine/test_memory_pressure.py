@@ -17,8 +17,8 @@ def test_a_small_pool_gives_the_same_results(tiny: TinyModels) -> None:
     with Engine(**tiny.sources(), **options) as roomy:  # type: ignore[arg-type]
         wanted = generate(roomy, prompts, params)
         assert roomy.num_preemptions == 0
-        one_request = roomy._built.core.state.free_pages.shape[0] // 8
-        page_bytes = roomy._built.pool.page_bytes
+        one_request = roomy.parts.core.state.free_pages.shape[0] // 8
+        page_bytes = roomy.parts.pool.page_bytes
     options["kv_cache_memory_bytes"] = one_request * page_bytes
     with Engine(**tiny.sources(), **options) as tight:  # type: ignore[arg-type]
         results = generate(tight, prompts, params)

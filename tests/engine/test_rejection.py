@@ -24,19 +24,19 @@ PARAMS = SamplingParams(temperature=1.0, seed=11, max_tokens=30, logprobs=0)
 def lone(tiny: TinyModels) -> Iterator[Engine]:
     """One slot, one tick a launch, everything rejected."""
     with Engine(**tiny.sources(), policy=Threshold(1.1), max_num_seqs=1, device="cpu") as engine:
-        engine._built.core.ticks_per_launch = 1
+        engine.parts.core.ticks_per_launch = 1
         yield engine
 
 
 def start(engine: Engine, prompt: str, params: SamplingParams) -> None:
     resolved = resolve_prompt(prompt, engine.get_tokenizer())
     assert params.seed is not None
-    request = slot_request(resolved, params, engine._built.rules, seed=params.seed, sample=0)
-    engine._built.core.add(0, request)
+    request = slot_request(resolved, params, engine.parts.rules, seed=params.seed, sample=0)
+    engine.parts.core.add(0, request)
 
 
 def run_to(engine: Engine, phase: Phase) -> None:
-    core = engine._built.core
+    core = engine.parts.core
     for _ in range(400):
         core.next_events()
         check_integrity(core.state, core.loop.tokens_per_page)
@@ -47,7 +47,7 @@ def run_to(engine: Engine, phase: Phase) -> None:
 
 def cursors(engine: Engine) -> dict[str, object]:
     """Everything of the slot that later ticks read; counters and the draft's noise left out."""
-    state = engine._built.core.state
+    state = engine.parts.core.state
     length, prm_length = int(state.length[SLOT]), int(state.prm_length[SLOT])
     return {
         "length": length,
@@ -73,7 +73,7 @@ def cursors(engine: Engine) -> dict[str, object]:
 
 def kv_content(engine: Engine, role: Role) -> Tensor:
     """K and V of every token the role has read, [tokens, layers * 2, heads, head_dim]."""
-    built = engine._built
+    built = engine.parts
     state = built.core.state
     kv = built.pool.view(built.models.kv_shapes[role])
     position = torch.arange(int(state.kv_len[role, SLOT]))
@@ -87,7 +87,7 @@ def kv_content(engine: Engine, role: Role) -> Tensor:
 def test_what_stands_after_a_rejection_stood_before_the_step(lone: Engine, prompt: str) -> None:
     """From the first DRAFT tick on, the committed part of the state never moves by a rejection."""
     start(lone, prompt, PARAMS)
-    core = lone._built.core
+    core = lone.parts.core
     run_to(lone, Phase.SCORE)
     before = {role: kv_content(lone, role) for role in Role}
     committed, prm_committed = int(core.state.committed[SLOT]), int(core.state.prm_committed[SLOT])
@@ -109,7 +109,7 @@ def test_what_stands_after_a_rejection_stood_before_the_step(lone: Engine, promp
 def test_the_target_goes_on_as_if_it_had_written_directly(lone: Engine, tiny: TinyModels) -> None:
     """After each rejected draft the target's tokens, KV and pages are those of the target alone."""
     with Engine(**tiny.sources(), max_num_seqs=1, device="cpu") as other:
-        other._built.core.ticks_per_launch = 1
+        other.parts.core.ticks_per_launch = 1
         alone = other.generate(
             PROMPTS[2], SamplingParams(**{**vars(PARAMS), "mode": "target"}), use_tqdm=False
         )[0]
@@ -125,16 +125,16 @@ def test_the_target_goes_on_as_if_it_had_written_directly(lone: Engine, tiny: Ti
 def test_target_kv_is_that_of_the_target_alone(lone: Engine, tiny: TinyModels) -> None:
     start(lone, PROMPTS[2], PARAMS)
     with Engine(**tiny.sources(), max_num_seqs=1, device="cpu") as other:
-        other._built.core.ticks_per_launch = 1
+        other.parts.core.ticks_per_launch = 1
         start(other, PROMPTS[2], SamplingParams(**{**vars(PARAMS), "mode": "target"}))
         compared = 0
         while compared < 3:
             # Both stop where the target has just written a step.
-            steps = int(lone._built.core.state.num_steps[SLOT])
-            while int(lone._built.core.state.num_steps[SLOT]) == steps:
-                lone._built.core.next_events()
-            while int(other._built.core.state.num_steps[SLOT]) == steps:
-                other._built.core.next_events()
+            steps = int(lone.parts.core.state.num_steps[SLOT])
+            while int(lone.parts.core.state.num_steps[SLOT]) == steps:
+                lone.parts.core.next_events()
+            while int(other.parts.core.state.num_steps[SLOT]) == steps:
+                other.parts.core.next_events()
             mine, theirs = cursors(lone), cursors(other)
             for name in ("length", "committed", "num_steps", "tokens"):
                 assert mine[name] == theirs[name], name
@@ -142,5 +142,5 @@ def test_target_kv_is_that_of_the_target_alone(lone: Engine, tiny: TinyModels) -
             assert content.shape == kv_content(other, Role.TARGET).shape
             assert torch.allclose(content, kv_content(other, Role.TARGET), atol=1e-5)
             compared += 1
-        lone._built.core.abort(0)
-        other._built.core.abort(0)
+        lone.parts.core.abort(0)
+        other.parts.core.abort(0)

@@ -66,7 +66,7 @@ def scorer(
         models = make_tiny_models(tmp_path_factory.mktemp("two_class"), two_class=True)
         recipe = (math_prm_input, PrmHeads.two_class_reward)
     with Engine(**models.sources(), policy=Threshold(0.5), max_num_seqs=4, device="cpu") as engine:
-        assert engine._built.core.loop.merges is not None, "the steps would go through text"
+        assert engine.parts.core.loop.merges is not None, "the steps would go through text"
         yield Scorer(engine, models.prm, *recipe)
 
 
@@ -129,7 +129,7 @@ def test_the_prm_reads_every_token_once(scorer: Scorer) -> None:
         rows = prm_rows(engine, result)
         expected, kept = 0, 0  # tokens read so far; of those, how many still stand
         scored = iter(rows)
-        prm = engine._built.models.prm
+        prm = engine.parts.models.prm
         assert prm is not None
         row = prm.format.prompt_ids(result.prompt or "")
         for step in result.outputs[0].steps:

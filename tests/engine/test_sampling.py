@@ -105,7 +105,7 @@ def test_draws_follow_the_distribution(engine: Engine) -> None:
         for s in range(count)
     ]
     results = generate(engine, [PROMPTS[0]] * count, params)
-    found = torch.zeros(engine._built.models.num_ids)
+    found = torch.zeros(engine.parts.models.num_ids)
     for result in results:
         found[result.outputs[0].token_ids[0]] += 1
     logits = Fresh(engine).logits(Role.DRAFT, results[0].prompt_token_ids).double() / 0.8
@@ -119,8 +119,8 @@ def test_draws_follow_the_distribution(engine: Engine) -> None:
 def test_padded_rows_of_the_vocabulary_are_never_sampled(engine: Engine) -> None:
     """Their logits are far above all others in the tiny models."""
     num_ids = len(engine.get_tokenizer())
-    assert engine._built.models.num_ids == num_ids
-    sizes = {m.config.vocab_size for m in engine._built.models.models.values()}
+    assert engine.parts.models.num_ids == num_ids
+    sizes = {m.config.vocab_size for m in engine.parts.models.models.values()}
     assert min(sizes) > num_ids and len(sizes) == 3
     params = [
         replace(PARAMS, temperature=t, mode=m) for t in (0.0, 2.0) for m in ("draft", "target")

@@ -148,13 +148,13 @@ def test_leaving_a_stream_aborts_its_request(engine: Engine) -> None:
     with short_launches(engine, 2):
         for _event in engine.stream(PROMPTS[0], params):
             break
-    assert not engine._built.core.has_work and all_pages_free(engine)
+    assert not engine.parts.core.has_work and all_pages_free(engine)
 
 
 def test_a_stream_closed_before_it_was_read(engine: Engine) -> None:
     with engine.stream(PROMPTS[0], PARAMS[0]):
-        assert engine._built.core.has_work
-    assert not engine._built.core.has_work
+        assert engine.parts.core.has_work
+    assert not engine.parts.core.has_work
 
 
 def test_a_stream_that_was_left_yields_nothing_more(engine: Engine) -> None:
@@ -192,4 +192,4 @@ def test_leaving_as_completed_aborts_the_rest(engine: Engine) -> None:
     for index, _ in engine.as_completed(["a", "b"], params):
         assert index == 1
         break
-    assert not engine._built.core.has_work
+    assert not engine.parts.core.has_work

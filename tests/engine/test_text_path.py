@@ -39,7 +39,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def text_engine(other_prm: TinyModels) -> Iterator[Engine]:
     with Engine(**other_prm.sources(), max_num_seqs=4, device="cpu") as engine:
-        assert engine._built.core.loop.merges is None
+        assert engine.parts.core.loop.merges is None
         yield engine
 
 
@@ -48,12 +48,12 @@ def forced_engine(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """The shared vocabulary, sent through text all the same."""
     monkeypatch.setattr(build, "build_merge_tables", lambda *_: None)
     with Engine(**tiny.sources(), max_num_seqs=4, device="cpu") as engine:
-        assert engine._built.core.loop.merges is None
+        assert engine.parts.core.loop.merges is None
         yield engine
 
 
 def test_both_ways_give_the_same(engine: Engine, forced_engine: Engine) -> None:
-    assert engine._built.core.loop.merges is not None
+    assert engine.parts.core.loop.merges is not None
     by_table = generate(engine, PROMPTS, PARAMS)
     by_text = generate(forced_engine, PROMPTS, PARAMS)
     rewards = []

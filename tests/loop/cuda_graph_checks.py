@@ -191,7 +191,7 @@ def test_a_thousand_launches_leave_nothing_behind(
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_the_demo_family(params: object, device: FakeDevice) -> None:
     with demo_engine("eager", 4) as engine:
-        core = engine._built.core
+        core = engine.parts.core
         core.ticks_per_launch = 16
         expected = told(solve(engine, params))
         core.executor = executor_on(device, "switch", build_program(core.loop), 16)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rsd_engine.core.engine_core import EngineCore, TextBridge
+from rsd_engine.core.engine_core import EngineCore, HostBridge
 from rsd_engine.core.events import Event, RequestDone, StepDecided
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.core.slots import SlotRequest, check_integrity
@@ -85,7 +85,7 @@ def toy_core(
     max_len: int = 96,
     max_rows: int = 16,
     ticks_per_launch: int = 64,
-    text_bridge: TextBridge | None = None,
+    text_bridge: HostBridge | None = None,
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,

@@ -74,8 +74,8 @@ def run_profile(given: dict[str, Any]) -> Profile:
 
 
 def _profile(engine: Engine, metrics: list[Metrics], seconds: float) -> Profile:
-    models = engine._built.models.models
-    device = engine._built.core.state.length.device
+    models = engine.parts.models.models
+    device = engine.parts.core.state.length.device
     ops = engine.op_times
     total = sum(metrics, start=Metrics())
     return Profile(
