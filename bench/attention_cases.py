@@ -17,7 +17,7 @@ from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.embedding import twin as embedding_twin
-from rsd_kernels.linear import twin as norm_twin
+from rsd_kernels.norm import twin as norm_twin
 from rsd_kernels.rope.tables import rope_rows, rope_tables
 from rsd_kernels.rope.twin import rope, rope_kv_write
 from rsd_kernels.state.rows import RowBatch

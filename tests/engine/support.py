@@ -65,18 +65,18 @@ def _poison_tail(kv: PagedKV, pages: Tensor, held: int, kv_len: int) -> None:
 @contextmanager
 def after_every_step(core: EngineCore, action: Callable[[], None]) -> Iterator[None]:
     """Runs `action` between the core's launches."""
-    step = core.step
+    next_events = core.next_events
 
-    def step_then_act() -> list[Event]:
-        events = step()
+    def then_act() -> list[Event]:
+        events = next_events()
         action()
         return events
 
-    core.step = step_then_act  # type: ignore[method-assign]
+    core.next_events = then_act  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del core.step  # type: ignore[method-assign]
+        del core.next_events  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from rsd_kernels.activation.kernel import silu_mul
 from rsd_kernels.activation.twin import silu_mul as silu_mul_twin
 from rsd_kernels.linear import kernel as projection
 from rsd_kernels.linear import ops as fused_linear
-from rsd_kernels.linear import twin as fused_twin
 from rsd_kernels.linear import twin as linear_twin
 from rsd_kernels.norm import kernel as norms
+from rsd_kernels.norm import twin as norm_twin
 from rsd_kernels.norm.twin import rms_norm as rms_norm_twin
 from tests.kernels.triton_child import (
     DEVICE,
@@ -118,10 +118,10 @@ def test_norm_linear(num_rows: int, num_outputs: int, num_inputs: int, bias: str
         def out(dtype: torch.dtype, device: torch.device) -> Tensor:
             return nan(num_rows, num_outputs, dtype=dtype, device=device)
 
-        exact = fused_twin.norm_linear(
+        exact = linear_twin.norm_linear(
             **pick(tensors, names, dtype, torch.float64, CPU), out=out(torch.float64, CPU)
         )
-        plain = fused_twin.norm_linear(
+        plain = linear_twin.norm_linear(
             **pick(tensors, names, dtype, dtype, CPU), out=out(dtype, CPU)
         )
         result = fused_linear.norm_linear(
@@ -143,8 +143,8 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, num_inputs: int, bias: st
             out = nan(num_rows, num_outputs, dtype=of, device=device)
             return pick(tensors, names, dtype, of, device) | {"gate_up": gate_up, "out": out}
 
-        exact = fused_twin.norm_gate_up(**given(torch.float64, CPU))
-        plain = fused_twin.norm_gate_up(**given(dtype, CPU))
+        exact = linear_twin.norm_gate_up(**given(torch.float64, CPU))
+        plain = linear_twin.norm_gate_up(**given(dtype, CPU))
         result = fused_linear.norm_gate_up(**given(dtype, DEVICE))
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
 
@@ -154,7 +154,7 @@ def test_more_rows_go_by_cublas() -> None:
     names, dtype = "x norm weight bias", torch.float32
     for of in (torch.float64, dtype):
         gate_up = nan(17, 66, dtype=of, device=CPU)
-        exact = fused_twin.norm_gate_up(
+        exact = linear_twin.norm_gate_up(
             **pick(tensors, names, dtype, of, CPU),
             gate_up=gate_up,
             out=nan(17, 33, dtype=of, device=CPU),
@@ -200,10 +200,10 @@ def test_last_rows_norm(dtype: torch.dtype) -> None:
     x, weight = rows(6, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
     start = torch.tensor([0, 1, 1, 4, 4, 4], dtype=torch.int32)
     tensors = {"x": x, "seq_start": start, "norm": weight}
-    out = fused_twin.last_rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
+    out = norm_twin.last_rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
     assert torch.equal(out[2], rms_norm_twin(x[3], weight, EPS))
     wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-    exact = fused_twin.last_rows_norm(**wide, eps=EPS, out=torch.empty(5, 40).double())
+    exact = norm_twin.last_rows_norm(**wide, eps=EPS, out=torch.empty(5, 40).double())
     moved = {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
     result = norms.last_rows_norm(**moved, eps=EPS, out=nan(5, 40, dtype=dtype, device=DEVICE))
     assert_close(result.cpu(), out, exact, num_terms=44)
