@@ -11,6 +11,7 @@ from rsd_engine.demo import checkpoint_dir
 from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.program import Call, Node, Switch, calls
 from rsd_engine.loop.rsd import build_program
+from rsd_kernels import ops
 from rsd_kernels.state.enums import Phase
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
@@ -18,12 +19,13 @@ from tests.docs.documents import document
 
 ALGORITHM = document("docs/algorithm.md")
 QUESTION = re.search(r"'(Nora .*?)'", document("README.md").text)
+SCORE = "the last op of the PRM"
 # Rows of the table: the op that leaves the cursors so, and how often it ran before.
 MOMENTS = {
-    "step 1 kept": ("PRM.decide", 0),
+    "step 1 kept": (SCORE, 0),
     "the draft's step ended": ("DRAFT.end_step", 27),  # 13 tokens, then 15
     "`schedule` of the PRM's pass": ("PRM.forward", 1),
-    "`decide`: rejected, rolled back": ("PRM.decide", 1),
+    "`score`: rejected, rolled back": (SCORE, 1),
     "the target's first pass": ("TARGET.end_step", 0),
     "the target's step ended, kept": ("TARGET.end_step", 14),
     "the draft's next pass": ("DRAFT.end_step", 28),
@@ -73,13 +75,14 @@ def test_one_round_in_numbers() -> None:
         core = engine.parts.core
         trace = Trace(core.state)
         program = tuple(map(trace.watched, build_program(core.loop)))
+        *_, score = (call.name for call in calls(program) if call.name.startswith("PRM."))
         core.executor = EagerExecutor(program)
         message = {"role": "user", "content": QUESTION[1]}
         engine.chat([message], SamplingParams(temperature=0.0), use_tqdm=False)
     rows: dict[str, Any] = {row[0]: row[1:] for row in ALGORITHM.table_after("The same in numbers")}
     assert set(rows) == set(MOMENTS)
-    for name, moment in MOMENTS.items():
-        assert rows[name] == trace.seen[moment], name
+    for name, (op, number) in MOMENTS.items():
+        assert rows[name] == trace.seen[score if op == SCORE else op, number], name
 
 
 def test_ops_and_columns_are_those_of_the_code() -> None:
@@ -90,5 +93,6 @@ def test_ops_and_columns_are_those_of_the_code() -> None:
         assert told <= names | OTHERS, (op, told - names - OTHERS)
     with Engine(target=checkpoint_dir("target"), device="cpu", max_num_seqs=1) as engine:
         program = build_program(engine.parts.core.loop)
-    ops = {call.name.rpartition(".")[2] for call in calls(program)} | {"decide"}
-    assert {row[0].strip("`") for row in rows} == ops
+    written = {call.name.rpartition(".")[2] for call in calls(program)}
+    assert {row[0].strip("`") for row in rows} == {*written, "score"}
+    assert hasattr(ops, "score")
