@@ -3,8 +3,4 @@
 A folder is an op; in it `kernel.py` is Triton, `twin.py` the same op in plain PyTorch, and the rest
 belongs to that op alone. `ops` is what the engine's loop calls, `model_ops` what its models call,
 `torch_ops` the same for other stacks; `state` is the data that all ops share.
-
-In Triton kernels the first letter of a name says what the value is: `b_` a block of values, `p_` a
-pointer or a block of pointers, `m_` a mask, `o_` offsets (a block of indices), `i_` an index (one
-number). Constants are in capitals; sizes and strides have plain names. See docs/architecture.md.
 """
