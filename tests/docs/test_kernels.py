@@ -1,25 +1,22 @@
-"""The example of the README's section on the kernels, run as it stands."""
+"""The example of `docs/kernels.md`, run as it stands."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-ROOT = Path(__file__).resolve().parents[2]
-SECTION = "## The kernels without the engine\n"
+from tests.docs.documents import document
+
+KERNELS = document("docs/kernels.md")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def example() -> str:
-    """All blocks of the section, one after the other."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split(SECTION)[1].split("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    """All blocks, one after the other."""
+    blocks = KERNELS.blocks("python")
     assert len(blocks) == 2
     return "\n".join(blocks)
 
@@ -28,7 +25,7 @@ def example() -> str:
 def test_runs_as_it_stands(device: str) -> None:
     names: dict[str, Any] = {}
     with torch.device(device):
-        exec(compile(example(), "README.md", "exec"), names)
+        exec(compile(example(), KERNELS.name, "exec"), names)
     assert names["accept"].tolist() == [1, 0, 0]
     assert bool(((names["reward"] > 0) & (names["reward"] < 1)).all())
     assert sorted(names["free_pages"][40:46].tolist()) == [6, 7, 10, 18, 19, 22]
@@ -49,6 +46,13 @@ def test_runs_as_it_stands(device: str) -> None:
 
 def test_no_copy_is_made_of_the_cache() -> None:
     names: dict[str, Any] = {}
-    exec(compile(example(), "README.md", "exec"), names)
+    exec(compile(example(), KERNELS.name, "exec"), names)
     cache = names["cache"].untyped_storage().data_ptr()
     assert all(names[name].untyped_storage().data_ptr() == cache for name in ("k", "v"))
+
+
+def test_every_op_is_listed() -> None:
+    listed = {row[0].strip("`") for row in KERNELS.table_after("have not run on a GPU")}
+    registered = {name.removeprefix("rsd::") for name in torch._C._dispatch_get_all_op_names()
+                  if name.startswith("rsd::")}  # fmt: skip
+    assert listed == {name.partition(".")[0] for name in registered}
