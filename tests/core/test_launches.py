@@ -12,7 +12,7 @@ from rsd_engine.core.events import Event
 from rsd_engine.core.slots import check_integrity
 from rsd_kernels.state.enums import Mode, Role
 from tests.core.test_random_histories import Broken, break_passes, core_of, make_request
-from tests.loop.executors import EXECUTORS
+from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import run, story, toy_request
 
 REQUESTS = [

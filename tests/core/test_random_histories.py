@@ -19,7 +19,7 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
-from tests.loop.executors import EXECUTORS
+from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
 
 POLICIES = (

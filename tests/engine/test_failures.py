@@ -13,8 +13,8 @@ from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Th
 from rsd_engine.core.events import Event
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
-from tests.engine.scripted import replaced, scripted, spoiled
-from tests.engine.support import all_pages_free, decisions, generate
+from tests.engine.harness.runs import all_pages_free, decisions, generate
+from tests.engine.harness.scripted import replaced, scripted, spoiled
 from tests.tiny_models import TinyModels
 
 GOOD = ["ab", "abcd", "abcde"]

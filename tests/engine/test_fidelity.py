@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
 from rsd_kernels.state.enums import Role
-from tests.engine.support import PROMPTS, Fresh, generate
-from tests.engine.ties import TIE
+from tests.engine.harness.runs import PROMPTS, Fresh, generate
+from tests.engine.oracles.ties import TIE
 from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
 from tests.tiny_models import TinyModels, tiny_tokenizer, write_tokenizer
 

@@ -13,8 +13,8 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.models import decoder
 from rsd_kernels.attention import flash as flash_attention
 from rsd_kernels.model_ops import TWINS
-from tests.engine.support import PROMPTS, decisions, generate
-from tests.kernels.fake_flash_attn import HALF, fake_library
+from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.kernels.attention.fake_flash_attn import HALF, fake_library
 from tests.tiny_models import TinyModels
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rsd_engine import Engine, SamplingParams, Threshold
-from tests.engine.support import PROMPTS, decisions, generate
+from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.test_fidelity import same_or_tie, transformers_tokens
 from tests.models.checkpoints import make_model
 from tests.models.test_loading import weights_of, write_shards

@@ -8,8 +8,8 @@ import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_kernels.state.enums import Role
-from tests.engine.scripted import scripted
-from tests.engine.support import PROMPTS, generate
+from tests.engine.harness.runs import PROMPTS, generate
+from tests.engine.harness.scripted import scripted
 from tests.tiny_models import CONTEXT
 
 GREEDY = SamplingParams(temperature=0.0, mode="draft")

@@ -13,8 +13,8 @@ import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_kernels.state.enums import Role
-from tests.engine.scripted import spoiled
-from tests.engine.support import PROMPTS, decisions, generate
+from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.engine.harness.scripted import spoiled
 from tests.tiny_models import TinyModels
 
 PARAMS = SamplingParams(temperature=1.0, seed=9, max_tokens=30, logprobs=2, n=2)

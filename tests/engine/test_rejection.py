@@ -13,7 +13,7 @@ from rsd_engine.core.slots import check_integrity
 from rsd_engine.engine.prompts import resolve_prompt
 from rsd_engine.engine.requests import slot_request
 from rsd_kernels.state.enums import Phase, Role
-from tests.engine.support import PROMPTS
+from tests.engine.harness.runs import PROMPTS
 from tests.tiny_models import TinyModels
 
 SLOT = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
-from tests.engine.support import PROMPTS, Fresh, generate, harsh, prm_rows, scores
+from tests.engine.harness.runs import PROMPTS, Fresh, generate, harsh, prm_rows, scores
 from tests.models.checkpoints import PrmHeads
 from tests.tiny_models import TinyModels, make_tiny_models
 

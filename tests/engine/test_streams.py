@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent
-from tests.engine.scripted import scripted
-from tests.engine.support import PROMPTS, all_pages_free, decisions, generate, short_launches
+from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, short_launches
+from tests.engine.harness.scripted import scripted
 
 PARAMS = [
     SamplingParams(temperature=1.0, seed=3, max_tokens=50),

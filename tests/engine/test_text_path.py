@@ -8,8 +8,7 @@ import pytest
 
 from rsd_engine import Engine, Logistic, SamplingParams, Threshold
 from rsd_engine.engine import build
-from tests.engine.scripted import scripted
-from tests.engine.support import (
+from tests.engine.harness.runs import (
     PROMPTS,
     Fresh,
     all_pages_free,
@@ -19,6 +18,7 @@ from tests.engine.support import (
     prm_rows,
     scores,
 )
+from tests.engine.harness.scripted import scripted
 from tests.tiny_models import TinyModels
 
 PARAMS = [

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.kernels.triton_child import INTERPRETED
+from tests.kernels.harness.child import INTERPRETED
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,8 @@ def _as_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
     if not INTERPRETED:
         yield
         return
-    from tests.kernels.interpreter_races import watching
-    from tests.kernels.interpreter_values import as_on_a_device
+    from tests.kernels.interpreter.races import watching
+    from tests.kernels.interpreter.values import as_on_a_device
 
     watches_itself = getattr(request.module, "WATCHES_ITSELF", False)
     with as_on_a_device(), nullcontext() if watches_itself else watching():

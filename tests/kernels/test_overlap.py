@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rsd_kernels.launch import OVERLAP_ROWS, can_overlap, overlapping
-from tests.kernels.triton_child import run_checks
+from tests.kernels.harness.child import run_checks
 
-CHECKS = "triton_overlap_checks.py"
+CHECKS = "kernels/overlap_checks.py"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRul
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 from tests.core.test_random_histories import core_of
-from tests.kernels.test_control_twins import CPU, PER_PAGE, fill, make_state
-from tests.loop.executors import EXECUTORS
+from tests.kernels.harness.slots import CPU, PER_PAGE, fill, make_state
+from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import NUM_IDS, RowBatch, run, story, toy_core, toy_request
 
 MOST_READY, EVERY_ROLE, LOCK_STEP = BatchingRule
