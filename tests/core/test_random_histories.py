@@ -189,7 +189,7 @@ class Histories(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         """Now and then of one that has ended."""
         ended = {key for key, events in self.events.items() if _has_ended(events)}
-        running = [slot.key for slot in self.core._slots if slot is not None]
+        running = self.core.slot_keys
         some = sorted(self.wanted.keys() - ended) or sorted(ended)
         key = data.draw(st.sampled_from(some) | st.sampled_from(sorted(self.wanted)))
         self.seen["aborts of running requests"] += key in running

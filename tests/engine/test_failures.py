@@ -6,6 +6,8 @@ import math
 import signal
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -150,7 +152,9 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("executor", ["eager", "profile"])
-def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor: str) -> None:
+def test_a_second_interrupt_while_the_first_is_served(
+    tiny: TinyModels, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the caller is torn out of, nobody touches the core while a tick goes on."""
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, PARAMS)
@@ -173,7 +177,7 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
             together += in_a_pass
             return abort(key)
 
-        core.abort = watched  # type: ignore[method-assign]
+        monkeypatch.setattr(core, "abort", watched)
         with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
             generate(engine, GOOD, PARAMS)
         results = generate(engine, GOOD, PARAMS)
@@ -182,11 +186,13 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -> None:
+def test_an_interrupt_while_a_step_is_handed_over(
+    engine: Engine, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What comes next waits for the end of the step if it has begun, and else for nothing."""
     wanted = generate(engine, GOOD, PARAMS)
-    core, worker = engine.parts.core, engine._dispatcher._worker
-    forward, abort, submit = core.loop.forwards[Role.DRAFT], core.abort, worker.submit
+    core, submit = engine.parts.core, ThreadPoolExecutor.submit
+    forward, abort = core.loop.forwards[Role.DRAFT], core.abort
     together = submitted = 0
     in_a_pass = False
 
@@ -202,7 +208,7 @@ def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -
         together += in_a_pass
         return abort(key)
 
-    def torn(*args: object) -> object:
+    def torn(*args: Any) -> Future[Any]:
         nonlocal submitted
         submitted += 1
         if submitted == 2 and not begun:
@@ -213,13 +219,11 @@ def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -
             raise KeyboardInterrupt
         return future
 
-    core.abort = watched  # type: ignore[method-assign]
-    worker.submit = torn  # type: ignore[method-assign, assignment]
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(core, "abort", watched)
+        patched.setattr(ThreadPoolExecutor, "submit", torn)
         with replaced(engine, Role.DRAFT, slow), pytest.raises(KeyboardInterrupt):
             generate(engine, GOOD, PARAMS)
-    finally:
-        core.abort, worker.submit = abort, submit  # type: ignore[method-assign]
     assert submitted >= 2 and together == 0
     assert not core.has_work and all_pages_free(engine)
     results = generate(engine, GOOD, PARAMS)

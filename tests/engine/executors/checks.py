@@ -21,6 +21,7 @@ from rsd_engine.core.slots import check_integrity
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
 from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
 
@@ -177,9 +178,17 @@ def test_a_thousand_launches_leave_nothing_behind(executor: str) -> None:
 
 @pytest.mark.gpu
 def test_no_op_allocates_while_captured() -> None:
+    from rsd_engine.loop.cuda.capture_stream import CaptureStream
+    from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
+
     with demo_engine("device-loop", 4) as engine:
-        runtime = engine.parts.core.executor._runtime  # type: ignore[attr-defined]
-        assert not runtime._capture.allocations
+        capture = CaptureStream(torch.device("cuda"))
+        capture.warm_up(program := build_program(engine.parts.core.loop))
+        executor = DeviceLoopExecutor(
+            program, CudaGraphRuntime(capture), name="watched", ticks_per_launch=16
+        )
+        assert not capture.allocations
+        executor.close()
 
 
 @pytest.mark.gpu
@@ -187,7 +196,6 @@ def test_without_switch_nodes() -> None:
     """Drivers before CUDA 12.8 know no SWITCH: one IF a body."""
     from rsd_engine.loop.cuda.capture_stream import CaptureStream
     from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
-    from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 
     with demo_engine("eager", 4) as engine:
         wanted = told(solve(engine, GREEDY))

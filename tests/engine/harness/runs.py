@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step
-from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.events import Event
 from rsd_engine.core.slots import check_integrity
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_kernels.state.enums import Role
+from tests.loop.executors.around import around_launches
 from tests.models.driver import Driver
 
 PROMPTS = (
@@ -63,23 +62,6 @@ def _poison_tail(kv: PagedKV, pages: Tensor, held: int, kv_len: int) -> None:
 
 
 @contextmanager
-def after_every_step(core: EngineCore, action: Callable[[], None]) -> Iterator[None]:
-    """Runs `action` between the core's launches."""
-    next_events = core.next_events
-
-    def then_act() -> list[Event]:
-        events = next_events()
-        action()
-        return events
-
-    core.next_events = then_act  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del core.next_events  # type: ignore[method-assign]
-
-
-@contextmanager
 def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
     """The host gets to look at the log every so many ticks."""
     core = engine.parts.core
@@ -92,7 +74,7 @@ def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
 
 @contextmanager
 def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator[None]:
-    """Short launches; between them: checks, NaN in free memory, now and then a preemption."""
+    """Short launches; ahead of each: checks, NaN in free memory, now and then a preemption."""
     core = engine.parts.core
     launches = 0
 
@@ -104,8 +86,27 @@ def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator
         check_integrity(core.state, core.loop.tokens_per_page)
         poison_free(engine)
 
-    with short_launches(engine, ticks), after_every_step(core, act):
+    with short_launches(engine, ticks), around_launches(core, before=act):
         yield
+    check_integrity(core.state, core.loop.tokens_per_page)
+
+
+class Reached(Exception):
+    """What a test has waited for is there."""
+
+
+def run_until(engine: Engine, reached: Callable[[], bool]) -> None:
+    """Launches until `reached` says so ahead of one, for a request that is then dropped."""
+
+    def look() -> None:
+        if reached():
+            raise Reached
+
+    params = SamplingParams(mode="draft", seed=0, max_tokens=400, ignore_eos=True)
+    with around_launches(engine.parts.core, before=look), suppress(Reached):
+        for _ in engine.stream("nobody reads this", params):
+            pass
+        raise AssertionError("it was never reached")
 
 
 class Fresh:

@@ -108,10 +108,10 @@ def test_abort_and_admission_end_a_launch(
     device.seconds_per_op = 1e-3
     core.add(0, REQUESTS[8])
     events = core.next_events()
-    assert events and core._in_flight, "the launch was to go on by itself"
+    assert events and core.in_flight, "the launch was to go on by itself"
     core.add(1, REQUESTS[5])
     ended = core.abort(0)
-    assert not core._in_flight and story(ended)[-1] == "done: ABORTED"
+    assert not core.in_flight and story(ended)[-1] == "done: ABORTED"
     assert int(core.state.phase[0]) == Phase.FREE
     device.seconds_per_op = 0.0
     while core.has_work:

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.executors.graph_builder import build_graph
 from rsd_engine.loop.executors.graph_runtime import Arm, Conditional, GraphError
 from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
@@ -108,7 +109,8 @@ class TestProgram:
 
             return Call(call.name, fn, call.sets)
 
-        core.executor._program = mapped(build_program(core.loop), watched)
+        program = mapped(build_program(core.loop), watched)
+        core.executor = EagerExecutor(program, ticks_per_launch=8)
         run(core, REQUESTS)
         assert not undeclared
 
@@ -132,7 +134,8 @@ class TestProgram:
 
             return Call(call.name, fn, call.sets)
 
-        core.executor._program = mapped(build_program(core.loop), watched)
+        program = mapped(build_program(core.loop), watched)
+        core.executor = EagerExecutor(program, ticks_per_launch=8)
         run(core, REQUESTS)
         assert not kept
 
@@ -258,7 +261,7 @@ class TestWhileALaunchRuns:
         core = core_of(2, 400, 1 << 16, "host-graphs")
         core.add(0, REQUESTS[8])
         first = core.next_events()
-        assert first and core._in_flight
+        assert first and core.in_flight
         while core.has_work:
             first += core.next_events()
         assert core.stats.launches == 1 and story(first)[-1].startswith("done")
@@ -269,7 +272,7 @@ class TestWhileALaunchRuns:
         core.add(1, REQUESTS[5])
         told = core.next_events()
         ended = core.abort(0)
-        assert not core._in_flight and story(ended)[-1] == "done: ABORTED"
+        assert not core.in_flight and story(ended)[-1] == "done: ABORTED"
         assert int(core.state.phase[0]) == Phase.FREE
         while core.has_work:
             told += core.next_events()
