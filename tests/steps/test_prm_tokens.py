@@ -19,6 +19,7 @@ from rsd_kernels.bridge.merge_twin import merge_bytes, retokenise_end
 from rsd_kernels.bridge.twin import prm_step_tokens
 from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.steps.toy_tokenizers import llama_like, math_like, qwen_like, smollm_like
+from tests.text import replace_once
 
 SEPARATOR = 7
 BLANK = "\n\n"
@@ -169,9 +170,10 @@ def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
 
 
 def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
-    made = math_like().to_str().replace('"ignore_merges":false', '"ignore_merges":true')
+    made = math_like().to_str()
+    made = replace_once(made, '"ignore_merges":false', '"ignore_merges":true')
     assert build_merge_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
-    unreachable = made.replace('"vocab":{', '"vocab":{"((":9999,', 1)
+    unreachable = replace_once(made, '"vocab":{', '"vocab":{"((":9999,')
     assert build_merge_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
 
 

@@ -12,6 +12,7 @@ from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import read_vocabulary
 from rsd_kernels.state.tables import StepTables
 from tests.steps.toy_tokenizers import CHAT_TOKENS, llama_like, math_like, qwen_like, smollm_like
+from tests.text import replace_once
 
 TOKENIZERS = {
     "qwen": qwen_like(),
@@ -72,11 +73,8 @@ def test_prefixes_are_the_tokens_of_the_text() -> None:
 def test_prefixes_that_are_no_text_get_the_models_own_tokens() -> None:
     tokenizer = math_like()
     half = tokenizer.token_to_id("Ã") or 0
-    tokenizer = Tokenizer.from_str(
-        tokenizer.to_str()
-        .replace('"vocab":{', '"vocab":{"ÃĊĊ":9999,', 1)
-        .replace('"merges":[', '"merges":[["Ã","ĊĊ"],', 1)
-    )
+    made = replace_once(tokenizer.to_str(), '"vocab":{', '"vocab":{"ÃĊĊ":9999,')
+    tokenizer = Tokenizer.from_str(replace_once(made, '"merges":[', '"merges":[["Ã","ĊĊ"],'))
     tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
     assert prefix(tables, 9999, 1) == [half]
 
