@@ -95,8 +95,9 @@ def test_closing_while_a_launch_runs() -> None:
     core = core_of(2, 400, 1 << 16, "host-graphs")
     core.add(0, REQUESTS[5])
     core.next_events()
-    assert core.in_flight
+    running = core.in_flight
     core.close()
+    assert running
     assert not core.in_flight
     assert isinstance(core.executor, HostGraphsExecutor)
     assert isinstance(core.executor.recorder, DirectRecorder)

@@ -20,7 +20,7 @@ from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
 from tests.loop.executors.on_cpu import EXECUTORS
-from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
+from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, Writer, run, story, toy_core, toy_request
 
 POLICIES = (
     (PolicyKind.THRESHOLD, 0.5, 0.0),
@@ -35,7 +35,7 @@ def noise(name: bytes, row: tuple[int, ...], index: int) -> float:
     return zlib.crc32(name + bytes(row) + bytes([index])) / 2**32
 
 
-def writer(name: bytes):
+def writer(name: bytes) -> Writer:
     def logits(row: tuple[int, ...]) -> list[float]:
         values = [3.0 * noise(name, row, i) for i in range(NUM_IDS)]
         values[NEWLINE] += 2.5 if row[-1] == NEWLINE else 1.2

@@ -6,12 +6,13 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Threshold
+from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Step, Threshold
 from rsd_engine.core.events import Event
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -230,5 +231,7 @@ def test_an_interrupt_while_a_step_is_handed_over(
     assert [decisions(r) for r in results] == [decisions(r) for r in wanted]
 
 
-def _rewards(steps) -> list[float]:
-    return [s.rejected.reward if s.rejected else s.reward for s in steps]
+def _rewards(steps: Sequence[Step]) -> list[float]:
+    found = [s.rejected.reward if s.rejected else s.reward for s in steps]
+    assert None not in found
+    return [reward for reward in found if reward is not None]

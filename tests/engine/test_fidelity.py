@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ SHORT_PROMPTS = [
 ]  # fmt: skip
 
 
-def transformers_tokens(model, ids: list[int], count: int, eos: list[int]) -> list[int]:
+def transformers_tokens(model: Any, ids: list[int], count: int, eos: list[int]) -> list[int]:
     prompt = torch.tensor([ids])
     with torch.no_grad():
         output = model.generate(
@@ -52,7 +53,7 @@ def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> boo
 
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_tiny_models(tiny: TinyModels, role: str) -> None:
-    folder = tiny.sources()[role]
+    folder = getattr(tiny, role)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     num_ids = len(AutoTokenizer.from_pretrained(folder))
     # transformers would sample the padded rows, which stand far above the others.

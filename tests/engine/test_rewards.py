@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ _MATH_PRM_PROMPT = (
 )
 
 
-def skywork_input(tokenizer, question: str, steps: list[str]) -> list[int]:
+def skywork_input(tokenizer: Any, question: str, steps: list[str]) -> list[int]:
     """Question and newline after bos; the blank line's last token after every step."""
     separator = tokenizer.encode("\n\n", add_special_tokens=False)[-1]
     row = tokenizer.encode(f"{tokenizer.bos_token}{question}\n", add_special_tokens=False)
@@ -41,7 +42,7 @@ def skywork_input(tokenizer, question: str, steps: list[str]) -> list[int]:
     return row
 
 
-def math_prm_input(tokenizer, question: str, steps: list[str]) -> list[int]:
+def math_prm_input(tokenizer: Any, question: str, steps: list[str]) -> list[int]:
     """The whole conversation as one text, as the model card has it."""
     text = _MATH_PRM_PROMPT.format(question=question) + "".join(f"{s}<extra_0>" for s in steps)
     return tokenizer.encode(text, add_special_tokens=False)

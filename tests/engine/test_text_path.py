@@ -8,6 +8,7 @@ import pytest
 
 from rsd_engine import Engine, Logistic, SamplingParams, Threshold
 from rsd_engine.engine import build
+from rsd_engine.steps.policies import Policy
 from tests.engine.harness.runs import (
     PROMPTS,
     Fresh,
@@ -21,18 +22,17 @@ from tests.engine.harness.runs import (
 from tests.engine.harness.scripted import scripted
 from tests.tiny_models import TinyModels
 
+_CASES: list[tuple[float, int | None, Policy]] = [
+    (0.0, None, Threshold(0.5)),
+    (1.0, None, Threshold(0.5)),
+    (1.0, 6, Logistic(8.0, 0.5)),
+    (0.7, 9, Threshold(0.4)),
+    (0.0, 5, Threshold(0.5)),
+    (1.2, None, Logistic(8.0, 0.5)),
+]
 PARAMS = [
     SamplingParams(temperature=t, seed=s, max_tokens=40, max_step_tokens=m, policy=p)
-    for s, (t, m, p) in enumerate(
-        [
-            (0.0, None, Threshold(0.5)),
-            (1.0, None, Threshold(0.5)),
-            (1.0, 6, Logistic(8.0, 0.5)),
-            (0.7, 9, Threshold(0.4)),
-            (0.0, 5, Threshold(0.5)),
-            (1.2, None, Logistic(8.0, 0.5)),
-        ]
-    )
+    for s, (t, m, p) in enumerate(_CASES)
 ]
 
 

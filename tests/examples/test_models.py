@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,9 +68,10 @@ def test_the_reward_model_has_the_value_head_format() -> None:
 
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_language_models_load_in_bfloat16(role: ModelRole) -> None:
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint_dir(role), dtype=torch.bfloat16, output_loading_info=True
     )
+    model, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert model.dtype == torch.bfloat16
 

@@ -15,7 +15,9 @@ PROBLEMS = generate(8, "test", 100)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(checkpoint_dir("target"))
+    loaded = AutoTokenizer.from_pretrained(checkpoint_dir("target"))
+    assert isinstance(loaded, PreTrainedTokenizerFast)
+    return loaded
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

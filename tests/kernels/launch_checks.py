@@ -34,7 +34,7 @@ class Pointer:
 
     def __init__(self, tensor: Tensor, index: int) -> None:
         self.dtype = tensor.dtype
-        offset = tensor.storage_offset() * tensor.element_size()
+        offset = int(tensor.storage_offset()) * tensor.element_size()
         self.address = (index + 1) * 0x100000 + offset
 
     def data_ptr(self) -> int:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from rsd_kernels import launch as triton_support
 from rsd_kernels import ops
@@ -20,6 +21,7 @@ from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.shadow import (
+    Op,
     copied,
     copied_on_cpu,
     differences,
@@ -31,7 +33,7 @@ from tests.loop.toy import run, story
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = {
+    kernels: dict[str, Op] = {
         "schedule": schedule_kernel.schedule,
         "advance": schedule_kernel.advance,
         "end_step": end_step_kernel.end_step,
@@ -93,10 +95,16 @@ def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     by_twins = told()
     assert any("rejected" in line for lines in by_twins for line in lines)
     if INTERPRETED:
-        launches = []
-        monkeypatch.setattr(triton_support, "runs_on", lambda tensor: launches.append(1) or True)
+        asked = 0
+
+        def runs_on(tensor: Tensor) -> bool:
+            nonlocal asked
+            asked += 1
+            return True
+
+        monkeypatch.setattr(triton_support, "runs_on", runs_on)
         assert told() == by_twins
-        assert len(launches) > 100
+        assert asked > 100
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def arguments(name: str, device: str = "cpu") -> tuple[Any, ...]:
     else:
         kinds = whole(*[PolicyKind.THRESHOLD] * 3, PolicyKind.CONSTANT)
         policy = (kinds, torch.full((4,), 0.95), torch.zeros(4), torch.full((4,), 0.4))
-        head = (numbers(1, 8), numbers(1))
+        head: tuple[Tensor, ...] = (numbers(1, 8), numbers(1))
         if name == "two_class_reward_accept":
             head = (numbers(6, 8), numbers(6), numbers(2, 6), numbers(2))
         values = (numbers(4, 8), numbers(8), 1e-6, *head, *policy)

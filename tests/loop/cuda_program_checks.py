@@ -7,7 +7,7 @@ its way to a launch (checks, views, products by cuBLAS) is what it does on a GPU
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 
@@ -100,7 +100,7 @@ def program(prm: str) -> list[Call]:
         Role.PRM: reward_model(prm),
     }
     kv = {role: pool.view(model.config.kv_shape(DTYPE)) for role, model in models.items()}
-    forwards = {
+    forwards: dict[Role, Callable[[RowBatch], None]] = {
         role: partial(_write, model, kv[role], state.page_table[role], logits)
         for role, model in models.items()
         if isinstance(model, LanguageModel)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from rsd_engine.core.events import RequestDone
+from rsd_engine.core.events import RequestDone, StepDecided
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import Mode, Role
 from tests.loop.toy import decode, run, story, toy_core, toy_request, writes
@@ -131,7 +132,7 @@ def test_nan_reward_never_accepts() -> None:
 
 
 def test_logits_that_are_not_finite_end_only_their_request() -> None:
-    def draft(row: tuple[int, ...]) -> list[float]:
+    def draft(row: tuple[int, ...]) -> Sequence[float]:
         if decode(row[:2]) == "cd":
             return [math.inf if len(row) > 3 else 0.0] * 15
         return writes({"ab": "ef\n\n", "abef\n\n": "g$"})(row)
@@ -166,6 +167,7 @@ def test_min_tokens_holds_back_end_of_text_and_stop_strings() -> None:
 def test_logprobs_travel_with_the_step() -> None:
     core = toy_core(writes({"ab": "c$"}), TARGET, lambda row: 0.9)
     events = run(core, [toy_request("ab", num_logprobs=2)])[0]
+    assert isinstance(events[0], StepDecided)
     assert events[0].logprobs is not None and len(events[0].logprobs) == 2
     first = events[0].logprobs[0]
     expected = 5 - math.log(math.exp(5) + 14)

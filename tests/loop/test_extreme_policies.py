@@ -1,6 +1,8 @@
-"""Free oracles: accepting everything is the draft alone, rejecting everything the target alone."""
+"""Accepting everything is the draft alone, rejecting everything the target alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ def test_extreme_thresholds_equal_one_model_alone(
     core = toy_core(draft, target, score, num_slots=4)
     seeds = range(12)
     policy = (int(PolicyKind.THRESHOLD), threshold, 0.0)
-    options = {
+    options: dict[str, Any] = {
         "temperature": temperature,
         "max_steps": 6,
         "max_tokens": 17,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.models.gguf_files import write_gguf  # noqa: E402
 TOKENS = [5, 1, 44, 60, 2, 17, 30, 30, 9]
 
 
-def assert_equals_transformers(path: Path, reference, tolerance: float = 1e-4) -> None:
+def assert_equals_transformers(path: Path, reference: Any, tolerance: float = 1e-4) -> None:
     ours = Driver(load_language_model(path, max_rows=16)).run((0, TOKENS))
     with torch.no_grad():
         wanted = reference(torch.tensor([TOKENS])).logits[0, -1:]

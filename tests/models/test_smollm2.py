@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_tokenizer(path: Path) -> None:
     ours = load_tokenizer(open_checkpoint(path))
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     chat = [{"role": "user", "content": "What is the capital of France?\n\nThink   first."}]
-    options = {"add_generation_prompt": True, "return_dict": False}
+    options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
     ids = ours.apply_chat_template(chat, **options)
     assert ids == theirs.apply_chat_template(chat, **options)
     for text in (*(p for p in PROMPTS if not any(c.isdigit() for c in p)), "é 漢字 🙂", " a\n\n b"):

@@ -103,8 +103,10 @@ def tree(tmp_path: Path) -> Path:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without anything that steers the builds, plus `changes`."""
-    steering = ("RSD_NVCC", "RSD_BUILD_CUDA", "RSD_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
-    steering += ("RSD_CXX", "RSD_BUILD_CPU", "CXX")
+    steering = {
+        "RSD_NVCC", "RSD_BUILD_CUDA", "RSD_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH",
+        "RSD_CXX", "RSD_BUILD_CPU", "CXX",
+    }  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name not in steering}
     return {**kept, "RSD_CUDA_ARCHS": QUICK_ARCH, **changes}
 

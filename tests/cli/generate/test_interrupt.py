@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.cli.conftest import read_jsonl, write_jsonl
 
@@ -73,7 +74,7 @@ def test_interrupt_and_resume_give_what_one_run_gives(
     assert all(abs(a - b) < 2e-4 for a, b in zip(rewards(ours), rewards(theirs), strict=True))
 
 
-def without_rewards(record: dict) -> dict:  # type: ignore[type-arg]
+def without_rewards(record: dict[str, Any]) -> dict[str, Any]:
     """A record but for its rewards."""
     kept = dict(record)
     kept["outputs"] = [
@@ -83,12 +84,12 @@ def without_rewards(record: dict) -> dict:  # type: ignore[type-arg]
     return kept
 
 
-def _bare(step: dict) -> dict:  # type: ignore[type-arg]
+def _bare(step: dict[str, Any]) -> dict[str, Any]:
     rejected = step["rejected"] and {**step["rejected"], "reward": 0}
     return {**step, "reward": step["reward"] is None, "rejected": rejected}
 
 
-def rewards(records: list[dict]) -> list[float]:  # type: ignore[type-arg]
+def rewards(records: list[dict[str, Any]]) -> list[float]:
     steps = [s for record in records for output in record["outputs"] for s in output["steps"]]
     found = [s["reward"] for s in steps if s["reward"] is not None]
     return found + [s["rejected"]["reward"] for s in steps if s["rejected"]]

@@ -7,19 +7,22 @@ a capture that fails leaves a process unfit to use the device.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from bench.loop_runs import using
-from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
+from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.slots import check_integrity
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
+from rsd_engine.engine.dispatcher import StreamEvent
 from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.rsd import build_program
@@ -36,15 +39,15 @@ SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=200, seed=1)
 @contextmanager
 def demo_engine(executor: str, slots: int, pages: int | None = None) -> Iterator[Engine]:
     """The demo family in fp32, with memory for `pages` pages if that is given."""
-    sources = {role: checkpoint_dir(role) for role in ("draft", "target", "prm")}
-    settings = {"device": DEVICE, "dtype": "float32", "max_model_len": 400}
+    opened = partial(
+        Engine, checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"),
+        device=DEVICE, dtype="float32", max_model_len=400, max_num_seqs=slots,
+    )  # fmt: skip
     memory = None
     if pages is not None:
-        with Engine(**sources, **settings, max_num_seqs=slots) as roomy:
+        with opened() as roomy:
             memory = pages * roomy.parts.pool.page_bytes
-    with Engine(
-        **sources, **settings, max_num_seqs=slots, executor=executor, kv_cache_memory_bytes=memory
-    ) as engine:
+    with opened(executor=executor, kv_cache_memory_bytes=memory) as engine:
         yield engine
 
 
@@ -53,7 +56,10 @@ def solve(engine: Engine, params: SamplingParams) -> list[RequestOutput]:
     return engine.chat(chats, params, use_tqdm=False)
 
 
-def told(results: Sequence[RequestOutput]) -> list[object]:
+Told = tuple[list[tuple[Any, ...]], str]  # every step, and how the output ended
+
+
+def told(results: Sequence[RequestOutput]) -> list[Told]:
     """Tokens, sources, rewards to the last bit, and how each output ended."""
     return [
         (
@@ -66,6 +72,12 @@ def told(results: Sequence[RequestOutput]) -> list[object]:
         )
         for result in results
     ]  # fmt: skip
+
+
+def last_output(events: Iterable[StreamEvent]) -> RequestOutput:
+    *_, last = events
+    assert isinstance(last, FinishedEvent)
+    return last.output
 
 
 def same_launches(core: EngineCore, ticks: int) -> None:
@@ -102,14 +114,15 @@ def test_pages_run_short(executor: str) -> None:
     assert [steps_of(found[i]) for i in differ] == [steps_of(wanted[i]) for i in differ]
 
 
-def exact(results: Sequence[RequestOutput]) -> list[object]:
+def exact(results: Sequence[RequestOutput]) -> list[Told]:
     """On a CPU the eager executor reads no padding, and a product may round in another way."""
     return told(results) if DEVICE == "cuda" else [steps_of(request) for request in told(results)]
 
 
-def steps_of(request: object) -> list[object]:
-    steps, finish = request  # type: ignore[misc]
-    return [[(s[0], s[1], s[3] and s[3][0]) for s in steps], finish]
+def steps_of(request: Told) -> Told:
+    """The same without rewards."""
+    steps, finish = request
+    return [(s[0], s[1], s[3] and s[3][0]) for s in steps], finish
 
 
 @pytest.mark.parametrize("executor", GRAPHS)
@@ -141,8 +154,8 @@ def test_stream_abort_and_admission_while_others_run(executor: str) -> None:
         victim = iter(streams[1])
         next(victim)
         engine.abort(streams[1].request_id)
-        ends = {i: list(stream)[-1].output for i, stream in enumerate(streams) if i != 1}
-        assert list(victim)[-1].output.outputs[0].finish_reason == "abort"
+        ends = {i: last_output(stream) for i, stream in enumerate(streams) if i != 1}
+        assert last_output(victim).outputs[0].finish_reason == "abort"
         for i, output in ends.items():
             assert steps_of(told([output])[0]) == steps_of(wanted[i])
 

@@ -51,11 +51,14 @@ class NaiveModels:
         backbone = AutoModel.from_config(AutoConfig.from_pretrained(prm), dtype=torch.float32)
         weights = {n.removeprefix("model."): w for n, w in weights.items() if n != "lm_head.weight"}
         backbone.load_state_dict(weights)
+
+        def writer(path: Path) -> torch.nn.Module:
+            model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            return model.eval()
+
         return cls(
-            *(
-                AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-                for path in (draft, target)
-            ),
+            writer(draft),
+            writer(target),
             backbone.eval(),
             head,
             PreTrainedTokenizerFast.from_pretrained(target),
@@ -140,4 +143,6 @@ def _score(models: NaiveModels, question: str, steps: list[str]) -> float:
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text

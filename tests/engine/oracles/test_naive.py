@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rsd_engine import Clip, Constant, Engine, Logistic, SamplingParams, Sigmoidal, Threshold
+from rsd_engine import (
+    Clip,
+    Constant,
+    Engine,
+    Logistic,
+    RequestOutput,
+    SamplingParams,
+    Sigmoidal,
+    Threshold,
+)
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.steps.policies import Policy
 from tests.engine.harness.runs import PROMPTS, generate
@@ -16,7 +25,7 @@ POLICIES: list[Policy] = [
 ]  # fmt: skip
 
 
-def engine_steps(result) -> list[NaiveStep]:
+def engine_steps(result: RequestOutput) -> list[NaiveStep]:
     return [
         NaiveStep(
             step.text,

@@ -44,9 +44,10 @@ def fake_library(dtypes: tuple[torch.dtype, ...] = HALF, head_multiple: int = 8)
         num_splits: int = 0,
         return_softmax_lse: bool = False,
     ) -> Tensor:
-        module.calls.append("with_kvcache")  # type: ignore[attr-defined]
+        module.calls.append("with_kvcache")
         assert isinstance(cache_seqlens, Tensor)
         assert cache_seqlens.dtype == torch.int32 and cache_seqlens.shape == q.shape[:1]
+        assert block_table is not None
         _check(q, k_cache, v_cache, block_table, *limits)
         rows = [_one(q[s], k_cache, v_cache, block_table[s], int(cache_seqlens[s]),
                      softmax_scale, causal, window_size) for s in range(q.shape[0])]  # fmt: skip
@@ -70,10 +71,11 @@ def fake_library(dtypes: tuple[torch.dtype, ...] = HALF, head_multiple: int = 8)
         return_attn_probs: bool = False,
         block_table: Tensor | None = None,  # [S, P]
     ) -> Tensor:
-        module.calls.append("varlen")  # type: ignore[attr-defined]
+        module.calls.append("varlen")
         for cu in (cu_seqlens_q, cu_seqlens_k):
             assert cu.dtype == torch.int32 and cu.is_contiguous()
         assert cu_seqlens_q.shape == cu_seqlens_k.shape
+        assert block_table is not None
         _check(q, k, v, block_table, *limits)
         out = torch.full_like(q, torch.nan)
         for s in range(cu_seqlens_q.shape[0] - 1):

@@ -306,7 +306,7 @@ def test_a_bad_map_is_refused(change: dict[str, Any], message: str) -> None:
 def test_bad_tensors_are_refused(change: dict[str, Tensor], message: str) -> None:
     case = Case([(1, 9)])
     key_map = AttentionMap(case.batch, case.table, 5, None, ())
-    good = {"q": case.q, "k_pages": case.k, "v_pages": case.v, "out": case.q}
+    good: dict[str, Any] = {"q": case.q, "k_pages": case.k, "v_pages": case.v, "out": case.q}
     with pytest.raises(ValueError, match=message):
         kernel.paged_attention(**(good | change), key_map=key_map, scale=1.0)
 

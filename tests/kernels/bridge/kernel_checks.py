@@ -25,6 +25,7 @@ from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.kernels.harness.shadow import (
     LOGPROBS,
+    Op,
     copied,
     differences,
     differences_but_rounding,
@@ -264,7 +265,7 @@ def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = {"sample_append": sample_append, "bridge": bridge_kernel.bridge}
+    kernels: dict[str, Op] = {"sample_append": sample_append, "bridge": bridge_kernel.bridge}
     calls = run_shadowed(monkeypatch, kernels, 2, count=6)
     assert min(calls.values()) > 20
 

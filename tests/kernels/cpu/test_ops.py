@@ -157,7 +157,8 @@ def test_norms(num_rows: int, shape: tuple[int, int]) -> None:
 
     plain, exact = twin(x, norm, weight, bias), twin(*double(x, norm, weight, bias))
     assert_close(out, plain, exact, num_terms=width)
-    exact = rms_norm(*double(x, norm), EPS)
+    wide_x, wide_norm = double(x, norm)
+    exact = rms_norm(wide_x, wide_norm, EPS)
     assert_close(normed, rms_norm(x, norm, EPS), exact, num_terms=width)
 
 
@@ -310,7 +311,7 @@ def test_rope_kv_write(head_dim: int, with_norm: bool) -> None:
     page = torch.tensor([4, -1, 0, 239, 7], dtype=torch.int32)
     offset = torch.tensor([2, 0, 1, 0, 2], dtype=torch.int32)
     position = torch.tensor([0, 49, 3, 17, 4], dtype=torch.int32)
-    norms = {}
+    norms: dict[str, Any] = {}
     if with_norm:
         norms = {"q_norm": randn(head_dim, seed=1), "k_norm": randn(head_dim, seed=2), "eps": EPS}
     twin_qkv = qkv.clone()

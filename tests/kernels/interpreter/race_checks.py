@@ -39,7 +39,7 @@ from tests.kernels.activation import kernel_checks as activation_checks
 from tests.kernels.attention import kernel_checks as attention_checks
 from tests.kernels.bridge import kernel_checks as bridge_checks
 from tests.kernels.harness.broken import broken
-from tests.kernels.harness.shadow import run_shadowed
+from tests.kernels.harness.shadow import Op, run_shadowed
 from tests.kernels.interpreter.race_rules import Race
 from tests.kernels.interpreter.races import short, watching
 from tests.kernels.linear import kernel_checks as linear_checks
@@ -137,7 +137,7 @@ def rare_draws() -> None:
 @pytest.mark.usefixtures("with_clocks")
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
-    loop_ops = {
+    loop_ops: dict[str, Op] = {
         "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
         "decide": end_step.decide, "truncate_kv": rollback.truncate_kv,
         "sample_append": sample_append, "bridge": bridge.bridge,

@@ -41,7 +41,7 @@ def pick(
     device: torch.device,
 ) -> dict[str, Any]:
     """The named tensors, rounded to `dtype`, held as `of`; with NaN in outputs and scratch."""
-    kept = {name: tensors[name].to(dtype).to(device, of) for name in names.split()}
+    kept: dict[str, Any] = {name: tensors[name].to(dtype).to(device, of) for name in names.split()}
     if "norm" in kept:
         kept |= {"eps": EPS, "normed": torch.full_like(kept["x"], float("nan"))}
     return kept

@@ -14,7 +14,7 @@ from tests.kernels.harness.tensors import DEVICE
 @triton.jit
 def _philox_kernel(
     words: tl.tensor, out: tl.tensor, num_lanes: tl.tensor, BLOCK: tl.constexpr
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     o = tl.arange(0, BLOCK)
     mask = o < num_lanes
     row = words + 6 * o
@@ -41,7 +41,7 @@ def _uniform_kernel(
     out: tl.tensor,
     role: tl.tensor,
     BLOCK: tl.constexpr,
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     o = tl.arange(0, BLOCK)
     u = philox_kernel.uniform(
         tl.load(seed + o), tl.load(sample + o), tl.load(steps + o), tl.load(position + o),

@@ -105,7 +105,7 @@ def check(case: Case, dtype: torch.dtype, module: Any = kernel, **options: Any) 
     assert_close(pages[written], plain_pages[written], exact_pages[written], num_terms=case.hidden)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "three rows": {},
     "one row": {"num_rows": 2},
     "only padding": {"num_rows": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.shadow import copied, differences, random_core, random_requests
 from tests.kernels.harness.tensors import DEVICE, DTYPES
 from tests.loop.toy import run
+
+MakeHead = Callable[[int, torch.dtype, torch.Generator], RewardHead]
 
 
 def value_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ValueHead:
@@ -46,7 +49,7 @@ def two_class_head(width: int, dtype: torch.dtype, generator: torch.Generator) -
     )
 
 
-HEADS = {"value": value_head, "classes": two_class_head}
+HEADS: dict[str, MakeHead] = {"value": value_head, "classes": two_class_head}
 
 
 def with_tensors(head: RewardHead, change: Any) -> RewardHead:

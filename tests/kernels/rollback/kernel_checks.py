@@ -69,7 +69,7 @@ def _one_page_too_few(
     b_keep: tl.tensor,
     tokens_per_page: tl.tensor,
     m_lane: tl.tensor,
-) -> tuple[tl.tensor, ...]:  # type: ignore[no-untyped-def]
+) -> tuple[tl.tensor, ...]:
     b_kv = tl.minimum(tl.load(kv_len + o_row, mask=m_lane, other=0), b_keep)
     b_held = tl.load(num_pages + o_row, mask=m_lane, other=0)
     return b_kv, b_held, tl.maximum(b_held - b_kv // tokens_per_page, 0)
@@ -83,7 +83,7 @@ def _keeps_too_much(
     b_keep: tl.tensor,
     tokens_per_page: tl.tensor,
     m_lane: tl.tensor,
-) -> tuple[tl.tensor, ...]:  # type: ignore[no-untyped-def]
+) -> tuple[tl.tensor, ...]:
     b_kv = tl.load(kv_len + o_row, mask=m_lane, other=0)
     b_held = tl.load(num_pages + o_row, mask=m_lane, other=0)
     b_needed = (tl.minimum(b_kv, b_keep) + tokens_per_page - 1) // tokens_per_page

@@ -76,7 +76,7 @@ class Case:
         return arguments["qkv"][:-1, : self.num_q_heads].cpu(), pages.cpu()
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "one row": {"num_rows": 2},
     "only padding": {"num_rows": 1},

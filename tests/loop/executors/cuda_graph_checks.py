@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from rsd_engine import SamplingParams
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.slots import check_integrity
@@ -108,7 +109,8 @@ def test_abort_and_admission_end_a_launch(
     device.seconds_per_op = 1e-3
     core.add(0, REQUESTS[8])
     events = core.next_events()
-    assert events and core.in_flight, "the launch was to go on by itself"
+    running = core.in_flight
+    assert events and running, "the launch was to go on by itself"
     core.add(1, REQUESTS[5])
     ended = core.abort(0)
     assert not core.in_flight and story(ended)[-1] == "done: ABORTED"
@@ -131,7 +133,7 @@ def test_whatever_the_host_does_meanwhile(
     device.seconds_per_op = rng.choice([0.0, 2e-5, 2e-4])
     wanted: dict[int, Wanted] = {}
     events: list[Event] = []
-    acts: list[Callable[[], None]] = [
+    acts: list[Callable[[], object]] = [
         lambda: events.extend(core.next_events()),
         lambda: events.extend(core.abort(rng.choice(list(wanted)))),
         lambda: time.sleep(rng.random() * 3e-3),
@@ -189,7 +191,7 @@ def test_a_thousand_launches_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_the_demo_family(params: object, device: FakeDevice) -> None:
+def test_the_demo_family(params: SamplingParams, device: FakeDevice) -> None:
     with demo_engine("eager", 4) as engine:
         core = engine.parts.core
         core.ticks_per_launch = 16
