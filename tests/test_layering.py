@@ -103,7 +103,7 @@ def reached(start: str, imports: dict[str, set[str]]) -> set[str]:
 
 
 def twin_errors(imports: dict[str, set[str]]) -> list[str]:
-    """The engine gets its ops through `ops` and `model_ops`, which choose the kernel or the twin."""
+    """The engine gets its ops through `ops` and `model_ops`, which choose kernel or twin."""
     return [
         f"{module} imports {target}: use rsd_kernels.ops or rsd_kernels.model_ops"
         for module, targets in imports.items()

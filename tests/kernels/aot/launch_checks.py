@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -40,13 +42,27 @@ def compiled(launch: Launch, arch: int) -> aot.Usage:
     return usage
 
 
+def decode_launch(op: str) -> Launch:
+    """An op of Qwen2.5-1.5B for one row."""
+    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
+    [shipped] = [s for s in forward_launches("Qwen2.5-1.5B", shape, 1) if s.op == op]
+    assert shipped.decode
+    return shipped.launch
+
+
+@cache
+def decode_kernel(op: str, arch: int, *, overlap: bool, scheduled: bool | None = None) -> Any:
+    """The same, compiled; `scheduled` is what it says of itself unless given."""
+    launch = decode_launch(op)
+    changes = {} if scheduled is None else {"SCHEDULED": scheduled}
+    return aot.compile_launch(replace(launch, overlap=overlap, args=launch.args | changes), arch)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("op", DECODE)
 def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
-    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
-    [launch] = [s for s in forward_launches("Qwen2.5-1.5B", shape, 1) if s.op == op]
-    assert launch.decode
-    assert compiled(launch.launch, arch).stack_bytes == 0
+    usage = aot.usage(decode_kernel(op, arch, overlap=False))
+    assert 16 <= usage.registers <= 255 and usage.stack_bytes == 0
 
 
 @pytest.mark.parametrize("rows", [1, 64])
@@ -105,12 +121,9 @@ EARLY = (
 )
 
 
-def decode_ptx(op: str, arch: int, *, overlap: bool, **changes: object) -> str:
-    """The body of a kernel of Qwen2.5-1.5B for one row, without spills."""
-    shape = MODEL_SHAPES["Qwen2.5-1.5B"]
-    [launch] = [s.launch for s in forward_launches("Qwen2.5-1.5B", shape, 1) if s.op == op]
-    launch = replace(launch, overlap=overlap, args=launch.args | changes)
-    kernel = aot.compile_launch(launch, arch)
+def decode_ptx(op: str, arch: int, *, overlap: bool, scheduled: bool | None = None) -> str:
+    """The body of such a kernel, which does not spill."""
+    kernel = decode_kernel(op, arch, overlap=overlap, scheduled=scheduled)
     assert kernel.metadata.launch_pdl is overlap
     assert aot.usage(kernel).stack_bytes == 0
     ptx = str(kernel.asm["ptx"])
@@ -139,7 +152,7 @@ def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> No
 
 @pytest.mark.parametrize("op", SCHEDULED)
 def test_without_a_plan_they_touch_nothing_before(op: str) -> None:
-    ptx = decode_ptx(op, 90, overlap=True, SCHEDULED=False)
+    ptx = decode_ptx(op, 90, overlap=True, scheduled=False)
     touched, prefetches = before_the_wait(ptx)
     assert touched == set() and bool(prefetches) == (op == "qkv_projection")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import Any
 
 import pytest
 
@@ -11,21 +13,28 @@ from rsd_kernels.aot.loop_launches import loop_launches
 
 # One shape of every kernel; `python -m bench.kernel_resources` has them all.
 ALL = loop_launches()
-LAUNCHES = {launch.kernel.__name__: launch for launch in ALL.values()}
-LAUNCHES |= {name: launch for name, launch in ALL.items() if name.startswith("schedule_")}
+SCHEDULES = {name: launch for name, launch in ALL.items() if name.startswith("schedule_")}
+LAUNCHES = SCHEDULES | {
+    launch.kernel.__name__: launch for name, launch in ALL.items() if name not in SCHEDULES
+}
+
+
+@cache
+def compiled(name: str, capability: int) -> Any:
+    return aot.compile_launch(LAUNCHES[name], capability)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_compiles(name: str, capability: int) -> None:
-    usage = aot.usage(aot.compile_launch(LAUNCHES[name], capability))
+    usage = aot.usage(compiled(name, capability))
     assert usage.stack_bytes == 0, f"{name} spills: {usage}"
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("schedule_")])
-def test_what_the_host_asks_is_the_same_for_every_thread_of_the_plan(name: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_the_host_asks_is_the_same_for_every_thread_of_the_schedule(name: str) -> None:
     """It is loaded by all of them, and the host writes at any time: only one load may be used."""
-    ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])
+    ptx = str(compiled(name, 90).asm["ptx"])
     [loaded] = re.findall(r"ld\.volatile\.global\.b32 \{ (%r\d+) \}", ptx)
     _, _, after = ptx.partition(f"{{ {loaded} }}")
     used = re.findall(rf"^.*{loaded}\b.*$", after, re.MULTILINE)
@@ -36,14 +45,14 @@ def test_what_the_host_asks_is_the_same_for_every_thread_of_the_plan(name: str) 
 
 def test_relu_keeps_nan() -> None:
     """max.f32 would drop it, and leave a reward that looks like any other."""
-    ptx = str(aot.compile_launch(LAUNCHES["_inner_kernel"], 90).asm["ptx"])
+    ptx = str(compiled("_inner_kernel", 90).asm["ptx"])
     assert "setp.lt.f32" in ptx and "max" not in ptx
 
 
 @pytest.mark.parametrize("name", ["end_step_kernel", "decide_kernel", "score_value_kernel"])
 def test_the_log_is_written_before_its_head(name: str) -> None:
     """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
-    ptx = str(aot.compile_launch(LAUNCHES[name], 90).asm["ptx"])
+    ptx = str(compiled(name, 90).asm["ptx"])
     before, fence, after = ptx.partition("fence.acq_rel.sys")
     assert fence and fence not in after
     assert 0 <= before.rindex("st.global") < before.rindex("bar.sync")
