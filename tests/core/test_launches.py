@@ -1,4 +1,4 @@
-"""What happens around launches: broken ones, events that come late, returns that were asked for."""
+"""Around launches: errors, events that arrive late, returns that the host asked for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wanted() -> dict[int, list[str]]:
 def test_a_launch_that_breaks_loses_nothing(
     name: str, role: Role, wanted: dict[int, list[str]]
 ) -> None:
-    """Whoever stays gets the same steps: what had been decided is told, the pass is done again."""
+    """Nobody loses a step: what was decided is reported, and the failed pass is run again."""
     core = core_of(3, 400, 1000, name)
     break_passes(core, role, {2, 3, 9, 14})
     for key, request in enumerate(REQUESTS):
@@ -73,7 +73,7 @@ def test_a_broken_launch_and_then_an_abort(wanted: dict[int, list[str]]) -> None
 
 @pytest.mark.parametrize("name", ["host-graphs", "switch", "eager"])
 def test_a_return_that_was_asked_for_preempts_nobody(name: str) -> None:
-    """A slot may just be short while others go on: that the launch returned means nothing."""
+    """A slot may lack pages while others go on, so a requested return is no sign of being stuck."""
     core = core_of(3, 400, 1 << 16 if name == "host-graphs" else 1, name)
     core.add(0, REQUESTS[4])
     core.add(1, REQUESTS[5])
@@ -118,7 +118,7 @@ def test_a_queued_request_is_aborted_while_a_launch_runs(wanted: dict[int, list[
 
 
 class Lagging:
-    """A state whose device runs behind: writes queued by the host happen when something is read."""
+    """A state on a device that lags: what the host has queued happens at the next read."""
 
     def __init__(self, state: Any) -> None:
         self.real = state
@@ -139,7 +139,7 @@ def test_steps_that_go_through_text(name: str, ticks: int, wanted: dict[int, lis
 
 
 @pytest.mark.parametrize("ticks", [1, 5, 1000])
-def test_steps_settled_by_the_host_reach_the_log_late(
+def test_steps_ended_by_the_host_reach_the_log_late(
     ticks: int, wanted: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the host queues the transition of a bridged step and reads the log by itself."""
@@ -160,7 +160,7 @@ def test_steps_settled_by_the_host_reach_the_log_late(
 
 
 def test_a_request_as_long_as_the_state_allows() -> None:
-    """The log has room for it, however many logprobs it asks for."""
+    """The log has room for it, even with the most logprobs."""
     core = core_of(1, 400, 1000)
     request = toy_request("ab", max_tokens=90, max_step_tokens=90, num_logprobs=20)
     found = run(core, [request])[0]

@@ -49,7 +49,7 @@ def score(row: tuple[int, ...]) -> float:
 
 
 def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
-    """What the device's bridge does, as a host would that tokenises text: one token is one byte."""
+    """The bridge as the host does it, by way of text; one token is one byte."""
     kept = [token for token in step if token <= NEWLINE]
     return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]
 
@@ -80,11 +80,11 @@ def core_of(
 
 
 class Broken(Exception):
-    """A forward that failed."""
+    """A forward pass that failed."""
 
 
 def break_passes(core: EngineCore, role: Role, passes: set[int]) -> None:
-    """The forward of `role` fails in these of its passes from now on, the first being 1."""
+    """From now on the forward of `role` fails in these passes, counted from 1."""
     forward, count = core.loop.forwards[role], 0
 
     def fails(batch: RowBatch) -> None:
@@ -187,7 +187,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        """Now and then of one that has ended."""
+        """Sometimes of a request that has already ended."""
         ended = {key for key, events in self.events.items() if _has_ended(events)}
         running = self.core.slot_keys
         some = sorted(self.wanted.keys() - ended) or sorted(ended)

@@ -80,7 +80,7 @@ def test_the_check_sees_every_fault(damage: Callable[[SlotState], None], words: 
 
 
 def test_a_slot_keeps_nothing_of_its_last_request() -> None:
-    """Filling a used slot gives what filling a fresh one gives, wherever it can be read."""
+    """A reused slot is filled exactly as a fresh one, wherever it can be read."""
     fresh, used = allocate(), allocate()
     for field in fields(used):
         tensor = getattr(used, field.name)

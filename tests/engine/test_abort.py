@@ -1,4 +1,4 @@
-"""An abort gives every page back at once and harms nobody, whatever the request was doing."""
+"""An abort returns every page at once and affects no other request, in any phase."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHERS = [SamplingParams(temperature=1.0, seed=s, max_tokens=30) for s in (5, 6)
 
 
 def launches(engine: Engine, count: int) -> None:
-    """So many launches."""
+    """Runs `count` launches."""
     stats = engine.parts.core.stats
     last = stats.launches + count
     run_until(engine, lambda: stats.launches >= last)
@@ -86,7 +86,7 @@ def test_abort_of_a_queued_request(engine: Engine) -> None:
 
 
 def test_abort_ends_all_samples(engine: Engine) -> None:
-    """Some run, some are queued; those that had ended keep their end."""
+    """Some samples run, some are queued; one that has ended keeps its finish reason."""
     params = replace(LONG, n=6, seed=4, ignore_eos=False, max_tokens=25)
     stream = engine.stream(PROMPTS[0], params)
     with short_launches(engine, 1):
@@ -144,7 +144,7 @@ def test_abort_of_nobody(engine: Engine) -> None:
 
 
 def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
-    """The next request in the slot sees nothing of the aborted one."""
+    """The slot's next request sees nothing of the aborted one."""
     [wanted] = generate(engine, [PROMPTS[2]], OTHERS[1])
     with short_launches(engine, 7):
         victim = engine.stream(PROMPTS[0], LONG)
@@ -161,7 +161,7 @@ def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
 def test_nobody_waits_for_the_end_of_another_s_step(
     tiny: TinyModels, executor: str, what: str
 ) -> None:
-    """A launch may go on for a step of any length; who adds or aborts meanwhile goes first."""
+    """A launch may last as long as a step; adding or aborting meanwhile does not wait for it."""
     tokens = SamplingParams(temperature=0.0, max_tokens=400, mode="draft")
     with (
         Engine(**tiny.sources(), max_num_seqs=2, device="cpu", executor=executor) as engine,

@@ -304,7 +304,7 @@ def test_limits_beyond_any_integer_of_the_device(engine: Engine) -> None:
 
 
 def test_an_engine_of_another_process(engine: Engine) -> None:
-    """A forked child must be told, and not wait for a thread that it does not have."""
+    """A forked child gets an error: the core's thread exists in the parent only."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:

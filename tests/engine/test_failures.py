@@ -1,4 +1,4 @@
-"""Models that misbehave: a failure ends its own request, or none at all, and never hangs."""
+"""Models that misbehave: a failure ends its own request at most, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_reward_that_is_not_a_number_never_accepts(engine: Engine, policy: Thr
 def test_steps_of_nothing_do_not_loop(
     engine: Engine, policy: Threshold, text: str, reason: str
 ) -> None:
-    """Delimiters alone, end-of-text first, no delimiter at all: every output ends."""
+    """Only delimiters, end-of-text first, no delimiter: every output ends."""
     params = SamplingParams(temperature=0.0, max_tokens=40, max_steps=7, policy=policy)
     with scripted(engine, text), scripted(engine, text, role=Role.TARGET):
         [result] = generate(engine, ["x"], params)
@@ -87,7 +87,7 @@ def test_steps_of_nothing_do_not_loop(
 def test_a_pass_that_fails_ends_the_call_and_not_the_engine(
     tiny: TinyModels, executor: str, role: Role
 ) -> None:
-    """Who called gets the error; a stream of somebody else goes on where it was."""
+    """The caller gets the error; another caller's stream goes on."""
     params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=Threshold(0.5))
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, params)
@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
 def test_a_second_interrupt_while_the_first_is_served(
     tiny: TinyModels, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the caller is torn out of, nobody touches the core while a tick goes on."""
+    """Wherever the caller is interrupted, nobody touches the core during a tick."""
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, PARAMS)
         core, passes, together = engine.parts.core, 0, 0
@@ -190,7 +190,7 @@ def test_a_second_interrupt_while_the_first_is_served(
 def test_an_interrupt_while_a_step_is_handed_over(
     engine: Engine, begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes next waits for the end of the step if it has begun, and else for nothing."""
+    """The next call waits for the step to end if it has begun, and otherwise does not wait."""
     wanted = generate(engine, GOOD, PARAMS)
     core, submit = engine.parts.core, ThreadPoolExecutor.submit
     forward, abort = core.loop.forwards[Role.DRAFT], core.abort

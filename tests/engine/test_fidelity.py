@@ -40,7 +40,7 @@ def transformers_tokens(model: Any, ids: list[int], count: int, eos: list[int]) 
 
 
 def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> bool:
-    """Whether the tokens agree up to a place where the two best logits do."""
+    """Whether the tokens agree up to a tie of the two best logits."""
     found = list(result.outputs[0].token_ids)
     if found == wanted:
         return True

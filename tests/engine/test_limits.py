@@ -19,7 +19,7 @@ GREEDY = SamplingParams(temperature=0.0, mode="draft")
 def write(
     engine: Engine, text: str | list[int], params: SamplingParams, *, split_characters: bool = False
 ) -> CompletionOutput:
-    """The one completion of a draft that writes `text`."""
+    """The completion of one request whose draft writes `text`."""
     with scripted(engine, text, split_characters=split_characters):
         return generate(engine, ["x"], params)[0].outputs[0]
 
@@ -50,7 +50,7 @@ def test_stop_strings(
         assert write(engine, text, included, split_characters=split).text == kept + reason
 
 
-def test_a_stop_string_in_a_rejected_step_is_forgotten(engine: Engine) -> None:
+def test_a_stop_string_in_a_rejected_step_does_not_count(engine: Engine) -> None:
     params = replace(GREEDY, mode=None, policy=Threshold(1.1), stop=["\n\nc"])
     with scripted(engine, "ab\n\n"), scripted(engine, "c\n\nX</s>", role=Role.TARGET):
         [result] = generate(engine, ["x"], params)
@@ -80,7 +80,7 @@ def test_ignore_eos(engine: Engine) -> None:
 
 
 def test_min_tokens_holds_back_every_stop(engine: Engine) -> None:
-    """The script wants to end after two tokens and then goes on wanting to."""
+    """The script tries to end after two tokens, and at every token after that."""
     params = replace(GREEDY, min_tokens=5, stop_token_ids=[10], max_tokens=20)
     completion = write(engine, "ab</s>", params)
     assert completion.finish_reason == "stop" and len(completion.token_ids) == 6

@@ -72,7 +72,7 @@ def scorer(
 
 
 def check_the_mixture(results: list[RequestOutput]) -> None:
-    """What is compared must be worth it: many rewards, far apart, of both outcomes."""
+    """The comparison must mean something: many rewards, far apart, kept and rejected."""
     seen = [reward for result in results for reward in scores(result)]
     steps = [step for result in results for step in result.outputs[0].steps]
     assert len(seen) > 25 and max(seen) - min(seen) > 0.3
@@ -137,7 +137,7 @@ def test_the_prm_reads_every_token_once(scorer: Scorer) -> None:
             if step.rejected:
                 draft_row = next(scored)
                 expected += len(draft_row) - kept
-                kept = len(row)  # the step is forgotten, what was before it stays
+                kept = len(row)  # the step is rolled back, what came before it stays
             text = step.text.removesuffix("\n\n")
             ids = prm.format.encoder.encode(text, add_special_tokens=False).ids
             row = [*row, *ids, *prm.format.separator_ids]

@@ -61,7 +61,7 @@ def test_samples_of_one_stream_are_told_apart(engine: Engine) -> None:
 
 
 def test_a_character_split_between_tokens_and_steps_comes_whole(engine: Engine) -> None:
-    """A step limit may cut é in two; the text comes with its second half."""
+    """A step limit may split é in two; its text comes with the second half."""
     with scripted(engine, "aé日b</s>", split_characters=True):
         params = SamplingParams(temperature=0.0, max_step_tokens=2, mode="draft")
         *steps, last = engine.stream("x", params)
@@ -106,7 +106,7 @@ def test_async_streams_run_together(engine: Engine) -> None:
 
 
 def test_an_event_loop_goes_on_while_a_launch_runs(engine: Engine) -> None:
-    """Another thread runs the core, in a pass that does not end before it is told to."""
+    """Another thread runs the core, in a pass that lasts until the test ends it."""
     forward = engine.parts.core.loop.forwards[Role.DRAFT]
     release, begun = threading.Event(), threading.Event()
 

@@ -45,7 +45,7 @@ def text_engine(other_prm: TinyModels) -> Iterator[Engine]:
 
 @pytest.fixture
 def forced_engine(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """The shared vocabulary, sent through text all the same."""
+    """The tokenizer is shared, and the steps go through text anyway."""
     monkeypatch.setattr(build, "build_merge_tables", lambda *_: None)
     with Engine(**tiny.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None

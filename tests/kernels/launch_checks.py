@@ -26,7 +26,7 @@ MODEL = "Qwen2.5-1.5B"
 STREAM = 0x5EED0
 # One of each way to launch: few parameters and over a hundred, bundles, early, one program or many.
 FORWARD = ("embed", "qkv_projection", "paged_attention", "linear (down), early")
-CONTROL = ("schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_3")
+LOOP_OPS = ("schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_3")
 
 
 class Pointer:
@@ -94,7 +94,7 @@ def all_launches() -> dict[str, Launch]:
     return {one.op: one.launch for one in shipped} | loop_launches()
 
 
-@pytest.mark.parametrize("name", FORWARD + CONTROL)
+@pytest.mark.parametrize("name", FORWARD + LOOP_OPS)
 def test_the_driver_gets_the_code_compiled_ahead_and_every_parameter(
     name: str, driver: ctypes.CDLL
 ) -> None:

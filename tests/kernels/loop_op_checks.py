@@ -44,7 +44,7 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _changed(state: SlotState, rng: random.Random) -> None:
-    """What a short run seldom meets: roles that have waited, few pages, reasons to return."""
+    """What a short run rarely meets: roles that have waited, few pages, reasons to return."""
     for role in range(NUM_ROLES):
         state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 1023, 1024, 1500])
     state.last_role.fill_(rng.randrange(NUM_ROLES))

@@ -31,7 +31,7 @@ def whole(*values: int) -> Tensor:
 
 
 def arguments(name: str) -> tuple[Any, ...]:
-    """Two sequences, of one new row and of three, on pages of a foreign layout."""
+    """Two sequences, with one new row and with three, on pages of another layout."""
     if name == "linear":
         return numbers(3, 8), numbers(5, 8), numbers(5), numbers(3, 5)
     if name in ("norm_linear", "norm_gate_up"):

@@ -30,7 +30,7 @@ def test_accept_reject_rewrite_accept() -> None:
     ]
     done = events[-1]
     assert isinstance(done, RequestDone)
-    # Each PRM token is read once: prompt 3, c| 2, de| 3 (forgotten), f| 2 and g| 2.
+    # Each PRM token is read once: prompt 3, c| 2, de| 3 (rolled back), f| 2 and g| 2.
     assert done.counters[Role.PRM].tokens_read == 3 + 2 + 3 + 2 + 2
     # The target reads the prompt, the accepted step and its own f\n.
     assert done.counters[Role.TARGET].tokens_read == len("abc\n\n") + len("f\n")
@@ -103,7 +103,7 @@ def test_max_tokens_cuts_the_rewrite_as_it_cuts_the_draft() -> None:
 
 
 def test_stop_string_across_a_step_boundary_and_its_rollback() -> None:
-    """The stop automaton runs over the whole output and forgets rejected text."""
+    """The stop automaton runs over the whole output and is rolled back with rejected text."""
     draft = writes({"ab": "c\n\n", "abc\n\n": "d\n\n", "abc\n\ne\n\n": "dd\n\n"})
     target = writes({"abc\n\n": "e\n\n"})
     core = toy_core(draft, target, lambda row: 0.1 if decode(row) == "ab|c|d|" else 0.9)

@@ -182,7 +182,7 @@ def toy_request(
 
 
 def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Event]]:
-    """Runs to the end, checking pages and cursors whenever nothing works on them by itself."""
+    """Runs to the end, checking pages and cursors whenever no launch is changing them."""
     for key, request in enumerate(requests):
         core.add(key, request)
     events: dict[int, list[Event]] = {key: [] for key in range(len(requests))}

@@ -86,11 +86,11 @@ def test_rollback_and_freed_pages(pair: Pair) -> None:
     theirs, model = pair
     driver, first, second = Driver(model), random_tokens(18, 5), random_tokens(30, 6)
     driver.run((0, first), (1, second))
-    driver.forget(0, kv_len=7)
+    driver.roll_back(0, kv_len=7)
     tokens = first[:7] + random_tokens(12, 7)
     wanted = expected(theirs, tokens)
     assert_close(driver.run((0, tokens[7:13])), wanted[12:13])
-    driver.forget(1)
+    driver.roll_back(1)
     more = random_tokens(3, 8)
     logits = driver.run((0, tokens[13:14]), (1, more))
     assert_close(logits[:1], wanted[13:14])

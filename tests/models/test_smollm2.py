@@ -68,12 +68,12 @@ def test_greedy_tokens_and_logits(path: Path) -> None:
         for row, token in zip(rows, chosen, strict=True):
             row.append(token)
         steps.append(driver.run(*((slot, [token]) for slot, token in enumerate(chosen))))
-    reference = AutoModelForCausalLM.from_pretrained(
+    theirs_fp32 = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
     for slot, row in enumerate(rows):
         with torch.no_grad():
-            wanted = reference(torch.tensor([row])).logits[0, starts[slot] - 1 :]
+            wanted = theirs_fp32(torch.tensor([row])).logits[0, starts[slot] - 1 :]
         ours = torch.stack([step[slot] for step in steps])
         assert torch.equal(ours.argmax(-1), wanted.argmax(-1)), PROMPTS[slot]
         assert (ours - wanted).abs().max() < 1e-3

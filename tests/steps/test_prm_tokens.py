@@ -147,7 +147,7 @@ def test_special_tokens_and_endings_without_delimiter() -> None:
     assert by_tables([], 0, made) == [SEPARATOR]
 
 
-def test_vocabularies_the_device_cannot_follow_have_no_tail_tables() -> None:
+def test_vocabularies_the_device_cannot_follow_have_no_merge_tables() -> None:
     assert FAMILIES["llama"].merges is None
     unsplit = qwen_like()
     unsplit.pre_tokenizer = None
@@ -169,7 +169,7 @@ def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
     assert build_merge_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
 
 
-def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
+def test_looked_up_words_that_merging_does_not_reach_have_no_merge_tables() -> None:
     made = math_like().to_str()
     made = replace_once(made, '"ignore_merges":false', '"ignore_merges":true')
     assert build_merge_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None

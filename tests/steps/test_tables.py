@@ -31,7 +31,7 @@ DELIMITERS = [["\n\n"], ["\n\n", "$."], ["é"], [" a"], []]
 
 
 def prefix(tables: StepTables, token: int, c: int) -> list[int] | None:
-    """What stands in the table for the first `c` bytes of `token`; None if it has no entry."""
+    """The tokens of the first `c` bytes of `token`; None if the table has no entry for it."""
     entry = int(tables.prefix_entry[token])
     if entry < 0:
         return None

@@ -81,7 +81,7 @@ def last_output(events: Iterable[StreamEvent]) -> RequestOutput:
 
 
 def same_launches(core: EngineCore, ticks: int) -> None:
-    """Admissions fall on the same ticks in every executor when launches are equally long."""
+    """With launches of equal length, every executor admits requests at the same ticks."""
     core.ticks_per_launch = ticks
 
 
@@ -115,7 +115,7 @@ def test_pages_run_short(executor: str) -> None:
 
 
 def exact(results: Sequence[RequestOutput]) -> list[Told]:
-    """On a CPU the eager executor reads no padding, and a product may round in another way."""
+    """On a CPU the eager executor has no padded rows, and its products may round differently."""
     return told(results) if DEVICE == "cuda" else [steps_of(request) for request in told(results)]
 
 
@@ -206,7 +206,7 @@ def test_no_op_allocates_while_captured() -> None:
 
 @pytest.mark.gpu
 def test_without_switch_nodes() -> None:
-    """Drivers before CUDA 12.8 know no SWITCH: one IF a body."""
+    """Drivers before CUDA 12.8 have no SWITCH nodes: every body gets an IF node."""
     from rsd_engine.loop.cuda.capture_stream import CaptureStream
     from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
 

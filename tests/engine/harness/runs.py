@@ -32,7 +32,7 @@ def generate(
 
 
 def decisions(result: RequestOutput, sample: int = 0) -> list[tuple[object, ...]]:
-    """All that was decided, rewards apart: what must not depend on the batch."""
+    """Every decision, without the rewards: what must not depend on the batch."""
     return [decision(step) for step in result.outputs[sample].steps]
 
 
@@ -42,7 +42,7 @@ def decision(step: Step) -> tuple[object, ...]:
 
 
 def poison_free(engine: Engine) -> None:
-    """NaN into every free page and into held pages past what has been read."""
+    """Writes NaN into free pages, and into held pages past the tokens read."""
     built = engine.parts
     state = built.core.state
     built.pool.poison(state.free_pages[: int(state.num_free)])
@@ -63,7 +63,7 @@ def _poison_tail(kv: PagedKV, pages: Tensor, held: int, kv_len: int) -> None:
 
 @contextmanager
 def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
-    """The host gets to look at the log every so many ticks."""
+    """Launches return after this many ticks."""
     core = engine.parts.core
     before, core.ticks_per_launch = core.ticks_per_launch, ticks
     try:
@@ -74,7 +74,7 @@ def short_launches(engine: Engine, ticks: int) -> Iterator[None]:
 
 @contextmanager
 def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator[None]:
-    """Short launches; ahead of each: checks, NaN in free memory, now and then a preemption."""
+    """Short launches. Before each: integrity checks, NaN in free memory, sometimes a preemption."""
     core = engine.parts.core
     launches = 0
 
@@ -92,11 +92,11 @@ def harsh(engine: Engine, *, ticks: int = 1, preempt_every: int = 5) -> Iterator
 
 
 class Reached(Exception):
-    """What a test has waited for is there."""
+    """The condition that a test waits for holds."""
 
 
 def run_until(engine: Engine, reached: Callable[[], bool]) -> None:
-    """Launches until `reached` says so ahead of one, for a request that is then dropped."""
+    """Runs launches, for a request of its own, until `reached` is true ahead of one."""
 
     def look() -> None:
         if reached():
@@ -132,7 +132,7 @@ class Fresh:
 
 
 def prm_rows(engine: Engine, result: RequestOutput, sample: int = 0) -> list[list[int]]:
-    """The PRM's row at every scored step, by way of text: see the step's text cut, tokenise it."""
+    """The PRM's context at every scored step, tokenised from the steps' texts."""
     prm = engine.parts.models.prm
     assert prm is not None
     encode = prm.format.encoder.encode

@@ -1,4 +1,4 @@
-"""Put a script in the place of a writer's forward: the text is known, the rest is the engine."""
+"""Replaces a model's forward by a script: the text is given, everything else is the engine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _ids(tokenizer: object, text: str | list[int], split_characters: bool) -> li
 
 @contextmanager
 def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Iterator[None]:
-    """`value` as one logit (or one hidden value) of requests with so many prompt tokens."""
+    """Sets one logit (or one hidden value) to `value` in requests with this many prompt tokens."""
     state, forward = engine.parts.core.state, engine.parts.core.loop.forwards[role]
 
     def spoil(batch: RowBatch) -> None:
@@ -74,7 +74,7 @@ def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Ite
 
 
 def _result(engine: Engine, role: Role, batch: RowBatch, seq: int) -> Tensor:
-    """What the forward left for a sequence: logits, or the hidden row that is scored."""
+    """The forward's result for a sequence: logits, or the hidden row that is scored."""
     if role != Role.PRM:
         return engine.parts.core.loop.logits[seq]
     prm = engine.parts.models.prm

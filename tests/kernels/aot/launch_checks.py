@@ -85,7 +85,7 @@ def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
     ],
 )
 def test_fp32_has_tiles_of_its_own(name: str, op: str, rows: int) -> None:
-    """Those of 16 bits would spill."""
+    """With the tiles of 16-bit dtypes it would spill."""
     launches = forward_launches(name, MODEL_SHAPES[name], rows, torch.float32)
     [launch] = [shipped.launch for shipped in launches if shipped.op == op]
     assert compiled(launch, 90).stack_bytes == 0
@@ -131,7 +131,7 @@ def decode_ptx(op: str, arch: int, *, overlap: bool, scheduled: bool | None = No
 
 
 def before_the_wait(ptx: str) -> tuple[set[str], int]:
-    """What touches memory before the kernel has waited, and how many prefetches do."""
+    """What touches memory before the kernel waits, and how many prefetches there are."""
     assert ptx.count("griddepcontrol.launch_dependents") == ptx.count("griddepcontrol.wait") == 1
     start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
     prefetches = [found.start() for found in re.finditer(r"prefetch\.global\.L2", ptx)]
@@ -151,7 +151,7 @@ def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> No
 
 
 @pytest.mark.parametrize("op", SCHEDULED)
-def test_without_a_plan_they_touch_nothing_before(op: str) -> None:
+def test_without_a_schedule_they_touch_nothing_before(op: str) -> None:
     ptx = decode_ptx(op, 90, overlap=True, scheduled=False)
     touched, prefetches = before_the_wait(ptx)
     assert touched == set() and bool(prefetches) == (op == "qkv_projection")
@@ -199,7 +199,7 @@ def test_more_rows_than_a_tile_are_not_decode() -> None:
 
 @pytest.mark.parametrize("width", [1, 24, 255, 256, 257, 896, 3584, 16384])
 def test_no_two_warps_hold_an_element_of_a_norm(width: int) -> None:
-    """In place, a warp that loads late would find what another has stored."""
+    """In place, a warp that loads late would read what another has already stored."""
     x = torch.empty(3, width, device="meta")
     launch = rms_norm_launch(x, x[0], 1e-6, out=x)
     assert launch.num_warps == 1 or 32 * launch.num_warps <= launch.args["BLOCK"]

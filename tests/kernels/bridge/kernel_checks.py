@@ -94,7 +94,7 @@ def logits_of(tokens: list[int], num_tokens: int) -> Tensor:
 
 
 def two_for_one(tables: StepTables) -> StepTables:
-    """Two tokens for every prefix: no tokenizer of toy size has such."""
+    """Two tokens for every prefix, which no toy tokenizer has."""
     return replace(
         tables,
         prefix_start=tables.prefix_start * 2,
@@ -103,7 +103,7 @@ def two_for_one(tables: StepTables) -> StepTables:
 
 
 def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
-    """How many tokens replaced the one drawn; 0 if it stands as it is."""
+    """How many tokens replaced the one drawn; 0 if it was kept."""
     first = int(before[slot])
     count = int(state.length[slot]) - first
     same = count == 0 or int(state.tokens[slot, first]) == int(state.next_token[slot])
@@ -111,7 +111,7 @@ def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
 
 
 def restart_ended(state: SlotState) -> None:
-    """What settle would do, and a new request where the output has ended."""
+    """What `end_step` does, and a new request where the output has ended."""
     for b in range(SLOTS):
         if not int(state.ended[b]):
             continue

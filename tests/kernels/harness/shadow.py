@@ -1,8 +1,8 @@
 """Runs the loop on a toy vocabulary with every op done twice: by its twin and by its kernel.
 
 The kernel gets a copy of what the twin got, and must leave the same state behind, field by field.
-So kernels are met with the states a real run goes through: slots in every phase, pages short, steps
-rejected, outputs ending, several chunks a prompt.
+So kernels see the states of a real run: slots in every phase, too few pages, rejected steps,
+outputs that end, prompts read in several chunks.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
 
 
 def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
-    """Logits that depend on the row only; now and then a row that cannot be sampled from."""
+    """Logits that depend on the row only; some rows cannot be sampled from."""
 
     def logits(row: Sequence[int]) -> list[float]:
         rng = random.Random(hash((salt, *row)))
@@ -142,7 +142,7 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
 
 
 def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore:
-    """Few pages, so that slots run short and are preempted."""
+    """So few pages that slots lack some and are preempted."""
 
     def score(row: Sequence[int]) -> float:
         rng = random.Random(hash((seed, *row)))

@@ -81,7 +81,7 @@ def barriers() -> set[tuple[str, int]]:
 
 
 def rare_steps() -> None:
-    """Words that are merged anew, a PRM row that is full, a reward that is no number."""
+    """Words merged again, a full PRM context, a reward that is NaN."""
     made = bridge_checks.FAMILIES["math"]
     assert made.merges is not None
     for word in ("}$)", ""):
@@ -100,7 +100,7 @@ def rare_steps() -> None:
 
 
 def rare_schedules() -> None:
-    """Pages that are short, and a host that wants to be returned to."""
+    """Slots that lack pages, and a host that asks for a return."""
     state = SlotState.allocate(SlotSizes(3, 8, 8, 4, 8, 1000), CPU)
     state.phase.fill_(Phase.DRAFT)
     state.active.fill_(1)

@@ -129,7 +129,7 @@ def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
-def test_what_is_planned_changes_nothing(dtype: torch.dtype) -> None:
+def test_a_scheduled_pass_gives_the_same(dtype: torch.dtype) -> None:
     check(Case(), dtype, scheduled=True)
 
 

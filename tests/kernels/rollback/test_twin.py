@@ -30,7 +30,7 @@ def test_the_stack_gives_back_what_it_got() -> None:
     [(10, 7, 7, 3), (10, 6, 6, 2), (10, 10, 10, 4), (5, 9, 5, 2), (10, 0, 0, 0), (0, 4, 0, 0)],
 )
 def test_truncate(kv_len: int, keep: int, left: int, pages: int) -> None:
-    """Whole pages go back; a role that lags behind keeps its lag, not its spare pages."""
+    """Whole pages are freed; a role that lags behind keeps its lag but no spare pages."""
     state = make_state()
     take_pages(state, Role.DRAFT, 2, 4)
     state.kv_len[Role.DRAFT, 2] = kv_len

@@ -121,7 +121,7 @@ class TestSchedule:
         assert int(state.running) == 0
 
     def test_a_tick_without_a_pass_leaves_no_rows(self) -> None:
-        """Bodies are run on it to warm up: they must not act on the last pass again."""
+        """Executors warm up on this state: the bodies must not repeat the last pass."""
         state, batch = make_state(), RowBatch.allocate(16, 4, CPU)
         fill(state, 0, 9, Phase.DRAFT, read=2)
         ops.schedule(state, batch, PER_PAGE)

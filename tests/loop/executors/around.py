@@ -10,7 +10,7 @@ from rsd_engine.loop.executors.base import Executor
 
 
 def nothing() -> None:
-    """What is done where a test does nothing."""
+    """The default: do nothing."""
 
 
 class Around:
@@ -49,7 +49,7 @@ def around_launches(
     before: Callable[[], object] = nothing,
     after: Callable[[], object] = nothing,
 ) -> Iterator[None]:
-    """The core's launches inside the block are surrounded; its executor is put back."""
+    """Surrounds the core's launches inside the block, then puts its executor back."""
     executor = core.executor
     core.executor = Around(executor, before=before, after=after)
     try:
