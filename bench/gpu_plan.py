@@ -50,7 +50,7 @@ def parts() -> tuple[Part, ...]:
             "tests",
             "bench.gpu_tests",
             ("--jobs", str(_TEST_JOBS), "--limit", "180"),
-            ("tests/kernels/test_control_ops.py",),
+            ("tests/kernels/test_torch_loop_ops.py",),
             limit=200,
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150, least=60),

@@ -254,10 +254,10 @@ void report(const Case& found, std::vector<double> microseconds) {
     std::sort(microseconds.begin(), microseconds.end());
     const double median = microseconds[microseconds.size() / 2] / found.turns;
     const double spread = (microseconds.back() - microseconds.front()) / found.turns;
-    std::printf("{\"case\": \"%s\", \"kernels\": %d, \"reads\": %s, \"us_a_turn\": %.4f, "
-                "\"spread_us\": %.4f}\n",
-                found.name, found.work.kernels, found.work.reads ? "true" : "false", median,
-                spread);
+    std::printf(
+        "{\"case\": \"%s\", \"kernels\": %d, \"reads\": %s, \"us_a_turn\": %.4f, "
+        "\"spread_us\": %.4f}\n",
+        found.name, found.work.kernels, found.work.reads ? "true" : "false", median, spread);
     std::fflush(stdout);
 }
 

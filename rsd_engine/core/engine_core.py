@@ -135,6 +135,16 @@ class EngineCore:
         return self._has_requests or bool(self._pending)
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a launch runs by itself; only the device writes to the state meanwhile."""
+        return self._in_flight
+
+    @property
+    def slot_keys(self) -> list[int | None]:
+        """The key of the request in each slot, None where there is none."""
+        return [running.key if running else None for running in self._slots]
+
+    @property
     def _has_requests(self) -> bool:
         return bool(self._queue) or any(self._slots)
 

@@ -13,6 +13,7 @@ from bench.timing import Mismatch
 from rsd_engine import CompletionOutput, Engine, SamplingParams, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
+from rsd_engine.outputs import StepSource
 
 FOLDERS = (checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"))
 # The target writes two steps of each.
@@ -77,7 +78,7 @@ def test_gate_catches_a_wrong_baseline(
     ours: list[CompletionOutput], theirs: list[Answer], arrangement: PaperArrangement
 ) -> None:
     first = theirs[1].steps[0]
-    other = "target" if first.source == "draft" else "draft"
+    other: StepSource = "target" if first.source == "draft" else "draft"
     wrong = {
         "drafted": replace(first, drafted=first.drafted + "!"),
         "text": replace(first, text="The answer is 7."),
@@ -107,7 +108,7 @@ def test_gate_counts_ties(
 ) -> None:
     """A decision may differ where the reward is the threshold within rounding."""
     first = theirs[1].steps[0]
-    other = "target" if first.source == "draft" else "draft"
+    other: StepSource = "target" if first.source == "draft" else "draft"
     spoil(theirs, replace(first, source=other, reward=first.reward + 1e-5))
     arrangement.threshold, before = first.reward, arrangement.threshold
     try:

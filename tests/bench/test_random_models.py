@@ -54,8 +54,8 @@ def test_an_engine_runs_them() -> None:
         )  # fmt: skip
         results = engine.generate([[1, 2, 3], [4, 5]], params, use_tqdm=False)
     assert [len(r.outputs[0].token_ids) for r in results] == [24, 24]
-    scored = [s for r in results for s in r.outputs[0].steps if s.reward is not None]
-    assert all(0 < s.reward < 1 for s in scored)
+    rewards = [s.reward for r in results for s in r.outputs[0].steps if s.reward is not None]
+    assert all(0 < reward < 1 for reward in rewards)
 
 
 def test_every_triple_has_one_draft_target_and_prm() -> None:

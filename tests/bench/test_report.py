@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,8 @@ def test_a_row_of_another_length_is_an_error() -> None:
 
 
 def test_json_line_is_valid_and_says_where_it_was_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_json({"a": math.nan, "b": [1.23456789, math.inf], 3: {"c": None}})
+    values: dict[Any, Any] = {"a": math.nan, "b": [1.23456789, math.inf], 3: {"c": None}}
+    report.print_json(values)
     [line] = capsys.readouterr().out.splitlines()
     found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["a"] is None
