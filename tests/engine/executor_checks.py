@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.loop_runs import using
+from bench.loop.runs import using
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.slots import check_integrity
