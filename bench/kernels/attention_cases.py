@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench.kernels.gate import Errors, require_close
 from bench.kernels.projection_cases import Case
-from bench.kernels.setup import Setting
+from bench.kernels.setting import Setting
 from bench.lib.timing import Calls
 from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
 from rsd_kernels.aot.launches import DecoderShape
@@ -27,12 +27,12 @@ _EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Sequences that decode one token each, with the K and V of `copies` layers in pages."""
+class DecodeInputs:
+    """Sequences that decode one token each, with the K and V of several layers in pages."""
 
     batch: RowBatch
     table: Tensor  # [S, P] int32
-    kv: PagedKV  # of `copies` layers
+    kv: PagedKV
     context: int
 
     @property
@@ -40,14 +40,14 @@ class Scene:
         return len(self.kv.k)
 
 
-def decode_scene(
+def decode_inputs(
     setting: Setting,
     shape: DecoderShape,
     num_rows: int,
     copies: int,
     per_page: int = TOKENS_PER_PAGE,
-) -> Scene:
-    """`num_rows` sequences of `setting.context` tokens, their pages in a shuffled order."""
+) -> DecodeInputs:
+    """`num_rows` sequences of `setting.context` tokens with `copies` layers and shuffled pages."""
     context, device = setting.context, setting.device
     kv_shape = KVShape(copies, shape.num_kv_heads, shape.head_dim, setting.dtype)
     columns = -(-context // per_page)
@@ -68,26 +68,28 @@ def decode_scene(
     batch.offset.fill_((context - 1) % kv.tokens_per_page)
     batch.token.copy_(torch.arange(num_rows))
     on_device = {f.name: getattr(batch, f.name).to(device) for f in fields(RowBatch)}
-    return Scene(RowBatch(**on_device), table.to(device), kv, context)
+    return DecodeInputs(RowBatch(**on_device), table.to(device), kv, context)
 
 
 def attention_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     """One layer's decode attention."""
     token_bytes = 2 * shape.num_kv_heads * shape.head_dim * setting.dtype.itemsize
     num_bytes = num_rows * setting.context * token_bytes
-    scene = decode_scene(setting, shape, num_rows, setting.copies(num_bytes))
+    inputs = decode_inputs(setting, shape, num_rows, setting.copies(num_bytes))
     q = setting.normal(num_rows, shape.num_q_heads, shape.head_dim)
     ours, plain = torch.empty_like(q), torch.empty_like(q)
     heads = (shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
     size = setting.ops.attention_scratch_size(num_rows, *heads, q.dtype)
     scratch = torch.empty(size, dtype=torch.float32, device=q.device)
-    per_page = scene.kv.tokens_per_page
-    key_map = setting.ops.attention_map(scene.batch, scene.table, per_page, None, q.dtype, scratch)
+    per_page = inputs.kv.tokens_per_page
+    key_map = setting.ops.attention_map(
+        inputs.batch, inputs.table, per_page, None, q.dtype, scratch
+    )
     scale = shape.head_dim**-0.5
-    dense = _dense(scene)
+    dense = _dense(inputs)
 
     def run_ours(index: int) -> None:
-        k, v = scene.kv.k[index], scene.kv.v[index]
+        k, v = inputs.kv.k[index], inputs.kv.v[index]
         setting.ops.paged_attention(q, k, v, key_map, scale=scale, out=ours)
 
     def run_sdpa(index: int) -> Tensor:
@@ -99,47 +101,50 @@ def attention_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case
         ours.fill_(torch.nan)
         run_ours(0)
         run_sdpa(0)
-        exact = _exact_attention(scene, q, scale)
+        exact = _exact_attention(inputs, q, scale)
         what = f"paged_attention, {num_rows} sequences"
         return {"ours": require_close(ours, plain, exact, what, num_terms=setting.context)}
 
     contenders = {"ours": Calls(run_ours), "torch SDPA, dense K and V": Calls(run_sdpa)}
-    return Case("paged_attention", num_rows, num_bytes, scene.copies, contenders, gate)
+    return Case("paged_attention", num_rows, num_bytes, inputs.copies, contenders, gate)
 
 
-def _dense(scene: Scene) -> tuple[list[Tensor], list[Tensor]]:
+def _dense(inputs: DecodeInputs) -> tuple[list[Tensor], list[Tensor]]:
     """K and V of every layer as [S, num_kv_heads, context, head_dim], contiguous."""
-    table, context = scene.table.long(), scene.context
-    return tuple(
+    table, context = inputs.table.long(), inputs.context
+    k, v = (
         [layer[table].flatten(1, 2)[:, :context].transpose(1, 2).contiguous() for layer in layers]
-        for layers in (scene.kv.k, scene.kv.v)
-    )  # type: ignore[return-value]
+        for layers in (inputs.kv.k, inputs.kv.v)
+    )
+    return k, v
 
 
-def _exact_attention(scene: Scene, q: Tensor, scale: float) -> Tensor:
+def _exact_attention(inputs: DecodeInputs, q: Tensor, scale: float) -> Tensor:
     wide = q.double()
-    key_map = attention_map(scene.batch, scene.table, scene.kv.tokens_per_page, None, torch.float64)
-    k, v = scene.kv.k[0].double(), scene.kv.v[0].double()
+    key_map = attention_map(
+        inputs.batch, inputs.table, inputs.kv.tokens_per_page, None, torch.float64
+    )
+    k, v = inputs.kv.k[0].double(), inputs.kv.v[0].double()
     return paged_attention(wide, k, v, key_map, scale=scale, out=torch.empty_like(wide))
 
 
 def small_cases(setting: Setting, shape: DecoderShape, num_rows: int) -> Iterator[Case]:
-    """Ops that move a few rows: a launch is what they cost."""
+    """Ops that move a few rows, and cost little more than their launch."""
     yield _rope_case(setting, shape, num_rows)
     yield _embed_case(setting, shape, num_rows)
     yield _last_rows_case(setting, shape, num_rows)
 
 
 def _rope_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
-    scene = decode_scene(replace(setting, context=TOKENS_PER_PAGE), shape, num_rows, copies=16)
+    inputs = decode_inputs(replace(setting, context=TOKENS_PER_PAGE), shape, num_rows, copies=16)
     num_heads = shape.num_q_heads + 2 * shape.num_kv_heads
     qkv = setting.normal(num_rows, num_heads, shape.head_dim)
     inv_freq = 1e6 ** (-torch.arange(0, shape.head_dim, 2, device=qkv.device) / shape.head_dim)
     cos, sin = rope_tables(inv_freq, TOKENS_PER_PAGE, 1.0)
-    batch = scene.batch
+    batch = inputs.batch
 
     def call(op: Callable[..., object], index: int, values: Tensor) -> None:
-        k, v = scene.kv.k[index], scene.kv.v[index]
+        k, v = inputs.kv.k[index], inputs.kv.v[index]
         place = (batch.page, batch.offset)
         op(values, k, v, *place, cos, sin, position=batch.position)
 
@@ -152,8 +157,8 @@ def _rope_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
         ):
             call(op, 0, values)
             q = values[:, : shape.num_q_heads]
-            stored[name] = torch.cat([q, scene.kv.k[0][where], scene.kv.v[0][where]], dim=1)
-        wide, pages = qkv.double(), scene.kv.k[0].double()
+            stored[name] = torch.cat([q, inputs.kv.k[0][where], inputs.kv.v[0][where]], dim=1)
+        wide, pages = qkv.double(), inputs.kv.k[0].double()
         rope_kv_write(
             wide, pages, pages.clone(), batch.page, batch.offset, cos, sin, position=batch.position
         )
@@ -165,16 +170,16 @@ def _rope_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     page, offset = batch.page.long(), batch.offset.long()
 
     def torch_ops(index: int) -> None:
-        """As the twin does it, but for the look at padding, which a graph cannot take."""
+        """What the twin does, without its check for padding, which a graph cannot capture."""
         rope(qkv[:, : -shape.num_kv_heads], *rope_rows(cos, sin, batch.position))
-        scene.kv.k[index][page, offset] = qkv[:, shape.num_q_heads : -shape.num_kv_heads]
-        scene.kv.v[index][page, offset] = qkv[:, -shape.num_kv_heads :]
+        inputs.kv.k[index][page, offset] = qkv[:, shape.num_q_heads : -shape.num_kv_heads]
+        inputs.kv.v[index][page, offset] = qkv[:, -shape.num_kv_heads :]
 
     contenders = {
         "ours": Calls(lambda i: call(setting.ops.rope_kv_write, i, qkv)),
         "torch ops": Calls(torch_ops),
     }
-    return Case("rope_kv_write", num_rows, 2 * qkv.nbytes, scene.copies, contenders, gate)
+    return Case("rope_kv_write", num_rows, 2 * qkv.nbytes, inputs.copies, contenders, gate)
 
 
 def _embed_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:

@@ -1,14 +1,14 @@
-"""What one turn of a loop costs: turned by the host, or by conditional nodes of a CUDA graph.
+"""What one turn of a loop costs: launched by the host, or by conditional nodes of a CUDA graph.
 
     python -m bench.conditional            # needs a GPU and nvcc
-    python -m bench.conditional --dry-run  # says what it would do
+    python -m bench.conditional --dry-run  # only prints what it would do
 
-`bench/kernels/conditional_nodes.cu` is compiled and run; it needs neither torch nor this package.
+This compiles and runs `bench/kernels/conditional_nodes.cu`, which needs neither torch nor this
+package.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from bench.lib import report
+from bench.lib.options import command_parser
 from rsd_kernels.cuda import build as cuda_build
 
 SOURCE = Path(__file__).with_name("conditional_nodes.cu")
 TURNS = 1024
-_PATIENCE = 40  # seconds of the compiler, and of the probe
+_PATIENCE = 40  # seconds for the compiler, and for the probe
 BASELINE = "host, a graph a turn, waits"
 
 
@@ -33,10 +34,10 @@ class ProbeError(RuntimeError):
 
 
 def compile_probe(folder: Path, arch: str) -> Path:
-    """The program, for `arch` (sm_90 and so on).
+    """Compiles the program for `arch`, such as sm_90, into a folder.
 
     Raises:
-        ProbeError: if there is no nvcc, or it fails.
+        ProbeError: there is no nvcc, or it fails.
     """
     search = cuda_build.find_nvcc(os.environ)
     if search.path is None:
@@ -48,7 +49,7 @@ def compile_probe(folder: Path, arch: str) -> Path:
 
 
 def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """What the probe printed: one case a line."""
+    """What the probe printed: one case per line."""
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -56,7 +57,7 @@ def measure(turns: int) -> list[dict[str, Any]]:
     """Compiles the probe for the current device and runs it.
 
     Raises:
-        ProbeError: it does not compile, or ends with an error or not at all.
+        ProbeError: it does not compile, fails, or does not end in time.
     """
     major, minor = torch.cuda.get_device_capability()
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,7 @@ def measure(turns: int) -> list[dict[str, Any]]:
 
 
 def saved(cases: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Microseconds a turn that WHILE with a SWITCH saves against a host that waits every turn."""
+    """Microseconds a turn that WHILE with SWITCH saves over a host that waits after every turn."""
     found = {}
     for case in cases:
         if case["case"] != "WHILE, SWITCH of 15":
@@ -86,20 +87,21 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
     return report.format_table(["us a turn, by kernels in it", *headers], rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser("conditional", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="compile and run nothing")
     parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args(arguments)
     if options.dry_run:
         print(f"would compile and run {SOURCE.name}")
         report.print_json({"bench": "conditional", "cases": [], "dry_run": True})
-        return
+        return 0
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
     cases = measure(options.turns)
     print(table(cases))
     report.print_json({"bench": "conditional", "cases": cases, "saved_us_a_turn": saved(cases)})
+    return 0
 
 
 def _run(command: list[str]) -> str:
@@ -111,7 +113,3 @@ def _run(command: list[str]) -> str:
         said = (done.stderr + done.stdout).strip()
         raise ProbeError(f"{Path(command[0]).name} ended with {done.returncode}:\n{said}")
     return done.stdout
-
-
-if __name__ == "__main__":
-    main()

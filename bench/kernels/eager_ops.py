@@ -1,6 +1,6 @@
-"""Reward, decision and rollback in PyTorch ops, as a stack without our kernels would write them.
+"""Reward, decision and rollback in PyTorch ops, as an engine without kernels would write them.
 
-Vectorised, nothing read on the host: what they cost is one launch an op.
+They are vectorised and never read on the host, so each op costs one launch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def rollback(
     tokens_per_page: Tensor,  # [R, 1] int32
     column: Tensor,  # [P] int32: 0, 1, ..
 ) -> None:
-    """The same stack as `rsd_kernels.rollback.twin` leaves."""
+    """Rolls back in place; leaves the same stack of free pages as `rsd_kernels.rollback.twin`."""
     tokens = torch.minimum(kv_len, keep)
     needed = (tokens + tokens_per_page - 1) // tokens_per_page
     count = (num_pages - needed).clamp(min=0)
@@ -86,7 +86,7 @@ def score(
     cursors: dict[str, Tensor],  # length, committed, prm_length, prm_committed: [S] each
     pages: dict[str, Tensor],  # arguments of `rollback` but `keep`
 ) -> None:
-    """Scores and decides, keeps or rolls back. Neither draws nor the log of the engine are here."""
+    """Scores, decides, and keeps or rolls back, without the draws and the log of the engine."""
     kind, a, b, uniform = policy
     accepted = accepts(kind, a, b, rewards(hidden, head), uniform) > 0
     for name in ("length", "prm_length"):
@@ -94,5 +94,5 @@ def score(
         kept = torch.where(accepted, cursors[name], cursors[end])
         cursors[name].copy_(kept)
         cursors[end].copy_(kept)
-    row, prm_row = cursors["committed"], cursors["prm_committed"]
-    rollback(**pages, keep=torch.stack((row, row, prm_row)))
+    length, prm_length = cursors["committed"], cursors["prm_committed"]
+    rollback(**pages, keep=torch.stack((length, length, prm_length)))

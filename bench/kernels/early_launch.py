@@ -1,4 +1,4 @@
-"""Kernels that start early: the switch, and what they must show before they are timed."""
+"""Kernels that start early: how they are switched on, and their gate before they are timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.lib.timing import Mismatch
 
-# How many bytes of weight a program asks for before it waits; None: what ships.
+# Bytes of weights that a program prefetches before it waits; None for the default.
 VARIANTS: dict[str, int | None] = {
     "ours, early": None,
     "ours, early, no weights ahead": 0,
@@ -24,7 +24,7 @@ _ROUNDS = 4
 
 @contextmanager
 def starting_early(on: bool) -> Iterator[None]:
-    """Kernels launched or captured in here start early, or do not, whatever the user has set."""
+    """Sets whether kernels launched or captured inside start early, whatever the user has set."""
     before = os.environ.get(_SWITCH)
     os.environ[_SWITCH] = "1" if on else "0"
     try:
@@ -37,8 +37,8 @@ def starting_early(on: bool) -> Iterator[None]:
 
 
 @contextmanager
-def asking_for(num_bytes: int | None) -> Iterator[None]:
-    """Projections launched or captured in here ask for so much of their weights ahead."""
+def prefetching(num_bytes: int | None) -> Iterator[None]:
+    """Projections launched or captured inside prefetch this many bytes of their weights."""
     if num_bytes is None:
         yield
         return
@@ -53,12 +53,12 @@ def asking_for(num_bytes: int | None) -> Iterator[None]:
 
 
 def switched(
-    call: Callable[[int], object], *, early: bool, ahead: int | None = None
+    call: Callable[[int], object], *, early: bool, prefetch: int | None = None
 ) -> Callable[[int], None]:
-    """The call, with everything set for as long as it takes."""
+    """The call, with these settings while it runs."""
 
     def run(index: int) -> None:
-        with starting_early(early), asking_for(ahead):
+        with starting_early(early), prefetching(prefetch):
             call(index)
 
     return run
@@ -70,9 +70,9 @@ def require_same_logits(
     token: Tensor,  # [N] int32, what both read
     logits: Tensor,  # [N, vocab], what both write
 ) -> None:
-    """Both write the same bits for several tokens, each after another one.
+    """Both must write bitwise the same logits, for several tokens one after another.
 
-    What a kernel reads too early is then of another layer or another token, and shows.
+    A kernel that reads too early then reads values of another layer or token, which shows.
 
     Raises:
         Mismatch: they do not.

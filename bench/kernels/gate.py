@@ -1,4 +1,4 @@
-"""The gate before a kernel is timed: its error against float64, beside that of plain PyTorch."""
+"""The gate before a kernel is timed: its error against float64, compared with PyTorch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.lib.timing import Mismatch
 
-# A kernel may be this much worse than PyTorch in the same dtype.
+# The error of a kernel may be this multiple of that of PyTorch in the same dtype.
 ALLOWED = 2.0
 
 
@@ -24,20 +24,20 @@ class Errors:
 def require_close(
     result: Tensor, plain: Tensor, exact: Tensor, what: str, *, num_terms: int = 1
 ) -> Errors:
-    """The kernel's largest error is at most twice that of PyTorch in the same dtype.
+    """The kernel's largest error must be at most twice that of PyTorch in the same dtype.
 
-    Where PyTorch is lucky, one rounding to the dtype and a plain fp32 sum of `num_terms` terms are
-    allowed in its place.
+    PyTorch may be exact by chance. So the error of one rounding to the dtype, or of an fp32 sum of
+    `num_terms` terms, is always allowed.
 
     Args:
         result: of the kernel.
         plain: of PyTorch in the same dtype.
         exact: of PyTorch in float64.
         what: name of the case, for the message.
-        num_terms: terms of the longest sum.
+        num_terms: number of terms of the longest sum.
 
     Raises:
-        Mismatch: if the kernel is worse, or a number is not finite.
+        Mismatch: the kernel is worse, or a result is not finite.
     """
     if result.shape != exact.shape:
         raise Mismatch(f"{what}: shape {list(result.shape)}, it must be {list(exact.shape)}")
@@ -54,7 +54,7 @@ def require_close(
 
 
 def require_equal(results: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
-    """Both hold the same values, exactly.
+    """Both must hold exactly the same values.
 
     Raises:
         Mismatch: naming the tensors that differ.

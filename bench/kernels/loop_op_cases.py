@@ -1,9 +1,10 @@
-"""What `bench.control` times: reward, decision and rollback on states in the middle of a run."""
+"""The cases of `bench.control`: reward, decision and rollback, each with its gate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from bench.kernels.loop_op_state import (
     STEP,
     THRESHOLD,
     TOKENS_PER_PAGE,
+    LoopOpSizes,
     PageSet,
-    Sizes,
     copied,
     mid_step,
     moved,
@@ -31,30 +32,35 @@ from rsd_kernels.reward.twin import rewards as rewards_twin
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.state.slots import SlotState
 
+HEAD_KINDS = ("value", "two_class")
 _EPS = 1e-6
-# Rewards this close to the threshold may fall on either side by rounding.
+# Rewards this close to the threshold may fall on either side of it by rounding.
 _MARGIN = 0.02
 
 
 @dataclass(frozen=True)
-class ControlCase:
-    """`ours` and `torch_ops` work on states of their own; call i on the i-th.
+class LoopOpCase:
+    """One loop op, by our kernel and by PyTorch ops.
 
     Attributes:
-        head_bytes: weights of the reward head that a call reads, 0 without one.
+        ours, torch_ops: call i works on the i-th state; each has states of its own.
+        reset: restores all states.
+        gate: compares the results; raises Mismatch.
+        copies: number of states of each.
+        head_bytes: bytes of the reward head that a call reads; 0 without a head.
     """
 
     name: str
     ours: Callable[[int], object]
     torch_ops: Callable[[int], object]
     reset: Callable[[], object]
-    gate: Callable[[], object]  # raises Mismatch
+    gate: Callable[[], object]
     copies: int
     head_bytes: int = 0
 
 
-def rollback_case(sizes: Sizes, device: torch.device) -> ControlCase:
-    """Every other slot forgets its last step."""
+def rollback_case(sizes: LoopOpSizes, device: torch.device) -> LoopOpCase:
+    """Every other slot rolls back its last step."""
     start = mid_step(sizes, device)
     sets = [PageSet(start) for _ in range(2 * sizes.copies)]
     keep = start.kv_len.clone()
@@ -76,11 +82,11 @@ def rollback_case(sizes: Sizes, device: torch.device) -> ControlCase:
             run(0)
             require_equal(sets[index].named(), wanted, f"rollback, {name}")
 
-    return ControlCase("rollback", ours, torch_ops, lambda: _reset(sets), gate, sizes.copies)
+    return LoopOpCase("rollback", ours, torch_ops, lambda: _reset(sets), gate, sizes.copies)
 
 
-def reward_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> ControlCase:
-    """Hidden rows to rewards and decisions, on plain tensors."""
+def reward_case(sizes: LoopOpSizes, device: torch.device, width: int, kind: str) -> LoopOpCase:
+    """Rewards and decisions of hidden rows, on plain tensors."""
     head = _head(kind, width, device)
     heads = _cold(head, sizes.copies)
     num_slots = sizes.num_slots
@@ -110,11 +116,11 @@ def reward_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Co
         require_equal({"accept": found["accept"]}, {"accept": accepted}, f"accept, {kind} head")
 
     name = f"reward_accept, {kind} head, {width}"
-    return ControlCase(name, ours, torch_ops, lambda: None, gate, sizes.copies, _num_bytes(head))
+    return LoopOpCase(name, ours, torch_ops, lambda: None, gate, sizes.copies, _num_bytes(head))
 
 
-def score_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> ControlCase:
-    """The engine's op: reward, decision, commit or rollback, trace and log of every slot."""
+def score_case(sizes: LoopOpSizes, device: torch.device, width: int, kind: str) -> LoopOpCase:
+    """The engine's op: reward, decision, commit or rollback, and log entry of every slot."""
     head = _head(kind, width, device)
     copies, num_slots = sizes.copies, sizes.num_slots
     heads = _cold(head, copies)
@@ -158,7 +164,7 @@ def score_case(sizes: Sizes, device: torch.device, width: int, kind: str) -> Con
         require_equal(eager, shared, f"score, {kind} head, torch ops")
 
     name = f"score, {kind} head, {width}"
-    return ControlCase(name, ours, torch_ops, reset, gate, copies, _num_bytes(head))
+    return LoopOpCase(name, ours, torch_ops, reset, gate, copies, _num_bytes(head))
 
 
 def _reset(sets: list[PageSet]) -> None:
@@ -167,7 +173,7 @@ def _reset(sets: list[PageSet]) -> None:
 
 
 def _clear_rewards(num_slots: int, width: int, head: RewardHead, device: torch.device) -> Tensor:
-    """Hidden rows whose rewards are not near the threshold, on both sides of it."""
+    """Hidden rows with rewards on both sides of the threshold, none close to it."""
     generator = torch.Generator().manual_seed(width)
     rows = torch.randn(64 * num_slots, width, generator=generator).to(device)
     rows = rows.to(head.norm_weight.dtype)
@@ -194,7 +200,7 @@ def _head(kind: str, width: int, device: torch.device) -> RewardHead:
 
 
 def _cold(head: RewardHead, copies: int) -> list[RewardHead]:
-    """Weights of its own for every call: a PRM's pass has driven the head's out of the caches."""
+    """A head for every call, since a pass of the PRM drives its head out of the caches."""
     return [_changed(head, Tensor.clone) for _ in range(copies)]
 
 
@@ -213,9 +219,8 @@ def _double(head: RewardHead) -> RewardHead:
 
 def _changed(head: RewardHead, change: Callable[[Tensor], Tensor]) -> RewardHead:
     values = {f.name: getattr(head, f.name) for f in fields(head)}
-    return type(head)(
-        **{name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
-    )
+    changed: dict[str, Any] = {n: change(v) for n, v in values.items() if isinstance(v, Tensor)}
+    return replace(head, **changed)
 
 
 def _cursors(state: SlotState) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""States in the middle of a run for `bench.control`: every slot waits for a decision."""
+"""States in which every slot waits for a decision, for the loop ops that `bench.control` times."""
 
 from __future__ import annotations
 
@@ -18,24 +18,33 @@ TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LoopOpSizes:
+    """Sizes of the states: `real` on a GPU, `tiny` on a CPU.
+
+    Attributes:
+        num_columns: of the page table.
+        length: tokens of a slot's context.
+        widths: hidden sizes of PRMs.
+        copies: states, each with a reward head of its own, that a run works on.
+    """
+
     num_slots: int
-    num_columns: int  # of the page table
-    length: int  # tokens of a row
-    widths: tuple[int, ...]  # hidden sizes of PRMs
+    num_columns: int
+    length: int
+    widths: tuple[int, ...]
     copies: int
 
     @classmethod
-    def real(cls, copies: int) -> Sizes:
+    def real(cls, copies: int) -> LoopOpSizes:
         return cls(16, 256, 1024, (1536, 3584), copies)
 
     @classmethod
-    def tiny(cls) -> Sizes:
+    def tiny(cls) -> LoopOpSizes:
         return cls(3, 16, 96, (24,), 2)
 
 
 class PageSet:
-    """The page table, cursors and free stack of a state, copied, with a way back."""
+    """A copy of a state's page table, cursors and stack of free pages, which can be restored."""
 
     NAMES = ("kv_len", "num_pages", "page_table", "free_pages", "num_free")
 
@@ -53,7 +62,7 @@ class PageSet:
         return dict(self._tensors)
 
     def padded(self) -> dict[str, Tensor]:
-        """With one more place on the stack, see `eager_ops.rollback`."""
+        """The tensors with one more place on the stack, as `eager_ops.rollback` takes them."""
         return self._tensors | {"free_pages": self._stack}
 
     def restore(self) -> None:
@@ -61,10 +70,10 @@ class PageSet:
             tensor.copy_(getattr(self._start, name))
 
 
-def mid_step(sizes: Sizes, device: torch.device) -> SlotState:
-    """Every slot has written a step, the PRM has read it, and nothing is decided."""
+def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
+    """Every slot has written a step, which the PRM has read, and waits for the decision."""
     num_slots, length, columns = sizes.num_slots, sizes.length, sizes.num_columns
-    sizes = SlotSizes(
+    slot_sizes = SlotSizes(
         num_slots=num_slots,
         max_len=length + 64,
         prm_max_len=2 * length,
@@ -72,7 +81,7 @@ def mid_step(sizes: Sizes, device: torch.device) -> SlotState:
         num_pages=NUM_ROLES * num_slots * columns,
         log_words=num_slots * (length + 64) * 2,
     )
-    state = SlotState.allocate(sizes, torch.device("cpu"))
+    state = SlotState.allocate(slot_sizes, torch.device("cpu"))
     state.length.fill_(length)
     state.committed.fill_(length - STEP)
     state.prm_length.fill_(length)
@@ -101,7 +110,7 @@ def mid_step(sizes: Sizes, device: torch.device) -> SlotState:
 
 
 def scored_rows(num_slots: int, device: torch.device) -> RowBatch:
-    """One row a slot: the last of its step."""
+    """One row per slot: the last of its step."""
     batch = RowBatch.allocate(num_slots, num_slots, torch.device("cpu"))
     batch.seq_slot.copy_(torch.arange(num_slots))
     batch.seq_start.copy_(torch.arange(num_slots + 1))
@@ -111,6 +120,7 @@ def scored_rows(num_slots: int, device: torch.device) -> RowBatch:
 
 
 def copied(state: SlotState, device: torch.device | None = None) -> SlotState:
+    """A copy of a state, on the same device or another."""
     where = device or state.length.device
     return SlotState(
         **{f.name: getattr(state, f.name).to(where, copy=True) for f in fields(SlotState)}
@@ -118,9 +128,11 @@ def copied(state: SlotState, device: torch.device | None = None) -> SlotState:
 
 
 def restore(state: SlotState, start: SlotState) -> None:
+    """Copies `start` into `state`."""
     for field in fields(SlotState):
         getattr(state, field.name).copy_(getattr(start, field.name))
 
 
 def moved(batch: RowBatch, device: torch.device) -> RowBatch:
+    """The rows on another device."""
     return RowBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(RowBatch)})

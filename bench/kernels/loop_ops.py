@@ -1,16 +1,15 @@
-"""Reward, decision and rollback of 16 slots in microseconds, beside the same in PyTorch ops.
+"""The loop ops (reward, decision, rollback) of 16 slots, beside the same in PyTorch ops.
 
     python -m bench.control                # on a GPU
-    python -m bench.control --dry-run      # the same walk on a CPU, in tiny sizes
+    python -m bench.control --dry-run      # the same on a CPU, in tiny sizes
 
-Results must first be those of the twins. Both are then timed as one CUDA graph and launched by the
-host, on states of their own that are put back before every run. Every call reads a reward head of
-its own, from memory: `limit_us` is twice what that read takes at the measured rate, and 5 us.
+Both must first give the results of the twins. Each is then timed as one CUDA graph and launched by
+the host, on states of its own, which are restored before every run. Every call reads its own reward
+head from memory; `limit_us` is 5 us and twice the time of that read at the measured bandwidth.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,34 +18,41 @@ import torch
 
 from bench.gpu.bars import CONTROL_US, TIMES_EAGER
 from bench.kernels import conditional
-from bench.kernels.loop_op_cases import ControlCase, reward_case, rollback_case, score_case
-from bench.kernels.loop_op_state import Sizes
+from bench.kernels.loop_op_cases import (
+    HEAD_KINDS,
+    LoopOpCase,
+    reward_case,
+    rollback_case,
+    score_case,
+)
+from bench.kernels.loop_op_state import LoopOpSizes
 from bench.lib import report
-from bench.lib.attempts import Attempts
+from bench.lib.options import NO_GPU, command_parser
+from bench.lib.report import FailureLog
 from bench.lib.timing import Calls, alternate_calls
 from rsd_engine.roofline.measured import read_bandwidth
 
 _COPIES = 32
-_HEAD_READS, _HEAD_US = 2, 5.0  # what a call may cost: so many reads of the head, and a launch
+_HEAD_READS, _HEAD_US = 2, 5.0  # what a call may take: so many reads of the head, and a launch
 
 
-def cases(sizes: Sizes, device: torch.device) -> list[Callable[[], ControlCase]]:
-    """Made one at a time."""
-    found: list[Callable[[], ControlCase]] = [lambda: rollback_case(sizes, device)]
+def cases(sizes: LoopOpSizes, device: torch.device) -> list[Callable[[], LoopOpCase]]:
+    """Functions that each make a case, so that only one is in memory at a time."""
+    found: list[Callable[[], LoopOpCase]] = [lambda: rollback_case(sizes, device)]
     for width in sizes.widths:
-        for kind in ("value", "two_class"):
-            found.append(lambda w=width, k=kind: reward_case(sizes, device, w, k))  # type: ignore[misc]
-            found.append(lambda w=width, k=kind: score_case(sizes, device, w, k))  # type: ignore[misc]
+        for kind in HEAD_KINDS:
+            found.append(partial(reward_case, sizes, device, width, kind))
+            found.append(partial(score_case, sizes, device, width, kind))
     return found
 
 
 def measure(
-    make: Callable[[], ControlCase], device: torch.device, runs: int, bandwidth: float
+    make: Callable[[], LoopOpCase], device: torch.device, runs: int, bandwidth: float
 ) -> dict[str, Any]:
-    """Gate, then four timings in turn: both implementations, in a graph and by the host.
+    """The gate, then both implementations, in a graph and launched by the host, in alternation.
 
     Raises:
-        Mismatch: if a result is not that of the twin.
+        Mismatch: a result is not that of the twin.
     """
     case = make()
     case.gate()
@@ -89,24 +95,22 @@ def _conditional_nodes() -> dict[str, Any]:
     return {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser("control", __doc__)
+    parser.add_argument("--dry-run", action="store_true", help="run tiny sizes on a CPU")
     parser.add_argument("--runs", type=int, default=25, help="timed runs of each contender")
-    parser.add_argument(
-        "--conditional", action="store_true", help="bench.conditional as well, in one result"
-    )
+    parser.add_argument("--conditional", action="store_true", help="run bench.conditional as well")
     options = parser.parse_args(arguments)
     if options.dry_run:
-        sizes, device, runs = Sizes.tiny(), torch.device("cpu"), 2
+        sizes, device, runs = LoopOpSizes.tiny(), torch.device("cpu"), 2
     elif torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-        sizes, runs = Sizes.real(_COPIES), options.runs
+        sizes, runs = LoopOpSizes.real(_COPIES), options.runs
     else:
-        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+        parser.error(NO_GPU)
     bandwidth = read_bandwidth(device, 2**24 if options.dry_run else None)
-    attempts = Attempts()
-    entries = attempts.run_all(
+    failures = FailureLog()
+    entries = failures.run_each(
         (f"op {number}", partial(measure, make, device, runs, bandwidth))
         for number, make in enumerate(cases(sizes, device))
     )
@@ -123,11 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ops": measured,
     }  # fmt: skip
     if options.conditional:
-        report.print_json(found)  # in case that the probe hangs
-        for nodes in attempts.run_all([("conditional nodes", _conditional_nodes)]).values():
+        report.print_json(found)  # in case the probe hangs
+        for nodes in failures.run_each([("conditional nodes", _conditional_nodes)]).values():
             found |= nodes
-    report.print_json_or_fail(found | {"failed": attempts.failed})
-
-
-if __name__ == "__main__":
-    main()
+    report.print_json_or_fail(found | {"failed": failures.messages})
+    return 0

@@ -1,8 +1,8 @@
-"""One decode token of a whole model with random weights: its share of the memory bandwidth.
+"""Decoding one token with a whole model of random weights: its share of the memory bandwidth.
 
-At batch 1 a token can be no faster than the weights and its K and V can be read. `measure_early` is
-about the same pass with kernels that start while the one before them runs; its logits must have the
-same bits before it is timed.
+At batch 1 a token takes at least the time to read the weights and its K and V. `measure_early`
+measures the same pass with kernels that start before the previous one has ended; their logits must
+be bitwise the same before they are timed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels.attention_cases import Scene, decode_scene
+from bench.kernels.attention_cases import DecodeInputs, decode_inputs
 from bench.kernels.early_launch import VARIANTS, require_same_logits, switched
-from bench.kernels.setup import Setting
+from bench.kernels.setting import Setting
 from bench.lib.timing import Calls, Mismatch, Timing, alternate_calls, prepare
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
@@ -38,18 +38,18 @@ def measure(
     """`num_rows` sequences of `setting.context` tokens decode one token each.
 
     Raises:
-        Mismatch: if the logits are not those of the PyTorch twins.
+        Mismatch: the logits are not those of the twins.
     """
     decoding = _Decoding.of(setting, shape, num_rows)
-    scene, out = decoding.scene, decoding.out
+    inputs, out = decoding.inputs, decoding.out
     twins, in_pieces = decoding.model(), decoding.model()
     twins.decoder.ops = TWINS
     ops = in_pieces.decoder.ops
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
-    plain = _runner(twins, scene, out[1])
+    plain = _runner(twins, inputs, out[1])
     error = _gate(decoding.ours, plain, out)
     calls = Calls(switched(decoding.ours, early=False))
-    in_two_calls = Calls(switched(_runner(in_pieces, scene, out[0]), early=False))
+    in_two_calls = Calls(switched(_runner(in_pieces, inputs, out[0]), early=False))
     timings = decoding.time(
         {
             "ours": calls,
@@ -75,17 +75,17 @@ def measure(
 def measure_early(
     setting: Setting, shape: DecoderShape, num_rows: int, bandwidth: float
 ) -> dict[str, Any]:
-    """The same token by kernels that start early, beside those that do not.
+    """The same pass with kernels that start early, beside those that do not.
 
-    Apart from `measure`, since such kernels may hang a device, or leave it unfit for use.
+    It is apart from `measure` because such kernels may hang a device or leave it in a bad state.
     """
     decoding = _Decoding.of(setting, shape, num_rows)
     calls = Calls(switched(decoding.ours, early=False))
     early = {
-        name: Calls(switched(decoding.ours, early=True, ahead=ahead))
-        for name, ahead in VARIANTS.items()
+        name: Calls(switched(decoding.ours, early=True, prefetch=num_bytes))
+        for name, num_bytes in VARIANTS.items()
     }
-    refused = _refused(calls, early, decoding.scene, decoding.out[0])
+    refused = _refused(calls, early, decoding.inputs, decoding.out[0])
     timed = {name: early[name] for name in early if name not in refused}
     timings = decoding.time({"ours": calls, **timed}) if timed else {}
     return _early_beside_plain(timings, refused, decoding.num_bytes / bandwidth)
@@ -98,24 +98,24 @@ class _Decoding:
     setting: Setting
     config: ModelConfig
     weights: DecoderWeights
-    scene: Scene
-    out: Tensor  # [2, num_rows, vocab] logits: of ours, and of what stands beside it
-    num_bytes: int  # that a token reads
+    inputs: DecodeInputs
+    out: Tensor  # [2, num_rows, vocab] logits: of ours, and of what ours is compared with
+    num_bytes: int  # read for one token
 
     @classmethod
     def of(cls, setting: Setting, shape: DecoderShape, num_rows: int) -> _Decoding:
         config, weights = random_weights(setting, shape)
-        scene = decode_scene(setting, shape, num_rows, copies=shape.num_layers)
+        inputs = decode_inputs(setting, shape, num_rows, copies=shape.num_layers)
         out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
         num_bytes = weights.nbytes + kv_bytes(setting, shape, num_rows)
-        return cls(setting, config, weights, scene, out, num_bytes)
+        return cls(setting, config, weights, inputs, out, num_bytes)
 
     @cached_property
     def ours(self) -> Callable[[int], None]:
-        return _runner(self.model(), self.scene, self.out[0])
+        return _runner(self.model(), self.inputs, self.out[0])
 
     def model(self) -> LanguageModel:
-        num_rows = self.scene.batch.num_rows
+        num_rows = self.inputs.batch.num_rows
         context = self.setting.context
         decoder = Decoder(self.config, self.weights, max_rows=num_rows, max_positions=context)
         return LanguageModel(decoder, self.weights.embedding)
@@ -126,7 +126,7 @@ class _Decoding:
 
 
 def random_weights(setting: Setting, shape: DecoderShape) -> tuple[ModelConfig, DecoderWeights]:
-    """A Qwen2 of this shape; its LM head is the embedding."""
+    """A Qwen2 of this shape, whose LM head is its embedding."""
     config = ModelConfig.from_dict(
         {
             "architectures": ["Qwen2ForCausalLM"],
@@ -157,19 +157,21 @@ def kv_bytes(setting: Setting, shape: DecoderShape, num_rows: int) -> int:
     return num_rows * setting.context * token
 
 
-def _runner(model: LanguageModel, scene: Scene, out: Tensor) -> Callable[[int], None]:
-    return lambda _: model.logits(scene.batch, scene.kv, scene.table, out)
+def _runner(model: LanguageModel, inputs: DecodeInputs, out: Tensor) -> Callable[[int], None]:
+    return lambda _: model.logits(inputs.batch, inputs.kv, inputs.table, out)
 
 
-def _refused(plain: Calls, early: dict[str, Calls], scene: Scene, logits: Tensor) -> dict[str, str]:
-    """Which variants are not timed, and why: those that do not write the same bits."""
+def _refused(
+    plain: Calls, early: dict[str, Calls], inputs: DecodeInputs, logits: Tensor
+) -> dict[str, str]:
+    """Variants that are not timed, and why: their logits are not bitwise the same."""
     if not _starts_early(logits):
         return dict.fromkeys(early, "this device starts no kernel early")
     replay, refused = prepare(plain, 1, logits.device), {}
     for name, calls in early.items():
         try:
             graph = prepare(calls, 1, logits.device)
-            require_same_logits(replay, graph, scene.batch.token, logits)
+            require_same_logits(replay, graph, inputs.batch.token, logits)
         except Mismatch as error:
             refused[name] = str(error)
     return refused
@@ -182,7 +184,13 @@ def _starts_early(tensor: Tensor) -> bool:
 def _early_beside_plain(
     timings: dict[str, Timing], refused: dict[str, str], least: float
 ) -> dict[str, Any]:
-    """Which captured graph is fastest, and by how much; `least` seconds are possible."""
+    """Which variant is fastest, and by how much.
+
+    Args:
+        timings: of captured graphs.
+        refused: why the other variants were not timed.
+        least: seconds to read all bytes of a token.
+    """
     seconds = {name: timings[name].median for name in VARIANTS if name in timings}
     times = {name: timings["ours"].median / taken for name, taken in seconds.items()}
     best = max(times, key=times.__getitem__, default=None)

@@ -1,16 +1,16 @@
-"""The kernels of a decode step against PyTorch and against the memory they read.
+"""The kernels of a decode step, beside PyTorch and the bandwidth of the memory they read.
 
     python -m bench.kernels                # on a GPU
-    python -m bench.kernels --dry-run      # the same walk on a CPU, in tiny sizes
+    python -m bench.kernels --dry-run      # the same on a CPU, in tiny sizes
 
-Every op must first be as exact as PyTorch, both against float64. Then it is timed inside a CUDA
-graph on memory that no cache holds, beside PyTorch, as a share of the bandwidth that a plain read
-reaches in the same run. An op that is not exact enough is not timed; the others still are.
+Every op must first be about as exact as PyTorch, both compared with float64. Then it is timed
+inside a CUDA graph, on data that no cache holds, beside PyTorch. Its bandwidth is given as a share
+of that of a plain read in the same run. An op that is not exact enough is not timed; the others
+are.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,16 +20,17 @@ import torch
 from bench.kernels import model_decode
 from bench.kernels.attention_cases import attention_case, small_cases
 from bench.kernels.projection_cases import Case, fused_case, matrices, product_case
-from bench.kernels.setup import REAL, Setting
+from bench.kernels.setting import REAL, Setting
 from bench.lib import report
-from bench.lib.attempts import Attempts
+from bench.lib.options import NO_GPU, command_parser
+from bench.lib.report import FailureLog
 from bench.lib.timing import alternate_calls
 from rsd_engine.roofline.measured import read_bandwidth
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda import library as cuda_library
 
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
-_OF_MODEL = {
+_MODEL_COLUMNS = {
     "ours": "ours",
     "ours, qkv in two launches": "qkv in two",
     "ours, launched by the host": "by the host",
@@ -38,7 +39,7 @@ _OF_MODEL = {
 
 
 def cases(setting: Setting, shape: DecoderShape) -> Iterator[Case]:
-    """One at a time: the weights of one are gone when the next is made."""
+    """Yields one case at a time, so that the memory of one is free for the next."""
     for matrix in matrices(setting, shape):
         for num_rows in setting.rows:
             yield product_case(setting, matrix, num_rows)
@@ -49,10 +50,10 @@ def cases(setting: Setting, shape: DecoderShape) -> Iterator[Case]:
 
 
 def measure(case: Case, setting: Setting, bandwidth: float) -> dict[str, Any]:
-    """Gate, then all contenders in turn.
+    """The gate, then all contenders in alternation.
 
     Raises:
-        Mismatch: if an implementation is not exact enough.
+        Mismatch: an implementation is not exact enough.
     """
     errors = case.gate()
     timings = alternate_calls(
@@ -74,7 +75,7 @@ def measure(case: Case, setting: Setting, bandwidth: float) -> dict[str, Any]:
 
 
 def winners(measured: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Which implementation of a product is the fastest, by matrix and rows."""
+    """Our fastest implementation of each product, by matrix and number of rows."""
     found = {}
     for entry in measured:
         if "torch.mm" in entry["us"]:
@@ -104,18 +105,18 @@ def model_table(decoded: dict[str, dict[str, Any]]) -> str:
         [
             name,
             f"{entry['ceiling_us']:.0f}",
-            *(f"{entry['us'][who]:.0f}" if who in entry["us"] else "-" for who in _OF_MODEL),
+            *(f"{entry['us'][who]:.0f}" if who in entry["us"] else "-" for who in _MODEL_COLUMNS),
             f"{100 * entry['share_of_bandwidth']:.0f} %",
             f"{entry['tokens_per_second']:.0f}",
         ]
         for name, entry in decoded.items()
     ]
-    headers = ["whole model, one row", "limit us", *_OF_MODEL.values(), "of read", "tokens/s"]
+    headers = ["whole model, one row", "limit us", *_MODEL_COLUMNS.values(), "of read", "tokens/s"]
     return report.format_table(headers, rows)
 
 
 def early_lines(name: str, early: dict[str, Any]) -> list[str]:
-    """Whether kernels that start early pay, by how much of their weights they ask for ahead."""
+    """How much faster kernels are that start early, by how many weights they prefetch."""
     timed = [
         f"{name}: {variant}: {times:.3f} times as fast as plain, "
         f"{100 * early['share_of_bandwidth'][variant]:.0f} % of read"
@@ -126,30 +127,30 @@ def early_lines(name: str, early: dict[str, Any]) -> list[str]:
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """What the bars need first; what may leave a device unfit for use last.
+    """Everything: what the bars need first, what may leave the device in a bad state last.
 
-    A line of JSON is printed on the way, in case that this is stopped, or the device is lost.
+    A line of JSON is printed after each part, in case the run is stopped or the device is lost.
     """
     bandwidth = read_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
     print(f"ceiling: {bandwidth / 1e9:.0f} GB/s read from memory; CUDA library: "
           f"{cuda_library.status()}\n")  # fmt: skip
-    attempts = Attempts()
+    failures = FailureLog()
     result: dict[str, Any] = {
         "bench": "kernels", "dtype": str(setting.dtype), "bandwidth_bytes_per_second": bandwidth,
-        "whole_model": {}, "ops": {}, "winners": {}, "early": {}, "failed": attempts.failed,
+        "whole_model": {}, "ops": {}, "winners": {}, "early": {}, "failed": failures.messages,
     }  # fmt: skip
-    result["whole_model"] = decoded = attempts.run_all(
+    result["whole_model"] = decoded = failures.run_each(
         (name, partial(model_decode.measure, setting, shape, 1, bandwidth))
         for name, shape in setting.shapes.items()
     )
     print(model_table(decoded))
     report.print_json(result)
     for name, shape in setting.shapes.items():
-        measured = _ops(attempts, name, shape, setting, bandwidth)
+        measured = _measure_ops(failures, name, shape, setting, bandwidth)
         result["ops"][name] = measured
         result["winners"][name] = winners(measured)
     report.print_json(result)
-    result["early"] = attempts.run_all(
+    result["early"] = failures.run_each(
         (f"{name}, early", partial(model_decode.measure_early, setting, shape, 1, bandwidth))
         for name, shape in setting.shapes.items()
     )
@@ -158,11 +159,11 @@ def run(setting: Setting) -> dict[str, Any]:
     return result
 
 
-def _ops(
-    attempts: Attempts, name: str, shape: DecoderShape, setting: Setting, bandwidth: float
+def _measure_ops(
+    failures: FailureLog, name: str, shape: DecoderShape, setting: Setting, bandwidth: float
 ) -> list[dict[str, Any]]:
-    """Every op of one model, with its table."""
-    entries = attempts.run_all(
+    """Measures every op of one model, and prints the table."""
+    entries = failures.run_each(
         (f"{name}, {case.op}, {case.num_rows} rows", partial(measure, case, setting, bandwidth))
         for case in cases(setting, shape)
     )
@@ -173,20 +174,17 @@ def _ops(
     return measured
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser("kernels", __doc__)
+    parser.add_argument("--dry-run", action="store_true", help="run tiny sizes on a CPU")
     parser.add_argument("--models", nargs="+", choices=sorted(REAL), default=list(REAL))
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each contender")
     options = parser.parse_args(arguments)
     if options.dry_run:
         report.print_json_or_fail(run(Setting.tiny()))
-        return
+        return 0
     if not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+        parser.error(NO_GPU)
     shapes = {name: REAL[name] for name in options.models}
     report.print_json_or_fail(run(Setting.real(shapes, options.runs)))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

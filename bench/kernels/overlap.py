@@ -1,18 +1,17 @@
-"""Does the device loop run with kernels that start early, and is it faster so?
+"""Does the device loop work with kernels that start early, and is it then faster?
 
     python -m bench.overlap                # on a GPU, sm_90 or later
-    python -m bench.overlap --dry-run      # the same walk in tiny, on a CPU
+    python -m bench.overlap --dry-run      # the same on a CPU, with tiny models
 
-What such launches (programmatic dependent launch) do inside the body of a conditional node is
-documented nowhere. So the loop is captured with them; its tokens, rewards and decisions must be
-those of the eager executor without them; then the device loops of both kinds run the same steps in
-turn. A loop that cannot be captured or launched is a finding, told as `works`: false. Other tokens
-are an error.
+How such launches (programmatic dependent launch) behave inside the body of a conditional node is
+not documented. So the loop is captured with them, and must give the same tokens, rewards and
+decisions as the eager executor without them. Then device loops with and without them run the same
+steps in alternation. A loop that cannot be captured or launched is a finding: `works` is false in
+the result. Different tokens are an error.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,8 +21,10 @@ import torch
 
 from bench.kernels.early_launch import starting_early
 from bench.lib import report
+from bench.lib.options import command_parser, default_device
+from bench.lib.play import fill_pages, play
 from bench.lib.random_models import TRIPLES, RandomTriple
-from bench.lib.scenes import Scene, fill_pages, play
+from bench.lib.scenes import Scene
 from bench.lib.timing import Mismatch, Timing
 from bench.loop.runs import check_steps, run_scene, using
 from rsd_engine import Engine
@@ -37,7 +38,7 @@ from rsd_kernels.launch import can_overlap
 
 @dataclass(frozen=True)
 class Options:
-    """What is run; `Options.tiny` and `Options.real` are the two ways."""
+    """What is measured: `real` on a GPU, `tiny` on a CPU."""
 
     triple: RandomTriple
     device: torch.device
@@ -58,11 +59,11 @@ class Options:
 
     @classmethod
     def real(cls) -> Options:
-        """Small models, whose kernels `bench.precompile` has compiled."""
-        small = {"draft": PRESETS["qwen2.5-0.5b"], "target": PRESETS["qwen2.5-1.5b"]}
+        """Small models, whose kernels `bench.precompile` compiles."""
+        draft, target = PRESETS["qwen2.5-0.5b"], PRESETS["qwen2.5-1.5b"]
         return cls(
-            replace(TRIPLES["1.5b-7b"], **small),
-            torch.device("cuda", torch.cuda.current_device()), "device-loop",
+            replace(TRIPLES["1.5b-7b"], draft=draft, target=target),
+            default_device(), "device-loop",
             gate=Scene("rsd", 0.5, 2, context=24, step_tokens=8, steps=4),
             scene=Scene("rsd", 1.0, 1, context=512, step_tokens=20, steps=4),
             kv_bytes=2 * 2**30, runs=7,
@@ -74,15 +75,15 @@ class Options:
 
 
 def trial(options: Options) -> dict[str, Any]:
-    """Gate and timings.
+    """The gate, then the timings.
 
     Raises:
         GraphError: the loop cannot be captured or launched with kernels that start early.
-        Mismatch: it decides otherwise than without.
+        Mismatch: with them it decides otherwise than without.
     """
     with starting_early(True):
         engine = Engine(
-            **options.triple.sources(options.device, None, 2 * options.model_len),
+            *options.triple.checkpoints(options.device, None, 2 * options.model_len),
             device=options.device, executor=options.executor, step_delimiters=None,
             max_num_seqs=options.gate.slots, kv_cache_memory_bytes=options.kv_bytes,
             max_model_len=options.model_len,
@@ -97,13 +98,13 @@ def trial(options: Options) -> dict[str, Any]:
             return _timed(engine, {"plain": plain, "early": engine.parts.core.executor}, options)
 
 
-def require_same_decisions(engine: Engine, oracle: Executor, gate: Scene) -> None:
-    """The engine's own executor decides as the oracle does, twice.
+def require_same_decisions(engine: Engine, plain: Executor, gate: Scene) -> None:
+    """The engine's own executor must decide as the plain one does, twice.
 
     Raises:
         Mismatch: it does not.
     """
-    with using(engine.parts.core, oracle):
+    with using(engine.parts.core, plain):
         wanted = play(engine, gate, real_prompts=True)
     check_steps(wanted, gate)
     for turn in ("first", "second"):
@@ -111,11 +112,11 @@ def require_same_decisions(engine: Engine, oracle: Executor, gate: Scene) -> Non
         if (played.decisions, played.rewards) != (wanted.decisions, wanted.rewards):
             raise Mismatch(f"with kernels that start early the {turn} run decides otherwise")
     print(f"gate passed: {engine.parts.core.executor.name} with early kernels decides as "
-          f"{oracle.name} without, twice")  # fmt: skip
+          f"{plain.name} without, twice")  # fmt: skip
 
 
 def _timed(engine: Engine, executors: dict[str, Executor], options: Options) -> dict[str, Any]:
-    """Seconds of a step, one run of each in turn."""
+    """Seconds a step of every executor; they alternate."""
     taken: dict[str, list[float]] = {name: [] for name in executors}
     for turn in range(options.runs + 1):
         for name, executor in executors.items():
@@ -131,13 +132,11 @@ def _timed(engine: Engine, executors: dict[str, Executor], options: Options) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
+    parser = command_parser("overlap", __doc__)
+    parser.add_argument("--dry-run", action="store_true", help="run tiny models on a CPU")
     dry_run = parser.parse_args(arguments).dry_run
     if not dry_run and not can_overlap():
-        parser.error("no CUDA device of sm_90 or later; --dry-run walks through it on a CPU")
+        parser.error("no CUDA device of sm_90 or later; --dry-run runs the same code on a CPU")
     found: dict[str, Any] = {"works": True, "why": None}
     try:
         found |= trial(Options.tiny() if dry_run else Options.real())
@@ -149,7 +148,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(found["why"])
     report.print_json({"bench": "overlap", "starts_early": can_overlap(), **found})
     return 1 if str(found["why"]).startswith("Mismatch") else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

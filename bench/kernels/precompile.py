@@ -1,14 +1,13 @@
-"""Compiles the Triton kernels of the decode path into Triton's cache, on all cores at once.
+"""Compiles the Triton kernels of the decode path into Triton's cache, on all cores.
 
     python -m bench.precompile [--capability 90]
 
-A kernel is otherwise compiled at its first launch, one after the other, which takes minutes of a
-GPU's time. This takes no GPU: the compiler only has to know its kind.
+Otherwise every kernel is compiled at its first launch, one after the other, while the GPU waits for
+minutes. This needs no GPU: the compiler only has to know for which one it compiles.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.kernels.early_launch import VARIANTS, asking_for
+from bench.kernels.early_launch import VARIANTS, prefetching
 from bench.kernels.resources import OVERLAP_ARCH
 from bench.lib import report
+from bench.lib.options import command_parser
 from rsd_kernels.aot.launches import (
     MODEL_SHAPES,
     ShippedLaunch,
@@ -32,14 +32,14 @@ from rsd_kernels.aot.loop_launches import loop_launches
 
 SHAPES = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B")
 ROWS = (1, 2, 4, 8, 16, 64, 256)
-# Control kernels are compiled for numbers of slots, and of sequences in a pass: what the parts of
-# `bench.gpu` use beside the 16 of `shipped_launches`.
+# Kernels of loop ops are compiled for a number of slots: these are what the parts of `bench.gpu`
+# use, besides the 16 of `shipped_launches`.
 SLOTS = (1, 2, 4, 8, 64)
 _WARP_SIZE = 32
 
 
 class CompilerOnly:
-    """Stands in for Triton's driver: names the device to compile for, and has none."""
+    """Stands in for Triton's driver: it names the device to compile for, and needs none."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, _WARP_SIZE)
@@ -58,19 +58,20 @@ class CompilerOnly:
         return torch.device("cuda")
 
 
-def variants() -> list[ShippedLaunch]:
-    """Decode products that ask for other shares of their weights ahead, as `bench.kernels` does."""
+def prefetch_variants() -> list[ShippedLaunch]:
+    """Decode products that prefetch other amounts of weights, as `bench.kernels` times them."""
     found: list[ShippedLaunch] = []
     for name in SHAPES:
         for num_bytes in VARIANTS.values():
-            with asking_for(num_bytes):
+            with prefetching(num_bytes):
                 launches = list(overlapped_launches(name, MODEL_SHAPES[name], 1))
             if num_bytes is not None:
                 found += [entry for entry in launches if "PREFETCH" in entry.launch.args]
     return found
 
 
-def control_of_slots() -> list[ShippedLaunch]:
+def loop_ops() -> list[ShippedLaunch]:
+    """The loop ops for every number of slots."""
     return [
         ShippedLaunch(op, f"{slots} slots", 0, launch)
         for slots in SLOTS
@@ -79,10 +80,10 @@ def control_of_slots() -> list[ShippedLaunch]:
 
 
 def wanted(capability: int, only: str | None = None) -> list[ShippedLaunch]:
-    """Launches of these models and all control launches; of one op if it is named."""
+    """All launches of these models and all loop ops; only those of one op if it is named."""
     return [
         entry
-        for entry in (*shipped_launches(torch.bfloat16, ROWS), *control_of_slots(), *variants())
+        for entry in (*shipped_launches(torch.bfloat16, ROWS), *loop_ops(), *prefetch_variants())
         if (entry.shape in SHAPES or not entry.num_rows)
         and only in (None, entry.op)
         and (capability >= OVERLAP_ARCH or not entry.overlap)
@@ -92,7 +93,11 @@ def wanted(capability: int, only: str | None = None) -> list[ShippedLaunch]:
 def compile_share(
     capability: int, index: int, count: int, only: str | None
 ) -> tuple[int, list[str]]:
-    """Every `count`-th launch from `index` on; how many were compiled, and what failed."""
+    """Compiles every `count`-th launch from `index` on.
+
+    Returns:
+        How many were compiled, and why the others failed.
+    """
     driver.set_active(CompilerOnly(capability))
     done, failed = 0, []
     for entry in wanted(capability, only)[index::count]:
@@ -106,8 +111,8 @@ def compile_share(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", type=int, help="90 for sm_90; that of the GPU by default")
+    parser = command_parser("precompile", __doc__)
+    parser.add_argument("--capability", type=int, help="90 for sm_90 (default: of the GPU)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", help="one op, such as rollback")
     options = parser.parse_args(arguments)
@@ -136,7 +141,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     )
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

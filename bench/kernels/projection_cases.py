@@ -1,7 +1,7 @@
 """The matrix products of a decode step: alone, and with what is fused around them.
 
-Alone (`x Wᵀ`) the Triton kernel, the CUDA C++ kernel and cuBLAS do the same work. Fused, one launch
-stands beside the same sums in PyTorch ops.
+Alone (`x Wᵀ`), the Triton kernel, the CUDA C++ kernel and cuBLAS do the same work. A fused product
+is one launch, beside the same sums in PyTorch ops.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.kernels.gate import Errors, require_close
-from bench.kernels.setup import Setting
+from bench.kernels.setting import Setting
 from bench.lib.timing import Calls
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda import library as cuda_library
@@ -26,11 +26,15 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One op in one shape: what is timed, and the gate before."""
+    """One op in one shape: the contenders, and the gate that they must pass.
+
+    Attributes:
+        num_bytes: that one call reads and writes.
+    """
 
     op: str
     num_rows: int
-    num_bytes: int  # one call reads and writes
+    num_bytes: int
     copies: int
     contenders: dict[str, Calls]
     gate: Callable[[], dict[str, Errors]]
@@ -38,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight of a layer, in as many copies as keep the caches cold."""
+    """One weight of a layer, in so many copies that no cache holds it."""
 
     name: str
     weights: Tensor  # [copies, N, K]
@@ -50,7 +54,7 @@ class Matrix:
 
 
 def matrices(setting: Setting, shape: DecoderShape) -> Iterator[Matrix]:
-    """Every weight that a decode step reads, one at a time: together they may not fit."""
+    """Yields every weight that a decode step reads, one at a time, since all may not fit."""
     qkv = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
     sizes = {
         "qkv": (qkv, shape.hidden),
@@ -104,7 +108,7 @@ def product_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
 
 
 def fused_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
-    """The product as a decoder launches it, beside the same in PyTorch ops."""
+    """The product as a decoder launches it, fused, beside the same in PyTorch ops."""
     width, num_outputs = matrix.weights.shape[2], matrix.weights.shape[1]
     x = setting.normal(num_rows, width)
     norm = setting.normal(width, scale=0.1) + 1

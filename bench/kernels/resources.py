@@ -2,14 +2,13 @@
 
     python -m bench.kernel_resources
 
-Everything the engine launches on the models below is compiled as the launchers ship it. A kernel of
-the decode path that spills registers to memory, or one that does not compile, is a failure. "early"
-is the variant of a kernel that starts while the one before it runs, from sm_90 on.
+Everything that the engine launches for the models below is compiled as the launchers launch it. It
+is a failure if a kernel of the decode path spills registers to memory, or if one does not compile.
+"early" is the variant of a kernel that starts before the previous one has ended, from sm_90 on.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from bench.lib import report
+from bench.lib.options import command_parser
 from rsd_kernels.aot import compile as aot
 from rsd_kernels.aot.launches import MODEL_SHAPES, ROWS, ShippedLaunch, shipped_launches
 
@@ -44,9 +44,9 @@ def compile_one(shipped: ShippedLaunch, arch: int) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome], archs: Sequence[int]) -> str:
-    """A line for each launch; for each architecture registers, KiB of shared memory, spilled bytes.
+    """A line per launch: for each architecture registers, KiB of shared memory, bytes spilled.
 
-    Lines that only differ in the number of rows are one line.
+    Lines that differ only in the number of rows are merged.
     """
     lines: dict[tuple[str, ...], list[str]] = {}
     for shipped, cells in _by_launch(outcomes):
@@ -86,7 +86,7 @@ def summary(outcomes: Sequence[Outcome], archs: Sequence[int]) -> dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser("kernel_resources", __doc__)
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="80 for sm_80, ...")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of a pass")
     parser.add_argument("--shapes", nargs="+", choices=sorted(MODEL_SHAPES), help="models")
@@ -112,7 +112,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = summary(outcomes, options.archs)
     report.print_json({"benchmark": "kernel_resources", "dtype": options.dtype, **result})
     return 1 if result["failed"] or result["decode_spills"] else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

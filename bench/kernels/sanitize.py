@@ -1,29 +1,29 @@
-"""Small launches for compute-sanitizer: schedule, rollback and attention, each once.
+"""Small launches of schedule, rollback and attention for compute-sanitizer.
 
     python -m bench.sanitize --tool memcheck     # runs itself under compute-sanitizer
-    python -m bench.sanitize --dry-run           # the same launches without it
+    python -m bench.sanitize --dry-run           # the same launches on a CPU, without it
 
-Run by itself it proves nothing but that the launches end; the sanitizer looks at every access.
+The sanitizer checks every access to memory; without it, this only shows that the launches end.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bench.kernels.attention_cases import attention_case
 from bench.kernels.loop_op_cases import rollback_case
-from bench.kernels.loop_op_state import TOKENS_PER_PAGE, Sizes, mid_step
-from bench.kernels.setup import Setting
+from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, mid_step
+from bench.kernels.setting import Setting
 from bench.lib import report
+from bench.lib.options import command_parser
 from bench.lib.timing import Mismatch
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Phase
@@ -34,7 +34,7 @@ _ERROR_STATUS = 77  # of the sanitizer, when it found something
 
 
 def schedule(device: torch.device) -> None:
-    sizes = Sizes.tiny()
+    sizes = LoopOpSizes.tiny()
     state = mid_step(sizes, device)
     state.phase.fill_(Phase.DRAFT)
     state.kv_len.sub_(1)
@@ -45,7 +45,7 @@ def schedule(device: torch.device) -> None:
 
 
 def rollback(device: torch.device) -> None:
-    rollback_case(Sizes.tiny(), device).gate()
+    rollback_case(LoopOpSizes.tiny(), device).gate()
 
 
 def attention(device: torch.device) -> None:
@@ -64,23 +64,41 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=path)
 
 
-def under(tool: str, sanitizer: str) -> dict[str, object]:
-    """This module's launches under one tool of compute-sanitizer."""
+@dataclass(frozen=True)
+class Run:
+    """What one tool of compute-sanitizer found.
+
+    Attributes:
+        status: exit status; 0 if it found nothing.
+        said: the last lines of its output.
+    """
+
+    tool: str
+    status: int
+    said: list[str]
+
+
+def under(tool: str, sanitizer: str) -> Run:
+    """Runs this module's launches under one tool of compute-sanitizer."""
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(_ERROR_STATUS)]
     command += ["--target-processes", "all", sys.executable, "-m", "bench.sanitize", "--launch"]
-    # Every tensor its own allocation, so that no access past an end lands in a neighbour.
+    # Every tensor gets its own allocation, so that no access past its end hits another one.
     variables = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     lines = (done.stdout + done.stderr).splitlines()
     said = [line for line in lines if line.startswith("=========")] or lines
-    return {"tool": tool, "status": done.returncode, "said": said[-15:]}
+    return Run(tool, done.returncode, said[-15:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser("sanitize", __doc__)
     parser.add_argument("--tool", nargs="+", choices=TOOLS, default=TOOLS)
-    parser.add_argument("--dry-run", action="store_true", help="launch on a CPU, unwatched")
-    parser.add_argument("--launch", action="store_true", help="launch here, on the GPU")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="launch on a CPU, without the sanitizer"
+    )
+    parser.add_argument(
+        "--launch", action="store_true", help="launch on the GPU, without the sanitizer"
+    )
     options = parser.parse_args(arguments)
     if options.dry_run or options.launch:
         device = torch.device("cpu" if options.dry_run else "cuda:0")
@@ -96,10 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for tool in options.tool:
         run = under(tool, sanitizer)
         runs.append(run)
-        print(f"{run['tool']}: status {run['status']}", *run["said"], sep="\n")  # type: ignore[misc]
-        report.print_json({"bench": "sanitize", "launched": list(CASES), "runs": runs})
-    return 1 if any(run["status"] for run in runs) else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        print(f"{run.tool}: status {run.status}", *run.said, sep="\n")
+        results = [vars(run) for run in runs]
+        report.print_json({"bench": "sanitize", "launched": list(CASES), "runs": results})
+    return 1 if any(run.status for run in runs) else 0

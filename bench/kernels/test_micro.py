@@ -1,7 +1,7 @@
 """Micro-benchmarks of the CPU path: `pytest bench/ --benchmark-only`.
 
-Control ops and a forward at the shapes of the demo draft with random weights, 16 slots at 200
-tokens each: what a tick of the loop costs beside arithmetic. No checkpoint is needed.
+Loop ops and a forward pass in the shapes of the demo draft, with random weights and 16 slots of 200
+tokens: what a tick of the loop costs besides arithmetic. No checkpoint is needed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ROUNDS: dict[str, Any] = {"rounds": 200, "warmup_rounds": 10}
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Slots in the middle of a step, one row each to read."""
+class MidStep:
+    """Slots in the middle of a step, each with one row to read."""
 
     state: SlotState
     batch: RowBatch
@@ -44,7 +44,7 @@ class Scene:
         return self.batch.narrow(NUM_SLOTS, NUM_SLOTS)
 
     def rewind(self) -> Callable[[], None]:
-        """A function that puts the state back to what it is now."""
+        """A function that restores the state as it is now."""
         kept = {f.name: getattr(self.state, f.name).clone() for f in fields(self.state)}
 
         def restore() -> None:
@@ -55,7 +55,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Scene:
+def mid_step() -> MidStep:
     sizes = SlotSizes(NUM_SLOTS, 512, 1024, 64, 4096, 2**16)
     state = SlotState.allocate(sizes, CPU)
     state.length.fill_(LENGTH)
@@ -78,48 +78,48 @@ def scene() -> Scene:
     state.kv_len[Role.DRAFT] = LENGTH - 1
     batch = RowBatch.allocate(256, NUM_SLOTS, CPU)
     ops.schedule(state, batch, TOKENS_PER_PAGE)
-    return Scene(state, batch)
+    return MidStep(state, batch)
 
 
-def test_schedule(benchmark: Any, scene: Scene) -> None:
-    benchmark(ops.schedule, scene.state, scene.batch, TOKENS_PER_PAGE)
-    assert int(scene.state.num_rows) == NUM_SLOTS
+def test_schedule(benchmark: Any, mid_step: MidStep) -> None:
+    benchmark(ops.schedule, mid_step.state, mid_step.batch, TOKENS_PER_PAGE)
+    assert int(mid_step.state.num_rows) == NUM_SLOTS
 
 
-def test_sample_append_greedy(benchmark: Any, scene: Scene) -> None:
+def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
     logits = torch.randn(NUM_SLOTS, VOCAB)
-    restore, arguments = scene.rewind(), (scene.rows, logits, _tables(), Role.DRAFT)
-    write = lambda: ops.sample_append(scene.state, *arguments)  # noqa: E731
+    restore, arguments = mid_step.rewind(), (mid_step.rows, logits, _tables(), Role.DRAFT)
+    write = lambda: ops.sample_append(mid_step.state, *arguments)  # noqa: E731
     benchmark.pedantic(write, setup=restore, **ROUNDS)
-    assert scene.state.tokens[:, LENGTH].tolist() == logits.argmax(-1).tolist()
-    assert scene.state.length.tolist() == [LENGTH + 1] * NUM_SLOTS
+    assert mid_step.state.tokens[:, LENGTH].tolist() == logits.argmax(-1).tolist()
+    assert mid_step.state.length.tolist() == [LENGTH + 1] * NUM_SLOTS
 
 
 @pytest.mark.parametrize("reward", [0.9, 0.1], ids=["keep", "reject"])
-def test_decide(benchmark: Any, scene: Scene, reward: float) -> None:
-    restore = scene.rewind()
+def test_decide(benchmark: Any, mid_step: MidStep, reward: float) -> None:
+    restore = mid_step.rewind()
     rewards = torch.full((NUM_SLOTS,), reward)
-    decide = lambda: ops.decide(scene.state, scene.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
+    decide = lambda: ops.decide(mid_step.state, mid_step.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
     benchmark.pedantic(decide, setup=restore, **ROUNDS)
     expected = Phase.DRAFT if reward > 0.7 else Phase.TARGET
-    assert scene.state.phase.tolist() == [expected] * NUM_SLOTS
+    assert mid_step.state.phase.tolist() == [expected] * NUM_SLOTS
 
 
-def test_paged_attention(benchmark: Any, scene: Scene) -> None:
+def test_paged_attention(benchmark: Any, mid_step: MidStep) -> None:
     kv = _kv(KVShape(1, 2, 32, torch.float32))
     q = torch.randn(NUM_SLOTS, 2, 32)
     out = torch.full_like(q, torch.nan)
-    table = scene.state.page_table[Role.DRAFT]
-    keys = attention_map(scene.rows, table, kv.tokens_per_page, None, q.dtype)
+    table = mid_step.state.page_table[Role.DRAFT]
+    keys = attention_map(mid_step.rows, table, kv.tokens_per_page, None, q.dtype)
     benchmark(paged_attention, q, kv.k[0], kv.v[0], keys, scale=32**-0.5, out=out)
     assert bool(out.isfinite().all())
 
 
-def test_decode_pass(benchmark: Any, scene: Scene) -> None:
+def test_decode_pass(benchmark: Any, mid_step: MidStep) -> None:
     model = _draft()
     kv = _kv(KVShape(3, 2, 32, torch.float32))
     logits = torch.full((NUM_SLOTS, VOCAB), torch.nan)
-    benchmark(model.logits, scene.rows, kv, scene.state.page_table[Role.DRAFT], logits)
+    benchmark(model.logits, mid_step.rows, kv, mid_step.state.page_table[Role.DRAFT], logits)
     assert bool(logits.isfinite().all())
 
 

@@ -1,7 +1,7 @@
-"""Models with random weights and of real sizes, made on the device: no checkpoint, no download.
+"""Models of real sizes with random weights, made on the device: nothing is downloaded.
 
 What a pass costs depends on shapes alone, so timings need no trained weights. The tokenizer is made
-up too: as many byte-level tokens as the real one has.
+up too, with as many byte-level tokens as the real one has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -23,12 +23,12 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
-_QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; the rows past them are padding
+_QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; embeddings past them are padding
 _META = torch.device("meta")
 
 
 def tiny_config(hidden: int, architecture: str = "Qwen2ForCausalLM") -> dict[str, Any]:
-    """A model that a CPU runs at once."""
+    """A model that a CPU runs in no time."""
     return {
         "architectures": [architecture],
         "vocab_size": 320,
@@ -44,32 +44,43 @@ def tiny_config(hidden: int, architecture: str = "Qwen2ForCausalLM") -> dict[str
     }
 
 
+class Checkpoints(NamedTuple):
+    """The three models, in the order in which `Engine` takes them."""
+
+    draft: RandomCheckpoint
+    target: RandomCheckpoint
+    prm: RandomCheckpoint
+
+
 @dataclass(frozen=True)
 class RandomTriple:
-    """The configs of a draft, a target and a PRM, and the ids of their common tokenizer."""
+    """The configs of a draft, a target and a PRM, and the number of tokens of their tokenizer."""
 
     draft: Mapping[str, Any]
     target: Mapping[str, Any]
     prm: Mapping[str, Any]
     num_tokens: int
 
-    def sources(
+    def checkpoints(
         self, device: torch.device, dtype: torch.dtype | None, max_positions: int
-    ) -> dict[str, RandomCheckpoint]:
-        """What `Engine` takes; the same weights every time.
+    ) -> Checkpoints:
+        """Three checkpoints, which have the same weights every time.
 
         Args:
-            device: where the numbers are drawn.
-            dtype: of the weights; None: the configs' own.
-            max_positions: context the configs shall allow.
+            device: where the weights are drawn.
+            dtype: of the weights; None for that of the config.
+            max_positions: length of context that the configs must allow.
         """
-        return {
-            role: RandomCheckpoint(
-                role, _with_context(getattr(self, role), max_positions), device, dtype,
+        draft, target, prm = (
+            RandomCheckpoint(
+                role, _with_context(config, max_positions), device, dtype,
                 num_tokens=self.num_tokens, seed=seed,
             )
-            for seed, role in enumerate(("draft", "target", "prm"), start=1)
-        }  # fmt: skip
+            for seed, (role, config) in enumerate(
+                (("draft", self.draft), ("target", self.target), ("prm", self.prm)), start=1
+            )
+        )  # fmt: skip
+        return Checkpoints(draft, target, prm)
 
 
 def _qwen(draft: str, target: str, prm: str) -> RandomTriple:
@@ -89,14 +100,14 @@ TRIPLES: dict[str, RandomTriple] = {
 
 
 class RandomCheckpoint(Checkpoint):
-    """A checkpoint whose tensors are drawn when they are read, one at a time.
+    """A checkpoint whose tensors are drawn one at a time, when they are read.
 
     Args:
         source: its name in messages.
         raw: the config.
         device: where the tensors are drawn.
-        dtype: of the tensors; None: the config's own.
-        num_tokens: ids of its tokenizer.
+        dtype: of the tensors; None for that of the config.
+        num_tokens: number of tokens of its tokenizer.
         seed: of the weights.
     """
 
@@ -143,10 +154,10 @@ class RandomCheckpoint(Checkpoint):
 
 @cache
 def random_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of this many ids: the bytes, pairs of them, threes, and special tokens.
+    """A byte-level BPE of this many tokens: bytes, pairs and triples of them, and special tokens.
 
     Raises:
-        ValueError: fewer ids than bytes and special tokens.
+        ValueError: fewer tokens than bytes and special tokens.
     """
     if num_tokens < 256 + len(_SPECIAL):
         raise ValueError(f"num_tokens must be at least {256 + len(_SPECIAL)}, got {num_tokens}")
@@ -171,7 +182,7 @@ def _merges(count: int) -> list[tuple[str, str]]:
 
 
 def _places(config: ModelConfig) -> dict[str, Tensor]:
-    """Name -> a tensor of the right shape and without memory."""
+    """By name, tensors of the right shapes that hold no memory."""
     weights = DecoderWeights.allocate(config, torch.float32, _META)
     places = weights.places(config)
     if config.is_reward_model:
@@ -183,6 +194,6 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _with_context(raw: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """At least this context: rope tables are the only thing it costs."""
+    """The config with at least this context; it costs nothing but longer rope tables."""
     context = max(max_positions, raw["max_position_embeddings"])
     return dict(raw) | {"max_position_embeddings": context}

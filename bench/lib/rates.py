@@ -1,7 +1,7 @@
-"""What the machine of a run can do: bytes read and products computed a second, measured there.
+"""What this machine can do: bytes read and floating-point operations per second, measured.
 
-Every figure of a benchmark is told as a multiple of what these two rates allow, so they are taken
-in the same run.
+Benchmarks report their times as multiples of what these two rates allow, and so measure them in the
+same run.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from bench.lib.timing import Calls, alternate_calls
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.measured import read_bandwidth
 
-_GPU_SIZE, _CPU_SIZE = 8192, 1024
+_SIZES = {"cuda": 8192, "cpu": 1536}  # of the square product
 _MIB = 2**20
 
 
 def measure_device(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> Device:
-    """The measured rates of a device as the limit model takes them.
+    """The measured rates of a device, for the roofline.
 
     Args:
         device: a CPU or a CUDA device.
         dtype: of the products.
-        quick: small buffers, for tests: the figures mean little.
+        quick: use small buffers, for tests; the figures then mean little.
     """
     num_bytes = 64 * _MIB if quick else None
-    size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
     return Device(
         name=f"{device}, measured",
         bandwidth=read_bandwidth(device, num_bytes, runs=3 if quick else 7),
-        flops=matrix_rate(device, dtype, size=256 if quick else size),
+        flops=matrix_rate(device, dtype, size=256 if quick else None),
         memory_bytes=memory_bytes(device),
     )
 
 
 def matrix_rate(
-    device: torch.device, dtype: torch.dtype, *, size: int = _GPU_SIZE, runs: int = 5
+    device: torch.device, dtype: torch.dtype, *, size: int | None = None, runs: int = 5
 ) -> float:
-    """Floating-point operations a second of a square product: the best of some runs."""
+    """Floating-point operations per second of a square matrix product, the best of `runs`."""
+    size = size or _SIZES[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     calls = {"product": Calls(lambda _: torch.mm(a, b, out=out))}
@@ -48,7 +48,7 @@ def matrix_rate(
 
 
 def memory_bytes(device: torch.device) -> float:
-    """All memory of a device."""
+    """The size of a device's memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,4 +1,4 @@
-"""How everything here is told: a table for people, then one line of JSON for programs."""
+"""What every benchmark prints: a table for people, then one line of JSON for programs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,48 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 _PACKAGES = ("rsd-engine", "torch", "transformers", "triton")
 
+Result = TypeVar("Result")
+
+
+class FailureLog:
+    """Runs parts of a benchmark, so that one that fails does not stop the others.
+
+    Time on a GPU is short: what can be measured is measured.
+
+    Attributes:
+        messages: what failed and why, in order.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def run_each(self, parts: Iterable[tuple[str, Callable[[], Result]]]) -> dict[str, Result]:
+        """Calls every function and returns the results by label, without those that raised."""
+        results = {}
+        for label, fn in parts:
+            try:
+                results[label] = fn()
+            except Exception as error:  # of a compiler, a driver or a gate: all are findings
+                self.messages.append(f"{label}: {type(error).__name__}: {error}")
+                print(f"failed: {self.messages[-1]}", flush=True)
+        return results
+
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    """Columns as wide as their widest cell, the first aligned left and the others right.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are headers.
+    """
     for row in rows:
         if len(row) != len(headers):
             raise ValueError(f"a row has {len(row)} cells for {len(headers)} headers: {row}")
@@ -27,7 +57,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on and with."""
+    """The hardware and the software that the figures belong to."""
     return {
         "device": device_name(),
         "threads": torch.get_num_threads(),
@@ -38,14 +68,14 @@ def machine() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The GPU if there is one, else the processor and its vector unit."""
+    """The name of the GPU if there is one, else of the processor, with its vector instructions."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def driver() -> str | None:
-    """The version of the GPU's driver; None without one."""
+    """The version of the GPU's driver, or None if there is no driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -55,7 +85,7 @@ def driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this source, marked where files differ from it; None outside a checkout."""
+    """The commit of this checkout, ending in "-dirty" if files differ; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -65,15 +95,15 @@ def commit() -> str | None:
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """The last line of a benchmark: valid JSON (a number that is none becomes null)."""
+    """Prints the last line of a benchmark: valid JSON, in which NaN and infinity become null."""
     print(json.dumps(_clean(dict(result) | {"machine": machine()})), flush=True)
 
 
 def print_json_or_fail(result: Mapping[str, Any]) -> None:
-    """The last line of a benchmark of which parts may have failed: they stand in `failed`.
+    """Prints the last line of a benchmark; then fails if anything in `result["failed"]` did.
 
     Raises:
-        SystemExit: after the line, if there are any.
+        SystemExit: naming the first failure.
     """
     print_json(result)
     failed = result["failed"]

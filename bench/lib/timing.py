@@ -1,9 +1,10 @@
-"""How everything here is timed: right answers first, then warm runs that take turns.
+"""How every benchmark measures time: contenders are warmed up, then timed in alternation.
 
-Two programs timed one after the other see two different machines (clock, neighbours, memory), and
-the difference is easily larger than what is measured. So they alternate, the median is reported,
-and the spread stands beside it. Programs are timed by the wall clock (`alternate`); calls of
-microseconds on a device are timed in bulk, by its own clock (`alternate_calls`).
+Programs that are timed one after the other see different machines: clock rates, other processes and
+the state of memory change, often by more than the difference that is measured. So contenders
+alternate, and the median is reported with its spread. Whole programs are timed by the wall clock
+(`alternate`); calls of microseconds are timed many at a time, by the clock of the device
+(`alternate_calls`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ import torch
 from torch import Tensor
 
 _FLUSH_BYTES = 2**28  # more than any L2 cache
-_PRODUCT_SIZE = 1536
 
 
 class Mismatch(ValueError):
-    """Two programs that should do the same work did not: there is nothing to time."""
+    """Two programs that must give the same results did not, so timing them means nothing."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of several runs of one thing."""
+    """Seconds of several runs of one contender."""
 
     seconds: tuple[float, ...]
 
@@ -46,7 +46,7 @@ class Timing:
         return (max(self.seconds) - min(self.seconds)) / self.median
 
     def rates(self, work: float) -> dict[str, float]:
-        """`work` a second: of the median run, and of the slowest and the fastest."""
+        """`work` per second of the median, the slowest and the fastest run."""
         return {
             "median": work / self.median,
             "min": work / max(self.seconds),
@@ -64,7 +64,7 @@ def seconds_of(fn: Callable[[], object]) -> float:
 def alternate(
     contenders: Mapping[str, Callable[[], object]], runs: int, warmup: int = 1
 ) -> dict[str, Timing]:
-    """Times every contender `runs` times, one run of each in turn, after `warmup` untimed ones.
+    """Times every contender `runs` times in alternation, after `warmup` untimed runs of each.
 
     Raises:
         ValueError: `runs` is below 1.
@@ -83,23 +83,29 @@ def alternate(
 
 @dataclass(frozen=True)
 class Calls:
-    """Calls of one op, each on memory of its own: `call(i)`, i below the number of copies.
+    """One op on several copies of its data.
 
-    With enough copies no cache holds what a call reads, which is how a model finds its weights.
+    With enough copies no cache holds what a call reads, as with the weights of a model.
+
+    Attributes:
+        call: runs the op on copy i.
+        reset: called before every run, outside the timing.
+        captured: whether a GPU replays all calls as one CUDA graph; otherwise the host launches
+            them.
     """
 
     call: Callable[[int], object]
-    reset: Callable[[], object] | None = None  # before every run, not timed
-    captured: bool = True  # on a GPU: one CUDA graph of all calls; else launched by the host
+    reset: Callable[[], object] | None = None
+    captured: bool = True
 
 
 def alternate_calls(
     contenders: Mapping[str, Calls], *, device: torch.device, copies: int, runs: int
 ) -> dict[str, Timing]:
-    """Seconds of one call, by runs of `copies` calls, one run of each contender in turn.
+    """Seconds of one call: the time of a run of `copies` calls, divided; contenders alternate.
 
-    On a GPU a run lies between two events and starts with a cold L2 cache; the launch of the graph
-    is in it, shared by all copies. Everything is called once before (and so compiled).
+    On a GPU a run lies between two events and starts with a cold L2 cache; it includes the launch
+    of the graph, spread over all copies. Everything is called once beforehand, and so compiled.
 
     Raises:
         ValueError: `copies` or `runs` is below 1.
@@ -122,7 +128,7 @@ def alternate_calls(
 
 
 def prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], object]:
-    """All calls as one function, warmed up; on a GPU the replay of a graph if it is captured."""
+    """All calls as one function, warmed up; on a GPU, if captured, the replay of a graph."""
 
     def run_all() -> None:
         for index in range(copies):
@@ -135,18 +141,20 @@ def prepare(calls: Calls, copies: int, device: torch.device) -> Callable[[], obj
         return run_all
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):  # cuBLAS takes its workspace of this stream before the capture
+    with torch.cuda.stream(
+        side
+    ):  # cuBLAS allocates its workspace for this stream before the capture
         run_all()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with _nothing_collected(), torch.cuda.graph(graph, stream=side):
+    with _no_garbage_collection(), torch.cuda.graph(graph, stream=side):
         run_all()
     return graph.replay
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """A graph of an earlier case must not be destroyed while another one is captured."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Destroying an earlier graph while another one is captured would break the capture."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -157,7 +165,7 @@ def _nothing_collected() -> Iterator[None]:
 
 
 def _seconds_on_device(fn: Callable[[], object], flush: Tensor) -> float:
-    """Between two events around `fn`, with nothing of its data in the L2 cache."""
+    """Seconds between two events around `fn`, which starts with a cold L2 cache."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.sum()
     start.record()
@@ -170,7 +178,7 @@ def _seconds_on_device(fn: Callable[[], object], flush: Tensor) -> float:
 def require_same_tokens(
     ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], what: str
 ) -> None:
-    """The gate before any timing: both programs must have written the same tokens.
+    """The gate before timing: both programs must have written the same tokens.
 
     Raises:
         Mismatch: naming the first sequence and position where they part.
@@ -186,9 +194,3 @@ def require_same_tokens(
             f"{what}: sequence {index} parts at token {at}: ours {list(mine[at : at + 4])}, "
             f"theirs {list(other[at : at + 4])} ({len(mine)} and {len(other)} tokens)"
         )
-
-
-def product_speed(size: int = _PRODUCT_SIZE, runs: int = 3) -> float:
-    """Floating-point operations a second of a large fp32 matrix product; the best of some runs."""
-    a, b = torch.ones(size, size), torch.ones(size, size)
-    return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(runs + 1))

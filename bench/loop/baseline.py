@@ -1,8 +1,8 @@
-"""The paper's arrangement over the random weights of `bench.random_models`, on their device.
+"""The paper's arrangement with the random weights of `bench.lib.random_models`, on their device.
 
-The models are those of transformers, the weights the very numbers that the engine draws. Text goes
-from model to model, through a tokenizer in which every id is one character: what is written is read
-again as it was, so both sides do the same work and caches of prefixes lose nothing.
+The models are those of transformers, with exactly the weights that the engine draws. They exchange
+text through a tokenizer in which every token is one character. So text becomes the same tokens
+again, both sides do the same work, and prefix caches lose nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from bench.compare.paper.arrangement import DELIMITER, Limits, PaperArrangement
 from bench.compare.paper.reward_model import EagerPrm, LoadedPrm
 from bench.compare.paper.writers import Loaded
-from bench.lib.random_models import RandomCheckpoint
+from bench.lib.random_models import Checkpoints, RandomCheckpoint
 from bench.lib.scenes import Scene, prompt_ids
 
-_FIRST = 0x10000  # characters from here on are one code point each, and never a blank
+_FIRST = 0x10000  # of characters that are never white space
 _HEAD = "v_head.summary."
 
 
 class ForcedPrm(EagerPrm):
-    """Scores in earnest; what it says is chosen: 1 for steps that shall be kept, else 0."""
+    """Scores every step, then reports 1 for steps that are to be kept and 0 for the others."""
 
-    kept: Sequence[bool] = ()  # of every step of an answer
+    kept: Sequence[bool] = ()  # for every step of an answer
 
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
         super().score(questions, steps)
@@ -40,27 +40,27 @@ class Baseline:
     """Draft, target and reward model of transformers, arranged as in the paper's code.
 
     Args:
-        sources: by role, Qwen2 in the format of Skywork-o1-Open-PRM; see `RandomTriple.sources`.
-        num_tokens: ids of their tokenizer.
+        checkpoints: Qwen2 models; the PRM in the format of Skywork-o1-Open-PRM.
+        num_tokens: number of tokens of their tokenizer.
     """
 
-    def __init__(self, sources: dict[str, RandomCheckpoint], num_tokens: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, num_tokens: int) -> None:
         tokenizer = character_tokenizer(num_tokens)
         draft, target = (
-            Loaded(_model(Qwen2ForCausalLM, sources[role])[0], tokenizer)
-            for role in ("draft", "target")
+            Loaded(_model(AutoModelForCausalLM, source)[0], tokenizer)
+            for source in (checkpoints.draft, checkpoints.target)
         )
-        decoder, head = _model(Qwen2Model, sources["prm"], prefix="model.")
+        decoder, head = _model(AutoModel, checkpoints.prm, prefix="model.")
         weight, bias = (head[_HEAD + name].float() for name in ("weight", "bias"))
         self._prm = ForcedPrm(LoadedPrm(decoder, tokenizer, weight, bias), DELIMITER)
         self._arrangement = PaperArrangement(draft, target, self._prm, threshold=0.5)
 
     def play(self, scene: Scene, kept: Sequence[bool]) -> list[tuple[str, list[int]]]:
-        """Who wrote each step of the first slot of a scene, and its ids; prompt included.
+        """Who wrote each step of a scene, and its token ids; the prompt is read as well.
 
         Args:
             scene: of one slot.
-            kept: for every step, whether the draft's is kept.
+            kept: for every step, whether what the draft wrote is kept.
         """
         self._prm.kept = kept
         self._arrangement.limits = Limits(
@@ -83,7 +83,7 @@ def ids_of(text: str) -> list[int]:
 
 @cache
 def character_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
-    """Id i is one character of its own, and the prompt of a chat is its text."""
+    """Every token is one character; the chat template returns the text of the message."""
     vocabulary = {chr(_FIRST + i): i for i in range(num_tokens)}
     first, second = text_of([0]), text_of([1])
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=first))
@@ -97,20 +97,19 @@ def character_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
 def _model(
     kind: Any, source: RandomCheckpoint, *, prefix: str = ""
 ) -> tuple[Any, dict[str, Tensor]]:
-    """The model, and the tensors that are not its own, such as a head's."""
+    """A model of transformers, and those tensors that are not part of it, such as a head."""
     raw = {key: value for key, value in source.config().items() if key != "architectures"}
     config = Qwen2Config(**raw)
-    dtype = source.dtype
     with torch.device(source.device):
-        model = kind._from_config(config, dtype=dtype).eval()
-    places = dict(model.named_parameters())
+        model = kind.from_config(config, dtype=source.dtype).eval()
+    parameters = dict(model.named_parameters())
     others = {}
     for name, tensor in source.tensors():
         own = name.removeprefix(prefix)
-        if own in places:
-            places.pop(own).data.copy_(tensor)
+        if own in parameters:
+            parameters.pop(own).data.copy_(tensor)
         else:
             others[name] = tensor
-    if places:
-        raise ValueError(f"{source.source} has no tensors for {sorted(places)}")
+    if parameters:
+        raise ValueError(f"{source.source} has no tensors for {sorted(parameters)}")
     return model, others

@@ -1,23 +1,26 @@
-"""The order of passes by three rules, over the same steps: which one is the quickest.
+"""Three rules for the order of passes, over the same steps: which one is fastest?
 
     python -m bench.batching [--preset 1.5b-7b] [--budget 30]
     python -m bench.batching --dry-run          # tiny, on a CPU
 
-Most ready: the role for which most slots wait. Every role: the roles in turn, a pass each.
-Lock-step, the arrangement of the paper's code: all slots draft, then all are scored, then all
-rejected steps are rewritten. One engine, one set of random weights, a program a rule, run in turn.
-The slots' steps differ in length by up to a half, as written steps do: with equal ones no slot
-would ever wait for another in lock-step. Before anything is timed the rules must give the same
-tokens, rewards and decisions (`bench.batching_gate`). Then, for numbers of slots and shares of
-rejected steps that the policy forces, the prompts pretended to be read: kept tokens a second to the
-end of the scene, the same until the first slot is done ("all busy", as if requests waited for
-slots), passes a kept step, rows a pass. With one slot there is nothing to choose: what the rules
-differ by there is noise.
+- Most ready: the next pass is of the role for which most slots wait.
+- Every role: the roles take turns, one pass each.
+- Lock-step, as in the paper's code: all slots draft, then all are scored, then all rejected steps
+  are rewritten.
+
+One engine with random weights and one program for each rule, run in alternation. Steps differ in
+length by up to a half between slots, as real ones do: with equal steps no slot would ever wait for
+another in lock-step. Before anything is timed, all rules must give the same tokens, rewards and
+decisions (`bench.loop.batching_gate`).
+
+Then, without reading prompts, for several numbers of slots and shares of rejected steps, which the
+policy forces: kept tokens per second until the end of the scene, and until the first slot is done
+("all busy", as if more requests were waiting); passes per kept step; rows per pass. With one slot
+there is nothing to choose, and all differences are noise.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,33 +28,41 @@ from functools import partial
 import torch
 
 from bench.lib import report
+from bench.lib.options import command_parser, default_device
+from bench.lib.play import fill_pages, play
 from bench.lib.random_models import TRIPLES
-from bench.lib.scenes import Scene, fill_pages, play, scene_of
+from bench.lib.scenes import Scene, scene_of
 from bench.loop.batching_gate import BEST, TIES, require_same_steps
 from bench.loop.batching_report import (
     BUSY,
     HEADERS,
     WHOLE,
-    Point,
+    RulePoint,
     RuleRun,
     best_of,
     name_of,
     overall,
 )
-from bench.loop.runs import Turns, check_steps, run_scene, using
+from bench.loop.runs import TimeBudget, check_steps, run_scene, using
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
 
-SLOTS = (16, 64, 4, 1)  # what matters most first
+SLOTS = (16, 64, 4, 1)  # the most important first
 REJECTED = (0.2, 0.4, 0.1)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is run; `Options.tiny` and `Options.real` are the two ways."""
+    """What is measured: `real` on a GPU or a CPU, `tiny` on a CPU.
+
+    Attributes:
+        scene: one slot; timed at every number of slots and share of rejected steps.
+        gate: what all rules must play alike before anything is timed.
+        budget: seconds for everything after the gate.
+    """
 
     preset: str
     device: torch.device
@@ -62,7 +73,7 @@ class Options:
     rejected: tuple[float, ...]
     kv_bytes: int
     runs: int
-    budget: float  # seconds of measuring
+    budget: float
 
     @classmethod
     def tiny(cls, budget: float) -> Options:
@@ -78,9 +89,7 @@ class Options:
         on_gpu = torch.cuda.is_available()
         return cls(
             preset=preset,
-            device=torch.device("cuda", torch.cuda.current_device())
-            if on_gpu
-            else torch.device("cpu"),
+            device=default_device(),
             executor="device-loop" if on_gpu else "eager",
             scene=Scene(
                 "rsd", 1.0, 1, context=512 if on_gpu else 64, step_tokens=12, steps=10, uneven=True
@@ -92,24 +101,24 @@ class Options:
 
 
 class Bench:
-    """One engine, a program for every rule, and what is measured with them."""
+    """One engine, an executor for every rule, and what was measured with them."""
 
     def __init__(self, options: Options, engine: Engine) -> None:
         self.options = options
         self.engine = engine
         self.executors = make_executors(engine, options)
         self.points = {
-            (slots, rejected): Point(scene_of(replace(options.scene, slots=slots), rejected))
+            (slots, rejected): RulePoint(scene_of(replace(options.scene, slots=slots), rejected))
             for rejected in options.rejected
             for slots in options.slots
         }
-        self.turns = Turns(options.budget)
+        self.budget = TimeBudget(options.budget)
 
     def pass_gate(self) -> None:
-        """The same tokens, rewards and decisions by every rule, prompts read.
+        """All rules must give the same tokens, rewards and decisions, from real prompts.
 
         Raises:
-            Mismatch: they are not.
+            Mismatch: they do not.
         """
         played = {}
         for rule, executor in self.executors.items():
@@ -125,16 +134,16 @@ class Bench:
         )
 
     def measure(self) -> None:
-        """Every point once, then again as long as there is time."""
-        self.turns = Turns(self.options.budget)
+        """Measures every point once, then again while there is time."""
+        self.budget = TimeBudget(self.options.budget)
         for _ in range(self.options.runs):
             for (slots, rejected), point in self.points.items():
                 label = f"{slots} slots, {rejected:.0%} rejected"
-                for rule, run in (self.turns.run(label, partial(self._run, point)) or {}).items():
+                for rule, run in (self.budget.run(label, partial(self._run, point)) or {}).items():
                     point.runs.setdefault(rule, []).append(run)
 
-    def _run(self, point: Point) -> dict[BatchingRule, RuleRun]:
-        """All rules in turn: a point has as many runs of one as of another."""
+    def _run(self, point: RulePoint) -> dict[BatchingRule, RuleRun]:
+        """All rules in turn, so that a point has equally many runs of each."""
         found = {}
         for rule, executor in self.executors.items():
             run, played = run_scene(self.engine, executor, point.scene)
@@ -143,7 +152,7 @@ class Bench:
 
 
 def make_executors(engine: Engine, options: Options) -> dict[BatchingRule, Executor]:
-    """One a rule, of the same loop; the engine has built its own."""
+    """One executor for each rule, of the same loop; the engine has built its own."""
     core = engine.parts.core
     others = [rule for rule in BatchingRule if rule != core.loop.rule]
     made = {
@@ -155,11 +164,13 @@ def make_executors(engine: Engine, options: Options) -> dict[BatchingRule, Execu
     return {core.loop.rule: core.executor, **made}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    sources = TRIPLES[options.preset].sources(options.device, None, 2 * options.scene.model_len)
+    checkpoints = TRIPLES[options.preset].checkpoints(
+        options.device, None, 2 * options.scene.model_len
+    )
     with Engine(
-        **sources, device=options.device, executor=options.executor, step_delimiters=None,
+        *checkpoints, device=options.device, executor=options.executor, step_delimiters=None,
         max_num_seqs=max(*options.slots, options.gate.slots),
         kv_cache_memory_bytes=options.kv_bytes,
         max_model_len=max(options.scene.model_len, options.gate.model_len),
@@ -173,17 +184,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for rule, executor in bench.executors.items():
                 if rule != engine.parts.core.loop.rule:  # that one is the engine's own
                     executor.close()
-    _tell(bench)
+    _print_results(bench)
+    return 0
 
 
-def _tell(bench: Bench) -> None:
+def _print_results(bench: Bench) -> None:
     measured = [bench.points[key] for key in sorted(bench.points) if bench.points[key].runs]
     print(report.format_table(HEADERS, [row for point in measured for row in point.rows()]))
     means = {part: overall(measured, part) for part in (WHOLE, BUSY)}
     for part, by_rule in means.items():
-        told = ", ".join(f"{name} {mean:.3f}" for name, mean in by_rule.items())
-        print(f"{part}, mean of {len(measured)} points: {told} times the seconds of most-ready")
-    for label, count in bench.turns.skipped.items():
+        listed = ", ".join(f"{name} {mean:.3f}" for name, mean in by_rule.items())
+        print(f"{part}, mean of {len(measured)} points: {listed} times the seconds of most-ready")
+    for label, count in bench.budget.skipped.items():
         print(f"no time: {label}, {count} times")
     report.print_json(
         {
@@ -194,26 +206,22 @@ def _tell(bench: Bench) -> None:
             "points": [point.to_dict() for point in measured],
             "times_most_ready": means,
             "best": {part: best_of(by_rule) for part, by_rule in means.items()},
-            "skipped": dict(bench.turns.skipped),
+            "skipped": dict(bench.budget.skipped),
         }
     )
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("batching", __doc__)
     default = "1.5b-7b" if torch.cuda.is_available() else "tiny"
     parser.add_argument("--preset", choices=list(TRIPLES), default=default)
-    parser.add_argument("--dry-run", action="store_true", help="tiny models and scenes on a CPU")
-    parser.add_argument("--runs", type=int, default=5, help="of everything, if there is time")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run tiny models and scenes on a CPU"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="runs of everything, if there is time")
     parser.add_argument("--budget", type=float, default=float("inf"),
-                        help="seconds, from when the gate is passed")  # fmt: skip
+                        help="seconds, counted from the passing of the gate")  # fmt: skip
     given = parser.parse_args(arguments)
     if given.dry_run:
         return Options.tiny(given.budget)
     return Options.real(given.preset, given.runs, given.budget)
-
-
-if __name__ == "__main__":
-    main()

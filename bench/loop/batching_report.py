@@ -1,4 +1,4 @@
-"""The figures of `bench.batching`: one point of measurement, its table, and which rule is best."""
+"""The figures of `bench.batching`: points, their table, and which rule is best."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from statistics import geometric_mean, median
 from typing import Any
 
-from bench.lib.scenes import Played, Scene
+from bench.lib.play import Played
+from bench.lib.scenes import Scene
 from bench.lib.timing import Timing
 from bench.loop.runs import Run
 from rsd_kernels.schedule.rules import BatchingRule
@@ -25,11 +26,12 @@ class RuleRun:
     """One scene by one rule.
 
     Attributes:
-        seconds: of a kept token, the scene to its end: slots that are done leave passes emptier.
-        busy_seconds: likewise, until the first slot was done: as if others always waited.
-        passes: of a kept step, of any slot.
-        rows: of a pass, on average.
-        rejected: share of the draft's steps.
+        seconds: per kept token, until the end of the scene; slots that are done leave passes
+            emptier.
+        busy_seconds: per kept token, until the first slot was done, as if more requests waited.
+        passes: per kept step of any slot.
+        rows: per pass, on average.
+        rejected: share of draft steps that were rejected.
     """
 
     seconds: float
@@ -51,23 +53,23 @@ class RuleRun:
 
 
 @dataclass
-class Point:
-    """What the rules took at one number of slots and one share of rejected steps."""
+class RulePoint:
+    """What every rule took at one number of slots and one share of rejected steps."""
 
     scene: Scene
     runs: dict[BatchingRule, list[RuleRun]] = field(default_factory=dict)
 
     def seconds(self, rule: BatchingRule, part: str = WHOLE) -> Timing:
-        """Of a kept token, in the `WHOLE` scene or while all slots were `BUSY`."""
+        """Seconds per kept token, in the `WHOLE` scene or while all slots were `BUSY`."""
         runs = self.runs[rule]
         return Timing(tuple(r.busy_seconds if part == BUSY else r.seconds for r in runs))
 
     def ratio(self, rule: BatchingRule, part: str = WHOLE) -> float:
-        """Seconds over those of `MOST_READY`; below 1 is quicker."""
+        """Seconds over those of `MOST_READY`; below 1 is faster."""
         return self.seconds(rule, part).median / self.seconds(MOST_READY, part).median
 
     def figures(self, rule: BatchingRule) -> dict[str, Any]:
-        """One rule's, medians over its runs."""
+        """The figures of one rule, medians over its runs."""
         runs, seconds, busy = self.runs[rule], self.seconds(rule), self.seconds(rule, BUSY)
         return {
             "runs": len(runs),
@@ -93,7 +95,7 @@ class Point:
         }
 
     def rows(self) -> list[list[str]]:
-        """The cells under `HEADERS`, a rule a row."""
+        """The cells under `HEADERS`, one row per rule."""
         found = []
         for rule in self.runs:
             made = self.figures(rule)
@@ -110,17 +112,17 @@ class Point:
 
     @property
     def _rejected(self) -> float:
-        """As it came out: equal by all rules, for the draws are."""
+        """The share that was rejected: equal for all rules, since the draws are."""
         return next(run.rejected for runs in self.runs.values() for run in runs)
 
 
 def name_of(rule: BatchingRule) -> str:
-    """`most-ready`, and so on."""
+    """A rule's name, such as `most-ready`."""
     return rule.name.lower().replace("_", "-")
 
 
-def overall(points: Sequence[Point], part: str) -> dict[str, float]:
-    """By rule, the geometric mean of its ratios to `MOST_READY`; empty without a point."""
+def overall(points: Sequence[RulePoint], part: str) -> dict[str, float]:
+    """By rule, the geometric mean of its ratios to `MOST_READY`; empty if there is no point."""
     if not points:
         return {}
     return {

@@ -1,32 +1,42 @@
-"""The options of `bench.device_loop`."""
+"""The command line of `bench.device_loop`."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from bench.lib.options import NO_GPU, command_parser, default_device
 from bench.lib.random_models import TRIPLES
 from bench.lib.scenes import Scene
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is run; `Options.tiny` and `Options.real` are the two ways."""
+    """What is measured: `real` on a GPU, `tiny` on a CPU.
+
+    Attributes:
+        executors: the first one is judged by the bars.
+        scene: one slot; timed at every share of rejected steps.
+        gate: what all executors must play alike before anything is timed.
+        batch: number of slots of one more point.
+        returns: numbers of slots at which returns of the loop are counted.
+        returning: the scene of these.
+        budget: seconds for everything after the gates.
+    """
 
     preset: str
     device: torch.device
-    executors: tuple[str, ...]  # the one that is judged comes first
+    executors: tuple[str, ...]
     scene: Scene
     gate: Scene
-    batch: int  # slots of the last table
-    returns: tuple[int, ...]  # slots
+    batch: int
+    returns: tuple[int, ...]
     returning: Scene
     kv_bytes: int | None
     runs: int
-    budget: float  # seconds of measuring
+    budget: float
 
     @classmethod
     def tiny(cls, budget: float) -> Options:
@@ -41,7 +51,7 @@ class Options:
     @classmethod
     def real(cls, preset: str, runs: int, budget: float) -> Options:
         return cls(
-            preset=preset, device=torch.device("cuda", torch.cuda.current_device()),
+            preset=preset, device=default_device(),
             executors=("device-loop", "host-graphs", "eager"),
             scene=Scene("rsd", 1.0, 1, context=512, step_tokens=20, steps=10),
             gate=Scene("rsd", 0.5, 2, context=24, step_tokens=8, steps=4),
@@ -55,21 +65,17 @@ class Options:
 
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> Options:
-    """The options of a command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.device_loop",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Reads a command line."""
+    parser = command_parser("device_loop", description)
     parser.add_argument("--preset", choices=[name for name in TRIPLES if name != "tiny"],
                         default="1.5b-7b")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
-    parser.add_argument("--runs", type=int, default=3, help="of everything, if there is time")
+    parser.add_argument("--dry-run", action="store_true", help="run tiny models on a CPU")
+    parser.add_argument("--runs", type=int, default=3, help="runs of everything, if there is time")
     parser.add_argument("--budget", type=float, default=float("inf"),
-                        help="seconds, from when the gates are passed")  # fmt: skip
+                        help="seconds, counted from the passing of the gates")  # fmt: skip
     given = parser.parse_args(arguments)
     if given.dry_run:
         return Options.tiny(given.budget)
     if not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --dry-run walks through it on a CPU")
+        parser.error(NO_GPU)
     return Options.real(given.preset, given.runs, given.budget)

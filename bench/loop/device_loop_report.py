@@ -1,4 +1,4 @@
-"""The figures of `bench.device_loop`: what they are made of, their tables and their bars."""
+"""The figures of `bench.device_loop`, their tables and their bars."""
 
 from __future__ import annotations
 
@@ -21,22 +21,30 @@ BASELINE_HEADERS = ("rejected", "paper's ms", "spread", "ours", "spread", "times
 
 
 @dataclass
-class Share:
-    """What was measured at one share of rejected steps and one number of slots."""
+class LoopPoint:
+    """What was measured at one number of slots and one share of rejected steps.
+
+    Attributes:
+        least: seconds of a step by the roofline.
+        runs: by executor.
+        passes: every pass of the scene, timed alone.
+        baseline: seconds a step of the paper's arrangement, which reads the prompts.
+        ours: likewise of the judged executor, in alternation with it.
+    """
 
     scene: Scene
-    limit: float  # least seconds of a step
-    runs: dict[str, list[Run]] = field(default_factory=dict)  # by executor
+    least: float
+    runs: dict[str, list[Run]] = field(default_factory=dict)
     passes: list[LonePass] = field(default_factory=list)
-    baseline: list[float] = field(default_factory=list)  # seconds a step, prompts read
-    ours: list[float] = field(default_factory=list)  # likewise, the device loop, in turn with it
+    baseline: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
 
     def add(self, executor: str, run: Run) -> None:
         self.runs.setdefault(executor, []).append(run)
 
     @property
     def passes_alone(self) -> float:
-        """Seconds of a step if its passes were all there is; 0 before they were timed."""
+        """Seconds of the passes of a step alone, without the loop; 0 before they are timed."""
         return sum(p.count * p.alone.median for p in self.passes) / self.scene.steps
 
     @property
@@ -44,7 +52,7 @@ class Share:
         return median(self.baseline) / median(self.ours) if self.baseline and self.ours else None
 
     def figures(self, executor: str) -> dict[str, Any]:
-        """One executor's, medians over its runs."""
+        """The figures of one executor, medians over its runs."""
         runs = self.runs[executor]
         seconds = Timing(tuple(run.seconds for run in runs))
         return {
@@ -55,12 +63,12 @@ class Share:
             "ticks_a_step": median(run.ticks for run in runs),
             "idle_share": median(run.idle for run in runs),
             "times_passes_alone": seconds.median / self.passes_alone if self.passes else None,
-            "times_limit": seconds.median / self.limit,
+            "times_limit": seconds.median / self.least,
         }
 
     @property
     def rejected(self) -> float:
-        """As it came out: equal in all runs, for the draws are."""
+        """The share that was rejected: equal in all runs, since the draws are."""
         return next(run.rejected for runs in self.runs.values() for run in runs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +76,7 @@ class Share:
             "slots": self.scene.slots,
             "asked_rejected": 1 - self.scene.acceptance,
             "rejected": self.rejected,
-            "limit_seconds": self.limit,
+            "limit_seconds": self.least,
             "passes_alone_seconds": self.passes_alone if self.passes else None,
             "passes": [one.to_dict() for one in self.passes],
             "executors": {name: self.figures(name) for name in self.runs},
@@ -78,7 +86,7 @@ class Share:
         }
 
     def rows(self) -> list[list[str]]:
-        """The cells under `HEADERS`, an executor a row."""
+        """The cells under `HEADERS`, one row per executor."""
         found = []
         for name in self.runs:
             made = self.figures(name)
@@ -106,15 +114,15 @@ class Share:
         ]  # fmt: skip
 
 
-def judge(shares: Sequence[Share], executor: str) -> dict[str, dict[str, Any]]:
-    """The bars beside the worst of what this executor reached with one slot."""
-    alone = [share for share in shares if share.scene.slots == 1 and executor in share.runs]
+def judge(points: Sequence[LoopPoint], executor: str) -> dict[str, dict[str, Any]]:
+    """Every bar, beside the worst figure of this executor with one slot."""
+    single = [point for point in points if point.scene.slots == 1 and executor in point.runs]
     found = {}
     for name, bar in LOOP.items():
         if name == LOOP_AT_LEAST:
-            values = [share.times_faster for share in alone]
+            values = [point.times_faster for point in single]
         else:
-            values = [share.figures(executor)[name] for share in alone]
+            values = [point.figures(executor)[name] for point in single]
         known = [value for value in values if value is not None]
         worst = (min if name == LOOP_AT_LEAST else max)(known) if known else None
         passed = None
@@ -125,7 +133,7 @@ def judge(shares: Sequence[Share], executor: str) -> dict[str, dict[str, Any]]:
 
 
 def bar_lines(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line a bar, for people."""
+    """One line per bar, for people."""
     words = {True: "reached", False: "missed", None: "not measured"}
     return [
         f"{name}: {'at least' if name == LOOP_AT_LEAST else 'at most'} {entry['bar']:g}, "

@@ -1,8 +1,8 @@
-"""What the passes of a run cost alone: each body of the loop as a plain graph, replayed by itself.
+"""What the passes of a run cost alone: each body of the loop, replayed by itself as a plain graph.
 
-A pass is the body of one role and one number of rows. A counting run of a scene says how often each
-body runs and keeps the loop's state of one such moment; the body is then replayed from that state,
-which is put back before every replay, outside the clock.
+The loop has a body for every role and number of rows. A counting run of a scene counts how often
+each body runs and keeps the state of the loop before one of its passes. The body is then replayed
+from that state, which is restored before every replay, outside the timing.
 """
 
 from __future__ import annotations
@@ -22,30 +22,34 @@ from rsd_engine.loop.program import Block, Call, Switch, While, calls
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_kernels.state.enums import Role
 
-_HEAD_START = 400_000  # cycles for which the device sleeps while the host enqueues a replay
+_HEAD_START = 400_000  # cycles that the device sleeps while the host enqueues a replay
 
 
 class Snapshot:
-    """The loop's state and rows at one moment."""
+    """The state and the rows of a loop at one moment.
+
+    Attributes:
+        copies: every tensor of the loop and its copy.
+    """
 
     def __init__(self, loop: Loop) -> None:
-        self._kept = [(place, place.clone()) for place in _places(loop)]
+        self.copies = [(tensor, tensor.clone()) for tensor in _tensors(loop)]
 
     def restore(self) -> None:
-        for place, kept in self._kept:
-            place.copy_(kept)
+        for tensor, copy in self.copies:
+            tensor.copy_(copy)
 
 
 @dataclass
 class Counted:
-    """Passes by body, and the state of one of each."""
+    """Number of passes by body, and the state before one of each."""
 
     counts: Counter[int] = field(default_factory=Counter)
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
 
 class CountingRecorder:
-    """A recorder under host graphs that sees which body each tick runs."""
+    """A recorder for host graphs that sees which body each tick runs."""
 
     def __init__(self, inner: Recorder, loop: Loop) -> None:
         self.counted = Counted()
@@ -68,21 +72,21 @@ class CountingRecorder:
         self._inner.close()
 
     def _count(self, body: int) -> None:
-        """The kept state is of a pass in the later half: contexts have grown."""
+        """Keeps the state of a pass in the later half, when contexts have grown."""
         counted = self.counted
         counted.counts[body] += 1
         if counted.counts[body].bit_count() == 1:
             counted.snapshots[body] = Snapshot(self._loop)
-            self._inner.begin()  # the body comes after the copies
+            self._inner.begin()  # the body must come after the copies
 
 
 @dataclass(frozen=True)
 class LonePass:
-    """One body, alone."""
+    """One body: how often the counting run ran it, and its time alone."""
 
     role: str
     rows: int
-    count: int  # in the counting run
+    count: int
     alone: Timing
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +100,7 @@ class LonePass:
 
 
 class Replayer:
-    """Records bodies of a loop, once each, and times their replays.
+    """Records the bodies of a loop, once each, and times their replays.
 
     Raises:
         GraphError: a body cannot be captured.
@@ -117,7 +121,7 @@ class Replayer:
             from rsd_engine.loop.cuda.recorder import CudaRecorder
 
             capture = CaptureStream(device)
-            before = Snapshot(loop)  # the last pass still stands in the rows: ops act on them
+            before = Snapshot(loop)  # the rows still hold the last pass, and ops act on them
             capture.warm_up(build_program(loop))
             before.restore()
             self._recorder = CudaRecorder(capture)
@@ -125,7 +129,7 @@ class Replayer:
         self._counting = CountingRecorder(self._recorder, loop)
 
     def counting_executor(self, ticks_per_launch: int) -> HostGraphsExecutor:
-        """Counts anew; `time` is then about what it has run."""
+        """An executor that counts from zero; `time` then times the bodies that it ran."""
         self._counting.counted = Counted()
         if self._executor is None:
             self._executor = HostGraphsExecutor(
@@ -139,7 +143,7 @@ class Replayer:
         return self._counting.counted
 
     def time(self, runs: int) -> list[LonePass]:
-        """Every body that was counted; the state is left as it was."""
+        """Times every body that was counted; leaves the state as it was."""
         counted, before = self.counted, Snapshot(self._loop)
         found = [
             LonePass(
@@ -166,19 +170,19 @@ class Replayer:
         for _ in range(runs + 1):
             snapshot.restore()
             self._recorder.begin()
-            if self._stream is not None:  # the launch itself shall not be in the time
+            if self._stream is not None:  # keeps the launch out of the timing
                 with torch.cuda.stream(self._stream):
                     torch.cuda._sleep(_HEAD_START)
             start = self._clock.mark()
             replay()
             marks.append((start, self._clock.mark()))
             if self._stream is not None:
-                self._stream.synchronize()  # the next restore comes after this replay
+                self._stream.synchronize()  # the next restore must come after this replay
         return Timing(tuple(self._clock.seconds(*pair) for pair in marks[1:]))
 
 
 def _bodies(loop: Loop) -> tuple[Block, ...]:
-    """Of the switch in the program's While."""
+    """The bodies of the switch inside the program's While."""
     [turn] = build_program(loop)
     assert isinstance(turn, While)
     *_, switch = turn.body
@@ -186,5 +190,5 @@ def _bodies(loop: Loop) -> tuple[Block, ...]:
     return switch.bodies
 
 
-def _places(loop: Loop) -> list[Tensor]:
+def _tensors(loop: Loop) -> list[Tensor]:
     return [getattr(part, f.name) for part in (loop.state, loop.batch) for f in fields(part)]

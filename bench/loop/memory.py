@@ -1,9 +1,9 @@
-"""What an engine takes of the machine's memory, against what it says it takes.
+"""The memory that an engine takes, beside what it says it takes.
 
     python -m bench.memory                       # the demo family on a CPU: resident memory
     python -m bench.memory --preset 1.5b-7b      # on a GPU: memory of the device
 
-`Engine.memory` adds up tensors; this measures what the process or the device really holds, at
+`Engine.memory` adds up tensors. This measures what the process or the device really holds, after
 start-up and at the peak of a run that fills every slot.
 """
 
@@ -19,43 +19,44 @@ from typing import Any
 import torch
 
 from bench.lib import report
+from bench.lib.options import command_parser, positive
 from bench.lib.random_models import TRIPLES
 from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.engine.memory_report import MemoryReport, megabytes
 
 _STATUS = Path("/proc/self/status")
-_FORGET_PEAK = Path("/proc/self/clear_refs")
+_RESET_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Meter:
-    """Bytes held now, the most held since `forget`, and how to forget."""
+    """Measures bytes held: now, and at most since the last `reset_peak`."""
 
     what: str
     now: Callable[[], int]
     peak: Callable[[], int]
-    forget: Callable[[], None]
+    reset_peak: Callable[[], None]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     meter = _device_meter(device) if device.type == "cuda" else _process_meter()
     _warm_up(device)
     gc.collect()
     before = meter.now()
-    meter.forget()
+    meter.reset_peak()
     with _engine(given, device) as engine:
         loaded, loading_peak = meter.now() - before, meter.peak() - before
-        meter.forget()
+        meter.reset_peak()
         full = _run(engine, given)
         peak = meter.peak() - before
     print(full.text())
     said = full.total if device.type == "cuda" else touched_bytes(full)
     rows = [
         ["said by the engine", megabytes(full.total), f"{full.total / said:.2f}"],
-        ["of it in pages that were used", megabytes(said), "1"],
+        ["of that, without unused pages", megabytes(said), "1"],
         ["held after start-up", megabytes(loaded), f"{loaded / said:.2f}"],
         ["peak of start-up", megabytes(loading_peak), f"{loading_peak / said:.2f}"],
         ["peak of the run", megabytes(peak), f"{peak / said:.2f}"],
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_over_said": peak / said,
     }
     report.print_json(result)
+    return 0
 
 
 def _engine(given: argparse.Namespace, device: torch.device) -> Engine:
@@ -88,12 +90,11 @@ def _engine(given: argparse.Namespace, device: torch.device) -> Engine:
         return Engine(
             checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"), **arguments
         )
-    sources = TRIPLES[given.preset].sources(device, None, 2 * length + 128)
-    return Engine(**sources, **arguments)
+    return Engine(*TRIPLES[given.preset].checkpoints(device, None, 2 * length + 128), **arguments)
 
 
 def _run(engine: Engine, given: argparse.Namespace) -> MemoryReport:
-    """Fills every slot; the report of the moment when most pages were held."""
+    """Fills every slot; returns the report at the moment when most pages were held."""
     params = SamplingParams(
         temperature=0.0,
         max_tokens=given.new_tokens,
@@ -119,10 +120,10 @@ def _run(engine: Engine, given: argparse.Namespace) -> MemoryReport:
 
 
 def touched_bytes(found: MemoryReport) -> int:
-    """Without the pages that no slot ever held: a CPU gives memory out when it is first used.
+    """The total without pages that no slot ever held: a CPU hands memory out at its first use.
 
-    Pages go back onto a stack and come off it again, so the ones held at the peak are all that
-    were used.
+    Freed pages go back onto a stack and are taken from its top again, so the pages held at the peak
+    are all that were ever used.
     """
     return found.total - found.pool + _pages_held(found) * found.page_bytes
 
@@ -132,17 +133,17 @@ def _pages_held(found: MemoryReport) -> int:
 
 
 def _process_meter() -> Meter:
-    """Resident memory of this process; the kernel keeps the peak and forgets it when asked."""
+    """Resident memory of this process; the kernel keeps the peak and resets it on request."""
     return Meter(
         "resident memory",
         now=lambda: _status_bytes("VmRSS"),
         peak=lambda: _status_bytes("VmHWM"),
-        forget=_forget_peak,
+        reset_peak=_reset_peak,
     )
 
 
-def _forget_peak() -> None:
-    _FORGET_PEAK.write_text("5")
+def _reset_peak() -> None:
+    _RESET_PEAK.write_text("5")
 
 
 def _status_bytes(name: str) -> int:
@@ -153,17 +154,17 @@ def _status_bytes(name: str) -> int:
 
 
 def _device_meter(device: torch.device) -> Meter:
-    """What PyTorch's allocator reserved on the device; the CUDA context itself is not in it."""
+    """What PyTorch's allocator reserved on the device, without the CUDA context."""
     return Meter(
         "device memory",
         now=lambda: torch.cuda.memory_reserved(device),
         peak=lambda: torch.cuda.max_memory_reserved(device),
-        forget=lambda: torch.cuda.reset_peak_memory_stats(device),
+        reset_peak=lambda: torch.cuda.reset_peak_memory_stats(device),
     )
 
 
 def _warm_up(device: torch.device) -> None:
-    """Libraries that load at the first product, and the tokenizers' one, are not the engine's."""
+    """Loads libraries that are loaded at first use: their memory is not the engine's."""
     import transformers
 
     assert transformers.PreTrainedTokenizerFast is not None
@@ -172,22 +173,10 @@ def _warm_up(device: torch.device) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("memory", __doc__)
     parser.add_argument("--preset", choices=(*TRIPLES, "demo"), default="demo")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--slots", type=_positive, default=8)
-    parser.add_argument("--prompt-tokens", type=_positive, default=128)
-    parser.add_argument("--new-tokens", type=_positive, default=128)
+    parser.add_argument("--slots", type=positive, default=8)
+    parser.add_argument("--prompt-tokens", type=positive, default=128)
+    parser.add_argument("--new-tokens", type=positive, default=128)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-if __name__ == "__main__":
-    main()

@@ -1,30 +1,28 @@
-"""Runs of one engine by several executors: what the host did and how long the device stood idle."""
+"""Runs of scenes on one engine by several executors: launches, ticks and idle time."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
-from bench.lib.scenes import Played, Scene, play, scene_request
+from bench.lib.play import Played, play
+from bench.lib.scenes import Scene
 from bench.lib.timing import Mismatch
 from rsd_engine import Engine
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.events import StepDecided
 from rsd_engine.loop.executors.base import Executor
 from rsd_kernels.state.enums import RecordKind, Role
 
 Result = TypeVar("Result")
-_WAITING = 3  # requests a slot in `count_returns`
-_LEAST_REQUESTS = 6
 
 
 @contextmanager
 def using(core: EngineCore, executor: Executor) -> Iterator[None]:
-    """The core runs this executor, which was built of the same loop; between launches only."""
+    """The core runs this executor, which must be of the same loop; between launches only."""
     before = core.executor, core.ticks_per_launch
     core.executor, core.ticks_per_launch = executor, executor.ticks_per_launch
     try:
@@ -33,11 +31,14 @@ def using(core: EngineCore, executor: Executor) -> Iterator[None]:
         core.executor, core.ticks_per_launch = before
 
 
-class Turns:
-    """Whether there is time for one more run.
+class TimeBudget:
+    """Says whether there is time for one more run.
 
     Args:
-        seconds: from now on, after which no run shall be going on.
+        seconds: after which no run should still be going on, from now.
+
+    Attributes:
+        skipped: how many runs were left out, by name.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,11 +47,11 @@ class Turns:
         self._last: dict[str, float] = {}  # seconds of a run, by its name
 
     def fits(self, name: str) -> bool:
-        """A run takes as long as the last of its name; the first is begun whenever it can be."""
+        """Whether a run that takes as long as the last of this name would end in time."""
         return time.monotonic() + self._last.get(name, 0.0) < self._end
 
     def run(self, name: str, fn: Callable[[], Result]) -> Result | None:
-        """What `fn` gives; None, uncalled, if there is no time."""
+        """The result of `fn`; None, without calling it, if there is no time."""
         if not self.fits(name):
             self.skipped[name] += 1
             return None
@@ -62,14 +63,14 @@ class Turns:
 
 @dataclass(frozen=True)
 class Run:
-    """One scene by one executor. A step is a kept one: its rejected draft belongs to it.
+    """One scene by one executor. Steps are kept steps; a rejected draft is part of its rewrite.
 
     Attributes:
-        seconds: wall time in which every slot gets a step of the scene's tokens.
-        launches: of a step of one slot, from the host's counts.
+        seconds: wall time in which every slot gets a step.
+        launches: per step of one slot, counted by the host.
         ticks: likewise.
-        idle: share of the device's time between the ticks of a launch.
-        rejected: share of the draft's steps.
+        idle: share of time in which the device was idle between ticks of a launch.
+        rejected: share of draft steps that were rejected.
     """
 
     seconds: float
@@ -80,11 +81,11 @@ class Run:
 
 
 def run_scene(engine: Engine, executor: Executor, scene: Scene) -> tuple[Run, Played]:
-    """Runs a scene, its prompts pretended to be read.
+    """Runs a scene without reading its prompts.
 
     Raises:
         MemoryError: the pool cannot hold it.
-        Mismatch: a step is not as long as asked for.
+        Mismatch: a step is not as long as the scene asks for.
     """
     core = engine.parts.core
     with using(core, executor):
@@ -106,7 +107,11 @@ def run_scene(engine: Engine, executor: Executor, scene: Scene) -> tuple[Run, Pl
 
 
 def check_steps(played: Played, scene: Scene) -> None:
-    """Raises Mismatch unless every slot wrote its steps, of the lengths asked for."""
+    """Every slot must have written its steps, in the lengths that the scene asks for.
+
+    Raises:
+        Mismatch: naming the first slot that has not.
+    """
     for slot, steps in played.decisions.items():
         kept = [len(tokens) for kind, _, tokens in steps if kind == RecordKind.KEPT]
         rejected = [len(tokens) for kind, _, tokens in steps if kind == RecordKind.REJECTED]
@@ -119,80 +124,13 @@ def check_steps(played: Played, scene: Scene) -> None:
 
 
 def kept_drafts(played: Played) -> list[bool]:
-    """For every step of the first slot, whether it is the draft's."""
+    """For every kept step of the first slot, whether the draft wrote it."""
     steps = played.decisions[0]
     return [source == Role.DRAFT for kind, source, _ in steps if kind == RecordKind.KEPT]
 
 
-@dataclass(frozen=True)
-class Returns:
-    """How often the loop returns while requests wait for slots, and what that costs."""
-
-    executor: str
-    slots: int
-    steps: int
-    launches: int
-    seconds: float  # of the host between two launches, mean
-    share: float  # of the wall time
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"launches_a_step": self.launches / self.steps}
-
-    def row(self) -> list[str]:
-        return [
-            self.executor, str(self.slots), str(self.launches),
-            f"{self.launches / self.steps:.3f}", f"{1e6 * self.seconds:.0f}", f"{self.share:.1%}",
-        ]  # fmt: skip
-
-
-RETURN_HEADERS = ("executor", "slots", "launches", "a step", "us a return", "of the time")
-
-
-def count_returns(engine: Engine, executor: Executor, scene: Scene) -> Returns:
-    """Three requests a slot, of one to three times the scene's steps; prompts are read.
-
-    Raises:
-        Mismatch: they were done in one launch, so that nothing returned.
-    """
-    core = engine.parts.core
-    requests = [
-        scene_request(engine, replace(scene, steps=scene.steps * (1 + i % _WAITING)), i)
-        for i in range(max(_LEAST_REQUESTS, _WAITING * scene.slots))
-    ]
-    steps = 0
-    with using(core, executor), _slots(core, scene.slots):
-        before = replace(core.stats)
-        start = time.perf_counter()
-        for key, request in enumerate(requests):
-            core.add(key, request)
-        while core.has_work:
-            steps += sum(
-                isinstance(event, StepDecided) and event.kind == RecordKind.KEPT
-                for event in core.next_events()
-            )
-        seconds = time.perf_counter() - start
-    launches = core.stats.launches - before.launches
-    if launches < 2:
-        raise Mismatch(f"{len(requests)} requests for {scene.slots} slots took one launch")
-    between = core.stats.seconds_between - before.seconds_between
-    return Returns(
-        executor.name, scene.slots, steps, launches, between / (launches - 1), between / seconds
-    )
-
-
-@contextmanager
-def _slots(core: EngineCore, count: int) -> Iterator[None]:
-    """The core admits into its first `count` slots only; between launches."""
-    before = core._slots
-    core._slots = before[:count]
-    try:
-        yield
-    finally:
-        core._slots = before
-
-
-def _counts(core: EngineCore) -> Sequence[int]:
-    """Launches, ticks, nanoseconds of ticks and between them, so far."""
+def _counts(core: EngineCore) -> tuple[int, int, int, int]:
+    """So far: launches, ticks, nanoseconds in ticks and nanoseconds between them."""
     state, stats = core.state, core.stats
     return (
         stats.launches, stats.ticks, int(state.tick_nanoseconds), int(state.idle_nanoseconds),

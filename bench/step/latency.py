@@ -1,12 +1,13 @@
-"""The time of a step, taken apart, against what the hardware allows.
+"""The time of a step by its parts, beside what the hardware allows.
 
     python -m bench.step_latency --preset 1.5b-7b --slots 1 4 16 64 --contexts 1024 4096 16384
     python -m bench.step_latency --dry-run
 
-Every slot writes steps of one length after a context of one length. Five scenes take turns: draft
-alone, target alone, RSD that keeps every step, RSD that rejects every step, and RSD at
-`--acceptance`. The PRM scores in earnest; a constant policy decides, so the share is known. Before
-anything is timed, every executor must decide exactly as the first one, prompts included.
+Every slot writes steps of one length after a context of one length. Five scenes alternate: draft
+alone, target alone, RSD that keeps every step, RSD that rejects every step, and RSD that keeps a
+share of them, `--acceptance`. The PRM scores every step, but a constant policy decides, so that the
+share is known. Before anything is timed, every executor must write and decide exactly as the first
+one, from real prompts.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any
 import torch
 
 from bench.lib import report
+from bench.lib.play import Played, fill_pages, play
 from bench.lib.random_models import TRIPLES
 from bench.lib.rates import measure_device
-from bench.lib.scenes import Played, Scene, fill_pages, play
+from bench.lib.scenes import Scene
 from bench.lib.timing import Mismatch, Timing
 from bench.step.options import GATE_SLOTS, Options, parse
-from bench.step.points import HEADERS, KEEP, MIXED, REJECT, SCENES, Point, step_limits, triple_of
+from bench.step.points import HEADERS, StepPoint
+from bench.step.roofline import KEEP, MIXED, REJECT, SCENES, step_roofline, triple_of
 from rsd_engine import Engine
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.models.config import DTYPES
@@ -36,7 +39,7 @@ from rsd_kernels.state.enums import Role
 
 @dataclass(frozen=True)
 class Skipped:
-    """A point that could not be measured, and why."""
+    """A point that was not measured, and why."""
 
     executor: str
     slots: int
@@ -44,9 +47,9 @@ class Skipped:
     why: str
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, __doc__)
-    points: list[Point] = []
+    points: list[StepPoint] = []
     skipped: list[Skipped] = []
     rates: Device | None = None
     decided: dict[str, Any] = {}
@@ -55,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         deadline = start + options.budget * number / len(options.executors)
         with build_engine(options, executor) as engine:
             if rates is None:
-                rates = _tell_ceiling(engine, options)
+                rates = _measure_rates(engine, options)
             pass_gate(engine, options, executor, decided)
             fill_pages(engine)
             for found in _measure(engine, options, rates, deadline):
-                if isinstance(found, Point):
+                if isinstance(found, StepPoint):
                     points.append(found)
                 else:
                     skipped.append(found)
@@ -69,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for entry in skipped:
         print(f"skipped {entry.executor}, {entry.slots} slots, {entry.context}: {entry.why}")
     report.print_json(_summary(options, rates, points, skipped))
+    return 0
 
 
 def build_engine(options: Options, executor: str) -> Engine:
-    """An engine that can play every scene."""
+    """An engine that is large enough for every scene."""
     scenes = [options.scene(MIXED, s, c) for s in options.slots for c in options.contexts]
     model_len = max(scene.model_len for scene in (*scenes, options.gate))
     arguments: dict[str, Any] = {
@@ -88,15 +92,18 @@ def build_engine(options: Options, executor: str) -> Engine:
             checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"), **arguments
         )
     dtype = DTYPES.get(options.dtype)
-    sources = TRIPLES[options.preset].sources(options.device, dtype, 2 * model_len + 128)
-    return Engine(**sources, **arguments)
+    models = TRIPLES[options.preset].checkpoints(options.device, dtype, 2 * model_len + 128)
+    return Engine(*models, **arguments)
 
 
 def pass_gate(engine: Engine, options: Options, executor: str, decided: dict[str, Any]) -> None:
-    """Decisions with real prompts: equal in a second run, and to those of the first executor.
+    """Two runs with real prompts must decide alike, and as the first executor did.
+
+    Args:
+        decided: decisions by executor; this one's are added.
 
     Raises:
-        Mismatch: they are not.
+        Mismatch: they do not.
     """
     found, again = (play(engine, options.gate, real_prompts=True).decisions for _ in range(2))
     decided[executor] = found
@@ -107,7 +114,8 @@ def pass_gate(engine: Engine, options: Options, executor: str, decided: dict[str
     print(f"gate passed: {executor} decides as {first} does, twice")
 
 
-def _tell_ceiling(engine: Engine, options: Options) -> Device:
+def _measure_rates(engine: Engine, options: Options) -> Device:
+    """The rates of the device; prints them and the least times that follow."""
     dtype = engine.parts.models.main.model.dtype
     rates = measure_device(options.device, dtype, quick=options.preset == "tiny")
     print(
@@ -116,16 +124,16 @@ def _tell_ceiling(engine: Engine, options: Options) -> Device:
     )
     for context in options.contexts:
         for slots in options.slots:
-            limits = _limits(engine, options, rates, slots, context, options.acceptance)
-            told = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in limits.items())
-            print(f"least ms a step, {slots} slots, {context} tokens: {told}")
+            least = _roofline(engine, options, rates, slots, context, options.acceptance)
+            listed = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in least.items())
+            print(f"least ms per step, {slots} slots, {context} tokens: {listed}")
     return rates
 
 
 def _measure(
     engine: Engine, options: Options, rates: Device, deadline: float
-) -> Iterator[Point | Skipped]:
-    """Short contexts and few slots first; the first point is measured whatever the time."""
+) -> Iterator[StepPoint | Skipped]:
+    """Short contexts and few slots first; the first point is measured whatever the budget."""
     executor, is_first = engine.parts.core.executor.name, True
     for context in options.contexts:
         for slots in options.slots:
@@ -140,7 +148,7 @@ def _measure(
 
 
 def _free_memory() -> None:
-    """The next engine needs what the last one had."""
+    """Frees what the last engine held, for the next one."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -148,8 +156,8 @@ def _free_memory() -> None:
 
 def _point(
     engine: Engine, options: Options, executor: str, rates: Device, slots: int, context: int
-) -> Point:
-    """All scenes, one run of each in turn, after one with all roles that is not timed.
+) -> StepPoint:
+    """Runs all scenes in alternation, after an untimed one that uses every role.
 
     Raises:
         MemoryError: the pool cannot hold them.
@@ -164,7 +172,7 @@ def _point(
             runs[name].append(played)
     mixed = runs[MIXED][0]
     acceptance = mixed.kept / (mixed.kept + mixed.rejected)
-    return Point(
+    return StepPoint(
         executor=executor,
         slots=slots,
         context=context,
@@ -175,31 +183,31 @@ def _point(
         },
         score=Timing(tuple(one.role_seconds[Role.PRM] / options.steps for one in runs[KEEP])),
         acceptance=acceptance,
-        limits=_limits(engine, options, rates, slots, context, acceptance),
+        least=_roofline(engine, options, rates, slots, context, acceptance),
     )
 
 
 def _check_steps(played: Played, scene: Scene) -> None:
-    """Steps of another length are other work: there is nothing to compare.
+    """Steps of another length would be other work.
 
     Raises:
-        Mismatch: a step is shorter or longer than asked for.
+        Mismatch: a step is shorter or longer than the scene asks for.
     """
     lengths = {len(tokens) for steps in played.decisions.values() for *_, tokens in steps}
     if lengths != {scene.step_tokens}:
         raise Mismatch(f"steps of {sorted(lengths)} tokens, expected {scene.step_tokens}")
 
 
-def _limits(
+def _roofline(
     engine: Engine, options: Options, rates: Device, slots: int, context: int, acceptance: float
 ) -> dict[str, float]:
     triple = triple_of(engine.parts.models.models)
     mean = context + options.steps * options.step_tokens // 2
-    return step_limits(triple, Setting(rates, slots, mean, options.step_tokens), acceptance)
+    return step_roofline(triple, Setting(rates, slots, mean, options.step_tokens), acceptance)
 
 
 def _summary(
-    options: Options, rates: Device, points: list[Point], skipped: list[Skipped]
+    options: Options, rates: Device, points: list[StepPoint], skipped: list[Skipped]
 ) -> dict[str, Any]:
     return {
         "bench": "step_latency",
@@ -214,7 +222,3 @@ def _summary(
         "points": [point.to_dict() for point in points],
         "skipped": [vars(entry) for entry in skipped],
     }
-
-
-if __name__ == "__main__":
-    main()

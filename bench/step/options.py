@@ -1,4 +1,4 @@
-"""The options of `bench.step_latency`."""
+"""The command line of `bench.step_latency`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.lib.options import command_parser, positive, share
 from bench.lib.random_models import TRIPLES
-from bench.lib.scenes import Scene
-from bench.step.points import MIXED
+from bench.lib.scenes import ModeName, Scene
+from bench.step.roofline import DRAFT, KEEP, MIXED, REJECT, TARGET
 from rsd_engine.loop.executors.choose import EXECUTORS, resolve_executor
 from rsd_engine.models.config import DTYPES
 
 GATE_SLOTS = 2
 _GATE_CONTEXT = 24
-_MODES = {"draft alone": "draft", "target alone": "target"}
-_NOT_TIMED = ("auto", "simulated-loop", "profile")  # for tests, and slowed by its own clocks
+_MODES: dict[str, ModeName] = {DRAFT: "draft", TARGET: "target"}
+_ACCEPTANCE = {KEEP: 1.0, REJECT: 0.0}
+_NOT_TIMED = ("auto", "simulated-loop", "profile")  # one is for tests, one is slowed by its clocks
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is run; see the parser."""
+    """What is measured; the parser explains each option."""
 
     preset: str
     device: torch.device
@@ -37,18 +39,20 @@ class Options:
     budget: float  # seconds
 
     def scene(self, name: str, slots: int, context: int) -> Scene:
-        kept = {"keep": 1.0, "reject": 0.0}.get(name, self.acceptance)
+        """The scene of this name at one point."""
+        kept = _ACCEPTANCE.get(name, self.acceptance)
         mode = _MODES.get(name, "rsd")
         return Scene(mode, kept, slots, context, self.step_tokens, self.steps)
 
     @property
     def gate(self) -> Scene:
+        """The scene that executors must play alike before they are timed."""
         scene = self.scene(MIXED, GATE_SLOTS, _GATE_CONTEXT)
         return replace(scene, acceptance=0.5, steps=4)
 
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> Options:
-    """The options of a command line; sets the number of threads."""
+    """Reads a command line; sets the number of threads."""
     given = _parser(description).parse_args(arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
@@ -71,7 +75,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> Options:
 
 
 def _executors(device: torch.device) -> list[str]:
-    """All that run on this device, the eager one first."""
+    """All executors that run on this device, the eager one first."""
     found = []
     for name in EXECUTORS:
         if name in _NOT_TIMED:
@@ -84,35 +88,23 @@ def _executors(device: torch.device) -> list[str]:
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.step_latency", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command_parser("step_latency", description)
     parser.add_argument("--preset", choices=(*TRIPLES, "demo"), default="1.5b-7b")
-    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
+    parser.add_argument("--dry-run", action="store_true", help="run tiny models on a CPU")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--executors", nargs="+", choices=[e for e in EXECUTORS if e != "auto"])
-    parser.add_argument("--slots", type=_positive, nargs="+")
-    parser.add_argument("--contexts", type=_positive, nargs="+", help="tokens before the steps")
-    parser.add_argument("--step-tokens", type=_positive)
-    parser.add_argument("--steps", type=_positive, help="of every slot in a run")
-    parser.add_argument("--acceptance", type=_share, default=0.7, help="share of steps kept")
-    parser.add_argument("--runs", type=_positive)
+    parser.add_argument("--slots", type=positive, nargs="+")
+    parser.add_argument("--contexts", type=positive, nargs="+", help="tokens before the steps")
+    parser.add_argument("--step-tokens", type=positive)
+    parser.add_argument("--steps", type=positive, help="steps of every slot in a run")
+    parser.add_argument("--acceptance", type=share, default=0.7, help="share of steps kept")
+    parser.add_argument("--runs", type=positive)
     parser.add_argument(
-        "--budget", type=float, default=float("inf"), help="seconds; no point is begun after them"
+        "--budget",
+        type=float,
+        default=float("inf"),
+        help="seconds after which no new point is begun",
     )
-    parser.add_argument("--threads", type=_positive, help="of a CPU")
+    parser.add_argument("--threads", type=positive, help="threads of the CPU")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1], got {value}")
-    return value

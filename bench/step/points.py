@@ -1,20 +1,12 @@
-"""One measured point of `bench.step_latency`: scenes, parts of a step, limits, and its table."""
+"""One point of `bench.step_latency`: its scenes, the parts of a step, and its row in the table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bench.lib.timing import Timing
-from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.roofline.rounds import Setting, Triple, round_seconds
-from rsd_engine.roofline.shape import ModelShape
-from rsd_kernels.state.enums import Role
-
-DRAFT, TARGET, KEEP, REJECT, MIXED = "draft alone", "target alone", "keep", "reject", "mixed"
-SCENES = (DRAFT, TARGET, KEEP, REJECT, MIXED)
-SCORE = "score"
+from bench.step.roofline import DRAFT, MIXED, SCENES, SCORE, TARGET
 
 HEADERS = (
     "executor", "slots", "context", "ms a step", "spread", "x limit", "kept", "tok/s", "draft",
@@ -23,31 +15,41 @@ HEADERS = (
 
 
 @dataclass(frozen=True)
-class Point:
-    """One executor at one number of slots and one context."""
+class StepPoint:
+    """What one executor took at one number of slots and one length of context.
+
+    Attributes:
+        scenes: seconds in which every slot gets a step, by scene.
+        score: seconds of the PRM's passes in the scene that keeps every step.
+        acceptance: share of steps that the mixed scene kept.
+        least: the roofline: least seconds, by scene, and those of the score.
+    """
 
     executor: str
     slots: int
     context: int
     step_tokens: int
-    scenes: dict[str, Timing]  # seconds in which every slot gets a step
-    score: Timing  # seconds of the PRM's passes in the scene that keeps all
-    acceptance: float  # of the mixed scene, as it came out
-    limits: dict[str, float]  # least seconds, by scene and of the score
+    scenes: dict[str, Timing]
+    score: Timing
+    acceptance: float
+    least: dict[str, float]
 
     @property
     def tokens_per_second(self) -> float:
         return self.slots * self.step_tokens / self.scenes[MIXED].median
 
     def parts(self) -> dict[str, float]:
-        """Seconds of a step by part, from differences of scenes.
+        """Seconds of each part of a step, as differences between scenes.
 
-        `draft` and `rewrite` are the models alone; `score` is the PRM's passes; `decide` is the
-        rest of what a kept step costs above the draft alone; `roll back` is what a rejected step
-        costs above a kept one and its rewrite, draft and PRM reading the rewrite included;
-        `catch up` is what mixed steps cost above so many kept and so many rejected ones: the
-        target reads the kept ones, and slots wait for other roles' passes. A part may come out
-        below 0 where it is smaller than the spread.
+        - `draft`, `rewrite`: the draft alone and the target alone.
+        - `score`: the PRM's passes.
+        - `decide`: what a kept step costs beyond its draft and its score.
+        - `roll back`: what a rejected step costs beyond a kept one and its rewrite. Draft and PRM
+          then read the rewrite, which is part of this.
+        - `catch up`: what mixed steps cost beyond as many kept and rejected ones. The target reads
+          the kept steps, and slots wait for passes of other roles.
+
+        A part that is smaller than the spread may come out negative.
         """
         draft, target, keep, reject, mixed = (self.scenes[name].median for name in SCENES)
         return {
@@ -60,9 +62,9 @@ class Point:
         }
 
     def multiples(self) -> dict[str, float]:
-        """Measured seconds over the least possible ones."""
-        found = {name: self.scenes[name].median / self.limits[name] for name in SCENES}
-        return found | {SCORE: self.score.median / self.limits[SCORE]}
+        """Measured seconds over the least seconds of the roofline."""
+        found = {name: self.scenes[name].median / self.least[name] for name in SCENES}
+        return found | {SCORE: self.score.median / self.least[SCORE]}
 
     def row(self) -> list[str]:
         """The cells under `HEADERS`."""
@@ -87,26 +89,6 @@ class Point:
             "seconds_a_step": {name: timing.median for name, timing in self.scenes.items()},
             "spread": {name: timing.spread for name, timing in self.scenes.items()},
             "parts": self.parts(),
-            "limit_seconds": self.limits,
+            "limit_seconds": self.least,
             "times_limit": self.multiples(),
         }
-
-
-def triple_of(models: Mapping[Role, LanguageModel | RewardModel]) -> Triple:
-    """The shapes of an engine's models."""
-    draft, target, prm = (
-        ModelShape.of(model.config, model.dtype, model.decoder.weights.matrix_dtype)
-        for model in (models[Role.DRAFT], models[Role.TARGET], models[Role.PRM])
-    )
-    return Triple(draft, target, prm)
-
-
-def step_limits(triple: Triple, setting: Setting, acceptance: float) -> dict[str, float]:
-    """The least seconds in which every slot gets a step: by scene, and of the PRM's pass."""
-    rounds = {KEEP: 1.0, REJECT: 0.0, MIXED: acceptance}
-    return {
-        DRAFT: setting.step_tokens * setting.seconds(triple.draft),
-        TARGET: setting.step_tokens * setting.seconds(triple.target),
-        SCORE: round_seconds(triple, setting, 1.0).score,
-        **{name: round_seconds(triple, setting, a).total for name, a in rounds.items()},
-    }

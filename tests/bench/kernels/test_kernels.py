@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from bench.kernels import eager_ops, gate, loop_ops, model_decode, model_ops, sanitize
-from bench.kernels.attention_cases import attention_case, decode_scene
+from bench.kernels.attention_cases import attention_case, decode_inputs
 from bench.kernels.loop_op_cases import rollback_case
-from bench.kernels.loop_op_state import TOKENS_PER_PAGE, PageSet, Sizes, copied, mid_step
+from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, PageSet, copied, mid_step
 from bench.kernels.projection_cases import fused_case, matrices, product_case
-from bench.kernels.setup import TINY, Setting
+from bench.kernels.setting import TINY, Setting
 from bench.lib.timing import Mismatch
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.rollback.twin import rollback
@@ -160,9 +160,9 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_attention_is_checked_against_matrices() -> None:
     setting, shape = Setting.tiny(), TINY["tiny"]
-    scene = decode_scene(setting, shape, 2, copies=3)
-    assert len(scene.kv.k) == 3
-    assert scene.table.shape[1] * scene.kv.tokens_per_page >= setting.context
+    inputs = decode_inputs(setting, shape, 2, copies=3)
+    assert len(inputs.kv.k) == 3
+    assert inputs.table.shape[1] * inputs.kv.tokens_per_page >= setting.context
     spoiled = Setting.tiny()
 
     def shifted(q: Any, k: Any, v: Any, key_map: Any, *, scale: float, out: Any) -> None:
@@ -209,7 +209,7 @@ def test_control(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_eager_rollback_is_that_of_the_twin(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    start = mid_step(Sizes.tiny(), CPU)
+    start = mid_step(LoopOpSizes.tiny(), CPU)
     keep = torch.randint(0, 100, start.kv_len.shape, generator=generator, dtype=torch.int32)
     wanted, found = PageSet(start), PageSet(start)
     rollback(**wanted.named(), keep=keep, tokens_per_page=TOKENS_PER_PAGE)
@@ -240,13 +240,13 @@ def test_a_wrong_rollback_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         kv_len.copy_(torch.minimum(kv_len, keep))
 
     monkeypatch.setattr(eager_ops, "rollback", forgets_pages)
-    case = rollback_case(Sizes.tiny(), CPU)
+    case = rollback_case(LoopOpSizes.tiny(), CPU)
     with pytest.raises(Mismatch, match="rollback, torch ops: num_pages, free_pages, num_free diff"):
         case.gate()
 
 
 def test_states_start_in_the_middle_of_a_step() -> None:
-    state = mid_step(Sizes.tiny(), CPU)
+    state = mid_step(LoopOpSizes.tiny(), CPU)
     held = [
         state.page_table[role, slot, : int(state.num_pages[role, slot])].tolist()
         for role in range(3)
@@ -275,8 +275,8 @@ def test_without_a_sanitizer(
 def test_what_the_sanitizer_found(
     status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = {"tool": "memcheck", "status": status, "said": ["========= ERROR SUMMARY"]}
+    run = sanitize.Run("memcheck", status, ["========= ERROR SUMMARY"])
     monkeypatch.setattr(sanitize, "find_sanitizer", lambda: "compute-sanitizer")
     monkeypatch.setattr(sanitize, "under", lambda tool, _: run)
     assert sanitize.main(["--tool", "memcheck"]) == (1 if status else 0)
-    assert last_json(capsys)["runs"] == [run]
+    assert last_json(capsys)["runs"] == [vars(run)]

@@ -12,13 +12,13 @@ import torch
 from bench.kernels import model_decode, model_ops, overlap
 from bench.kernels.early_launch import (
     VARIANTS,
-    asking_for,
+    prefetching,
     require_same_logits,
     starting_early,
     switched,
 )
-from bench.kernels.setup import TINY, Setting
-from bench.lib.scenes import play
+from bench.kernels.setting import TINY, Setting
+from bench.lib.play import play
 from bench.lib.timing import Mismatch
 from rsd_engine.loop.executors.graph_runtime import GraphError
 
@@ -119,7 +119,7 @@ def test_how_much_is_asked_for_is_put_back() -> None:
     )
     found = {}
     for name, num_bytes in VARIANTS.items():
-        with asking_for(num_bytes):
+        with prefetching(num_bytes):
             found[name] = tiles.block_n * 128 * tiles.prefetch(4096, 2, gated=False)
     first, least, most = found.values()
     assert (first, most) == (16384, tiles.block_n * 8192)  # at most whole rows

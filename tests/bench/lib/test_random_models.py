@@ -46,8 +46,8 @@ def test_untied_and_prm_heads_are_there() -> None:
 
 
 def test_an_engine_runs_them() -> None:
-    sources = TRIPLES["tiny"].sources(CPU, None, 512)
-    with Engine(**sources, device="cpu", max_num_seqs=2, max_model_len=128) as engine:
+    checkpoints = TRIPLES["tiny"].checkpoints(CPU, None, 512)
+    with Engine(*checkpoints, device="cpu", max_num_seqs=2, max_model_len=128) as engine:
         params = SamplingParams(
             temperature=0.0, max_tokens=24, max_step_tokens=6, ignore_eos=True,
             policy=Constant(0.5), seed=1,

@@ -13,7 +13,6 @@ from bench.lib.timing import (
     Timing,
     alternate,
     alternate_calls,
-    product_speed,
     require_same_tokens,
     seconds_of,
 )
@@ -106,6 +105,5 @@ def test_the_gate_stops_the_rest(
     assert message in str(caught.value)
 
 
-def test_the_machine_does_something() -> None:
+def test_one_call_takes_time() -> None:
     assert seconds_of(lambda: sum(range(1000))) > 0
-    assert product_speed(size=64, runs=1) > 1e6

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from bench.lib.play import Played, play
 from bench.lib.random_models import TRIPLES
-from bench.lib.scenes import Played, Scene, play, scene_of
+from bench.lib.scenes import Scene, scene_of
 from bench.lib.timing import Mismatch
 from bench.loop import batching
 from bench.loop.batching_gate import TIES, require_same_steps
-from bench.loop.batching_report import BUSY, WHOLE, Point, RuleRun, best_of, name_of, overall
+from bench.loop.batching_report import BUSY, WHOLE, RulePoint, RuleRun, best_of, name_of, overall
 from bench.loop.runs import Run, check_steps
 from rsd_engine import Engine
 from rsd_engine.core.events import StepDecided, TokenLogprobs
@@ -75,7 +76,7 @@ def test_the_gate_comes_before_any_timing(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_steps_of_uneven_slots() -> None:
     engine = Engine(
-        **TRIPLES["tiny"].sources(torch.device("cpu"), None, 256), device="cpu", max_num_seqs=3,
+        *TRIPLES["tiny"].checkpoints(torch.device("cpu"), None, 256), device="cpu", max_num_seqs=3,
         max_model_len=SCENE.model_len, step_delimiters=None,
     )  # fmt: skip
     with engine:
@@ -163,7 +164,7 @@ class TestFigures:
         assert RuleRun.of(scene, run, done) == RuleRun(2.0, 1.5, 4.0, 10.0, 0.25)
 
     def test_by_hand(self) -> None:
-        first, second = Point(SCENE), Point(SCENE)
+        first, second = RulePoint(SCENE), RulePoint(SCENE)
         for point, times in ((first, (1.0, 2.0, 0.5)), (second, (1.0, 8.0, 1.0))):
             for rule, seconds in zip(BatchingRule, times, strict=True):
                 point.runs[rule] = [

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from bench.gpu.bars import LOOP
+from bench.lib.play import fill_pages, play
 from bench.lib.random_models import TRIPLES
-from bench.lib.scenes import Scene, fill_pages, play, scene_of
+from bench.lib.scenes import Scene, scene_of
 from bench.lib.timing import Mismatch, Timing
-from bench.loop import device_loop
+from bench.loop import device_loop, device_loop_bench
 from bench.loop.baseline import character_tokenizer, ids_of, text_of
-from bench.loop.device_loop import REJECTED
-from bench.loop.device_loop_report import Share, bar_lines, judge
+from bench.loop.device_loop_bench import REJECTED
+from bench.loop.device_loop_report import LoopPoint, bar_lines, judge
 from bench.loop.lone_passes import LonePass, Replayer, Snapshot
-from bench.loop.runs import Run, Turns, kept_drafts, run_scene, using
+from bench.loop.runs import Run, TimeBudget, kept_drafts, run_scene, using
 from rsd_engine import Engine
 from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.rsd import build_program
@@ -32,7 +33,7 @@ SCENE = Scene("rsd", 0.5, slots=1, context=20, step_tokens=3, steps=4)
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with Engine(
-        **TRIPLES["tiny"].sources(torch.device("cpu"), None, 512), device="cpu",
+        *TRIPLES["tiny"].checkpoints(torch.device("cpu"), None, 512), device="cpu",
         executor="simulated-loop", max_num_seqs=2, max_model_len=128, step_delimiters=None,
     ) as made:  # fmt: skip
         fill_pages(made)
@@ -74,8 +75,8 @@ def test_what_fails_does_not_stop_the_rest(
     def returns(*_: Any) -> None:
         raise Mismatch("nothing returned")
 
-    monkeypatch.setattr(device_loop, "Replayer", replayer)
-    monkeypatch.setattr(device_loop, "count_returns", returns)
+    monkeypatch.setattr(device_loop_bench, "Replayer", replayer)
+    monkeypatch.setattr(device_loop_bench, "count_returns", returns)
     with pytest.raises(SystemExit, match="2 failed, the first: passes alone: RuntimeError: no gr"):
         device_loop.main(["--dry-run"])
     lines = capsys.readouterr().out.splitlines()
@@ -108,9 +109,9 @@ def test_the_gate_stops_an_executor_that_decides_otherwise(
             found.rewards[0][0] = -1.0
         return found
 
-    monkeypatch.setattr(device_loop, "play", other)
+    monkeypatch.setattr(device_loop_bench, "play", other)
     timed = partial(pytest.fail, "timed despite the gate")
-    monkeypatch.setattr(device_loop, "run_scene", lambda *_: timed())
+    monkeypatch.setattr(device_loop_bench, "run_scene", lambda *_: timed())
     with pytest.raises(Mismatch, match="eager decides otherwise in its first run"):
         device_loop.main(["--dry-run"])
 
@@ -138,7 +139,7 @@ def test_passes_are_counted_and_replayed_from_their_own_state(engine: Engine) ->
         if body < 3 * len(buckets)
     }
     assert all(len(p.alone.seconds) == 2 and p.alone.median > 0 for p in passes)
-    for place, kept in before._kept:
+    for place, kept in before.copies:
         assert torch.equal(place, kept)
     assert play(engine, scene).kept == 2  # and the engine goes on
 
@@ -169,35 +170,35 @@ def test_characters_stand_for_ids() -> None:
     assert len(tokenizer) == 300
 
 
-def test_turns() -> None:
-    turns = Turns(0.3)
-    assert turns.run("short", lambda: 1) == 1
-    turns.run("long", lambda: time.sleep(0.2))
-    assert turns.run("long", lambda: pytest.fail("there is no time for it")) is None
-    assert turns.run("short", lambda: 2) == 2
-    assert turns.skipped == {"long": 1}
+def test_a_time_budget() -> None:
+    budget = TimeBudget(0.3)
+    assert budget.run("short", lambda: 1) == 1
+    budget.run("long", lambda: time.sleep(0.2))
+    assert budget.run("long", lambda: pytest.fail("there is no time for it")) is None
+    assert budget.run("short", lambda: 2) == 2
+    assert budget.skipped == {"long": 1}
 
 
 def test_bars_by_hand() -> None:
-    share = Share(SCENE, limit=0.5)
+    point = LoopPoint(SCENE, least=0.5)
     for seconds in (1.0, 2.0, 3.0):
-        share.add("loop", Run(seconds, launches=0.25, ticks=9, idle=0.01, rejected=0.5))
-    share.passes = [
+        point.add("loop", Run(seconds, launches=0.25, ticks=9, idle=0.01, rejected=0.5))
+    point.passes = [
         LonePass("draft", 1, 12, Timing((0.5,))), LonePass("prm", 4, 4, Timing((0.25, 0.5, 0.9)))
     ]  # fmt: skip
-    share.baseline, share.ours = [9.0, 12.0, 15.0], [2.0]
-    assert share.passes_alone == (12 * 0.5 + 4 * 0.5) / 4
-    figures = share.figures("loop")
+    point.baseline, point.ours = [9.0, 12.0, 15.0], [2.0]
+    assert point.passes_alone == (12 * 0.5 + 4 * 0.5) / 4
+    figures = point.figures("loop")
     assert (figures["times_passes_alone"], figures["times_limit"]) == (1.0, 4.0)
-    assert share.times_faster == 6.0
-    judged = judge([share], "loop")
+    assert point.times_faster == 6.0
+    judged = judge([point], "loop")
     assert {name: entry["passed"] for name, entry in judged.items()} == {
         "launches_a_step": False, "idle_share": True, "times_passes_alone": True,
         "times_faster_than_baseline": True,
     }  # fmt: skip
     assert bar_lines(judged)[0] == "launches_a_step: at most 0.125, worst 0.25, missed"
-    share.ours = [3.0]
-    assert judge([share], "loop")["times_faster_than_baseline"]["passed"] is False
+    point.ours = [3.0]
+    assert judge([point], "loop")["times_faster_than_baseline"]["passed"] is False
     assert judge([], "loop")["idle_share"] == {"bar": 0.02, "worst": None, "passed": None}
 
 

@@ -10,22 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from bench.lib.play import fill_pages, play
 from bench.lib.random_models import TRIPLES
 from bench.lib.rates import matrix_rate, measure_device, memory_bytes
-from bench.lib.scenes import Scene, fill_pages, play
+from bench.lib.scenes import Scene
 from bench.lib.timing import Mismatch, Timing
 from bench.step import latency
-from bench.step.points import (
-    DRAFT,
-    KEEP,
-    MIXED,
-    REJECT,
-    SCENES,
-    SCORE,
-    TARGET,
-    Point,
-    step_limits,
-)
+from bench.step.points import StepPoint
+from bench.step.roofline import DRAFT, KEEP, MIXED, REJECT, SCENES, SCORE, TARGET, step_roofline
 from rsd_engine import Engine
 from rsd_engine.core.slots import check_integrity
 from rsd_engine.roofline.gpus import Device
@@ -40,7 +32,7 @@ SCENE = Scene("rsd", 0.5, slots=3, context=100, step_tokens=5, steps=3)
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with Engine(
-        **TRIPLES["tiny"].sources(CPU, None, 512), device="cpu", executor="eager", max_num_seqs=3,
+        *TRIPLES["tiny"].checkpoints(CPU, None, 512), device="cpu", executor="eager", max_num_seqs=3,
         max_model_len=192, step_delimiters=None,
     ) as made:  # fmt: skip
         fill_pages(made)
@@ -83,17 +75,17 @@ def test_a_scene_too_large_for_the_pool_is_said(engine: Engine) -> None:
     core = engine.parts.core
     all_free = core.state.free_pages
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core, "_pages_at", lambda request, length: all_free.shape[0] + 1)
+        patch.setattr(core, "pages_for_request", lambda request: all_free.shape[0] + 1)
         with pytest.raises(MemoryError, match="1 slots need .* KV pages, the pool has"):
             play(engine, small)
 
 
-def point() -> Point:
+def point() -> StepPoint:
     seconds = {DRAFT: 1.0, TARGET: 5.0, KEEP: 1.75, REJECT: 7.25, MIXED: 4.0}
-    return Point(
+    return StepPoint(
         executor="eager", slots=2, context=10, step_tokens=20,
         scenes={name: Timing((value,)) for name, value in seconds.items()},
-        score=Timing((0.5,)), acceptance=0.75, limits=dict.fromkeys((*SCENES, SCORE), 0.5),
+        score=Timing((0.5,)), acceptance=0.75, least=dict.fromkeys((*SCENES, SCORE), 0.5),
     )  # fmt: skip
 
 
@@ -112,11 +104,11 @@ def test_parts_by_hand() -> None:
     assert json.loads(json.dumps(point().to_dict()))["parts"]["rewrite"] == 5.0
 
 
-def test_limits_by_hand() -> None:
+def test_roofline_by_hand() -> None:
     """0.1, 1 and 0.2 s a pass, bytes only; steps of 10 tokens."""
     shapes = [ModelShape(n, n, 0, 0, 0, 2) for n in (50, 500, 100)]
     setting = Setting(Device("x", 1e3, 1e12, 1), step_tokens=10)
-    found = step_limits(Triple(*shapes), setting, 0.75)
+    found = step_roofline(Triple(*shapes), setting, 0.75)
     assert found == pytest.approx(
         {DRAFT: 1.0, TARGET: 10.0, SCORE: 0.2, KEEP: 1.2, REJECT: 11.2, MIXED: 3.7}
     )

@@ -1,4 +1,4 @@
-"""What a kernel benchmark runs on: device, dtype, model shapes, and the ops under test."""
+"""What a kernel benchmark runs on: device, dtype, shapes of models, and the ops it measures."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ _MAX_COPIES = 256
 
 @dataclass(frozen=True)
 class Setting:
-    """One run of the benchmark: on a GPU in real sizes, or all of it in tiny ones."""
+    """One run of the benchmark: `real` on a GPU, `tiny` on a CPU.
+
+    Attributes:
+        context: tokens that a sequence holds.
+        cold_bytes: memory that all copies of an op read together: more than a cache holds.
+    """
 
     device: torch.device
     dtype: torch.dtype
     shapes: dict[str, DecoderShape]
     rows: tuple[int, ...]
-    context: int  # tokens a sequence holds
+    context: int
     runs: int
-    cold_bytes: int  # memory that all copies of an op read together: more than a cache holds
+    cold_bytes: int
 
     @classmethod
     def real(cls, shapes: dict[str, DecoderShape], runs: int) -> Setting:
@@ -42,7 +47,7 @@ class Setting:
 
     @classmethod
     def tiny(cls) -> Setting:
-        """The whole walk on a CPU, in seconds."""
+        """All of it on a CPU, in seconds."""
         return cls(torch.device("cpu"), torch.float32, TINY, (1, 2), 20, 2, 2**15)
 
     @cached_property
@@ -50,10 +55,11 @@ class Setting:
         return model_ops(torch.empty(0, dtype=self.dtype, device=self.device), scheduled=True)
 
     def copies(self, num_bytes: int) -> int:
-        """How many copies of so many bytes a run reads."""
+        """How many copies of data of this size a run reads."""
         return min(max(2, self.cold_bytes // max(1, num_bytes)), _MAX_COPIES)
 
     def normal(self, *shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
+        """Normally distributed values; the same shape and seed give the same values."""
         generator = torch.Generator(self.device).manual_seed(seed + sum(shape))
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         return values.normal_(0, scale, generator=generator)
