@@ -1,12 +1,11 @@
-"""This engine beside what else there is, in one run, on this machine's CPU.
+"""This engine beside other programs, in one run, on this machine's CPU.
 
     python -m bench.compare
 
-Two parts. `decode`: one model alone on SmolLM2-135M, against transformers, and against llama.cpp
-and vLLM where their Python interpreters are named. `rsd`: reward-guided speculation with the demo
-family, against the paper's arrangement on transformers, and against the target alone, which is
-what it has to beat in the end. Everything is gated by equal output, run in turn and given as the
-median with its spread.
+There are two parts. `decode`: SmolLM2-135M alone, beside transformers, and beside llama.cpp and
+vLLM if their Python interpreters are named. `rsd`: RSD with the demo family, beside the paper's
+arrangement on transformers, and beside the target alone, which RSD must beat in the end. All must
+first give equal output; then they run in alternation, and the median is reported with its spread.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from bench.compare import decode_part, rsd_part
 from bench.compare.effect import Models
 from bench.lib import report
+from bench.lib.options import command_parser, positive
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 
@@ -28,7 +28,7 @@ DECODE_BATCHES, RSD_BATCHES = (1, 8), (1, 16)
 PARTS = ("decode", "compiled", "rsd")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     transformers_logging.set_verbosity_error()
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "decode" not in options.skip:
         result["decode"] = _decode(options)
     report.print_json(result)
+    return 0
 
 
 def _rsd(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,26 +65,14 @@ def _decode(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--runs", type=_positive, default=5)
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads())
-    parser.add_argument("--problems", type=_positive, default=16, help="of part rsd")
-    parser.add_argument("--seed", type=int, default=0, help="of the problems")
-    parser.add_argument("--tokens", type=_positive, default=128, help="new tokens in part decode")
-    parser.add_argument("--model", help="of part decode; SmolLM2-135M-Instruct by default")
+    parser = command_parser("compare", __doc__)
+    parser.add_argument("--runs", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--problems", type=positive, default=16, help="problems in part rsd")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the problems")
+    parser.add_argument("--tokens", type=positive, default=128, help="new tokens in part decode")
+    parser.add_argument("--model", help="model of part decode (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--skip", nargs="*", choices=PARTS, default=[], help="parts to leave out")
     for name, package in (("llama-cpp", "llama-cpp-python"), ("vllm", "vLLM's CPU build")):
         parser.add_argument(f"--{name}", help=f"Python interpreter that has {package}")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-if __name__ == "__main__":
-    main()

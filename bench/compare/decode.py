@@ -1,11 +1,11 @@
-"""Plain greedy decoding of one model: this engine against transformers' `generate`.
+"""Greedy decoding of one model: this engine beside transformers' `generate`.
 
     python -m bench.decode
 
-Both read the same fp32 weights with the same number of threads, write exactly as many tokens, and
-must write the same ones before anything is timed. The ceiling is printed first: a decode step can
-be no faster than its weights can be read, or its products computed. `limit_share` is the share of
-the measured read bandwidth at which a decode step of one sequence reads the weights.
+Both read the same fp32 weights with the same number of threads and write the same number of tokens,
+which must be the same tokens before anything is timed. The ceiling is printed first: a decode step
+takes at least the time to read its weights, or to compute its products. `limit_share` is the
+bandwidth at which a decode step reads the weights, as a share of the measured one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.compare.smollm2 import checkpoint_folder
 from bench.lib import report, timing
+from bench.lib.options import command_parser
+from bench.lib.rates import matrix_rate
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.roofline.measured import read_bandwidth
 
+CPU = torch.device("cpu")
 OURS, BASELINE = "ours", "transformers"
 # (prompts of ids, tokens each sequence gets) -> the new ids
 Writer = Callable[[Sequence[list[int]], int], list[list[int]]]
-# With SmolLM2's chat template 118 tokens; the last digit tells the sequences of a batch apart.
+# 118 tokens with SmolLM2's chat template; the digit makes the sequences of a batch different.
 QUESTION = (
     "A library has three floors. The first floor holds four rooms, the second floor holds twice as "
     "many rooms as the first, and the third floor holds half as many rooms as the second. Every "
@@ -40,7 +43,7 @@ QUESTION = (
 
 @dataclass(frozen=True)
 class Contenders:
-    """Ways to write the same tokens: two that must agree, and others to be timed beside them."""
+    """Functions that write tokens: two that must agree, and others to be timed beside them."""
 
     ours: Writer
     baseline: Writer
@@ -53,7 +56,7 @@ class Contenders:
         return {name: partial(write, prompts, num_tokens) for name, write in writers.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     folder = checkpoint_folder(options.model)
@@ -80,12 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runs": options.runs,
     }
     report.print_json(result)
+    return 0
 
 
 def require_agreement(
     contenders: Contenders, batches: Mapping[int, Sequence[list[int]]], num_tokens: int
 ) -> None:
-    """The gate before any timing. Raises `timing.Mismatch` where the two part."""
+    """The gate before timing.
+
+    Raises:
+        timing.Mismatch: the two contenders write different tokens.
+    """
     for size, batch in batches.items():
         timing.require_same_tokens(
             contenders.ours(batch, num_tokens),
@@ -96,7 +104,7 @@ def require_agreement(
 
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Different prompts of equally many tokens, so that the baseline needs no padding."""
+    """Different prompts of the same length, so that the baseline needs no padding."""
     found = []
     for number in range(count):
         text = QUESTION.format(number=number % 10)
@@ -111,9 +119,9 @@ def prompts(tokenizer: Any, count: int) -> list[list[int]]:
 def measure(
     contenders: Contenders, batch: Sequence[list[int]], num_tokens: int, runs: int
 ) -> dict[str, Any]:
-    """Ceiling, then all in turn: whole runs, and runs of one token for the time to the first."""
+    """The ceiling; then whole runs, and runs of one token for the time to the first token."""
     size = len(batch)
-    bandwidth = read_bandwidth(torch.device("cpu"))
+    bandwidth = read_bandwidth(CPU)
     bound = ceiling(contenders, size, bandwidth)
     whole = timing.alternate(contenders.named(batch, num_tokens), runs, warmup=0)
     first = timing.alternate(contenders.named(batch, 1), min(runs, 3), warmup=0)
@@ -137,9 +145,9 @@ def measure(
 
 
 def ceiling(contenders: Contenders, batch: int, bandwidth: float) -> float:
-    """Tokens a second if a step only read the weights, or only multiplied by them."""
+    """Tokens per second if a step only read the weights, or only multiplied by them."""
     reading = bandwidth / contenders.weight_bytes
-    multiplying = timing.product_speed() / (2 * contenders.num_parameters * batch)
+    multiplying = matrix_rate(CPU, torch.float32) / (2 * contenders.num_parameters * batch)
     return batch * min(reading, multiplying)
 
 
@@ -148,7 +156,7 @@ HEADERS = ("batch", "what", "tok/s", "min", "max", "spread", "first token s", "d
 
 
 def rows_of(m: dict[str, Any]) -> list[list[str]]:
-    """Lines for HEADERS of what `measure` found; ratios are speeds over transformers'."""
+    """The rows under HEADERS of what `measure` found; ratios are speeds over transformers'."""
     size, bound = str(m["batch"]), m["ceiling_tokens_per_second"]
     base = m[BASELINE]["tokens_per_second"]["median"]
     rows = [[size, "ceiling", "", "", "", "", "", f"{bound:.1f}", "100", ""]]
@@ -164,13 +172,13 @@ def rows_of(m: dict[str, Any]) -> list[list[str]]:
 
 
 def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders:
-    """This engine and transformers with the weights of `folder`, both in fp32."""
+    """This engine and transformers, with the weights of `folder` in fp32."""
     engine = Engine(
         target=folder, dtype="float32", device="cpu", step_delimiters=None, max_num_seqs=max_batch,
         max_model_len=_context(folder, num_tokens),
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None  # write on after the end-of-text token, as ours
+    model.generation_config.eos_token_id = None  # write on after end-of-text, as ours does
     return Contenders(
         ours=lambda batch, n: _ours(engine, batch, n),
         baseline=lambda batch, n: write_with_generate(model, batch, n),
@@ -192,7 +200,7 @@ def _ours(engine: Engine, batch: Sequence[list[int]], num_tokens: int) -> list[l
 
 @torch.inference_mode()
 def write_with_generate(model: Any, batch: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
-    """The new ids of transformers' greedy `generate`; the prompts are equally long."""
+    """The new ids of transformers' greedy `generate`; the prompts must be equally long."""
     ids = torch.tensor(batch)
     written = model.generate(
         input_ids=ids,
@@ -205,15 +213,10 @@ def write_with_generate(model: Any, batch: Sequence[list[int]], num_tokens: int)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", help="folder or .gguf file; SmolLM2-135M-Instruct by default")
+    parser = command_parser("decode", __doc__)
+    parser.add_argument("--model", help="folder or .gguf file (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each sequence")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="sequences at once")
     return parser
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
-"""One model writing alone: this engine, transformers eager and compiled, llama.cpp and vLLM.
+"""Part `decode` of `bench.compare`: this engine, transformers eager and compiled, llama.cpp, vLLM.
 
-The measuring is that of `bench.decode`; this adds contenders. Transformers eager must write the
-tokens that this engine writes. The others are shown with how far they agree: in fp32 they sum in
-another order, and a tie between two tokens changes all that follow.
+This adds contenders to `bench.decode`. Eager transformers must write the same tokens as this
+engine. For the others the number of equal tokens is reported: they sum in another order, and where
+two tokens tie, all that follows may differ.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.compare import decode, smollm2
-from bench.compare.gguf_fp32 import fp32_copy
 from bench.compare.peer_process import NotAvailable, Peer
 from bench.compare.rsd_part import compared
 from bench.lib import report
@@ -31,15 +30,15 @@ def measure(
     model: str | None, batches: Sequence[int], num_tokens: int, runs: int, *,
     peers: Mapping[str, str | None], compiled: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Gate, ceiling, then all in turn.
+    """The gate, then all contenders in alternation.
 
     Args:
-        model: as `smollm2.checkpoint_folder` takes it.
-        batches: sequences at once.
+        model: see `smollm2.checkpoint_folder`.
+        batches: numbers of sequences at once.
         num_tokens: new tokens of each sequence.
-        runs: timed runs of each.
-        peers: name -> Python interpreter, None if the user named none.
-        compiled: whether transformers takes part compiled.
+        runs: timed runs of each contender.
+        peers: Python interpreter by name; None if the user gave none.
+        compiled: whether compiled transformers is a contender.
     """
     folder = smollm2.checkpoint_folder(model)
     contenders = decode.load_contenders(folder, max(batches), num_tokens)
@@ -70,13 +69,13 @@ def _measure_one(
     contenders: decode.Contenders, batch: Sequence[list[int]], num_tokens: int, runs: int,
     absent: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    """One batch size; contenders that fail are moved to `absent`."""
+    """One batch size; contenders that fail are added to `absent`."""
     ours = contenders.ours(batch, num_tokens)
     same, usable = {}, {}
     for name, write in contenders.others.items():
         try:
             same[name] = agreement(ours, write(batch, num_tokens))
-        except Exception as error:  # whatever a compiler or another engine raises
+        except Exception as error:  # a compiler and other engines raise anything
             absent[f"{name}, batch {len(batch)}"] = _first_line(error)
             continue
         usable[name] = write
@@ -92,7 +91,7 @@ def _measure_one(
 
 
 def agreement(ours: Sequence[list[int]], theirs: Sequence[list[int]]) -> int:
-    """Tokens up to where the sequences part."""
+    """Number of tokens before the sequences differ."""
     total = 0
     for mine, other in zip(ours, theirs, strict=True):
         parts = [i for i, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b]
@@ -101,7 +100,7 @@ def agreement(ours: Sequence[list[int]], theirs: Sequence[list[int]]) -> int:
 
 
 def _compiled(folder: Path) -> decode.Writer:
-    """`generate` with a static cache and a forward compiled by torch."""
+    """`generate` with a static cache and a forward compiled by PyTorch."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.cache_implementation = "static"
@@ -112,7 +111,7 @@ def _compiled(folder: Path) -> decode.Writer:
 def _start_peers(
     peers: Mapping[str, str | None], folder: Path, model: str | None, context: int, sequences: int
 ) -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that run, and why the others do not."""
+    """The peers that run, and for the others why they do not."""
     running: dict[str, Peer] = {}
     absent: dict[str, str] = {}
     settings = {"threads": torch.get_num_threads(), "context": context, "sequences": sequences}
@@ -142,8 +141,8 @@ def _gguf(model: str | None) -> Path:
     """
     path = smollm2.gguf_file() if model is None else Path(model).expanduser()
     if path.suffix != ".gguf":
-        raise NotAvailable(f"llama.cpp reads GGUF files, and {path} is none")
-    return fp32_copy(path)
+        raise NotAvailable(f"llama.cpp reads GGUF files, and {path} is not one")
+    return smollm2.fp32_copy(path)
 
 
 def _first_line(error: BaseException) -> str:

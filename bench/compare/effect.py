@@ -1,9 +1,9 @@
-"""What reward-guided speculation is for: the target's accuracy at a fraction of its arithmetic.
+"""What RSD is for: the accuracy of the target with a fraction of its arithmetic.
 
     python -m bench.effect --problems 500
 
-Solves held-out problems of the demo family greedily with the draft alone, with the target alone
-and with both under the reward model, and checks every answer exactly.
+Solves held-out problems of the demo family greedily: with the draft alone, with the target alone,
+and with RSD. Every answer is checked exactly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from bench.compare.step_auc import JudgedSteps
 from bench.lib import report
+from bench.lib.options import command_parser, positive
 from rsd_engine import (
     CompletionOutput,
     Constant,
@@ -37,7 +38,7 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class Models:
-    """Where the three checkpoints are."""
+    """Folders of the three checkpoints."""
 
     draft: Path
     target: Path
@@ -46,16 +47,21 @@ class Models:
 
 @dataclass(frozen=True)
 class Run:
-    """All problems, solved in one way."""
+    """All problems, solved in one way.
+
+    Attributes:
+        accuracy: share of right answers.
+        metrics: of all requests together.
+    """
 
     name: str
-    accuracy: float  # share of right answers
+    accuracy: float
     seconds: float
-    metrics: Metrics  # of all requests together
+    metrics: Metrics
     completions: tuple[CompletionOutput, ...]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     models = Models(
@@ -80,12 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "slots": options.slots,
         }
     )
+    return 0
 
 
 def solve(
     models: Models, problems: Sequence[Problem], thresholds: Sequence[float], slots: int, seed: int
 ) -> dict[str, Run]:
-    """Draft alone, target alone, then RSD at each threshold; the keys are the names."""
+    """Runs, by name: draft alone, target alone, then RSD at each threshold."""
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
     ways = {"draft": replace(greedy, mode="draft"), "target": replace(greedy, mode="target")}
     for threshold in thresholds:
@@ -102,9 +109,10 @@ def rsd_name(threshold: float) -> str:
 def judge(
     models: Models, problems: Sequence[Problem], runs: dict[str, Run], slots: int, seed: int
 ) -> dict[str, JudgedSteps]:
-    """The reward model on the steps of the runs: what RSD scored, and both solutions of one model.
+    """Rewards beside the checker's verdicts: of draft, target, and all steps together.
 
-    A model that drafts under a policy that keeps everything writes its solution again, scored.
+    To score the solutions of one model, it writes them again as the draft under a policy that keeps
+    every step. "all" adds what RSD scored.
     """
     params = SamplingParams(
         temperature=0.0, max_tokens=MAX_TOKENS, seed=seed, mode="rsd", policy=Constant(1.0)
@@ -120,7 +128,7 @@ def judge(
 
 
 def summary(runs: dict[str, Run], judged: JudgedSteps) -> dict[str, Any]:
-    """The figures of the JSON line."""
+    """The figures for the line of JSON."""
     main_run, target = runs[rsd_name(MAIN_THRESHOLD)], runs["target"]
     shown = {"draft": runs["draft"], "target": target, "rsd": main_run}
     return {
@@ -144,12 +152,13 @@ def summary(runs: dict[str, Run], judged: JudgedSteps) -> dict[str, Any]:
 
 
 def flops_ratio(run: Run, target: Run) -> dict[str, float]:
-    """How many times fewer operations than the target alone: generated tokens, and every row."""
+    """How many times fewer operations than the target alone, by generated and by all tokens."""
     ours, theirs = run.metrics.flops, target.metrics.flops
     return {"generated": theirs.generated / ours.generated, "all": theirs.all / ours.all}
 
 
 def format_runs(runs: dict[str, Run]) -> str:
+    """The table for people."""
     headers = ("", "accuracy %", "seconds", "draft tok", "discarded", "target tok", "PRM rows",
                "kept steps %", "GFLOP gen", "ratio", "GFLOP all", "ratio")  # fmt: skip
     rows = []
@@ -189,27 +198,15 @@ def _run(engine: Engine, name: str, problems: Sequence[Problem], params: Samplin
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.effect", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seed", type=int, default=0, help="of the problems")
-    parser.add_argument("--problems", type=_positive, default=500)
+    parser = command_parser("effect", __doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the problems")
+    parser.add_argument("--problems", type=positive, default=500)
     parser.add_argument(
         "--thresholds", type=float, nargs="*", default=[],
-        help=f"more thresholds beside {MAIN_THRESHOLD}",
+        help=f"thresholds besides {MAIN_THRESHOLD}",
     )  # fmt: skip
-    parser.add_argument("--slots", type=_positive, default=16, help="problems solved at once")
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads())
+    parser.add_argument("--slots", type=positive, default=16, help="problems solved at once")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     for role in ("draft", "target", "prm"):
-        parser.add_argument(f"--{role}", help="checkpoint folder; the demo family's by default")
+        parser.add_argument(f"--{role}", help="checkpoint folder (default: the demo family)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-if __name__ == "__main__":
-    main()

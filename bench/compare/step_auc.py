@@ -1,8 +1,7 @@
-"""How well rewards tell right steps from wrong ones, against the exact checker.
+"""How well rewards separate right steps from wrong ones, as the exact checker judges them.
 
-A step is judged if everything before it is right: then the checker knows what may come next. So a
-solution gives its right steps up to the first wrong one, and that one; what follows a mistake is
-neither.
+A step can be judged if every step before it is right, since the checker then knows what may come
+next. So a solution contributes its right steps up to the first wrong one, and that one.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from rsd_engine.demo.problems import DELIMITER, Problem, check_step
 
 @dataclass
 class JudgedSteps:
-    """Scored steps with the checker's verdict; a step met in several runs counts once."""
+    """Scored steps with the checker's verdicts; a step that occurs in several runs counts once."""
 
     _verdicts: dict[tuple[str, tuple[str, ...]], tuple[float, bool]] = field(default_factory=dict)
 
     def add(self, problems: Sequence[Problem], completions: Sequence[CompletionOutput]) -> None:
-        """Takes in every scored step of a run, kept or rejected, that can be judged."""
+        """Adds every scored step of a run, kept or rejected, that can be judged."""
         for problem, completion in zip(problems, completions, strict=True):
             for texts, reward in _scored(problem, completion):
                 right = check_step(problem, len(texts) - 1, texts[-1])
-                # The engine rejects a step whose reward is not a number: that is the lowest score.
+                # The engine rejects a step whose reward is NaN, so NaN counts as the lowest score.
                 score = -math.inf if math.isnan(reward) else reward
                 self._verdicts[problem.question, texts] = (score, right)
 
@@ -39,7 +38,7 @@ class JudgedSteps:
         return sum(not right for _, right in self._verdicts.values())
 
     def auc(self) -> float | None:
-        """The chance that a right step scores above a wrong one; None without one of each."""
+        """The chance that a right step scores above a wrong one; None if there is only one kind."""
         if not 0 < self.num_wrong < len(self):
             return None
         rewards, rights = zip(*self._verdicts.values(), strict=True)
@@ -49,7 +48,7 @@ class JudgedSteps:
 def _scored(
     problem: Problem, completion: CompletionOutput
 ) -> Iterator[tuple[tuple[str, ...], float]]:
-    """(the texts of the steps up to a scored one, its reward), while all before it are right."""
+    """Yields (texts of the steps up to a scored one, its reward) while all before it are right."""
     before: tuple[str, ...] = ()
     for step in completion.steps:
         if step.rejected is not None:

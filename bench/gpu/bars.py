@@ -1,7 +1,7 @@
-"""What the program shall reach on a GPU, beside what the parts of `bench.gpu` measured.
+"""The bars that must be met on a GPU, beside what the parts of `bench.gpu` measured.
 
-Every bar is looked up in the result of one part. What was not measured is told as such: a part that
-had no time, or failed before it came to the figure, has neither met nor missed anything.
+Each bar takes its figure from the result of one part. If the part had no time, or failed before it
+measured the figure, the bar is reported as not measured: it is neither met nor missed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from bench.lib import report
 Found = Mapping[str, Any]
 
 DECODE_SHARE = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.90}
-CONTROL_US = 10.0
+LOOP_OP_US = 10.0
 TIMES_EAGER = 5.0
-_CONTROL_OPS = {
+_LOOP_OPS = {
     "rollback": "rollback",
     "reward and decision, value head": "reward_accept, value head",
     "reward, decision, commit or rollback, value head": "score, value head",
 }
 _TWO_LAYER = "reward_accept, two_class head"
-# Of the device loop, with one slot; all but the last are upper bounds.
+# Of the device loop with one slot; all but the last are upper bounds.
 LOOP: Mapping[str, float] = {
     "launches_a_step": 1 / 8,
     "idle_share": 0.02,
@@ -43,12 +43,12 @@ WORDS = {True: "met", False: "MISSED", None: "not measured"}
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: what is asked, what was found.
+    """One bar: what is asked for, and what was found.
 
     Attributes:
-        part: of `bench.gpu`, where the figure comes from.
+        part: of `bench.gpu` that measures the figure.
         found: None if it was not measured.
-        at_least: the figure may not be below `asked`; else it may not be above.
+        at_least: whether `asked` is a lower bound; otherwise it is an upper bound.
     """
 
     name: str
@@ -78,13 +78,12 @@ def evaluate(results: Mapping[str, Found | None]) -> list[Bar]:
     """All bars, always in the same order.
 
     Args:
-        results: the JSON that each part printed, by the name of the part; None, or no entry, where
-            it printed none.
+        results: the JSON that each part printed, by its name; None or no entry if it printed none.
     """
     found = {part: result for part, result in results.items() if result is not None}
     return [
         *_decode(found.get("kernels", {})),
-        *_control(found.get("control", {})),
+        *_loop_ops(found.get("control", {})),
         *_device_loop(found.get("device_loop", {})),
     ]
 
@@ -101,11 +100,11 @@ def _decode(kernels: Found) -> Iterator[Bar]:
         yield Bar(name, "kernels", share, found, at_least=True)
 
 
-def _control(control: Found) -> Iterator[Bar]:
+def _loop_ops(control: Found) -> Iterator[Bar]:
     ops = control.get("ops", [])
-    for name, prefix in _CONTROL_OPS.items():
+    for name, prefix in _LOOP_OPS.items():
         worst = _worst(ops, prefix, _ours, max)
-        yield Bar(f"{name}, 16 slots", "control", CONTROL_US, worst and _ours(worst), "us")
+        yield Bar(f"{name}, 16 slots", "control", LOOP_OP_US, worst and _ours(worst), "us")
     worst = _worst(ops, _TWO_LAYER, lambda op: _ours(op) / op["limit_us"], max)
     yield Bar(
         "reward and decision, two-layer head: twice the read of its weights + 5 us",
@@ -114,7 +113,7 @@ def _control(control: Found) -> Iterator[Bar]:
         worst and _ours(worst),
         "us",
     )
-    for name, prefix in _CONTROL_OPS.items():
+    for name, prefix in _LOOP_OPS.items():
         worst = _worst(ops, prefix, _times_eager, min)
         times = worst and _times_eager(worst)
         yield Bar(f"{name}: times faster than PyTorch ops", "control", TIMES_EAGER, times,
@@ -134,7 +133,7 @@ def _worst(
     figure: Callable[[Any], float],
     choose: Callable[..., Any],
 ) -> Any:
-    """Of the ops of this name, which come in several widths; None if there is none."""
+    """The worst of the ops with this prefix, which come in several widths; None without any."""
     return choose((op for op in ops if op["op"].startswith(prefix)), key=figure, default=None)
 
 

@@ -1,13 +1,12 @@
-"""Every test that needs a GPU, one process a file and all at once: most of the time is compiling.
+"""Runs every test that needs a GPU: one process per file, many at once, as most time is compiling.
 
     python -m bench.gpu_tests [tests/kernels ...]
 
-No benchmark may run beside it.
+No benchmark may run at the same time.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -23,14 +22,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bench.lib import report
+from bench.lib.options import command_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tests",)
-_running: set[int] = set()  # process groups of the tests
+_running: set[int] = set()  # process groups of tests
 _NO_TESTS = 5  # exit status of pytest
-_GRACE = 15  # seconds before its limit at which a file ends by itself, to tell what it found
-_CUT_SHORT = "session-timeout: "  # what pytest-timeout says then
-_SHOWN = 4000  # characters of a failure, from its end
+_GRACE = 15  # seconds before its limit at which pytest ends by itself, and still reports
+_CUT_SHORT = "session-timeout: "  # what pytest-timeout prints then
+_SHOWN = 4000  # last characters of a failure that are shown
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,22 @@ class Outcome:
 
 
 def marked_files(folders: Sequence[str]) -> list[Path]:
-    """Files in which a test is marked `gpu`."""
+    """Files with tests marked `gpu`."""
     found = [path for folder in folders for path in sorted((ROOT / folder).rglob("test_*.py"))]
     return [path for path in found if "mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def run_file(path: Path, limit: float) -> Outcome:
+    """Runs the marked tests of one file, for at most `limit` seconds."""
     start, name = time.perf_counter(), str(path.relative_to(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-o", "addopts=--import-mode=importlib", f"--junitxml={junit}", name]
         if limit > _GRACE:
-            seconds = f"{limit - _GRACE:.0f}"
-            command += [f"--session-timeout={seconds}", "-o", f"timeout={seconds}"]
-        code, said = _run(command, limit)
+            timeout = f"{limit - _GRACE:.0f}"
+            command += [f"--session-timeout={timeout}", "-o", f"timeout={timeout}"]
+        code, said = run_group(command, limit)
         seconds = time.perf_counter() - start
         said = said[-_SHOWN:].strip()
         if code is None:
@@ -75,12 +76,16 @@ def run_file(path: Path, limit: float) -> Outcome:
         found = _read(name, ElementTree.parse(junit).getroot(), seconds)
         if _CUT_SHORT not in said:
             return found
-        rest = Failure(name, f"not all tests were begun in {limit - _GRACE:.0f} s")
+        rest = Failure(name, f"not all tests were started in {limit - _GRACE:.0f} s")
         return replace(found, failures=(*found.failures, rest))
 
 
-def _run(command: list[str], limit: float) -> tuple[int | None, str]:
-    """Exit status, None if it was stopped, and what it said; nothing it started lives on."""
+def run_group(command: list[str], limit: float) -> tuple[int | None, str]:
+    """Runs a command; at the limit kills it and everything it started.
+
+    Returns:
+        Exit status, or None if it was killed, and its output.
+    """
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -103,7 +108,7 @@ def _kill(group: int) -> None:
 
 
 def _stop(*_: object) -> None:
-    """A test that hangs must not hold the GPU when whoever started this gives up."""
+    """When this process is stopped, a test that hangs must not keep the GPU."""
     for group in list(_running):
         _kill(group)
     raise SystemExit(128 + signal.SIGTERM)
@@ -132,10 +137,10 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="*", default=FOLDERS, help="folders, or single files")
+    parser = command_parser("gpu_tests", __doc__)
+    parser.add_argument("paths", nargs="*", default=FOLDERS, help="folders or files")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--limit", type=float, default=240, help="seconds of one file")
+    parser.add_argument("--limit", type=float, default=240, help="seconds for one file")
     options = parser.parse_args(arguments)
     files = [ROOT / path for path in options.paths if path.endswith(".py")]
     files += marked_files([path for path in options.paths if not path.endswith(".py")])
@@ -152,7 +157,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = summary(outcomes)
     report.print_json(found)
     return 1 if found["failed"] else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

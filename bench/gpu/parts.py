@@ -1,4 +1,4 @@
-"""What `bench.gpu` runs, most important first."""
+"""The parts of `bench.gpu`, the most important first."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# More workers than this do not make the tests faster: they wait for one GPU.
+# More workers do not make the tests faster: they all wait for one GPU.
 _TEST_JOBS = 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """One child process. Its last line of output that is JSON is its result."""
+    """One child process, whose result is the last line of JSON that it prints.
+
+    Attributes:
+        module: run with `python -m`.
+        arguments, dry_arguments: on a GPU, and on a CPU in tiny sizes.
+        limit: seconds after which it is stopped.
+        least: seconds without which it is not started, since it would be stopped before its end.
+        brief: whether its result goes into the summary instead of a file.
+    """
 
     name: str
-    module: str  # run with `python -m`
+    module: str
     arguments: tuple[str, ...]
-    dry_arguments: tuple[str, ...]  # the same in tiny, on a CPU
-    limit: float  # seconds
-    least: float = 15  # seconds without which it is not begun: it would be stopped before its end
-    brief: bool = False  # what it finds stands in the summary, not in a file of its own
+    dry_arguments: tuple[str, ...]
+    limit: float
+    least: float = 15
+    brief: bool = False
 
     @property
     def missing(self) -> bool:
@@ -32,19 +40,19 @@ class Part:
 
 
 def build_parts(dry_run: bool) -> tuple[Part, ...]:
-    """Versions and compilers: side by side, for they need no GPU."""
+    """Versions and compilers, which run side by side since they need no GPU."""
     jobs = str(max(1, (os.cpu_count() or 1) - 1))
     tiny = ("--capability", "90", "--jobs", "1", "--only", "rollback")
     doctor = Part("doctor", "rsd_engine.doctor", (), (), limit=90)
     triton = Part("triton", "bench.precompile", ("--jobs", jobs), tiny, limit=150)
     if dry_run:
         return (doctor, triton) if importlib.util.find_spec("triton") else (doctor,)
-    # It writes the library beside the package, so no dry run does it.
+    # This writes the library into the package, so a dry run leaves it out.
     return doctor, triton, Part("cuda", "rsd_kernels.cuda.build", (), (), limit=150)
 
 
 def parts() -> tuple[Part, ...]:
-    """In the order in which they run."""
+    """All parts, in the order in which they run."""
     return (
         Part(
             "tests",
@@ -80,12 +88,12 @@ def parts() -> tuple[Part, ...]:
             limit=60,
             least=40,
         ),
-        # What it tries may leave a device in a bad state: after all that is measured.
+        # This may leave the device in a bad state, so it comes after all measurements.
         Part("overlap", "bench.overlap", (), ("--dry-run",), limit=45, brief=True),
         Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90, brief=True),
     )
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
-    """The named parts, in the order of the plan."""
+    """The named parts, or all, in the order in which they run."""
     return tuple(part for part in parts() if names is None or part.name in names)

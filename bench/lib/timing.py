@@ -181,7 +181,7 @@ def require_same_tokens(
     """The gate before timing: both programs must have written the same tokens.
 
     Raises:
-        Mismatch: naming the first sequence and position where they part.
+        Mismatch: naming the first sequence and position that differ.
     """
     if len(ours) != len(theirs):
         raise Mismatch(f"{what}: {len(ours)} sequences of ours, {len(theirs)} of theirs")
@@ -191,6 +191,6 @@ def require_same_tokens(
         pairs = enumerate(zip(mine, other, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(other)))
         raise Mismatch(
-            f"{what}: sequence {index} parts at token {at}: ours {list(mine[at : at + 4])}, "
+            f"{what}: sequence {index} differs at token {at}: ours {list(mine[at : at + 4])}, "
             f"theirs {list(other[at : at + 4])} ({len(mine)} and {len(other)} tokens)"
         )

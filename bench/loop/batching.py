@@ -130,7 +130,7 @@ class Bench:
         slots = self.options.gate.slots * (len(played) - 1)
         print(
             f"gate passed: {', '.join(played)} write, score and decide the same steps; {ties} of "
-            f"{slots} slots part at a tie within the rounding of {dtype}"
+            f"{slots} slots diverge at a tie within the rounding of {dtype}"
         )
 
     def measure(self) -> None:

@@ -1,7 +1,7 @@
 """The gate of the comparison: two programs that run the same algorithm must give the same answers.
 
-They sum in another order, so where two tokens or a reward and the threshold are equal within
-rounding they may part. Each parting is looked at: a tie is counted, anything else is an error.
+They sum in different orders, so they may diverge where two tokens, or a reward and the threshold,
+are equal within rounding. Each divergence is checked: a tie is counted, anything else is an error.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ REWARD_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two programs compare on the same questions."""
+    """How two programs agree on the same questions.
+
+    Attributes:
+        answers: that were compared.
+        ties: answers that diverge at a tie.
+    """
 
     answers: int
-    ties: int  # answers that part at a tie
+    ties: int
 
 
 def require_same_answers(
@@ -34,19 +39,19 @@ def require_same_answers(
     """Compares kept texts, decisions, drafted texts and rewards, step by step.
 
     Raises:
-        Mismatch: naming the first answer and step where they part, other than at a tie.
+        Mismatch: naming the first answer and step that differ other than at a tie.
     """
     if len(ours) != len(theirs):
         raise Mismatch(f"{len(ours)} answers of ours, {len(theirs)} of theirs")
     ties = 0
     for index, (completion, answer) in enumerate(zip(ours, theirs, strict=True)):
         mine = [as_kept_step(step) for step in completion.steps]
-        at = _parting(mine, answer.steps)
+        at = _first_difference(mine, answer.steps)
         if at is None:
             continue
         if not _is_tie(mine, answer, at, arrangement):
             raise Mismatch(
-                f"answer {index} parts at step {at}: ours {mine[at : at + 1]}, "
+                f"answer {index} differs at step {at}: ours {mine[at : at + 1]}, "
                 f"theirs {answer.steps[at : at + 1]}"
             )
         ties += 1
@@ -54,7 +59,7 @@ def require_same_answers(
 
 
 def as_kept_step(step: Step) -> KeptStep:
-    """A step of this engine in the words of the paper's arrangement."""
+    """A step of this engine in the form of the paper's arrangement."""
     text = step.text.removesuffix(DELIMITER)
     if step.rejected is not None:
         drafted = step.rejected.text.removesuffix(DELIMITER)
@@ -64,8 +69,8 @@ def as_kept_step(step: Step) -> KeptStep:
     return KeptStep(text, step.source, text, step.reward, len(step.token_ids))
 
 
-def _parting(mine: Sequence[KeptStep], theirs: Sequence[KeptStep]) -> int | None:
-    """The first step that is not the same in both."""
+def _first_difference(mine: Sequence[KeptStep], theirs: Sequence[KeptStep]) -> int | None:
+    """The first step that differs; None if all are equal."""
     for at, (a, b) in enumerate(zip(mine, theirs, strict=False)):
         same = (a.text, a.source, a.drafted) == (b.text, b.source, b.drafted)
         if not same or abs(a.reward - b.reward) > REWARD_ERROR:
@@ -86,12 +91,12 @@ def _is_tie(
         return all(abs(step.reward - arrangement.threshold) <= TIE for step in (a, b))
     if a.text != b.text:
         return _gap(arrangement.target, before, a.text, b.text) <= TIE
-    return False  # the same words, another reward
+    return False  # the same text, another reward
 
 
 @torch.inference_mode()
 def _gap(writer: EagerWriter, before: str, left: str, right: str) -> float:
-    """Distance of the logits of the first tokens that differ, after what both begin with."""
+    """Difference of the logits of the first two tokens that differ, after their common prefix."""
     a, b = writer.encode([before + left + DELIMITER, before + right + DELIMITER])
     pairs = enumerate(zip(a, b, strict=False))
     at = next((i for i, (one, two) in pairs if one != two), None)

@@ -1,25 +1,27 @@
-"""Reward-guided speculation arranged as in the paper's code, on transformers: the baseline.
+"""RSD arranged as in the paper's code, on transformers: the baseline.
 
 The authors run a script in front of three inference servers (draft, target, reward model). This is
-that arrangement in one process, without the network, written from its description:
+the same arrangement in one process, without the network, written from its description:
 
-- Lock-step. Every round the draft writes one step of every unfinished answer, then the reward model
-  scores all of them, then the target rewrites all rejected ones. Nobody goes on before the slowest.
-- Text between the models. A call takes the text of prompt and kept steps and tokenises it; what
-  comes back is text again, cut at the first delimiter.
+- Lock-step. In every round the draft writes a step of every unfinished answer, then the reward
+  model scores all of these, then the target rewrites all rejected ones. All wait for the slowest.
+- Text between the models. A call takes the text of the prompt and the kept steps and tokenises it.
+  It returns text, cut at the first delimiter.
 - The reward model reads question and answer from the start for every score. The authors' server
-  cannot do otherwise: a pooling model that returns a score a token gets nothing for cached tokens,
-  so vLLM turns its prefix cache off for such requests.
+  cannot avoid this: a pooling model that returns a score per token has none for cached tokens, so
+  vLLM disables its prefix cache for such requests.
 
-What is cached, to be fair: the servers of draft and target run with prefix caching, so with calls
-of kind "prefix cache" both keep keys and values of each text from call to call, to the token where
-a server keeps whole blocks. With "read again" they read every text from its start; where gathering
-kept keys and values costs more than that, it is the faster one. Both decode in a loop leaner than
-`generate`, without logits processors or a library that looks for stop strings. "generate" is one
-call of `generate` a step, the plain way to write this with transformers.
+To be fair, the baseline caches what those servers cache. The servers of draft and target use prefix
+caching. So with calls of kind "prefix cache", both keep the keys and values of each text from call
+to call, even to the exact token where a server keeps whole blocks. With "read again", they read
+every text from its start, which is faster where gathering cached keys and values costs more. Both
+decode in a loop leaner than `generate`, without logits processors or a library that searches for
+stop strings. "generate" is one call of `generate` per step, the usual way to write this with
+transformers.
 
-Left out, for they change results and not speed: answers are not cut off when no other answer has
-finished for five rounds, and an output ends at `max_tokens`, as this engine's does.
+Two things are left out because they change results and not speed: answers are not cut off when no
+other answer has finished for five rounds, and an output ends at `max_tokens`, as this engine's
+does.
 """
 
 from __future__ import annotations
@@ -29,30 +31,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from bench.compare.paper.loop_writer import LoopWriter
 from bench.compare.paper.reward_model import EagerPrm
-from bench.compare.paper.writers import (
-    Completion,
-    EagerWriter,
-    GenerateWriter,
-    Loaded,
-    LoopWriter,
-)
+from bench.compare.paper.writers import Completion, EagerWriter, GenerateWriter, Loaded
 
 DELIMITER = "\n\n"
 CallKind = Literal["prefix cache", "read again", "generate"]
-_NEVER = "\0"  # a byte that the models do not write: forced steps end by their length alone
+_NEVER = "\0"  # the models do not write this byte, so forced steps end only by length
 CALL_KINDS: tuple[CallKind, ...] = get_args(CallKind)
 
 
 @dataclass(frozen=True)
 class KeptStep:
-    """A step of an answer, without its delimiter, and what the draft had written for it."""
+    """A step of an answer, without its delimiter, and what the draft wrote for it."""
 
     text: str
     source: Literal["draft", "target"]
     drafted: str
-    reward: float  # of what the draft had written
-    num_tokens: int  # of the kept text as it was written, its delimiter included
+    reward: float  # of what the draft wrote
+    num_tokens: int  # of the kept text, including its delimiter
 
 
 @dataclass
@@ -61,7 +58,7 @@ class Answer:
 
     question: str
     prompt: str
-    written: str = ""  # after the prompt, delimiters included
+    written: str = ""  # after the prompt, including delimiters
     steps: list[KeptStep] = field(default_factory=list)
     done: bool = False
 
@@ -86,8 +83,8 @@ class Limits:
         max_tokens: most tokens of an answer.
         max_steps: most kept steps.
         max_step_tokens: most tokens of a step; None for no limit.
-        force_steps: write exactly `max_steps` steps of `max_step_tokens` tokens: neither
-            end-of-text nor a delimiter ends anything. For measuring cost by length.
+        force_steps: write exactly `max_steps` steps of `max_step_tokens` tokens, since neither
+            end-of-text nor a delimiter ends anything. This is for measuring cost by length.
     """
 
     max_tokens: int = 256
@@ -100,10 +97,10 @@ class PaperArrangement:
     """Draft, target and reward model in lock-step.
 
     Args:
-        draft: checkpoint folder in Hugging Face format, or a model; draft and target share a
-            tokenizer.
+        draft: checkpoint folder in Hugging Face format, or a model; must share its tokenizer with
+            the target.
         target: likewise.
-        prm: such a folder in the format of Skywork-o1-Open-PRM, or a reward model.
+        prm: likewise, in the format of Skywork-o1-Open-PRM.
         threshold: a step is kept if its reward reaches it.
         limits: when steps and answers end.
         calls: how draft and target are called.
@@ -125,9 +122,9 @@ class PaperArrangement:
         self.limits = limits or Limits()
 
     def solve(self, questions: Sequence[str]) -> list[Answer]:
-        """All answers together, from nothing: the caches are emptied first."""
+        """Writes all answers together, starting with empty caches."""
         for part in (self.draft, self.target, self.prm):
-            part.forget()
+            part.reset()
         answers = [Answer(question, self.prompt(question)) for question in questions]
         first = self.draft.encode([answer.prompt for answer in answers])
         ends = [len(ids) + self.limits.max_tokens for ids in first]
@@ -180,7 +177,7 @@ class PaperArrangement:
         self, answers: Sequence[Answer], active: Sequence[int], kept: Sequence[Completion],
         ends: Sequence[int],
     ) -> None:  # fmt: skip
-        """Marks the answers that ended: as the paper's code does, by the length of the new text."""
+        """Marks the answers that ended; length is that of the text, as in the paper's code."""
         lengths = map(len, self.target.encode([answers[i].text for i in active]))
         for i, made, length in zip(active, kept, lengths, strict=True):
             answer = answers[i]

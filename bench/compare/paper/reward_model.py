@@ -1,4 +1,4 @@
-"""A reward model of transformers behind text: what stands in for the paper's third server."""
+"""A reward model of transformers that takes text: in place of the paper's third server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Model
 
 @dataclass(frozen=True)
 class LoadedPrm:
-    """A decoder of transformers on any device, its value head and its tokenizer."""
+    """A decoder of transformers, on any device, its value head and its tokenizer."""
 
     model: Any
     tokenizer: Any
@@ -24,7 +24,7 @@ class LoadedPrm:
 
     @classmethod
     def of(cls, source: Path | LoadedPrm) -> LoadedPrm:
-        """A checkpoint's folder is loaded in fp32, on the CPU."""
+        """Loads a checkpoint folder in fp32 on the CPU; returns a loaded model as it is."""
         if isinstance(source, LoadedPrm):
             return source
         model = Qwen2Model.from_pretrained(source, dtype=torch.float32).eval()
@@ -38,10 +38,10 @@ class LoadedPrm:
 
 
 class EagerPrm:
-    """A reward model in the format of Skywork-o1-Open-PRM that reads every text from its start.
+    """A reward model in the format of Skywork-o1-Open-PRM, which reads every text from its start.
 
-    Its tokens are built as the paper's code does: bos, question and newline, then each step
-    tokenised alone and followed by the last token of the delimiter.
+    It tokenises as the paper's code does: bos, question and newline; then each step by itself,
+    followed by the last token of the delimiter.
     """
 
     def __init__(self, source: Path | LoadedPrm, delimiter: str) -> None:
@@ -52,13 +52,16 @@ class EagerPrm:
         self._separator = self._encode([delimiter])[0][-1]
         self.tokens_read = 0
 
-    def forget(self) -> None:
-        """Sets the count of read tokens to 0."""
+    def reset(self) -> None:
+        """Sets the count of tokens read to 0."""
         self.tokens_read = 0
 
     @torch.inference_mode()
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
-        """The reward of the last step of each answer; padded on the right, so no mask is needed."""
+        """The reward of the last step of each answer.
+
+        Texts are padded on the right, so a causal model needs no mask.
+        """
         rows = [self.ids(q, s) for q, s in zip(questions, steps, strict=True)]
         self.tokens_read += sum(map(len, rows))
         shape = len(rows), max(map(len, rows))
@@ -70,7 +73,7 @@ class EagerPrm:
         return (last @ self._weight[0] + self._bias).sigmoid().tolist()
 
     def ids(self, question: str, steps: Sequence[str]) -> list[int]:
-        """What is read for the score of the last of these steps."""
+        """The ids that are read to score the last of these steps."""
         first, *pieces = self._encode([f"{self._tokenizer.bos_token}{question}\n", *steps])
         return [*first, *(i for piece in pieces for i in [*piece, self._separator])]
 

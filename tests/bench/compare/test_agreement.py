@@ -86,11 +86,11 @@ def test_gate_catches_a_wrong_baseline(
     }
     for step in wrong.values():
         spoil(theirs, step)
-        with pytest.raises(Mismatch, match="answer 1 parts at step 0"):
+        with pytest.raises(Mismatch, match="answer 1 differs at step 0"):
             require_same_answers(ours, theirs, arrangement)
     spoil(theirs, first)
     theirs[0].steps.pop()
-    with pytest.raises(Mismatch, match="answer 0 parts at step"):
+    with pytest.raises(Mismatch, match="answer 0 differs at step"):
         require_same_answers(ours, theirs, arrangement)
     with pytest.raises(Mismatch, match="2 answers of ours, 1 of theirs"):
         require_same_answers(ours, theirs[:1], arrangement)

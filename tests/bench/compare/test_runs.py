@@ -113,7 +113,7 @@ def test_decode_stops_where_the_tokens_differ(
         decode, "write_with_generate", lambda model, batch, n: [[0] * n for _ in batch]
     )
     monkeypatch.setattr(decode, "measure", lambda *_: pytest.fail("timed in spite of the gate"))
-    with pytest.raises(Mismatch, match="batch 1, 4 greedy tokens: sequence 0 parts at token 0"):
+    with pytest.raises(Mismatch, match="batch 1, 4 greedy tokens: sequence 0 differs at token 0"):
         decode_tiny(target, tokens=4)
 
 

@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from bench.compare import scaling
+from bench.compare.scaling_curves import fit, fits, slopes_of
+from bench.compare.scaling_work import BASELINE, OURS, Work, Writers, endless_draft
 from bench.lib.timing import Mismatch
 
 
 @pytest.fixture(scope="module")
-def writers(tmp_path_factory: pytest.TempPathFactory) -> scaling.Writers:
-    return scaling.Writers(scaling.endless_draft(tmp_path_factory.mktemp("endless")))
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Writers:
+    return Writers(endless_draft(tmp_path_factory.mktemp("endless")), max_slots=2)
 
 
-def test_endless_draft_writes_text_to_the_last(writers: scaling.Writers) -> None:
-    work = scaling.Work((scaling.question_of(writers.tokenizer, 40),), 20, 8)
+def test_endless_draft_writes_text_to_the_last(writers: Writers) -> None:
+    work = Work((scaling.question_of(writers.tokenizer, 40),), 20, 8)
     [result] = writers.ours(work)
     assert all(step.text for step in result.outputs[0].steps)
     assert writers.tokenizer.eos_token_id not in result.outputs[0].token_ids
@@ -32,14 +34,14 @@ def keep_threads() -> Any:
     torch.set_num_threads(before)
 
 
-def test_linear_and_quadratic(writers: scaling.Writers) -> None:
+def test_linear_and_quadratic(writers: Writers) -> None:
     question = scaling.question_of(writers.tokenizer, 40)
     steps, length = (2, 4, 6, 8), 5
-    read: dict[str, list[int]] = {scaling.OURS: [], scaling.BASELINE: []}
+    read: dict[str, list[int]] = {OURS: [], BASELINE: []}
     for k in steps:
-        for name, cost in writers.costs(scaling.Work((question,), k, length), runs=1).items():
+        for name, cost in writers.costs(Work((question,), k, length), runs=1).items():
             read[name].append(cost.prm_tokens)
-    found = scaling.fits({"values": steps, "prm_tokens": read})
+    found = fits({"values": steps, "prm_tokens": read})
     # Cutting a text anywhere can change its tokens a little; the separator is one more.
     assert found["ours"].linear == pytest.approx(length + 1, rel=0.2)
     assert found["ours"].error <= 3
@@ -50,38 +52,37 @@ def test_linear_and_quadratic(writers: scaling.Writers) -> None:
     for k, ours in zip(range(1, 9), _lengths(writers, question, length), strict=True):
         total += ours
         if k in steps:
-            assert read[scaling.BASELINE][steps.index(k)] == pytest.approx(total, rel=0.05)
+            assert read[BASELINE][steps.index(k)] == pytest.approx(total, rel=0.05)
 
 
-def _lengths(writers: scaling.Writers, question: str, length: int) -> list[int]:
+def _lengths(writers: Writers, question: str, length: int) -> list[int]:
     """What this engine's reward model has read after 1 to 8 steps."""
     return [
-        writers.ours(scaling.Work((question,), k, length))[0].metrics.prm.tokens_read
-        for k in range(1, 9)
+        writers.ours(Work((question,), k, length))[0].metrics.prm.tokens_read for k in range(1, 9)
     ]
 
 
 def test_fit_finds_the_curve() -> None:
     steps = (1, 2, 3, 4, 5)
-    line = scaling.fit(steps, [7 + 3 * k for k in steps], 1)
+    line = fit(steps, [7 + 3 * k for k in steps], 1)
     assert (line.constant, line.linear, line.quadratic) == pytest.approx((7, 3, 0))
     assert line.error == pytest.approx(0, abs=1e-9)
-    curve = scaling.fit(steps, [7 + 3 * k + 2 * k * k for k in steps], 2)
+    curve = fit(steps, [7 + 3 * k + 2 * k * k for k in steps], 2)
     assert (curve.constant, curve.linear, curve.quadratic) == pytest.approx((7, 3, 2))
-    assert scaling.fit(steps, [k * k for k in steps], 1).error > 1
+    assert fit(steps, [k * k for k in steps], 1).error > 1
     assert str(curve).startswith("7 +3 x +2 x^2 (at most ")
     assert str(line).startswith("7 +3 x (at most ")
 
 
 def test_slopes_are_in_milliseconds() -> None:
     figures = {"values": [1, 2, 4], "seconds": {"ours": [0.003, 0.005, 0.009]}}
-    slope = scaling.slopes_of(figures, 1)["ours"]
+    slope = slopes_of(figures, 1)["ours"]
     assert (slope.constant, slope.linear) == pytest.approx((1, 2))
 
 
-def test_work_that_does_not_fit_is_refused(writers: scaling.Writers) -> None:
+def test_work_that_does_not_fit_is_refused(writers: Writers) -> None:
     """Prompt and answer are more than the context: no step is left out in silence."""
-    work = scaling.Work((scaling.question_of(writers.tokenizer, 960),), 4, 32)
+    work = Work((scaling.question_of(writers.tokenizer, 960),), 4, 32)
     with pytest.raises(Mismatch, match="in place of 4 of 32"):
         writers.ours(work)
 
@@ -105,13 +106,13 @@ def test_main(
     }.items():  # fmt: skip
         assert found[name]["values"] == values
         for figures in (found[name]["prm_tokens"], found[name]["seconds"]):
-            assert set(figures) == {scaling.OURS, scaling.BASELINE}
+            assert set(figures) == {OURS, BASELINE}
             assert all(len(column) == len(values) for column in figures.values())
             assert all(figure > 0 for column in figures.values() for figure in column)
         slopes = found[name]["milliseconds"]
-        assert set(slopes) == {scaling.OURS, scaling.BASELINE}
+        assert set(slopes) == {OURS, BASELINE}
         assert f"ms by {name}: ours " in out
     # Three points lie on their parabola, two on their line.
-    assert found["steps"]["milliseconds"][scaling.OURS]["error"] == pytest.approx(0, abs=1e-6)
-    assert found["slots"]["milliseconds"][scaling.BASELINE]["quadratic"] == 0
+    assert found["steps"]["milliseconds"][OURS]["error"] == pytest.approx(0, abs=1e-6)
+    assert found["slots"]["milliseconds"][BASELINE]["quadratic"] == 0
     assert set(found["fits"]) == {"ours", "ours, quadratic", "baseline"}

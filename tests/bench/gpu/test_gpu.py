@@ -1,4 +1,4 @@
-"""The run of everything that needs a GPU: its plan in a dry run, its limits, what it keeps."""
+"""The run of everything that needs a GPU: its parts in a dry run, its limits, what it keeps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 
 from bench.gpu import command, marked_tests
 from bench.gpu.parts import Part, build_parts, chosen, parts
+from bench.gpu.runner import ROOT, Identity, Runner, last_json
 from bench.kernels import precompile
 
-ROOT = Path(command.__file__).resolve().parents[2]
-HERE = command.Identity("abc1234", "a device", False)
+HERE = Identity("abc1234", "a device", False)
 
 
 def part(code: str, tmp_path: Path, name: str = "sums", limit: float = 60) -> Part:
@@ -36,9 +36,9 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def runner(folder: Path, identity: command.Identity = HERE, budget: float = 60) -> command.Runner:
+def runner(folder: Path, identity: Identity = HERE, budget: float = 60) -> Runner:
     folder.mkdir(exist_ok=True)
-    return command.Runner(folder, identity, budget)
+    return Runner(folder, identity, budget)
 
 
 def test_a_part_says_what_it_found(importable: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_bars_use_what_an_earlier_run_found(tmp_path: Path) -> None:
     control = {"part": "control", "status": "passed", "result": {"ops": []}}
     (tmp_path / "control.json").write_text(json.dumps(HERE.as_dict() | control))
     now = [{"part": "kernels", "status": "failed", "result": {"whole_model": {}}}]
-    assert command._figures(runs, now) == {"control": {"ops": []}, "kernels": {"whole_model": {}}}
+    assert command.results_of(runs, now) == {"control": {"ops": []}, "kernels": {"whole_model": {}}}
 
 
 def test_a_finished_part_is_not_run_again(importable: Path, tmp_path: Path) -> None:
@@ -93,18 +93,18 @@ def test_a_finished_part_is_not_run_again(importable: Path, tmp_path: Path) -> N
     code = f"open({str(count)!r}, 'a').write('x')\nprint('{{}}')"
     sums = part(code, importable)
 
-    def run(identity: command.Identity) -> Any:
+    def run(identity: Identity) -> Any:
         found = runner(tmp_path / "out", identity).run(sums)
         return found.get("resumed", False), count.read_text()
 
     assert run(HERE) == (False, "x")
     assert run(HERE) == (True, "x")
-    assert run(command.Identity("def5678", "a device", False)) == (False, "xx")
-    assert run(command.Identity("def5678", "another", False)) == (False, "xxx")
-    assert run(command.Identity("def5678", "another", True)) == (False, "xxxx")
+    assert run(Identity("def5678", "a device", False)) == (False, "xx")
+    assert run(Identity("def5678", "another", False)) == (False, "xxx")
+    assert run(Identity("def5678", "another", True)) == (False, "xxxx")
     for unknown in ("abc1234-dirty", None):
-        before = run(command.Identity(unknown, "a device", False))[1]
-        assert run(command.Identity(unknown, "a device", False)) == (False, before + "x")
+        before = run(Identity(unknown, "a device", False))[1]
+        assert run(Identity(unknown, "a device", False)) == (False, before + "x")
     written = tmp_path / "out" / "sums.json"
     assert run(HERE)[0] is False
     written.write_text(written.read_text().replace("passed", "failed"))
@@ -113,7 +113,7 @@ def test_a_finished_part_is_not_run_again(importable: Path, tmp_path: Path) -> N
     assert run(HERE)[0] is False
 
 
-def test_the_plan() -> None:
+def test_the_parts() -> None:
     names = [p.name for p in parts()]
     assert names[:2] == ["tests", "kernels"]
     assert names[-1] == "sanitize"
@@ -128,7 +128,7 @@ def test_the_plan() -> None:
 
 
 @pytest.mark.timeout(900)  # ten processes; about 20 seconds of one core
-def test_dry_run_walks_the_whole_plan(tmp_path: Path) -> None:
+def test_dry_run_of_all_parts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--dry-run", "--output", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True,
@@ -164,8 +164,8 @@ def test_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_last_line_of_json() -> None:
-    assert command.last_json(["{}", '{"a": 1}', "more", "{no json"]) == {"a": 1}
-    assert command.last_json(["nothing"]) is None
+    assert last_json(["{}", '{"a": 1}', "more", "{no json"]) == {"a": 1}
+    assert last_json(["nothing"]) is None
 
 
 def test_files_with_gpu_tests_are_found() -> None:
@@ -188,13 +188,13 @@ def test_outcomes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     some, broken, slow = (
         marked_tests.run_file(tmp_path / f"test_{name}.py", limit)
-        for name, limit in (("some", 100), ("broken", 100), ("slow", 8))
+        for name, limit in (("some", 100), ("broken", 100), ("slow", 3))
     )
     assert (some.passed, some.skipped, len(some.failures)) == (1, 1, 1)
     assert some.failures[0].test == "test_some.py::test_bad"
     assert "assert 1 == 2" in some.failures[0].message
     assert "nothing_here" in broken.failures[0].message
-    assert slow.failures[0].message.startswith("did not end in 8 s")
+    assert slow.failures[0].message.startswith("did not end in 3 s")
     found = marked_tests.summary([some, broken, slow])
     assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, 3)
 
@@ -214,7 +214,7 @@ def test_a_file_that_takes_too_long_tells_what_it_found(
     )
     long = marked_tests.run_file(tmp_path / "test_long.py", 42)
     assert [failure.test for failure in long.failures] == ["test_long.py::test_bad", "test_long.py"]
-    assert long.failures[1].message == "not all tests were begun in 2 s"
+    assert long.failures[1].message == "not all tests were started in 2 s"
     stuck = marked_tests.run_file(tmp_path / "test_stuck.py", 42)
     assert stuck.passed == 1 and stuck.failures[0].test == "test_stuck.py::test_stuck"
     assert "Timeout" in stuck.failures[0].message
@@ -224,18 +224,14 @@ def test_nothing_outlives_a_run_of_tests_that_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test starts a process of its own, as the checks of kernels do."""
-    said = tmp_path / "alive"
-    child = (
-        f"import time; file = {str(said)!r}; open(file, 'w').write('1'); "
-        "time.sleep(14); open(file, 'w').write('2')"
-    )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    alive = tmp_path / "alive"
+    child = f"echo 1 > {alive}; sleep 4; echo 2 > {alive}"
     monkeypatch.setattr(marked_tests, "ROOT", tmp_path)
-    code, _ = marked_tests._run([sys.executable, "-c", parent], 10)
+    code, _ = marked_tests.run_group(["sh", "-c", f"({child}) & wait"], 2)
     assert code is None
-    assert said.read_text() == "1"
-    time.sleep(6)
-    assert said.read_text() == "1"
+    assert alive.read_text() == "1\n"
+    time.sleep(3)
+    assert alive.read_text() == "1\n"
 
 
 def test_what_is_compiled_beforehand() -> None:

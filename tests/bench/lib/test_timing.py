@@ -92,8 +92,8 @@ def test_the_gate_lets_equal_tokens_pass() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "message"),
     [
-        ([[1, 2, 3]], [[1, 5, 3]], "sequence 0 parts at token 1: ours [2, 3], theirs [5, 3]"),
-        ([[1], [1, 2]], [[1], [1]], "sequence 1 parts at token 1: ours [2], theirs []"),
+        ([[1, 2, 3]], [[1, 5, 3]], "sequence 0 differs at token 1: ours [2, 3], theirs [5, 3]"),
+        ([[1], [1, 2]], [[1], [1]], "sequence 1 differs at token 1: ours [2], theirs []"),
         ([[1]], [[1], [2]], "1 sequences of ours, 2 of theirs"),
     ],
 )

@@ -32,7 +32,7 @@ def test_the_whole_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:
     batching.main(["--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("gate passed: most-ready, every-role, lock-step write")
-    assert "0 of 6 slots part" in lines[0]
+    assert "0 of 6 slots diverge" in lines[0]
     found: dict[str, Any] = json.loads(lines[-1])
     assert [point["slots"] for point in found["points"]] == [1, 1, 3, 3]
     for point in found["points"]:
