@@ -53,7 +53,7 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def run(self, part: Part) -> dict[str, Any]:
-        """Runs a part, or returns its earlier result if that is valid for this commit and device."""
+        """Runs a part, unless an earlier result is valid for this commit and device."""
         known = self.known(part)
         if known is not None:
             return known | {"resumed": True}
@@ -68,7 +68,7 @@ class Runner:
         return found
 
     def child(self, part: Part) -> dict[str, Any]:
-        """Runs a part in a process, which is stopped at the part's limit or the end of the budget."""
+        """Runs a part in a process, stopped at its limit or at the end of the budget."""
         limit = max(1.0, min(part.limit, self.left))
         start = time.monotonic()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
