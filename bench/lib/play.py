@@ -102,15 +102,15 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
     try:
         for key, request in enumerate(requests):
             core.add(key, request)
-        told: list[tuple[float, Event]] = []
+        timed: list[tuple[float, Event]] = []
         while core.has_work:
             events = core.next_events()
             now = time.perf_counter()
-            told += [(now, event) for event in events]
+            timed += [(now, event) for event in events]
     finally:
         core.executor = inner
     assert prepared.started is not None
-    return _played(scene, [(when - prepared.started, event) for when, event in told])
+    return _played(scene, [(when - prepared.started, event) for when, event in timed])
 
 
 def fill_pages(engine: Engine) -> None:
