@@ -165,3 +165,26 @@ def test_a_request_as_long_as_the_state_allows() -> None:
     request = toy_request("ab", max_tokens=90, max_step_tokens=90, num_logprobs=20)
     found = run(core, [request])[0]
     assert story(found)[-1] in ("done: LENGTH", "done: STOP_TOKEN", "done: STEPS")
+
+
+def test_no_more_requests_run_than_allowed(wanted: dict[int, list[str]]) -> None:
+    core = core_of(3, 400, 1)  # a tick a launch: what runs is seen after every one
+    core.max_running = 2
+    for key, request in enumerate(REQUESTS):
+        core.add(key, request)
+    found: dict[int, list[Event]] = {key: [] for key in wanted}
+    most = 0
+    while core.has_work:
+        for event in core.next_events():
+            found[event.key].append(event)
+        most = max(most, int(core.state.active.sum()))
+    assert most == 2
+    assert {key: story(events) for key, events in found.items()} == wanted
+
+
+def test_pages_for_a_request_are_what_the_check_asks_for() -> None:
+    need = core_of(1, 400, 64).pages_for_request(REQUESTS[5])
+    assert core_of(1, need, 64).check(REQUESTS[5]) is None
+    assert core_of(1, need - 1, 64).check(REQUESTS[5]) == (
+        f"it may need {need} KV pages and the pool has {need - 1}"
+    )

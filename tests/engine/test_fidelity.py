@@ -133,7 +133,7 @@ def test_smollm2(smollm2: Path) -> None:
 
 def check_smollm2(path: Path, asked: list[tuple[str, int]]) -> None:
     """Greedy tokens and the logits after them, from the GGUF file and from safetensors."""
-    from bench.smollm2 import checkpoint_folder
+    from bench.compare.smollm2 import checkpoint_folder
 
     file = {"gguf_file": path.name}
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **file).eval()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.loop_runs import using
+from bench.loop.runs import using
 from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.slots import check_integrity
