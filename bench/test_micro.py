@@ -21,6 +21,7 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels import ops
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward.twin import decide as decide_by_twin
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -99,7 +100,7 @@ def test_sample_append_greedy(benchmark: Any, scene: Scene) -> None:
 def test_decide(benchmark: Any, scene: Scene, reward: float) -> None:
     restore = scene.rewind()
     rewards = torch.full((NUM_SLOTS,), reward)
-    decide = lambda: ops.decide(scene.state, scene.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
+    decide = lambda: decide_by_twin(scene.state, scene.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
     benchmark.pedantic(decide, setup=restore, **ROUNDS)
     expected = Phase.DRAFT if reward > 0.7 else Phase.TARGET
     assert scene.state.phase.tolist() == [expected] * NUM_SLOTS

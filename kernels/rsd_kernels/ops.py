@@ -1,6 +1,6 @@
 """The op surface the engine calls: one name an op, Triton where the state is on a CUDA device.
 
-Every op has a plain-PyTorch twin in `rsd_kernels.reference`, which runs on any device. Triton is
+Every op has a plain-PyTorch twin in its folder, which runs on any device. Triton is
 imported at the first call that needs it, so never on a CPU.
 """
 
@@ -29,7 +29,6 @@ from rsd_kernels.state.slots import SlotState
 __all__ = [
     "advance",
     "bridge",
-    "decide",
     "end_slot_step",
     "end_step",
     "sample_append",
@@ -65,7 +64,6 @@ bridge = _op(bridge_twin.bridge, "bridge")
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
 end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
-decide = _op(end_step_twin.decide, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
 

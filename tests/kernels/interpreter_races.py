@@ -40,13 +40,18 @@ _HERE = str(Path(__file__).parent / "interpreter_")
 _memory = interpreter._interpreter
 
 
+def short(path: Path) -> str:
+    """A file and its folder: kernels of different ops are all called `kernel.py`."""
+    return "/".join(path.parts[-2:])
+
+
 def place() -> tuple[str, str, int]:
     """Function, file and line of the kernel that is running."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith((_TRITON, _HERE)):
         assert frame.f_back is not None
         frame = frame.f_back
-    return frame.f_code.co_name, Path(frame.f_code.co_filename).name, frame.f_lineno
+    return frame.f_code.co_name, short(Path(frame.f_code.co_filename)), frame.f_lineno
 
 
 @dataclass

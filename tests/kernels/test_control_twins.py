@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.core.slots import fill_slot
-from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
 from rsd_kernels import ops
-from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.schedule.rules import STARVED_AFTER
 from rsd_kernels.schedule.twin import take_pages
@@ -225,21 +222,6 @@ class TestPlan:
         fill(state, 1, 4, Phase.DRAFT)
         state.active[0] = 0
         assert self.run(state).seq_slot.tolist() == [1]
-
-
-class TestWeights:
-    @pytest.mark.parametrize(
-        "policy",
-        [Constant(0.3), Threshold(0.7), Threshold(-1), Threshold(2), Clip(), Sigmoidal(),
-         Logistic(6.0, 0.5), Logistic(5000.0, 0.5)],
-        ids=str,
-    )  # fmt: skip
-    def test_the_device_weighs_as_the_host(self, policy: Policy) -> None:
-        kind, a, b = policy.columns()
-        rewards = [0.0, 1.0, 0.5, 0.7, -0.2, 1.3, math.nan, *(i / 37 for i in range(38))]
-        for reward in (float(np.float32(r)) for r in rewards):
-            found = accept_probability(kind, float(np.float32(a)), float(np.float32(b)), reward)
-            assert found == pytest.approx(policy.weight(reward), abs=1e-6), reward
 
 
 class TestLog:

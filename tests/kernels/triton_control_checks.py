@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from rsd_kernels import launch as triton_support
 from rsd_kernels import ops
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.philox import kernel as philox_kernel
@@ -213,7 +212,6 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "schedule": schedule_kernel.schedule,
         "advance": schedule_kernel.advance,
         "end_step": end_step_kernel.end_step,
-        "decide": end_step_kernel.decide,
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
@@ -272,7 +270,7 @@ def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("rejected" in line for lines in by_twins for line in lines)
     if INTERPRETED:
         launches = []
-        monkeypatch.setattr(triton_support, "runs_on", lambda tensor: launches.append(1) or True)
+        monkeypatch.setattr(ops, "runs_on", lambda tensor: launches.append(1) or True)
         assert told() == by_twins
         assert len(launches) > 100
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import triton.language as tl
 
+import rsd_kernels
 from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
 from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention import kernel as paged_attention
@@ -27,6 +28,7 @@ from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
@@ -43,14 +45,14 @@ from tests.kernels import (
     triton_reward_checks,
     triton_sample_checks,
 )
-from tests.kernels.interpreter_races import watching
+from tests.kernels.interpreter_races import short, watching
 from tests.kernels.race_rules import Race
 from tests.kernels.triton_child import broken
 from tests.kernels.triton_shadow import run_shadowed
 
 WATCHES_ITSELF = True
 CPU = torch.device("cpu")
-KERNELS = Path(str(rollback.__file__)).parent
+KERNELS = Path(str(rsd_kernels.__file__)).parent
 
 
 @pytest.fixture
@@ -65,15 +67,15 @@ def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_word_may_change_while_a_kernel_reads_it() -> None:
     """The host's: `triton_control_aot_checks` sees that all threads go by one reading of it."""
-    found = [path.name for path in KERNELS.glob("*.py") if "volatile=True" in path.read_text()]
-    assert found == ["schedule.py"]
+    found = [path for path in KERNELS.rglob("*.py") if "volatile=True" in path.read_text()]
+    assert [short(path) for path in found] == ["schedule/kernel.py"]
 
 
 def barriers() -> set[tuple[str, int]]:
     """Every `tl.debug_barrier` of the kernels."""
     return {
-        (path.name, number)
-        for path in KERNELS.glob("*.py")
+        (short(path), number)
+        for path in KERNELS.rglob("*.py")
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if "tl.debug_barrier()" in line
     }
@@ -94,7 +96,8 @@ def rare_steps() -> None:
     batch = RowBatch.allocate(1, 1, CPU)
     batch.seq_complete.fill_(1)
     state.num_seqs.fill_(1)
-    end_step.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
+    head = ValueHead(torch.ones(8), 1e-6, torch.ones(1, 8), torch.zeros(1))
+    reward.score(state, batch, torch.full((1, 8), torch.nan), head, (1, 1, 1))
     assert int(state.nan_rewards) == 1
 
 
@@ -138,11 +141,12 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
     control = {
         "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
-        "decide": end_step.decide, "truncate_kv": rollback.truncate_kv,
-        "sample_append": sample_append, "bridge": bridge.bridge,
+        "truncate_kv": rollback.truncate_kv, "sample_append": sample_append,
+        "bridge": bridge.bridge,
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, control, 1, count=3)
+        triton_reward_checks.score_a_run("value", monkeypatch, 3)
         draws()
         rare_steps()
         rare_schedules()
