@@ -1,7 +1,7 @@
-"""The op surface the engine calls: one name an op, Triton where the state is on a CUDA device.
+"""The ops that the engine's loop calls: Triton where the state is on a CUDA device, else the twin.
 
-Every op has a plain-PyTorch twin in its folder, which runs on any device. Triton is
-imported at the first call that needs it, so never on a CPU.
+A twin is the op in plain PyTorch and runs on any device. Triton is imported at the first call that
+needs it, so never on a CPU.
 """
 
 from __future__ import annotations

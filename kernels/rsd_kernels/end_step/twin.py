@@ -40,6 +40,7 @@ def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, 
 def keep(
     state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
 ) -> None:
+    """The step of slot b becomes part of the output; an output that ends gives its pages back."""
     num_steps = number(state.num_steps, b) + 1
     finish = number(state.finish, b)
     if finish == Finish.NONE and num_steps >= number(state.max_steps, b):
@@ -54,12 +55,12 @@ def keep(
         write_at(state.phase, b, Phase.DONE)
         truncate_kv(state, b, _NOTHING, tokens_per_page)
     else:
-        write_at(
-            state.phase, b, Phase.TARGET if number(state.mode, b) == Mode.TARGET else Phase.DRAFT
-        )
+        by_target = number(state.mode, b) == Mode.TARGET
+        write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
+    """Slot b goes back to its last kept step, and the target writes this one."""
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
@@ -68,8 +69,8 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
     write_at(state.phase, b, Phase.TARGET)
-    row, prm_row = number(state.committed, b), number(state.prm_committed, b)
-    truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
+    length, prm_length = number(state.committed, b), number(state.prm_committed, b)
+    truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

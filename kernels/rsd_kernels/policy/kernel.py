@@ -2,8 +2,7 @@
 
 w(r): p | 1(r >= d) | min(1, max(0, r)) | max(0, r / (1 + r)) | 1 / (1 + exp(-a (r - d)))
 
-Twin: `rsd_kernels.policy.formula.accept_probability`. Both compute in float64, which costs nothing
-for a few numbers a step.
+Twin: `rsd_kernels.policy.formula.accept_probability`; both in float64, for a few numbers a step.
 """
 
 from __future__ import annotations
