@@ -7,6 +7,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
+from rsd_engine.steps import policies
+from rsd_engine.steps.policies import *  # noqa: F403
 
 if TYPE_CHECKING:
     __version__: str
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
         StepEvent,
     )
     from rsd_engine.sampling_params import SamplingParams
-    from rsd_engine.steps.policies import Clip, Constant, Logistic, Policy, Sigmoidal, Threshold
 
-# Where each name lives. Loaded when first asked for: `rsd --help` need not wait for torch.
+# Where the other names live. Loaded when first asked for: `rsd --help` need not wait for torch.
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
@@ -31,31 +32,23 @@ _HOMES = {
         "StepEvent",
     ),
     "rsd_engine.sampling_params": ("SamplingParams",),
-    "rsd_engine.steps.policies": (
-        "Clip", "Constant", "Logistic", "Policy", "Sigmoidal", "Threshold",
-    ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 show_on_stderr()
 
 __all__ = [
-    "Clip",
     "CompletionOutput",
-    "Constant",
     "Engine",
     "FinishedEvent",
-    "Logistic",
     "Metrics",
-    "Policy",
     "RejectedStep",
     "RequestOutput",
     "SamplingParams",
-    "Sigmoidal",
     "Step",
     "StepEvent",
-    "Threshold",
 ]
+__all__ += policies.__all__
 
 
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist

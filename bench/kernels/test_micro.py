@@ -21,6 +21,7 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels import ops
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward.twin import decide as decide_by_twin
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -99,7 +100,9 @@ def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
 def test_decide(benchmark: Any, mid_step: MidStep, reward: float) -> None:
     restore = mid_step.rewind()
     rewards = torch.full((NUM_SLOTS,), reward)
-    decide = lambda: ops.decide(mid_step.state, mid_step.rows, rewards, TOKENS_PER_PAGE)  # noqa: E731
+    decide = lambda: decide_by_twin(  # noqa: E731
+        mid_step.state, mid_step.rows, rewards, TOKENS_PER_PAGE
+    )
     benchmark.pedantic(decide, setup=restore, **ROUNDS)
     expected = Phase.DRAFT if reward > 0.7 else Phase.TARGET
     assert mid_step.state.phase.tolist() == [expected] * NUM_SLOTS

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.reward_heads import REWARD_HEADS
+from rsd_engine.models.registry import reward_families
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 
@@ -186,8 +186,8 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
     weights = DecoderWeights.allocate(config, torch.float32, _META)
     places = weights.places(config)
     if config.is_reward_model:
-        head = REWARD_HEADS[config.architecture].allocate(config, torch.float32, _META)
-        places |= head.places()
+        family = reward_families()[config.architecture]
+        places |= family.places(family.allocate_head(weights.final_norm, config.rms_norm_eps))
     elif not config.tie_word_embeddings:
         places["lm_head.weight"] = weights.embedding
     return places

@@ -1,7 +1,7 @@
-"""The op surface the engine calls: one name an op, Triton where the state is on a CUDA device.
+"""The ops that the engine's loop calls: Triton where the state is on a CUDA device, else the twin.
 
-Every op has a plain-PyTorch twin in `rsd_kernels.reference`, which runs on any device. Triton is
-imported at the first call that needs it, so never on a CPU.
+A twin is the op in plain PyTorch and runs on any device. Triton is imported at the first call that
+needs it, so never on a CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from rsd_kernels.state.slots import SlotState
 __all__ = [
     "advance",
     "bridge",
-    "decide",
     "end_slot_step",
     "end_step",
     "rewards",
@@ -67,7 +66,6 @@ bridge = _op(bridge_twin.bridge, "bridge")
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
 end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
-decide = _op(end_step_twin.decide, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
 

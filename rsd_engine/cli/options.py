@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rsd_engine.steps.policies import POLICY_FORMS
+
 _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
 
@@ -68,7 +70,7 @@ PolicyOption = Annotated[
     str | None,
     option(
         _STEPS,
-        "threshold[:d], constant:p, clip, sigmoidal or logistic:alpha:d (default: threshold:0.7)",
+        f"{POLICY_FORMS} (default: the threshold of the PRM's family)",
         "--policy",
     ),
 ]

@@ -193,7 +193,7 @@ class Dispatcher:
         self._publish(sample.request_id, sample.close(done))
         if not builder.finished:
             return
-        output = builder.output(self._parts.parameters)
+        output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]
         self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
         self._publish(builder.request_id, FinishedEvent(builder.request_id, output))

@@ -35,7 +35,7 @@ from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
-from rsd_engine.steps.policies import Policy, Threshold
+from rsd_engine.steps.policies import Policy
 
 logger = logging.getLogger("rsd_engine")
 
@@ -48,8 +48,9 @@ class Engine:
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
         target: the big model. Draft or target may be given alone: then that model writes alone.
-        prm: the process reward model (Skywork-o1-Open-PRM or Qwen2.5-Math-PRM format).
-        policy: from the reward of a step to the chance to keep it; a request may bring its own.
+        prm: the process reward model, of a family in `rsd_engine.models.reward`.
+        policy: from the reward of a step to the chance to keep it; by default the threshold of the
+            PRM's family. A request may bring its own.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU), "float32", "bfloat16", ...
         max_num_seqs: requests that run at once (slots).
@@ -86,7 +87,7 @@ class Engine:
     ) -> None:
         self._parts: EngineParts = build_engine(
             draft, target, prm,
-            policy=Threshold() if policy is None else policy,
+            policy=policy,
             device=device,
             dtype=dtype,
             max_num_seqs=max_num_seqs,

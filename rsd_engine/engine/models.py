@@ -1,4 +1,4 @@
-"""Load the three models and their tokenizers, and check that they can work together."""
+"""Loads the three models and their tokenizers, and checks that they can work together."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
     Checkpoint,
-    load_generation_config,
     load_tokenizer,
     open_checkpoint,
 )
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.loader import load_language_model, load_reward_model
-from rsd_engine.steps.prm_format import PrmFormat, prm_format
+from rsd_engine.models.registry import reward_families
+from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
@@ -36,7 +36,7 @@ _WRITERS = {"draft": Role.DRAFT, "target": Role.TARGET}
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What a draft or target writes in."""
+    """The tokenizer of a draft or target."""
 
     tokenizer: Any
     vocabulary: Vocabulary
@@ -57,9 +57,10 @@ class PrmModel:
     """A process reward model with what belongs to it."""
 
     model: RewardModel
+    family: RewardFamily
     tokenizer: Any
     format: PrmFormat
-    shares_vocabulary: bool  # with the writers: its row can be written on the device
+    shares_vocabulary: bool  # with the writers: its tokens can be written on the device
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,19 @@ class ModelSet:
 
     @property
     def main(self) -> WriterModel:
-        """The model whose tokenizer, chat template and sampling defaults count."""
+        """The writer whose tokenizer, chat template and sampling defaults count."""
         return self.writers.get(Role.TARGET) or self.writers[Role.DRAFT]
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """What a request may ask for; the first is the default."""
+        return (
+            ("rsd", "target", "draft") if self.prm else tuple(r.name.lower() for r in self.writers)
+        )
+
+    @property
     def num_ids(self) -> int:
-        """Ids that every writer knows and its tokenizer can spell."""
+        """Ids below this one have a row in every writer and a spelling in its tokenizer."""
         return min(
             min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.writers.values()
         )
@@ -93,6 +101,10 @@ class ModelSet:
     @property
     def kv_shapes(self) -> dict[Role, KVShape]:
         return {role: m.config.kv_shape(m.dtype) for role, m in self.models.items()}
+
+    @property
+    def num_parameters(self) -> dict[Role, int]:
+        return {role: model.num_parameters for role, model in self.models.items()}
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -115,7 +127,7 @@ def load_models(
     revision: str | None,
     max_rows: int,
 ) -> ModelSet:
-    """Loads what is given.
+    """Loads the models that are given.
 
     Raises:
         ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
@@ -167,7 +179,7 @@ def _load_writer(
     with _naming(name), _fitting(name, checkpoint, options["device"]):
         model = load_language_model(checkpoint, **options)
         _say(name, checkpoint, model)
-        generation_config = load_generation_config(checkpoint) or {}
+        generation_config = checkpoint.generation_config() or {}
         return WriterModel(model, tokens.tokenizer, tokens.vocabulary, generation_config)
 
 
@@ -176,10 +188,12 @@ def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, An
         tokenizer = load_tokenizer(checkpoint)
         model = load_reward_model(checkpoint, **options)
         _say("prm", checkpoint, model)
+        family = reward_families()[model.config.architecture]
         return PrmModel(
             model=model,
+            family=family,
             tokenizer=tokenizer,
-            format=prm_format(model.config.architecture, tokenizer),
+            format=family.format(tokenizer),
             shares_vocabulary=shares_vocabulary(writer.tokenizer, tokenizer),
         )
 
@@ -212,7 +226,7 @@ def _naming(name: str) -> Iterator[None]:
 
 @contextmanager
 def _fitting(name: str, checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
-    """Says what to change when the memory is too small for a model."""
+    """Says what to change when a model does not fit into memory."""
     try:
         yield
     except RuntimeError as error:  # a CPU's allocator has no error of its own

@@ -8,10 +8,10 @@ from typing import Any
 
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.models.reward.family import PrmFormat
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy
-from rsd_engine.steps.prm_format import PrmFormat
 from rsd_kernels.state.enums import MAX_STOP_STATES, MAX_STOP_TOKENS, Mode
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}

@@ -4,7 +4,7 @@
         the draft writes one step
         the PRM scores that step, r in [0, 1]
         accept with probability w(r)
-        if rejected: forget the draft's step; the target writes this step, kept unscored
+        if rejected: roll back the draft's step; the target writes this step, kept unscored
     until a kept step ends with an end-of-text token, or a limit is reached
 
 One tick is one pass of one role over the slots that wait for it, so every slot is in its own
@@ -28,7 +28,7 @@ from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 
 Forward = Callable[[RowBatch], None]
-"""Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.decide` reads."""
+"""Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.score` reads."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Loop:
     state: SlotState
     batch: RowBatch
     tables: StepTables
-    merges: MergeTables | None  # None: the PRM's row is written by the host, through text
+    merges: MergeTables | None  # None: the host writes the PRM's tokens, through text
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
-    decide: Callable[[RowBatch], None]  # scores the steps just read, keeps or forgets them
+    score: Callable[[RowBatch], None] | None  # accepts or rejects the steps just read, by the PRM
     logits: Tensor  # [B, V] float32: ids that may be sampled, no padded rows
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; results do not depend on it
 
@@ -66,11 +66,11 @@ def _body(loop: Loop, role: Role, num_rows: int) -> Block:
     most = loop.batch.num_rows if exact else num_rows
     rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
     forward = partial(_forward_exactly if exact else _forward_padded, loop, role, rows)
-    decided = _score(loop, rows) if role == Role.PRM else _write(loop, role, rows)
+    rest = _score(loop, rows) if role == Role.PRM else _write(loop, role, rows)
     return (
         Call(f"{role.name}.forward", forward),
         Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role)),
-        *decided,
+        *rest,
     )
 
 
@@ -90,7 +90,8 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
-    return (Call("PRM.decide", partial(loop.decide, rows)),)
+    assert loop.score is not None
+    return (Call("PRM.score", partial(loop.score, rows)),)
 
 
 def _forward_padded(loop: Loop, role: Role, rows: RowBatch) -> None:

@@ -1,7 +1,7 @@
-"""What of a model's config.json changes the maths, read once and checked.
+"""What in a model's config.json changes the maths, read once and checked.
 
-Anything that would change the maths and is not known here is an error: a model that loads is a
-model that is computed as its authors meant it.
+Anything there that would change the maths and is not known is an error: a model that loads is
+computed as its authors meant it. What the config does not say is in `models.decoders`.
 """
 
 from __future__ import annotations
@@ -13,42 +13,20 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.decoders.family import DecoderFamily, Windows
+from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.rope_config import RopeConfig
 
-LANGUAGE_MODELS = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
-REWARD_MODELS = ("Qwen2ForPrmModel", "Qwen2ForProcessRewardModel")
-
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What transformers takes for a key that the config leaves out.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "Llama": {},
-    "Mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "Qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-    "Qwen3": {
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
-}
 _REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder of the Llama kind: pre-norm, rotary, grouped heads, SwiGLU."""
+    """The sizes and switches of one decoder; see `DecoderFamily`."""
 
     architecture: str
     vocab_size: int  # rows of the embedding; may be padded past the tokenizer's size
@@ -65,8 +43,8 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool  # RMSNorm over each head of q and k before rope (Qwen3)
-    sliding_windows: tuple[int | None, ...]  # per layer: tokens a row sees, itself included
+    qk_norm: bool  # RMSNorm over each head of q and k before rope
+    sliding_windows: Windows
     dtype: torch.dtype  # of the checkpoint
 
     @classmethod
@@ -74,12 +52,11 @@ class ModelConfig:
         """Reads a config.json as written by transformers 4 or 5.
 
         Raises:
-            ValueError: if the architecture, activation or rope type is not known, the weights are
+            ValueError: the architecture, activation or rope type is not known, the weights are
                 quantised, or a size is missing or does not fit the others.
         """
-        architecture = _architecture(raw)
-        family = architecture.split("For")[0]
-        raw = {**_DEFAULTS[family], **raw}
+        architecture, family = _architecture(raw)
+        raw = {**family.defaults, **raw}
         _check_known(raw)
         num_q_heads = int(raw["num_attention_heads"])
         num_kv_heads = int(raw.get("num_key_value_heads") or num_q_heads)
@@ -90,7 +67,7 @@ class ModelConfig:
             )
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} must be even")
-        attention_bias = bool(raw.get("attention_bias", False)) and family in ("Llama", "Qwen3")
+        attention_bias = family.attention_bias and bool(raw.get("attention_bias", False))
         return cls(
             architecture=architecture,
             vocab_size=int(raw["vocab_size"]),
@@ -104,17 +81,17 @@ class ModelConfig:
             max_position_embeddings=int(raw["max_position_embeddings"]),
             rope=RopeConfig.from_dict(raw),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            qkv_bias=family == "Qwen2" or attention_bias,
+            qkv_bias=family.qkv_bias or attention_bias,
             o_bias=attention_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)) and family == "Llama",
-            qk_norm=family == "Qwen3",
-            sliding_windows=_sliding_windows(raw, family),
+            mlp_bias=family.mlp_bias and bool(raw.get("mlp_bias", False)),
+            qk_norm=family.qk_norm,
+            sliding_windows=family.sliding_windows(raw),
             dtype=_dtype(raw),
         )
 
     @property
     def is_reward_model(self) -> bool:
-        return self.architecture in REWARD_MODELS
+        return self.architecture in reward_families()
 
     @property
     def q_width(self) -> int:
@@ -126,7 +103,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the language model, a tied embedding once; without the head of a PRM."""
+        """Weights of the language model, a tied embedding once; a PRM's without its head."""
         head = 0 if self.tie_word_embeddings or self.is_reward_model else 1
         embeddings = (1 + head) * self.vocab_size * self.hidden_size
         return embeddings + self.num_layers * self._layer_parameters() + self.hidden_size
@@ -143,14 +120,15 @@ class ModelConfig:
         return KVShape(self.num_layers, self.num_kv_heads, self.head_dim, dtype)
 
 
-def _architecture(raw: Mapping[str, Any]) -> str:
-    found = raw.get("architectures") or []
-    allowed = LANGUAGE_MODELS + REWARD_MODELS
+def _architecture(raw: Mapping[str, Any]) -> tuple[str, DecoderFamily]:
+    """The architecture in config.json, and that of its decoder."""
+    allowed = dict(decoder_families())
+    for family in reward_families().values():
+        allowed |= family.architectures
+    found = list(raw.get("architectures") or [])
     if len(found) != 1 or found[0] not in allowed:
-        raise ValueError(
-            f"architectures={list(found)} is not supported; one of {', '.join(allowed)}"
-        )
-    return str(found[0])
+        raise ValueError(f"architectures={found} is not supported; one of {', '.join(allowed)}")
+    return found[0], allowed[found[0]]
 
 
 def _check_known(raw: Mapping[str, Any]) -> None:
@@ -163,31 +141,6 @@ def _check_known(raw: Mapping[str, Any]) -> None:
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise ValueError(f"weights quantised with {method!r} are not supported; only plain weights")
-    if float(raw.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ValueError(
-            f"partial_rotary_factor={raw['partial_rotary_factor']} is not supported; only 1"
-        )
-
-
-def _sliding_windows(raw: Mapping[str, Any], family: str) -> tuple[int | None, ...]:
-    """Mistral: all layers. Qwen: the layers from `max_window_layers` on, if switched on."""
-    num_layers, window = int(raw["num_hidden_layers"]), raw.get("sliding_window")
-    if family == "Llama" or window is None:
-        return (None,) * num_layers
-    if family == "Mistral":
-        return (int(window),) * num_layers
-    if not raw.get("use_sliding_window", False):
-        return (None,) * num_layers
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        full = min(int(raw["max_window_layers"]), num_layers)
-        kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise ValueError(
-            f"layer_types {unknown} are not supported; full_attention or sliding_attention"
-        )
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _dtype(raw: Mapping[str, Any]) -> torch.dtype:

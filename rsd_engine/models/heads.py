@@ -1,4 +1,4 @@
-"""What is read off the last row of each sequence: logits of a language model, rewards of a PRM."""
+"""The models of an engine: a decoder and what is read off its last rows, logits or rewards."""
 
 from __future__ import annotations
 
@@ -7,39 +7,20 @@ from torch import Tensor
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
-from rsd_engine.models.reward_heads import RewardHead
-from rsd_kernels.ops import rewards
-from rsd_kernels.reward.heads import RewardHead as ScoringHead
+from rsd_kernels import ops
+from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
 
 
 class Model:
-    """A decoder, and the final norm of the last row of every sequence."""
+    """A decoder whose final norm is applied only to the rows that are needed."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.config: ModelConfig = decoder.config
         self.dtype = decoder.dtype
         self.device = decoder.device
-
-    def last_hidden(
-        self,
-        batch: RowBatch,
-        kv: PagedKV,
-        page_table: Tensor,  # [B, P] int32
-    ) -> Tensor:
-        """Runs one pass.
-
-        Returns:
-            [S, hidden]: the last row of each sequence after the final norm; valid until the next
-            pass. The row of a sequence that brings no tokens means nothing.
-        """
-        decoder = self.decoder
-        hidden = decoder.forward(batch, kv, page_table)
-        last = decoder.activations.last[: batch.num_seqs]
-        norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
-        decoder.ops.last_rows_norm(hidden, batch.seq_start, norm, eps, out=last)
-        return last
 
 
 class LanguageModel(Model):
@@ -64,42 +45,59 @@ class LanguageModel(Model):
         batch: RowBatch,
         kv: PagedKV,
         page_table: Tensor,  # [B, P] int32
-        out: Tensor,  # [S, V] fp32, V <= vocab_size
+        out: Tensor,  # [B, V] fp32, B >= S, V <= vocab_size
     ) -> None:
         """Runs one pass; row s of `out` becomes the logits after the last row of sequence s.
 
         `out` may have fewer columns than the model has vocabulary rows: padded ids at the end,
-        which are never sampled, are then not computed.
+        which are never sampled, are then not computed. The row of a sequence that brings no tokens
+        means nothing; rows past the pass's sequences are left alone.
         """
-        last = self.last_hidden(batch, kv, page_table)
-        self.decoder.ops.lm_head(last, self.lm_head[: out.shape[1]], out=out)
+        decoder = self.decoder
+        hidden = decoder.forward(batch, kv, page_table)
+        last = decoder.activations.last[: batch.num_seqs]
+        norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
+        decoder.ops.last_rows_norm(hidden, batch.seq_start, norm, eps, out=last)
+        decoder.ops.lm_head(last, self.lm_head[: out.shape[1]], out=out[: batch.num_seqs])
 
 
 class RewardModel(Model):
-    """Decoder, final norm and the head of a process reward model."""
+    """Decoder and the head of a process reward model, which includes the final norm."""
 
     def __init__(self, decoder: Decoder, head: RewardHead) -> None:
         super().__init__(decoder)
         self.head = head
-        norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
-        self.scoring: ScoringHead = head.after(norm, eps)
 
     @property
     def num_parameters(self) -> int:
-        """Weights in use: backbone and reward head, without the checkpoint's unused LM head."""
-        return self.config.num_parameters + sum(t.numel() for t in self.head.tensors())
+        """Weights in use: decoder and reward head, without the checkpoint's unused LM head."""
+        return self.config.num_parameters + sum(t.numel() for t in self.head.own_tensors())
 
     @property
     def weight_bytes(self) -> int:
-        return self.decoder.weights.nbytes + sum(t.nbytes for t in self.head.tensors())
+        return self.decoder.weights.nbytes + sum(t.nbytes for t in self.head.own_tensors())
 
-    def rewards(
+    @property
+    def hidden(self) -> Tensor:
+        """[max_rows, hidden] before the final norm: left by `read` for `score`."""
+        return self.decoder.activations.hidden
+
+    def read(
         self,
         batch: RowBatch,
         kv: PagedKV,
         page_table: Tensor,  # [B, P] int32
-        out: Tensor,  # [S] fp32
     ) -> None:
-        """Runs one pass; `out[s]` becomes the reward at the last row of sequence s."""
-        hidden = self.decoder.forward(batch, kv, page_table)
-        out.copy_(rewards(hidden[(batch.seq_start[1:] - 1).long()], self.scoring))
+        """Runs one pass; row n of `hidden` becomes that of row n of the pass."""
+        self.decoder.forward(batch, kv, page_table)
+
+    def score(
+        self,
+        batch: RowBatch,
+        state: SlotState,
+        tokens_per_page: tuple[int, int, int],
+        scratch: Tensor,  # from `ops.score_scratch`
+    ) -> None:
+        """Scores each step that the pass read to its end, and accepts or rejects it."""
+        hidden = self.hidden[: batch.num_rows]
+        ops.score(state, batch, hidden, self.head, tokens_per_page, scratch)

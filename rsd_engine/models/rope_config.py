@@ -1,4 +1,4 @@
-"""Which angles a model rotates its heads by: the rope part of its config.json."""
+"""The angles by which a model rotates its heads: the rope part of its config.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding of one model; what a type does not use stays at its default.
+    """Rotary embedding of one model; fields that a type does not use keep their defaults.
 
     Types: "default" (Su et al., 2021), "linear" (position interpolation, Chen et al., 2023),
     "llama3" (Llama 3.1 release), "yarn" (Peng et al., 2023; static, as transformers does it).
@@ -38,14 +38,14 @@ class RopeConfig:
         """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, of a config.json.
 
         Raises:
-            ValueError: if the type is not one of `ROPE_TYPES`, or one of its numbers is missing.
+            ValueError: the type is not one of `ROPE_TYPES`, one of its numbers is missing, or only
+                a part of each head is rotated.
         """
         scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)))
-        if float(scaling.get("partial_rotary_factor", 1.0)) != 1.0:
-            raise ValueError(
-                f"partial_rotary_factor={scaling['partial_rotary_factor']} is not supported; only 1"
-            )
+        rotated = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
+        if float(rotated) != 1.0:
+            raise ValueError(f"partial_rotary_factor={rotated} is not supported; only 1")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope type {kind!r} is not supported; one of {', '.join(ROPE_TYPES)}")
@@ -83,7 +83,7 @@ class RopeConfig:
         )
 
     def inv_freq(self, head_dim: int) -> Tensor:
-        """Angle a position adds to each pair of dimensions: [head_dim / 2] fp32, on the CPU."""
+        """[head_dim / 2] fp32 on the CPU: what a position adds to the angle of each pair."""
         exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         plain = 1.0 / (self.theta**exponent)
         if self.type == "linear":
@@ -95,7 +95,7 @@ class RopeConfig:
         return plain / torch.tensor(self.frequency_factors) if self.frequency_factors else plain
 
     def _llama3(self, plain: Tensor) -> Tensor:
-        """Long waves are slowed by `factor`, short ones kept, those between are blended."""
+        """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
         wavelength = 2 * math.pi / plain
         turns = self.original_max_position / wavelength
         width = self.high_freq_factor - self.low_freq_factor
@@ -103,7 +103,7 @@ class RopeConfig:
         return (1 - smooth) * plain / self.factor + smooth * plain
 
     def _yarn_inv_freq(self, plain: Tensor, head_dim: int) -> Tensor:
-        """Dimensions that turn often keep their angle, slow ones are interpolated, with a ramp."""
+        """Fast dimensions keep their angle, slow ones are interpolated, with a ramp between."""
 
         def dimension(turns: float) -> float:
             span = self.original_max_position / (turns * 2 * math.pi)

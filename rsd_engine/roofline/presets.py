@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsd_engine.models.decoders.llama import LLAMA
+from rsd_engine.models.decoders.qwen import QWEN2
+from rsd_engine.models.reward import qwen_math_prm, skywork
+
 _QWEN_CONTEXT = 32768
 
 
@@ -13,7 +17,7 @@ def _qwen2(
 ) -> dict[str, Any]:
     is_small = hidden <= 2048
     return {
-        "architectures": [architecture or "Qwen2ForCausalLM"],
+        "architectures": [architecture or QWEN2.architecture],
         "vocab_size": 151936 if is_small else 152064,
         "hidden_size": hidden,
         "intermediate_size": inter,
@@ -32,7 +36,7 @@ def _llama3(
     hidden: int, inter: int, layers: int, heads: int, *, head_dim: int, tied: bool
 ) -> dict[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [LLAMA.architecture],
         "vocab_size": 128256,
         "hidden_size": hidden,
         "intermediate_size": inter,
@@ -48,8 +52,6 @@ def _llama3(
     }
 
 
-_SKYWORK = "Qwen2ForPrmModel"
-_QWEN_PRM = "Qwen2ForProcessRewardModel"
 # Sizes: config.json of Qwen/Qwen2.5-*-Instruct (the Math models of 1.5B, 7B and 72B have the same),
 # meta-llama/Llama-3.2-1B-Instruct and Llama-3.1-8B-Instruct, Skywork/Skywork-o1-Open-PRM-Qwen-2.5-*
 # and Qwen/Qwen2.5-Math-PRM-*.
@@ -63,8 +65,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "qwen2.5-72b": _qwen2(8192, 29568, 80, 64, 8),
     "llama-3.2-1b": _llama3(2048, 8192, 16, 32, head_dim=64, tied=True),
     "llama-3.1-8b": _llama3(4096, 14336, 32, 32, head_dim=128, tied=False),
-    "skywork-prm-1.5b": _qwen2(1536, 8960, 28, 12, 2, architecture=_SKYWORK),
-    "skywork-prm-7b": _qwen2(3584, 18944, 28, 28, 4, architecture=_SKYWORK),
-    "qwen2.5-math-prm-7b": _qwen2(3584, 18944, 28, 28, 4, architecture=_QWEN_PRM),
-    "qwen2.5-math-prm-72b": _qwen2(8192, 29568, 80, 64, 8, architecture=_QWEN_PRM),
+    "skywork-prm-1.5b": _qwen2(1536, 8960, 28, 12, 2, architecture=skywork.ARCHITECTURE),
+    "skywork-prm-7b": _qwen2(3584, 18944, 28, 28, 4, architecture=skywork.ARCHITECTURE),
+    "qwen2.5-math-prm-7b": _qwen2(3584, 18944, 28, 28, 4, architecture=qwen_math_prm.ARCHITECTURE),
+    "qwen2.5-math-prm-72b": _qwen2(8192, 29568, 80, 64, 8, architecture=qwen_math_prm.ARCHITECTURE),
 }

@@ -27,10 +27,6 @@ class ByteAutomaton:
     next: Tensor  # [states, 256] int16
     match: Tensor  # [states] int16: bytes of the string that ends here, 0 = none
 
-    @property
-    def num_states(self) -> int:
-        return self.match.shape[0]
-
     def find(self, state: int, data: bytes) -> tuple[int, int, int]:
         """Walk over `data` from `state` up to the first match.
 

@@ -1,44 +1,58 @@
-"""The weighting functions of the RSD paper: from the reward of a step to the chance to keep it.
+"""Acceptance policies: the weighting functions of the RSD paper, as users write them.
 
-Each policy is plain frozen data. The host asks `weight`; the device reads `columns`, which stand in
-the row of the slot, so requests of one batch may use different policies.
+A policy is plain frozen data. The device reads its `columns` from the request's slot, so requests
+of one batch may use different policies. To add one: a kind and its formula in
+`rsd_kernels.policy.formula`, the same in `rsd_kernels.policy.kernel`, and a class here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, astuple, dataclass, fields
+from typing import ClassVar
 
-from rsd_kernels.policy.formula import PolicyKind
+from rsd_engine.arguments import check_number
+from rsd_kernels.policy.formula import PolicyKind, accept_probability
 
-PolicyColumns = tuple[int, float, float]  # kind, a, b
+__all__ = ["Clip", "Constant", "Logistic", "Policy", "Sigmoidal", "Threshold"]
 
 
 @dataclass(frozen=True)
-class Constant:
+class Policy:
+    """One of the policies below. Source: Liao et al., ICML 2025, Table 1.
+
+    A subclass names its `kind`; its fields, at most two, are the formula's a and b.
+    """
+
+    kind: ClassVar[PolicyKind]
+
+    def weight(self, reward: float) -> float:
+        """The probability in [0, 1] to keep a step of this reward; 0 for NaN, a step unscored."""
+        return accept_probability(*self.columns(), reward)
+
+    def columns(self) -> tuple[int, float, float]:
+        """What the device reads: kind, a, b."""
+        a, b, *_ = (*map(float, astuple(self)), 0.0, 0.0)
+        return (int(self.kind), a, b)
+
+
+@dataclass(frozen=True)
+class Constant(Policy):
     """Keep every step with probability `p`, whatever its reward.
 
     Raises:
         ValueError: `p` is not a number in [0, 1].
     """
 
+    kind = PolicyKind.CONSTANT
     p: float
 
     def __post_init__(self) -> None:
-        _check_number("p", self.p)
-        if not 0.0 <= self.p <= 1.0:
-            raise ValueError(f"p = {self.p!r}: must lie in [0, 1]")
-
-    def weight(self, reward: float) -> float:
-        return 0.0 if math.isnan(reward) else float(self.p)
-
-    def columns(self) -> PolicyColumns:
-        return (int(PolicyKind.CONSTANT), float(self.p), 0.0)
+        check_number("p", self.p, 0, 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Policy):
     """Keep a step when its reward is at least `threshold`: the paper's binary step function.
 
     Rewards lie in [0, 1], so a threshold above 1 rejects every step and one at or below 0 keeps
@@ -48,93 +62,59 @@ class Threshold:
         ValueError: `threshold` is not a number.
     """
 
+    kind = PolicyKind.THRESHOLD
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        _check_number("threshold", self.threshold)
-
-    def weight(self, reward: float) -> float:
-        return float(_float32(reward) >= _float32(self.threshold))
-
-    def columns(self) -> PolicyColumns:
-        return (int(PolicyKind.THRESHOLD), float(self.threshold), 0.0)
+        if self.threshold not in (-math.inf, math.inf):
+            check_number("threshold", self.threshold, -math.inf, math.inf, "finite or infinite")
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Policy):
     """Keep a step with its reward as the probability: min(1, max(0, r))."""
 
-    def weight(self, reward: float) -> float:
-        return 0.0 if math.isnan(reward) else min(1.0, max(0.0, reward))
-
-    def columns(self) -> PolicyColumns:
-        return (int(PolicyKind.CLIP), 0.0, 0.0)
+    kind = PolicyKind.CLIP
 
 
 @dataclass(frozen=True)
-class Sigmoidal:
+class Sigmoidal(Policy):
     """max(0, r / (1 + r)): at most one half for rewards up to 1; 0 for rewards below 0."""
 
-    def weight(self, reward: float) -> float:
-        # 1 / (1 + 1/r) is r / (1 + r) without inf / inf; NaN fails the comparison.
-        return 1.0 / (1.0 + 1.0 / reward) if reward > 0.0 else 0.0
-
-    def columns(self) -> PolicyColumns:
-        return (int(PolicyKind.SIGMOIDAL), 0.0, 0.0)
+    kind = PolicyKind.SIGMOIDAL
 
 
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(Policy):
     """1 / (1 + exp(-alpha (r - threshold))): a soft threshold, steeper for larger `alpha`.
 
     Raises:
         ValueError: `alpha` is not finite and above 0, or `threshold` is not finite.
     """
 
+    kind = PolicyKind.LOGISTIC
     alpha: float
     threshold: float
 
     def __post_init__(self) -> None:
-        _check_number("alpha", self.alpha)
-        _check_number("threshold", self.threshold)
-        if not (math.isfinite(self.alpha) and self.alpha > 0.0):
-            raise ValueError(f"alpha = {self.alpha!r}: must be finite and above 0")
-        if not math.isfinite(self.threshold):
-            raise ValueError(f"threshold = {self.threshold!r}: must be finite")
-
-    def weight(self, reward: float) -> float:
-        if math.isnan(reward):
-            return 0.0
-        x = self.alpha * (reward - self.threshold)
-        if x >= 0.0:
-            return 1.0 / (1.0 + math.exp(-x))
-        return math.exp(x) / (1.0 + math.exp(x))  # exp(-x) would overflow
-
-    def columns(self) -> PolicyColumns:
-        return (int(PolicyKind.LOGISTIC), float(self.alpha), float(self.threshold))
+        check_number("alpha", self.alpha, 0, math.inf, "finite and above 0", open_low=True)
+        check_number("threshold", self.threshold, -math.inf, math.inf, "finite")
 
 
-Policy = Constant | Threshold | Clip | Sigmoidal | Logistic
-"""Any of the five. `weight(reward)` is in [0, 1] (NaN gives 0: a step without a score is rejected);
-`columns()` is what the device reads (`PolicyKind`, a, b). Source: RSD paper, Table 1."""
+_POLICIES = {policy.kind.name.lower(): policy for policy in Policy.__subclasses__()}
+POLICY_FORMS = ", ".join(
+    name + "".join(f":{f.name}" if f.default is MISSING else f"[:{f.name}]" for f in fields(policy))
+    for name, policy in _POLICIES.items()
+)
+"""How each policy is written on a command line: `constant:p, threshold[:threshold], ...`."""
 
 
 def check_policy(value: object) -> None:
     """Raises ValueError unless `value` is a policy, not its class, a name or a number."""
-    if not isinstance(value, Policy):
+    if type(value) not in _POLICIES.values():
         raise ValueError(
             f"policy must be one of rsd_engine's policies, such as Threshold(0.7), got {value!r}"
         )
-
-
-_POLICIES: dict[str, type[Policy]] = {
-    "constant": Constant,
-    "threshold": Threshold,
-    "clip": Clip,
-    "sigmoidal": Sigmoidal,
-    "logistic": Logistic,
-}
-_FORMS = "threshold[:d], constant:p, clip, sigmoidal, logistic:alpha:d"
 
 
 def parse_policy(text: str) -> Policy:
@@ -145,28 +125,12 @@ def parse_policy(text: str) -> Policy:
     """
     name, *numbers = text.strip().split(":")
     if name not in _POLICIES:
-        raise ValueError(f"policy = {text!r}: unknown; write one of {_FORMS}")
+        raise ValueError(f"policy = {text!r}: unknown; write one of {POLICY_FORMS}")
     try:
-        arguments = [float(number) for number in numbers]
-    except ValueError:
-        raise ValueError(
-            f"policy = {text!r}: what follows {name!r} must be numbers; write one of {_FORMS}"
-        ) from None
-    try:
-        return _POLICIES[name](*arguments)
+        return _POLICIES[name](*map(float, numbers))
     except TypeError:
         raise ValueError(
-            f"policy = {text!r}: wrong count of numbers; write one of {_FORMS}"
+            f"policy = {text!r}: wrong count of numbers; write one of {POLICY_FORMS}"
         ) from None
     except ValueError as error:
         raise ValueError(f"policy = {text!r}: {error}") from None
-
-
-def _float32(value: float) -> float:
-    return ctypes.c_float(value).value
-
-
-def _check_number(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(float(value)):  # type: ignore[arg-type]
-        raise ValueError(f"{name} = {value!r}: must be a number")

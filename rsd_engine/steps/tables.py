@@ -40,7 +40,7 @@ def build_step_tables(
         prm_tokenizer: the PRM's; None if the PRM's row is written through text (`TextBridge`) or
             there is no PRM: then `prm_token` is -1 everywhere.
         delimiters: every string that may end a step; of several requests, their union.
-        separator_ids: PRM ids that follow each step, from `prm_format`.
+        separator_ids: PRM ids that follow each step.
 
     Raises:
         ValueError: `prm_tokenizer` does not share the vocabulary, or a tokenizer is not supported

@@ -32,8 +32,8 @@ def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPat
     """Square brackets would be taken for markup and vanish."""
     monkeypatch.setenv("COLUMNS", "200")
     shown = rsd("generate", "--help").stdout
-    assert "(default: threshold:0.7)" in shown
-    assert "threshold[:d], constant:p" in shown
+    assert "(default: the threshold of the PRM's family)" in shown
+    assert "constant:p, threshold[:threshold]" in shown
     assert r"(default: \n\n)" in shown
     assert "[engine], [sampling] and [generate]" in shown
 

@@ -22,7 +22,7 @@ def test_ops_by_role_and_their_limit() -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
     ops, roles = found["ops"], found["roles"]
-    assert {"schedule", "DRAFT.forward", "TARGET.end_step", "PRM.decide"} <= ops.keys()
+    assert {"schedule", "DRAFT.forward", "TARGET.end_step", "PRM.score"} <= ops.keys()
     passes = roles["DRAFT"]["passes"]
     assert ops["DRAFT.forward"]["calls"] == ops["DRAFT.sample_append"]["calls"] == passes
     passes = sum(role["passes"] for role in roles.values())

@@ -37,7 +37,7 @@ def test_results_are_json(engine: Engine) -> None:
 def test_metrics_add_up(engine: Engine) -> None:
     before = engine.metrics
     results = generate(engine, PROMPTS, SamplingParams(temperature=1.0, seed=9, max_tokens=30))
-    parameters = engine.parts.parameters
+    parameters = engine.parts.models.num_parameters
     for result in results:
         steps, metrics = result.outputs[0].steps, result.metrics
         by_draft = sum(len(s.token_ids) for s in steps if s.source == "draft")

@@ -36,7 +36,6 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "schedule": schedule_kernel.schedule,
         "advance": schedule_kernel.advance,
         "end_step": end_step_kernel.end_step,
-        "decide": end_step_kernel.decide,
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_engine.engine.build import _decide, _read, _write
 from rsd_engine.loop.program import Call, calls
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.models.reward_heads import REWARD_HEADS
+from rsd_engine.models.registry import reward_families
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
+from rsd_kernels import ops
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -68,7 +68,8 @@ def language_model(name: str) -> LanguageModel:
 
 def reward_model(name: str) -> RewardModel:
     made = decoder(name)
-    head = REWARD_HEADS[made.config.architecture].allocate(made.config, DTYPE, DEVICE)
+    family = reward_families()[made.config.architecture]
+    head = family.allocate_head(made.weights.final_norm, made.config.rms_norm_eps)
     return RewardModel(made, head)
 
 
@@ -101,15 +102,21 @@ def program(prm: str) -> list[Call]:
     }
     kv = {role: pool.view(model.config.kv_shape(DTYPE)) for role, model in models.items()}
     forwards: dict[Role, Callable[[RowBatch], None]] = {
-        role: partial(_write, model, kv[role], state.page_table[role], logits)
+        role: partial(model.logits, kv=kv[role], page_table=state.page_table[role], out=logits)
         for role, model in models.items()
         if isinstance(model, LanguageModel)
     }
-    scorer = models[Role.PRM]
-    assert isinstance(scorer, RewardModel)
-    forwards[Role.PRM] = partial(_read, scorer, kv[Role.PRM], state.page_table[Role.PRM])
     tokens = (kv[Role.DRAFT].tokens_per_page, kv[Role.TARGET].tokens_per_page)
     tokens_per_page = (*tokens, kv[Role.PRM].tokens_per_page)
+    scorer = models[Role.PRM]
+    assert isinstance(scorer, RewardModel)
+    forwards[Role.PRM] = partial(
+        scorer.read, kv=kv[Role.PRM], page_table=state.page_table[Role.PRM]
+    )
+    score = partial(
+        scorer.score, state=state, tokens_per_page=tokens_per_page,
+        scratch=ops.score_scratch(state, scorer.head),
+    )  # fmt: skip
     byte, long = torch.uint8, torch.int64
     loop = Loop(
         state=state,
@@ -124,7 +131,7 @@ def program(prm: str) -> list[Call]:
         ),
         tokens_per_page=tokens_per_page,
         forwards=forwards,
-        decide=_decide(scorer, state, tokens_per_page),
+        score=score,
         logits=logits,
     )  # fmt: skip
     assert {model.decoder.ops.backend for model in models.values()} == {"triton"}

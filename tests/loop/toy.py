@@ -19,8 +19,8 @@ from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.program import Block
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.steps.automaton import build_automaton
-from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
 from rsd_kernels.state.rows import RowBatch
@@ -77,7 +77,7 @@ def eager_executor(program: Block, ticks_per_launch: int) -> Executor:
 def toy_core(
     draft: Writer,
     target: Writer,
-    score: Scorer,
+    reward_of: Scorer,
     *,
     num_slots: int = 4,
     num_pages: int = 400,
@@ -114,13 +114,13 @@ def toy_core(
 
         return forward
 
-    def scorer(batch: RowBatch) -> None:
+    def read(batch: RowBatch) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
             row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
-            rewards[s] = score(row) if bool(batch.seq_complete[s]) else torch.nan
+            rewards[s] = reward_of(row) if bool(batch.seq_complete[s]) else torch.nan
 
-    def decide(batch: RowBatch) -> None:
-        ops.decide(state, batch, rewards, tokens_per_page)
+    def score(batch: RowBatch) -> None:
+        reward_twin.decide(state, batch, rewards, tokens_per_page)
 
     loop = Loop(
         state=state,
@@ -128,8 +128,8 @@ def toy_core(
         tables=toy_tables(),
         merges=toy_merges() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
-        forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: scorer},
-        decide=decide,
+        forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: read},
+        score=score,
         logits=logits,
         rule=rule,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.heads import LanguageModel, Model, RewardModel
+from rsd_kernels.reward.twin import rewards
 from rsd_kernels.state.rows import RowBatch
 
 
@@ -63,12 +64,11 @@ class Driver:
         for slot, tokens in chunks:
             self.kv_len[slot] += len(tokens)
         if isinstance(self.model, RewardModel):
-            out = torch.full((len(chunks),), float("nan"))
-            self.model.rewards(batch, self.kv, self.table, out)
-        else:
-            assert isinstance(self.model, LanguageModel)
-            out = torch.full((len(chunks), self.model.config.vocab_size), float("nan"))
-            self.model.logits(batch, self.kv, self.table, out)
+            hidden = self.model.decoder.forward(batch, self.kv, self.table)
+            return rewards(hidden[(batch.seq_start[1:] - 1).long()], self.model.head)
+        assert isinstance(self.model, LanguageModel)
+        out = torch.full((len(chunks), self.model.config.vocab_size), float("nan"))
+        self.model.logits(batch, self.kv, self.table, out)
         return out
 
     def roll_back(self, slot: int, kv_len: int = 0) -> None:

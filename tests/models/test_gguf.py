@@ -15,7 +15,6 @@ gguf = pytest.importorskip("gguf")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 from rsd_engine.models.checkpoints.open import (  # noqa: E402
-    load_generation_config,
     load_tokenizer,
     open_checkpoint,
 )
@@ -111,7 +110,7 @@ def test_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|end|>", 0)
     chat = [{"role": "user", "content": "the cat"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "the cat<|end|>"
-    assert load_generation_config(checkpoint) == {"eos_token_id": 0}
+    assert checkpoint.generation_config() == {"eos_token_id": 0}
 
 
 def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

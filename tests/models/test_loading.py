@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.open import (
-    load_generation_config,
     load_tokenizer,
     open_checkpoint,
 )
@@ -240,9 +239,9 @@ def test_fewer_logits_than_vocabulary_rows(folder: Path, monkeypatch: pytest.Mon
 
 def test_generation_config(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert load_generation_config(open_checkpoint(folder)) == {"eos_token_id": [5, 6]}
+    assert open_checkpoint(folder).generation_config() == {"eos_token_id": [5, 6]}
     (folder / "generation_config.json").unlink()
-    assert load_generation_config(open_checkpoint(folder)) is None
+    assert open_checkpoint(folder).generation_config() is None
 
 
 def test_no_tokenizer(folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_greedy_tokens_and_logits(path: Path) -> None:
         for prompt in PROMPTS
     ]
     starts = [len(row) for row in rows]
-    model = load_language_model(checkpoint, max_rows=64, max_positions=128)
+    model = load_language_model(checkpoint, max_rows=64)
     driver = Driver(model, tokens_per_page=16, num_slots=len(rows), max_tokens=128)
     logits = [driver.run((slot, row)) for slot, row in enumerate(rows)]
     steps = [torch.cat(logits)]

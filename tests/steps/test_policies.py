@@ -91,7 +91,7 @@ def test_columns() -> None:
     ],
 )
 def test_bad_numbers_are_refused_by_name(make: object, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} = "):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
         make()  # type: ignore[operator]
 
 

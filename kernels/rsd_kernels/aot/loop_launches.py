@@ -40,7 +40,6 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
     )  # fmt: skip
     state = SlotState.allocate(sizes, _META)
     batch = RowBatch.allocate(_MAX_ROWS, num_slots, _META)
-    rewards = torch.empty(num_slots, dtype=torch.float32, device=_META)
     tokens_per_page = _TOKENS_PER_PAGE
     return {
         **{
@@ -51,7 +50,6 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
         },
         "advance": schedule.advance_launch(state, batch, Role.DRAFT),
         "end_step": end_step.end_step_launch(state, tokens_per_page),
-        "decide": end_step.decide_launch(state, batch, rewards, tokens_per_page),
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
@@ -105,7 +103,7 @@ def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     whole = torch.empty(num_seqs, dtype=torch.int32, device=_META)
     real = torch.empty(num_seqs, dtype=torch.float32, device=_META)
     policy = {
-        "policy_kind": whole, "policy_a": real, "policy_b": real, "draw": real,
+        "policy_kind": whole, "policy_a": real, "policy_b": real, "uniform": real,
         "reward": real, "accept": whole,
     }  # fmt: skip
     launches: dict[str, Launch] = {}

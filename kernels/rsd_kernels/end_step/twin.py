@@ -1,20 +1,15 @@
-"""Decide what becomes of a step: score it, keep it, or forget it.
+"""What becomes of an ended step: it goes to the PRM, is kept, rejected or dropped.
 
-Section 1 of the algorithm (Liao et al., ICML 2025, Algorithm 1) as transitions of a slot.
+The transitions of a slot in Algorithm 1 of Liao et al., ICML 2025.
 """
 
 from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
-from rsd_kernels.philox.twin import uniform
-from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.rollback.twin import truncate_kv
-from rsd_kernels.state.columns import add_at, host, number, write_at
-from rsd_kernels.state.enums import Finish, Mode, Phase, Purpose, RecordKind, Role
-from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.columns import host, number, write_at
+from rsd_kernels.state.enums import Finish, Mode, Phase, RecordKind, Role
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.twin import publish
 from rsd_kernels.tick_clock.twin import end_tick
@@ -24,7 +19,7 @@ _NOTHING = (0, 0, 0)
 
 
 def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
-    """After a writer's pass: send ended draft steps to the PRM, keep the others unscored."""
+    """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored."""
     for b, ended in enumerate(host(state.ended).tolist()):
         if ended and number(state.phase, b) != Phase.WAIT_HOST:
             end_slot_step(state, b, tokens_per_page)
@@ -32,60 +27,20 @@ def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
 
 
 def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
-    """The transition of one slot whose step stands on every row."""
+    """The same for one slot whose step the host has brought to the PRM's context."""
     role = number(state.step_source, slot)
     if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
         _drop(state, slot, role, tokens_per_page)
     elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
         write_at(state.phase, slot, Phase.SCORE)
     else:
-        _keep(state, slot, role, UNSCORED, tokens_per_page)
+        keep(state, slot, role, UNSCORED, tokens_per_page)
 
 
-def decide(
-    state: SlotState,
-    batch: RowBatch,
-    rewards: Tensor,  # [S] float32
-    tokens_per_page: tuple[int, int, int],
-) -> None:
-    """Accept with probability w(reward); otherwise forget the step and call the target."""
-    n = number(state.num_seqs)
-    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
-    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
-        if not complete[s]:
-            continue
-        write_at(state.reward, b, scored[s])
-        reward = float(host(state.reward)[b])
-        if math.isnan(reward):
-            add_at(state.nan_rewards, b, 1)
-        if _accepts(state, b, reward):
-            _keep(state, b, Role.DRAFT, reward, tokens_per_page)
-        else:
-            _reject(state, b, reward, tokens_per_page)
-    end_tick(state)
-
-
-def _accepts(state: SlotState, slot: int, reward: float) -> bool:
-    probability = accept_probability(
-        number(state.policy_kind, slot),
-        float(host(state.policy_a)[slot]),
-        float(host(state.policy_b)[slot]),
-        reward,
-    )
-    u = uniform(
-        number(state.seed, slot),
-        number(state.sample_index, slot),
-        num_steps=number(state.num_steps, slot),
-        position=number(state.length, slot),
-        role=Role.PRM,
-        purpose=Purpose.ACCEPT,
-    )
-    return u < probability
-
-
-def _keep(
+def keep(
     state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
 ) -> None:
+    """The step of slot b becomes part of the output; an output that ends gives its pages back."""
     num_steps = number(state.num_steps, b) + 1
     finish = number(state.finish, b)
     if finish == Finish.NONE and num_steps >= number(state.max_steps, b):
@@ -100,12 +55,12 @@ def _keep(
         write_at(state.phase, b, Phase.DONE)
         truncate_kv(state, b, _NOTHING, tokens_per_page)
     else:
-        write_at(
-            state.phase, b, Phase.TARGET if number(state.mode, b) == Mode.TARGET else Phase.DRAFT
-        )
+        by_target = number(state.mode, b) == Mode.TARGET
+        write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
 
 
-def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
+def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
+    """Slot b goes back to its last kept step, and the target writes this one."""
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
@@ -114,8 +69,8 @@ def _reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int,
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
     write_at(state.phase, b, Phase.TARGET)
-    row, prm_row = number(state.committed, b), number(state.prm_committed, b)
-    truncate_kv(state, b, (row, row, prm_row), tokens_per_page)
+    length, prm_length = number(state.committed, b), number(state.prm_committed, b)
+    truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

@@ -1,6 +1,6 @@
-"""Fused reward and accept decision for stacks with a state of their own.
+"""Reward and accept decision for stacks that keep their own state.
 
-One launch with the value head, two with the two-class head, see `reward_scores`. Twin:
+One launch with the value head, two with the two-class head, see `reward.scores`. Twin:
 `reward_accept` in `rsd_kernels.reward.twin`.
 """
 
@@ -26,11 +26,11 @@ from rsd_kernels.reward.scores import (
 
 
 @triton.jit
-def _write_accept(
+def _write(
     policy_kind: tl.tensor,
     policy_a: tl.tensor,
     policy_b: tl.tensor,
-    draw: tl.tensor,
+    uniform: tl.tensor,
     reward: tl.tensor,
     accept: tl.tensor,
     b_lane: tl.tensor,
@@ -42,7 +42,7 @@ def _write_accept(
         tl.load(policy_a + b_lane, mask=m_lane, other=0.0),
         tl.load(policy_b + b_lane, mask=m_lane, other=0.0),
         b_reward,
-        tl.load(draw + b_lane, mask=m_lane, other=0.0),
+        tl.load(uniform + b_lane, mask=m_lane, other=0.0),
     )
     tl.store(reward + b_lane, b_reward, mask=m_lane)
     tl.store(accept + b_lane, tl.where(m_accept, 1, 0), mask=m_lane)
@@ -53,7 +53,7 @@ def accept_value_kernel(
     policy_kind: tl.tensor,
     policy_a: tl.tensor,
     policy_b: tl.tensor,
-    draw: tl.tensor,
+    uniform: tl.tensor,
     reward: tl.tensor,
     accept: tl.tensor,
     num_lanes: tl.tensor,
@@ -72,7 +72,7 @@ def accept_value_kernel(
     b_reward = value_rewards(
         hidden, stride_row, b_lane, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
     )
-    _write_accept(policy_kind, policy_a, policy_b, draw, reward, accept, b_lane, m_lane, b_reward)
+    _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def accept_classes_kernel(
     policy_kind: tl.tensor,
     policy_a: tl.tensor,
     policy_b: tl.tensor,
-    draw: tl.tensor,
+    uniform: tl.tensor,
     reward: tl.tensor,
     accept: tl.tensor,
     num_lanes: tl.tensor,
@@ -92,7 +92,7 @@ def accept_classes_kernel(
     b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_lane = b_lane < num_lanes
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, num_lanes, num_blocks)
-    _write_accept(policy_kind, policy_a, policy_b, draw, reward, accept, b_lane, m_lane, b_reward)
+    _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
 
 
 def reward_accept(
@@ -113,7 +113,7 @@ def reward_accept(
         ValueError: a tensor's shape, dtype, strides or device is not one it can take.
     """
     num_seqs = hidden.shape[0]
-    check_hidden(hidden, head, num_seqs)
+    check_hidden(hidden, num_seqs)
     check_head(head, hidden)
     policy = {
         "policy_kind": policy_kind, "policy_a": policy_a, "policy_b": policy_b,
@@ -121,7 +121,6 @@ def reward_accept(
     }  # fmt: skip
     check_policy(policy, hidden)
     scratch = check_scratch(scratch, scratch_shape(head, num_seqs), hidden.device)
-    policy["draw"] = policy.pop("uniform")
     for launch in reward_accept_launches(hidden, head, policy, scratch):
         launch.run()
 

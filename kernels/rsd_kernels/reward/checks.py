@@ -1,4 +1,4 @@
-"""What the reward kernels take for granted about their arguments."""
+"""What the reward kernels require of their arguments; a ValueError names the one that differs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import math
 import torch
 from torch import Tensor
 
-from rsd_kernels.launch import FLOAT_DTYPES, check_devices, check_dtype, check_shape
+from rsd_kernels.launch import (
+    FLOAT_DTYPES,
+    check_devices,
+    check_dtype,
+    check_last_contiguous,
+    check_shape,
+)
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
 
 
-def check_hidden(hidden: Tensor, head: RewardHead, num_rows: int) -> None:
+def check_hidden(hidden: Tensor, num_rows: int) -> None:
     if hidden.dim() != 2 or hidden.shape[0] < num_rows or hidden.shape[1] < 1:
         raise ValueError(
             f"hidden has shape {list(hidden.shape)}; it must be [rows, hidden] with at least "
             f"{num_rows} rows"
         )
     check_dtype("hidden", hidden, *FLOAT_DTYPES)
-    if hidden.stride(1) != 1:
-        raise ValueError(
-            f"hidden has strides {tuple(hidden.stride())}; its last dimension must be contiguous"
-        )
+    check_last_contiguous("hidden", hidden)
 
 
 def check_head(head: RewardHead, hidden: Tensor) -> None:
-    """Shapes fit `hidden`; all is contiguous and on its device."""
+    """The head fits `hidden`, lies on its device and is contiguous."""
     width = hidden.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"norm_weight": (width,)}
     if isinstance(head, ValueHead):
@@ -41,27 +44,28 @@ def check_head(head: RewardHead, hidden: Tensor) -> None:
     tensors: dict[str, Tensor] = {name: getattr(head, name) for name in shapes}
     check_devices(hidden=hidden, **tensors)
     for name, shape in shapes.items():
-        check_shape(name, tensors[name], shape)
-        check_dtype(name, tensors[name], *FLOAT_DTYPES)
-        if not tensors[name].is_contiguous():
-            raise ValueError(
-                f"{name} has strides {tuple(tensors[name].stride())}; it must be contiguous"
-            )
+        _check_contiguous(name, tensors[name], shape, *FLOAT_DTYPES)
 
 
 def check_policy(policy: dict[str, Tensor], hidden: Tensor) -> None:
-    """One value a row each."""
+    """Vectors of one value a row, on the device of `hidden`."""
     check_devices(hidden=hidden, **policy)
     for name, tensor in policy.items():
-        check_shape(name, tensor, (hidden.shape[0],))
-        whole = name in ("policy_kind", "accept")
-        check_dtype(name, tensor, torch.int32 if whole else torch.float32)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        dtype = torch.int32 if name in ("policy_kind", "accept") else torch.float32
+        _check_contiguous(name, tensor, (hidden.shape[0],), dtype)
+
+
+def _check_contiguous(
+    name: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype
+) -> None:
+    check_shape(name, tensor, shape)
+    check_dtype(name, tensor, *dtypes)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
 
 
 def check_scratch(scratch: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The first elements of `scratch` in this shape, or a new one if there is none."""
+    """The first elements of `scratch` in this shape; newly allocated if it is None."""
     if scratch is None:
         return torch.empty(shape, dtype=torch.float32, device=device)
     check_dtype("scratch", scratch, torch.float32)

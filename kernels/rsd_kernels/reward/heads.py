@@ -1,32 +1,53 @@
-"""The weights that turn the last hidden row of a step into a reward, final norm included."""
+"""Weights that turn a hidden state into a reward in [0, 1], the final norm included."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ValueHead:
-    """sigmoid(weight · norm(h) + bias): Skywork-o1-Open-PRM, in the layout of trl's value head."""
-
-    norm_weight: Tensor  # [hidden] of the model's final RMSNorm
+class _Head:
+    norm_weight: Tensor  # [hidden] of the decoder's final RMSNorm
     eps: float
-    weight: Tensor  # [1, hidden]
-    bias: Tensor  # [1]
+
+    def own_tensors(self) -> list[Tensor]:
+        """The weights of the head itself, without the norm's."""
+        return [getattr(self, field.name) for field in fields(self)[2:]]
 
 
 @dataclass(frozen=True)
-class TwoClassHead:
-    """softmax(W2 relu(W1 norm(h) + b1) + b2)[1]: Qwen2.5-Math-PRM (Zhang et al., 2025)."""
+class ValueHead(_Head):
+    """sigmoid(w · norm(h) + b)."""
 
-    norm_weight: Tensor  # [hidden] of the model's final RMSNorm
-    eps: float
+    weight: Tensor  # [1, hidden]
+    bias: Tensor  # [1]
+
+    @classmethod
+    def allocate(cls, norm_weight: Tensor, eps: float, dtype: torch.dtype) -> ValueHead:
+        """Unfilled weights on the norm's device."""
+        weight = norm_weight.new_empty(1, norm_weight.shape[0], dtype=dtype)
+        return cls(norm_weight, eps, weight, weight.new_empty(1))
+
+
+@dataclass(frozen=True)
+class TwoClassHead(_Head):
+    """softmax(W2 relu(W1 norm(h) + b1) + b2)[1]."""
+
     inner: Tensor  # [inner, hidden]
     inner_bias: Tensor  # [inner]
     classes: Tensor  # [2, inner]
     classes_bias: Tensor  # [2]
+
+    @classmethod
+    def allocate(cls, norm_weight: Tensor, eps: float, dtype: torch.dtype) -> TwoClassHead:
+        """Unfilled weights on the norm's device, with as many inner units as the decoder's size."""
+        size = norm_weight.shape[0]
+        inner = norm_weight.new_empty(size, size, dtype=dtype)
+        empty = inner.new_empty
+        return cls(norm_weight, eps, inner, empty(size), empty(2, size), empty(2))
 
 
 RewardHead = ValueHead | TwoClassHead

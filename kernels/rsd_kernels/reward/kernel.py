@@ -1,6 +1,6 @@
-"""Fused reward and decision of the running batch: score, policy, draw and transition.
+"""Reward and decision for the running batch: head, policy, draw and transition of the slot.
 
-One launch with the value head, two with the two-class head, see `reward_scores`. Twin: `score` in
+One launch with the value head, two with the two-class head, see `reward.scores`. Twin: `score` in
 `rsd_kernels.reward.twin`.
 """
 
@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.end_step.kernel import STEP_CHUNK, complete_lanes, decide_lanes
+from rsd_kernels.end_step.kernel import DRAFT, KEPT, NAN_BITS, REJECTED, STEP_CHUNK, transition
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
+from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
+from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
 from rsd_kernels.reward.heads import RewardHead, ValueHead
 from rsd_kernels.reward.scores import (
@@ -26,9 +28,61 @@ from rsd_kernels.reward.scores import (
     value_rewards,
 )
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
+from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import end_tick
+
+_PRM = tl.constexpr(int(Role.PRM))
+
+
+@triton.jit
+def _complete_lanes(
+    state: tl.tuple, batch: tl.tuple, BLOCK_S: tl.constexpr
+) -> tuple[tl.tensor, ...]:
+    """A lane for each sequence of the pass, its slot, and whether its last pending row was read."""
+    b_lane = tl.arange(0, BLOCK_S)
+    m_lane = (b_lane < batch.max_seqs) & (b_lane < tl.load(state.num_seqs))
+    b_slot = tl.load(batch.seq_slot + b_lane, mask=m_lane, other=0)
+    return (
+        b_lane,
+        b_slot,
+        m_lane & (tl.load(batch.seq_complete + b_lane, mask=m_lane, other=0) != 0),
+    )
+
+
+@triton.jit
+def _decide(
+    state: tl.tuple,
+    b_slot: tl.tensor,
+    m_lane: tl.tensor,
+    b_reward: tl.tensor,
+    tokens_per_page: tl.tuple,
+    CHUNK: tl.constexpr,
+) -> None:
+    """Accepts each lane's step with probability w(reward), else rejects it."""
+    b_kind = tl.load(state.policy_kind + b_slot, mask=m_lane, other=0)
+    b_a = tl.load(state.policy_a + b_slot, mask=m_lane, other=0.0)
+    b_b = tl.load(state.policy_b + b_slot, mask=m_lane, other=0.0)
+    b_uniform = uniform(
+        tl.load(state.seed + b_slot, mask=m_lane, other=0),
+        tl.load(state.sample_index + b_slot, mask=m_lane, other=0),
+        tl.load(state.num_steps + b_slot, mask=m_lane, other=0),
+        tl.load(state.length + b_slot, mask=m_lane, other=0),
+        _PRM,
+        PURPOSE_ACCEPT,
+    )
+    m_nan = m_lane & (b_reward != b_reward)
+    b_nan = tl.load(state.nan_rewards + b_slot, mask=m_nan, other=0) + 1
+    m_accept = accepts(b_kind, b_a, b_b, b_reward, b_uniform)
+    tl.debug_barrier()
+    tl.store(state.reward + b_slot, b_reward, mask=m_lane)
+    tl.store(state.nan_rewards + b_slot, b_nan, mask=m_nan)
+    b_bits = tl.where(m_nan, NAN_BITS, b_reward.to(tl.int32, bitcast=True))
+    transition(
+        state, b_slot, m_lane, tl.where(m_accept, KEPT, REJECTED), b_slot * 0 + DRAFT, b_bits,
+        tokens_per_page, CHUNK,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -48,12 +102,12 @@ def score_value_kernel(
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
-    b_lane, b_slot, m_lane = complete_lanes(state, batch, BLOCK_S)
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
     b_reward = value_rewards(
         hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
     )
-    decide_lanes(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -69,9 +123,9 @@ def score_classes_kernel(
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
-    b_lane, b_slot, m_lane = complete_lanes(state, batch, BLOCK_S)
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
-    decide_lanes(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -83,13 +137,15 @@ def score(
     tokens_per_page: Sequence[int],
     scratch: Tensor | None = None,  # `scratch_shape(head, batch.num_seqs)`; None: allocated
 ) -> None:
-    """Scores the last row of each complete sequence and decides its step.
+    """Scores the last row of each complete sequence and accepts or rejects its step.
+
+    A sequence is complete when the pass read its last pending row.
 
     Raises:
         ValueError: a tensor's shape, dtype, strides or device is not one it can take.
     """
     check_state(state, batch)
-    check_hidden(hidden, head, batch.num_rows)
+    check_hidden(hidden, batch.num_rows)
     check_head(head, hidden)
     scratch = check_scratch(scratch, scratch_shape(head, batch.num_seqs), hidden.device)
     for launch in score_launches(state, batch, hidden, head, tokens_per_page, scratch):
@@ -104,7 +160,7 @@ def score_launches(
     tokens_per_page: Sequence[int],
     scratch: Tensor,
 ) -> list[Launch]:
-    """One launch for the value head, two for the two-class head."""
+    """One for the value head, two for the two-class head."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),

@@ -4,8 +4,8 @@ value head:     r = sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
 two-class head: z = W2 relu(W1 norm(h) + b1) + b2, r = sigmoid(z1 - z0); a launch of its own leaves
                 one partial sum of z for every block of inner units
 
-with h the hidden row at the end of a step and n the weight of the norm. No row of hidden size is
-written. Twin: `rewards` in `rsd_kernels.reward.twin`.
+with h the hidden row at the end of a step and n the weight of the norm. Nothing of the size of h
+is written. Twin: `rewards` in `rsd_kernels.reward.twin`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,23 @@
-"""Rewards of hidden rows, and what a policy makes of them, in plain PyTorch."""
+"""Rewards of hidden rows and what a policy decides by them, in plain PyTorch."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from rsd_kernels.end_step.twin import decide
+from rsd_kernels.end_step.twin import keep, reject
 from rsd_kernels.linear.twin import linear
 from rsd_kernels.norm.twin import rms_norm
+from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.reward.heads import RewardHead, ValueHead
-from rsd_kernels.state.columns import number
+from rsd_kernels.state.columns import add_at, host, number, write_at
+from rsd_kernels.state.enums import Purpose, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.tick_clock.twin import end_tick
 
 
 def rewards(
@@ -64,9 +69,50 @@ def score(
     tokens_per_page: tuple[int, int, int],
     scratch: Tensor | None = None,
 ) -> None:
-    """Scores the last row of each complete sequence and decides its step.
+    """Scores the last row of each complete sequence and accepts or rejects its step.
 
-    scratch: the kernel's alone.
+    A sequence is complete when the pass read its last pending row. scratch: the kernel's alone.
     """
     row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
     decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)
+
+
+def decide(
+    state: SlotState,
+    batch: RowBatch,
+    rewards: Tensor,  # [S] float32
+    tokens_per_page: tuple[int, int, int],
+) -> None:
+    """Accepts each complete sequence's step with probability w(reward), else rejects it."""
+    n = number(state.num_seqs)
+    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
+    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
+        if not complete[s]:
+            continue
+        write_at(state.reward, b, scored[s])
+        reward = float(host(state.reward)[b])
+        if math.isnan(reward):
+            add_at(state.nan_rewards, b, 1)
+        if _accepts(state, b, reward):
+            keep(state, b, Role.DRAFT, reward, tokens_per_page)
+        else:
+            reject(state, b, reward, tokens_per_page)
+    end_tick(state)
+
+
+def _accepts(state: SlotState, slot: int, reward: float) -> bool:
+    probability = accept_probability(
+        number(state.policy_kind, slot),
+        float(host(state.policy_a)[slot]),
+        float(host(state.policy_b)[slot]),
+        reward,
+    )
+    u = draw_uniform(
+        number(state.seed, slot),
+        number(state.sample_index, slot),
+        num_steps=number(state.num_steps, slot),
+        position=number(state.length, slot),
+        role=Role.PRM,
+        purpose=Purpose.ACCEPT,
+    )
+    return u < probability

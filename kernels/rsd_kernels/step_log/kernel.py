@@ -1,6 +1,6 @@
 """Append decided steps to the log, in the order of the lanes of a Triton kernel.
 
-Twin: `rsd_kernels.step_log.twin`. A device function: `end_step` and `decide` call it.
+Twin: `rsd_kernels.step_log.twin`. A device function: `end_step` and `score` call it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one face behind which a model's files stand, however they are stored."""
+"""What every checkpoint offers, however its files are stored."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class Checkpoint(ABC):
-    """The config, weights and tokenizer of one model, read when asked for."""
+    """The config, weights and tokenizer of one model, each read when it is asked for."""
 
-    source: str  # as the user named it, for messages
+    source: str  # what the user called it, for messages
 
     @abstractmethod
     def config(self) -> Mapping[str, Any]:
-        """The config in the spelling of a config.json."""
+        """The config with the keys of a config.json."""
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor once, on the CPU, under the names transformers gives them."""
+        """Every tensor once, on the CPU, under its name in transformers."""
 
     @abstractmethod
     def has_bfloat16_matrices(self) -> bool:
@@ -32,4 +32,4 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def generation_config(self) -> dict[str, Any] | None:
-        """Sampling defaults of the checkpoint, None if it brings none."""
+        """End-of-text ids and sampling defaults, None if the checkpoint has none."""

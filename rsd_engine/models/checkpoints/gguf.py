@@ -1,7 +1,7 @@
 """Reads a GGUF file (llama.cpp's format) as if it were a Hugging Face folder.
 
-Quantised tensors are expanded when they are loaded: the engine computes with plain weights, so a
-GGUF file saves download and disk here, not memory.
+Quantised tensors are dequantised when they are loaded: the engine computes with plain weights, so
+a GGUF file saves download and disk here, not memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer
+from rsd_engine.models.decoders.family import DecoderFamily
+from rsd_engine.models.registry import decoder_families
 
 _LOG = logging.getLogger(__name__)
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -58,7 +55,7 @@ _PLAIN_FILE_TYPES = {0: "float32", 1: "float16"}
 
 
 class GgufCheckpoint(Checkpoint):
-    """A single GGUF file of the llama, qwen2 or qwen3 architecture."""
+    """A single GGUF file of an architecture in `models.decoders`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,27 +73,27 @@ class GgufCheckpoint(Checkpoint):
         return None if found is None else found.contents()
 
     @cached_property
-    def _architecture(self) -> str:
-        name = self.field("general.architecture")
-        if name not in _ARCHITECTURES:
-            raise ValueError(
-                f"GGUF architecture {name!r} is not supported; one of {', '.join(_ARCHITECTURES)}"
-            )
-        return str(name)
+    def _family(self) -> DecoderFamily:
+        name, families = self.field("general.architecture"), decoder_families().values()
+        sliding = bool(self.field(f"{name}.attention.sliding_window"))
+        for family in families:
+            if family.gguf.architecture == name and family.gguf.sliding_window in (None, sliding):
+                return family
+        allowed = ", ".join(sorted({family.gguf.architecture for family in families}))
+        raise ValueError(f"GGUF architecture {name!r} is not supported; one of {allowed}")
+
+    def _value(self, name: str) -> Any:
+        """One of the architecture's own values."""
+        return self.field(f"{self._family.gguf.architecture}.{name}")
 
     def config(self) -> Mapping[str, Any]:
-        def value(name: str) -> Any:
-            return self.field(f"{self._architecture}.{name}")
-
-        given = {key: value(name) for key, name in _SIZES.items()}
+        given = {key: self._value(name) for key, name in _SIZES.items()}
         config = {key: found for key, found in given.items() if found is not None}
-        window = value("attention.sliding_window")
-        sliding_llama = self._architecture == "llama" and window
-        architecture = "MistralForCausalLM" if sliding_llama else _ARCHITECTURES[self._architecture]
-        # llama.cpp always rotates a qwen3 head as wide as it says, and has no switch for q, k, v
-        # and output biases: they are there when the file holds them.
+        window = self._value("attention.sliding_window")
+        # llama.cpp has no switch for biases: the file holds them or not. A window is that of every
+        # layer.
         return config | {
-            "architectures": [architecture],
+            "architectures": [self._family.architecture],
             "vocab_size": int(self._tensor("token_embd.weight").shape[1]),
             "tie_word_embeddings": "output.weight" not in self._tensors,
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
@@ -109,17 +106,15 @@ class GgufCheckpoint(Checkpoint):
         }
 
     def _rope_scaling(self) -> dict[str, Any]:
-        prefix = f"{self._architecture}.rope.scaling"
-        kind = self.field(f"{prefix}.type")
+        kind = self._value("rope.scaling.type")
         scaling: dict[str, Any] = {"rope_type": "default"}
         if kind not in (None, "none"):
-            scaling = {
-                "rope_type": kind,
-                "factor": self.field(f"{prefix}.factor"),
-                "original_max_position_embeddings": self.field(f"{prefix}.original_context_length"),
-            }
-        if (self.field(f"{prefix}.attn_factor") or 1.0) != 1.0:
-            raise ValueError(f"{prefix}.attn_factor is not supported; only 1")
+            original = self._value("rope.scaling.original_context_length")
+            scaling = {"rope_type": kind, "factor": self._value("rope.scaling.factor")}
+            scaling["original_max_position_embeddings"] = original
+        factor = self._value("rope.scaling.attn_factor") or 1.0
+        if factor != 1.0:
+            raise ValueError(f"rope.scaling.attn_factor={factor} is not supported; only 1")
         if _ROPE_FACTORS in self._tensors:  # how llama.cpp stores the llama3 scaling
             factors = self._expand(self._tensors[_ROPE_FACTORS])
             scaling["frequency_factors"] = factors.flatten().tolist()
@@ -133,7 +128,7 @@ class GgufCheckpoint(Checkpoint):
             value = self._expand(tensor)
             stem, kind = name.rsplit(".", 1)
             block, _, part = stem.rpartition(".")
-            if self._architecture == "llama" and part in ("attn_q", "attn_k"):
+            if self._family.gguf.paired_heads and part in ("attn_q", "attn_k"):
                 value = self._unpermuted(value, part)
             prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
             yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value
@@ -148,12 +143,9 @@ class GgufCheckpoint(Checkpoint):
         _LOG.info(
             "%s: expanding %d weights stored as %s (%.0f MiB on disk); they take %.0f MiB in fp32, "
             "half of that in 16 bits",
-            self.path.name,
-            count,
-            ", ".join(kinds),
-            self.path.stat().st_size / 2**20,
+            self.path.name, count, ", ".join(kinds), self.path.stat().st_size / 2**20,
             count * 4 / 2**20,
-        )
+        )  # fmt: skip
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
@@ -173,9 +165,9 @@ class GgufCheckpoint(Checkpoint):
         return torch.tensor(values, dtype=torch.float32).view(shape)
 
     def _unpermuted(self, value: Tensor, part: str) -> Tensor:
-        """llama.cpp pairs neighbouring dimensions of a head for rope, transformers its halves."""
+        """Rows in transformers' order, where the file has that of `GgufRules.paired_heads`."""
         heads = "attention.head_count" if part == "attn_q" else "attention.head_count_kv"
-        num_heads = int(self.field(f"{self._architecture}.{heads}"))
+        num_heads = int(self._value(heads))
         pairs = value.view(num_heads, -1, 2, *value.shape[1:])
         return pairs.transpose(1, 2).reshape(value.shape)
 
@@ -183,9 +175,11 @@ class GgufCheckpoint(Checkpoint):
         return gguf_tokenizer(self.path, self.field)
 
     def generation_config(self) -> dict[str, Any] | None:
-        names = {"eos_token_id": "eos_token_id", "bos_token_id": "bos_token_id"}
-        names["pad_token_id"] = "padding_token_id"
-        found = {key: self.field(f"tokenizer.ggml.{name}") for key, name in names.items()}
+        names = {"eos": "eos", "bos": "bos", "pad": "padding"}
+        found = {
+            f"{key}_token_id": self.field(f"tokenizer.ggml.{name}_token_id")
+            for key, name in names.items()
+        }
         return {key: int(value) for key, value in found.items() if value is not None} or None
 
 

@@ -1,8 +1,8 @@
 """Builds the tokenizer that a GGUF file describes.
 
-transformers can do it too, but takes some 15 seconds for 50,000 tokens and leaves out rules such as
-SmolLM's "every digit is a token", so byte-level BPE of the families named here is built directly;
-for other kinds transformers does it.
+transformers can do so too, but takes some 15 seconds for 50,000 tokens and leaves out rules such
+as SmolLM's "every digit is a token". So byte-level BPE of the families below is built here, and
+transformers builds the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gguf_tokenizer(path: Path, field: Callable[[str], Any]) -> Any:
 
     Args:
         path: the GGUF file.
-        field: reads a value of its metadata, None where it is not given.
+        field: reads a value of its metadata; None if the file does not have it.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

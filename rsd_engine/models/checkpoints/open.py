@@ -20,7 +20,7 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 class FolderCheckpoint(Checkpoint):
-    """A folder as `save_pretrained` writes it."""
+    """A folder as `save_pretrained` of transformers writes it."""
 
     def __init__(self, folder: Path, source: str | None = None) -> None:
         self.folder = folder
@@ -40,13 +40,13 @@ class FolderCheckpoint(Checkpoint):
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text in
-        # another way than the checkpoint's own tokenizer.json says.
+        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text
+        # otherwise than the checkpoint's own tokenizer.json.
         if (self.folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(self.folder)
-        # Without any of these, transformers makes up an empty tokenizer and says nothing.
+        # Without any of these, transformers silently makes an empty tokenizer.
         if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
-            raise ValueError(f"none of {', '.join(_VOCABULARIES)} is there")
+            raise ValueError(f"it has none of {', '.join(_VOCABULARIES)}")
         return AutoTokenizer.from_pretrained(self.folder)
 
     def generation_config(self) -> dict[str, Any] | None:
@@ -58,9 +58,9 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     """Finds a model by folder, `.gguf` file or hub id; a hub id is downloaded unless it is cached.
 
     Raises:
-        ValueError: if `source` is none of the three, or the hub does not have it and neither has
-            the local cache; if `revision` is given for a local path.
-        ImportError: if `source` is a GGUF file and the `gguf` package is absent.
+        ValueError: `source` is none of the three, neither the hub nor the local cache has it, or
+            `revision` is given for a local path.
+        ImportError: `source` is a GGUF file and the `gguf` package is not installed.
     """
     path = Path(source).expanduser()
     if revision is not None and path.exists():
@@ -80,7 +80,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint, as transformers gives it.
 
     Raises:
-        ValueError: if the checkpoint has no tokenizer that can be read.
+        ValueError: it has none that can be read.
     """
     try:
         return checkpoint.tokenizer()
@@ -88,11 +88,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ValueError(
             f"model {checkpoint.source!r} has no readable tokenizer: {error}"
         ) from error
-
-
-def load_generation_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The checkpoint's generation_config.json (end-of-text ids, sampling defaults), if there."""
-    return checkpoint.generation_config()
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -22,7 +22,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     Safetensors are preferred to .bin files; an index names the shards.
 
     Raises:
-        ValueError: if there are no weights, a shard is missing, or a file is damaged.
+        ValueError: there are no weights, a shard is missing, or a file is damaged.
     """
     for name, read in ((_SAFETENSORS, _read_safetensors), (_BIN, _read_bin)):
         shards = _shards(folder, name)
@@ -57,7 +57,7 @@ def _safetensors_matrices(path: Path) -> Iterator[torch.dtype]:
 
 
 def _is_matrix(shape: Sequence[int]) -> bool:
-    """A value head's single row is none."""
+    """A single row, such as the weight of a value head, is not counted as a matrix."""
     return len(shape) == 2 and min(shape) > 1
 
 
@@ -88,7 +88,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """A pickle of tensors only: anything else in it is refused, never run."""
+    """Tensors only: a pickle that holds anything else is refused, and nothing in it is run."""
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

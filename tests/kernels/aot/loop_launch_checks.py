@@ -49,7 +49,7 @@ def test_relu_keeps_nan() -> None:
     assert "setp.lt.f32" in ptx and "max" not in ptx
 
 
-@pytest.mark.parametrize("name", ["end_step_kernel", "decide_kernel", "score_value_kernel"])
+@pytest.mark.parametrize("name", ["end_step_kernel", "score_value_kernel", "score_classes_kernel"])
 def test_the_log_is_written_before_its_head(name: str) -> None:
     """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
     ptx = str(compiled(name, 90).asm["ptx"])

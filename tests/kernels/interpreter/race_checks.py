@@ -28,6 +28,7 @@ from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
@@ -95,7 +96,8 @@ def rare_steps() -> None:
     batch = RowBatch.allocate(1, 1, CPU)
     batch.seq_complete.fill_(1)
     state.num_seqs.fill_(1)
-    end_step.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
+    head = ValueHead(torch.ones(8), 1e-6, torch.ones(1, 8), torch.zeros(1))
+    reward.score(state, batch, torch.full((1, 8), torch.nan), head, (1, 1, 1))
     assert int(state.nan_rewards) == 1
 
 
@@ -139,11 +141,12 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
     loop_ops: dict[str, Op] = {
         "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
-        "decide": end_step.decide, "truncate_kv": rollback.truncate_kv,
-        "sample_append": sample_append, "bridge": bridge.bridge,
+        "truncate_kv": rollback.truncate_kv, "sample_append": sample_append,
+        "bridge": bridge.bridge,
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, loop_ops, 1, count=3)
+        reward_checks.score_a_run("value", monkeypatch, 3)
         draws()
         rare_steps()
         rare_schedules()

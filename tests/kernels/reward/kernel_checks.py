@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels import ops
-from rsd_kernels.end_step import twin as end_step_twin
-from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.policy.formula import PolicyKind, accept_probability
+from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward import accept as accept_kernel
 from rsd_kernels.reward import kernel, twin
 from rsd_kernels.reward import scores as reward_scores
@@ -68,6 +69,58 @@ def close(result: Tensor, plain: Tensor, exact: Tensor, head: RewardHead) -> Non
     assert error <= max(2 * of_pytorch, rounding), f"error {error:.3g}, PyTorch {of_pytorch:.3g}"
 
 
+@triton.jit
+def _accepts_kernel(
+    kind: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    reward: tl.tensor,
+    draw: tl.tensor,
+    out: tl.tensor,
+    num_lanes: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:  # type: ignore[no-untyped-def]
+    o = tl.arange(0, BLOCK)
+    m = o < num_lanes
+    m_accept = accepts(
+        tl.load(kind + o, mask=m, other=0),
+        tl.load(a + o, mask=m, other=0.0),
+        tl.load(b + o, mask=m, other=0.0),
+        tl.load(reward + o, mask=m, other=0.0),
+        tl.load(draw + o, mask=m, other=0.0),
+    )
+    tl.store(out + o, m_accept.to(tl.int32), mask=m)
+
+
+NUMBERS = {
+    PolicyKind.CONSTANT: [(0.0, 0.0), (0.3, 0.0), (1.0, 0.0)],
+    PolicyKind.THRESHOLD: [(0.7, 0.0), (0.5, 0.0), (-1.0, 0.0), (2.0, 0.0)],
+    PolicyKind.CLIP: [(0.0, 0.0)],
+    PolicyKind.SIGMOIDAL: [(0.0, 0.0)],
+    PolicyKind.LOGISTIC: [(6.0, 0.5), (5000.0, 0.5), (10.0, 0.7)],
+}
+
+
+@pytest.mark.parametrize("kind", PolicyKind)
+def test_the_kernel_accepts_with_the_probability_of_the_formula(kind: PolicyKind) -> None:
+    """Every draw just below it accepts, and every draw at it or just above rejects."""
+    values = [*(i / 32 for i in range(33)), 0.3, 0.7, -0.2, 1.3, torch.inf, -torch.inf, torch.nan]
+    cases = torch.tensor([(a, b, r) for a, b in NUMBERS[kind] for r in values])
+    weights = [accept_probability(kind, *case) for case in cases.tolist()]
+    draws = torch.tensor(weights)
+    # Draws are float32: the last below w, and the first that is not.
+    under = torch.tensor([float(d) < w for d, w in zip(draws, weights, strict=True)])
+    below = torch.where(under, draws, draws.nextafter(torch.tensor(-1.0)))
+    above = torch.where(under, draws.nextafter(torch.tensor(2.0)), draws)
+    a, b, reward = (column.contiguous().to(DEVICE) for column in cases.T)
+    for draw, expected in ((below, ~cases[:, 2].isnan()), (above, torch.zeros(len(cases)))):
+        out = torch.full((len(cases),), 9, dtype=torch.int32, device=DEVICE)
+        kinds = torch.full_like(out, int(kind))
+        block = triton.next_power_of_2(len(cases))
+        _accepts_kernel[(1,)](kinds, a, b, reward, draw.to(DEVICE), out, len(cases), BLOCK=block)
+        assert out.tolist() == expected.int().tolist()
+
+
 def poisoned(head: RewardHead, num_seqs: int) -> Tensor:
     return torch.full(reward_scores.scratch_shape(head, num_seqs), torch.nan, device=DEVICE)
 
@@ -95,9 +148,8 @@ def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: 
     close(reward.cpu(), twin.rewards(hidden, head), exact, head)
     assert len(set(accept.tolist()) - {0, 1}) == 0
     for s, r in enumerate(reward.tolist()):
-        probability = end_step_twin.accept_probability(
-            int(policy_kind[s]), float(policy_a[s]), float(policy_b[s]), r
-        )
+        kind_of_row, a, b = int(policy_kind[s]), float(policy_a[s]), float(policy_b[s])
+        probability = accept_probability(kind_of_row, a, b, r)
         assert int(accept[s]) == int(float(uniform[s]) < probability)
 
 
@@ -117,13 +169,12 @@ def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
     assert accept.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's own rewards, given to the twin, leave the same state behind."""
+def score_a_run(kind: str, monkeypatch: pytest.MonkeyPatch, count: int) -> int:
+    """Scores what a run scores by kernel too; its rewards, given to the twin, leave one state."""
     generator = torch.Generator().manual_seed(1)
     width = 48
     head = HEADS[kind](width, torch.float32, generator)
-    calls = 0
+    calls, decide_by_twin = 0, twin.decide
 
     def decide(
         state: SlotState, batch: RowBatch, _: Tensor, tokens_per_page: tuple[int, int, int]
@@ -145,12 +196,17 @@ def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch
         exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
         if bool(finite.any()):
             close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
-        end_step_twin.decide(state, batch, rewards, tokens_per_page)
+        decide_by_twin(state, batch, rewards, tokens_per_page)
         assert not differences(state, ours)
 
-    monkeypatch.setattr(ops, "decide", decide)
-    run(random_core(3), random_requests(3, 10))
-    assert calls > 7
+    monkeypatch.setattr(twin, "decide", decide)
+    run(random_core(3), random_requests(3, count))
+    return calls
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert score_a_run(kind, monkeypatch, 10) > 7
 
 
 def test_says_what_is_wrong() -> None:

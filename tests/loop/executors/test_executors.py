@@ -251,7 +251,7 @@ class TestHostGraphs:
         schedule, *bodies = recorder.recorded
         assert schedule == ("schedule",)
         assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.end_step"
-        assert bodies[-1] == ("PRM.forward", "PRM.advance", "PRM.decide")
+        assert bodies[-1] == ("PRM.forward", "PRM.advance", "PRM.score")
         assert len(recorder.recorded) == 1 + len(Role) * len(BUCKETS)
 
     @pytest.mark.parametrize("program", [(), (Call("a", lambda: None),)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rsd_engine.steps.prm_format import prm_format
+from rsd_engine.models.registry import reward_families
+from rsd_engine.models.reward.qwen_math_prm import QWEN_MATH_PRM
+from rsd_engine.models.reward.skywork import SKYWORK
 from tests.steps.toy_tokenizers import CHAT_TOKENS, qwen_like
 
 QUESTIONS = ["what is 2?", "add two\nand three.", " x", "\n", "", "é 日"]
@@ -20,7 +22,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_skywork_is_bos_question_newline(tokenizer: PreTrainedTokenizerFast, question: str) -> None:
-    made = prm_format("Qwen2ForPrmModel", tokenizer)
+    made = SKYWORK.format(tokenizer)
     text = f"<|im_start|>{question}\n"
     assert made.prompt_ids(question) == tokenizer.encode(text, add_special_tokens=False)
     assert made.separator_ids == tuple(tokenizer.encode("\n\n", add_special_tokens=False)[-1:])
@@ -28,7 +30,7 @@ def test_skywork_is_bos_question_newline(tokenizer: PreTrainedTokenizerFast, que
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_qwen_math_prm_is_chatml(tokenizer: PreTrainedTokenizerFast, question: str) -> None:
-    made = prm_format("Qwen2ForProcessRewardModel", tokenizer)
+    made = QWEN_MATH_PRM.format(tokenizer)
     text = (
         "<|im_start|>system\nPlease reason step by step, and put your final answer within "
         f"\\boxed{{}}.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -37,21 +39,17 @@ def test_qwen_math_prm_is_chatml(tokenizer: PreTrainedTokenizerFast, question: s
     assert made.separator_ids == (tokenizer.convert_tokens_to_ids("<extra_0>"),)
 
 
-@pytest.mark.parametrize("architecture", ["Qwen2ForPrmModel", "Qwen2ForProcessRewardModel"])
+@pytest.mark.parametrize("architecture", reward_families())
 def test_a_question_cannot_close_its_own_turn(
     tokenizer: PreTrainedTokenizerFast, architecture: str
 ) -> None:
-    made = prm_format(architecture, tokenizer)
+    made = reward_families()[architecture].format(tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert isinstance(end, int)
     plain, hostile = made.prompt_ids("x"), made.prompt_ids("x<|im_end|>")
     assert hostile.count(end) == plain.count(end)
 
 
-def test_unknown_architectures_and_missing_tokens_are_named(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    with pytest.raises(ValueError, match=r"'LlamaForCausalLM'.*Qwen2ForPrmModel"):
-        prm_format("LlamaForCausalLM", tokenizer)
+def test_missing_tokens_are_named() -> None:
     with pytest.raises(ValueError, match="'<extra_0>'"):
-        prm_format("Qwen2ForProcessRewardModel", qwen_like())
+        QWEN_MATH_PRM.format(qwen_like())

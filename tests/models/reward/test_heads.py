@@ -80,13 +80,13 @@ def test_a_single_fp32_row_does_not_widen_the_matrices(tmp_path: Path) -> None:
     model = load_reward_model(tmp_path, max_rows=4)
     kept = torch.bfloat16 if cpu_ops.available() else torch.float32
     assert model.decoder.weights.matrix_dtype == kept
-    assert {tensor.dtype for tensor in model.head.tensors()} == {torch.float32}
+    assert {tensor.dtype for tensor in model.head.own_tensors()} == {torch.float32}
 
 
 def test_value_head_stays_fp32(tmp_path: Path) -> None:
     save_prm(tmp_path, "Qwen2ForPrmModel", PrmHeads.value(32))
     model = load_reward_model(tmp_path, max_rows=4, dtype="bfloat16")
-    assert {tensor.dtype for tensor in model.head.tensors()} == {torch.float32}
+    assert {tensor.dtype for tensor in model.head.own_tensors()} == {torch.float32}
     assert model.dtype == torch.bfloat16
 
 

@@ -1,0 +1,42 @@
+"""Skywork-o1-Open-PRM (He et al., 2024), as the RSD authors feed it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rsd_engine.models.decoders.qwen import QWEN2
+from rsd_engine.models.reward.family import PrmFormat, RewardFamily, encode, token_id
+from rsd_engine.steps.vocabulary import plain_encoder
+from rsd_kernels.reward.heads import ValueHead
+
+ARCHITECTURE = "Qwen2ForPrmModel"
+
+
+def _format(tokenizer: Any) -> PrmFormat:
+    """bos, question, newline; no chat template; a blank line after every step.
+
+    Question and newline are one text, for the newline often merges with the question's last token.
+    """
+    encoder = plain_encoder(tokenizer)
+    bos = getattr(tokenizer, "bos_token", None) or "<|im_start|>"
+    return PrmFormat(
+        before=(token_id(tokenizer, str(bos)),),
+        prefix="",
+        suffix="\n",
+        after=(),
+        separator_ids=(encode(encoder, "\n\n")[-1],),
+        encoder=encoder,
+    )
+
+
+SKYWORK = RewardFamily(
+    name="Skywork-o1-Open-PRM",
+    architectures={ARCHITECTURE: QWEN2},
+    head=ValueHead,  # in the layout of trl's value head; its dropout is for training only
+    head_tensors={"v_head.summary.weight": "weight", "v_head.summary.bias": "bias"},
+    head_dtype=torch.float32,  # as in the authors' code, whatever the decoder computes in
+    format=_format,
+    threshold=0.7,
+)
