@@ -24,6 +24,7 @@ from rsd_kernels.cpu.decoder import CpuDecoder, DecoderParts, cpu_decoder
 from rsd_kernels.embedding.twin import embed
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import last_rows_norm
 from rsd_kernels.qkv.twin import in_two, qkv_projection
 from rsd_kernels.rope.tables import rope_rows
@@ -46,7 +47,7 @@ class ModelOps:
     qkv_projection: Op  # norm_linear and rope_kv_write
     paged_attention: Op
     last_rows_norm: Op
-    lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
+    lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): `linear` in the dtype of `out`
     attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
     attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
@@ -80,7 +81,7 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
     from rsd_kernels.attention import kernel as paged_attention
     from rsd_kernels.attention.tiles import attention_scratch_size
     from rsd_kernels.embedding import kernel as embedding
-    from rsd_kernels.linear import ops as products
+    from rsd_kernels.linear import launchers as products
     from rsd_kernels.norm import kernel as rms_norm
     from rsd_kernels.qkv import kernel as qkv_projection
     from rsd_kernels.rope import kernel as rope_kv_write
@@ -166,7 +167,7 @@ def _gathered_angles(
 
 
 def _lm_head_by(product: Op) -> Op:
-    def lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    def lm_head(x: Tensor, weight: LinearWeight, *, out: Tensor) -> Tensor:
         if out.dtype == x.dtype:
             return product(x, weight, out=out)
         return out.copy_(product(x, weight))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.launch import runs_on
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
@@ -44,7 +45,7 @@ def _linear(
     residual: Tensor | None = None,  # [n, N]
 ) -> Tensor:
     out = _linear_fake(x, weight)
-    model_ops(x).linear(x, weight, bias, residual=residual, out=out)
+    model_ops(x).linear(x, LinearWeight(weight, bias), residual=residual, out=out)
     return out
 
 
@@ -60,7 +61,8 @@ def _norm_linear(
     bias: Tensor | None = None,  # [N]
 ) -> Tensor:
     out = _norm_linear_fake(x, norm, eps, weight)
-    model_ops(x).norm_linear(x, norm, eps, weight, bias, normed=x.new_empty(x.shape), out=out)
+    scratch = {"normed": x.new_empty(x.shape)}
+    model_ops(x).norm_linear(x, norm, eps, LinearWeight(weight, bias), **scratch, out=out)
     return out
 
 
@@ -79,7 +81,7 @@ def _norm_gate_up(
 ) -> Tensor:
     out = _norm_gate_up_fake(x, norm, eps, weight)
     scratch = {"normed": x.new_empty(x.shape), "gate_up": _linear_fake(x, weight)}
-    model_ops(x).norm_gate_up(x, norm, eps, weight, bias, **scratch, out=out)
+    model_ops(x).norm_gate_up(x, norm, eps, LinearWeight(weight, bias), **scratch, out=out)
     return out
 
 

@@ -1,7 +1,7 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3: packed new rows through every layer.
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3: takes the packed rows of a pass to their states.
 
 A forward reads the rows of a pass, writes their K and V into pages and attends over the page table.
-It moves no cursor: what it wrote counts only once the loop says so.
+It advances no cursor: what it wrote counts only once the loop says so.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from rsd_kernels.state.rows import RowBatch
 
 
 class Decoder:
-    """The layers of one model between token ids and the final norm.
+    """A model from token ids up to the final norm.
 
     Args:
-        config: sizes and switches.
-        weights: filled weights on one device; see `matrix_dtype` in `load_language_model`.
-        max_rows: most rows a pass may bring.
-        max_positions: length of the rope tables; positions from here on cannot be read.
-        arena: byte buffer to cut the activations from, shared with other models.
+        config: the architecture.
+        weights: filled weights, all on one device.
+        max_rows: most rows a pass may have.
+        max_positions: length of the rope tables; later positions are not supported.
+        arena: byte buffer for the activations, shared with other models.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Decoder:
 
     @property
     def is_whole(self) -> bool:
-        """True if all layers run in one call."""
+        """True if all layers run as one call."""
         return self._whole is not None
 
     def forward(
@@ -84,17 +84,17 @@ class Decoder:
         kv: PagedKV,
         page_table: Tensor,  # [B, P] int32: page of tokens [p * tokens_per_page, ..) of a slot
     ) -> Tensor:
-        """Reads the N rows of `batch`; their K and V stand in the pages afterwards.
+        """Runs the N rows of `batch` through all layers and writes their K and V into the pages.
 
         Returns:
-            [N, hidden] before the final norm, in this model's buffer: valid until its next pass.
+            [N, hidden] before the final norm, in a buffer of this model: valid until its next pass.
 
         Raises:
-            ValueError: if the batch has more rows than `max_rows`.
+            ValueError: if the batch has more than `max_rows` rows.
         """
         if batch.num_rows > self.activations.max_rows:
             raise ValueError(
-                f"a pass of {batch.num_rows} rows, at most {self.activations.max_rows} fit"
+                f"a pass has {batch.num_rows} rows; at most {self.activations.max_rows} fit"
             )
         if self._whole is not None:
             self._whole.forward(batch, kv, page_table)
@@ -106,7 +106,7 @@ class Decoder:
         return now.buffers.hidden
 
     def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Pass:
-        """What all layers share: embedded rows, angles, views, which keys to attend to."""
+        """Embeds the rows, and prepares what all layers share."""
         config = self.config
         buffers = self.activations.narrow(batch.num_rows)
         self.ops.embed(self.weights.embedding, batch.token, out=buffers.hidden)
@@ -138,7 +138,6 @@ class Decoder:
             layer.input_norm,
             eps,
             layer.qkv,
-            layer.qkv_bias,
             now.heads,
             k_pages,
             v_pages,
@@ -153,9 +152,7 @@ class Decoder:
         )
         key_map = now.key_maps[self.config.sliding_windows[index]]
         ops.paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
-        ops.linear(
-            buffers.attended, layer.o, layer.o_bias, residual=buffers.hidden, out=buffers.hidden
-        )
+        ops.linear(buffers.attended, layer.o, residual=buffers.hidden, out=buffers.hidden)
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
         self.ops.norm_gate_up(
@@ -163,23 +160,16 @@ class Decoder:
             layer.post_norm,
             self.config.rms_norm_eps,
             layer.gate_up,
-            layer.gate_up_bias,
             normed=buffers.normed,
             gate_up=buffers.gate_up,
             out=buffers.gated,
         )
-        self.ops.linear(
-            buffers.gated,
-            layer.down,
-            layer.down_bias,
-            residual=buffers.hidden,
-            out=buffers.hidden,
-        )
+        self.ops.linear(buffers.gated, layer.down, residual=buffers.hidden, out=buffers.hidden)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What all layers of one pass share. `q` is a view of `heads`, which views `buffers.qkv`."""
+    """What the layers share in one pass. `q` is a view of `heads`, and `heads` of `buffers.qkv`."""
 
     buffers: Activations
     heads: Tensor  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v
@@ -187,5 +177,5 @@ class _Pass:
     attended: Tensor  # [N, num_q_heads, head_dim]
     cos: Tensor  # [N or num_positions, head_dim]
     sin: Tensor  # [N or num_positions, head_dim]
-    position: Tensor | None  # [N] rows of cos and sin; None: row n
+    position: Tensor | None  # [N] row of cos and sin; None: row n
     key_maps: dict[int | None, AttentionMap]  # one for each sliding window among the layers

@@ -8,6 +8,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.reward.heads import RewardHead as ScoringHead
 from rsd_kernels.reward.twin import rewards
 from rsd_kernels.state.rows import RowBatch
@@ -45,9 +46,9 @@ class Model:
 class LanguageModel(Model):
     """Decoder, final norm and LM head."""
 
-    def __init__(self, decoder: Decoder, lm_head: Tensor) -> None:
+    def __init__(self, decoder: Decoder, lm_head: LinearWeight) -> None:
         super().__init__(decoder)
-        self.lm_head = lm_head  # [vocab_size, hidden], the embedding itself where they are tied
+        self.lm_head = lm_head  # [vocab_size, hidden], of the embedding itself where they are tied
 
     @property
     def num_parameters(self) -> int:
@@ -56,7 +57,7 @@ class LanguageModel(Model):
 
     @property
     def weight_bytes(self) -> int:
-        own_head = self.lm_head is not self.decoder.weights.embedding
+        own_head = self.lm_head.matrix is not self.decoder.weights.embedding
         return self.decoder.weights.nbytes + (self.lm_head.nbytes if own_head else 0)
 
     def logits(
@@ -72,7 +73,7 @@ class LanguageModel(Model):
         which are never sampled, are then not computed.
         """
         last = self.last_hidden(batch, kv, page_table)
-        self.decoder.ops.lm_head(last, self.lm_head[: out.shape[1]], out=out)
+        self.decoder.ops.lm_head(last, self.lm_head.narrow(0, out.shape[1]), out=out)
 
 
 class RewardModel(Model):

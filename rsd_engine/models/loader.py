@@ -14,6 +14,7 @@ from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.reward_heads import REWARD_HEADS
 from rsd_engine.models.weights import DecoderWeights, fill
 from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.linear.weight import LinearWeight
 
 
 def load_language_model(
@@ -54,10 +55,10 @@ def load_language_model(
     dtype = resolve_dtype(dtype, config, device)
     weights = _allocate(checkpoint, config, dtype, device)
     places, ignored = weights.places(config), frozenset({"lm_head.weight"})
-    lm_head = weights.embedding
+    lm_head = LinearWeight(weights.embedding)
     if not config.tie_word_embeddings:
-        lm_head = torch.empty_like(weights.embedding)
-        places["lm_head.weight"] = lm_head
+        lm_head = LinearWeight(torch.empty_like(weights.embedding))
+        places["lm_head.weight"] = lm_head.matrix
     fill(places, checkpoint.tensors(), source=checkpoint.source, ignored=ignored)
     decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions, arena=arena)
     return LanguageModel(decoder, lm_head)
