@@ -1,8 +1,9 @@
 """The ops of a model's forward: Triton on a CUDA device, the CPU library or the twins elsewhere.
 
-Attention may be that of the library flash-attn, see `rsd_kernels.attention.flash`.
+Attention may also come from the flash-attn library, see `rsd_kernels.attention.flash`.
 
-A model asks once, where its weights are, and calls what it got. Triton is imported only then.
+A model chooses its ops once, by the device and dtype of its weights. Triton is imported only if it
+is chosen.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Op = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ModelOps:
-    """One function for each op; arguments and results are those of the twin of that name."""
+    """One function for each op, with the arguments and results of the twin of the same name."""
 
     backend: str
     embed: Op
@@ -52,16 +53,16 @@ class ModelOps:
     attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
-    # all layers in one call; None where the ops above are to be called one by one
+    # all layers in one call; None where the ops above must be called one by one
     whole_decoder: Callable[[DecoderParts], CpuDecoder | None]
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
 def model_ops(tensor: Tensor, *, scheduled: bool = False) -> ModelOps:
-    """The ops for tensors that are where this one is, and of its dtype.
+    """The ops for tensors of the device and dtype of this one.
 
-    scheduled: a pass begins with `embed`, and until it ends nothing writes row batches and page
-        tables. Kernels that overlap read them early then, see `rsd_kernels.overlap`.
+    scheduled: every pass begins with `embed`, and nothing writes row batches or page tables until
+        it ends. Kernels that start early may then read them at once, see `rsd_kernels.overlap`.
     """
     if not runs_on(tensor):
         on_library = cpu_ops.suits(tensor) and cpu_ops.available()
@@ -76,7 +77,7 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
     """The Triton launchers; `scheduled` as in `model_ops`.
 
     Raises:
-        ImportError: if there is no Triton.
+        ImportError: if Triton is not installed.
     """
     from rsd_kernels.attention import kernel as paged_attention
     from rsd_kernels.attention.tiles import attention_scratch_size
@@ -106,7 +107,7 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
 
 @functools.cache
 def cpu_library_ops() -> ModelOps:
-    """The CPU library, for float32. It must be loaded: see `cpu_library.status`."""
+    """The ops of the CPU library, for float32. It must be loaded, see `cpu_library.status`."""
     library = cpu_library.load()
     if library is None:
         raise RuntimeError(f"the CPU library is {cpu_library.status()}")
@@ -136,7 +137,7 @@ def _map_on_device(
     dtype: torch.dtype,
     scratch: Tensor | None,
 ) -> AttentionMap:
-    """Nothing is worked out beforehand: the kernel reads lengths and tables itself."""
+    """Nothing is computed here: the kernel reads lengths and page tables itself."""
     del dtype
     return AttentionMap(batch, page_table, tokens_per_page, sliding_window, (), scratch)
 
@@ -162,7 +163,7 @@ def _angles_by_position(
 def _gathered_angles(
     cos: Tensor, sin: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gathered once a pass for all layers."""
+    """Gathers the angles once for all layers of a pass."""
     return *rope_rows(cos, sin, position), None
 
 

@@ -1,4 +1,4 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3: takes the packed rows of a pass to their states.
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3, over the packed rows of a pass.
 
 A forward reads the rows of a pass, writes their K and V into pages and attends over the page table.
 It advances no cursor: what it wrote counts only once the loop says so.
@@ -99,20 +99,20 @@ class Decoder:
         if self._whole is not None:
             self._whole.forward(batch, kv, page_table)
             return self.activations.hidden[: batch.num_rows]
-        now = self._begin(batch, kv, page_table)
+        shared = self._begin(batch, kv, page_table)
         for index, layer in enumerate(self.weights.layers):
-            self._attention(index, layer, now, batch, kv)
-            self._mlp(layer, now.buffers)
-        return now.buffers.hidden
+            self._attention(index, layer, shared, batch, kv)
+            self._mlp(layer, shared.buffers)
+        return shared.buffers.hidden
 
-    def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Pass:
+    def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Shared:
         """Embeds the rows, and prepares what all layers share."""
         config = self.config
         buffers = self.activations.narrow(batch.num_rows)
         self.ops.embed(self.weights.embedding, batch.token, out=buffers.hidden)
         cos, sin, position = self.ops.rope_angles(self._cos, self._sin, batch.position)
         heads = buffers.qkv.view(batch.num_rows, -1, config.head_dim)
-        return _Pass(
+        return _Shared(
             buffers=buffers,
             heads=heads,
             q=heads[:, : config.num_q_heads],
@@ -129,46 +129,31 @@ class Decoder:
         )
 
     def _attention(
-        self, index: int, layer: LayerWeights, now: _Pass, batch: RowBatch, kv: PagedKV
+        self, index: int, layer: LayerWeights, shared: _Shared, batch: RowBatch, kv: PagedKV
     ) -> None:
-        ops, eps, buffers = self.ops, self.config.rms_norm_eps, now.buffers
-        k_pages, v_pages = kv.k[index], kv.v[index]
-        ops.qkv_projection(
-            buffers.hidden,
-            layer.input_norm,
-            eps,
-            layer.qkv,
-            now.heads,
-            k_pages,
-            v_pages,
-            batch.page,
-            batch.offset,
-            now.cos,
-            now.sin,
-            position=now.position,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
+        buffers, k_pages, v_pages = shared.buffers, kv.k[index], kv.v[index]
+        self.ops.qkv_projection(
+            buffers.hidden, layer.input_norm, self.config.rms_norm_eps, layer.qkv, shared.heads,
+            k_pages, v_pages, batch.page, batch.offset, shared.cos, shared.sin,
+            position=shared.position, q_norm=layer.q_norm, k_norm=layer.k_norm,
             normed=buffers.normed,
+        )  # fmt: skip
+        key_map = shared.key_maps[self.config.sliding_windows[index]]
+        self.ops.paged_attention(
+            shared.q, k_pages, v_pages, key_map, scale=self._scale, out=shared.attended
         )
-        key_map = now.key_maps[self.config.sliding_windows[index]]
-        ops.paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
-        ops.linear(buffers.attended, layer.o, residual=buffers.hidden, out=buffers.hidden)
+        self.ops.linear(buffers.attended, layer.o, residual=buffers.hidden, out=buffers.hidden)
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
         self.ops.norm_gate_up(
-            buffers.hidden,
-            layer.post_norm,
-            self.config.rms_norm_eps,
-            layer.gate_up,
-            normed=buffers.normed,
-            gate_up=buffers.gate_up,
-            out=buffers.gated,
-        )
+            buffers.hidden, layer.post_norm, self.config.rms_norm_eps, layer.gate_up,
+            normed=buffers.normed, gate_up=buffers.gate_up, out=buffers.gated,
+        )  # fmt: skip
         self.ops.linear(buffers.gated, layer.down, residual=buffers.hidden, out=buffers.hidden)
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _Shared:
     """What the layers share in one pass. `q` is a view of `heads`, and `heads` of `buffers.qkv`."""
 
     buffers: Activations

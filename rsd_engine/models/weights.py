@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.linear.weight import LinearWeight
 
-_NEVER_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+# Buffers that some checkpoints hold beside the weights.
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,20 @@ class LayerWeights:
         matrix_dtype: torch.dtype | None = None,
     ) -> LayerWeights:
         """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
-
-        def norm(width: int) -> Tensor:
-            return torch.empty(width, dtype=dtype, device=device)
-
-        def linear(num_outputs: int, num_inputs: int, bias: bool) -> LinearWeight:
-            return LinearWeight.allocate(
-                num_outputs, num_inputs, bias=bias,
-                dtype=dtype, matrix_dtype=matrix_dtype, device=device,
-            )  # fmt: skip
-
+        norm = partial(torch.empty, dtype=dtype, device=device)
+        linear = partial(
+            LinearWeight.allocate, dtype=dtype, matrix_dtype=matrix_dtype, device=device
+        )
         hidden, inter, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
         return cls(
             input_norm=norm(hidden),
-            qkv=linear(config.q_width + 2 * config.kv_width, hidden, config.qkv_bias),
+            qkv=linear(config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
             q_norm=norm(head_dim) if config.qk_norm else None,
             k_norm=norm(head_dim) if config.qk_norm else None,
-            o=linear(hidden, config.q_width, config.o_bias),
+            o=linear(hidden, config.q_width, bias=config.o_bias),
             post_norm=norm(hidden),
-            gate_up=linear(2 * inter, hidden, config.mlp_bias),
-            down=linear(hidden, inter, config.mlp_bias),
+            gate_up=linear(2 * inter, hidden, bias=config.mlp_bias),
+            down=linear(hidden, inter, bias=config.mlp_bias),
         )
 
     def places(self, config: ModelConfig, prefix: str) -> dict[str, Tensor]:
@@ -160,7 +156,7 @@ def fill(
     for name, tensor in tensors:
         place = missing.pop(name, None)
         if place is None:
-            if name not in ignored and not _NEVER_WEIGHTS.search(name):
+            if name not in ignored and not _BUFFERS.search(name):
                 unexpected.append(name)
         elif place.shape != tensor.shape:
             raise ValueError(

@@ -172,7 +172,7 @@ def test_config_errors_name_the_model(folder: Path) -> None:
 
 def test_too_many_rows(folder: Path) -> None:
     driver = Driver(load_language_model(folder, max_rows=4))
-    with pytest.raises(ValueError, match="pass of 5 rows, at most 4"):
+    with pytest.raises(ValueError, match="pass has 5 rows; at most 4 fit"):
         driver.run((0, [1, 2, 3, 4, 5]))
 
 

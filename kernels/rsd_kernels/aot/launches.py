@@ -140,17 +140,12 @@ class _Forward:
         out = self._rows(weight.num_outputs)
         launch = projection_launch(hidden, weight, out=out, norm=norm, eps=1e-6)
         yield "norm_linear (qkv)", launch
-        yield (
-            "norm_gate_up",
-            projection_launch(
-                hidden,
-                self._weight(2 * shape.intermediate, shape.hidden),
-                out=self._rows(shape.intermediate),
-                norm=norm,
-                eps=1e-6,
-                gated=True,
-            ),
+        weight, out = (
+            self._weight(2 * shape.intermediate, shape.hidden),
+            self._rows(shape.intermediate),
         )
+        launch = projection_launch(hidden, weight, out=out, norm=norm, eps=1e-6, gated=True)
+        yield "norm_gate_up", launch
         widths = {"linear (o)": shape.num_q_heads * shape.head_dim}
         widths["linear (down)"] = shape.intermediate
         for op, width in widths.items():
@@ -210,9 +205,8 @@ class _Forward:
         return RowBatch.allocate(self.num_rows, min(self.num_rows, _NUM_SLOTS), _META)
 
     def _weight(self, num_outputs: int, num_inputs: int, *, bias: bool = False) -> LinearWeight:
-        return LinearWeight.allocate(
-            num_outputs, num_inputs, bias=bias, dtype=self.dtype, device=_META
-        )
+        matrix = self._matrix(num_outputs, num_inputs)
+        return LinearWeight(matrix, self._vector(num_outputs) if bias else None)
 
     def _rows(self, width: int) -> Tensor:
         return self._matrix(self.num_rows, width)

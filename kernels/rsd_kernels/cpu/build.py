@@ -57,7 +57,7 @@ _FLAGS = (
 
 
 def find_compiler(environment: Mapping[str, str]) -> CompilerSearch:
-    """RSD_CXX if set; otherwise the first of $CXX, c++, g++ and clang++ on the PATH."""
+    """Only RSD_CXX if it is set; otherwise the first of CXX, c++, g++ and clang++ on the PATH."""
     chosen = find_program("RSD_CXX", environment)
     if chosen is not None:
         return chosen
@@ -67,12 +67,12 @@ def find_compiler(environment: Mapping[str, str]) -> CompilerSearch:
         if path is not None:
             return CompilerSearch(Path(path), "CXX" if name == environment.get("CXX") else "PATH")
     return CompilerSearch(
-        None, "a C++ compiler was not found (looked at RSD_CXX, CXX, and c++, g++, clang++ on PATH)"
+        None, "no C++ compiler was found (tried RSD_CXX, CXX, and c++, g++, clang++ on PATH)"
     )
 
 
 def targets() -> dict[str, tuple[str, ...]]:
-    """Instruction set -> compiler flags, for this kind of machine."""
+    """Instruction set -> compiler flags, for the architecture of this machine."""
     return _X86_TARGETS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ()}
 
 

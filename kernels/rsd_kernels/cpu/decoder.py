@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,29 +18,9 @@ from rsd_kernels.cpu.ops import suits
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.state.rows import RowBatch
 
-_LINEARS = ("qkv", "o", "gate_up", "down")
-_NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")
-
-
-class Layer(Protocol):
-    """The weights of one layer."""
-
-    @property
-    def input_norm(self) -> Tensor: ...
-    @property
-    def qkv(self) -> LinearWeight: ...
-    @property
-    def q_norm(self) -> Tensor | None: ...
-    @property
-    def k_norm(self) -> Tensor | None: ...
-    @property
-    def o(self) -> LinearWeight: ...
-    @property
-    def post_norm(self) -> Tensor: ...
-    @property
-    def gate_up(self) -> LinearWeight: ...
-    @property
-    def down(self) -> LinearWeight: ...
+# The weights of a layer, by their names in `RsdLayer` of csrc/cpu/rsd_cpu.h.
+_LINEARS = ("qkv", "o", "gate_up", "down")  # LinearWeight
+_NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")  # Tensor; those of heads may be None
 
 
 class Buffers(Protocol):
@@ -74,7 +54,7 @@ class DecoderParts:
     """A decoder from token ids up to the final norm."""
 
     embedding: Tensor  # [vocab_size, hidden]
-    layers: Sequence[Layer]
+    layers: Sequence[Any]  # each with the weights of _LINEARS and _NORMS
     sliding_windows: Sequence[int | None]  # a layer: tokens a row sees, itself included
     cos: Tensor  # [num_positions, head_dim] fp32, see `rope_tables`
     sin: Tensor  # [num_positions, head_dim] fp32
@@ -86,7 +66,7 @@ class DecoderParts:
 
 
 class CpuDecoder:
-    """Runs passes of one decoder; make it with `cpu_decoder`."""
+    """Runs the passes of one decoder; `cpu_decoder` makes it."""
 
     def __init__(self, parts: DecoderParts, library: native.Library) -> None:
         self._parts, self._library = parts, library
@@ -106,12 +86,12 @@ class CpuDecoder:
 
     def _make_decoder(self) -> native.DecoderStruct:
         parts, buffers = self._parts, self._parts.buffers
-        places = (
+        tensors = (
             parts.embedding, parts.cos, parts.sin, buffers.hidden, buffers.normed, buffers.qkv,
             buffers.attended, buffers.gate_up, buffers.gated,
         )  # fmt: skip
         return native.DecoderStruct(
-            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in places),
+            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in tensors),
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
             parts.cos.shape[0], buffers.hidden.shape[0],
             parts.num_q_heads, parts.num_kv_heads, parts.cos.shape[1],
@@ -132,7 +112,7 @@ class CpuDecoder:
             ValueError: if a token, position, page or length is out of range; nothing is written.
         """
         if pool is not self._pool:
-            self._take(pool)
+            self._use(pool)
         rows = native.Pass(
             batch.token.data_ptr(), batch.position.data_ptr(), batch.page.data_ptr(),
             batch.offset.data_ptr(), batch.seq_slot.data_ptr(), batch.seq_start.data_ptr(),
@@ -143,7 +123,7 @@ class CpuDecoder:
         if code != 0:
             self._library.check(code, f"a pass of {batch.num_rows} rows")
 
-    def _take(self, pool: Pool) -> None:
+    def _use(self, pool: Pool) -> None:
         """Stores the addresses of every layer's K and V."""
         strides = {tensor.stride() for tensor in (*pool.k, *pool.v)}
         if len(strides) != 1:
@@ -155,7 +135,7 @@ class CpuDecoder:
 
 
 def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
-    """The decoder's fast path, or None where its ops must be called one by one."""
+    """The fast path of a decoder, or None where its ops must be called one by one."""
     library = native.load()
     linears = [getattr(layer, name) for layer in parts.layers for name in _LINEARS]
     norms = [getattr(layer, name) for layer in parts.layers for name in _NORMS]

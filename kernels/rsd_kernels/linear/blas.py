@@ -82,10 +82,6 @@ def _split(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(slabs, x.t().expand(num_threads, num_inputs, 1)).view(1, num_outputs)
 
 
-def _transposed(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.mm(matrix, x.t()).t()
-
-
 def _batched(x: Tensor, matrix: Tensor) -> Tensor:
     """Some rows: a batch of slabs of W, each small enough for the inner cache."""
     num_rows, (num_outputs, num_inputs) = x.shape[0], matrix.shape
@@ -94,4 +90,8 @@ def _batched(x: Tensor, matrix: Tensor) -> Tensor:
     return product.transpose(0, 1).reshape(num_rows, num_outputs)
 
 
-_PRODUCTS = {"split": _split, "transposed": _transposed, "batched": _batched}
+_PRODUCTS = {
+    "split": _split,
+    "transposed": lambda x, matrix: torch.mm(matrix, x.t()).t(),
+    "batched": _batched,
+}
