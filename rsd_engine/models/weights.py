@@ -1,8 +1,8 @@
 """The weights of a decoder as it computes with them, and how a checkpoint fills them.
 
-q, k and v are merged into one weight, and so are gate and up, so that one product does for all. A
-checkpoint's tensor is copied straight into its place in the merged one: the model never exists
-twice.
+q, k and v are merged into one weight, and so are gate and up, so that one product computes them. A
+checkpoint's tensor is copied straight into its place in the merged one: no second copy of the model
+is ever held.
 """
 
 from __future__ import annotations

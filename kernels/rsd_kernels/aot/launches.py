@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,23 +135,17 @@ class _Forward:
         yield "lm_head", projection_launch(last, weight, out=logits)
 
     def _small_products(self) -> Iterator[tuple[str, Launch]]:
-        shape = self.shape
-        hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
+        shape, inter = self.shape, self.shape.intermediate
+        hidden = self._rows(shape.hidden)
+        norm: dict[str, Any] = {"norm": self._vector(shape.hidden), "eps": 1e-6}
         weight = self._qkv()
         out = self._rows(weight.num_outputs)
-        launch = projection_launch(hidden, weight, out=out, norm=norm, eps=1e-6)
-        yield "norm_linear (qkv)", launch
-        weight, out = (
-            self._weight(2 * shape.intermediate, shape.hidden),
-            self._rows(shape.intermediate),
-        )
-        launch = projection_launch(hidden, weight, out=out, norm=norm, eps=1e-6, gated=True)
-        yield "norm_gate_up", launch
-        widths = {"linear (o)": shape.num_q_heads * shape.head_dim}
-        widths["linear (down)"] = shape.intermediate
-        for op, width in widths.items():
-            weight = self._weight(shape.hidden, width)
-            yield op, projection_launch(self._rows(width), weight, out=hidden, residual=hidden)
+        yield "norm_linear (qkv)", projection_launch(hidden, weight, out=out, **norm)
+        weight, out = self._weight(2 * inter, shape.hidden), self._rows(inter)
+        yield "norm_gate_up", projection_launch(hidden, weight, out=out, **norm, gated=True)
+        for op, width in (("o", shape.num_q_heads * shape.head_dim), ("down", inter)):
+            x, weight = self._rows(width), self._weight(shape.hidden, width)
+            yield f"linear ({op})", projection_launch(x, weight, out=hidden, residual=hidden)
 
     def _attention(self) -> Iterator[tuple[str, Launch]]:
         shape, batch = self.shape, self._batch

@@ -58,7 +58,7 @@ def _qkv_projection_kernel(
     TENSOR_CORES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
     ROWS: tl.constexpr,  # at least num_rows
-    BLOCK_N: tl.constexpr,  # pairs a program
+    BLOCK_N: tl.constexpr,  # pairs per program
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,  # addresses in each row of weight to prefetch before the wait
