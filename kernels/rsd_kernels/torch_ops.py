@@ -4,8 +4,8 @@
     torch.ops.rsd.paged_attention(q, k_pages, v_pages, ...)
 
 K and V may be any view [num_pages, tokens_per_page, num_kv_heads, head_dim] whose last dimension is
-contiguous. Arguments are those of the twins, but for a weight: its matrix and bias come one by one.
-The engine calls `rsd_kernels.model_ops` directly: a registered op costs a few microseconds more.
+contiguous. Arguments are those of the twins, except that a weight is passed as matrix and bias. The
+engine uses `rsd_kernels.model_ops` instead: a registered op costs a few microseconds more.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class LanguageModel(Model):
 
     def __init__(self, decoder: Decoder, lm_head: LinearWeight) -> None:
         super().__init__(decoder)
-        self.lm_head = lm_head  # [vocab_size, hidden], of the embedding itself where they are tied
+        self.lm_head = lm_head  # [vocab_size, hidden]; a tied one holds the embedding itself
 
     @property
     def num_parameters(self) -> int:

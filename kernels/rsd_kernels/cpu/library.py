@@ -125,7 +125,7 @@ class Library:
         return str(self._isa().decode())
 
     def choose_isa(self, name: str) -> None:
-        """Uses the kernels of another one from now on, for tests.
+        """Switches to the kernels of another instruction set, for tests.
 
         Raises:
             ValueError: if this machine or the library lacks it.

@@ -32,7 +32,7 @@ def _rms_norm_kernel(
     x: tl.tensor,  # [N, WIDTH]
     weight: tl.tensor,  # [WIDTH]
     out: tl.tensor,  # [N, WIDTH]
-    row_end: tl.tensor,  # [N]: row n of out is of row row_end[n] - 1 of x; None: of row n
+    row_end: tl.tensor,  # [N]: row n of out is that of x at row_end[n] - 1; None: at n
     eps: tl.tensor,
     stride_x: tl.tensor,
     stride_out: tl.tensor,

@@ -35,7 +35,7 @@ def rms_norm(
 
 @functools.cache
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A scalar tensor, cached: to make one takes as long as to use it."""
+    """A scalar tensor, cached, since making one takes as long as using it."""
     return torch.tensor(value, dtype=dtype, device=device)
 
 
