@@ -3,9 +3,8 @@
 qkv = rms_norm(x) Wᵀ + bias, q <- rotate(q), pages[page[n], offset[n]] <- rotate(k[n]), v[n]
 
 A program computes elements i and i + head_dim / 2 of a head, which the rotation combines, as a
-gated product computes a gate and its partner. So no launch for the rotation alone stands between
-projection and attention. For at most 16 rows without a norm of heads (Qwen3); others take two
-launches.
+gated product computes a gate and its partner. So the rotation needs no launch of its own. For at
+most 16 rows, without a norm of heads (Qwen3); other passes take two launches.
 
 Twin: `rsd_kernels.qkv.twin`.
 """
