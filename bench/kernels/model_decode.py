@@ -25,6 +25,7 @@ from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.launch import can_overlap
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import TWINS
 from rsd_kernels.qkv.twin import in_two
 
@@ -118,7 +119,7 @@ class _Decoding:
         num_rows = self.inputs.batch.num_rows
         context = self.setting.context
         decoder = Decoder(self.config, self.weights, max_rows=num_rows, max_positions=context)
-        return LanguageModel(decoder, self.weights.embedding)
+        return LanguageModel(decoder, LinearWeight(self.weights.embedding))
 
     def time(self, contenders: dict[str, Calls]) -> dict[str, Timing]:
         runs = max(2, self.setting.runs // 2)

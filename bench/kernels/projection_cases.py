@@ -20,6 +20,7 @@ from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.decode_projection import MAX_ROWS, decode_projection
 from rsd_kernels.linear import twin
 from rsd_kernels.linear.twin import linear as linear_twin
+from rsd_kernels.linear.weight import LinearWeight
 
 _EPS = 1e-6
 
@@ -52,6 +53,9 @@ class Matrix:
     def num_bytes(self) -> int:
         return self.weights[0].nbytes
 
+    def weight(self, index: int) -> LinearWeight:
+        return LinearWeight(self.weights[index], self.bias)
+
 
 def matrices(setting: Setting, shape: DecoderShape) -> Iterator[Matrix]:
     """Yields every weight that a decode step reads, one at a time, since all may not fit."""
@@ -77,7 +81,7 @@ def product_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
     out = x.new_empty(num_rows, weights.shape[1])
     plain = x.new_empty(out.shape)
     calls = {
-        "ours": lambda i: setting.ops.linear(x, weights[i], out=out),
+        "ours": lambda i: setting.ops.linear(x, LinearWeight(weights[i]), out=out),
         "torch.mm": lambda i: torch.mm(x, weights[i].t(), out=plain),
     }
     if num_rows <= MAX_ROWS and x.is_cuda and cuda_library.load() is not None:
@@ -162,18 +166,18 @@ class _Fused:
 
     def run(self, ops: object, index: int, out: Tensor) -> None:
         """By `ops`, whose functions have the names and arguments of the twins."""
-        weight, bias, x = self.matrix.weights[index], self.matrix.bias, self.x
+        weight, x = self.matrix.weight(index), self.x
         kind = self.matrix.name
         if kind == "qkv":
             normed = torch.empty_like(x)
-            _get(ops, "norm_linear")(x, self.norm, _EPS, weight, bias, normed=normed, out=out)
+            _get(ops, "norm_linear")(x, self.norm, _EPS, weight, normed=normed, out=out)
         elif kind == "gate_up":
             scratch = {"normed": torch.empty_like(x), "gate_up": x.new_empty(self.residual.shape)}
-            _get(ops, "norm_gate_up")(x, self.norm, _EPS, weight, bias, **scratch, out=out)
+            _get(ops, "norm_gate_up")(x, self.norm, _EPS, weight, **scratch, out=out)
         elif kind == "lm_head":
             _get(ops, "lm_head")(x, weight, out=out)
         else:
-            _get(ops, "linear")(x, weight, bias, residual=self.residual, out=out)
+            _get(ops, "linear")(x, weight, residual=self.residual, out=out)
 
     def by_twin(self, index: int, out: Tensor) -> None:
         self.run(_Twins, index, out)
@@ -194,7 +198,7 @@ class _Twins:
     linear = linear_twin
 
     @staticmethod
-    def lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    def lm_head(x: Tensor, weight: LinearWeight, *, out: Tensor) -> None:
         out.copy_(linear_twin(x, weight))
 
 

@@ -1,8 +1,9 @@
 """The ops of a model's forward: Triton on a CUDA device, the CPU library or the twins elsewhere.
 
-Attention may be that of the library flash-attn, see `rsd_kernels.attention.flash`.
+Attention may also come from the flash-attn library, see `rsd_kernels.attention.flash`.
 
-A model asks once, where its weights are, and calls what it got. Triton is imported only then.
+A model chooses its ops once, by the device and dtype of its weights. Triton is imported only if it
+is chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rsd_kernels.cpu.decoder import CpuDecoder, DecoderParts, cpu_decoder
 from rsd_kernels.embedding.twin import embed
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import last_rows_norm
 from rsd_kernels.qkv.twin import in_two, qkv_projection
 from rsd_kernels.rope.tables import rope_rows
@@ -35,7 +37,7 @@ Op = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ModelOps:
-    """One function for each op; arguments and results are those of the twin of that name."""
+    """One function for each op, with the arguments and results of the twin of the same name."""
 
     backend: str
     embed: Op
@@ -46,21 +48,21 @@ class ModelOps:
     qkv_projection: Op  # norm_linear and rope_kv_write
     paged_attention: Op
     last_rows_norm: Op
-    lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): x Wᵀ in the dtype of `out`
+    lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): `linear` in the dtype of `out`
     attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
     attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
-    # all layers in one call; None where the ops above are to be called one by one
+    # all layers in one call; None where the ops above must be called one by one
     whole_decoder: Callable[[DecoderParts], CpuDecoder | None]
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
 def model_ops(tensor: Tensor, *, scheduled: bool = False) -> ModelOps:
-    """The ops for tensors that are where this one is, and of its dtype.
+    """The ops for tensors of the device and dtype of this one.
 
-    scheduled: a pass begins with `embed`, and until it ends nothing writes row batches and page
-        tables. Kernels that overlap read them early then, see `rsd_kernels.overlap`.
+    scheduled: every pass begins with `embed`, and nothing writes row batches or page tables until
+        it ends. Kernels that start early may then read them at once, see `rsd_kernels.overlap`.
     """
     if not runs_on(tensor):
         on_library = cpu_ops.suits(tensor) and cpu_ops.available()
@@ -75,12 +77,12 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
     """The Triton launchers; `scheduled` as in `model_ops`.
 
     Raises:
-        ImportError: if there is no Triton.
+        ImportError: if Triton is not installed.
     """
     from rsd_kernels.attention import kernel as paged_attention
     from rsd_kernels.attention.tiles import attention_scratch_size
     from rsd_kernels.embedding import kernel as embedding
-    from rsd_kernels.linear import ops as products
+    from rsd_kernels.linear import launchers as products
     from rsd_kernels.norm import kernel as rms_norm
     from rsd_kernels.qkv import kernel as qkv_projection
     from rsd_kernels.rope import kernel as rope_kv_write
@@ -105,7 +107,7 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
 
 @functools.cache
 def cpu_library_ops() -> ModelOps:
-    """The CPU library, for float32. It must be loaded: see `cpu_library.status`."""
+    """The ops of the CPU library, for float32. It must be loaded, see `cpu_library.status`."""
     library = cpu_library.load()
     if library is None:
         raise RuntimeError(f"the CPU library is {cpu_library.status()}")
@@ -135,7 +137,7 @@ def _map_on_device(
     dtype: torch.dtype,
     scratch: Tensor | None,
 ) -> AttentionMap:
-    """Nothing is worked out beforehand: the kernel reads lengths and tables itself."""
+    """Nothing is computed here: the kernel reads lengths and page tables itself."""
     del dtype
     return AttentionMap(batch, page_table, tokens_per_page, sliding_window, (), scratch)
 
@@ -161,12 +163,12 @@ def _angles_by_position(
 def _gathered_angles(
     cos: Tensor, sin: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gathered once a pass for all layers."""
+    """Gathers the angles once for all layers of a pass."""
     return *rope_rows(cos, sin, position), None
 
 
 def _lm_head_by(product: Op) -> Op:
-    def lm_head(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    def lm_head(x: Tensor, weight: LinearWeight, *, out: Tensor) -> Tensor:
         if out.dtype == x.dtype:
             return product(x, weight, out=out)
         return out.copy_(product(x, weight))

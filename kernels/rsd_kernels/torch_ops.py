@@ -4,8 +4,8 @@
     torch.ops.rsd.paged_attention(q, k_pages, v_pages, ...)
 
 K and V may be any view [num_pages, tokens_per_page, num_kv_heads, head_dim] whose last dimension is
-contiguous. On CUDA tensors the Triton kernels run, elsewhere the twins, whose arguments these are.
-The engine calls launchers and twins directly: a registered op costs some microseconds more.
+contiguous. Arguments are those of the twins, except that a weight is passed as matrix and bias. The
+engine uses `rsd_kernels.model_ops` instead: a registered op costs a few microseconds more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.launch import runs_on
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
@@ -29,7 +30,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Defines an op by its schema, with one function for CPU and CUDA and one for shapes alone."""
+    """Defines an op: `function` computes it on CPU and CUDA, `fake` only allocates its results."""
     _library.define(schema)
     name = schema.partition("(")[0]
     for key in ("CPU", "CUDA"):
@@ -44,7 +45,7 @@ def _linear(
     residual: Tensor | None = None,  # [n, N]
 ) -> Tensor:
     out = _linear_fake(x, weight)
-    model_ops(x).linear(x, weight, bias, residual=residual, out=out)
+    model_ops(x).linear(x, LinearWeight(weight, bias), residual=residual, out=out)
     return out
 
 
@@ -60,7 +61,8 @@ def _norm_linear(
     bias: Tensor | None = None,  # [N]
 ) -> Tensor:
     out = _norm_linear_fake(x, norm, eps, weight)
-    model_ops(x).norm_linear(x, norm, eps, weight, bias, normed=x.new_empty(x.shape), out=out)
+    normed = x.new_empty(x.shape)
+    model_ops(x).norm_linear(x, norm, eps, LinearWeight(weight, bias), normed=normed, out=out)
     return out
 
 
@@ -79,7 +81,7 @@ def _norm_gate_up(
 ) -> Tensor:
     out = _norm_gate_up_fake(x, norm, eps, weight)
     scratch = {"normed": x.new_empty(x.shape), "gate_up": _linear_fake(x, weight)}
-    model_ops(x).norm_gate_up(x, norm, eps, weight, bias, **scratch, out=out)
+    model_ops(x).norm_gate_up(x, norm, eps, LinearWeight(weight, bias), **scratch, out=out)
     return out
 
 
@@ -109,7 +111,7 @@ def _rope_kv_write(
 
 
 def _rope_kv_write_fake(qkv: Tensor, *others: Any) -> None:
-    """Changes its arguments, returns nothing."""
+    """The op writes to its arguments and returns nothing."""
 
 
 def _paged_attention(
@@ -163,7 +165,7 @@ def _rollback(
 
 
 def _rollback_fake(kv_len: Tensor, *others: Any) -> None:
-    """Changes its arguments, returns nothing."""
+    """The op writes to its arguments and returns nothing."""
 
 
 def _reward_accept(
@@ -174,7 +176,7 @@ def _reward_accept(
     policy_b: Tensor,  # [S] float32
     uniform: Tensor,  # [S] float32 in [0, 1): the draws
 ) -> tuple[Tensor, Tensor]:
-    """Rewards [S] float32, and [S] int32 that is 1 where the step is accepted."""
+    """Rewards [S] float32, and [S] int32: 1 where the step is accepted."""
     reward, accept = _reward_accept_fake(hidden)
     if runs_on(hidden):
         from rsd_kernels.reward.accept import reward_accept

@@ -1,7 +1,7 @@
-"""Buffers that a forward writes into, so that a captured forward allocates nothing.
+"""The buffers that a forward writes into, so that a captured forward allocates nothing.
 
-All of them are cut from one byte buffer. Passes are serial, so models can share that buffer: give
-each the same `arena`, as large as the largest model asks for.
+All are cut from one byte buffer. Passes run one at a time, so models can share it: give each the
+same `arena`, as large as the largest model needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Activations:
-    """One pass of at most `max_rows` rows; every layer uses the same buffers again."""
+    """The buffers of a pass of at most `max_rows` rows; every layer reuses them."""
 
     hidden: Tensor  # [max_rows, hidden] the residual stream
     normed: Tensor  # [max_rows, hidden]
@@ -37,7 +37,7 @@ class Activations:
         device: torch.device,
         arena: Tensor | None = None,  # [bytes] uint8
     ) -> Activations:
-        """Cuts the buffers from `arena`, or from one of its own.
+        """Cuts the buffers from `arena`, or from a new one.
 
         Raises:
             ValueError: if `max_rows` is not positive or `arena` is too small.
@@ -48,7 +48,7 @@ class Activations:
         if arena is None:
             arena = torch.empty(needed, dtype=torch.uint8, device=device)
         if arena.numel() < needed:
-            raise ValueError(f"arena has {arena.numel()} bytes, {needed} are needed")
+            raise ValueError(f"arena has {arena.numel()} bytes; it must have at least {needed}")
         buffers, start = {}, 0
         for name, width in cls._widths(config).items():
             size = max_rows * width * dtype.itemsize
@@ -58,7 +58,7 @@ class Activations:
 
     @classmethod
     def num_bytes(cls, config: ModelConfig, max_rows: int, dtype: torch.dtype) -> int:
-        """Size of the arena that `max_rows` rows of this model need."""
+        """The size of the arena for `max_rows` rows of this model."""
         widths = cls._widths(config).values()
         return sum(_aligned(max_rows * width * dtype.itemsize) for width in widths)
 

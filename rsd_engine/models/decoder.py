@@ -1,7 +1,7 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3: packed new rows through every layer.
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3, over the packed rows of a pass.
 
 A forward reads the rows of a pass, writes their K and V into pages and attends over the page table.
-It moves no cursor: what it wrote counts only once the loop says so.
+It advances no cursor: what it wrote counts only once the loop says so.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from rsd_kernels.state.rows import RowBatch
 
 
 class Decoder:
-    """The layers of one model between token ids and the final norm.
+    """A model from token ids up to the final norm.
 
     Args:
-        config: sizes and switches.
-        weights: filled weights on one device; see `matrix_dtype` in `load_language_model`.
-        max_rows: most rows a pass may bring.
-        max_positions: length of the rope tables; positions from here on cannot be read.
-        arena: byte buffer to cut the activations from, shared with other models.
+        config: the architecture.
+        weights: filled weights, all on one device.
+        max_rows: most rows a pass may have.
+        max_positions: length of the rope tables; later positions are not supported.
+        arena: byte buffer for the activations, shared with other models.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Decoder:
 
     @property
     def is_whole(self) -> bool:
-        """True if all layers run in one call."""
+        """True if all layers run as one call."""
         return self._whole is not None
 
     def forward(
@@ -84,35 +84,35 @@ class Decoder:
         kv: PagedKV,
         page_table: Tensor,  # [B, P] int32: page of tokens [p * tokens_per_page, ..) of a slot
     ) -> Tensor:
-        """Reads the N rows of `batch`; their K and V stand in the pages afterwards.
+        """Runs the N rows of `batch` through all layers and writes their K and V into the pages.
 
         Returns:
-            [N, hidden] before the final norm, in this model's buffer: valid until its next pass.
+            [N, hidden] before the final norm, in a buffer of this model: valid until its next pass.
 
         Raises:
-            ValueError: if the batch has more rows than `max_rows`.
+            ValueError: if the batch has more than `max_rows` rows.
         """
         if batch.num_rows > self.activations.max_rows:
             raise ValueError(
-                f"a pass of {batch.num_rows} rows, at most {self.activations.max_rows} fit"
+                f"a pass has {batch.num_rows} rows; at most {self.activations.max_rows} fit"
             )
         if self._whole is not None:
             self._whole.forward(batch, kv, page_table)
             return self.activations.hidden[: batch.num_rows]
-        now = self._begin(batch, kv, page_table)
+        shared = self._begin(batch, kv, page_table)
         for index, layer in enumerate(self.weights.layers):
-            self._attention(index, layer, now, batch, kv)
-            self._mlp(layer, now.buffers)
-        return now.buffers.hidden
+            self._attention(index, layer, shared, batch, kv)
+            self._mlp(layer, shared.buffers)
+        return shared.buffers.hidden
 
-    def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Pass:
-        """What all layers share: embedded rows, angles, views, which keys to attend to."""
+    def _begin(self, batch: RowBatch, kv: PagedKV, page_table: Tensor) -> _Shared:
+        """Embeds the rows, and prepares what all layers share."""
         config = self.config
         buffers = self.activations.narrow(batch.num_rows)
         self.ops.embed(self.weights.embedding, batch.token, out=buffers.hidden)
         cos, sin, position = self.ops.rope_angles(self._cos, self._sin, batch.position)
         heads = buffers.qkv.view(batch.num_rows, -1, config.head_dim)
-        return _Pass(
+        return _Shared(
             buffers=buffers,
             heads=heads,
             q=heads[:, : config.num_q_heads],
@@ -129,57 +129,32 @@ class Decoder:
         )
 
     def _attention(
-        self, index: int, layer: LayerWeights, now: _Pass, batch: RowBatch, kv: PagedKV
+        self, index: int, layer: LayerWeights, shared: _Shared, batch: RowBatch, kv: PagedKV
     ) -> None:
-        ops, eps, buffers = self.ops, self.config.rms_norm_eps, now.buffers
-        k_pages, v_pages = kv.k[index], kv.v[index]
-        ops.qkv_projection(
-            buffers.hidden,
-            layer.input_norm,
-            eps,
-            layer.qkv,
-            layer.qkv_bias,
-            now.heads,
-            k_pages,
-            v_pages,
-            batch.page,
-            batch.offset,
-            now.cos,
-            now.sin,
-            position=now.position,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
+        buffers, k_pages, v_pages = shared.buffers, kv.k[index], kv.v[index]
+        self.ops.qkv_projection(
+            buffers.hidden, layer.input_norm, self.config.rms_norm_eps, layer.qkv, shared.heads,
+            k_pages, v_pages, batch.page, batch.offset, shared.cos, shared.sin,
+            position=shared.position, q_norm=layer.q_norm, k_norm=layer.k_norm,
             normed=buffers.normed,
+        )  # fmt: skip
+        key_map = shared.key_maps[self.config.sliding_windows[index]]
+        self.ops.paged_attention(
+            shared.q, k_pages, v_pages, key_map, scale=self._scale, out=shared.attended
         )
-        key_map = now.key_maps[self.config.sliding_windows[index]]
-        ops.paged_attention(now.q, k_pages, v_pages, key_map, scale=self._scale, out=now.attended)
-        ops.linear(
-            buffers.attended, layer.o, layer.o_bias, residual=buffers.hidden, out=buffers.hidden
-        )
+        self.ops.linear(buffers.attended, layer.o, residual=buffers.hidden, out=buffers.hidden)
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
         self.ops.norm_gate_up(
-            buffers.hidden,
-            layer.post_norm,
-            self.config.rms_norm_eps,
-            layer.gate_up,
-            layer.gate_up_bias,
-            normed=buffers.normed,
-            gate_up=buffers.gate_up,
-            out=buffers.gated,
-        )
-        self.ops.linear(
-            buffers.gated,
-            layer.down,
-            layer.down_bias,
-            residual=buffers.hidden,
-            out=buffers.hidden,
-        )
+            buffers.hidden, layer.post_norm, self.config.rms_norm_eps, layer.gate_up,
+            normed=buffers.normed, gate_up=buffers.gate_up, out=buffers.gated,
+        )  # fmt: skip
+        self.ops.linear(buffers.gated, layer.down, residual=buffers.hidden, out=buffers.hidden)
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What all layers of one pass share. `q` is a view of `heads`, which views `buffers.qkv`."""
+class _Shared:
+    """What the layers share in one pass. `q` is a view of `heads`, and `heads` of `buffers.qkv`."""
 
     buffers: Activations
     heads: Tensor  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v
@@ -187,5 +162,5 @@ class _Pass:
     attended: Tensor  # [N, num_q_heads, head_dim]
     cos: Tensor  # [N or num_positions, head_dim]
     sin: Tensor  # [N or num_positions, head_dim]
-    position: Tensor | None  # [N] rows of cos and sin; None: row n
+    position: Tensor | None  # [N] row of cos and sin; None: row n
     key_maps: dict[int | None, AttentionMap]  # one for each sliding window among the layers

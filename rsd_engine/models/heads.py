@@ -8,6 +8,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_kernels import ops
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
@@ -26,9 +27,9 @@ class Model:
 class LanguageModel(Model):
     """Decoder, final norm and LM head."""
 
-    def __init__(self, decoder: Decoder, lm_head: Tensor) -> None:
+    def __init__(self, decoder: Decoder, lm_head: LinearWeight) -> None:
         super().__init__(decoder)
-        self.lm_head = lm_head  # [vocab_size, hidden], the embedding itself where they are tied
+        self.lm_head = lm_head  # [vocab_size, hidden]; a tied one holds the embedding itself
 
     @property
     def num_parameters(self) -> int:
@@ -37,7 +38,7 @@ class LanguageModel(Model):
 
     @property
     def weight_bytes(self) -> int:
-        own_head = self.lm_head is not self.decoder.weights.embedding
+        own_head = self.lm_head.matrix is not self.decoder.weights.embedding
         return self.decoder.weights.nbytes + (self.lm_head.nbytes if own_head else 0)
 
     def logits(
@@ -58,7 +59,7 @@ class LanguageModel(Model):
         last = decoder.activations.last[: batch.num_seqs]
         norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
         decoder.ops.last_rows_norm(hidden, batch.seq_start, norm, eps, out=last)
-        decoder.ops.lm_head(last, self.lm_head[: out.shape[1]], out=out[: batch.num_seqs])
+        decoder.ops.lm_head(last, self.lm_head.narrow(0, out.shape[1]), out=out[: batch.num_seqs])
 
 
 class RewardModel(Model):

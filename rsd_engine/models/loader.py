@@ -14,6 +14,7 @@ from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.weights import DecoderWeights, fill
 from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.linear.weight import LinearWeight
 
 
 def load_language_model(
@@ -43,10 +44,10 @@ def load_language_model(
     _check_kind(checkpoint, config, "a language model", decoder_families())
     weights = _allocate(checkpoint, config, dtype, torch.device(device))
     places, ignored = weights.places(config), frozenset({"lm_head.weight"})
-    lm_head = weights.embedding
+    lm_head = LinearWeight(weights.embedding)
     if not config.tie_word_embeddings:
-        lm_head = torch.empty_like(weights.embedding)
-        places["lm_head.weight"] = lm_head
+        lm_head = LinearWeight(torch.empty_like(weights.embedding))
+        places["lm_head.weight"] = lm_head.matrix
     fill(places, checkpoint.tensors(), source=checkpoint.source, ignored=ignored)
     return LanguageModel(Decoder(config, weights, max_rows=max_rows), lm_head)
 

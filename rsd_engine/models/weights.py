@@ -1,7 +1,8 @@
-"""The weights of a decoder in the layout it computes with, and how a checkpoint fills them.
+"""The weights of a decoder as it computes with them, and how a checkpoint fills them.
 
-q, k and v are one matrix, and so are gate and up: one product reads them all. A checkpoint's tensor
-is copied straight into its place in the merged one, so no second copy of the model ever exists.
+q, k and v are merged into one weight, and so are gate and up, so that one product computes them. A
+checkpoint's tensor is copied straight into its place in the merged one: no second copy of the model
+is ever held.
 """
 
 from __future__ import annotations
@@ -9,31 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
+from rsd_kernels.linear.weight import LinearWeight
 
-_NEVER_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+# Buffers that some checkpoints hold beside the weights.
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one layer; a product's matrix is [outputs, inputs]."""
+    """The weights of one layer."""
 
     input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [q_width + 2 * kv_width, hidden]
-    qkv_bias: Tensor | None  # [q_width + 2 * kv_width]
+    qkv: LinearWeight  # [q_width + 2 * kv_width, hidden]
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
-    o: Tensor  # [hidden, q_width]
-    o_bias: Tensor | None  # [hidden]
+    o: LinearWeight  # [hidden, q_width]
     post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 * intermediate, hidden]
-    gate_up_bias: Tensor | None  # [2 * intermediate]
-    down: Tensor  # [hidden, intermediate]
-    down_bias: Tensor | None  # [hidden]
+    gate_up: LinearWeight  # [2 * intermediate, hidden]
+    down: LinearWeight  # [hidden, intermediate]
 
     @classmethod
     def allocate(
@@ -44,58 +44,50 @@ class LayerWeights:
         matrix_dtype: torch.dtype | None = None,
     ) -> LayerWeights:
         """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
-
-        def empty(*shape: int) -> Tensor:
-            of_matrix = matrix_dtype if len(shape) == 2 else None
-            return torch.empty(shape, dtype=of_matrix or dtype, device=device)
-
+        norm = partial(torch.empty, dtype=dtype, device=device)
+        linear = partial(
+            LinearWeight.allocate, dtype=dtype, matrix_dtype=matrix_dtype, device=device
+        )
         hidden, inter, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-        qkv = config.q_width + 2 * config.kv_width
         return cls(
-            input_norm=empty(hidden),
-            qkv=empty(qkv, hidden),
-            qkv_bias=empty(qkv) if config.qkv_bias else None,
-            q_norm=empty(head_dim) if config.qk_norm else None,
-            k_norm=empty(head_dim) if config.qk_norm else None,
-            o=empty(hidden, config.q_width),
-            o_bias=empty(hidden) if config.o_bias else None,
-            post_norm=empty(hidden),
-            gate_up=empty(2 * inter, hidden),
-            gate_up_bias=empty(2 * inter) if config.mlp_bias else None,
-            down=empty(hidden, inter),
-            down_bias=empty(hidden) if config.mlp_bias else None,
+            input_norm=norm(hidden),
+            qkv=linear(config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
+            q_norm=norm(head_dim) if config.qk_norm else None,
+            k_norm=norm(head_dim) if config.qk_norm else None,
+            o=linear(hidden, config.q_width, bias=config.o_bias),
+            post_norm=norm(hidden),
+            gate_up=linear(2 * inter, hidden, bias=config.mlp_bias),
+            down=linear(hidden, inter, bias=config.mlp_bias),
         )
 
     def places(self, config: ModelConfig, prefix: str) -> dict[str, Tensor]:
-        """Where each tensor of the checkpoint goes."""
-        widths = [config.q_width, config.kv_width, config.kv_width]
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-        found: dict[str, Tensor | None] = {
-            f"{prefix}input_layernorm.weight": self.input_norm,
-            f"{prefix}post_attention_layernorm.weight": self.post_norm,
-            f"{attention}o_proj.weight": self.o,
-            f"{attention}o_proj.bias": self.o_bias,
-            f"{attention}q_norm.weight": self.q_norm,
-            f"{attention}k_norm.weight": self.k_norm,
-            f"{mlp}down_proj.weight": self.down,
-            f"{mlp}down_proj.bias": self.down_bias,
+        """Name of a tensor in the checkpoint -> where it goes."""
+        q, k, v = self.qkv.split(config.q_width, config.kv_width, config.kv_width)
+        gate, up = self.gate_up.split(config.intermediate_size, config.intermediate_size)
+        norms = {
+            "input_layernorm": self.input_norm,
+            "post_attention_layernorm": self.post_norm,
+            "self_attn.q_norm": self.q_norm,
+            "self_attn.k_norm": self.k_norm,
         }
-        for kind, qkv, gate_up in (
-            ("weight", self.qkv, self.gate_up),
-            ("bias", self.qkv_bias, self.gate_up_bias),
-        ):
-            if qkv is not None:
-                for name, part in zip("qkv", qkv.split(widths), strict=True):
-                    found[f"{attention}{name}_proj.{kind}"] = part
-            if gate_up is not None:
-                for name, part in zip(("gate", "up"), gate_up.chunk(2), strict=True):
-                    found[f"{mlp}{name}_proj.{kind}"] = part
-        return {name: place for name, place in found.items() if place is not None}
+        linears = {
+            "self_attn.o_proj": self.o,
+            "mlp.down_proj": self.down,
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+        }
+        found = {f"{name}.weight": norm for name, norm in norms.items()}
+        found |= {f"{name}.weight": weight.matrix for name, weight in linears.items()}
+        found |= {f"{name}.bias": weight.bias for name, weight in linears.items()}
+        return {prefix + name: place for name, place in found.items() if place is not None}
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """Everything up to the final norm, which the heads apply to the rows they need."""
+    """Everything up to the final norm, which is applied only to the rows that a head needs."""
 
     embedding: Tensor  # [vocab_size, hidden]
     layers: tuple[LayerWeights, ...]
@@ -122,7 +114,7 @@ class DecoderWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which is computed: that of everything but, perhaps, the matrices."""
+        """The dtype of computation, and of every tensor but perhaps the matrices."""
         return self.final_norm.dtype
 
     @property
@@ -131,10 +123,11 @@ class DecoderWeights:
 
     @property
     def nbytes(self) -> int:
-        layers = [t for layer in self.layers for t in vars(layer).values() if t is not None]
-        return sum(tensor.nbytes for tensor in (self.embedding, *layers, self.final_norm))
+        layers = [w for layer in self.layers for w in vars(layer).values() if w is not None]
+        return sum(weight.nbytes for weight in (self.embedding, *layers, self.final_norm))
 
     def places(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Name of a tensor in the checkpoint -> where it goes."""
         found = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}
         for index, layer in enumerate(self.layers):
             found |= layer.places(config, f"model.layers.{index}.")
@@ -151,31 +144,31 @@ def fill(
     """Copies every tensor to its place, converting the dtype.
 
     Args:
-        places: name in the checkpoint -> where it goes.
-        tensors: the checkpoint's tensors.
+        places: name of a tensor in the checkpoint -> where it goes.
+        tensors: the checkpoint's tensors by name.
         source: name of the model, for messages.
-        ignored: names that may be in the checkpoint and are not needed.
+        ignored: names that the checkpoint may have although the model does not use them.
 
     Raises:
-        ValueError: naming every tensor that is missing, left over or of another shape.
+        ValueError: a tensor is missing, unexpected or of the wrong shape; the message names it.
     """
-    waiting, left_over = dict(places), []
+    missing, unexpected = dict(places), []
     for name, tensor in tensors:
-        place = waiting.pop(name, None)
+        place = missing.pop(name, None)
         if place is None:
-            if name not in ignored and not _NEVER_WEIGHTS.search(name):
-                left_over.append(name)
+            if name not in ignored and not _BUFFERS.search(name):
+                unexpected.append(name)
         elif place.shape != tensor.shape:
             raise ValueError(
-                f"model {source!r}: tensor {name} is {list(tensor.shape)}, "
-                f"its config asks for {list(place.shape)}"
+                f"model {source!r}: tensor {name} has shape {list(tensor.shape)}; by its config "
+                f"it must be {list(place.shape)}"
             )
         else:
             place.copy_(tensor)
-    if waiting:
-        raise ValueError(f"model {source!r} lacks {_listed(sorted(waiting))}")
-    if left_over:
-        raise ValueError(f"model {source!r} has tensors with no use: {_listed(sorted(left_over))}")
+    if missing:
+        raise ValueError(f"model {source!r} lacks {_listed(sorted(missing))}")
+    if unexpected:
+        raise ValueError(f"model {source!r} has unexpected tensors: {_listed(sorted(unexpected))}")
 
 
 def _listed(names: list[str], shown: int = 8) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from rsd_engine import Engine, SamplingParams
-from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.loop.executors.eager import EagerExecutor
 from rsd_engine.loop.program import Call, Node, Switch, calls
 from rsd_engine.loop.rsd import build_program
@@ -70,8 +70,8 @@ class Trace:
 
 def test_one_round_in_numbers() -> None:
     assert QUESTION is not None
-    models = {role: checkpoint_dir(role) for role in ("draft", "target", "prm")}
-    with Engine(**models, device="cpu", max_num_seqs=2) as engine:
+    draft, target, prm = map(checkpoint_dir, get_args(ModelRole))
+    with Engine(draft, target, prm, device="cpu", max_num_seqs=2) as engine:
         core = engine.parts.core
         trace = Trace(core.state)
         program = tuple(map(trace.watched, build_program(core.loop)))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo import ModelRole, checkpoint_dir
 from tests.docs.conftest import Shell
 from tests.docs.documents import document
 
 README = document("README.md")
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, ModelRole] = {
     "Qwen/Qwen2.5-Math-1.5B-Instruct": "draft",
     "Qwen/Qwen2.5-Math-7B-Instruct": "target",
     "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B": "prm",

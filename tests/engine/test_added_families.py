@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.models.loader import load_language_model
-from tests.engine.support import PROMPTS, generate
+from tests.engine.harness.runs import PROMPTS, generate
 from tests.engine.test_fidelity import same_or_tie, transformers_tokens
 from tests.models.added_module import added_module
 from tests.models.checkpoints import edit_config, make_model, save
@@ -86,10 +86,9 @@ def rewards_by_transformers(prm: Path, rows: list[list[int]]) -> Tensor:  # [len
 
 
 def test_a_reward_family(toy_prm: Path, tiny: TinyModels, caplog: pytest.LogCaptureFixture) -> None:
-    models = {**tiny.sources(), "prm": toy_prm}
     params = SamplingParams(temperature=1.0, seed=4, max_tokens=30)
     with caplog.at_level(logging.INFO, "rsd_engine"):
-        engine = Engine(**models, device="cpu")
+        engine = Engine(tiny.draft, tiny.target, toy_prm, device="cpu")
     with engine:
         assert engine.parts.rules.policy == Threshold(0.45)
         assert "policy: threshold 0.45, the default of Toy-PRM" in caplog.text

@@ -84,7 +84,7 @@ def test_forward(
         size = attention_tiles.attention_scratch_size(64, 4, 4, 32, torch.float32)
         monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
     else:
-        assert model_ops(model.lm_head).backend == "triton"
+        assert model_ops(model.lm_head.matrix).backend == "triton"
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
         assert bool(found.isfinite().all())
         assert float((found - wanted).abs().max()) <= TOLERANCE

@@ -22,6 +22,7 @@ from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.launch import Launch, can_overlap
 from rsd_kernels.linear import kernel as projection
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import triton_ops
 from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.qkv import kernel as qkv_projection
@@ -115,8 +116,10 @@ class Pass:
     @property
     def weights(self) -> Iterator[Tensor]:
         for layer in self.model.decoder.weights.layers:
-            yield from (tensor for tensor in vars(layer).values() if tensor is not None)
-        yield self.model.lm_head
+            for weight in vars(layer).values():
+                parts = vars(weight).values() if isinstance(weight, LinearWeight) else [weight]
+                yield from (tensor for tensor in parts if tensor is not None)
+        yield self.model.lm_head.matrix
 
 
 @pytest.fixture
@@ -193,7 +196,7 @@ def test_which_weights_a_projection_asks_for(
     weight, out = torch.ones(total, num_inputs), torch.zeros(1, num_outputs)
     played = playing([x, out])
     launch: Launch = projection.projection_launch(
-        x, weight, bias, out=out, norm=norm, eps=1e-6, gated=gated
+        x, LinearWeight(weight, bias), out=out, norm=norm, eps=1e-6, gated=gated
     )
     assert launch.overlap
     launch.run()
@@ -246,7 +249,7 @@ def test_a_captured_forward_has_the_same_bits(
 @interpreted
 def test_launches_do_not_overlap_by_themselves() -> None:
     launch = projection.projection_launch(
-        torch.ones(1, 8), torch.ones(4, 8), None, out=torch.zeros(1, 4)
+        torch.ones(1, 8), LinearWeight(torch.ones(4, 8)), out=torch.zeros(1, 4)
     )
     assert not launch.overlap and launch.options.keys() == {"num_warps", "num_stages"}
     assert replace(launch, overlap=True).options["launch_pdl"] is True

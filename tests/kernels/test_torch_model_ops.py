@@ -15,6 +15,7 @@ from torch import Tensor
 
 import rsd_kernels.torch_ops
 from rsd_kernels.linear.twin import linear
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.rope.tables import rope_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ def test_schema_and_fake(name: str, device: str) -> None:
 
 def test_they_are_the_twins() -> None:
     x, weight, bias, residual = arguments("linear")
-    wanted = linear(x, weight, bias, residual=residual)
+    wanted = linear(x, LinearWeight(weight, bias), residual=residual)
     assert torch.allclose(OPS.linear(x, weight, bias, residual), wanted, atol=1e-6)
     q, *rest = arguments("paged_attention")
     out = OPS.paged_attention(q, *rest)

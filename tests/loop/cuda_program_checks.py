@@ -25,6 +25,7 @@ from rsd_engine.models.registry import reward_families
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -63,7 +64,7 @@ def language_model(name: str) -> LanguageModel:
     head = made.weights.embedding
     if not made.config.tie_word_embeddings:
         head = empty(*head.shape, dtype=DTYPE)
-    return LanguageModel(made, head)
+    return LanguageModel(made, LinearWeight(head))
 
 
 def reward_model(name: str) -> RewardModel:

@@ -1,4 +1,4 @@
-"""The gated activation of a decoder's MLP in Triton, for rows that a plain product has made.
+"""The gated activation of a decoder's MLP in Triton, on the results of a plain product.
 
 out[n, i] = silu(gate_up[n, i]) * gate_up[n, width + i], silu(x) = x / (1 + exp(-x))
 
@@ -44,7 +44,7 @@ def _silu_mul_kernel(
 
 
 def silu_mul(
-    gate_up: Tensor,  # [n, 2 * width]: gate, then up, as the merged projection writes them
+    gate_up: Tensor,  # [n, 2 * width]: gate, then up
     *,
     out: Tensor | None = None,  # [n, width]
 ) -> Tensor:
@@ -54,7 +54,7 @@ def silu_mul(
         [n, width] in the dtype of `gate_up`; `out` itself when it is given.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:
         raise ValueError(f"gate_up has shape {list(gate_up.shape)}; it must be [n, 2 * width]")
@@ -71,7 +71,7 @@ def silu_mul(
 
 
 def silu_mul_launch(gate_up: Tensor, *, out: Tensor) -> Launch:
-    """The launch of `silu_mul`, whose arguments these are."""
+    """The launch of `silu_mul`, with the same arguments."""
     num_rows, width = out.shape
     return Launch(
         kernel=_silu_mul_kernel,

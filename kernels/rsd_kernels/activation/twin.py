@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def silu_mul(
-    gate_up: Tensor,  # [n, 2 * width]: gate, then up, as the merged projection writes them
+    gate_up: Tensor,  # [n, 2 * width]: gate, then up
     *,
     out: Tensor | None = None,  # [n, width]
 ) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
 from rsd_kernels.launch import OVERLAP_ROWS, Launch
 from rsd_kernels.linear.kernel import MAX_ROWS, projection_launch
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.kernel import rms_norm_launch
 from rsd_kernels.qkv.kernel import qkv_projection_launch
 from rsd_kernels.rope.kernel import rope_kv_write_launch
@@ -128,37 +130,22 @@ class _Forward:
             yield "silu_mul", silu_mul_launch(gate_up, out=self._rows(shape.intermediate))
         end = self._batch.seq_start[1:]
         yield "last_rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
-        weight = self._matrix(shape.vocab, shape.hidden)
+        weight = self._weight(shape.vocab, shape.hidden)
         logits = torch.empty(self._batch.num_seqs, shape.vocab, dtype=torch.float32, device=_META)
-        yield "lm_head", projection_launch(last, weight, None, out=logits)
+        yield "lm_head", projection_launch(last, weight, out=logits)
 
     def _small_products(self) -> Iterator[tuple[str, Launch]]:
-        shape = self.shape
-        hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
-        weight, bias = self._qkv()
-        out = self._rows(weight.shape[0])
-        launch = projection_launch(hidden, weight, bias, out=out, norm=norm, eps=1e-6)
-        yield "norm_linear (qkv)", launch
-        yield (
-            "norm_gate_up",
-            projection_launch(
-                hidden,
-                self._matrix(2 * shape.intermediate, shape.hidden),
-                None,
-                out=self._rows(shape.intermediate),
-                norm=norm,
-                eps=1e-6,
-                gated=True,
-            ),
-        )
-        widths = {"linear (o)": shape.num_q_heads * shape.head_dim}
-        widths["linear (down)"] = shape.intermediate
-        for op, width in widths.items():
-            weight = self._matrix(shape.hidden, width)
-            yield (
-                op,
-                projection_launch(self._rows(width), weight, None, out=hidden, residual=hidden),
-            )
+        shape, inter = self.shape, self.shape.intermediate
+        hidden = self._rows(shape.hidden)
+        norm: dict[str, Any] = {"norm": self._vector(shape.hidden), "eps": 1e-6}
+        weight = self._qkv()
+        out = self._rows(weight.num_outputs)
+        yield "norm_linear (qkv)", projection_launch(hidden, weight, out=out, **norm)
+        weight, out = self._weight(2 * inter, shape.hidden), self._rows(inter)
+        yield "norm_gate_up", projection_launch(hidden, weight, out=out, **norm, gated=True)
+        for op, width in (("o", shape.num_q_heads * shape.head_dim), ("down", inter)):
+            x, weight = self._rows(width), self._weight(shape.hidden, width)
+            yield f"linear ({op})", projection_launch(x, weight, out=hidden, residual=hidden)
 
     def _attention(self) -> Iterator[tuple[str, Launch]]:
         shape, batch = self.shape, self._batch
@@ -172,7 +159,7 @@ class _Forward:
         if self.num_rows <= MAX_ROWS and not shape.qk_norm:
             hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
             launch = qkv_projection_launch(
-                hidden, norm, 1e-6, *self._qkv(), *where, position=position, scheduled=True
+                hidden, norm, 1e-6, self._qkv(), *where, position=position, scheduled=True
             )
             yield "qkv_projection", launch
         launch = rope_kv_write_launch(
@@ -189,12 +176,10 @@ class _Forward:
         )
         yield from zip(names, launches, strict=False)
 
-    def _qkv(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the projection to q, k and v."""
+    def _qkv(self) -> LinearWeight:
         shape = self.shape
-        width = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
-        bias = self._vector(width) if shape.qkv_bias else None
-        return self._matrix(width, shape.hidden), bias
+        num_outputs = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
+        return self._weight(num_outputs, shape.hidden, bias=shape.qkv_bias)
 
     def _pages(self) -> tuple[Tensor, Tensor]:
         """K and V of the first layer, as the page pool lays them out."""
@@ -213,6 +198,10 @@ class _Forward:
     @property
     def _batch(self) -> RowBatch:
         return RowBatch.allocate(self.num_rows, min(self.num_rows, _NUM_SLOTS), _META)
+
+    def _weight(self, num_outputs: int, num_inputs: int, *, bias: bool = False) -> LinearWeight:
+        matrix = self._matrix(num_outputs, num_inputs)
+        return LinearWeight(matrix, self._vector(num_outputs) if bias else None)
 
     def _rows(self, width: int) -> Tensor:
         return self._matrix(self.num_rows, width)

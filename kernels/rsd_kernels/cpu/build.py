@@ -1,9 +1,9 @@
 """Builds the optional CPU library from `csrc/cpu/` with a C++ compiler: no torch, no Python.h.
 
-The kernels are compiled once for every instruction set, and the library chooses when it is loaded:
-what is built here runs on other machines. OpenMP is compiled in and not linked: its calls go to the
-OpenMP that torch has loaded. `python -m rsd_kernels.cpu.build` builds the library later, beside an
-installed package.
+The kernels are compiled once for every instruction set, and the library chooses when it is loaded,
+so that it runs on other machines too. OpenMP is used but not linked: its calls go to the runtime
+that torch has loaded. `python -m rsd_kernels.cpu.build` builds the library for an installed
+package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIBRARY = NativeLibrary(
     source_suffixes=(".cpp", ".h"),
     header="rsd_cpu.h",
 )
-_KERNELS = "kernels.cpp"  # compiled for each of these
+_KERNELS = "kernels.cpp"  # compiled for each of the targets
 _X86_TARGETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
@@ -57,7 +57,7 @@ _FLAGS = (
 
 
 def find_compiler(environment: Mapping[str, str]) -> CompilerSearch:
-    """RSD_CXX alone if set; else $CXX, then c++, g++ and clang++ on the PATH, in this order."""
+    """Only RSD_CXX if it is set; otherwise the first of CXX, c++, g++ and clang++ on the PATH."""
     chosen = find_program("RSD_CXX", environment)
     if chosen is not None:
         return chosen
@@ -67,19 +67,19 @@ def find_compiler(environment: Mapping[str, str]) -> CompilerSearch:
         if path is not None:
             return CompilerSearch(Path(path), "CXX" if name == environment.get("CXX") else "PATH")
     return CompilerSearch(
-        None, "a C++ compiler was not found (looked at RSD_CXX, CXX, and c++, g++, clang++ on PATH)"
+        None, "no C++ compiler was found (tried RSD_CXX, CXX, and c++, g++, clang++ on PATH)"
     )
 
 
 def targets() -> dict[str, tuple[str, ...]]:
-    """Instruction set -> compiler flags, for this kind of machine."""
+    """Instruction set -> compiler flags, for the architecture of this machine."""
     return _X86_TARGETS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ()}
 
 
 def build_library(
     output: Path, sources: Path, environment: Mapping[str, str], *, extra_flags: Sequence[str] = ()
 ) -> BuildReport:
-    """Compiles `sources` into the library `output`. Raises BuildError with the compiler's words."""
+    """Compiles `sources` into `output`. Raises BuildError with the compiler's message."""
     search = find_compiler(environment)
     if search.path is None:
         raise BuildError(search.reason)

@@ -1,12 +1,12 @@
 """All layers of a decoder in one call of the CPU library.
 
-A small model's pass costs less than the Python and torch calls that would string its ops together.
+For a small model the Python and torch calls between ops would take longer than the ops themselves.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.ops import suits
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.state.rows import RowBatch
 
-_WEIGHTS = [name for name, _ in native.Layer._fields_][:-3]
-_MATRICES = ("qkv", "o", "gate_up", "down")
+# The weights of a layer, by their names in `RsdLayer` of csrc/cpu/rsd_cpu.h.
+_LINEARS = ("qkv", "o", "gate_up", "down")  # LinearWeight
+_NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")  # Tensor; those of heads may be None
 
 
 class Buffers(Protocol):
-    """What a pass writes into, each [max_rows, its width], contiguous."""
+    """The buffers of a pass, each [max_rows, its width], contiguous."""
 
     @property
     def hidden(self) -> Tensor: ...
@@ -49,10 +51,10 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """A decoder between token ids and the final norm."""
+    """A decoder from token ids up to the final norm."""
 
     embedding: Tensor  # [vocab_size, hidden]
-    layers: Sequence[Any]  # each with the weights of `RsdLayer` in csrc/cpu/rsd_cpu.h, or None
+    layers: Sequence[Any]  # each with the weights of _LINEARS and _NORMS
     sliding_windows: Sequence[int | None]  # a layer: tokens a row sees, itself included
     cos: Tensor  # [num_positions, head_dim] fp32, see `rope_tables`
     sin: Tensor  # [num_positions, head_dim] fp32
@@ -64,7 +66,7 @@ class DecoderParts:
 
 
 class CpuDecoder:
-    """Runs passes of one decoder; make it with `cpu_decoder`."""
+    """Runs the passes of one decoder; `cpu_decoder` makes it."""
 
     def __init__(self, parts: DecoderParts, library: native.Library) -> None:
         self._parts, self._library = parts, library
@@ -72,21 +74,24 @@ class CpuDecoder:
         for into, layer, window in zip(
             self._layers, parts.layers, parts.sliding_windows, strict=True
         ):
-            for name in _WEIGHTS:
-                tensor = getattr(layer, name)
-                setattr(into, name, None if tensor is None else tensor.data_ptr())
+            for name in _NORMS:
+                setattr(into, name, native.pointer(getattr(layer, name)))
+            for name in _LINEARS:
+                weight: LinearWeight = getattr(layer, name)
+                setattr(into, name, weight.matrix.data_ptr())
+                setattr(into, f"{name}_bias", native.pointer(weight.bias))
             into.sliding_window = window or 0
         self._decoder = self._make_decoder()
         self._pool: Pool | None = None
 
     def _make_decoder(self) -> native.DecoderStruct:
         parts, buffers = self._parts, self._parts.buffers
-        places = (
+        tensors = (
             parts.embedding, parts.cos, parts.sin, buffers.hidden, buffers.normed, buffers.qkv,
             buffers.attended, buffers.gate_up, buffers.gated,
         )  # fmt: skip
         return native.DecoderStruct(
-            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in places),
+            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in tensors),
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
             parts.cos.shape[0], buffers.hidden.shape[0],
             parts.num_q_heads, parts.num_kv_heads, parts.cos.shape[1],
@@ -99,15 +104,15 @@ class CpuDecoder:
         pool: Pool,
         page_table: Tensor,  # [B, P] int32
     ) -> None:
-        """Leaves the rows of `batch` in `buffers.hidden`, before the final norm.
+        """Leaves the hidden states of `batch` in `buffers.hidden`, before the final norm.
 
-        Rows behind the last sequence are padding and are not looked at.
+        Rows after those of the last sequence are padding and are ignored.
 
         Raises:
             ValueError: if a token, position, page or length is out of range; nothing is written.
         """
         if pool is not self._pool:
-            self._take(pool)
+            self._use(pool)
         rows = native.Pass(
             batch.token.data_ptr(), batch.position.data_ptr(), batch.page.data_ptr(),
             batch.offset.data_ptr(), batch.seq_slot.data_ptr(), batch.seq_start.data_ptr(),
@@ -118,11 +123,11 @@ class CpuDecoder:
         if code != 0:
             self._library.check(code, f"a pass of {batch.num_rows} rows")
 
-    def _take(self, pool: Pool) -> None:
-        """Notes where the K and V of every layer are."""
+    def _use(self, pool: Pool) -> None:
+        """Stores the addresses of every layer's K and V."""
         strides = {tensor.stride() for tensor in (*pool.k, *pool.v)}
         if len(strides) != 1:
-            raise ValueError(f"the K and V of the layers are strided unlike: {sorted(strides)}")
+            raise ValueError(f"K and V have strides {sorted(strides)}; all must be the same")
         for into, k, v in zip(self._layers, pool.k, pool.v, strict=True):
             into.k_pages, into.v_pages = k.data_ptr(), v.data_ptr()
         self._decoder.pages = native.pages_of(pool.k[0], pool.v[0])
@@ -130,10 +135,13 @@ class CpuDecoder:
 
 
 def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
-    """The decoder's fast path, or None where its ops must be called one by one."""
+    """The fast path of a decoder, or None where its ops must be called one by one."""
     library = native.load()
-    matrices = [parts.embedding, *_weights(parts, _MATRICES)]
-    vectors = [parts.cos, parts.sin, *_weights(parts, set(_WEIGHTS) - set(_MATRICES))]
+    linears = [getattr(layer, name) for layer in parts.layers for name in _LINEARS]
+    norms = [getattr(layer, name) for layer in parts.layers for name in _NORMS]
+    matrices = [parts.embedding, *(weight.matrix for weight in linears)]
+    optional = [*norms, *(weight.bias for weight in linears)]
+    vectors = [parts.cos, parts.sin, *(tensor for tensor in optional if tensor is not None)]
     fits = (
         parts.cos.shape[1] <= native.MAX_HEAD_DIM
         and len(parts.layers) > 0
@@ -143,9 +151,3 @@ def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
         and all(tensor.is_contiguous() for tensor in (*matrices, *vectors))
     )
     return CpuDecoder(parts, library) if library is not None and fits else None
-
-
-def _weights(parts: DecoderParts, names: Collection[str]) -> list[Tensor]:
-    """Those that the layers have."""
-    found = [getattr(layer, name) for layer in parts.layers for name in names]
-    return [tensor for tensor in found if tensor is not None]

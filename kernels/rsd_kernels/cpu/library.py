@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch  # loads the OpenMP that the library's calls go to
+import torch  # loads the OpenMP runtime that the library calls
 
 from rsd_kernels.cpu.build import LIBRARY
 from rsd_kernels.native.build import PACKAGE
@@ -102,7 +102,7 @@ class Pass(ctypes.Structure):
 
 
 class Library:
-    """The functions of csrc/cpu/rsd_cpu.h; each takes structures and a number of threads."""
+    """The functions of csrc/cpu/rsd_cpu.h; an op takes structures and a number of threads."""
 
     def __init__(self, handle: ctypes.CDLL) -> None:
         self._error_string = handle.rsd_cpu_error_string
@@ -121,19 +121,19 @@ class Library:
 
     @property
     def isa(self) -> str:
-        """The instruction set whose kernels run."""
+        """The instruction set of the kernels in use."""
         return str(self._isa().decode())
 
     def choose_isa(self, name: str) -> None:
-        """Runs another one's from now on, for tests.
+        """Switches to the kernels of another instruction set, for tests.
 
         Raises:
-            ValueError: if this machine cannot, or the library has none of that name.
+            ValueError: if this machine or the library lacks it.
         """
         self.check(self._choose_isa(name.encode()), f"isa {name!r}")
 
     def check(self, code: int, what: str) -> None:
-        """Raises ValueError, with the library's words, for any code but success."""
+        """Raises ValueError with the library's message for any code but success."""
         if code != 0:
             raise ValueError(f"{what}: {self._error_string(code).decode()} (code {code})")
 
@@ -142,6 +142,10 @@ def _function(function: Any, *structures: type[ctypes.Structure]) -> Any:
     function.argtypes = [*map(ctypes.POINTER, structures), ctypes.c_int32]
     function.restype = ctypes.c_int32
     return function
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def pages_of(k_pages: torch.Tensor, v_pages: torch.Tensor) -> Pages:

@@ -1,8 +1,8 @@
 """The ops of a model's forward by the CPU library: arguments and results are those of the twins.
 
-For float32 tensors on the CPU; a matrix may also be bfloat16 and counts as the float32 values it
-stands for. A tensor that the library cannot take, because it is strided in another way, goes to
-the twin. A row's result has the same bits whatever other rows come with it.
+For float32 tensors on the CPU; a matrix may also be bfloat16, with the results of the same values
+in float32. Tensors whose strides or dtype the library does not support go to the twin. A row's
+result has the same bits whatever other rows are in the call.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor
 from rsd_kernels.attention import twin as attention_twin
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu import library as native
-from rsd_kernels.cpu.library import Library
+from rsd_kernels.cpu.library import Library, pointer
 from rsd_kernels.embedding.twin import embed as embed_twin
 from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm import twin as norm_twin
 from rsd_kernels.rope.twin import rope_kv_write as rope_kv_write_twin
 
@@ -28,7 +29,7 @@ def available() -> bool:
 
 
 def suits(tensor: Tensor) -> bool:
-    """True if the library takes tensors of this kind: float32, on the CPU."""
+    """True if the library supports tensors like this one: float32, on the CPU."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
@@ -46,21 +47,20 @@ def embed(
 
 def linear(
     x: Tensor,  # [n, K]
-    weight: Tensor,  # [N, K]
-    bias: Tensor | None = None,  # [N]
+    weight: LinearWeight,  # [N, K]
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
 ) -> Tensor:
     """x Wᵀ + bias + residual. Returns `out`, or a new [n, N] where none is given."""
-    if not (_rows(x, residual, out) and _whole(weight, bias)):
-        return linear_twin.linear(x, weight.to(x.dtype), bias, residual=residual, out=out)
+    if not (_rows(x, residual, out) and _whole(weight.matrix, weight.bias)):
+        return linear_twin.linear(x, weight.to(x.dtype), residual=residual, out=out)
     if out is None:
-        out = x.new_empty(x.shape[0], weight.shape[0])
+        out = x.new_empty(x.shape[0], weight.num_outputs)
     _check_product(x, weight, residual, out)
     product = native.Product(
-        out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(bias), _pointer(residual),
-        x.shape[0], weight.shape[0], weight.shape[1],
+        out.data_ptr(), x.data_ptr(), weight.matrix.data_ptr(), pointer(weight.bias),
+        pointer(residual), x.shape[0], weight.num_outputs, weight.num_inputs,
         out.stride(0), x.stride(0), 0 if residual is None else residual.stride(0),
         native.MATRIX_TYPES[weight.dtype],
     )  # fmt: skip
@@ -72,36 +72,34 @@ def norm_linear(
     x: Tensor,  # [n, K]
     norm: Tensor,  # [K]
     eps: float,
-    weight: Tensor,  # [N, K]
-    bias: Tensor | None = None,  # [N]
+    weight: LinearWeight,  # [N, K]
     *,
     normed: Tensor,  # [n, K] scratch
     out: Tensor,  # [n, N]
 ) -> Tensor:
-    """rms_norm(x) Wᵀ + bias. Returns `out`; what `normed` holds afterwards means nothing."""
-    if not (_rows(x, normed, out) and _whole(norm, weight, bias)):
+    """rms_norm(x) Wᵀ + bias. Returns `out`; the contents of `normed` are undefined afterwards."""
+    if not (_rows(x, normed, out) and _whole(norm, weight.matrix, weight.bias)):
         wide = weight.to(x.dtype)
-        return linear_twin.norm_linear(x, norm, eps, wide, bias, normed=normed, out=out)
+        return linear_twin.norm_linear(x, norm, eps, wide, normed=normed, out=out)
     _norm(x, norm, eps, None, normed)
-    return linear(normed, weight, bias, out=out)
+    return linear(normed, weight, out=out)
 
 
 def norm_gate_up(
     x: Tensor,  # [n, K]
     norm: Tensor,  # [K]
     eps: float,
-    weight: Tensor,  # [2 * N, K]: gate, then up
-    bias: Tensor | None = None,  # [2 * N]
+    weight: LinearWeight,  # [2 * N, K]: gate, then up
     *,
     normed: Tensor,  # [n, K] scratch
     gate_up: Tensor,  # [n, 2 * N] scratch
     out: Tensor,  # [n, N]
 ) -> Tensor:
     """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
-    if not (_rows(x, normed) and _whole(norm, weight, bias, gate_up, out)):
+    if not (_rows(x, normed) and _whole(norm, weight.matrix, weight.bias, gate_up, out)):
         options = {"normed": normed, "gate_up": gate_up, "out": out}
-        return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), bias, **options)
-    norm_linear(x, norm, eps, weight, bias, normed=normed, out=gate_up)
+        return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), **options)
+    norm_linear(x, norm, eps, weight, normed=normed, out=gate_up)
     silu_mul = native.SiluMul(out.data_ptr(), gate_up.data_ptr(), *out.shape)
     _library().silu_mul(silu_mul, torch.get_num_threads())
     return out
@@ -136,10 +134,10 @@ def rope_kv_write(
     k_norm: Tensor | None = None,  # [head_dim]
     eps: float = 0.0,
 ) -> None:
-    """Norms each head of q and k if weights are given, rotates them, and stores k and v.
+    """Norms each head of q and k if weights are given, rotates it, and stores k and v.
 
     Raises:
-        ValueError: if a page, an offset or a position is out of range; nothing is written then.
+        ValueError: if a page, offset or position is out of range; nothing is written then.
     """
     pages = _pages(k_pages, v_pages)
     if pages is None or not (_heads(qkv) and _whole(cos, sin, page, offset, position)):
@@ -147,8 +145,8 @@ def rope_kv_write(
         return rope_kv_write_twin(qkv, k_pages, v_pages, page, offset, cos, sin, eps=eps, **options)
     num_kv_heads, head_dim = k_pages.shape[2:]
     rope_write = native.RopeWrite(
-        qkv.data_ptr(), pages, page.data_ptr(), offset.data_ptr(), _pointer(position),
-        cos.data_ptr(), sin.data_ptr(), _pointer(q_norm), _pointer(k_norm),
+        qkv.data_ptr(), pages, page.data_ptr(), offset.data_ptr(), pointer(position),
+        cos.data_ptr(), sin.data_ptr(), pointer(q_norm), pointer(k_norm),
         qkv.shape[0], cos.shape[0], qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, head_dim,
         qkv.stride(0), eps,
     )  # fmt: skip
@@ -168,10 +166,10 @@ def paged_attention(
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
-    Rows of `out` that belong to no sequence are left alone. Returns `out`.
+    Rows of `out` that belong to no sequence are left unchanged. Returns `out`.
 
     Raises:
-        ValueError: if a length, a slot or a page is out of range; nothing is written then.
+        ValueError: if a length, slot or page is out of range; nothing is written then.
     """
     batch, table = key_map.batch, key_map.page_table
     pages = _pages(k_pages, v_pages)
@@ -195,16 +193,16 @@ def paged_attention(
 
 def _norm(x: Tensor, weight: Tensor, eps: float, seq_start: Tensor | None, out: Tensor) -> None:
     norm = native.Norm(
-        out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(seq_start),
+        out.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(seq_start),
         *out.shape, out.stride(0), x.stride(0), eps,
     )  # fmt: skip
     _library().norm(norm, torch.get_num_threads())
 
 
-def _check_product(x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor) -> None:
-    wanted = (x.shape[0], weight.shape[0])
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"x has {x.shape[1]} columns; weight {list(weight.shape)} takes others")
+def _check_product(x: Tensor, weight: LinearWeight, residual: Tensor | None, out: Tensor) -> None:
+    wanted = (x.shape[0], weight.num_outputs)
+    if x.shape[1] != weight.num_inputs:
+        raise ValueError(f"x has shape {list(x.shape)}; its rows must be {weight.num_inputs} wide")
     for name, tensor in (("residual", residual), ("out", out)):
         if tensor is not None and tensor.shape != wanted:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(wanted)}")
@@ -218,12 +216,8 @@ def _library() -> Library:
     return library
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _rows(*tensors: Tensor | None) -> bool:
-    """True if all are float32 on the CPU and their rows contiguous."""
+    """True if all are float32 on the CPU, with contiguous rows."""
     return all(t is None or (suits(t) and (t.stride(1) == 1 or t.shape[1] == 1)) for t in tensors)
 
 

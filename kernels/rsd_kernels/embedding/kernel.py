@@ -1,8 +1,8 @@
 """The embedding of new tokens in Triton.
 
-out[n] = table[token[n]], and 0 where token[n] is no row of the table: in a pass of fixed size the
-rows past the last new token hold anything. It never starts early: a pass begins with it, and the
-kernels behind it rely on everything before the pass having ended (`rsd_kernels.overlap`).
+out[n] = table[token[n]], and 0 where the table has no such row: in a pass of fixed size the tokens
+of padding are arbitrary. This kernel never starts early: it is the first of a pass, and those after
+it rely on everything before the pass having ended (`rsd_kernels.overlap`).
 
 Twin: `rsd_kernels.embedding.twin`.
 """
@@ -52,15 +52,15 @@ def embed(
     *,
     out: Tensor,  # [N, width]
 ) -> Tensor:
-    """Row `token[n]` of the table, zeros where there is no such row. Returns `out`.
+    """Row `token[n]` of the table, or zeros if there is no such row. Returns `out`.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     if table.dim() != 2 or token.dim() != 1:
         raise ValueError(
             f"table and token have shapes {list(table.shape)} and {list(token.shape)}; "
-            "they must have 2 dimensions and 1"
+            "they must have 2 dimensions and 1 dimension"
         )
     check_shape("out", out, (token.shape[0], table.shape[1]))
     check_dtype("table", table, *FLOAT_DTYPES)
@@ -74,7 +74,7 @@ def embed(
 
 
 def embed_launch(table: Tensor, token: Tensor, *, out: Tensor) -> Launch:
-    """The launch of `embed`, whose arguments these are."""
+    """The launch of `embed`, with the same arguments."""
     num_rows, width = out.shape
     return Launch(
         kernel=_embed_kernel,

@@ -1,13 +1,13 @@
-"""Products of up to 16 rows with a weight in Triton, with all that stands around them fused in.
+"""Matrix products of up to 16 rows in Triton, with norm, bias, activation and residual fused in.
 
 y[r, n] = sum_k h[r, k] weight[n, k] (+ bias[n]) (+ residual[r, n])
 
-where h is x or rms_norm(x), and, gated, silu(y[r, n]) * y[r, N + n] is stored. The weight is read
-once, and at so few rows nothing else counts. Up to 4 rows are multiplied on plain cores; 5 to 16
-rows fill one tile of the tensor cores. A norm divides the finished sums, so no pass over x stands
-before the first byte of weight (fp16 with tensor cores is the exception: it could overflow).
+where h is x or rms_norm(x); a gated product stores silu(y[r, n]) * y[r, N + n]. At so few rows the
+time goes into reading the weight, which is read once. Up to 4 rows are multiplied on plain cores;
+5 to 16 rows fill one tile of the tensor cores. A norm scales the finished sums, so no pass over x
+delays the first read of the weight (except in fp16 on tensor cores, where the sums could overflow).
 
-Twin: `rsd_kernels.linear.twin`.
+Twins: `rsd_kernels.linear.twin`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.launch import Launch, ceil_div, next_power_of_2, overlapping
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.overlap import (
     LINE_BYTES,
     allow_next_kernel,
@@ -29,23 +30,23 @@ from rsd_kernels.overlap import (
 )
 
 MAX_ROWS = 16
-# Of weight, asked for by each program before it waits for the kernel before. The programs that are
-# on the device at a time then ask for 5 to 9 MB: what an H100 reads in 2 or 3 us.
+# Of the weight, prefetched by each program before it waits for the previous kernel. The programs
+# that are resident at a time then prefetch 5 to 9 MB: what an H100 reads in 2 to 3 us.
 PREFETCH_BYTES = 16384
 
-_PLAIN_ROWS = 4  # at most so many rows are multiplied without tensor cores
+_PLAIN_ROWS = 4  # up to so many rows are multiplied without tensor cores
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 
 
 @triton.jit
-def ask_for_weights(
+def prefetch_weights(
     p_w: tl.tensor,  # [BLOCK_N, 1] rows of weight, all of them valid
-    second: tl.tensor,  # from a row to its partner
+    second: tl.tensor,  # offset from a row to its partner
     NUM_INPUTS: tl.constexpr,
     PAIRED: tl.constexpr,
-    PREFETCH: tl.constexpr,  # addresses of each row
+    PREFETCH: tl.constexpr,  # addresses in each row
 ) -> None:
-    """Asks the L2 cache for the beginning of some rows, and of their partners."""
+    """Prefetches the beginning of some rows, and of their partners, into the L2 cache."""
     if PREFETCH > 0:
         LINE: tl.constexpr = LINE_BYTES // (p_w.dtype.element_ty.primitive_bitwidth // 8)
         o_line = tl.minimum(tl.arange(0, PREFETCH) * LINE, NUM_INPUTS - 1)
@@ -60,10 +61,10 @@ def product(
     norm: tl.tensor,  # [NUM_INPUTS] or None
     p_x: tl.tensor,  # [ROWS, 1] rows of x
     p_w: tl.tensor,  # [BLOCK_N, 1] rows of weight
-    second: tl.tensor,  # PAIRED: from a row of weight to its partner
+    second: tl.tensor,  # PAIRED: offset from a row of weight to its partner
     eps: tl.tensor,
-    m_r: tl.tensor,  # [ROWS] which rows there are
-    m_n: tl.tensor,  # [BLOCK_N]
+    m_r: tl.tensor,  # [ROWS] which rows exist
+    m_n: tl.tensor,  # [BLOCK_N] which rows of weight exist
     NUM_INPUTS: tl.constexpr,
     PAIRED: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
@@ -73,7 +74,7 @@ def product(
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """[ROWS, BLOCK_N] sums in fp32 over the rows of weight, and over their partners."""
+    """[ROWS, BLOCK_N] products in fp32 with the rows of weight, and with their partners."""
     b_square = tl.zeros([ROWS, BLOCK_K], tl.float32)
     b_rms = tl.full([ROWS], 1.0, tl.float32)
     if NORM_FIRST:
@@ -148,7 +149,7 @@ def _projection_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-    PREFETCH: tl.constexpr,  # addresses of each row of weight that are asked for before the wait
+    PREFETCH: tl.constexpr,  # addresses in each row of weight to prefetch before the wait
     OVERLAP: tl.constexpr,
 ) -> None:
     allow_next_kernel(OVERLAP)
@@ -157,11 +158,11 @@ def _projection_kernel(
     m_r, m_n = o_r < num_rows, o_n < NUM_OUTPUTS
     p_x = x + o_r[:, None] * stride_x
     p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
-    up = NUM_OUTPUTS * stride_weight  # from a gate's weights to its partner's
+    up = NUM_OUTPUTS * stride_weight  # offset from a gate's row to that of its partner
     if OVERLAP:
         o_row = tl.minimum(o_n, NUM_OUTPUTS - 1).to(tl.int64)
         p_row = weight + o_row[:, None] * stride_weight
-        ask_for_weights(p_row, up, NUM_INPUTS, GATED, PREFETCH)
+        prefetch_weights(p_row, up, NUM_INPUTS, GATED, PREFETCH)
         if tl.program_id(0) == 0:  # vectors that all programs read
             if norm is not None:
                 prefetch_vector(norm, NUM_INPUTS)
@@ -188,7 +189,7 @@ def _projection_kernel(
 
 @dataclass(frozen=True)
 class ProjectionTiles:
-    """How a product is cut, from its shape alone: the same shape always sums in the same order."""
+    """How a product is tiled: by its shape alone, so that equal shapes sum in the same order."""
 
     rows: int
     block_n: int
@@ -198,7 +199,7 @@ class ProjectionTiles:
     tensor_cores: bool
 
     def prefetch(self, num_inputs: int, itemsize: int, *, gated: bool) -> int:
-        """Addresses of each row of weight that a program asks for before it waits."""
+        """Addresses in each row of weight that a program prefetches before it waits."""
         rows = self.block_n * (2 if gated else 1)
         most = next_power_of_2(ceil_div(num_inputs * itemsize, LINE_BYTES.value))
         return min(PREFETCH_BYTES // (rows * LINE_BYTES.value), most)
@@ -213,9 +214,9 @@ def projection_tiles(
     normed: bool,
     dtype: torch.dtype,
 ) -> ProjectionTiles:
-    """The tiles that ship: many bytes of weight on their way, enough programs for the device.
+    """Tiles with many bytes of weight in flight, and enough programs for the device.
 
-    With other tiles of that size the sm_100 compiler spills a register or two.
+    With other tiles of this size the sm_100 compiler spills a register or two.
     """
     widest = next_power_of_2(num_inputs)
     wide_dtype = dtype == torch.float32
@@ -223,7 +224,7 @@ def projection_tiles(
         rows = next_power_of_2(max(1, num_rows))
         block_k, stages = (256, 6) if rows == 4 else (256 if wide_dtype else 512, 4)
         wanted = next_power_of_2(num_outputs // (2 * _PROGRAMS) + 1) // 2
-        most = 16 // rows  # what registers hold: sums, and weights on their way to them
+        most = 16 // rows  # registers hold the sums, and weights in flight
         if gated:
             most //= 2
         if wide_dtype and (gated or rows == 2):
@@ -240,8 +241,7 @@ def projection_tiles(
 
 def projection_launch(
     x: Tensor,  # [num_rows, num_inputs]
-    weight: Tensor,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
-    bias: Tensor | None,  # [num_outputs], [2 * num_outputs] if gated
+    weight: LinearWeight,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
     *,
     out: Tensor,  # [num_rows, num_outputs]
     residual: Tensor | None = None,  # [num_rows, num_outputs]; may be `out` itself
@@ -249,7 +249,7 @@ def projection_launch(
     eps: float = 0.0,
     gated: bool = False,
 ) -> Launch:
-    """One product of at most `MAX_ROWS` rows; the arguments are taken to be right."""
+    """The launch of one product of at most `MAX_ROWS` rows; its arguments are not checked."""
     num_rows, num_inputs = x.shape
     num_outputs = out.shape[1]
     tiles = projection_tiles(
@@ -266,14 +266,14 @@ def projection_launch(
         args={
             "x": x,
             "norm": norm,
-            "weight": weight,
-            "bias": bias,
+            "weight": weight.matrix,
+            "bias": weight.bias,
             "residual": residual,
             "out": out,
             "eps": eps,
             "num_rows": num_rows,
             "stride_x": x.stride(0),
-            "stride_weight": weight.stride(0),
+            "stride_weight": weight.matrix.stride(0),
             "stride_residual": 0 if residual is None else residual.stride(0),
             "stride_out": out.stride(0),
             "NUM_INPUTS": num_inputs,
@@ -285,7 +285,7 @@ def projection_launch(
             "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k,
             "NUM_STAGES": tiles.num_stages,
-            "PREFETCH": tiles.prefetch(num_inputs, weight.element_size(), gated=gated),
+            "PREFETCH": tiles.prefetch(num_inputs, weight.dtype.itemsize, gated=gated),
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,

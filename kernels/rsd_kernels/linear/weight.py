@@ -1,8 +1,9 @@
-"""The weight of a product: what every op takes where a bare matrix would not say how it is stored."""
+"""The weight of a matrix product. How it is stored is known here, to its loader and to kernels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -10,10 +11,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """y = x Wᵀ + bias, with W as the checkpoint's product has it: [num_outputs, num_inputs]."""
+    """W and bias of y = x Wᵀ + bias."""
 
     matrix: Tensor  # [num_outputs, num_inputs]
     bias: Tensor | None = None  # [num_outputs]
+
+    @classmethod
+    def allocate(
+        cls,
+        num_outputs: int,
+        num_inputs: int,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype,
+        matrix_dtype: torch.dtype | None = None,
+        device: torch.device,
+    ) -> LinearWeight:
+        """An unfilled weight; the matrix is of `dtype` too unless `matrix_dtype` is given."""
+        matrix = torch.empty(num_outputs, num_inputs, dtype=matrix_dtype or dtype, device=device)
+        return cls(matrix, torch.empty(num_outputs, dtype=dtype, device=device) if bias else None)
 
     @property
     def num_outputs(self) -> int:
@@ -25,14 +41,23 @@ class LinearWeight:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the matrix is stored."""
+        """The dtype of the matrix."""
         return self.matrix.dtype
 
     @property
     def nbytes(self) -> int:
         return self.matrix.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def narrow(self, num_outputs: int) -> LinearWeight:
-        """The first `num_outputs` outputs, as views."""
-        bias = None if self.bias is None else self.bias[:num_outputs]
-        return LinearWeight(self.matrix[:num_outputs], bias)
+    def to(self, dtype: torch.dtype) -> LinearWeight:
+        """The same weight with its matrix in another dtype."""
+        return LinearWeight(self.matrix.to(dtype), self.bias)
+
+    def narrow(self, start: int, length: int) -> LinearWeight:
+        """Outputs `start` to `start + length`, as views."""
+        bias = None if self.bias is None else self.bias.narrow(0, start, length)
+        return LinearWeight(self.matrix.narrow(0, start, length), bias)
+
+    def split(self, *lengths: int) -> list[LinearWeight]:
+        """The first outputs, the next and so on, as views."""
+        starts = accumulate(lengths, initial=0)
+        return [self.narrow(start, length) for start, length in zip(starts, lengths, strict=False)]

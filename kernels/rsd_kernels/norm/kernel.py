@@ -2,8 +2,7 @@
 
 out[n] = x[n] / sqrt(mean(x[n]²) + eps) * weight
 
-Twins: `rsd_kernels.norm.twin` and, for the last rows of sequences,
-`rsd_kernels.linear.twin`.
+Twins: `rsd_kernels.norm.twin`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def _rms_norm_kernel(
     x: tl.tensor,  # [N, WIDTH]
     weight: tl.tensor,  # [WIDTH]
     out: tl.tensor,  # [N, WIDTH]
-    row_end: tl.tensor,  # [N], row n of out is that of x before row_end[n]; None: row n
+    row_end: tl.tensor,  # [N]: row n of out is that of x at row_end[n] - 1; None: at n
     eps: tl.tensor,
     stride_x: tl.tensor,
     stride_out: tl.tensor,
@@ -68,7 +67,7 @@ def rms_norm(
         [N, width] in the dtype of `x`; `out` itself when it is given.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     out = torch.empty_like(x) if out is None else out
     _check(x, weight, out, num_rows=x.shape[0])
@@ -87,10 +86,10 @@ def last_rows_norm(
     """rms_norm of the last row of every sequence, in fp32, rounded once.
 
     Returns:
-        `out`. Its row of a sequence without rows means nothing.
+        `out`. The row of a sequence without rows is undefined.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     check_shape("seq_start", seq_start, (out.shape[0] + 1,))
     check_dtype("seq_start", seq_start, torch.int32)
@@ -121,7 +120,7 @@ def rms_norm_launch(
     out: Tensor,  # [S, width]
     row_end: Tensor | None = None,  # [S] int32
 ) -> Launch:
-    """The launch of `rms_norm`, or of `last_rows_norm` with `row_end`."""
+    """The launch of `rms_norm` or, with `row_end`, of `last_rows_norm`."""
     block = next_power_of_2(x.shape[1])
     return Launch(
         kernel=_rms_norm_kernel,

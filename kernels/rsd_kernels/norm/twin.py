@@ -1,4 +1,4 @@
-"""Plain-PyTorch twin of RMSNorm (Zhang and Sennrich, 2019), of whole rows and of single heads."""
+"""Plain-PyTorch twins of RMSNorm (Zhang and Sennrich, 2019), of whole rows or single heads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rms_norm(
 
 @functools.cache
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A scalar tensor, made once: making one costs as much as using it."""
+    """A scalar tensor, cached, since making one takes as long as using it."""
     return torch.tensor(value, dtype=dtype, device=device)
 
 
@@ -50,7 +50,7 @@ def last_rows_norm(
     """rms_norm of the last row of every sequence.
 
     Returns:
-        `out`. Its row of a sequence without rows means nothing.
+        `out`. The row of a sequence without rows is undefined.
     """
     row = (seq_start[1:] - 1).clamp_(min=0)
     torch.index_select(x, 0, row, out=out)

@@ -2,9 +2,9 @@
 
 qkv = rms_norm(x) Wᵀ + bias, q <- rotate(q), pages[page[n], offset[n]] <- rotate(k[n]), v[n]
 
-A program owns elements i and i + head_dim / 2 of a head, which rotation brings together, as a gated
-product owns a gate and its partner. So no kernel that only rotates stands between the projection
-and attention. At most 16 rows, and no norm of heads (Qwen3): other passes are two launches.
+A program computes elements i and i + head_dim / 2 of a head, which the rotation combines, as a
+gated product computes a gate and its partner. So the rotation needs no launch of its own. For at
+most 16 rows, without a norm of heads (Qwen3); other passes take two launches.
 
 Twin: `rsd_kernels.qkv.twin`.
 """
@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.launch import Launch, ceil_div, check_dtype, overlapping
-from rsd_kernels.linear.kernel import MAX_ROWS, ask_for_weights, product, projection_tiles
-from rsd_kernels.linear.ops import check_norm, check_product, norm_linear
+from rsd_kernels.linear.kernel import MAX_ROWS, prefetch_weights, product, projection_tiles
+from rsd_kernels.linear.launchers import check_norm, check_product, norm_linear
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.overlap import allow_next_kernel, prefetch_vector, wait_for_previous_kernel
 from rsd_kernels.rope.kernel import check_arguments, rope_kv_write
 
@@ -29,7 +30,7 @@ def _qkv_projection_kernel(
     norm: tl.tensor,  # [NUM_INPUTS]
     weight: tl.tensor,  # [heads * 2 * HALF, NUM_INPUTS], heads = NUM_Q_HEADS + 2 * NUM_KV_HEADS
     bias: tl.tensor,  # [heads * 2 * HALF] or None
-    out: tl.tensor,  # [num_rows, heads, 2 * HALF], of which q is written
+    out: tl.tensor,  # [num_rows, heads, 2 * HALF]; only q is written
     k_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
     v_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
     page: tl.tensor,  # [num_rows]
@@ -56,10 +57,10 @@ def _qkv_projection_kernel(
     TENSOR_CORES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
     ROWS: tl.constexpr,  # at least num_rows
-    BLOCK_N: tl.constexpr,  # pairs of a program
+    BLOCK_N: tl.constexpr,  # pairs per program
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-    PREFETCH: tl.constexpr,  # addresses of each row of weight that are asked for before the wait
+    PREFETCH: tl.constexpr,  # addresses in each row of weight to prefetch before the wait
     SCHEDULED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -75,7 +76,7 @@ def _qkv_projection_kernel(
     p_w = weight + o_low.to(tl.int64)[:, None] * stride_weight
     second = HALF * stride_weight
     if OVERLAP:
-        ask_for_weights(p_w, second, NUM_INPUTS, True, PREFETCH)
+        prefetch_weights(p_w, second, NUM_INPUTS, True, PREFETCH)
         if tl.program_id(0) == 0:  # vectors that all programs read
             prefetch_vector(norm, NUM_INPUTS)
             if bias is not None:
@@ -103,7 +104,7 @@ def _qkv_projection_kernel(
     if bias is not None:
         b_low += tl.load(bias + o_low, mask=m_n, other=0.0).to(tl.float32)[None, :]
         b_high += tl.load(bias + o_low + HALF, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    # Rounded before it is rotated, as two launches round it.
+    # Rounded before the rotation, as in two launches.
     b_low = b_low.to(out.dtype.element_ty).to(tl.float32)
     b_high = b_high.to(out.dtype.element_ty).to(tl.float32)
     m_rotated = (o_head < NUM_Q_HEADS + NUM_KV_HEADS)[None, :]
@@ -133,8 +134,7 @@ def qkv_projection(
     x: Tensor,  # [n, K]
     norm: Tensor,  # [K]
     eps: float,  # of this norm and of those of heads
-    weight: Tensor,  # [heads * head_dim, K] q, k, v
-    bias: Tensor | None,  # [heads * head_dim]
+    weight: LinearWeight,  # [heads * head_dim, K] q, k, v
     heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
@@ -149,25 +149,25 @@ def qkv_projection(
     normed: Tensor,  # [n, K] scratch
     scheduled: bool = False,
 ) -> None:
-    """`norm_linear` and `rope_kv_write`: one launch for up to 16 rows without norms of heads.
+    """`norm_linear`, then `rope_kv_write`: one launch for up to 16 rows without norms of heads.
 
-    What `normed` holds afterwards, k and v in `heads`, and q of padding mean nothing.
+    Afterwards `normed`, k and v in `heads`, and q of padding are undefined.
 
     scheduled: as in `rope_kv_write`.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take; with
+        ValueError: an argument has an unsupported shape, dtype, stride or device; with
             RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
     """
     qkv = heads.view(x.shape[0], heads.shape[1] * heads.shape[2])
     if x.shape[0] > MAX_ROWS or q_norm is not None:
-        norm_linear(x, norm, eps, weight, bias, normed=normed, out=qkv)
+        norm_linear(x, norm, eps, weight, normed=normed, out=qkv)
         rope_kv_write(
             heads, k_pages, v_pages, page, offset, cos, sin,
             position=position, q_norm=q_norm, k_norm=k_norm, eps=eps, scheduled=scheduled,
         )  # fmt: skip
         return
-    check_product(x, weight, bias, out=qkv, num_outputs=qkv.shape[1])
+    check_product(x, weight, out=qkv, num_outputs=qkv.shape[1])
     check_norm(x, norm, normed)
     check_dtype("heads", heads, x.dtype)
     check_arguments(
@@ -175,7 +175,7 @@ def qkv_projection(
         position=position, q_norm=q_norm, k_norm=k_norm,
     )  # fmt: skip
     qkv_projection_launch(
-        x, norm, eps, weight, bias, heads, k_pages, v_pages, page, offset, cos, sin,
+        x, norm, eps, weight, heads, k_pages, v_pages, page, offset, cos, sin,
         position=position, scheduled=scheduled,
     ).run()  # fmt: skip
 
@@ -184,8 +184,7 @@ def qkv_projection_launch(
     x: Tensor,  # [num_rows, num_inputs]
     norm: Tensor,  # [num_inputs]
     eps: float,
-    weight: Tensor,  # [heads * head_dim, num_inputs]
-    bias: Tensor | None,  # [heads * head_dim]
+    weight: LinearWeight,  # [heads * head_dim, num_inputs]
     heads: Tensor,  # [num_rows, heads, head_dim]
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
@@ -197,7 +196,7 @@ def qkv_projection_launch(
     position: Tensor | None,  # [num_rows] int32
     scheduled: bool = False,
 ) -> Launch:
-    """One launch of at most `projection.MAX_ROWS` rows; the arguments are taken to be right."""
+    """The launch for at most `MAX_ROWS` rows; its arguments are not checked."""
     num_rows, num_inputs = x.shape
     num_heads, head_dim = heads.shape[1:]
     num_kv_heads, half = k_pages.shape[2], head_dim // 2
@@ -210,8 +209,8 @@ def qkv_projection_launch(
         args={
             "x": x,
             "norm": norm,
-            "weight": weight,
-            "bias": bias,
+            "weight": weight.matrix,
+            "bias": weight.bias,
             "out": heads,
             "k_pages": k_pages,
             "v_pages": v_pages,
@@ -223,7 +222,7 @@ def qkv_projection_launch(
             "eps": eps,
             "num_rows": num_rows,
             "stride_x": x.stride(0),
-            "stride_weight": weight.stride(0),
+            "stride_weight": weight.matrix.stride(0),
             "stride_row": heads.stride(0),
             "stride_head": heads.stride(1),
             "stride_k_page": k_pages.stride(0),
@@ -242,7 +241,7 @@ def qkv_projection_launch(
             "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k,
             "NUM_STAGES": tiles.num_stages,
-            "PREFETCH": tiles.prefetch(num_inputs, weight.element_size(), gated=True),
+            "PREFETCH": tiles.prefetch(num_inputs, weight.dtype.itemsize, gated=True),
             "SCHEDULED": scheduled,
         },
         num_warps=tiles.num_warps,

@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from rsd_kernels.linear import twin as fused_linear
-from rsd_kernels.rope import twin as rotation
+from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.rope import twin as rope_twin
 
 Op = Callable[..., Any]
 
 
 def in_two(norm_linear: Op, rope_kv_write: Op) -> Op:
-    """The op made of two others, whose arguments are those of the twins of these names."""
+    """`qkv_projection` made of these two ops, which take the arguments of their twins."""
 
     def qkv_projection(
         x: Tensor,  # [n, K]
         norm: Tensor,  # [K]
         eps: float,  # of this norm and of those of heads
-        weight: Tensor,  # [heads * head_dim, K] q, k, v
-        bias: Tensor | None,  # [heads * head_dim]
+        weight: LinearWeight,  # [heads * head_dim, K] q, k, v
         heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it
         k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
         v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
@@ -37,10 +37,10 @@ def in_two(norm_linear: Op, rope_kv_write: Op) -> Op:
     ) -> None:
         """`norm_linear`, then `rope_kv_write`.
 
-        What `normed` holds afterwards, k and v in `heads`, and q of padding mean nothing.
+        Afterwards `normed`, k and v in `heads`, and q of padding are undefined.
         """
         qkv = heads.view(x.shape[0], heads.shape[1] * heads.shape[2])
-        norm_linear(x, norm, eps, weight, bias, normed=normed, out=qkv)
+        norm_linear(x, norm, eps, weight, normed=normed, out=qkv)
         rope_kv_write(
             heads, k_pages, v_pages, page, offset, cos, sin,
             position=position, q_norm=q_norm, k_norm=k_norm, eps=eps,
@@ -49,4 +49,4 @@ def in_two(norm_linear: Op, rope_kv_write: Op) -> Op:
     return qkv_projection
 
 
-qkv_projection = in_two(fused_linear.norm_linear, rotation.rope_kv_write)
+qkv_projection = in_two(linear_twin.norm_linear, rope_twin.rope_kv_write)

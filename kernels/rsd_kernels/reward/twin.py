@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsd_kernels.end_step.twin import keep, reject
 from rsd_kernels.linear.twin import linear
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
@@ -31,10 +32,10 @@ def rewards(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     normed = rms_norm(hidden, head.norm_weight, head.eps)
     if isinstance(head, ValueHead):
-        score = linear(normed.to(head.weight.dtype), head.weight, head.bias)
+        score = linear(normed.to(head.weight.dtype), LinearWeight(head.weight, head.bias))
         return torch.sigmoid(score.squeeze(1).to(wide))
-    inner = linear(normed, head.inner, head.inner_bias).relu_()
-    scores = linear(inner, head.classes, head.classes_bias)
+    inner = linear(normed, LinearWeight(head.inner, head.inner_bias)).relu_()
+    scores = linear(inner, LinearWeight(head.classes, head.classes_bias))
     return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]
 
 

@@ -16,6 +16,7 @@ from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, PageSet, c
 from bench.kernels.projection_cases import fused_case, matrices, product_case
 from bench.kernels.setting import TINY, Setting
 from bench.lib.timing import Mismatch
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.rollback.twin import rollback
 
@@ -139,8 +140,8 @@ def test_every_copy_has_weights_of_its_own() -> None:
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting.tiny()
 
-    def wrong(x: torch.Tensor, weight: torch.Tensor, *_: Any, out: torch.Tensor, **__: Any) -> None:
-        torch.mm(x, weight.t(), out=out)
+    def wrong(x: torch.Tensor, weight: LinearWeight, *, out: torch.Tensor) -> None:
+        torch.mm(x, weight.matrix.t(), out=out)
         out[0, -1] += 0.01
 
     def norm_gate_up(*args: Any, normed: Any, gate_up: Any, out: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ from rsd_engine.core.slots import check_integrity
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.rounds import Setting, Triple
 from rsd_engine.roofline.shape import ModelShape
+from rsd_engine.sampling_params import ModeName
 from rsd_kernels.state.enums import Role
 
 CPU = torch.device("cpu")
@@ -47,7 +48,11 @@ def test_a_scene_does_what_it_says(engine: Engine) -> None:
     reject = play(engine, replace(SCENE, acceptance=0.0))
     assert (reject.kept, reject.rejected) == (0, 9)
     assert reject.passes[Role.TARGET] == 15
-    for mode, role in (("draft", Role.DRAFT), ("target", Role.TARGET)):
+    alone_modes: tuple[tuple[ModeName, Role], ...] = (
+        ("draft", Role.DRAFT),
+        ("target", Role.TARGET),
+    )
+    for mode, role in alone_modes:
         alone = play(engine, replace(SCENE, mode=mode))
         assert alone.passes == {r: 15 * (r == role) for r in Role}
         assert (alone.kept, alone.rejected) == (9 * (mode == "draft"), 0)

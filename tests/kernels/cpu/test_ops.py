@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.linear import twin as fused_twin
 from rsd_kernels.linear.twin import linear as linear_twin
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.rope.tables import rope_tables
 from rsd_kernels.rope.twin import rope_kv_write as rope_twin
@@ -59,13 +60,17 @@ def double(*tensors: Tensor | None) -> list[Any]:
 def test_linear(num_rows: int, shape: tuple[int, int]) -> None:
     weight, (num_outputs, width) = randn(*shape, seed=1), shape
     x = randn(num_rows, width + 3)[:, :width]  # rows apart
-    bias, residual = randn(num_outputs, seed=2), randn(num_rows, num_outputs, seed=3)
-    for given in ({}, {"bias": bias}, {"residual": residual}, {"bias": bias, "residual": residual}):
+    for bias, residual in product(
+        (None, randn(num_outputs, seed=2)), (None, randn(num_rows, num_outputs, seed=3))
+    ):
         out = torch.full((num_rows, num_outputs + 2), NAN)
-        result = cpu_ops.linear(x, weight, **given, out=out[:, :num_outputs])
-        wide = {name: tensor.double() for name, tensor in given.items()}
-        exact = linear_twin(*double(x, weight), **wide)
-        assert_close(result, linear_twin(x, weight, **given), exact, num_terms=width)
+        given = LinearWeight(weight, bias)
+        result = cpu_ops.linear(x, given, residual=residual, out=out[:, :num_outputs])
+        wide = LinearWeight(weight.double(), None if bias is None else bias.double())
+        added = None if residual is None else residual.double()
+        exact = linear_twin(x.double(), wide, residual=added)
+        plain = linear_twin(x, given, residual=residual)
+        assert_close(result, plain, exact, num_terms=width)
         assert bool(out[:, num_outputs:].isnan().all()), "wrote past the outputs"
 
 
@@ -77,14 +82,16 @@ def test_bfloat16_weights_count_as_the_floats_they_stand_for(
 ) -> None:
     stored = randn(*shape, seed=1).bfloat16()
     x, bias = randn(num_rows, shape[1]), randn(shape[0], seed=2)
-    assert torch.equal(cpu_ops.linear(x, stored, bias), cpu_ops.linear(x, stored.float(), bias))
+    narrow, wide = (LinearWeight(matrix, bias) for matrix in (stored, stored.float()))
+    assert torch.equal(cpu_ops.linear(x, narrow), cpu_ops.linear(x, wide))
 
 
 def test_bfloat16_weights_that_are_strided_go_to_the_twin() -> None:
     stored, x, norm = randn(14, 40).bfloat16()[:, ::2], randn(3, 20, seed=1), randn(20, seed=2)
     scratch = {"normed": torch.empty(3, 20), "gate_up": torch.empty(3, 14)}
 
-    def results(weight: Tensor) -> list[Tensor]:
+    def results(matrix: Tensor) -> list[Tensor]:
+        weight = LinearWeight(matrix)
         normed = cpu_ops.norm_linear(
             x, norm, EPS, weight, normed=scratch["normed"], out=torch.empty(3, 14)
         )
@@ -104,14 +111,14 @@ def test_embed_widens_bfloat16() -> None:
 
 
 def test_linear_adds_to_its_own_output() -> None:
-    x, weight, out = randn(5, 40), randn(33, 40, seed=1), randn(5, 33, seed=2)
+    x, weight, out = randn(5, 40), LinearWeight(randn(33, 40, seed=1)), randn(5, 33, seed=2)
     wanted = linear_twin(x, weight, residual=out)
     assert cpu_ops.linear(x, weight, residual=out, out=out) is out
     assert torch.allclose(out, wanted, atol=1e-5)
 
 
 def test_a_rows_result_does_not_depend_on_the_others() -> None:
-    x, weight, norm = randn(40, 147), randn(2 * 61, 147, seed=1), randn(147, seed=2)
+    x, norm, weight = randn(40, 147), randn(147, seed=2), LinearWeight(randn(2 * 61, 147, seed=1))
 
     def products(rows: Tensor) -> tuple[Tensor, Tensor]:
         scratch = {"normed": torch.empty_like(rows), "gate_up": torch.empty(len(rows), 122)}
@@ -127,7 +134,7 @@ def test_a_rows_result_does_not_depend_on_the_others() -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    x, weight = randn(9, 700), randn(611, 700, seed=1)  # enough work for several
+    x, weight = randn(9, 700), LinearWeight(randn(611, 700, seed=1))  # enough work for several
     before = torch.get_num_threads()
     found = []
     try:
@@ -147,13 +154,14 @@ def test_norms(num_rows: int, shape: tuple[int, int]) -> None:
     x, norm, weight = randn(num_rows, width) * scale, randn(width, seed=1), randn(*shape, seed=2)
     bias, normed = randn(num_outputs, seed=3), torch.full((num_rows, width), NAN)
     out = torch.full((num_rows, num_outputs), NAN)
-    cpu_ops.norm_linear(x, norm, EPS, weight, bias, normed=normed, out=out)
+    cpu_ops.norm_linear(x, norm, EPS, LinearWeight(weight, bias), normed=normed, out=out)
 
     def twin(*tensors: Tensor) -> Tensor:
         x, norm, weight, bias = tensors
         scratch = torch.empty_like(x)
         made = x.new_empty(num_rows, num_outputs)
-        return fused_twin.norm_linear(x, norm, EPS, weight, bias, normed=scratch, out=made)
+        given = LinearWeight(weight, bias)
+        return fused_twin.norm_linear(x, norm, EPS, given, normed=scratch, out=made)
 
     plain, exact = twin(x, norm, weight, bias), twin(*double(x, norm, weight, bias))
     assert_close(out, plain, exact, num_terms=width)
@@ -175,7 +183,7 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, width: int) -> None:
             "gate_up": x.new_full((num_rows, 2 * num_outputs), NAN),
         }
         out = x.new_full((num_rows, num_outputs), NAN)
-        return op(x, norm, EPS, weight, bias, **scratch, out=out)
+        return op(x, norm, EPS, LinearWeight(weight, bias), **scratch, out=out)
 
     plain = run(fused_twin.norm_gate_up, x, norm, weight, bias)
     exact = run(fused_twin.norm_gate_up, *double(x, norm, weight, bias))
@@ -192,7 +200,8 @@ def test_silu_of_every_size() -> None:
     weight[:width, 0], weight[width:, 1] = gate, 1.0
     scratch = {"normed": torch.empty(1, 2), "gate_up": torch.empty(1, 2 * width)}
     out = torch.empty(1, width)
-    cpu_ops.norm_gate_up(torch.ones(1, 2), torch.ones(2), 0.0, weight, **scratch, out=out)
+    x, given = torch.ones(1, 2), LinearWeight(weight)
+    cpu_ops.norm_gate_up(x, torch.ones(2), 0.0, given, **scratch, out=out)
     assert bool(out[0, -1].isnan())
     exact = torch.nn.functional.silu(gate.double())
     assert torch.allclose(out[0, :-1].double(), exact[0, :-1], rtol=1e-6, atol=1e-30)
@@ -385,17 +394,17 @@ def test_rope_kv_write_refuses(name: str, value: int) -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="weight .* takes others"):
-        cpu_ops.linear(torch.ones(2, 3), torch.ones(4, 5))
+    with pytest.raises(ValueError, match=r"x has shape \[2, 3\]; its rows must be 5 wide"):
+        cpu_ops.linear(torch.ones(2, 3), LinearWeight(torch.ones(4, 5)))
     with pytest.raises(ValueError, match="out has shape"):
-        cpu_ops.linear(torch.ones(2, 3), torch.ones(4, 3), out=torch.ones(2, 3))
+        cpu_ops.linear(torch.ones(2, 3), LinearWeight(torch.ones(4, 3)), out=torch.ones(2, 3))
 
 
 def test_what_the_library_cannot_take_goes_to_the_twins() -> None:
-    x, weight = randn(6, 4).t(), randn(5, 6, seed=1)
+    x, weight = randn(6, 4).t(), LinearWeight(randn(5, 6, seed=1))
     assert torch.equal(cpu_ops.linear(x, weight), linear_twin(x, weight))
-    half = cpu_ops.linear(x.half(), weight.half())
-    assert torch.equal(half, linear_twin(x.half(), weight.half()))
+    half = weight.to(torch.half)
+    assert torch.equal(cpu_ops.linear(x.half(), half), linear_twin(x.half(), half))
     heads = Heads(2, 1, 320)
     heads.fill(0, 4)
     q, batch = randn(2, 2, 320), sequences((0, 2, 4))

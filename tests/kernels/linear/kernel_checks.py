@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.linear import kernel as projection
-from rsd_kernels.linear import ops as fused_linear
+from rsd_kernels.linear import launchers
 from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.linear.weight import LinearWeight
 from tests.kernels.harness.broken import broken
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.tensors import DEVICE, DOT_DTYPES, DTYPES, assert_close, nan, rows
@@ -42,6 +43,7 @@ def pick(
 ) -> dict[str, Any]:
     """The named tensors, rounded to `dtype`, held as `of`; with NaN in outputs and scratch."""
     kept: dict[str, Any] = {name: tensors[name].to(dtype).to(device, of) for name in names.split()}
+    kept["weight"] = LinearWeight(kept["weight"], kept.pop("bias", None))
     if "norm" in kept:
         kept |= {"eps": EPS, "normed": torch.full_like(kept["x"], float("nan"))}
     return kept
@@ -61,7 +63,7 @@ def test_linear(num_rows: int, num_outputs: int, num_inputs: int, names: str) ->
         exact = linear_twin.linear(**pick(tensors, names, dtype, torch.float64, CPU))
         plain = linear_twin.linear(**pick(tensors, names, dtype, dtype, CPU))
         out = nan(num_rows, num_outputs, dtype=dtype, device=DEVICE)
-        result = fused_linear.linear(**pick(tensors, names, dtype, dtype, DEVICE), out=out)
+        result = launchers.linear(**pick(tensors, names, dtype, dtype, DEVICE), out=out)
         assert result is out
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
 
@@ -72,7 +74,7 @@ def test_a_residual_may_be_the_output(num_rows: int) -> None:
     names, dtype = "x weight bias residual", torch.float32
     exact = linear_twin.linear(**pick(tensors, names, dtype, torch.float64, CPU))
     arguments = pick(tensors, names, dtype, dtype, DEVICE)
-    result = fused_linear.linear(**arguments, out=arguments["residual"])
+    result = launchers.linear(**arguments, out=arguments["residual"])
     assert_close(result.cpu(), exact.float(), exact, num_terms=44)
 
 
@@ -82,7 +84,7 @@ def test_logits_may_be_wider_than_the_model(num_rows: int) -> None:
     for dtype in dtypes_for(num_rows):
         exact = linear_twin.linear(**pick(tensors, "x weight", dtype, torch.float64, CPU))
         out = nan(num_rows, 33, dtype=torch.float32, device=DEVICE)
-        fused_linear.linear(**pick(tensors, "x weight", dtype, dtype, DEVICE), out=out)
+        launchers.linear(**pick(tensors, "x weight", dtype, dtype, DEVICE), out=out)
         assert_close(out.cpu(), exact.float(), exact, num_terms=44)
 
 
@@ -102,7 +104,7 @@ def test_norm_linear(num_rows: int, num_outputs: int, num_inputs: int, bias: str
         plain = linear_twin.norm_linear(
             **pick(tensors, names, dtype, dtype, CPU), out=out(dtype, CPU)
         )
-        result = fused_linear.norm_linear(
+        result = launchers.norm_linear(
             **pick(tensors, names, dtype, dtype, DEVICE), out=out(dtype, DEVICE)
         )
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
@@ -123,7 +125,7 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, num_inputs: int, bias: st
 
         exact = linear_twin.norm_gate_up(**given(torch.float64, CPU))
         plain = linear_twin.norm_gate_up(**given(dtype, CPU))
-        result = fused_linear.norm_gate_up(**given(dtype, DEVICE))
+        result = launchers.norm_gate_up(**given(dtype, DEVICE))
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
 
 
@@ -142,10 +144,10 @@ def test_more_rows_go_by_cublas() -> None:
     arguments = pick(tensors, names, dtype, dtype, DEVICE)
     scratch = nan(17, 66, dtype=dtype, device=DEVICE)
     out = nan(17, 33, dtype=dtype, device=DEVICE)
-    fused_linear.norm_gate_up(**arguments, gate_up=scratch, out=out)
+    launchers.norm_gate_up(**arguments, gate_up=scratch, out=out)
     assert_close(out.cpu(), gated.float(), gated, num_terms=44)
     out = nan(17, 66, dtype=dtype, device=DEVICE)
-    fused_linear.norm_linear(**arguments, out=out)
+    launchers.norm_linear(**arguments, out=out)
     assert_close(out.cpu(), product.float(), product, num_terms=44)
 
 
@@ -153,9 +155,9 @@ def test_fp16_does_not_overflow_before_the_norm() -> None:
     for num_rows in (2, 8):
         x = torch.full((num_rows, 64), 6e4, dtype=torch.float16, device=DEVICE)
         norm = torch.full((64,), 4.0, dtype=torch.float16, device=DEVICE)
-        weight = torch.eye(8, 64, dtype=torch.float16, device=DEVICE)
+        weight = LinearWeight(torch.eye(8, 64, dtype=torch.float16, device=DEVICE))
         out = nan(num_rows, 8, dtype=torch.float16, device=DEVICE)
-        fused_linear.norm_linear(x, norm, EPS, weight, normed=torch.empty_like(x), out=out)
+        launchers.norm_linear(x, norm, EPS, weight, normed=torch.empty_like(x), out=out)
         assert torch.equal(out, torch.full_like(out, 4.0))
 
 
@@ -173,7 +175,7 @@ def test_a_bug_is_caught(
     right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong_kernel = broken(projection, tmp_path, right, wrong)
-    monkeypatch.setattr(fused_linear, "projection_launch", wrong_kernel.projection_launch)
+    monkeypatch.setattr(launchers, "projection_launch", wrong_kernel.projection_launch)
     with pytest.raises(AssertionError):
         test_norm_gate_up(2, 33, 515, "")
 
@@ -194,5 +196,6 @@ def test_a_bug_is_caught(
 def test_bad_arguments_are_refused(change: dict[str, Tensor], message: str) -> None:
     arguments = {"x": torch.zeros(2, 8), "weight": torch.zeros(3, 8), "out": torch.zeros(2, 3)}
     moved = {name: tensor.to(DEVICE) for name, tensor in (arguments | change).items()}
+    weight = LinearWeight(moved.pop("weight"), moved.pop("bias", None))
     with pytest.raises(ValueError, match=message):
-        fused_linear.linear(**moved)
+        launchers.linear(weight=weight, **moved)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rsd_kernels.linear import twin as linear_module
-from rsd_kernels.linear.twin import cpu_layout, linear
+from rsd_kernels.linear import blas
+from rsd_kernels.linear.blas import cpu_layout
+from rsd_kernels.linear.twin import linear
+from rsd_kernels.linear.weight import LinearWeight
 
 NAN = float("nan")
 
@@ -24,34 +26,35 @@ def test_linear(
     capability: str, num_rows: int, bias: bool, residual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every way of calling BLAS, with and without `out`, which may be the residual itself."""
-    monkeypatch.setattr(linear_module, "_capability", lambda: capability)
+    monkeypatch.setattr(blas, "_capability", lambda: capability)
     x, weight = torch.randn(num_rows, 24), torch.randn(10, 24)
     b = torch.randn(10) if bias else None
     r = torch.randn(num_rows, 10) if residual else None
     wanted = x.double() @ weight.double().T
     wanted = wanted + (b.double() if b is not None else 0) + (r.double() if r is not None else 0)
-    torch.testing.assert_close(linear(x, weight, b, residual=r).double(), wanted, rtol=0, atol=1e-5)
+    given = LinearWeight(weight, b)
+    torch.testing.assert_close(linear(x, given, residual=r).double(), wanted, rtol=0, atol=1e-5)
     out = torch.full((num_rows, 10), NAN) if r is None else r
-    assert linear(x, weight, b, residual=r, out=out) is out
+    assert linear(x, given, residual=r, out=out) is out
     torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-5)
 
 
 def test_linear_split_over_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(1, 24), torch.randn(12, 24)
-    monkeypatch.setattr(linear_module, "_capability", lambda: "AVX2")
+    monkeypatch.setattr(blas, "_capability", lambda: "AVX2")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    torch.testing.assert_close(linear(x, weight), x @ weight.T)
+    torch.testing.assert_close(linear(x, LinearWeight(weight)), x @ weight.T)
 
 
 @pytest.mark.parametrize("num_rows", [3, 4, 8, 15, 16])
 def test_linear_over_a_large_weight(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of 64 columns, and plainly where they do not come out even."""
-    monkeypatch.setattr(linear_module, "_capability", lambda: "AVX512")
+    monkeypatch.setattr(blas, "_capability", lambda: "AVX512")
     x, weight = torch.randn(num_rows, 128), torch.randn(4097, 128)
     wanted = x.double() @ weight.double().T
     out = torch.full((num_rows, 4097), NAN)
     for columns in (4096, 4097):
-        got = linear(x, weight[:columns], out=out[:, :columns])
+        got = linear(x, LinearWeight(weight[:columns]), out=out[:, :columns])
         torch.testing.assert_close(got.double(), wanted[:, :columns], rtol=0, atol=1e-4)
 
 

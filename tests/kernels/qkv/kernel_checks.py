@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.qkv import kernel
 from rsd_kernels.qkv.twin import qkv_projection as twin
 from rsd_kernels.rope.tables import rope_tables
@@ -69,8 +70,9 @@ class Case:
         where = {"page": page, "offset": places % PER_PAGE, "cos": cos, "sin": sin}
         if self.tables:
             where["position"] = position.int()
+        weight = LinearWeight(drawn.pop("weight"), drawn.pop("bias", None))
         return {
-            **{"bias": None, **drawn, "eps": 1e-6},
+            **{**drawn, "weight": weight, "eps": 1e-6},
             **{name: tensor.to(device) for name, tensor in where.items()},
             **{"k_pages": pages[1:, 1], "v_pages": pages[1:, 3], "heads": qkv},
             "normed": torch.empty_like(drawn["x"]),
@@ -188,7 +190,10 @@ def test_a_bug_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.zeros(160, 39)}, r"weight has shape \[160, 39\]; it must be \[160, 40\]"),
+        (
+            {"weight": LinearWeight(torch.zeros(160, 39))},
+            r"weight has shape \[160, 39\]; it must be \[160, 40\]",
+        ),
         ({"norm": torch.zeros(39)}, r"norm has shape \[39\]; it must be \[40\]"),
         ({"offset": torch.zeros(2).int()}, r"offset has shape \[2\]; it must be \[3\]"),
         ({"heads": torch.zeros(3, 10, 16).half()}, "out has dtype torch.float16; allowed: "),

@@ -79,7 +79,7 @@ def _accepts_kernel(
     out: tl.tensor,
     num_lanes: tl.tensor,
     BLOCK: tl.constexpr,
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     o = tl.arange(0, BLOCK)
     m = o < num_lanes
     m_accept = accepts(

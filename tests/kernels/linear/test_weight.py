@@ -1,0 +1,50 @@
+"""The weight of a product: what it allocates, and that its parts are views of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_kernels.linear.twin import linear
+from rsd_kernels.linear.weight import LinearWeight
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("bias", [torch.arange(6.0), None])
+def test_parts_are_views(bias: Tensor | None) -> None:
+    weight = LinearWeight(torch.randn(6, 4), bias)
+    x = torch.randn(2, 4)
+    whole = linear(x, weight)
+    parts = weight.split(1, 3, 2)
+    assert [part.num_outputs for part in parts] == [1, 3, 2]
+    torch.testing.assert_close(torch.cat([linear(x, part) for part in parts], 1), whole)
+    torch.testing.assert_close(linear(x, weight.narrow(2, 3)), whole[:, 2:5])
+    for part in parts:
+        part.matrix.zero_()
+        if part.bias is not None:
+            part.bias.zero_()
+    assert bool((linear(x, weight) == 0).all())
+
+
+@pytest.mark.parametrize("matrix_dtype", [None, torch.bfloat16])
+def test_allocate(matrix_dtype: torch.dtype | None) -> None:
+    allocate = partial(
+        LinearWeight.allocate, dtype=torch.float32, matrix_dtype=matrix_dtype, device=CPU
+    )
+    weight = allocate(6, 4, bias=True)
+    assert (weight.num_outputs, weight.num_inputs) == (6, 4)
+    assert weight.dtype == weight.matrix.dtype == (matrix_dtype or torch.float32)
+    assert weight.bias is not None and weight.bias.dtype == torch.float32
+    assert weight.nbytes == 24 * weight.dtype.itemsize + 6 * 4
+    plain = allocate(6, 4)
+    assert plain.bias is None and plain.nbytes == weight.nbytes - 6 * 4
+
+
+def test_another_dtype_is_that_of_the_matrix() -> None:
+    weight = LinearWeight(torch.randn(3, 2).bfloat16(), torch.randn(3))
+    wide = weight.to(torch.float32)
+    assert torch.equal(wide.matrix, weight.matrix.float()) and wide.bias is weight.bias
