@@ -26,7 +26,7 @@ from rsd_engine.loop.executors.base import Executor
 from rsd_kernels.philox.twin import uniform
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Purpose, RecordKind, Role
-from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.slots import pages_for
 
 _SPARE = 64  # tokens a row may grow beyond its steps
 _SEEDS = 100_000

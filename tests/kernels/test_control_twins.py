@@ -19,9 +19,8 @@ from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.schedule.rules import STARVED_AFTER
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase, RecordKind, Role
-from rsd_kernels.state.pages import pages_for
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 from rsd_kernels.step_log.twin import publish
 from tests.loop.toy import toy_request
 

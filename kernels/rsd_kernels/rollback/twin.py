@@ -9,8 +9,7 @@ from torch import Tensor
 from rsd_kernels.rollback.checks import check_rollback
 from rsd_kernels.state.columns import host, number, write_at
 from rsd_kernels.state.enums import NUM_ROLES
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 
 
 def rollback(

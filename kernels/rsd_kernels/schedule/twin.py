@@ -18,9 +18,8 @@ import numpy as np
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
 from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
-from rsd_kernels.state.pages import pages_for
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 from rsd_kernels.tick_clock.twin import begin_tick, end_tick
 
 _PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
