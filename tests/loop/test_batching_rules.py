@@ -158,7 +158,7 @@ class TestOrder:
 
     def test_lock_step_lets_nobody_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request of the draft alone waits for the draft from its first token to its last."""
-        monkeypatch.setattr("rsd_kernels.schedule.rules.LONGEST_PHASE", 7)
+        monkeypatch.setattr("rsd_kernels.schedule.twin.LONGEST_PHASE", 7)
         ticks = watch(monkeypatch)
         core = toy_core(always_a, always_a, lambda row: 0.9, num_slots=2, rule=LOCK_STEP)
         alone = toy_request("b", mode=Mode.DRAFT, max_tokens=60)
