@@ -124,6 +124,11 @@ def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; allowed: {names}")
 
 
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+
+
 def check_last_contiguous(name: str, tensor: Tensor) -> None:
     if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(

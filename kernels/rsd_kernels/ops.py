@@ -1,7 +1,6 @@
-"""The op surface the engine calls: one name an op, Triton where the state is on a CUDA device.
+"""The loop ops: one function an op, Triton where the state is on a CUDA device, else its twin.
 
-Every op has a plain-PyTorch twin in `rsd_kernels.reference`, which runs on any device. Triton is
-imported at the first call that needs it, so never on a CPU.
+Triton is imported at the first call that needs it, so never on a CPU.
 """
 
 from __future__ import annotations
@@ -23,16 +22,19 @@ from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.sample import twin as sample_twin
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
 
 __all__ = [
     "advance",
     "bridge",
+    "bridge_scratch",
     "decide",
     "end_slot_step",
     "end_step",
     "sample_append",
+    "sample_scratch",
     "schedule",
     "score",
     "score_scratch",
@@ -45,7 +47,10 @@ P = ParamSpec("P")
 
 
 def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
-    """The twin, or the launcher of its name in `folder`, by where the state (argument 0) is."""
+    """Calls the launcher of the twin's name in `folder` or the twin, by the state's device.
+
+    The state is the first argument of every loop op.
+    """
 
     @functools.wraps(twin)
     def op(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -68,6 +73,20 @@ end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 decide = _op(end_step_twin.decide, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
+
+
+def sample_scratch(state: SlotState, vocabulary: int) -> SampleScratch | None:
+    """What `sample_append` needs for `vocabulary` logits a sequence; None where the twin runs."""
+    return SampleScratch.allocate(state, vocabulary) if runs_on(state.length) else None
+
+
+def bridge_scratch(state: SlotState) -> Tensor | None:
+    """What `bridge` needs; None where the twin runs."""
+    if not runs_on(state.length):
+        return None
+    from rsd_kernels.bridge.kernel import bridge_scratch as allocate
+
+    return allocate(state)
 
 
 def score_scratch(state: SlotState, head: RewardHead) -> Tensor:

@@ -16,7 +16,7 @@ from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample import kernel as sample_append
-from rsd_kernels.sample import scratch as sample_scratch
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Role
@@ -65,16 +65,14 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
     tables, merges = _step_tables(), _merge_tables()
-    num_slots, max_len = state.tokens.shape
-    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = sample_scratch.allocate(num_slots, max_len, _VOCABULARY, _META)
+    logits = torch.empty(state.num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = SampleScratch.allocate(state, _VOCABULARY)
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
-    words = torch.empty(num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
     return {
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
-        "bridge": bridge.bridge_launch(state, tables, merges, words),
+        "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
         "wait_for_host": bridge.wait_for_host_launch(state),
     }
 

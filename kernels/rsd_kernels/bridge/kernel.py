@@ -13,7 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.bridge.merge import gather_word, merge_word, word_start
-from rsd_kernels.launch import Launch, next_power_of_2
+from rsd_kernels.launch import (
+    Launch,
+    check_contiguous,
+    check_devices,
+    check_dtype,
+    check_shape,
+    next_power_of_2,
+)
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
@@ -151,30 +158,31 @@ def wait_for_host_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_wait)
 
 
-_SCRATCH: dict[int, Tensor] = {}
+def bridge_scratch(state: SlotState) -> Tensor:
+    """[B, SCRATCH_WIDTH] int32: room for the last word of each slot's step."""
+    size = (state.num_slots, SCRATCH_WIDTH)
+    return torch.empty(size, dtype=torch.int32, device=state.tokens.device)
 
 
-def _scratch_of(state: SlotState) -> Tensor:
-    """[B, SCRATCH_WIDTH] int32 for the word of each slot: made once, then always the same."""
-    key = state.tokens.data_ptr()
-    held = _SCRATCH.get(key)
-    if held is None or held.device != state.tokens.device or held.shape[0] != state.num_slots:
-        held = torch.empty(
-            state.num_slots, SCRATCH_WIDTH, dtype=torch.int32, device=state.tokens.device
-        )
-        _SCRATCH[key] = held
-    return held
-
-
-def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
+def bridge(
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
+) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
 
+    scratch: of `bridge_scratch`; allocated if it is not given.
+
     Raises:
-        ValueError: a tensor's strides or device is not one it can take.
+        ValueError: a tensor has a shape, dtype, strides or device that the kernel cannot take.
     """
     check_state(state)
     check_tables(state, tables, merges)
-    bridge_launch(state, tables, merges, _scratch_of(state)).run()
+    if scratch is None:
+        scratch = bridge_scratch(state)
+    check_shape("scratch", scratch, (state.num_slots, SCRATCH_WIDTH))
+    check_dtype("scratch", scratch, torch.int32)
+    check_contiguous("scratch", scratch)
+    check_devices(length=state.length, scratch=scratch)
+    bridge_launch(state, tables, merges, scratch).run()
 
 
 def bridge_launch(

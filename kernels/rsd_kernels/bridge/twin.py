@@ -7,6 +7,7 @@ vocabulary; only the tokens that hold the delimiter need re-tokenising.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rsd_kernels.bridge.merge_twin import retokenise_end
 from rsd_kernels.state.columns import host
@@ -15,8 +16,13 @@ from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 
 
-def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
+def bridge(
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
+) -> None:
+    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+
+    scratch: for the kernel alone.
+    """
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
         # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rsd_kernels.launch import (
     Launch,
+    check_contiguous,
     check_devices,
     check_dtype,
-    check_last_contiguous,
     debugging,
     next_power_of_2,
 )
@@ -217,9 +217,7 @@ def rollback(
     check_devices(**tensors)
     for name, tensor in tensors.items():
         check_dtype(name, tensor, torch.int32)
-        check_last_contiguous(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
     if debugging():
         check_pages(num_pages, page_table, free_pages, num_free)
     rollback_launch(**tensors, tokens_per_page=tokens_per_page).run()

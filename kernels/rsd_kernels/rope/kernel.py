@@ -17,6 +17,7 @@ from torch import Tensor
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
     Launch,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_last_contiguous,
@@ -249,8 +250,7 @@ def _check_rows(
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have {num_rows} rows")
         check_shape(name, tensor, (tables["cos"].shape[0], head_dim))
         check_dtype(name, tensor, torch.float32)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
+        check_contiguous(name, tensor)
 
 
 def _check_norms(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:

@@ -198,7 +198,7 @@ def adjust_kernel(
             length = tl.load(state.length + slot)
             wanted = tl.load(state.num_logprobs + slot)
             if wanted >= 0:
-                tl.store(scratch.row_lse + i_seq, lse)
+                tl.store(scratch.seq_lse + i_seq, lse)
                 _top_logprobs(state, p_row, slot, length, lse, vocabulary, wanted, BLOCK)
                 tl.debug_barrier()
             penalty = tl.load(state.repetition_penalty + slot)
@@ -209,7 +209,7 @@ def adjust_kernel(
                 _forbid_stops(state, p_row, slot, vocabulary)
             if early | (penalty != 1.0):
                 top, first = _scan(p_row, vocabulary, top, BLOCK)
-            tl.store(scratch.row_max + i_seq, top)
+            tl.store(scratch.seq_max + i_seq, top)
             tl.store(state.next_token + slot, first)  # greedy; a draw replaces it
             draws = tl.where(tl.load(state.temperature + slot) != 0.0, 1, 0)
-    tl.store(scratch.row_draws + i_seq, draws)
+    tl.store(scratch.seq_draws + i_seq, draws)

@@ -47,11 +47,11 @@ def coarse_kernel(
 ) -> None:
     """For each coarse threshold, how many ids of one block stay and their mass."""
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
-    if tl.load(scratch.row_draws + i_seq) != 0:
+    if tl.load(scratch.seq_draws + i_seq) != 0:
         slot = sequence_slot(state, batch, i_seq)
         temperature = tl.load(state.temperature + slot)
         min_p = tl.load(state.min_p + slot)
-        top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
+        top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
         p_row = logits + i_seq.to(tl.int64) * stride_row
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
         m_id = b_id < vocabulary
@@ -100,7 +100,7 @@ def _draw(
     temperature, min_p = tl.load(state.temperature + slot), tl.load(state.min_p + slot)
     top_p, top_k = tl.load(state.top_p + slot), tl.load(state.top_k + slot)
     top_k = tl.where(top_k < vocabulary, top_k, 0)
-    top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
+    top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
     p_candidate = scratch.candidate + i_seq.to(tl.int64) * _MAX_CANDIDATES
     cut, left, mass = _coarse_cut(scratch, i_seq, top_k, top_p, BLOCKS)
     limit = _cut_bits(cut)
@@ -157,7 +157,7 @@ def _token_logprob(
             seen = tl.maximum(seen, tl.max(b_seen))
             start += BLOCK
         logit = tl.where(seen > float("-inf"), seen, logit)
-    lse = tl.load(scratch.row_lse + i_seq)
+    lse = tl.load(scratch.seq_lse + i_seq)
     tl.store(state.token_logprob + o_row + length, logit - lse)
 
 
@@ -181,7 +181,7 @@ def draw_kernel(
         p_row = logits + i_seq.to(tl.int64) * stride_row
         token = tl.load(state.next_token + slot)
         tl.debug_barrier()
-        if tl.load(scratch.row_draws + i_seq) != 0:
+        if tl.load(scratch.seq_draws + i_seq) != 0:
             token = _draw(state, scratch, p_row, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):

@@ -15,11 +15,12 @@ from rsd_kernels.launch import (
     check_devices,
     check_dtype,
     check_last_contiguous,
+    check_shape,
     next_power_of_2,
 )
 from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
-from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args, scratch_of
+from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
 from rsd_kernels.state.enums import NUM_ROLES
 from rsd_kernels.state.rows import RowBatch
@@ -38,12 +39,15 @@ def sample_append(
     logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
     tables: StepTables,
     role: int,
+    scratch: SampleScratch | None = None,
 ) -> None:
-    """Adds a token to each complete sequence's row, and logprobs where asked; see the twin.
+    """Adds a token to each complete sequence's context, and logprobs where asked; see the twin.
+
+    scratch: allocated if it is not given.
 
     Raises:
-        ValueError: a tensor's shape, dtype, strides or device is not one it can take, or `role`
-            is not a role.
+        ValueError: a tensor has a shape, dtype, strides or device that the kernels cannot take, or
+            `role` is not a role.
     """
     check_state(state, batch)
     check_tables(state, tables)
@@ -62,7 +66,12 @@ def sample_append(
         )
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
-    scratch = scratch_of(state, logits.shape[1])
+    if scratch is None:
+        scratch = SampleScratch.allocate(state, logits.shape[1])
+    blocks = ceil_div(logits.shape[1], VOCABULARY_BLOCK)
+    check_shape("scratch.block_max", scratch.block_max, (state.num_slots, blocks))
+    check_shape("scratch.seen", scratch.seen, tuple(state.tokens.shape))
+    check_devices(length=state.length, scratch=scratch.seen)
     for launch in sample_append_launches(state, batch, logits, tables, role, scratch):
         launch.run()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rsd_kernels.philox.twin import uniform
 from rsd_kernels.sample.append_twin import append
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.columns import host, number, write_at
 from rsd_kernels.state.enums import NOT_FINITE, Purpose
 from rsd_kernels.state.rows import RowBatch
@@ -167,10 +168,13 @@ def sample_append(
     logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
     tables: StepTables,
     role: int,
+    scratch: SampleScratch | None = None,
 ) -> None:
-    """Draws a token for each complete sequence, adds it to the row and looks for the step's end.
+    """Draws a token for each complete sequence, appends it and looks for the end of the step.
 
-    `next_token` is -1, and nothing is added, where the logits are not finite.
+    Where the logits are not finite, `next_token` is NOT_FINITE and nothing is appended.
+
+    scratch: for the kernels alone.
     """
     sample(state, batch, logits, role)
     append(state, batch, tables, role)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rsd_kernels.launch import check_devices, debugging
+from rsd_kernels.launch import check_contiguous, check_devices, debugging
 from rsd_kernels.state.debug import check_values
 from rsd_kernels.state.enums import NUM_ROLES
 from rsd_kernels.state.rows import RowBatch
@@ -99,8 +99,7 @@ def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
         tensors |= {f"batch.{name}": getattr(batch, name) for name in _BATCH}
     check_devices(**tensors)
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
     if debugging():
         check_values(state)
 
@@ -112,8 +111,7 @@ def check_tables(state: SlotState, tables: StepTables, merges: MergeTables | Non
         tensors |= {f"merges.{name}": getattr(merges, name) for name in _MERGES}
     check_devices(length=state.length, **tensors)
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
 
 
 def warps_for(num_lanes: int) -> int:
