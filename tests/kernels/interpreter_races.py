@@ -41,12 +41,13 @@ _memory = interpreter._interpreter
 
 
 def place() -> tuple[str, str, int]:
-    """Function, file and line of the kernel that is running."""
+    """Function, file with its folder, and line of the kernel that is running."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith((_TRITON, _HERE)):
         assert frame.f_back is not None
         frame = frame.f_back
-    return frame.f_code.co_name, Path(frame.f_code.co_filename).name, frame.f_lineno
+    file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
+    return frame.f_code.co_name, file, frame.f_lineno
 
 
 @dataclass

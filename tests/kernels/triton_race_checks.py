@@ -18,6 +18,7 @@ import triton.language as tl
 
 from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
 from rsd_kernels.aot.loop_launches import loop_launches
+from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.bridge import kernel as bridge
@@ -50,7 +51,7 @@ from tests.kernels.triton_shadow import run_shadowed
 
 WATCHES_ITSELF = True
 CPU = torch.device("cpu")
-KERNELS = Path(str(rollback.__file__)).parent
+KERNELS = Path(str(rollback.__file__)).parents[1]
 
 
 @pytest.fixture
@@ -65,15 +66,15 @@ def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_word_may_change_while_a_kernel_reads_it() -> None:
     """The host's: `triton_control_aot_checks` sees that all threads go by one reading of it."""
-    found = [path.name for path in KERNELS.glob("*.py") if "volatile=True" in path.read_text()]
-    assert found == ["schedule.py"]
+    found = [path for path in KERNELS.glob("*/*.py") if "volatile=True" in path.read_text()]
+    assert found == [KERNELS / "schedule" / "kernel.py"]
 
 
 def barriers() -> set[tuple[str, int]]:
     """Every `tl.debug_barrier` of the kernels."""
     return {
-        (path.name, number)
-        for path in KERNELS.glob("*.py")
+        (f"{path.parent.name}/{path.name}", number)
+        for path in KERNELS.glob("*/*.py")
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if "tl.debug_barrier()" in line
     }
@@ -209,7 +210,9 @@ def normed(module: Any) -> None:
 
 
 def attended(module: Any) -> None:
-    triton_attention_checks.check(triton_attention_checks.CASES["chunks"], module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_attention, "attend_kernel", module.attend_kernel)
+        triton_attention_checks.check(triton_attention_checks.CASES["chunks"])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def attended(module: Any) -> None:
         (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
         (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
         (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
-        (paged_attention, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
+        (attend, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
     ],
     ids=["no barrier", "one row of two programs", "no mask", "one part of all splits"],
 )

@@ -76,7 +76,7 @@ def _leaves_its_tensor(out: tl.tensor) -> None:
         (_counts_and_reads, r"the atomic operation in .* and the load in .* in programs 0 and 1"),
         (_scalar_there_and_back, r"the store in .* and the load in .* with no barrier between"),
         (_in_place, r"out, element 0: the load in .* and the store in .* with no barrier between"),
-        (_lanes_meet, r"two lanes of the store in _lanes_meet \(triton_race_rule_.*:\d+\)"),
+        (_lanes_meet, r"two lanes of the store in _lanes_meet \(kernels/triton_race_rule_.*:\d+\)"),
         (_leaves_its_tensor, r"the load in .* is outside of every tensor it was given"),
     ],
 )
