@@ -6,13 +6,14 @@ program can be walked by the host or captured into a CUDA graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, float32, int16, int32, int64
 
 from rsd_kernels.launch import ceil_div
+from rsd_kernels.state.columns import allocate
 from rsd_kernels.state.enums import (
     MAX_DELIMITER_STATES,
     MAX_LOGPROBS,
@@ -40,14 +41,10 @@ class SlotSizes:
     num_pages: int  # N: pages of the shared pool
     log_words: int  # W: int32 words of the step log; the loop returns before it is full
     # rows of the bodies that each role has, ascending; a pass takes the least that holds its rows
-    row_buckets: tuple[int, ...] = ANY_ROWS
-
-    @property
-    def num_buckets(self) -> int:  # K
-        return len(self.row_buckets)
+    row_buckets: tuple[int, ...] = ANY_ROWS  # K
 
 
-# Dimensions of a column: a number, or the attribute of `SlotSizes` that has it.
+# Dimensions of a column, by their names in `SlotSizes`.
 B, L, PRM_L, P = "num_slots", "max_len", "prm_max_len", "pages_per_role"
 N, W, K = "num_pages", "log_words", "num_buckets"
 
@@ -148,12 +145,8 @@ class SlotState:
     @classmethod
     def allocate(cls, sizes: SlotSizes, device: torch.device) -> SlotState:
         """All zeros, every page free, page 0 on top of the stack."""
-        tensors = {}
-        for name, column in get_type_hints(cls, include_extras=True).items():
-            dtype, *dims = column.__metadata__
-            shape = [getattr(sizes, dim) if isinstance(dim, str) else dim for dim in dims]
-            tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
-        state = cls(**tensors)
+        dims = {**asdict(sizes), K: len(sizes.row_buckets)}
+        state = cls(**allocate(cls, dims, device))
         torch.arange(sizes.num_pages - 1, -1, -1, out=state.free_pages)
         state.num_free.fill_(sizes.num_pages)
         state.row_buckets.copy_(torch.tensor(sizes.row_buckets))
