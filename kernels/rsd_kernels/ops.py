@@ -47,10 +47,7 @@ P = ParamSpec("P")
 
 
 def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
-    """Calls the launcher of the twin's name in `folder` or the twin, by the state's device.
-
-    The state is the first argument of every loop op.
-    """
+    """The twin, or the launcher of its name in `folder`, by the device of argument 0, the state."""
 
     @functools.wraps(twin)
     def op(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -84,9 +81,7 @@ def bridge_scratch(state: SlotState) -> Tensor | None:
     """What `bridge` needs; None where the twin runs."""
     if not runs_on(state.length):
         return None
-    from rsd_kernels.bridge.kernel import bridge_scratch as allocate
-
-    return allocate(state)
+    return import_module("rsd_kernels.bridge.kernel").bridge_scratch(state)
 
 
 def score_scratch(state: SlotState, head: RewardHead) -> Tensor:

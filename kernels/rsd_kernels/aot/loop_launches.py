@@ -1,6 +1,6 @@
-"""Every control kernel in the shapes that ship, to be compiled ahead of time.
+"""Every launch of a loop op, in the shapes that ship, to compile ahead of time.
 
-Nothing is launched: the tensors are of device "meta" and have no memory.
+Nothing is launched: the tensors are on device "meta" and have no memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
 
 
 def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
-    """Launches by name, for so many slots."""
+    """The launches by name, for `num_slots` slots."""
     sizes = SlotSizes(
         num_slots=num_slots, max_len=4096, prm_max_len=8192, pages_per_role=512,
         num_pages=8192, log_words=1 << 20,

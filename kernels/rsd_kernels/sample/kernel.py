@@ -1,7 +1,9 @@
 """Draw the next token of every complete sequence and append it, in four launches without a sort.
 
-Twin: `rsd_kernels.sample.twin`. Two launches are wide (a program a block of the
-vocabulary) and two have a program a sequence; a row's token never depends on the rows beside it.
+Two launches are wide (a program for each block of the vocabulary), two have one program a sequence.
+A sequence's token never depends on the sequences beside it.
+
+Twin: `rsd_kernels.sample.twin`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
 
-# Ids a program of the narrow launches looks at in a turn: what sixteen warps hold without spilling.
+# Ids that a program of the narrow launches looks at in a turn: 16 warps hold them without spilling.
 _ADJUST_BLOCK = 2048
 _DRAW_BLOCK = 4096
 _SCAN_WARPS = 16
@@ -56,8 +58,8 @@ def sample_append(
     check_last_contiguous("logits", logits)
     if batch.num_seqs > state.num_slots:
         raise ValueError(
-            f"batch has room for {batch.num_seqs} sequences; it must be at most one for each of "
-            f"the {state.num_slots} slots"
+            f"batch has room for {batch.num_seqs} sequences; allowed: at most {state.num_slots}, "
+            "one for each slot"
         )
     if logits.dim() != 2 or logits.shape[0] < batch.num_seqs or logits.shape[1] == 0:
         raise ValueError(
@@ -84,12 +86,12 @@ def sample_append_launches(
     role: int,
     scratch: SampleScratch,
 ) -> list[Launch]:
-    """Statistics, penalties and greedy, coarse thresholds, draw and append."""
+    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw and append."""
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
         "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
-        "logits": logits, "stride_row": logits.stride(0), "vocabulary": vocabulary,
+        "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
     }  # fmt: skip
     wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
     width = {"BLOCKS": next_power_of_2(blocks)}
