@@ -297,7 +297,8 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, built: s
 PROBE = textwrap.dedent(
     """
     import pathlib, rsd_engine, rsd_kernels
-    from rsd_kernels import cpu_build, cpu_library, cuda_build, cuda_library
+    from rsd_kernels.cpu import build as cpu_build, library as cpu_library
+    from rsd_kernels.cuda import build as cuda_build, library as cuda_library
     site = pathlib.Path.cwd() / "site"
     assert site in pathlib.Path(rsd_engine.__file__).parents
     assert cuda_build.LIBRARY.source_folder() == site / "rsd_kernels" / "csrc"
