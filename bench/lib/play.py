@@ -21,7 +21,7 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Mode, RecordKind, Role
-from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.slots import pages_for
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-// Attention of some queries over the pages of their sequence, block of keys after block of keys
-// with a running maximum and sum (FlashAttention, Dao et al., 2022). Blocks begin at fixed keys, so
-// that a query's result depends on its own position only, not on the rows it came with.
+// Attention of some queries over the pages of their sequence: keys block by block, with a running
+// maximum and sum (FlashAttention, Dao et al., 2022). Blocks begin at fixed keys, so a query's
+// result depends on its own position only, not on the rows it came with.
 
 #ifndef RSD_CPU_ATTENTION_H_
 #define RSD_CPU_ATTENTION_H_
@@ -14,7 +14,7 @@ namespace {
 constexpr int BLOCK_KEYS = 64;
 constexpr float NEVER = -__builtin_inff();
 
-// Queries that are answered together, and what has been summed up for each so far.
+// Queries that are answered together, with the running sums of each.
 struct Queries {
     const float* q[GROUP_ROWS];
     float* out[GROUP_ROWS];
@@ -23,7 +23,7 @@ struct Queries {
     alignas(64) float values[GROUP_ROWS][MAX_HEAD_DIM];
 };
 
-// Keys first..first + count of one head: where they stand, and what the queries make of them.
+// Keys first..first + count of one K/V head, and the weight that each query gives them.
 struct Block {
     int64_t first, count;
     const float* k[BLOCK_KEYS];
@@ -71,7 +71,7 @@ inline float lane_max(Vec v) {
     return top;
 }
 
-// Hides what the query may not see; returns the highest score so far.
+// Masks the keys that the query may not see; returns its highest score so far.
 inline float mask(const Queries& queries, Block& block, int query) {
     float* weight = block.weight[query];
     const int64_t seen = queries.last_key[query] + 1 - block.first;
@@ -88,11 +88,11 @@ inline float mask(const Queries& queries, Block& block, int query) {
     return lane_max(top);
 }
 
-// Scores to weights relative to the new maximum; returns what older sums are to be multiplied by.
+// Turns scores into weights relative to the new maximum; returns the factor for older sums.
 inline float weigh(Queries& queries, Block& block, int query) {
     float* weight = block.weight[query];
     const float top = mask(queries, block, query);
-    if (top == NEVER) {  // no key of this block or before it
+    if (top == NEVER) {  // it has not seen a key yet
         for (int i = 0; i < BLOCK_KEYS; ++i) weight[i] = 0.0f;
         return 1.0f;
     }

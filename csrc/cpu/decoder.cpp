@@ -27,7 +27,7 @@ class Forward {
         return d_.num_layers * layer;
     }
 
-    // What one thread of the team does.
+    // Called by every thread of the team.
     void layers(const Runner& run) const {
         const int64_t hidden = d_.hidden_size;
         run.team.ranges(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
@@ -79,7 +79,7 @@ class Forward {
                 num_outputs, num_inputs, num_outputs, num_inputs, 0,       d_.matrix_type};
     }
 
-    // To what stands in y already.
+    // Adds the product to what y holds.
     static RsdProduct added(RsdProduct p) {
         p.residual = p.y;
         p.residual_stride = p.y_stride;
@@ -124,7 +124,7 @@ class Forward {
 
     const RsdDecoder& d_;
     const RsdPass& pass_;
-    const int64_t rows_;  // those of sequences; what comes behind them is padding
+    const int64_t rows_;  // rows of sequences; the rest is padding
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
-// What one instruction set computes: a table of functions, each doing a share of an op of
-// rsd_cpu.h, so that the caller decides how many threads there are. A row's result has the same
-// bits whatever other rows come with it: every sum runs in an order that depends on its length
-// only.
+// The kernels of one instruction set: a table of functions, each doing a share of an op of
+// rsd_cpu.h, so that the caller decides how many threads take part. A row's result has the same
+// bits whatever other rows come with it: the order of every sum depends on its length only.
 
 #ifndef RSD_CPU_KERNELS_H_
 #define RSD_CPU_KERNELS_H_
@@ -24,7 +23,7 @@ struct Kernels {
     void (*attend)(const RsdAttention&, const AttentionShare&);
 };
 
-// Those that were compiled; library.cpp chooses one that the machine can run.
+// Those that were compiled; library.cpp chooses the best one that this machine can run.
 #if defined(__x86_64__)
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx2;

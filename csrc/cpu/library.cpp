@@ -1,4 +1,4 @@
-// The exported functions: which instruction set runs, and what is refused.
+// The exported functions: they choose the instruction set and refuse bad arguments.
 
 #include <string.h>
 

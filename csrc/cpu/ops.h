@@ -1,5 +1,5 @@
-// The ops of rsd_cpu.h by a team of threads, arguments taken as right: what library.cpp exports,
-// and what decoder.cpp strings together.
+// The ops of rsd_cpu.h, run by a team of threads on arguments that were checked before: what
+// library.cpp exports, and what decoder.cpp strings together.
 
 #ifndef RSD_CPU_OPS_H_
 #define RSD_CPU_OPS_H_
@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "threads.h"
 
-// What one thread of a team calls.
+// One thread's view of the ops.
 struct Runner {
     const Kernels& kernels;
     Team& team;
@@ -21,7 +21,7 @@ struct Runner {
     void attention(const RsdAttention& a) const;
 };
 
-// In products of floats; see threads.h.
+// The work of an op, in multiplications; see threads.h.
 int64_t work_of(const RsdProduct& p);
 int64_t work_of(const RsdNorm& n);
 int64_t work_of(const RsdSiluMul& s);

@@ -24,15 +24,15 @@ constexpr int tile_outputs() {
 }
 
 #if RSD_LANES == 16
-constexpr int MAX_TILE_ROWS = 8;  // at most so many rows are one group
-constexpr int GROUP_ROWS = 6;     // more come in groups of this many
+constexpr int MAX_TILE_ROWS = 8;  // up to this many rows are one group
+constexpr int GROUP_ROWS = 6;     // more are cut into groups of this many
 #else
 constexpr int MAX_TILE_ROWS = 6;
 constexpr int GROUP_ROWS = 4;
 #endif
 
 constexpr int64_t PANEL_FLOATS = 48 * 1024;  // of W, beside the rows in the inner cache
-constexpr int64_t PREFETCH_TILES = 1;        // how far ahead W is asked for
+constexpr int64_t PREFETCH_TILES = 1;        // how far ahead W is prefetched
 
 // sums[r * OUTPUTS + o] = sum_k x[r][k] * w[o][k]; whole vectors are written.
 template <int ROWS, int OUTPUTS, typename Weight>
@@ -135,7 +135,7 @@ void product_panel(const RsdProduct& p, const Weight* weight, int64_t first, int
     }
 }
 
-// Half-width weights of a panel are widened once for all groups of rows.
+// Widens the 16-bit weights of a panel, once for all groups of rows.
 inline void widen(const BFloat16* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));

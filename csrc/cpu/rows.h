@@ -1,4 +1,4 @@
-// What is done to rows one by one: RMSNorm (Zhang and Sennrich, 2019), the gated activation
+// Ops on one row at a time: RMSNorm (Zhang and Sennrich, 2019), the gated activation
 // (SwiGLU, Shazeer, 2020), rotary positions (Su et al., 2021) and the store of K and V into pages.
 
 #ifndef RSD_CPU_ROWS_H_

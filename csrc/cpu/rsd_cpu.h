@@ -1,6 +1,6 @@
 // The C ABI of the CPU library: a decoder's forward over raw pointers. Nothing here needs torch or
-// Python, so that the library builds without either. Everything is float32; only matrices may be
-// bfloat16, and are then multiplied as the floats that they stand for.
+// Python, so the library builds without either. Everything is float32; only matrices may be
+// bfloat16, which is widened to float32 before it is multiplied.
 //
 // Strides count elements; where none is named, a tensor is contiguous. Every function returns
 // RSD_CPU_SUCCESS or one of the codes below, allocates nothing and raises nothing. At most
@@ -13,8 +13,8 @@
 
 #include <stdint.h>
 
-// Raised with every change to a signature or to the meaning of an argument; the loader refuses
-// others.
+// Raised with every change to a signature or to the meaning of an argument; the loader refuses a
+// library of any other version.
 #define RSD_CPU_ABI_VERSION 2
 
 #define RSD_CPU_API __attribute__((visibility("default")))
@@ -33,7 +33,7 @@ enum {
     RSD_CPU_ERROR_ISA = -6,       // this machine cannot run that instruction set
 };
 
-// Of a matrix.
+// Types of a matrix.
 enum {
     RSD_CPU_FLOAT32 = 0,
     RSD_CPU_BFLOAT16 = 1,
@@ -69,7 +69,7 @@ typedef struct {
     int64_t num_rows, width;
 } RsdSiluMul;
 
-// Where the K and V of one layer stand: [num_pages, tokens_per_page, num_kv_heads, head_dim], the
+// K and V of one layer: [num_pages, tokens_per_page, num_kv_heads, head_dim], the
 // last contiguous. Offsets are 64 bits wide.
 typedef struct {
     float* k;
@@ -125,7 +125,7 @@ typedef struct {
     int64_t sliding_window;
 } RsdLayer;
 
-// A decoder and what it writes into: `hidden` [max_rows, hidden_size] and so on, contiguous.
+// A decoder and its activations: `hidden` [max_rows, hidden_size] and so on, contiguous.
 typedef struct {
     const RsdLayer* layers;
     const void* embedding;   // [vocab_size, hidden_size]
@@ -138,7 +138,7 @@ typedef struct {
     float eps, scale;
 } RsdDecoder;
 
-// The packed rows of one pass. Rows from seq_start[num_seqs] on are padding and never looked at.
+// The packed rows of one pass. Rows from seq_start[num_seqs] on are padding and are never read.
 typedef struct {
     const int32_t *token, *position, *page, *offset;   // [num_rows]
     const int32_t *seq_slot, *seq_start, *seq_kv_len;  // [num_seqs], [num_seqs + 1], [num_seqs]
@@ -157,7 +157,7 @@ RSD_CPU_API const char* rsd_cpu_error_string(int32_t code);
 // The instruction set in use: the best one that this machine has and the library was compiled for.
 RSD_CPU_API const char* rsd_cpu_isa(void);
 
-// Uses another one from now on ("avx512", "avx2", "baseline"): to test each on one machine.
+// Switches to another one ("avx512", "avx2", "baseline"), so that each can be tested.
 RSD_CPU_API int32_t rsd_cpu_choose_isa(const char* name);
 
 RSD_CPU_API int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads);
@@ -166,8 +166,8 @@ RSD_CPU_API int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_thr
 RSD_CPU_API int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads);
 
-// All layers over the rows of a pass: `hidden` holds the rows before the final norm afterwards, and
-// their K and V stand in the pages. Everything is checked before anything is written.
+// All layers over the rows of a pass. Afterwards `hidden` holds the rows before the final norm, and
+// the pages hold their K and V. Everything is checked before anything is written.
 RSD_CPU_API int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass,
                                     int32_t num_threads);
 

@@ -1,10 +1,10 @@
-// Work over the threads of the process's OpenMP pool. The library is compiled with OpenMP and
-// linked without it: its calls go to the OpenMP that torch has loaded, so that there is one pool,
-// of the size torch was told.
+// Work shared by the threads of the process's OpenMP pool. The library is compiled with OpenMP but
+// not linked to it: its calls go to the OpenMP that torch has loaded, so there is one pool, of the
+// size that torch was given.
 //
-// Waking a thread that sleeps takes as long as a small op, so one team does all ops of a call. Its
-// threads take an op's parts as they come: a core that is slower, or busy with something else, does
-// fewer of them, and nobody waits for it longer than for the part it has begun.
+// Waking a thread takes as long as a small op, so one team does all ops of a call. Its threads take
+// the parts of an op as they come: a core that is slow, or busy with something else, does fewer of
+// them, and the others wait at most for the part it has begun.
 
 #ifndef RSD_CPU_THREADS_H_
 #define RSD_CPU_THREADS_H_
@@ -15,9 +15,9 @@
 
 #include <atomic>
 
-// Work is counted in products of floats. To read a float from memory takes about as long as
-// FLOAT_READ of them, and to wake a thread as long as WORK_PER_THREAD. Less than WORK_PER_PART is
-// not worth taking.
+// Work is counted in multiplications. Reading a float from memory takes about as long as FLOAT_READ
+// of them, and waking a thread as long as WORK_PER_THREAD. Less than WORK_PER_PART is not worth a
+// part of its own.
 constexpr int64_t FLOAT_READ = 8;
 constexpr int64_t WORK_PER_THREAD = 1 << 21;
 constexpr int64_t WORK_PER_PART = 1 << 14;
@@ -30,7 +30,7 @@ inline int64_t at_least_one(int64_t number, int64_t most) {
 // Which op a team is at, and which of its parts are taken and done.
 class Progress {
   public:
-    // Takes the next of the `count` parts of this op. False when all are done, by whomever.
+    // Takes the next of the `count` parts of this op. False once all of them are done.
     bool take(int64_t op, int64_t count, int64_t& part) {
         int64_t now = taken_.load(std::memory_order_acquire);
         for (int64_t turns = 0; now / MOST_PARTS == op;) {
@@ -41,7 +41,7 @@ class Progress {
                     return true;
                 }
             } else {
-                // Where there are more threads than cores, whom we wait for may need this one.
+                // With more threads than cores, the one waited for may need this core.
                 if (++turns < SPINS) {
                     relax();
                 } else {
@@ -82,8 +82,8 @@ class Team {
   public:
     Team(int64_t size, Progress& progress) : size_(size), progress_(progress) {}
 
-    // An op: fn(part) once for every part below `count`, on any thread. It is over on return, and
-    // what it wrote can be read.
+    // An op: fn(part) once for every part below `count`, on any thread. On return all parts are
+    // done, and what they wrote can be read.
     template <typename Fn>
     void each(int64_t count, const Fn& fn) {
         if (size_ == 1) {
@@ -96,8 +96,8 @@ class Team {
         }
     }
 
-    // An op: fn(first, last) on consecutive ranges that cover 0..count, each a multiple of `unit`
-    // long but the last.
+    // An op: fn(first, last) on consecutive ranges that cover 0..count. The length of each but the
+    // last is a multiple of `unit`.
     template <typename Fn>
     void ranges(int64_t count, int64_t unit, int64_t work, const Fn& fn) {
         const int64_t units = (count + unit - 1) / unit;
@@ -116,7 +116,7 @@ class Team {
     int64_t op_ = 0;
 };
 
-// fn(team) on as many threads as the work is worth.
+// Calls fn(team) on as many threads as the work is worth.
 template <typename Fn>
 void in_team(int64_t work, int64_t num_threads, const Fn& fn) {
     const int64_t threads = at_least_one(work / WORK_PER_THREAD, num_threads);

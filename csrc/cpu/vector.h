@@ -1,6 +1,6 @@
 // Vectors as wide as the instruction set this file is compiled for, through the vector extensions
-// of GCC and Clang. Everything is internal to the file that includes it: the same sources are
-// compiled once for each instruction set, and nothing of one may be linked into another.
+// of GCC and Clang. Everything is internal to the file that includes it: the same sources
+// are compiled once for each instruction set, and these must not be linked into one another.
 
 #ifndef RSD_CPU_VECTOR_H_
 #define RSD_CPU_VECTOR_H_
@@ -25,7 +25,7 @@ typedef float UnalignedVec __attribute__((vector_size(RSD_LANES * 4), aligned(4)
 
 inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 
-// A weight as checkpoints have it: the upper half of a float, which it is turned into exactly.
+// A weight as checkpoints store it: the upper half of a float32, so widening it is exact.
 struct BFloat16 {
     uint16_t bits;
 };
@@ -51,7 +51,7 @@ inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) =
 
 inline Vec broadcast(float value) { return Vec{} + value; }
 
-// The first `count` elements, zeros behind them: memory past a row is never read.
+// The first `count` elements, then zeros: memory past the end of a row is never read.
 template <typename T>
 inline Vec load_part(const T* from, int64_t count) {
     float lanes[LANES] = {};
@@ -87,7 +87,7 @@ inline Vec fold(Vec a, Vec b) {
 }
 
 // sums[i] = the sum of the lanes of v[i], always in the same order: halves onto halves. `sums` has
-// room for whole vectors. What stood in `v` is lost.
+// room for whole vectors; `v` is overwritten.
 template <int COUNT, int WIDTH = LANES / 2>
 inline void lane_sums(Vec* v, float* sums) {
     if constexpr (WIDTH == 0) {
@@ -109,7 +109,7 @@ inline float lane_sum(Vec v) {
 }
 
 // e^x to about one unit in the last place: x = n ln 2 + r, e^r by a polynomial (Cephes, Moshier,
-// expf). It is 0 where that is below the smallest normal number, and infinite from 2^127.4 on.
+// expf). Below the smallest normal number it is 0, from 2^127.4 on infinite.
 inline Vec exp(Vec x) {
     const IntVec tiny = x < -87.3f, huge = x > 88.3f;
     const Vec bounded = tiny | huge ? Vec{} : x;

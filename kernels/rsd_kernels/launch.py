@@ -1,8 +1,8 @@
-"""What the Triton launchers share. Nothing here imports Triton: it loads on any machine.
+"""How a Triton kernel is launched, and checks of its arguments. Loads without Triton.
 
-A file with a Triton kernel imports Triton at its top, so it is imported only where the kernel runs:
-on CUDA tensors, in the interpreter (`TRITON_INTERPRET=1`, read when a kernel is decorated) or to be
-compiled ahead of time.
+Files with Triton kernels import Triton at their top, so they are imported only where kernels run:
+on CUDA tensors, in the interpreter (`TRITON_INTERPRET=1`, read when a kernel is decorated), or when
+they are compiled ahead of time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def debugging() -> bool:
 
 
 def overlapping(num_rows: int) -> bool:
-    """True if the kernels of a pass of `num_rows` rows shall overlap, see `rsd_kernels.overlap`.
+    """True if the kernels of a pass of `num_rows` rows overlap; see `rsd_kernels.overlap`.
 
-    They do with RSD_OVERLAP_KERNELS=1, from sm_90 on, in passes of at most `OVERLAP_ROWS` rows: in
-    wider ones plain products stand between them, which neither start early nor let others do so.
-    Off by default until a GPU has shown that it is right, inside conditional nodes of a graph too,
-    and faster: `python -m bench.kernels` and `python -m bench.overlap` tell both.
+    They do with RSD_OVERLAP_KERNELS=1, from sm_90 on, in passes of at most `OVERLAP_ROWS` rows.
+    Wider passes use library products, which neither start early nor let the next kernel do so.
+    Off by default until a GPU has shown that it is right, also inside conditional nodes of a graph,
+    and faster: `python -m bench.kernels` and `python -m bench.overlap` measure both.
     """
     return (
         os.environ.get("RSD_OVERLAP_KERNELS", "0") == "1"
@@ -59,12 +59,12 @@ def can_overlap() -> bool:
 
 
 def runs_on(tensor: Tensor) -> bool:
-    """True if the Triton kernel of an op takes this tensor, false if its twin must."""
+    """True if an op on this tensor runs its Triton kernel, false if it runs its twin."""
     return tensor.is_cuda and available()
 
 
 def next_power_of_2(number: int) -> int:
-    """The least power of two that is not below `number`, which is at least 1."""
+    """The least power of two >= `number`, which is at least 1."""
     return 1 << (number - 1).bit_length()
 
 
@@ -74,26 +74,27 @@ def ceil_div(number: int, divisor: int) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch, complete before it happens, so that it can also be compiled ahead of time.
+    """A launch as data: it can be run, or compiled ahead of time.
 
-    Launchers make it in a function of its own, which works on tensors without memory (device
-    "meta") as well: what is compiled ahead of time is then what ships.
+    Every launcher builds it in a function of its own (`..._launch`), which also takes tensors
+    without memory (device "meta"), so what is compiled ahead of time is what ships.
     """
 
     kernel: Any  # a @triton.jit function
     grid: tuple[int, ...]
-    args: dict[str, Any]  # every argument by name, constexprs too, but for OVERLAP
+    args: dict[str, Any]  # every argument by name, constexprs too, except OVERLAP
     num_warps: int = 4
     num_stages: int = 3
-    overlap: bool = False  # it may start while the kernel before it runs: `rsd_kernels.overlap`
+    overlap: bool = False  # may start while the previous kernel runs: see `rsd_kernels.overlap`
 
     def __post_init__(self) -> None:
         if self.overlap and not self.has_wait:
-            raise ValueError(f"{self.kernel.__name__} has no OVERLAP: it waits for no kernel")
+            name = self.kernel.__name__
+            raise ValueError(f"{name} has no argument OVERLAP; launch it with overlap=False")
 
     @property
     def has_wait(self) -> bool:
-        """True if the kernel knows how to wait for the one before it."""
+        """True if the kernel can wait for the previous one."""
         return "OVERLAP" in self.kernel.arg_names
 
     @property
@@ -103,7 +104,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What Triton is told beside the arguments."""
+        """Triton's launch options."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return options | {"launch_pdl": True} if self.overlap else options
 
@@ -124,6 +125,11 @@ def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; allowed: {names}")
 
 
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+
+
 def check_last_contiguous(name: str, tensor: Tensor) -> None:
     if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
@@ -132,18 +138,18 @@ def check_last_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def check_devices(**tensors: Tensor | None) -> None:
-    """All on the current CUDA device, or on the CPU where the interpreter runs the kernels."""
+    """All tensors must be on the current CUDA device, or on the CPU under the interpreter."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     (first, leader), *others = given.items()
     if leader.device.type != "cuda" and not (leader.device.type == "cpu" and interpreting()):
         raise ValueError(
-            f"{first} is on {leader.device}; Triton kernels run on CUDA devices, and on the CPU "
-            "where TRITON_INTERPRET=1 is set (the twins in rsd_kernels.reference run on any)"
+            f"{first} is on {leader.device}; Triton kernels take CUDA tensors, and CPU tensors if "
+            "TRITON_INTERPRET=1 is set. The op's twin (twin.py in its folder) runs on any device"
         )
     if leader.is_cuda and leader.device.index != torch.cuda.current_device():
         raise ValueError(
-            f"{first} is on {leader.device}; Triton launches on the current device, which is "
-            f"cuda:{torch.cuda.current_device()} (torch.cuda.set_device changes it)"
+            f"{first} is on {leader.device}; it must be on the current device, "
+            f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
         )
     for name, tensor in others:
         if tensor.device != leader.device:

@@ -1,7 +1,6 @@
-"""The ops that the engine's loop calls: Triton where the state is on a CUDA device, else the twin.
+"""The loop ops: one function an op, Triton where the state is on a CUDA device, else its twin.
 
-A twin is the op in plain PyTorch and runs on any device. Triton is imported at the first call that
-needs it, so never on a CPU.
+Triton is imported at the first call that needs it, so never on a CPU.
 """
 
 from __future__ import annotations
@@ -21,19 +20,20 @@ from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.launch import runs_on
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
-from rsd_kernels.reward.twin import rewards
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.sample import twin as sample_twin
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
 
 __all__ = [
     "advance",
     "bridge",
+    "bridge_scratch",
     "end_slot_step",
     "end_step",
-    "rewards",
     "sample_append",
+    "sample_scratch",
     "schedule",
     "score",
     "score_scratch",
@@ -46,7 +46,7 @@ P = ParamSpec("P")
 
 
 def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
-    """The twin, or the launcher of its name in `folder`, by where the state (argument 0) is."""
+    """The twin, or the launcher of its name in `folder`, by the device of argument 0, the state."""
 
     @functools.wraps(twin)
     def op(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -68,6 +68,18 @@ end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
+
+
+def sample_scratch(state: SlotState, vocabulary: int) -> SampleScratch | None:
+    """What `sample_append` needs for `vocabulary` logits a sequence; None where the twin runs."""
+    return SampleScratch.allocate(state, vocabulary) if runs_on(state.length) else None
+
+
+def bridge_scratch(state: SlotState) -> Tensor | None:
+    """What `bridge` needs; None where the twin runs."""
+    if not runs_on(state.length):
+        return None
+    return import_module("rsd_kernels.bridge.kernel").bridge_scratch(state)
 
 
 def score_scratch(state: SlotState, head: RewardHead) -> Tensor:

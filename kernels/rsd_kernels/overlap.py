@@ -1,21 +1,20 @@
-"""Kernels that start while the one before them still runs (programmatic dependent launch, sm_90).
+"""Kernels that start while the previous one still runs (programmatic dependent launch, sm_90).
 
-A kernel launched with `Launch.overlap` may be put on the device as soon as every program of the
-kernel before it has called `allow_next_kernel` or ended. Why that changes no result:
+A kernel launched with `Launch.overlap` may start as soon as every program of the previous kernel
+has called `allow_next_kernel` or ended. Why no result changes:
 
 - Before `wait_for_previous_kernel` a program writes nothing. It may prefetch anything into the L2
-  cache: the whole device shares that cache, so later writes are seen. It reads nothing, except for
-  what `schedule` wrote for this pass where the launcher is told `scheduled`: the embedding is
-  launched plainly, so it begins after `schedule` has ended, and the kernels behind it begin later.
-- The wait returns when the kernel before has ended and what it wrote can be seen. Only that kernel
-  is waited for; but each of its own programs has waited before it ended, those without work too, so
-  what came earlier has ended as well, and so on back to a kernel launched plainly, which began when
-  everything before it had ended. So no kernel reads too early, and none overwrites what an earlier
-  one still reads.
-- A kernel launched plainly behind one of these starts when that one has ended, as ever.
+  cache, which the whole device shares, so later writes are seen. It reads nothing, except, where
+  its launcher is told `scheduled`, what `schedule` wrote for this pass: `embed`, the first kernel
+  of a pass, is launched plainly, so it begins after `schedule` has ended, and all others later.
+- The wait returns when the previous kernel has ended and its writes are visible. That kernel's
+  programs, those without work too, have all waited for the kernel before it, and so on back to one
+  launched plainly, which began when everything before it had ended. So no kernel reads too early,
+  and none overwrites what an earlier one still reads.
+- A kernel launched plainly after one of these starts when that one has ended, as usual.
 
-Every program must therefore call both functions, the wait before its first return. PTX ISA,
-griddepcontrol; the same is done in `csrc/launch.cuh`.
+Every program must therefore call both functions, and wait before its first return. Source: PTX
+ISA, griddepcontrol. `csrc/launch.cuh` does the same in CUDA.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# What one address brings into the L2 cache, on Hopper (so NVIDIA's CCCL says, which does the same).
+# Bytes that prefetching one address brings into the L2 cache on Hopper (source: NVIDIA's CCCL).
 LINE_BYTES = tl.constexpr(128)
 
 
 @triton.jit
 def allow_next_kernel(OVERLAP: tl.constexpr) -> None:
-    """Lets the next kernel of the stream be put on the device now, if it is launched to overlap."""
+    """Lets the next kernel of the stream start now, if it is launched to overlap."""
     if OVERLAP:
         gdc_launch_dependents()
 
 
 @triton.jit
 def wait_for_previous_kernel(OVERLAP: tl.constexpr) -> None:
-    """Returns when the kernel before has ended and its writes are visible."""
+    """Returns when the previous kernel has ended and its writes are visible."""
     if OVERLAP:
         gdc_wait()
 
@@ -46,7 +45,7 @@ def wait_for_previous_kernel(OVERLAP: tl.constexpr) -> None:
 def prefetch(
     pointers: tl.tensor,  # any shape; valid addresses
 ) -> None:
-    """Asks the L2 cache for what lies at every address; nothing is read."""
+    """Brings what lies at every address into the L2 cache; nothing is read."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
         "=r,l",
@@ -62,7 +61,7 @@ def prefetch_vector(
     vector: tl.tensor,  # [SIZE]
     SIZE: tl.constexpr,
 ) -> None:
-    """Asks the L2 cache for a vector of a few KiB."""
+    """Brings a vector of a few KiB into the L2 cache."""
     STEP: tl.constexpr = LINE_BYTES // (vector.dtype.element_ty.primitive_bitwidth // 8)
     o = tl.arange(0, triton.next_power_of_2(triton.cdiv(SIZE, STEP))) * STEP
     prefetch(vector + tl.minimum(o, SIZE - 1))
@@ -73,7 +72,7 @@ def prefetch_rows(
     rows: tl.tensor,  # [N] pointers
     SIZE: tl.constexpr,  # elements of a row
 ) -> None:
-    """Asks the L2 cache for short rows, wherever they lie."""
+    """Brings short rows, wherever they lie, into the L2 cache."""
     STEP: tl.constexpr = LINE_BYTES // (rows.dtype.element_ty.primitive_bitwidth // 8)
     o = tl.arange(0, triton.next_power_of_2(triton.cdiv(SIZE, STEP))) * STEP
     prefetch(rows[:, None] + tl.minimum(o, SIZE - 1)[None, :])

@@ -20,8 +20,7 @@ from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 
 HostBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""

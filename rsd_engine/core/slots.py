@@ -9,8 +9,7 @@ from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
 from rsd_kernels.state.enums import NUM_ROLES, Finish, Mode, Phase, Role
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 
 
 @dataclass(frozen=True)

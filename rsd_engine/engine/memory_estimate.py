@@ -16,8 +16,7 @@ from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_s
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.state.enums import Role
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 
 MAX_ROWS = 256  # packed rows of one pass
 

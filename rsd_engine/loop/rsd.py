@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from torch import Tensor
 
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -44,6 +45,16 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # accepts or rejects the steps just read, by the PRM
     logits: Tensor  # [B, V] float32: ids that may be sampled, no padded rows
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; results do not depend on it
+
+    @cached_property
+    def sample_scratch(self) -> SampleScratch | None:
+        """One for all bodies: they never run at the same time."""
+        return ops.sample_scratch(self.state, self.logits.shape[1])
+
+    @cached_property
+    def bridge_scratch(self) -> Tensor | None:
+        """One for all bodies, likewise."""
+        return ops.bridge_scratch(self.state)
 
 
 def build_program(loop: Loop) -> Block:
@@ -79,9 +90,11 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     bridge = (
         partial(ops.wait_for_host, state)
         if loop.merges is None
-        else partial(ops.bridge, state, tables, loop.merges)
+        else partial(ops.bridge, state, tables, loop.merges, loop.bridge_scratch)
     )
-    sample_append = partial(ops.sample_append, state, rows, logits, tables, role)
+    sample_append = partial(
+        ops.sample_append, state, rows, logits, tables, role, loop.sample_scratch
+    )
     return (
         Call(f"{role.name}.sample_append", sample_append),
         Call(f"{role.name}.bridge", bridge),

@@ -10,8 +10,7 @@ import torch
 
 from rsd_engine.memory.page_pool import KVShape
 from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotSizes
+from rsd_kernels.state.slots import SlotSizes, pages_for
 
 TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
 _CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget

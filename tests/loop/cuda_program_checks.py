@@ -166,8 +166,8 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
     assert kernels(work) == {
         "_embed_kernel": 1,
         "_qkv_projection_kernel": layers,
-        "_attend_kernel": layers,
-        "_combine_kernel": layers,
+        "attend_kernel": layers,
+        "combine_kernel": layers,
         "_projection_kernel": 3 * layers + 1,
         "_rms_norm_kernel": 1,
     }

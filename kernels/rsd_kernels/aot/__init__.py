@@ -1,0 +1,1 @@
+"""Compile every launch that ships ahead of time, without a GPU."""

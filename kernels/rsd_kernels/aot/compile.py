@@ -1,7 +1,7 @@
-"""Compiles launches ahead of time, for GPUs that need not be there, and reads what they use.
+"""Compile launches ahead of time, without a GPU, and read the resources that they use.
 
-Arguments are specialised as Triton's just-in-time compiler does it (pointers and integers that 16
-divides, integers that are 1, None), so the code is the one that runs.
+Arguments are specialised as Triton's just-in-time compiler does (pointers and integers divisible by
+16, integers equal to 1, None), so the code is what runs.
 """
 
 from __future__ import annotations
@@ -39,28 +39,30 @@ _POINTER = {
 
 @dataclass(frozen=True)
 class Usage:
-    """What one thread, or one program, of a compiled kernel takes."""
+    """The resources of a compiled kernel."""
 
-    registers: int  # a thread
-    shared_bytes: int  # a program
-    stack_bytes: int  # a thread; registers that do not fit are spilled here
+    registers: int  # of a thread
+    shared_bytes: int  # of a program
+    stack_bytes: int  # of a thread; registers that do not fit are spilled here
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
     """The compiled kernel of a launch; `capability` is 80 for sm_80, and so on.
 
     Raises:
-        RuntimeError: under TRITON_INTERPRET=1, where nothing is compiled.
+        RuntimeError: TRITON_INTERPRET is set.
     """
     if interpreting():
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
+        raise RuntimeError(
+            "TRITON_INTERPRET is set, so kernels are interpreted; unset it to compile them"
+        )
     all_args = launch.all_args
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
         value = all_args[parameter.name]
-        if isinstance(value, tuple):  # control_args: a named tuple of arguments
+        if isinstance(value, tuple):  # a named tuple of arguments, see `state.args`
             fields = [
                 _enter(parameter, (index, i), field, constants, attributes)
                 for i, field in enumerate(value)
@@ -80,7 +82,7 @@ def _enter(
     constants: dict[tuple[int, ...], Any],
     attributes: dict[tuple[int, ...], Any],
 ) -> str:
-    """Triton's type of the argument at `path`; what it is specialised for goes into the rest."""
+    """Triton's type of the argument at `path`; enters its value or divisibility if it has one."""
     kind, aligned = _specialise(parameter, value)
     if kind == "constexpr":
         constants[path] = value
@@ -90,7 +92,7 @@ def _enter(
 
 
 def usage(compiled: Any) -> Usage:
-    """Read out of the machine code by the cuobjdump that comes with Triton."""
+    """Reads the machine code with the cuobjdump that comes with Triton."""
     tool = Path(triton.backends.nvidia.__path__[0]) / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -107,7 +109,7 @@ def usage(compiled: Any) -> Usage:
 
 
 def _specialise(parameter: Any, value: Any) -> tuple[str, bool]:
-    """Triton's type of an argument, and whether 16 divides it (a pointer's address)."""
+    """Triton's type of an argument, and whether it (a pointer's address) is divisible by 16."""
     if parameter.is_constexpr or value is None:
         return "constexpr", False
     if isinstance(value, Tensor):
@@ -123,4 +125,5 @@ def _specialise(parameter: Any, value: Any) -> tuple[str, bool]:
         return "i32" if abs(value) < 1 << 31 else "i64", value % 16 == 0
     if isinstance(value, float):
         return "fp32", False
-    raise TypeError(f"argument {parameter.name} is a {type(value).__name__}")
+    kind = type(value).__name__
+    raise TypeError(f"argument {parameter.name} is a {kind}; allowed: tensors, numbers, None")

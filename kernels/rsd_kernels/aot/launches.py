@@ -1,7 +1,7 @@
-"""Every Triton launch of a forward in the shapes of known models, to be compiled ahead of time.
+"""Every Triton launch of a forward, in the shapes of known models, to compile ahead of time.
 
-The launches come from the launchers themselves, fed with tensors without memory (device "meta"):
-tiles, warps and strides are those that ship. Control launches are in `loop_launches`.
+The launches come from the launchers themselves, called with tensors without memory (device "meta"):
+tiles, warps and strides are those that ship. Those of loop ops are in `loop_launches`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _META = torch.device("meta")
 _NUM_SLOTS = 16
 _NUM_POSITIONS = 32768
 _PAGE_BYTES = 16 * 57344  # 16 tokens of Qwen2.5-7B in 16 bits
-ROWS = (1, 2, 4, 16, 64, 256)  # the row buckets of the loop, and every number of rows of a tile
+ROWS = (1, 2, 4, 16, 64, 256)  # the loop's row buckets, and the rows of every tile
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The sizes of a decoder that its kernels see."""
+    """The sizes of a decoder that matter to its kernels."""
 
     hidden: int
     intermediate: int
@@ -62,24 +62,24 @@ class ShippedLaunch:
 
     op: str
     shape: str
-    num_rows: int  # 0: does not depend on it
+    num_rows: int  # 0: it does not depend on this
     launch: Launch
 
     @property
     def overlap(self) -> bool:
-        """True for the variant that may start early, which devices from sm_90 on have."""
+        """True for the variant that may start early, on devices from sm_90 on."""
         return self.launch.overlap
 
     @property
     def decode(self) -> bool:
-        """True where a sequence that writes one token at a time waits for it."""
+        """True for passes so small that sequences in them write a token at a time."""
         return self.num_rows <= MAX_ROWS
 
 
 def shipped_launches(
     dtype: torch.dtype = torch.bfloat16, rows: tuple[int, ...] = ROWS
 ) -> Iterator[ShippedLaunch]:
-    """Everything the engine launches on models of `dtype`, the control kernels last."""
+    """Everything the engine launches on models of `dtype`, the loop ops last."""
     for name, shape in MODEL_SHAPES.items():
         for num_rows in rows:
             yield from forward_launches(name, shape, num_rows, dtype)
@@ -91,7 +91,7 @@ def shipped_launches(
 def forward_launches(
     name: str, shape: DecoderShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[ShippedLaunch]:
-    """What one pass of `num_rows` rows launches, one layer standing for all; nothing overlaps."""
+    """What a pass of `num_rows` rows launches, one layer for all; nothing overlaps."""
     for op, launch in _Forward(shape, num_rows, dtype).launches():
         yield ShippedLaunch(op, name, num_rows, replace(launch, overlap=False))
 
@@ -99,7 +99,7 @@ def forward_launches(
 def overlapped_launches(
     name: str, shape: DecoderShape, num_rows: int, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[ShippedLaunch]:
-    """Those kernels of such a pass that may start early, in that variant."""
+    """The kernels of such a pass that may start early, in that variant."""
     if num_rows > OVERLAP_ROWS:
         return
     for op, launch in _Forward(shape, num_rows, dtype).launches():

@@ -1,6 +1,6 @@
-"""Every control kernel in the shapes that ship, to be compiled ahead of time.
+"""Every launch of a loop op, in the shapes that ship, to compile ahead of time.
 
-Nothing is launched: the tensors are of device "meta" and have no memory.
+Nothing is launched: the tensors are on device "meta" and have no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample import kernel as sample_append
-from rsd_kernels.sample import scratch as sample_scratch
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Role
@@ -33,7 +33,7 @@ _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
 
 
 def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
-    """Launches by name, for so many slots."""
+    """The launches by name, for `num_slots` slots."""
     sizes = SlotSizes(
         num_slots=num_slots, max_len=4096, prm_max_len=8192, pages_per_role=512,
         num_pages=8192, log_words=1 << 20,
@@ -63,16 +63,14 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
     tables, merges = _step_tables(), _merge_tables()
-    num_slots, max_len = state.tokens.shape
-    logits = torch.empty(num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = sample_scratch.allocate(num_slots, max_len, _VOCABULARY, _META)
+    logits = torch.empty(state.num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = SampleScratch.allocate(state, _VOCABULARY)
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
-    words = torch.empty(num_slots, bridge.SCRATCH_WIDTH, dtype=torch.int32, device=_META)
     return {
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
-        "bridge": bridge.bridge_launch(state, tables, merges, words),
+        "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
         "wait_for_host": bridge.wait_for_host_launch(state),
     }
 

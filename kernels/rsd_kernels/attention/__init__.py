@@ -1,0 +1,1 @@
+"""Attention of a pass's rows over paged K and V."""

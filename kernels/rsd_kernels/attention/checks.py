@@ -1,4 +1,4 @@
-"""What paged attention takes for granted about its arguments, and what a debug run looks at."""
+"""Checks of the arguments of paged attention: always their shapes, in debug runs their values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
-    ceil_div,
     check_devices,
     check_dtype,
     check_last_contiguous,
     check_shape,
 )
+from rsd_kernels.state.slots import pages_for
 
 MAX_HEAD_DIM = 256
 
@@ -21,7 +21,7 @@ MAX_HEAD_DIM = 256
 def check_arguments(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, key_map: AttentionMap, *, out: Tensor
 ) -> None:
-    """Shapes, dtypes, strides and devices, as `paged_attention` describes them."""
+    """Raises ValueError unless shapes, dtypes, strides and devices suit `paged_attention`."""
     _check_shapes(q, k_pages, v_pages, key_map, out)
     check_dtype("q", q, *FLOAT_DTYPES)
     for name, tensor in (("k_pages", k_pages), ("v_pages", v_pages), ("out", out)):
@@ -62,7 +62,8 @@ def _check_shapes(
     check_shape("v_pages", v_pages, tuple(k_pages.shape))
     if k_pages.shape[1] != key_map.tokens_per_page:
         raise ValueError(
-            f"k_pages has {k_pages.shape[1]} tokens a page; key_map has {key_map.tokens_per_page}"
+            f"k_pages has {k_pages.shape[1]} tokens a page; it must have "
+            f"{key_map.tokens_per_page}, as key_map says"
         )
     if num_kv_heads < 1 or q.shape[1] % num_kv_heads:
         raise ValueError(f"q has {q.shape[1]} heads; it must be a multiple of {num_kv_heads}")
@@ -71,7 +72,7 @@ def _check_shapes(
 
 
 def check_values(k_pages: Tensor, key_map: AttentionMap) -> None:
-    """Reads lengths and page tables on the host: for debugging only."""
+    """Checks lengths and page tables on the host, for debugging: it waits for the device."""
     batch, table = key_map.batch, key_map.page_table
     starts, lengths = batch.seq_start.tolist(), batch.seq_kv_len.tolist()
     for seq, (start, stop, slot, kv_len) in enumerate(
@@ -86,7 +87,7 @@ def check_values(k_pages: Tensor, key_map: AttentionMap) -> None:
             raise ValueError(
                 f"batch.seq_kv_len[{seq}] is {kv_len}; allowed: {stop - start} to {most}"
             )
-        pages = table[slot, : ceil_div(kv_len, key_map.tokens_per_page)]
+        pages = table[slot, : pages_for(kv_len, key_map.tokens_per_page)]
         if bool(((pages < 0) | (pages >= k_pages.shape[0])).any()):
             raise ValueError(
                 f"page_table[{slot}] is {pages.tolist()}; allowed: 0 to {k_pages.shape[0] - 1}"

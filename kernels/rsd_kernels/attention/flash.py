@@ -1,11 +1,11 @@
 """Attention by the library flash-attn (Dao, 2023) over the same pages, where it is installed.
 
-It takes CUDA tensors in 16 bits, and pages whose number of tokens is a multiple of 256; every other
-call goes to the kernel that it is put over. Its functions return new tensors, so a pass allocates:
-little, and legal in a CUDA graph that keeps its memory pool.
+It takes 16-bit CUDA tensors, and pages whose number of tokens is a multiple of 256; the Triton
+kernel serves every other call. Its functions return new tensors, so a pass allocates a little
+memory, which is legal in a CUDA graph that keeps its memory pool.
 
-A single row goes to `flash_attn_with_kvcache`, which splits the keys over the device; all else is
-one `flash_attn_varlen_func`. Lengths and page tables stay on the device.
+A single row goes to `flash_attn_with_kvcache`, which splits the keys over the device, everything
+else to one `flash_attn_varlen_func`. Lengths and page tables stay on the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from rsd_kernels.state.rows import RowBatch
 
-PAGE_MULTIPLE = 256  # tokens; what flash-attn 2 asks of a page
+PAGE_MULTIPLE = 256  # tokens of a page, as flash-attn 2 demands
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _Ops = TypeVar("_Ops", bound=Any)
@@ -50,7 +50,7 @@ def installed() -> str | None:
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the library does not serve a model there, or None if it does."""
+    """Why the library does not serve a model of this device and dtype; None if it does."""
     if installed() is None:
         return "flash-attn is not installed"
     if device.type != "cuda":
@@ -61,7 +61,7 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def over(ops: _Ops) -> _Ops:
-    """`ops` (a `model_ops.ModelOps`) with the library's attention where the pages allow it."""
+    """`ops` (a `model_ops.ModelOps`), with the library's attention where the pages allow it."""
 
     def attention_map(
         batch: RowBatch,
@@ -95,7 +95,7 @@ def flash_map(
     tokens_per_page: int,
     sliding_window: int | None,
 ) -> FlashMap:
-    """Worked out once a pass, on the device."""
+    """Computed once a pass, on the device."""
     return FlashMap(
         batch=batch,
         block_table=page_table.index_select(0, batch.seq_slot),
@@ -131,7 +131,7 @@ def paged_attention(
             max_seqlen_q=batch.num_rows, max_seqlen_k=key_map.max_keys,
             block_table=key_map.block_table, **shared,
         )  # fmt: skip
-    # Rows of no sequence are padding at the end; the library leaves them as they come.
+    # Rows at the end that belong to no sequence are padding; the library may write anything there.
     row = torch.arange(batch.num_rows, dtype=torch.int32, device=q.device)
     real = (row < batch.seq_start[-1])[:, None, None]
     return out.copy_(torch.where(real, found, out))

@@ -1,4 +1,4 @@
-"""What every layer of one pass needs to attend: worked out once a pass."""
+"""What attention needs to know of a pass: computed once, used by every layer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rsd_kernels.state.rows import RowBatch
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Sequences of one pass that bring equally many rows and are answered by one product.
+    """Sequences of one pass with equally many rows, attended to in one call.
 
-    S sequences, n rows each (S == 1 or n == 1), keys laid out on M whole pages a sequence, of which
-    the L keys from `first` on are used.
+    S sequences of n rows each (S == 1 or n == 1); the keys of each fill M whole pages, of which the
+    L keys from `first` on are used.
     """
 
     rows: Tensor | slice  # [S * n] rows of the pass, a slice where they are adjacent
@@ -23,7 +23,7 @@ class AttentionGroup:
     pages: Tensor  # [S * M] int64
     first: int  # keys before this one are not attended to (sliding window)
     num_keys: int  # L
-    stale: Tensor | None  # [..] int64, keys among the S * M * tokens_per_page to be zeroed
+    stale: Tensor | None  # [..] int64: which of the S * M * tokens_per_page keys to zero
     mask: Tensor | None  # [S, 1, n, L], added to the scores; None: nothing is masked
     causal: bool  # rows and keys are the same tokens: plain causal attention, no mask needed
 
@@ -39,11 +39,11 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What every layer of one pass needs to attend. `groups` is for the PyTorch twin alone."""
+    """The pages and keys of a pass. `groups` is for the PyTorch twin alone."""
 
     batch: RowBatch
     page_table: Tensor  # [B, P] int32: page of tokens [p * tokens_per_page, ..) of a slot
     tokens_per_page: int
     sliding_window: int | None  # tokens a row sees, itself included
     groups: tuple[AttentionGroup, ...]
-    scratch: Tensor | None = None  # fp32, the kernel's alone: see `paged_attention`
+    scratch: Tensor | None = None  # fp32, for the kernel alone: see `paged_attention`

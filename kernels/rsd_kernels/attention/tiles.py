@@ -1,6 +1,6 @@
-"""How paged attention is cut over a device, and the scratch that this takes.
+"""How paged attention is cut into programs, and the scratch that this takes.
 
-Everything follows from shapes, so that one captured launch serves any lengths.
+Everything follows from shapes, so one captured launch serves any lengths.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from rsd_kernels.launch import ceil_div, next_power_of_2
 
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 _MAX_SPLITS = 64
-_DECODE_ROWS = 16  # passes of at most so many rows use the narrow tile
+_DECODE_ROWS = 16  # passes of up to this many rows use the narrow tile
 
 
 @dataclass(frozen=True)
 class AttentionTiles:
-    """How a pass is cut, from shapes alone: the same shapes always sum in the same order."""
+    """How a pass is cut. The same shapes always give the same tiles, so sums keep their order."""
 
     block_m: int
     block_n: int
@@ -33,7 +33,7 @@ def attention_tiles(
     """The tiles that ship: narrow for decode rows, wide for chunks, splits to fill the device."""
     group = num_q_heads // num_kv_heads
     decode = num_rows <= _DECODE_ROWS
-    wide = dtype == torch.float32  # exact fp32 products run on plain cores, from registers
+    wide = dtype == torch.float32  # exact fp32 products run on CUDA cores, from registers
     if decode:
         block_m, block_n, warps, stages = 16, 32, 4, 2
     else:
@@ -50,7 +50,7 @@ def attention_tiles(
 def attention_scratch_size(
     max_rows: int, num_q_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> int:
-    """fp32 numbers of scratch that serve every pass of up to `max_rows` rows."""
+    """Elements (fp32) of a scratch that serves every pass of up to `max_rows` rows."""
     splits = (
         rows * attention_tiles(rows, num_q_heads, num_kv_heads, head_dim, dtype).num_splits
         for rows in range(1, max_rows + 1)

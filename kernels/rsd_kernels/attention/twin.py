@@ -1,9 +1,9 @@
 """Plain-PyTorch twin of attention over paged K and V, decode rows and chunks in one call.
 
-What depends only on the batch (which pages to gather, which keys to mask) is worked out once a pass
-in an `AttentionMap` and used by every layer. All sequences with one new row are answered together;
-a sequence with more rows (a chunk) is answered alone. Rows past a sequence's length are never
-trusted: they are dropped or zeroed before any arithmetic, since stale memory may hold NaN.
+What depends only on the batch (which pages to gather, which keys to mask) is computed once a pass,
+in an `AttentionMap`, and used by every layer. All sequences with one new row share a call; a
+sequence with more rows (a chunk) has its own. Keys and values past a sequence's length are dropped
+or zeroed before any arithmetic, since stale memory may hold NaN.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rsd_kernels.attention.map import AttentionGroup, AttentionMap
 from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import pages_for
 
 
 def attention_map(
@@ -26,7 +27,7 @@ def attention_map(
     sliding_window: int | None,
     dtype: torch.dtype,
 ) -> AttentionMap:
-    """Plans the attention of one pass; `dtype` is that of the queries."""
+    """The map of one pass; `dtype` is that of the queries."""
     starts, kv_lens = batch.seq_start.tolist(), batch.seq_kv_len.tolist()
     sizes = [end - start for start, end in pairwise(starts)]
     tables = page_table[batch.seq_slot].long().cpu()
@@ -59,7 +60,7 @@ class _GroupBuilder:
         begins = [
             first - skip * self.tokens_per_page for first, skip in zip(firsts, skipped, strict=True)
         ]
-        num_pages = -(-max(ends) // self.tokens_per_page)
+        num_pages = pages_for(max(ends), self.tokens_per_page)
         pages = torch.stack(
             [self._pages(s, skip, num_pages) for s, skip in zip(seqs, skipped, strict=True)]
         )
@@ -79,11 +80,11 @@ class _GroupBuilder:
         )
 
     def chunk(self, seq: int, row: int, num_rows: int) -> AttentionGroup:
-        """One sequence with several new rows: causal inside the chunk, everything before it."""
+        """One sequence with several new rows, which see each other causally and all keys before."""
         kv_len = self.kv_lens[seq]
         first = self._first_key(seq, num_rows)
         skip = first // self.tokens_per_page
-        num_pages = -(-kv_len // self.tokens_per_page) - skip
+        num_pages = pages_for(kv_len, self.tokens_per_page) - skip
         key = torch.arange(first, kv_len)
         position = torch.arange(kv_len - num_rows, kv_len)[:, None]
         masked = key > position
@@ -108,7 +109,7 @@ class _GroupBuilder:
         return max(0, self.kv_lens[seq] - num_rows + 1 - self.sliding_window)
 
     def _pages(self, seq: int, skip: int, count: int) -> Tensor:
-        """`count` pages of a sequence from page `skip` on; past its end the last one again."""
+        """`count` pages of a sequence from page `skip` on; past its end, the last one again."""
         last = (self.kv_lens[seq] - 1) // self.tokens_per_page
         wanted = torch.arange(skip, skip + count).clamp_(max=last)
         return self.tables[seq].index_select(0, wanted)
@@ -130,7 +131,7 @@ def paged_attention(
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
-    K and V of the new rows must stand in the pages already. Query head h reads K/V head
+    The pages must hold K and V of the new rows already. Query head h reads K/V head
     h // (num_q_heads // num_kv_heads). Rows of `out` that belong to no sequence are left alone.
     """
     num_kv_heads, head_dim = k_pages.shape[-2:]
@@ -150,13 +151,13 @@ def _attend(
     group: AttentionGroup,
     scale: float,
 ) -> Tensor:  # [S, n, num_kv_heads, heads a K/V head, head_dim]
-    """One fused call in which K and V are never repeated for the query heads that share them."""
+    """One fused call; K and V are not copied for each of the query heads that share them."""
     attention = functional.scaled_dot_product_attention
-    if q.shape[1] == 1:  # the heads that share a K/V head stand in the place of rows
+    if q.shape[1] == 1:  # the heads that share a K/V head take the place of rows
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         result = attention(q.squeeze(1), k, v, attn_mask=group.mask, scale=scale)
         return result.unsqueeze(1)
-    heads = q.shape[3]  # S == 1: K/V heads stand in the place of sequences
+    heads = q.shape[3]  # S == 1: K/V heads take the place of sequences
     k = k[0].transpose(0, 1)[:, None].expand(-1, heads, -1, -1)
     v = v[0].transpose(0, 1)[:, None].expand(-1, heads, -1, -1)
     result = attention(

@@ -1,8 +1,10 @@
-"""Write a finished step onto the PRM's own row: one program a slot.
+"""Write a finished step into the PRM's context: one program a slot.
 
-Tokens inside the delimiter are dropped from the end; the one it begins in is replaced by its
-prefix, the word it belongs to is merged anew (lowest rank first, then leftmost); then ids are
-mapped to the PRM's vocabulary and the separator follows. Twin: `rsd_kernels.bridge.twin`.
+Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
+the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
+vocabulary, and the separator is added.
+
+Twin: `rsd_kernels.bridge.twin`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.bridge.merge import gather_word, merge_word, word_start
-from rsd_kernels.launch import Launch, next_power_of_2
+from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of_2
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
@@ -25,7 +27,7 @@ _ERROR = tl.constexpr(int(Finish.ERROR))
 _PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 _WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
-SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, and the word
+SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, then the word
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
 _CHUNK = 128  # ids looked at in a turn
 
@@ -34,18 +36,18 @@ _CHUNK = 128  # ids looked at in a turn
 def _strip(
     state: tl.tuple, tables: tl.tuple, slot: tl.tensor, first: tl.tensor, last: tl.tensor
 ) -> tuple[tl.tensor, ...]:
-    """Takes the delimiter off the tokens first:last of a row.
+    """Takes the delimiter off the tokens first:last of a step.
 
-    Returns where the untouched tokens end, then what the token the delimiter begins in becomes:
-    the range of its prefix's tokens, or itself (the range is empty), and whether there is one.
+    Returns where the tokens before it end; then, of the token that the delimiter begins in: the
+    range of its prefix's tokens (empty: the token stays whole), its id, and 1 if there is one.
     """
     remaining = tl.load(state.match_bytes + slot)
-    o_row = slot.to(tl.int64) * state.max_len
+    o_context = slot.to(tl.int64) * state.max_len
     piece_first, piece_count = slot * 0, slot * 0
     token, inside = slot * 0, slot * 0
     while (remaining > 0) & (last > first):
         last -= 1
-        token = tl.load(state.tokens + o_row + last)
+        token = tl.load(state.tokens + o_context + last)
         start = tl.load(tables.token_start + token)
         size = tl.load(tables.token_start + token + 1) - start
         if size > remaining:
@@ -60,7 +62,7 @@ def _strip(
 
 
 @triton.jit
-def _write_row(
+def _write_step(
     state: tl.tuple,
     tables: tl.tuple,
     slot: tl.tensor,
@@ -70,21 +72,22 @@ def _write_row(
     word: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> tl.tensor:
-    """Maps row tokens first:first + count, then `word` ids of the scratch; drops what has no place.
+    """Maps the tokens first:first + count, then `word` ids of the scratch; drops unmapped ones.
 
-    Written or not, the separator is added; returns the new length.
+    Adds the separator and returns the new length, even if that does not fit: writes stop at the
+    capacity.
     """
-    o_row = slot.to(tl.int64) * state.max_len + first
+    o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
     at = start
     done = 0
     while done < count + word:
         o_id = done + tl.arange(0, CHUNK)
-        m_row, m_word = o_id < count, (o_id >= count) & (o_id < count + word)
-        b_id = tl.load(state.tokens + o_row + o_id, mask=m_row, other=0)
+        m_token, m_word = o_id < count, (o_id >= count) & (o_id < count + word)
+        b_id = tl.load(state.tokens + o_token + o_id, mask=m_token, other=0)
         b_id += tl.load(p_word + o_id - count, mask=m_word, other=0)
-        b_mapped = tl.load(tables.prm_token + b_id, mask=m_row | m_word, other=-1)
+        b_mapped = tl.load(tables.prm_token + b_id, mask=m_token | m_word, other=-1)
         b_one = tl.where(b_mapped >= 0, 1, 0)
         o_out = at + tl.cumsum(b_one, 0) - 1
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
@@ -110,7 +113,7 @@ def bridge_kernel(
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD) & (finish != _ERROR)
     if wanted:
         first, last = tl.load(state.committed + slot), tl.load(state.length + slot)
-        # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
+        # The PRM sees no stop token; one that completes a delimiter is dropped with the delimiter.
         dropped = (finish == _STOP_TOKEN) & (tl.load(state.match_bytes + slot) == 0)
         last = tl.where(dropped & (last > first), last - 1, last)
         last, piece_first, piece_count, token, inside = _strip(state, tables, slot, first, last)
@@ -125,15 +128,15 @@ def bridge_kernel(
             b_piece = tl.where(piece_count > 0, b_piece, token)
             tl.store(p_word + o_piece, b_piece, mask=o_piece < word)
             tl.debug_barrier()
-            p_row = state.tokens + slot.to(tl.int64) * state.max_len + first
-            begin, size = word_start(tables, merges, p_row, last - first, p_word, word)
+            p_step = state.tokens + slot.to(tl.int64) * state.max_len + first
+            begin, size = word_start(tables, merges, p_step, last - first, p_word, word)
             if (last - first + word - begin >= 2) & (size <= _MAX_WORD):
                 before = gather_word(
-                    tables, merges, p_row, last - first, p_word, word, begin, size, CHUNK
+                    tables, merges, p_step, last - first, p_word, word, begin, size, CHUNK
                 )
                 last = tl.minimum(last, first + begin)
                 word = before + merge_word(merges, p_word + before, size, CHUNK)
-        stop = _write_row(state, tables, slot, first, last - first, p_word, word, CHUNK)
+        stop = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
         fits = stop <= state.prm_max_len
         tl.debug_barrier()  # every thread has read how the step ended
         tl.store(state.prm_length + slot, stop, mask=fits)
@@ -151,30 +154,29 @@ def wait_for_host_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_wait)
 
 
-_SCRATCH: dict[int, Tensor] = {}
+def bridge_scratch(state: SlotState) -> Tensor:
+    """[B, SCRATCH_WIDTH] int32: room for the last word of each slot's step."""
+    size = (state.num_slots, SCRATCH_WIDTH)
+    return torch.empty(size, dtype=torch.int32, device=state.tokens.device)
 
 
-def _scratch_of(state: SlotState) -> Tensor:
-    """[B, SCRATCH_WIDTH] int32 for the word of each slot: made once, then always the same."""
-    key = state.tokens.data_ptr()
-    held = _SCRATCH.get(key)
-    if held is None or held.device != state.tokens.device or held.shape[0] != state.num_slots:
-        held = torch.empty(
-            state.num_slots, SCRATCH_WIDTH, dtype=torch.int32, device=state.tokens.device
-        )
-        _SCRATCH[key] = held
-    return held
-
-
-def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
+def bridge(
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
+) -> None:
     """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
 
+    scratch: of `bridge_scratch`; allocated if it is not given.
+
     Raises:
-        ValueError: a tensor's strides or device is not one it can take.
+        ValueError: a tensor has a shape, dtype, strides or device that the kernel cannot take.
     """
     check_state(state)
     check_tables(state, tables, merges)
-    bridge_launch(state, tables, merges, _scratch_of(state)).run()
+    if scratch is None:
+        scratch = bridge_scratch(state)
+    check_shape("scratch", scratch, (state.num_slots, SCRATCH_WIDTH))
+    check_devices(length=state.length, scratch=scratch)
+    bridge_launch(state, tables, merges, scratch).run()
 
 
 def bridge_launch(
@@ -188,7 +190,7 @@ def bridge_launch(
 
 
 def wait_for_host(state: SlotState) -> None:
-    """Instead of `bridge` when the tokenizers differ: the host bridges through text.
+    """Runs in place of `bridge` when the tokenizers differ: the host then bridges through text.
 
     Raises:
         ValueError: the state is not contiguous or not on one device that runs Triton.

@@ -1,4 +1,4 @@
-"""Byte-pair encoding of one word in a Triton program: its bytes, then merge after merge.
+"""Byte-pair encoding of one word in a Triton program: its bytes, then one merge after another.
 
 Twin: `rsd_kernels.bridge.merge_twin`.
 """
@@ -16,27 +16,27 @@ _NONE = tl.constexpr((1 << 63) - 1)
 
 
 @triton.jit
-def _kept_token(p_row: tl.tensor, count: tl.tensor, p_word: tl.tensor, i: tl.tensor) -> tl.tensor:
-    """Token i of the row's `count` tokens followed by the pieces."""
-    b_row = tl.load(p_row + i, mask=i < count, other=0)
-    return b_row + tl.load(p_word + i - count, mask=i >= count, other=0)
+def _kept_token(p_step: tl.tensor, count: tl.tensor, p_word: tl.tensor, i: tl.tensor) -> tl.tensor:
+    """Token i of the step's `count` tokens followed by the pieces."""
+    b_kept = tl.load(p_step + i, mask=i < count, other=0)
+    return b_kept + tl.load(p_word + i - count, mask=i >= count, other=0)
 
 
 @triton.jit
 def word_start(
     tables: tl.tuple,
     merges: tl.tuple,
-    p_row: tl.tensor,
+    p_step: tl.tensor,
     count: tl.tensor,
     p_word: tl.tensor,
     word: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """First token of the delimiter's word among `count` tokens and `word` pieces; its bytes."""
+    """Where the last word begins among `count` tokens and `word` pieces, and its size in bytes."""
     begin = count + word
     size = begin * 0
     going = begin > 0
     while going:
-        token = _kept_token(p_row, count, p_word, begin - 1)
+        token = _kept_token(p_step, count, p_word, begin - 1)
         flags = tl.load(merges.flags + token).to(tl.int32)
         joins = (flags & _JOINS_NEXT) != 0
         if joins:
@@ -68,7 +68,7 @@ def _write_bytes(
 def gather_word(
     tables: tl.tuple,
     merges: tl.tuple,
-    p_row: tl.tensor,
+    p_step: tl.tensor,
     count: tl.tensor,
     p_word: tl.tensor,
     word: tl.tensor,
@@ -76,17 +76,17 @@ def gather_word(
     size: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> tl.tensor:
-    """Replaces the pieces from `begin` on by the byte tokens of all tokens from `begin` on.
+    """Overwrites the pieces from `begin` on with the byte tokens of all tokens from `begin` on.
 
-    Returns how many pieces stay before them. From the last token back, so that a piece is read
-    before its place is written: the tokens before it have at least a byte each.
+    Returns how many pieces stay before them. It goes from the last token back, so that a piece is
+    read before it is overwritten: every token before it has at least one byte.
     """
     before = tl.maximum(begin - count, 0)
     at = before + size
     i = count + word
     while i > begin:
         i -= 1
-        token = _kept_token(p_row, count, p_word, i)
+        token = _kept_token(p_step, count, p_word, i)
         start = tl.load(tables.token_start + token)
         at -= tl.load(tables.token_start + token + 1) - start
         tl.debug_barrier()
@@ -97,7 +97,7 @@ def gather_word(
 
 @triton.jit
 def _find(merges: tl.tuple, b_pair: tl.tensor, m_pair: tl.tensor) -> tl.tensor:
-    """Index of each pair's merge, -1 if it has none: bisection."""
+    """Index of each pair's merge by bisection, -1 if it has none."""
     b_low = tl.zeros_like(b_pair).to(tl.int32)
     b_high = b_low + merges.num_merges
     width = tl.full((), 0, tl.int32) + merges.num_merges
@@ -117,7 +117,7 @@ def _find(merges: tl.tuple, b_pair: tl.tensor, m_pair: tl.tensor) -> tl.tensor:
 def _best_merge(
     merges: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """(rank << 32) + place of the merge to do next, `_NONE` if there is none; what it makes."""
+    """(rank << 32) + place of the next merge, `_NONE` if there is none; the token it makes."""
     best = tl.full((), _NONE, tl.int64)
     made = size * 0
     done = 0
@@ -143,8 +143,8 @@ def _best_merge(
 def _replace_pair(
     p_word: tl.tensor, size: tl.tensor, place: tl.tensor, made: tl.tensor, CHUNK: tl.constexpr
 ) -> None:
-    """`made` instead of the two ids at `place`; the rest moves up."""
-    tl.debug_barrier()  # every thread has looked at the word as it was
+    """Puts `made` in place of the two ids at `place` and moves up the rest."""
+    tl.debug_barrier()  # every thread has read the word as it was
     tl.store(p_word + place, made)
     done = place + 1
     while done < size - 1:

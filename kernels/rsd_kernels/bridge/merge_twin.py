@@ -1,4 +1,4 @@
-"""Tokenise the last word of a step anew once its delimiter is off."""
+"""Tokenise the last word of a step again once its delimiter is off."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def retokenise_end(kept: list[int], tables: StepTables, merges: MergeTables) -> 
     """`kept` with its last word as the tokenizer would write it.
 
     Args:
-        kept: ids of a step whose delimiter began inside a token that is now replaced by its
-            prefix. (A delimiter that began between two tokens leaves the rest as it should be.)
+        kept: ids of a step whose delimiter began inside a token, which its prefix has replaced.
+            (A delimiter that begins between two tokens leaves the rest as it should be.)
         tables: bytes of the tokens.
         merges: flags and merges.
 
-    Walks back over tokens that belong to the delimiter's word; of one token alone the canonical
-    form is known, more are merged anew from their bytes.
+    Walks back over the tokens of the delimiter's word. A single one is canonical already; several
+    are merged again from their bytes.
     """
     start = len(kept)
     while start > 0 and int(merges.flags[kept[start - 1]]) & JOINS_NEXT:
@@ -41,7 +41,7 @@ def retokenise_end(kept: list[int], tables: StepTables, merges: MergeTables) -> 
 
 
 def merge_bytes(data: list[int], merges: MergeTables) -> list[int]:
-    """Byte-pair encoding of one word: merge the pair of lowest rank, leftmost first, until none."""
+    """Byte-pair encoding of one word: the pair of lowest rank is merged, leftmost first."""
     symbols = [int(merges.byte_token[byte]) for byte in data]
     while len(symbols) > 1:
         found = [_merge(left, right, merges) for left, right in pairwise(symbols)]

@@ -1,12 +1,13 @@
-"""Write a finished step onto the PRM's own token row: strip the delimiter, add the separator.
+"""Write a finished step into the PRM's context: strip the delimiter, add the separator.
 
 Runs at the end of every step, the draft's and the target's, when the PRM shares the base
-vocabulary; only the tokens that hold the delimiter need re-tokenising.
+vocabulary; only the tokens around the delimiter have to be tokenised again.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rsd_kernels.bridge.merge_twin import retokenise_end
 from rsd_kernels.state.columns import host
@@ -15,11 +16,16 @@ from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 
 
-def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`."""
+def bridge(
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
+) -> None:
+    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+
+    scratch: for the kernel alone.
+    """
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
-        # A stop token is not for the PRM; one that completes a delimiter goes with the delimiter.
+        # The PRM sees no stop token; one that completes a delimiter is dropped with the delimiter.
         if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
             step.pop()
         kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, merges)
@@ -27,7 +33,7 @@ def bridge(state: SlotState, tables: StepTables, merges: MergeTables) -> None:
 
 
 def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
-    """Puts the PRM's tokens of a step on its row; `finish` becomes PRM_FULL if they do not fit."""
+    """Appends tokens to the PRM's context; `finish` becomes PRM_FULL if they do not fit."""
     start = int(state.prm_committed[slot])
     stop = start + len(tokens)
     if stop > state.prm_tokens.shape[1]:
@@ -38,7 +44,7 @@ def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
 
 
 def wait_for_host(state: SlotState) -> None:
-    """Instead of `bridge` when the tokenizers differ: the host bridges through text."""
+    """Runs in place of `bridge` when the tokenizers differ: the host then bridges through text."""
     for b in _ended_rsd_slots(state):
         state.phase[b] = Phase.WAIT_HOST
 
@@ -46,10 +52,10 @@ def wait_for_host(state: SlotState) -> None:
 def prm_step_tokens(
     step: list[int], delimiter_bytes: int, tables: StepTables, merges: MergeTables
 ) -> list[int]:
-    """The PRM's tokens of a step that ended in a delimiter of so many bytes, separator last.
+    """The PRM's tokens of a step, separator last; its delimiter has `delimiter_bytes` bytes.
 
-    From the last token back, tokens inside the delimiter are dropped; the one it begins in is
-    replaced by its prefix, and the word it belongs to is tokenised anew.
+    From the last token back, tokens inside the delimiter are dropped; the token that it begins in
+    is replaced by its prefix, and the word it belongs to is tokenised again.
     """
     kept = list(step)
     remaining = delimiter_bytes

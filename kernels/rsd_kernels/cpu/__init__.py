@@ -1,0 +1,1 @@
+"""The CPU library: its build, its loading and its ops."""

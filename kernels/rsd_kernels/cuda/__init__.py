@@ -1,0 +1,1 @@
+"""The CUDA library: its build, its loading and its ops."""

@@ -1,0 +1,1 @@
+"""Products of rows with a weight, alone or after a norm."""

@@ -1,6 +1,6 @@
-"""What building an optional C library from `csrc/` takes, whatever its compiler.
+"""How an optional C library is built from `csrc/`, whatever its compiler.
 
-`setup.py` imports this at a time when nothing is installed: standard library only.
+`setup.py` imports this when nothing is installed yet, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]  # the libraries and their reports lie in it
+PACKAGE = Path(__file__).resolve().parents[1]  # holds the libraries and their reports
 
 
 class BuildError(RuntimeError):
-    """A library was wanted and could not be built; the message says why."""
+    """A library was to be built and was not; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class NativeLibrary:
     module: str  # `python -m` builds it later
     source_path: str  # its folder, relative to csrc/
     source_suffixes: tuple[str, ...]
-    header: str  # by which its folder is known
+    header: str  # a file that tells its folder
 
     @property
     def rebuild(self) -> str:
         return f"python -m {self.module}"
 
     def source_folder(self) -> Path | None:
-        """Inside the package in a wheel, under `csrc/` in a checkout."""
+        """Where its sources are: inside the package (a wheel) or in `csrc/` (a checkout)."""
         for root in (PACKAGE / "csrc", PACKAGE.parents[1] / "csrc"):
             folder = root / self.source_path
             if (folder / self.header).is_file():
@@ -60,7 +60,7 @@ class NativeLibrary:
         return sorted(path for path in folder.iterdir() if path.suffix in self.source_suffixes)
 
     def source_hash(self, folder: Path) -> str:
-        """One hash of all names and texts: a library made from other sources is not loaded."""
+        """A hash of all names and texts; a library built from other sources is not loaded."""
         digest = hashlib.sha256()
         for path in self.source_files(folder):
             text = path.read_bytes()
@@ -78,13 +78,13 @@ class NativeLibrary:
         return value
 
     def is_required(self, environment: Mapping[str, str]) -> bool:
-        """Switched to 1: a library that cannot be built is an error."""
+        """True if the switch is 1: failing to build the library is then an error."""
         return self.switch_value(environment) == "1"
 
     def skip_reason(
         self, environment: Mapping[str, str], find: Callable[[Mapping[str, str]], CompilerSearch]
     ) -> str | None:
-        """Why none is to be built here, or None if one is. Raises where one is required."""
+        """Why the library is not built here; None if it is. Raises BuildError if it must be."""
         if self.switch_value(environment) == "0":
             return f"{self.switch}=0"
         if not sys.platform.startswith("linux"):
@@ -100,7 +100,7 @@ class NativeLibrary:
 
     @contextmanager
     def made_aside(self, output: Path) -> Iterator[Path]:
-        """Where to make it; moved into place at the end, so that nobody loads half a library."""
+        """A path to build at; moved to `output` at the end, so that nobody loads half a library."""
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="rsd-build-", dir=output.parent) as aside:
             made = Path(aside, self.file_name)
@@ -120,17 +120,17 @@ class NativeLibrary:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What the last build did: written beside the library, read when it is loaded."""
+    """What the last build did: written beside the library, read when that is loaded."""
 
     built: bool
     reason: str
-    targets: tuple[str, ...] = ()  # what machine code it holds
+    targets: tuple[str, ...] = ()  # what its machine code is for
     compiler: str = ""
     source_hash: str = ""
 
 
 def find_program(chosen_by: str, environment: Mapping[str, str]) -> CompilerSearch | None:
-    """The program that the variable `chosen_by` names; None where it is not set."""
+    """The program that the environment variable `chosen_by` names; None if it is not set."""
     chosen = environment.get(chosen_by)
     if not chosen:
         return None
@@ -141,7 +141,7 @@ def find_program(chosen_by: str, environment: Mapping[str, str]) -> CompilerSear
 
 
 def run_compilers(commands: Sequence[Sequence[str]]) -> None:
-    """Runs all at once. Raises BuildError with the words of the first that fails."""
+    """Runs all at once. Raises BuildError with the output of the first that fails."""
     running = []
     try:
         for command in commands:
@@ -168,7 +168,7 @@ def build_here(
     find: Callable[[Mapping[str, str]], CompilerSearch],
     build: Callable[[Path, Path, Mapping[str, str]], BuildReport],
 ) -> int:
-    """Builds into the package, for `python -m`; 1 if that failed."""
+    """Builds into the package, for `python -m`; returns the exit status, 1 if the build failed."""
     output = PACKAGE / library.file_name
     try:
         sources = library.source_folder()

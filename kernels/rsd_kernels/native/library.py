@@ -1,4 +1,4 @@
-"""Loads an optional C library (ctypes, no Python ABI) and says why where there is none."""
+"""Load an optional C library by ctypes, which needs no Python ABI, or say why there is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rsd_kernels.native.build import NativeLibrary
 
 @dataclass(frozen=True)
 class LibraryStatus:
-    """`loaded`; `absent`: skipped or never built; `refused`: there, but of other sources or ABI."""
+    """`loaded`; `absent`: skipped or never built; `refused`: there, but cannot be used."""
 
     state: Literal["loaded", "absent", "refused"]
     reason: str
@@ -24,13 +24,13 @@ class LibraryStatus:
 def open_library(
     library: NativeLibrary, folder: Path, prefix: str, abi_version: int
 ) -> tuple[ctypes.CDLL | None, LibraryStatus]:
-    """The library in `folder`, or None where it is absent, cannot be loaded or is of other sources.
+    """The library in `folder`, or None if it is absent, cannot be loaded or has other sources.
 
     Args:
-        library: which one.
-        folder: where it and its build report are.
-        prefix: of its functions `abi_version` and `source_hash`.
-        abi_version: the one this package was written for.
+        library: the library.
+        folder: holds it and its build report.
+        prefix: prefix of its functions `abi_version` and `source_hash`.
+        abi_version: the version that this package was written for.
     """
     report = library.read_report(folder)
     path = folder / library.file_name
@@ -51,7 +51,7 @@ def open_library(
 def _refusal(
     handle: ctypes.CDLL, library: NativeLibrary, prefix: str, abi_version: int
 ) -> str | None:
-    """Another ABI means other arguments; other sources may compute something else."""
+    """Why not to use it: another ABI has other arguments, other sources may compute otherwise."""
     try:
         find_abi, find_hash = handle[f"{prefix}abi_version"], handle[f"{prefix}source_hash"]
     except AttributeError as error:

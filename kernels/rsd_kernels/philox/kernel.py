@@ -1,6 +1,6 @@
-"""Philox4x32-10 (Salmon et al., SC 2011) for Triton kernels, bit-equal to its twin.
+"""Philox4x32-10 (Salmon et al., SC 2011) as device functions: other kernels call them.
 
-Twin: `rsd_kernels.philox.twin`. These are device functions: other kernels call them.
+Twin: `rsd_kernels.philox.twin`, equal to the bit.
 """
 
 from __future__ import annotations

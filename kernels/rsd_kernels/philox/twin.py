@@ -1,8 +1,8 @@
-"""Counter-based randomness: a draw depends on what it is for, never on what was drawn before.
+"""Counter-based random numbers: a draw depends on what it is for, never on earlier draws.
 
-Philox4x32-10 (Salmon et al., SC 2011). A draw is keyed by (seed, sample, kept steps, position,
-role, purpose). The step count matters: after a rewrite shorter than the rejected draft, the next
-draft stands at positions whose noise has just been rejected; reusing it would bias acceptance.
+Philox4x32-10 (Salmon et al., SC 2011), keyed by (seed, sample, kept steps, position, role,
+purpose). The number of kept steps matters: after a rewrite shorter than the rejected draft, the
+next draft covers positions whose draws were just rejected; reusing them would bias acceptance.
 """
 
 from __future__ import annotations

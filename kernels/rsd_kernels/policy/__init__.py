@@ -1,0 +1,1 @@
+"""The probability w(reward) with which a step is accepted."""

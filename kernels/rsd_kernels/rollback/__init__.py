@@ -1,0 +1,1 @@
+"""Undo rejected tokens: move K/V cursors back and return pages."""

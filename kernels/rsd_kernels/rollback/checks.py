@@ -1,4 +1,4 @@
-"""What rollback takes for granted about its arguments."""
+"""Checks of the arguments of rollback, for the kernel and its twin."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def check_rollback(
     if len(tokens_per_page) != kv_len.shape[0] or any(t < 1 for t in tokens_per_page):
         raise ValueError(
             f"tokens_per_page is {list(tokens_per_page)}; it must have {kv_len.shape[0]} "
-            "positive values, one a role"
+            "positive values, one for each role"
         )

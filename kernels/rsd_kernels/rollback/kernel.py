@@ -1,9 +1,9 @@
-"""Cursors back and pages returned, for all roles and slots in one launch.
+"""Move K/V cursors back and return pages, for all roles and slots in one launch.
 
 kv_len = min(kv_len, keep); pages past ceil(kv_len / tokens_per_page) go onto the stack of free
-pages, slot by slot, role by role, last page first. No K/V byte moves.
+pages, slot by slot, role by role, last page first. K and V themselves are not touched.
 
-Twins: `rsd_kernels.rollback.twin`, `rsd_kernels.rollback.twin.truncate_kv`.
+Twin: `rsd_kernels.rollback.twin`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rsd_kernels.launch import (
     Launch,
+    check_contiguous,
     check_devices,
     check_dtype,
-    check_last_contiguous,
     debugging,
     next_power_of_2,
 )
@@ -36,14 +36,14 @@ PAGE_CHUNK = 32
 def _surplus(
     kv_len: tl.tensor,
     num_pages: tl.tensor,
-    o_row: tl.tensor,
+    o_role: tl.tensor,
     b_keep: tl.tensor,
     tokens_per_page: tl.tensor,
     m_lane: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """New cursor, pages held and pages to return of one role."""
-    b_kv = tl.minimum(tl.load(kv_len + o_row, mask=m_lane, other=0), b_keep)
-    b_held = tl.load(num_pages + o_row, mask=m_lane, other=0)
+    """One role's new cursors, pages held and pages to return."""
+    b_kv = tl.minimum(tl.load(kv_len + o_role, mask=m_lane, other=0), b_keep)
+    b_held = tl.load(num_pages + o_role, mask=m_lane, other=0)
     b_needed = (b_kv + tokens_per_page - 1) // tokens_per_page
     return b_kv, b_held, tl.maximum(b_held - b_needed, 0)
 
@@ -54,7 +54,7 @@ def _return_pages(
     num_pages: tl.tensor,
     page_table: tl.tensor,
     free_pages: tl.tensor,
-    o_row: tl.tensor,
+    o_role: tl.tensor,
     m_lane: tl.tensor,
     b_kv: tl.tensor,
     b_held: tl.tensor,
@@ -63,15 +63,17 @@ def _return_pages(
     num_columns: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Writes one role's cursors and pushes its surplus pages at `b_first` of the stack."""
-    tl.store(kv_len + o_row, b_kv, mask=m_lane)
-    tl.store(num_pages + o_row, b_held - b_count, mask=m_lane)
+    """Writes one role's cursors and pushes its surplus pages onto the stack, at `b_first`."""
+    tl.store(kv_len + o_role, b_kv, mask=m_lane)
+    tl.store(num_pages + o_role, b_held - b_count, mask=m_lane)
     most = tl.max(b_count)
     done = 0
     while done < most:
         o_page = done + tl.arange(0, CHUNK)
         m_page = (o_page[None, :] < b_count[:, None]) & m_lane[:, None]
-        p_from = page_table + o_row[:, None] * num_columns + (b_held - 1)[:, None] - o_page[None, :]
+        p_from = (
+            page_table + o_role[:, None] * num_columns + (b_held - 1)[:, None] - o_page[None, :]
+        )
         b_page = tl.load(p_from, mask=m_page, other=0)
         tl.store(free_pages + b_first[:, None] + o_page[None, :], b_page, mask=m_page)
         done += CHUNK
@@ -97,39 +99,39 @@ def truncate_lanes(
     ROLES: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Truncates every lane's slot; pages are returned in the order of the lanes."""
-    o_row0 = b_slot.to(tl.int64)
-    o_row1 = o_row0 + num_slots
-    o_row2 = o_row1 + num_slots
+    """Rolls back the slot of every lane; pages are returned in the order of the lanes."""
+    o_role0 = b_slot.to(tl.int64)
+    o_role1 = o_role0 + num_slots
+    o_role2 = o_role1 + num_slots
     free = tl.load(num_free)
     b_kv0, b_held0, b_count0 = _surplus(
-        kv_len, num_pages, o_row0, b_keep0, tokens_per_page0, m_lane
+        kv_len, num_pages, o_role0, b_keep0, tokens_per_page0, m_lane
     )
     b_kv1, b_held1, b_count1 = b_kv0, b_held0, b_count0 * 0
     b_kv2, b_held2, b_count2 = b_kv0, b_held0, b_count0 * 0
     if ROLES > 1:
         b_kv1, b_held1, b_count1 = _surplus(
-            kv_len, num_pages, o_row1, b_keep1, tokens_per_page1, m_lane
+            kv_len, num_pages, o_role1, b_keep1, tokens_per_page1, m_lane
         )
     if ROLES > 2:
         b_kv2, b_held2, b_count2 = _surplus(
-            kv_len, num_pages, o_row2, b_keep2, tokens_per_page2, m_lane
+            kv_len, num_pages, o_role2, b_keep2, tokens_per_page2, m_lane
         )
     b_total = b_count0 + b_count1 + b_count2
     b_first = free + tl.cumsum(b_total, 0) - b_total
     tl.debug_barrier()  # every warp has read the cursors before one of them is overwritten
     _return_pages(
-        kv_len, num_pages, page_table, free_pages, o_row0, m_lane, b_kv0, b_held0, b_count0,
+        kv_len, num_pages, page_table, free_pages, o_role0, m_lane, b_kv0, b_held0, b_count0,
         b_first, num_columns, CHUNK,
     )  # fmt: skip
     if ROLES > 1:
         _return_pages(
-            kv_len, num_pages, page_table, free_pages, o_row1, m_lane, b_kv1, b_held1, b_count1,
+            kv_len, num_pages, page_table, free_pages, o_role1, m_lane, b_kv1, b_held1, b_count1,
             b_first + b_count0, num_columns, CHUNK,
         )  # fmt: skip
     if ROLES > 2:
         _return_pages(
-            kv_len, num_pages, page_table, free_pages, o_row2, m_lane, b_kv2, b_held2, b_count2,
+            kv_len, num_pages, page_table, free_pages, o_role2, m_lane, b_kv2, b_held2, b_count2,
             b_first + b_count0 + b_count1, num_columns, CHUNK,
         )  # fmt: skip
     tl.store(num_free, free + tl.sum(b_total))
@@ -204,10 +206,10 @@ def rollback(
     keep: Tensor,  # [R, B] int32
     tokens_per_page: Sequence[int],  # R values
 ) -> None:
-    """Forgets K/V past `keep` tokens of every (role, slot), R = 1 to 3 roles.
+    """Rolls back every (role, slot) to `keep` tokens of K/V, for R = 1 to 3 roles.
 
     Raises:
-        ValueError: a tensor's shape, dtype, strides or device is not one it can take.
+        ValueError: a tensor has a shape, dtype, strides or device that the kernel cannot take.
     """
     tensors = {
         "kv_len": kv_len, "num_pages": num_pages, "page_table": page_table,
@@ -217,9 +219,7 @@ def rollback(
     check_devices(**tensors)
     for name, tensor in tensors.items():
         check_dtype(name, tensor, torch.int32)
-        check_last_contiguous(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
     if debugging():
         check_pages(num_pages, page_table, free_pages, num_free)
     rollback_launch(**tensors, tokens_per_page=tokens_per_page).run()
@@ -254,18 +254,18 @@ def rollback_launch(
 def truncate_kv(
     state: SlotState, slot: int, keep: Sequence[int], tokens_per_page: Sequence[int]
 ) -> None:
-    """One slot's K/V past `keep[role]` tokens is forgotten; see the twin.
+    """Rolls back one slot to `keep[role]` tokens of K/V; see the twin.
 
     Raises:
-        ValueError: `slot` is not a slot, `keep` has not one value a role, or the state is on a
-            device without Triton.
+        ValueError: `slot` is not a slot, `keep` or `tokens_per_page` does not have one value for
+            each role, or the state is not contiguous or not on one device that runs Triton.
     """
     if not 0 <= slot < state.num_slots:
         raise ValueError(f"slot is {slot}; it must be 0 to {state.num_slots - 1}")
     if len(keep) != NUM_ROLES or len(tokens_per_page) != NUM_ROLES:
         raise ValueError(
             f"keep has {len(keep)} and tokens_per_page {len(tokens_per_page)} values; "
-            f"each must have {NUM_ROLES}, one a role"
+            f"each must have {NUM_ROLES}, one for each role"
         )
     check_state(state)
     truncate_slot_launch(state, slot, keep, tokens_per_page).run()

@@ -1,4 +1,5 @@
-"""Rollback on plain tensors, for stacks that keep a page table of their own."""
+"""Undo rejected tokens: `rollback` on plain tensors, for stacks with page tables of their own, and
+`truncate_kv` on one slot of the state."""
 
 from __future__ import annotations
 
@@ -9,8 +10,7 @@ from torch import Tensor
 from rsd_kernels.rollback.checks import check_rollback
 from rsd_kernels.state.columns import host, number, write_at
 from rsd_kernels.state.enums import NUM_ROLES
-from rsd_kernels.state.pages import pages_for
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 
 
 def rollback(
@@ -22,13 +22,13 @@ def rollback(
     keep: Tensor,  # [R, B] int32
     tokens_per_page: Sequence[int],  # R values
 ) -> None:
-    """Forgets K/V past `keep` tokens of every (role, slot), R = 1 to 3 roles.
+    """Rolls back every (role, slot) to `keep` tokens of K/V, for R = 1 to 3 roles.
 
-    kv_len = min(kv_len, keep); pages that hold none of the rest go onto the stack, slot by slot,
-    role by role, last page first.
+    kv_len = min(kv_len, keep); pages no longer needed go onto the stack, slot by slot, role by
+    role, last page first.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not fit each other.
     """
     check_rollback(kv_len, num_pages, page_table, free_pages, num_free, keep, tokens_per_page)
     num_roles, num_slots = kv_len.shape
@@ -49,10 +49,10 @@ def rollback(
 def truncate_kv(
     state: SlotState, slot: int, keep: Sequence[int], tokens_per_page: Sequence[int]
 ) -> None:
-    """Forgets K/V past `keep[role]` tokens and returns pages that hold none of the rest.
+    """Rolls back one slot to `keep[role]` tokens of K/V and returns pages no longer needed.
 
-    Rollback, finish, abort and preempt are this operation. No K/V byte is touched: rows past
-    `kv_len` are never trusted. A role that lags behind `keep` keeps its lag.
+    To finish, abort and preempt a request is this operation too. K and V themselves are not
+    touched: what lies past `kv_len` is never read. A role that has read less stays where it is.
     """
     for role in range(NUM_ROLES):
         kv_len = min(number(state.kv_len, (role, slot)), keep[role])

@@ -1,6 +1,6 @@
-"""Head norm, rotary embedding and the store into pages, fused in Triton: one program a head.
+"""Head norms, rotary embedding and the store into pages, fused in Triton: one program a head.
 
-q[n, h] <- rotate(norm(q[n, h])), k_pages[page[n], offset[n], h] <- rotate(norm(k[n, h])), and v is
+q[n, h] <- rotate(norm(q[n, h])), k_pages[page[n], offset[n], h] <- rotate(norm(k[n, h])); v is
 stored as it is. The norm is Qwen3's and may be absent. rotate(x) = x cos + swap(x) sin, where swap
 exchanges the halves of a head and the first half of sin is negated.
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
     Launch,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_last_contiguous,
@@ -64,7 +65,7 @@ def _rope_kv_write_kernel(
     i_offset = tl.load(offset + i_row)
     o = tl.arange(0, BLOCK)
     m = o < HALF
-    m_angle = m & (i_page >= 0)  # the position of padding may be anything
+    m_angle = m & (i_page >= 0)  # padding may have any position
     i_angle = i_row if position is None else tl.load(position + i_row).to(tl.int64)
     p_cos, p_sin = cos + i_angle * (2 * HALF) + o, sin + i_angle * (2 * HALF) + o
     b_cos_low, b_cos_high = tl.load(p_cos, mask=m_angle), tl.load(p_cos + HALF, mask=m_angle)
@@ -103,7 +104,7 @@ def rope_kv_write(
     qkv: Tensor,  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v; q is changed in place
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
-    page: Tensor,  # [N] int32; rows with a negative page are padding and left alone
+    page: Tensor,  # [N] int32; negative: the row is padding and left alone
     offset: Tensor,  # [N] int32
     cos: Tensor,  # [N or num_positions, head_dim] fp32, see `rope_tables`
     sin: Tensor,  # [N or num_positions, head_dim] fp32
@@ -116,15 +117,17 @@ def rope_kv_write(
 ) -> None:
     """Norms each head of q and k if weights are given (Qwen3), rotates them, and stores k and v.
 
-    Row n goes to token `offset[n]` of page `page[n]`; no two rows may name one place. Everything
-    in between is fp32.
+    Row n goes to token `offset[n]` of page `page[n]`; no two rows may name the same place. The
+    arithmetic is fp32.
 
-    scheduled: pages, offsets, positions and angles were written before the kernel began that stands
-        before the one before; if kernels overlap, this one reads them before it waits.
+    scheduled: a promise that `page`, `offset`, `position`, `cos` and `sin` were complete before the
+        previous kernel in the stream began. Where kernels overlap, this one then reads them without
+        waiting for that kernel to end (`rsd_kernels.overlap`). What `schedule` writes for a pass
+        qualifies: `embed`, which never starts early, comes between.
 
     Raises:
-        ValueError: an argument's shape, dtype, strides or device is not one it can take; with
-            RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
+        ValueError: an argument has a shape, dtype, strides or device that the kernel cannot take;
+            with RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
     """
     check_arguments(
         qkv, k_pages, v_pages, page, offset, cos, sin,
@@ -224,8 +227,8 @@ def _check_heads(qkv: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
     num_kv_heads, head_dim = k_pages.shape[2], qkv.shape[2]
     if qkv.shape[1] <= 2 * num_kv_heads:
         raise ValueError(
-            f"qkv has {qkv.shape[1]} heads; it must have more than two for each of the "
-            f"{num_kv_heads} of k_pages"
+            f"qkv has {qkv.shape[1]} heads; it must have more than {2 * num_kv_heads}: those of q, "
+            f"then {num_kv_heads} each of k and v, as k_pages has"
         )
     check_shape("k_pages", k_pages, (*k_pages.shape[:3], head_dim))
     check_shape("v_pages", v_pages, tuple(k_pages.shape))
@@ -249,13 +252,12 @@ def _check_rows(
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have {num_rows} rows")
         check_shape(name, tensor, (tables["cos"].shape[0], head_dim))
         check_dtype(name, tensor, torch.float32)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
+        check_contiguous(name, tensor)
 
 
 def _check_norms(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
     if (q_norm is None) != (k_norm is None):
-        raise ValueError("q_norm and k_norm: one is None; give both or neither")
+        raise ValueError("one of q_norm and k_norm is None; give both or neither")
     for name, tensor in (("q_norm", q_norm), ("k_norm", k_norm)):
         if tensor is not None:
             check_shape(name, tensor, (qkv.shape[2],))
@@ -266,7 +268,7 @@ def _check_norms(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> N
 def _check_values(
     k_pages: Tensor, page: Tensor, offset: Tensor, position: Tensor | None, cos: Tensor
 ) -> None:
-    """Reads pages, offsets and positions on the host: for debugging only."""
+    """Checks pages, offsets and positions on the host, for debugging: it waits for the device."""
     kept = page >= 0
     limits = [("page", page, k_pages.shape[0]), ("offset", offset, k_pages.shape[1])]
     if position is not None:

@@ -1,7 +1,7 @@
-"""Plain-PyTorch twin of rotary position embedding (Su et al., 2021), half-split layout.
+"""Tables of rotary position embedding (Su et al., 2021), half-split layout.
 
-Dimension i of a head is paired with i + head_dim / 2. The tables hold, for every position, the
-cosines twice and the sines once with a minus sign and once without, so that
+Dimension i of a head is paired with i + head_dim / 2. For every position the tables hold the
+cosines twice, and the sines first negated, then as they are, so that
 x cos + (x with its halves swapped) sin is the rotation.
 """
 
@@ -28,5 +28,5 @@ def rope_rows(
     sin_table: Tensor,  # [num_positions, head_dim] fp32
     position: Tensor,  # [N] int32
 ) -> tuple[Tensor, Tensor]:
-    """Table rows of N positions, both [N, head_dim]: gathered once a pass for all layers."""
+    """The rows of N positions, both [N, head_dim]: gathered once a pass, for all layers."""
     return cos_table.index_select(0, position), sin_table.index_select(0, position)

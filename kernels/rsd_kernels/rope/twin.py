@@ -1,4 +1,4 @@
-"""Plain-PyTorch twin of all that happens to new q, k and v before attention."""
+"""Plain-PyTorch twin of head norms, rotary embedding and the store of K and V into pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.rope.tables import rope_rows
+
+_WIDE = (torch.float32, torch.float64)
 
 
 def rope_kv_write(
@@ -25,8 +27,8 @@ def rope_kv_write(
 ) -> None:
     """Norms each head of q and k if weights are given (Qwen3), rotates them, and stores k and v.
 
-    Row n goes to token `offset[n]` of page `page[n]`; no two rows may name one place. What `qkv`
-    holds of k afterwards means nothing.
+    Row n goes to token `offset[n]` of page `page[n]`; no two rows may name the same place. What
+    `qkv` holds of k afterwards is undefined.
     """
     num_kv_heads = k_pages.shape[2]
     num_q_heads = qkv.shape[1] - 2 * num_kv_heads
@@ -40,9 +42,6 @@ def rope_kv_write(
         cos, sin = rope_rows(cos, sin, position)
     rope(q_and_k, cos, sin)
     kv_write(k, v, k_pages, v_pages, page, offset)
-
-
-_WIDE = (torch.float32, torch.float64)
 
 
 def rope(
@@ -67,7 +66,7 @@ def kv_write(
     page: Tensor,  # [N] int32; rows with a negative page are not stored
     offset: Tensor,  # [N] int32
 ) -> None:
-    """Writes row n to token `offset[n]` of page `page[n]`. No two rows may name one place."""
+    """Writes row n to token `offset[n]` of page `page[n]`. No two rows may name the same place."""
     if page.numel() and int(page.min()) < 0:
         kept = (page >= 0).nonzero().squeeze(1)
         k, v, page, offset = k[kept], v[kept], page[kept], offset[kept]

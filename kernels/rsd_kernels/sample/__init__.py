@@ -1,0 +1,1 @@
+"""Draw a token for every sequence, append it and look for the end of the step."""

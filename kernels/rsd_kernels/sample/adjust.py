@@ -1,6 +1,7 @@
-"""First half of sampling: finite or not, logprobs, penalties, the largest logit; greedy ends here.
+"""First half of sampling: finiteness, logprobs, penalties, largest logit. Greedy slots end here.
 
-penalty: x / p if x > 0 else x p for every id in the row; -inf for stop tokens before min_length
+Repetition penalty p: x / p if x > 0 else x p for every id in the context; -inf for stop tokens
+before min_length.
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -20,7 +21,7 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def sequence_slot(state: tl.tuple, batch: tl.tuple, i_seq: tl.tensor) -> tl.tensor:
-    """Slot of a sequence, -1 if there is none or it is not complete."""
+    """Slot of a sequence; -1 if there is no such sequence or it is not complete."""
     there = i_seq < tl.minimum(batch.max_seqs, tl.load(state.num_seqs))
     slot = tl.load(batch.seq_slot + i_seq, mask=there, other=-1)
     return tl.where(tl.load(batch.seq_complete + i_seq, mask=there, other=0) != 0, slot, -1)
@@ -39,7 +40,7 @@ def block_stats_kernel(
     batch: tl.tuple,
     scratch: tl.tuple,
     logits: tl.tensor,
-    stride_row: tl.tensor,
+    stride_logits: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -47,12 +48,12 @@ def block_stats_kernel(
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
     if sequence_slot(state, batch, i_seq) >= 0:
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
-        p_row = logits + i_seq.to(tl.int64) * stride_row
-        b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=0.0)
+        p_logits = logits + i_seq.to(tl.int64) * stride_logits
+        b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
         m_finite = tl.abs(b_x) < float("inf")
         b_good = tl.where(m_finite & (b_id < vocabulary), b_x, float("-inf"))
         top, first = largest(b_good, b_id)
-        # A block without one finite logit: anything will do, the sequence is not sampled from.
+        # Where no logit is finite any shift will do: the sequence is not sampled from.
         total = tl.sum(tl.exp(b_good - tl.where(top == float("-inf"), 0.0, top)))
         o_block = i_seq * scratch.num_blocks + i_block
         tl.store(scratch.block_max + o_block, top)
@@ -62,8 +63,10 @@ def block_stats_kernel(
 
 
 @triton.jit
-def _row_stats(scratch: tl.tuple, i_seq: tl.tensor, BLOCKS: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """Finite or not, maximum, first id that has it and log of the sum of exponentials."""
+def _sequence_stats(
+    scratch: tl.tuple, i_seq: tl.tensor, BLOCKS: tl.constexpr
+) -> tuple[tl.tensor, ...]:
+    """1 if a logit is not finite; the maximum, the first id that has it, log of the sum of exp."""
     o_block = tl.arange(0, BLOCKS)
     m_block = o_block < scratch.num_blocks
     o_block = i_seq * scratch.num_blocks + o_block
@@ -79,7 +82,7 @@ def _row_stats(scratch: tl.tuple, i_seq: tl.tensor, BLOCKS: tl.constexpr) -> tup
 @triton.jit
 def _top_logprobs(
     state: tl.tuple,
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     slot: tl.tensor,
     position: tl.tensor,
     lse: tl.tensor,
@@ -87,7 +90,7 @@ def _top_logprobs(
     wanted: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The `wanted` most probable ids, one scan each: the largest below the last one found."""
+    """Writes the `wanted` most probable ids: each scan finds the largest below the last one."""
     last, last_id = lse * 0 + float("inf"), slot * 0 - 1
     o_top = (slot.to(tl.int64) * state.max_len + position) * _MAX_LOGPROBS
     found = 0
@@ -96,7 +99,7 @@ def _top_logprobs(
         start = 0
         while start < vocabulary:
             b_id = start + tl.arange(0, BLOCK)
-            b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=float("-inf"))
+            b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=float("-inf"))
             m_left = (b_x < last) | ((b_x == last) & (b_id > last_id))
             here, here_id = largest(tl.where(m_left, b_x, float("-inf")), b_id)
             better = here > best
@@ -113,7 +116,7 @@ def _top_logprobs(
 def _penalise(
     state: tl.tuple,
     scratch: tl.tuple,
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
     length: tl.tensor,
@@ -121,7 +124,7 @@ def _penalise(
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """In place; all logits are read before one is written, so a repeated id is penalised once."""
+    """In place. All logits are read before one is written, so a repeated id is penalised once."""
     p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
     p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len
     start = 0
@@ -129,7 +132,7 @@ def _penalise(
         o_token = start + tl.arange(0, BLOCK)
         b_token = tl.load(p_tokens + o_token, mask=o_token < length, other=_NO_ID)
         m_token = b_token < vocabulary
-        b_x = tl.load(p_row + b_token, mask=m_token, other=0.0)
+        b_x = tl.load(p_logits + b_token, mask=m_token, other=0.0)
         tl.store(p_seen + o_token, b_x, mask=m_token)
         start += BLOCK
     tl.debug_barrier()
@@ -140,32 +143,32 @@ def _penalise(
         m_token = b_token < vocabulary
         b_x = tl.load(p_seen + o_token, mask=m_token, other=0.0)
         b_x = tl.where(b_x > 0, tl.div_rn(b_x, penalty), b_x * penalty)
-        tl.store(p_row + b_token, b_x, mask=m_token)
+        tl.store(p_logits + b_token, b_x, mask=m_token)
         start += BLOCK
     tl.debug_barrier()
 
 
 @triton.jit
 def _forbid_stops(
-    state: tl.tuple, p_row: tl.tensor, slot: tl.tensor, vocabulary: tl.tensor
+    state: tl.tuple, p_logits: tl.tensor, slot: tl.tensor, vocabulary: tl.tensor
 ) -> None:
     o_stop = tl.arange(0, _MAX_STOP_TOKENS)
     b_stop = tl.load(state.stop_tokens + slot * _MAX_STOP_TOKENS + o_stop)
     m_stop = (b_stop >= 0) & (b_stop < vocabulary)
-    tl.store(p_row + b_stop, tl.where(m_stop, float("-inf"), 0.0), mask=m_stop)
+    tl.store(p_logits + b_stop, tl.where(m_stop, float("-inf"), 0.0), mask=m_stop)
     tl.debug_barrier()
 
 
 @triton.jit
 def _scan(
-    p_row: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, BLOCK: tl.constexpr
+    p_logits: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, BLOCK: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """The largest logit of a whole row and the first id that has it."""
+    """The largest logit of a sequence and the first id that has it."""
     best, best_id = top * 0 + float("-inf"), (top * 0).to(tl.int32)
     start = 0
     while start < vocabulary:
         b_id = start + tl.arange(0, BLOCK)
-        b_x = tl.load(p_row + b_id, mask=b_id < vocabulary, other=float("-inf"))
+        b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=float("-inf"))
         here, here_id = largest(b_x, b_id)
         better = here > best
         best = tl.where(better, here, best)
@@ -180,7 +183,7 @@ def adjust_kernel(
     batch: tl.tuple,
     scratch: tl.tuple,
     logits: tl.tensor,
-    stride_row: tl.tensor,
+    stride_logits: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -190,26 +193,26 @@ def adjust_kernel(
     slot = sequence_slot(state, batch, i_seq)
     draws = slot * 0
     if slot >= 0:
-        p_row = logits + i_seq.to(tl.int64) * stride_row
-        bad, top, first, lse = _row_stats(scratch, i_seq, BLOCKS)
+        p_logits = logits + i_seq.to(tl.int64) * stride_logits
+        bad, top, first, lse = _sequence_stats(scratch, i_seq, BLOCKS)
         if bad != 0:
             tl.store(state.next_token + slot, _NOT_FINITE)
         else:
             length = tl.load(state.length + slot)
             wanted = tl.load(state.num_logprobs + slot)
             if wanted >= 0:
-                tl.store(scratch.row_lse + i_seq, lse)
-                _top_logprobs(state, p_row, slot, length, lse, vocabulary, wanted, BLOCK)
+                tl.store(scratch.seq_lse + i_seq, lse)
+                _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
                 tl.debug_barrier()
             penalty = tl.load(state.repetition_penalty + slot)
             early = length < tl.load(state.min_length + slot)
             if penalty != 1.0:
-                _penalise(state, scratch, p_row, i_seq, slot, length, penalty, vocabulary, BLOCK)
+                _penalise(state, scratch, p_logits, i_seq, slot, length, penalty, vocabulary, BLOCK)
             if early:
-                _forbid_stops(state, p_row, slot, vocabulary)
+                _forbid_stops(state, p_logits, slot, vocabulary)
             if early | (penalty != 1.0):
-                top, first = _scan(p_row, vocabulary, top, BLOCK)
-            tl.store(scratch.row_max + i_seq, top)
+                top, first = _scan(p_logits, vocabulary, top, BLOCK)
+            tl.store(scratch.seq_max + i_seq, top)
             tl.store(state.next_token + slot, first)  # greedy; a draw replaces it
             draws = tl.where(tl.load(state.temperature + slot) != 0.0, 1, 0)
-    tl.store(scratch.row_draws + i_seq, draws)
+    tl.store(scratch.seq_draws + i_seq, draws)

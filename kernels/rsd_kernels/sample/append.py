@@ -1,8 +1,8 @@
 """Append a sampled token and find the step's end, byte by byte, in the launch that drew it.
 
-delimiter = next[delimiter, byte]; stop = stop_next[stop, byte]; ends where either matches
+delimiter = delimiter_next[delimiter, byte]; stop = stop_next[stop, byte]; a match of either ends it
 
-Twin: `rsd_kernels.sample.append_twin`. A program has one sequence, and every warp walks its bytes.
+Twin: `rsd_kernels.sample.append_twin`. A program has one sequence; every warp walks the same bytes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _walk(
 def _replacement(
     tables: tl.tuple, token: tl.tensor, used: tl.tensor, room: tl.tensor
 ) -> tuple[tl.tensor, ...]:
-    """Where the canonical tokens of the first `used` bytes stand, and how many.
+    """Where in `prefix_token` the canonical tokens of the first `used` bytes are, and how many.
 
     0 if there are none, or no room for them.
     """
@@ -84,19 +84,19 @@ def _write_replacement(
     first: tl.tensor,
     count: tl.tensor,
 ) -> None:
-    """All the logprob of a replaced token stands at its first position."""
-    o_row = slot.to(tl.int64) * state.max_len + length
+    """Writes the tokens of a prefix. The first one carries all the logprob, the others 0."""
+    o_token = slot.to(tl.int64) * state.max_len + length
     o_top = tl.arange(0, _LOGPROB_LANES)
     m_top = o_top < _MAX_LOGPROBS
-    b_value = tl.load(state.top_logprob + o_row * _MAX_LOGPROBS + o_top, mask=m_top)
-    b_id = tl.load(state.top_token + o_row * _MAX_LOGPROBS + o_top, mask=m_top)
+    b_value = tl.load(state.top_logprob + o_token * _MAX_LOGPROBS + o_top, mask=m_top)
+    b_id = tl.load(state.top_token + o_token * _MAX_LOGPROBS + o_top, mask=m_top)
     i = 0
     while i < count:
-        tl.store(state.tokens + o_row + i, tl.load(tables.prefix_token + first + i))
+        tl.store(state.tokens + o_token + i, tl.load(tables.prefix_token + first + i))
         if i > 0:
-            tl.store(state.token_logprob + o_row + i, 0.0)
-            tl.store(state.top_logprob + (o_row + i) * _MAX_LOGPROBS + o_top, b_value, mask=m_top)
-            tl.store(state.top_token + (o_row + i) * _MAX_LOGPROBS + o_top, b_id, mask=m_top)
+            tl.store(state.token_logprob + o_token + i, 0.0)
+            tl.store(state.top_logprob + (o_token + i) * _MAX_LOGPROBS + o_top, b_value, mask=m_top)
+            tl.store(state.top_token + (o_token + i) * _MAX_LOGPROBS + o_top, b_id, mask=m_top)
         i += 1
 
 
@@ -136,9 +136,9 @@ def append_token(
     token: tl.tensor,  # as drawn, or NOT_FINITE
     role: tl.tensor,
 ) -> None:
-    """Adds the token to the slot's row and says whether the step ends there.
+    """Appends the token to the slot's context and writes whether the step ends there.
 
-    Every program has a slot of its own and touches nothing of another.
+    Every program has a slot of its own and touches no other.
     """
     length = tl.load(state.length + slot)
     stop = tl.load(state.stop_state + slot)

@@ -1,8 +1,8 @@
 """Append the sampled token and find the step's end, byte by byte.
 
-Two automata: delimiters, reset at each step start, and stop strings, over the whole output.
-Neither looks into the prompt. A token that carries bytes past the delimiter is replaced by the
-canonical tokens of what stands before the cut, as text-level code would do.
+Two automata look for delimiters, from the start of each step, and for stop strings, over the whole
+output; neither looks into the prompt. A token with bytes past a delimiter is replaced by the
+canonical tokens of its bytes up to there, as code on text would do.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _COLUMNS = ("length", "delimiter_state", "stop_state", "match_bytes", "finish", 
 
 @dataclass(frozen=True)
 class _Appended:
-    """What a new token makes of a slot."""
+    """A slot after a new token."""
 
-    tokens: list[int]  # put at the old length: the token, or what replaces it
+    tokens: list[int]  # appended: the token, or what replaces it
     columns: tuple[int, ...]  # the slot's new values, in the order of `_COLUMNS`
 
 
@@ -38,7 +38,7 @@ class _Walk:
 
 
 class _Slots:
-    """What `append` reads of slots and vocabulary, for plain Python."""
+    """What `append` reads of slots and vocabulary, as lists and numpy arrays."""
 
     def __init__(self, state: SlotState, tables: StepTables) -> None:
         self.token_start = host(tables.token_start)
@@ -59,9 +59,9 @@ class _Slots:
 
 
 def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
-    """Adds `next_token` to each complete sequence's row.
+    """Appends `next_token` to each complete sequence's context.
 
-    Sets `length`, the automata's states, and `ended`, `finish`, `match_bytes` and `step_source`.
+    Sets `length`, the states of the automata, `ended`, `finish`, `match_bytes` and `step_source`.
     """
     n = number(state.num_seqs)
     complete = host(batch.seq_slot)[:n][host(batch.seq_complete)[:n] != 0].tolist()
@@ -73,7 +73,7 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
         first = slots.length[b]
         last = first + len(after.tokens)
         write_at(state.tokens, (b, slice(first, last)), after.tokens)
-        if last > first + 1:  # all the logprob of a replaced token stands at its first position
+        if last > first + 1:  # the first token carries all the logprob
             state.token_logprob[b, first + 1 : last] = 0.0
             state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
             state.top_token[b, first + 1 : last] = state.top_token[b, first]

@@ -1,13 +1,13 @@
 """Second half of sampling: temperature, min-p, top-k, top-p and the inverse of the distribution.
 
-s = x / T - max(x) / T and e = exp(s); kept are e >= min_p, then the k largest, then the least set
-of the largest whose mass is top_p; the token is the first kept id, in vocabulary order, whose
-running sum of e exceeds u times the whole sum.
+s = x / T - max(x) / T and e = exp(s). Kept are the ids with e >= min_p, of these the k largest, of
+these the fewest largest whose mass is top_p. The token is the first kept id, in vocabulary order,
+whose running sum of e exceeds u times the whole sum.
 
-No sort: a coarse threshold out of 16 leaves a short list of candidates, then a bisection over the
-bits of s finds each cut-off exactly. Ids tied at a cut-off stay. Sums are in float64.
+Nothing is sorted: one of 16 coarse thresholds leaves a short list of candidates, then bisection
+over the bits of s finds each cut-off exactly. Ids tied at a cut-off are kept. Sums are in float64.
 
-The token is appended, and its bytes are walked, where it is drawn (see `append`).
+The program that draws a token also appends it (`append`).
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -41,21 +41,21 @@ def coarse_kernel(
     batch: tl.tuple,
     scratch: tl.tuple,
     logits: tl.tensor,
-    stride_row: tl.tensor,
+    stride_logits: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """For each coarse threshold, how many ids of one block stay and their mass."""
+    """For each coarse threshold, how many ids of one block it keeps, and their mass."""
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
-    if tl.load(scratch.row_draws + i_seq) != 0:
+    if tl.load(scratch.seq_draws + i_seq) != 0:
         slot = sequence_slot(state, batch, i_seq)
         temperature = tl.load(state.temperature + slot)
         min_p = tl.load(state.min_p + slot)
-        top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
-        p_row = logits + i_seq.to(tl.int64) * stride_row
+        top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
+        p_logits = logits + i_seq.to(tl.int64) * stride_logits
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
         m_id = b_id < vocabulary
-        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_id = m_id & (b_e >= min_p)
         p_cut = (i_seq * scratch.num_blocks + i_block) * _NUM_CUTS
         for cut in tl.static_range(_NUM_CUTS):
@@ -69,7 +69,7 @@ def coarse_kernel(
 def _coarse_cut(
     scratch: tl.tuple, i_seq: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, BLOCKS: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """The first coarse threshold that keeps enough; its ids and the mass of all ids."""
+    """The first coarse threshold that keeps enough, how many ids it keeps, the mass of all ids."""
     o_cut = tl.arange(0, _NUM_CUTS)
     o_block = tl.arange(0, BLOCKS)
     m_block = (o_block < scratch.num_blocks)[:, None]
@@ -77,7 +77,7 @@ def _coarse_cut(
     b_count = tl.sum(tl.load(scratch.cut_count + o_part, mask=m_block, other=0), 0)
     b_mass = tl.sum(tl.load(scratch.cut_mass + o_part, mask=m_block, other=0.0), 0)
     everything = tl.sum(tl.where(o_cut == _NUM_CUTS - 1, b_mass, 0.0))
-    # The mass that top-p speaks of is what top-k leaves, so top-k decides where both are asked.
+    # Top-p is a share of the mass that top-k leaves, so top-k decides where both are asked for.
     m_enough = tl.where(
         top_k > 0, b_count >= top_k, b_mass >= top_p.to(tl.float64) * everything
     ) & ((top_k > 0) | (top_p < 1.0))
@@ -89,7 +89,7 @@ def _coarse_cut(
 def _draw(
     state: tl.tuple,
     scratch: tl.tuple,
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
     role: tl.tensor,
@@ -100,34 +100,34 @@ def _draw(
     temperature, min_p = tl.load(state.temperature + slot), tl.load(state.min_p + slot)
     top_p, top_k = tl.load(state.top_p + slot), tl.load(state.top_k + slot)
     top_k = tl.where(top_k < vocabulary, top_k, 0)
-    top = tl.div_rn(tl.load(scratch.row_max + i_seq), temperature)
+    top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
     p_candidate = scratch.candidate + i_seq.to(tl.int64) * _MAX_CANDIDATES
     cut, left, mass = _coarse_cut(scratch, i_seq, top_k, top_p, BLOCKS)
     limit = _cut_bits(cut)
     listed = ((top_k > 0) | (top_p < 1.0)) & (left <= _MAX_CANDIDATES)
     number = tl.where(listed, left, vocabulary)
     if listed:
-        compact(p_row, p_candidate, vocabulary, temperature, top, min_p, limit, BLOCK)
+        compact(p_logits, p_candidate, vocabulary, temperature, top, min_p, limit, BLOCK)
     low = tl.where(cut == 0, -1, _cut_bits(cut - 1))
     if top_k > 0:
         limit = bisect(
-            p_row, p_candidate, number, listed, temperature, top, min_p, low, limit, top_k,
+            p_logits, p_candidate, number, listed, temperature, top, min_p, low, limit, top_k,
             mass * 0.0, BLOCK,
         )  # fmt: skip
         low = limit * 0 - 1
-        _, mass = kept(p_row, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
+        _, mass = kept(p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
     if top_p < 1.0:
         limit = bisect(
-            p_row, p_candidate, number, listed, temperature, top, min_p, low, limit, 0,
+            p_logits, p_candidate, number, listed, temperature, top, min_p, low, limit, 0,
             top_p.to(tl.float64) * mass, BLOCK,
         )  # fmt: skip
-        _, mass = kept(p_row, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
+        _, mass = kept(p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
     draw = uniform(
         tl.load(state.seed + slot), tl.load(state.sample_index + slot),
         tl.load(state.num_steps + slot), tl.load(state.length + slot), role, PURPOSE_TOKEN,
     )  # fmt: skip
     return invert(
-        p_row, p_candidate, number, listed, temperature, top, min_p, limit,
+        p_logits, p_candidate, number, listed, temperature, top, min_p, limit,
         draw.to(tl.float64) * mass, BLOCK,
     )  # fmt: skip
 
@@ -136,29 +136,29 @@ def _draw(
 def _token_logprob(
     state: tl.tuple,
     scratch: tl.tuple,
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
     token: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Of the model itself: a penalised logit is looked up as it was."""
+    """Writes the model's own logprob of the token: a penalised logit is looked up as it was."""
     length = tl.load(state.length + slot)
-    o_row = slot.to(tl.int64) * state.max_len
-    logit = tl.load(p_row + token)
+    o_context = slot.to(tl.int64) * state.max_len
+    logit = tl.load(p_logits + token)
     if tl.load(state.repetition_penalty + slot) != 1.0:
         seen = logit * 0.0 + float("-inf")
         start = 0
         while start < length:
             o_token = start + tl.arange(0, BLOCK)
-            b_token = tl.load(state.tokens + o_row + o_token, mask=o_token < length, other=-1)
+            b_token = tl.load(state.tokens + o_context + o_token, mask=o_token < length, other=-1)
             p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len + o_token
             b_seen = tl.load(p_seen, mask=b_token == token, other=float("-inf"))
             seen = tl.maximum(seen, tl.max(b_seen))
             start += BLOCK
         logit = tl.where(seen > float("-inf"), seen, logit)
-    lse = tl.load(scratch.row_lse + i_seq)
-    tl.store(state.token_logprob + o_row + length, logit - lse)
+    lse = tl.load(scratch.seq_lse + i_seq)
+    tl.store(state.token_logprob + o_context + length, logit - lse)
 
 
 @triton.jit
@@ -167,23 +167,23 @@ def draw_kernel(
     batch: tl.tuple,
     scratch: tl.tuple,
     logits: tl.tensor,
-    stride_row: tl.tensor,
+    stride_logits: tl.tensor,
     vocabulary: tl.tensor,
     tables: tl.tuple,
     role: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a sequence; greedy tokens and logits that are not finite end here too."""
+    """One program a sequence; greedy tokens, and logits that are not finite, end here too."""
     i_seq = tl.program_id(0)
     slot = sequence_slot(state, batch, i_seq)
     if slot >= 0:
-        p_row = logits + i_seq.to(tl.int64) * stride_row
+        p_logits = logits + i_seq.to(tl.int64) * stride_logits
         token = tl.load(state.next_token + slot)
         tl.debug_barrier()
-        if tl.load(scratch.row_draws + i_seq) != 0:
-            token = _draw(state, scratch, p_row, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
+        if tl.load(scratch.seq_draws + i_seq) != 0:
+            token = _draw(state, scratch, p_logits, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
-            _token_logprob(state, scratch, p_row, i_seq, slot, token, BLOCK)
+            _token_logprob(state, scratch, p_logits, i_seq, slot, token, BLOCK)
         append_token(state, tables, slot, token, role)

@@ -1,7 +1,9 @@
 """Draw the next token of every complete sequence and append it, in four launches without a sort.
 
-Twin: `rsd_kernels.sample.twin`. Two launches are wide (a program a block of the
-vocabulary) and two have a program a sequence; a row's token never depends on the rows beside it.
+Two launches are wide (a program for each block of the vocabulary), two have one program a sequence.
+A sequence's token never depends on the sequences beside it.
+
+Twin: `rsd_kernels.sample.twin`.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ from rsd_kernels.launch import (
     check_devices,
     check_dtype,
     check_last_contiguous,
+    check_shape,
     next_power_of_2,
 )
 from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
-from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args, scratch_of
+from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
 from rsd_kernels.state.enums import NUM_ROLES
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
 
-# Ids a program of the narrow launches looks at in a turn: what sixteen warps hold without spilling.
+# Ids that a program of the narrow launches looks at in a turn: 16 warps hold them without spilling.
 _ADJUST_BLOCK = 2048
 _DRAW_BLOCK = 4096
 _SCAN_WARPS = 16
@@ -38,12 +41,15 @@ def sample_append(
     logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
     tables: StepTables,
     role: int,
+    scratch: SampleScratch | None = None,
 ) -> None:
-    """Adds a token to each complete sequence's row, and logprobs where asked; see the twin.
+    """Adds a token to each complete sequence's context, and logprobs where asked; see the twin.
+
+    scratch: allocated if it is not given.
 
     Raises:
-        ValueError: a tensor's shape, dtype, strides or device is not one it can take, or `role`
-            is not a role.
+        ValueError: a tensor has a shape, dtype, strides or device that the kernels cannot take, or
+            `role` is not a role.
     """
     check_state(state, batch)
     check_tables(state, tables)
@@ -52,8 +58,8 @@ def sample_append(
     check_last_contiguous("logits", logits)
     if batch.num_seqs > state.num_slots:
         raise ValueError(
-            f"batch has room for {batch.num_seqs} sequences; it must be at most one for each of "
-            f"the {state.num_slots} slots"
+            f"batch has room for {batch.num_seqs} sequences; allowed: at most {state.num_slots}, "
+            "one for each slot"
         )
     if logits.dim() != 2 or logits.shape[0] < batch.num_seqs or logits.shape[1] == 0:
         raise ValueError(
@@ -62,7 +68,12 @@ def sample_append(
         )
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
-    scratch = scratch_of(state, logits.shape[1])
+    if scratch is None:
+        scratch = SampleScratch.allocate(state, logits.shape[1])
+    blocks = ceil_div(logits.shape[1], VOCABULARY_BLOCK)
+    check_shape("scratch.block_max", scratch.block_max, (state.num_slots, blocks))
+    check_shape("scratch.seen", scratch.seen, tuple(state.tokens.shape))
+    check_devices(length=state.length, scratch=scratch.seen)
     for launch in sample_append_launches(state, batch, logits, tables, role, scratch):
         launch.run()
 
@@ -75,12 +86,12 @@ def sample_append_launches(
     role: int,
     scratch: SampleScratch,
 ) -> list[Launch]:
-    """Statistics, penalties and greedy, coarse thresholds, draw and append."""
+    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw and append."""
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
         "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
-        "logits": logits, "stride_row": logits.stride(0), "vocabulary": vocabulary,
+        "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
     }  # fmt: skip
     wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
     width = {"BLOCKS": next_power_of_2(blocks)}

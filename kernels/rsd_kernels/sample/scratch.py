@@ -1,81 +1,56 @@
-"""What the sampling kernels leave for one another, allocated once for a state."""
+"""What the four launches of a draw leave for one another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
-import torch
-from torch import Tensor
+from torch import Tensor, float32, float64, int32
 
 from rsd_kernels.launch import ceil_div
 from rsd_kernels.state.args import bundle
+from rsd_kernels.state.columns import allocate
 from rsd_kernels.state.slots import SlotState
 
-VOCABULARY_BLOCK = 4096  # ids a program of the wide launches looks at
-NUM_CUTS = 16  # coarse thresholds; the last keeps everything
-MAX_CANDIDATES = 4096  # ids that may be left over by a coarse threshold
+VOCABULARY_BLOCK = 4096  # ids of a program of the wide launches
+NUM_CUTS = 16  # coarse thresholds; the last one keeps everything
+MAX_CANDIDATES = 4096  # the longest list of ids that a coarse threshold may leave
+
+
+S, NB, L = "num_seqs", "num_blocks", "max_len"
 
 
 @dataclass(frozen=True)
 class SampleScratch:
-    """S sequences, NB blocks of the vocabulary."""
+    """S sequences, NB blocks of the vocabulary, contexts of at most L tokens.
 
-    block_max: Tensor  # [S, NB] float32
-    block_first: Tensor  # [S, NB] int32: the first id that has it
-    block_bad: Tensor  # [S, NB] int32: 1 if a logit is not finite
-    block_sum: Tensor  # [S, NB] float32: of exp(logit - block_max)
-    cut_count: Tensor  # [S, NB, NUM_CUTS] int32: ids that stay
-    cut_mass: Tensor  # [S, NB, NUM_CUTS] float64: their exp
-    row_max: Tensor  # [S] float32: after penalties
-    row_lse: Tensor  # [S] float32: log of the sum of exp, before penalties
-    row_draws: Tensor  # [S] int32: 1 if a token is still to be drawn
-    candidate: Tensor  # [S, MAX_CANDIDATES] int32: ids that a coarse threshold leaves
-    seen: Tensor  # [S, L] float32: logits of the row's tokens before the repetition penalty
+    Two states may be sampled from at the same time on different streams: each needs its own.
+    """
+
+    block_max: Annotated[Tensor, float32, S, NB]
+    block_first: Annotated[Tensor, int32, S, NB]  # the first id that has it
+    block_bad: Annotated[Tensor, int32, S, NB]  # 1 if a logit is not finite
+    block_sum: Annotated[Tensor, float32, S, NB]  # of exp(logit - block_max)
+    cut_count: Annotated[Tensor, int32, S, NB, NUM_CUTS]  # ids kept
+    cut_mass: Annotated[Tensor, float64, S, NB, NUM_CUTS]  # their exp
+    seq_max: Annotated[Tensor, float32, S]  # after penalties
+    seq_lse: Annotated[Tensor, float32, S]  # log of the sum of exp, before penalties
+    seq_draws: Annotated[Tensor, int32, S]  # 1 if a token is still to be drawn
+    candidate: Annotated[Tensor, int32, S, MAX_CANDIDATES]  # ids that a coarse threshold leaves
+    seen: Annotated[Tensor, float32, S, L]  # the context's logits before the repetition penalty
+
+    @classmethod
+    def allocate(cls, state: SlotState, vocabulary: int) -> SampleScratch:
+        """For a sequence in every slot and `vocabulary` logits each."""
+        num_slots, max_len = state.tokens.shape
+        sizes = {S: num_slots, NB: ceil_div(vocabulary, VOCABULARY_BLOCK), L: max_len}
+        return cls(**allocate(cls, sizes, state.tokens.device))
 
 
 ScratchArgs = bundle("ScratchArgs", *(f.name for f in fields(SampleScratch)), "num_blocks")
 
 
 def scratch_args(scratch: SampleScratch) -> object:
-    """As one kernel argument."""
+    """The scratch as one kernel argument."""
     tensors = (getattr(scratch, f.name) for f in fields(scratch))
     return ScratchArgs(*tensors, scratch.block_max.shape[1])
-
-
-def allocate(num_seqs: int, max_len: int, vocabulary: int, device: torch.device) -> SampleScratch:
-    blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
-
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(num_seqs, *shape, dtype=dtype, device=device)
-
-    return SampleScratch(
-        block_max=empty(blocks, dtype=torch.float32),
-        block_first=empty(blocks, dtype=torch.int32),
-        block_bad=empty(blocks, dtype=torch.int32),
-        block_sum=empty(blocks, dtype=torch.float32),
-        cut_count=empty(blocks, NUM_CUTS, dtype=torch.int32),
-        cut_mass=empty(blocks, NUM_CUTS, dtype=torch.float64),
-        row_max=empty(dtype=torch.float32),
-        row_lse=empty(dtype=torch.float32),
-        row_draws=empty(dtype=torch.int32),
-        candidate=empty(MAX_CANDIDATES, dtype=torch.int32),
-        seen=empty(max_len, dtype=torch.float32),
-    )
-
-
-_OF_STATE: dict[int, tuple[tuple[int, int, int, torch.device], SampleScratch]] = {}
-
-
-def scratch_of(state: SlotState, vocabulary: int) -> SampleScratch:
-    """The scratch of a state: made at the first call, then always the same tensors.
-
-    Two states may be sampled from at the same time on different streams, so they do not share it.
-    """
-    num_slots, max_len = state.tokens.shape
-    shape = (num_slots, max_len, vocabulary, state.tokens.device)
-    key = state.tokens.data_ptr()
-    held = _OF_STATE.get(key)
-    if held is None or held[0] != shape:
-        held = (shape, allocate(num_slots, max_len, vocabulary, state.tokens.device))
-        _OF_STATE[key] = held
-    return held[1]

@@ -1,7 +1,7 @@
 """Candidates of a draw: list them, count them, find a cut-off among them, pick one.
 
-An id's key is the magnitude of s = x / T - max(x) / T as an integer: all s <= 0, so a smaller key
-is more probable, and a bisection over keys finds every cut-off exactly.
+An id's key is the bits of |s|, s = x / T - max(x) / T, as an integer. All s <= 0, so the smaller
+key is the more probable id, and bisection over keys finds every cut-off exactly.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def scaled(
-    p_row: tl.tensor, b_id: tl.tensor, m_id: tl.tensor, temperature: tl.tensor, top: tl.tensor
+    p_logits: tl.tensor, b_id: tl.tensor, m_id: tl.tensor, temperature: tl.tensor, top: tl.tensor
 ) -> tuple[tl.tensor, ...]:
-    """s, its place in the order (0 is the most probable) and e of some ids."""
-    b_x = tl.load(p_row + b_id, mask=m_id, other=float("-inf"))
+    """Key (0 is the most probable) and e = exp(s) of some ids."""
+    b_x = tl.load(p_logits + b_id, mask=m_id, other=float("-inf"))
     b_s = tl.div_rn(b_x, temperature) - top
     b_key = b_s.to(tl.int32, bitcast=True) & _MAGNITUDE
     return b_key, tl.exp(b_s)
@@ -26,7 +26,7 @@ def scaled(
 
 @triton.jit
 def compact(
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     p_candidate: tl.tensor,
     vocabulary: tl.tensor,
     temperature: tl.tensor,
@@ -35,13 +35,13 @@ def compact(
     limit: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Writes the ids within `limit`, in order."""
+    """Lists the ids whose key is at most `limit`, in order."""
     count = 0
     start = 0
     while start < vocabulary:
         b_id = start + tl.arange(0, BLOCK)
         m_id = b_id < vocabulary
-        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_kept = m_id & (b_e >= min_p) & (b_key <= limit)
         b_one = tl.where(m_kept, 1, 0)
         tl.store(p_candidate + count + tl.cumsum(b_one, 0) - 1, b_id, mask=m_kept)
@@ -58,7 +58,7 @@ def _candidates(
     listed: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """Ids start:start + BLOCK of the list, or of the vocabulary where there is no list."""
+    """Ids start:start + BLOCK of the list, or of the vocabulary if nothing is listed."""
     o_id = start + tl.arange(0, BLOCK)
     m_id = o_id < number
     b_listed = tl.load(p_candidate + o_id, mask=m_id & listed, other=0)
@@ -67,7 +67,7 @@ def _candidates(
 
 @triton.jit
 def kept(
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     p_candidate: tl.tensor,
     number: tl.tensor,
     listed: tl.tensor,
@@ -77,13 +77,13 @@ def kept(
     limit: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """How many candidates are within `limit`, and their mass."""
+    """How many candidates have a key of at most `limit`, and their mass."""
     count = 0
     mass = tl.full((), 0.0, tl.float64)
     start = 0
     while start < number:
         b_id, m_id = _candidates(p_candidate, start, number, listed, BLOCK)
-        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_kept = m_id & (b_e >= min_p) & (b_key <= limit)
         count += tl.sum(tl.where(m_kept, 1, 0))
         mass += tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
@@ -93,7 +93,7 @@ def kept(
 
 @triton.jit
 def bisect(
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     p_candidate: tl.tensor,
     number: tl.tensor,
     listed: tl.tensor,
@@ -106,11 +106,11 @@ def bisect(
     least_mass: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The least limit in (low, high] that keeps `least_count` ids and `least_mass`; or `high`."""
+    """The least limit in (low, high] that keeps `least_count` ids and `least_mass`, else `high`."""
     while high - low > 1:
         middle = low + (high - low) // 2
         count, mass = kept(
-            p_row, p_candidate, number, listed, temperature, top, min_p, middle, BLOCK
+            p_logits, p_candidate, number, listed, temperature, top, min_p, middle, BLOCK
         )
         enough = (count >= least_count) & (mass >= least_mass)
         high = tl.where(enough, middle, high)
@@ -120,7 +120,7 @@ def bisect(
 
 @triton.jit
 def invert(
-    p_row: tl.tensor,
+    p_logits: tl.tensor,
     p_candidate: tl.tensor,
     number: tl.tensor,
     listed: tl.tensor,
@@ -138,7 +138,7 @@ def invert(
     start = 0
     while (start < number) & (token == _NO_ID):
         b_id, m_id = _candidates(p_candidate, start, number, listed, BLOCK)
-        b_key, b_e = scaled(p_row, b_id, m_id, temperature, top)
+        b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_kept = m_id & (b_e >= min_p) & (b_key <= limit) & (b_e > 0)
         b_mass = tl.where(m_kept, b_e, 0.0).to(tl.float64)
         b_running = mass + tl.cumsum(b_mass, 0)

@@ -1,7 +1,7 @@
 """Draw the next token of every complete sequence: penalties, temperature, min-p, top-k, top-p.
 
-One uniform number a draw and the inverse of the distribution over the kept ids in vocabulary
-order: no full sort is needed and nothing but the key enters the draw.
+A draw takes one uniform number and inverts the distribution over the kept ids in vocabulary order,
+so a kernel needs no full sort, and the draw depends on nothing but its key (`philox`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,30 @@ from torch import Tensor
 
 from rsd_kernels.philox.twin import uniform
 from rsd_kernels.sample.append_twin import append
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.columns import host, number, write_at
 from rsd_kernels.state.enums import NOT_FINITE, Purpose
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
+
+
+def sample_append(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    tables: StepTables,
+    role: int,
+    scratch: SampleScratch | None = None,
+) -> None:
+    """Draws a token for each complete sequence, appends it and looks for the end of the step.
+
+    Where the logits are not finite, `next_token` is NOT_FINITE and nothing is appended.
+
+    scratch: for the kernels alone.
+    """
+    sample(state, batch, logits, role)
+    append(state, batch, tables, role)
 
 
 def sample(
@@ -27,7 +46,7 @@ def sample(
     logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
     role: int,
 ) -> None:
-    """Writes `next_token` (and logprobs where asked) of each complete sequence's slot."""
+    """Writes `next_token` of each complete sequence's slot, and logprobs where asked for."""
     n = number(state.num_seqs)
     logits = logits[:n]
     finite = _finite(logits)
@@ -57,7 +76,7 @@ def sample(
 
 
 def _all_plain(state: SlotState, slots: list[int]) -> bool:
-    """Whether every sequence only needs its largest logit."""
+    """Whether every sequence needs only its largest logit."""
     plain = (
         (host(state.temperature)[slots] == 0)
         & (host(state.repetition_penalty)[slots] == 1)
@@ -67,7 +86,7 @@ def _all_plain(state: SlotState, slots: list[int]) -> bool:
 
 
 def _finite(logits: Tensor) -> list[bool]:
-    """Whether each row has neither NaN nor an infinity: then neither has its sum."""
+    """Whether each sequence's logits are finite, by their sum: one that is not makes it so too."""
     if logits.device.type != "cpu":
         return [bool(finite) for finite in torch.isfinite(logits.sum(-1)).tolist()]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -75,9 +94,9 @@ def _finite(logits: Tensor) -> list[bool]:
 
 
 def _largest(logits: Tensor) -> list[int]:
-    """The id of each row's largest logit, the first of equals.
+    """The id of each sequence's largest logit, the first of equals.
 
-    On a CPU numpy looks for it with vector instructions: 20 times faster over 50,000 ids.
+    On a CPU by numpy, whose search uses vector instructions: 20 times faster over 50,000 ids.
     """
     found = logits.numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
     return [int(token) for token in found.tolist()]
@@ -110,9 +129,9 @@ def filtered_probabilities(
     top_p: float,
     min_p: float,
 ) -> Tensor:
-    """The distribution a token is drawn from, [V] float64; filtered ids have probability 0.
+    """The distribution a token is drawn from, [V] float64; ids filtered out have probability 0.
 
-    Order as in vLLM: temperature, min-p, top-k, top-p. Ids tied at a cut-off stay.
+    In vLLM's order: temperature, min-p, top-k, top-p. Ids tied at a cut-off are kept.
     """
     scaled = logits / temperature
     scaled = scaled - scaled.max()
@@ -152,25 +171,10 @@ def _draw(state: SlotState, slot: int, logits: Tensor, role: int) -> int:
 
 
 def _record_logprobs(state: SlotState, slot: int, logits: Tensor, token: int) -> None:
-    """Logprobs of the model itself, before temperature and filters, as in vLLM."""
+    """The model's own logprobs, before temperature and filters, as in vLLM."""
     position, k = int(state.length[slot]), int(state.num_logprobs[slot])
     logprobs = logits.log_softmax(-1)
     state.token_logprob[slot, position] = logprobs[token]
     values, ids = logprobs.topk(min(k, logprobs.shape[0]))
     state.top_logprob[slot, position, : len(values)] = values
     state.top_token[slot, position, : len(ids)] = ids.int()
-
-
-def sample_append(
-    state: SlotState,
-    batch: RowBatch,
-    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
-    tables: StepTables,
-    role: int,
-) -> None:
-    """Draws a token for each complete sequence, adds it to the row and looks for the step's end.
-
-    `next_token` is -1, and nothing is added, where the logits are not finite.
-    """
-    sample(state, batch, logits, role)
-    append(state, batch, tables, role)

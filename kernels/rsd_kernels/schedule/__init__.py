@@ -1,0 +1,1 @@
+"""Choose the next pass, pack its rows and take their pages."""

@@ -1,9 +1,9 @@
 """Choose one pass, pack its rows and take their pages: one program, one launch.
 
-role = the first in the order of the batching rule that gets rows, of those with ready slots, one
-passed over for too long before all others. MOST_READY: by 2 |ready(PRM)|, |ready(target)|,
-|ready(draft)|; EVERY_ROLE: draft, PRM, target in turn; LOCK_STEP: the last role, then in turn;
-rows start:stop of a slot need ceil(stop / tokens_per_page) pages, all of them or the slot waits.
+The role is the first, in the order of the batching rule, that has ready slots and gets rows; a role
+passed over for too long goes first. MOST_READY: by 2 |ready(PRM)|, |ready(target)|, |ready(draft)|.
+EVERY_ROLE: draft, PRM, target in turn. LOCK_STEP: the last role, then in turn. To read its tokens
+start:stop a slot needs ceil(stop / tokens_per_page) pages: it gets all of them, or it waits.
 
 Twin: `rsd_kernels.schedule.twin`.
 """
@@ -48,11 +48,11 @@ MAX_WARPS_ROWS = 64  # rows up to which one warp fills a pass
 
 @triton.jit
 def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
-    """One thread's word for every thread.
+    """What one thread read, for all threads.
 
-    Each has loaded it for itself, perhaps on either side of the host's write, and warps that do not
-    agree on whether to return would wait for each other at different barriers. A store of a scalar
-    is one thread's; `pass_role` is written anew where the schedule ends.
+    Each has loaded `asked` for itself, some perhaps before the host's write and some after it, and
+    warps that disagree on whether to return would wait at different barriers. A scalar is stored by
+    one thread. `pass_role` is free to carry it: it is written again where the schedule ends.
     """
     tl.store(state.pass_role, asked)
     tl.debug_barrier()
@@ -63,7 +63,7 @@ def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
 def _must_return(
     state: tl.tuple, b_slot: tl.tensor, m_slot: tl.tensor, tick: tl.tensor
 ) -> tl.tensor:
-    """Asked to, a slot waits for the host, or the tick cap or the end of the log is near."""
+    """Whether to stop: asked to, a slot waits for the host, or ticks or log have run out."""
     asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
@@ -215,23 +215,23 @@ def schedule_kernel(
 def advance_kernel(
     state: tl.tuple, batch: tl.tuple, role: tl.tensor, BLOCK_S: tl.constexpr, CLOCK: tl.constexpr
 ) -> None:
-    b_lane = tl.arange(0, BLOCK_S)
-    m_lane = (b_lane < batch.max_seqs) & (b_lane < tl.load(state.num_seqs))
-    b_slot = tl.load(batch.seq_slot + b_lane, mask=m_lane, other=0)
-    b_first = tl.load(batch.seq_start + b_lane, mask=m_lane, other=0)
-    b_rows = tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=0) - b_first
+    b_seq = tl.arange(0, BLOCK_S)
+    m_seq = (b_seq < batch.max_seqs) & (b_seq < tl.load(state.num_seqs))
+    b_slot = tl.load(batch.seq_slot + b_seq, mask=m_seq, other=0)
+    b_first = tl.load(batch.seq_start + b_seq, mask=m_seq, other=0)
+    b_rows = tl.load(batch.seq_start + b_seq + 1, mask=m_seq, other=0) - b_first
     o_role = role * state.num_slots + b_slot
-    b_kv = tl.load(batch.seq_kv_len + b_lane, mask=m_lane, other=0)
-    b_read = tl.load(state.tokens_read + o_role, mask=m_lane, other=0) + b_rows
-    b_passes = tl.load(state.passes + o_role, mask=m_lane, other=0) + 1
-    b_time = tl.load(state.nanoseconds + o_role, mask=m_lane, other=0)
+    b_kv = tl.load(batch.seq_kv_len + b_seq, mask=m_seq, other=0)
+    b_read = tl.load(state.tokens_read + o_role, mask=m_seq, other=0) + b_rows
+    b_passes = tl.load(state.passes + o_role, mask=m_seq, other=0) + 1
+    b_time = tl.load(state.nanoseconds + o_role, mask=m_seq, other=0)
     if CLOCK:
         b_time += globaltimer() - tl.load(state.pass_start)
     tl.debug_barrier()
-    tl.store(state.kv_len + o_role, b_kv, mask=m_lane)
-    tl.store(state.tokens_read + o_role, b_read, mask=m_lane)
-    tl.store(state.passes + o_role, b_passes, mask=m_lane)
-    tl.store(state.nanoseconds + o_role, b_time, mask=m_lane)
+    tl.store(state.kv_len + o_role, b_kv, mask=m_seq)
+    tl.store(state.tokens_read + o_role, b_read, mask=m_seq)
+    tl.store(state.passes + o_role, b_passes, mask=m_seq)
+    tl.store(state.nanoseconds + o_role, b_time, mask=m_seq)
 
 
 def schedule(
@@ -243,15 +243,16 @@ def schedule(
     """Writes the next pass into `batch`, or stops the loop; see the twin.
 
     Raises:
-        ValueError: the state or the batch is not contiguous, not on one device, or too large.
+        ValueError: the state or the batch is not contiguous, not on one device that runs Triton, or
+            too large.
     """
     check_state(state, batch)
     if state.num_slots > MAX_SLOTS:
-        raise ValueError(f"the state has {state.num_slots} slots; schedule takes {MAX_SLOTS}")
+        raise ValueError(f"the state has {state.num_slots} slots; allowed: at most {MAX_SLOTS}")
     if batch.num_seqs < state.num_slots:
         raise ValueError(
-            f"batch has room for {batch.num_seqs} sequences; it must have {state.num_slots}, "
-            "one a slot"
+            f"batch has room for {batch.num_seqs} sequences; it must have room for "
+            f"{state.num_slots}, one for each slot"
         )
     schedule_launch(state, batch, tokens_per_page, rule).run()
 
@@ -278,7 +279,8 @@ def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     """Moves the cursor of `role` over the rows its forward has just read.
 
     Raises:
-        ValueError: `role` is not a role, or the state or batch is not one the kernel can take.
+        ValueError: `role` is not a role, or the state or batch is not contiguous or not on one
+            device that runs Triton.
     """
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")

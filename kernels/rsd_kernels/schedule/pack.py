@@ -1,8 +1,8 @@
-"""Packs the rows of one role and takes their pages: the part of `schedule` that goes slot by slot.
+"""Pack the rows of one role and take their pages: the part of `schedule` that goes slot by slot.
 
-Slots stand in lanes and what is chosen one after another is kept in registers, so the loop over
-slots waits for no memory; rows and pages are written at the end. Precondition, as everywhere: a
-role holds the pages of its kv_len tokens.
+A lane is a slot, and what is chosen slot by slot stays in registers, so the loop over slots waits
+for no memory; rows and pages are written at the end. Precondition, as everywhere: a role holds the
+pages of its kv_len tokens.
 
 Twin: `_pack` and `_fill` in `rsd_kernels.schedule.twin`.
 """
@@ -46,7 +46,7 @@ def _fill_rows(
     b_held: tl.tensor,
     b_free: tl.tensor,
 ) -> None:
-    """Writes the packed rows; a page not held before is taken off the stack as it was."""
+    """Writes the packed rows; new pages come off the stack as it was before this pass."""
     m_row = o_row < num_rows
     b_index = b_position // tokens_per_page
     b_offset = b_position - b_index * tokens_per_page
@@ -65,7 +65,7 @@ def _fill_rows(
     tl.store(batch.token + o_row, b_token, mask=m_row)
     tl.store(batch.page + o_row, b_page, mask=m_row)
     tl.store(batch.offset + o_row, b_offset, mask=m_row)
-    # The first row on a new page enters it into the table: nothing else writes that place.
+    # The first row on a new page enters it into the table; no other row writes that entry.
     tl.store(p_table, b_page, mask=m_new & (b_offset == 0))
 
 
@@ -82,7 +82,7 @@ def pack(
     num_free: tl.tensor,
     o_row: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Packs one role and takes its pages; returns rows, sequences and free pages left."""
+    """Packs one role and takes its pages; returns its rows, its sequences and the pages left."""
     o_role = role * state.num_slots + b_slot
     b_kv = tl.load(state.kv_len + o_role, mask=m_ready, other=0)
     b_held = tl.load(state.num_pages + o_role, mask=m_ready, other=0)
@@ -150,7 +150,7 @@ def pack(
 def pad(
     batch: tl.tuple, num_rows: tl.tensor, num_seqs: tl.tensor, o_row: tl.tensor, o_seq: tl.tensor
 ) -> None:
-    """Past the pass: rows that take no page, sequences that bring no rows."""
+    """Fills what lies past the pass: rows without a page, sequences without rows."""
     m_row = (o_row >= num_rows) & (o_row < batch.max_rows)
     b_zero = o_row * 0
     tl.store(batch.token + o_row, b_zero, mask=m_row)

@@ -1,17 +1,17 @@
-"""The order in which the roles are tried when the next pass is chosen."""
+"""Batching rules: in which order the roles are tried when the next pass is chosen."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
 STARVED_AFTER = 16  # ticks for which a role may be passed over
-# In lock-step the others wait for as long as the longest step; only a request that never leaves
-# its phase (one model alone) makes them wait longer.
+# The same in lock-step, where the others normally wait for as long as the longest step. Only a
+# request that never leaves its phase (one model alone) makes them wait this long.
 LONGEST_PHASE = 1024
 
 
 class BatchingRule(IntEnum):
-    """Which role passes next: `schedule` tries the roles in the order of the rule."""
+    """Which role runs the next pass: `schedule` tries the roles in the order of the rule."""
 
     MOST_READY = 0  # most ready slots; scoring counts double
     EVERY_ROLE = 1  # the roles take turns: draft, PRM, target

@@ -1,10 +1,10 @@
 """Choose one pass: the role, its packed rows and their pages.
 
-The batching rule is an order in which the roles are tried. `MOST_READY`: the role with most ready
-slots, scoring counts double, ties go PRM, target, draft. `EVERY_ROLE`: the roles in turn, draft,
-PRM, target. `LOCK_STEP`, the arrangement of the paper's code: the same turns, but a role stays
+The batching rule is the order in which the roles are tried. `MOST_READY`: the role with the most
+ready slots first; scoring counts double, ties go PRM, target, draft. `EVERY_ROLE`: the roles in
+turn, draft, PRM, target. `LOCK_STEP`, as in the paper's code: the same turns, but a role stays
 until no slot waits for it. Under any of them a role that was passed over for too long goes first.
-One role a tick leaves no two roles to race over rollback and pages.
+With one role a tick, no two roles race over rollback and pages.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
 from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
-from rsd_kernels.state.pages import pages_for
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotState, pages_for
 from rsd_kernels.tick_clock.twin import begin_tick, end_tick
 
 _PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
@@ -29,7 +28,7 @@ _TIE_ORDER = (Role.PRM, Role.TARGET, Role.DRAFT)
 
 @dataclass(frozen=True)
 class _Extend:
-    """New tokens of one slot in this pass: rows start:stop of its row."""
+    """What a pass reads of one slot: tokens start:stop of its context."""
 
     slot: int
     start: int
@@ -45,8 +44,8 @@ def schedule(
 ) -> None:
     """Writes the next pass into `batch`, or stops the loop (`running` = 0, no role).
 
-    The loop returns when the host asks for it, a slot waits for the host, the tick cap or the
-    end of the log is near, or no slot can go on.
+    The loop stops when the host asks for it, a slot waits for the host, the cap of ticks is
+    reached, one more tick might overflow the log, or no slot can go on.
     """
     add_at(state.tick, 0, 1)
     begin_tick(state)
@@ -85,7 +84,7 @@ def advance(state: SlotState, batch: RowBatch, role: int) -> None:
 
 
 def _stop(state: SlotState, batch: RowBatch) -> None:
-    """No pass, so no rows: bodies that are run nevertheless, to warm up, find nothing to do."""
+    """No pass, so no rows: bodies that run nevertheless, as in a warm-up, find nothing to do."""
     write_at(state.running, 0, 0)
     write_at(state.num_rows, 0, 0)
     write_at(state.num_seqs, 0, 0)
@@ -106,7 +105,7 @@ def _must_return(state: SlotState) -> bool:
 
 
 def _log_words_of_a_tick(state: SlotState) -> int:
-    """Most words one tick can append: every slot decides a step."""
+    """The most words that one tick can append: every slot decides a step."""
     asked = host(state.num_logprobs)
     words_per_token = np.where(asked < 0, 1, 2 + 2 * asked)
     step_tokens = host(state.length) - host(state.committed) + MAX_CUT_TOKENS
@@ -114,7 +113,7 @@ def _log_words_of_a_tick(state: SlotState) -> int:
 
 
 def _ready_slots(state: SlotState) -> list[list[int]]:
-    """Slots each role could serve, oldest first."""
+    """The slots that each role could serve, oldest first."""
     columns = (state.phase, state.active, state.arrival)
     phase, active, arrival = (host(column).tolist() for column in columns)
     by_arrival = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: arrival[b])
@@ -133,7 +132,7 @@ def _order(state: SlotState, ready: list[list[int]], rule: BatchingRule) -> list
 
 
 def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[int, int]:
-    """Smaller goes first."""
+    """The smallest goes first."""
     if rule == BatchingRule.MOST_READY:
         weight = 2 if role == Role.PRM else 1
         return (-weight * num_ready, _TIE_ORDER.index(role))
@@ -144,7 +143,7 @@ def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[i
 def _pack(
     state: SlotState, role: int, slots: list[int], max_rows: int, tokens_per_page: int
 ) -> list[_Extend]:
-    """Decode rows first, then chunks in order of arrival; all pages of a slot's rows or none."""
+    """Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none."""
     is_prm = role == Role.PRM
     ends = host(state.prm_length if is_prm else state.length).tolist()
     kv_len = host(state.kv_len)[role].tolist()
@@ -171,13 +170,13 @@ def _pack(
 def _fill(
     state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
 ) -> None:
-    row = state.prm_tokens if role == Role.PRM else state.tokens
+    context = state.prm_tokens if role == Role.PRM else state.tokens
     starts = [0, *accumulate(e.stop - e.start for e in extends)]
     slot = np.array([e.slot for e in extends for _ in range(e.start, e.stop)])
     position = np.array([at for e in extends for at in range(e.start, e.stop)])
     write(batch.slot, slot)
     write(batch.position, position)
-    write(batch.token, host(row)[slot, position])
+    write(batch.token, host(context)[slot, position])
     write(batch.page, host(state.page_table)[role, slot, position // tokens_per_page])
     write(batch.offset, position % tokens_per_page)
     write(batch.seq_slot, [e.slot for e in extends])
@@ -190,7 +189,7 @@ def _fill(
 
 
 def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
-    """Past the pass: rows that take no page, sequences that bring no rows."""
+    """Fills what lies past the pass: rows without a page, sequences without rows."""
     for column, value in ((batch.token, 0), (batch.slot, 0), (batch.position, 0),
                           (batch.page, -1), (batch.offset, 0)):  # fmt: skip
         write_at(column, slice(num_rows, None), value)
@@ -200,7 +199,7 @@ def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
 
 
 def _bucket(state: SlotState) -> int:
-    """The least body that holds the rows of the pass."""
+    """The smallest bucket that holds the rows of the pass."""
     return int(host(state.row_buckets).searchsorted(number(state.num_rows)))
 
 

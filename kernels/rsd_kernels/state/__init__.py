@@ -1,0 +1,1 @@
+"""The data that ops share: slots, the rows of a pass, tables of the vocabulary."""

@@ -1,6 +1,6 @@
 """The state, a pass and the tables as one kernel argument each.
 
-Triton takes named tuples of pointers and numbers, so control kernels read like their twins
+Triton takes named tuples of pointers and numbers, so the kernels of loop ops read like their twins
 (`state.length`) and need no list of eighty arguments.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rsd_kernels.launch import check_devices, debugging
+from rsd_kernels.launch import check_contiguous, check_devices, debugging
 from rsd_kernels.state.debug import check_values
 from rsd_kernels.state.enums import NUM_ROLES
 from rsd_kernels.state.rows import RowBatch
@@ -27,7 +27,7 @@ _MERGES = tuple(f.name for f in fields(MergeTables))
 
 
 def bundle(name: str, *members: str) -> Any:
-    """A named tuple type, which Triton takes apart into its members."""
+    """A named tuple type: Triton passes each member as an argument of its own."""
     return namedtuple(name, members)
 
 
@@ -48,7 +48,7 @@ PageSizes = bundle("PageSizes", "draft", "target", "prm")
 
 
 def state_args(state: SlotState) -> Any:
-    """Every tensor of the state, then its sizes."""
+    """Every column of the state, then its sizes."""
     return StateArgs(
         *(getattr(state, name) for name in _STATE),
         state.num_slots,
@@ -79,43 +79,41 @@ def page_sizes(tokens_per_page: Sequence[int]) -> Any:
     """Tokens a page holds, by role.
 
     Raises:
-        ValueError: not one positive number a role.
+        ValueError: unless there is one positive number for each role.
     """
     if len(tokens_per_page) != NUM_ROLES or any(tokens < 1 for tokens in tokens_per_page):
         raise ValueError(
             f"tokens_per_page is {list(tokens_per_page)}; it must be {NUM_ROLES} positive "
-            "numbers, one a role"
+            "numbers, one for each role"
         )
     return PageSizes(*tokens_per_page)
 
 
 def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
-    """Kernels take the whole state for granted: contiguous, on one device that runs Triton.
+    """Raises ValueError unless all tensors are contiguous and on one device that runs Triton.
 
-    With RSD_DEBUG_KERNELS=1 its cursors and pages are checked too.
+    With RSD_DEBUG_KERNELS=1 the cursors and pages of the state are checked too.
     """
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _STATE}
     if batch is not None:
         tensors |= {f"batch.{name}": getattr(batch, name) for name in _BATCH}
     check_devices(**tensors)
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
     if debugging():
         check_values(state)
 
 
 def check_tables(state: SlotState, tables: StepTables, merges: MergeTables | None = None) -> None:
-    """Tables are contiguous and on the device of the state."""
+    """Raises ValueError unless the tables are contiguous and on the device of the state."""
     tensors: dict[str, Tensor] = {name: getattr(tables, name) for name in _TABLES}
     if merges is not None:
         tensors |= {f"merges.{name}": getattr(merges, name) for name in _MERGES}
     check_devices(length=state.length, **tensors)
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+        check_contiguous(name, tensor)
 
 
 def warps_for(num_lanes: int) -> int:
-    """Warps of a program that copies a few words for each of so many slots, without spilling."""
+    """Warps for a program that copies a few words for each of `num_lanes` slots: none spills."""
     return 4 if num_lanes <= 16 else 8

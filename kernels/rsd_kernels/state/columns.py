@@ -1,13 +1,13 @@
-"""Cheap access to columns of the slot state from plain Python.
+"""Allocate columns of the state, and read and write them cheaply from plain Python.
 
-The control twins work on a few integers a slot. A tensor operation costs microseconds whatever its
-size, numpy on the same memory a tenth of that, and a small model's whole forward is not much more.
+The twins of loop ops work on a few integers a slot. A tensor operation costs microseconds whatever
+its size, numpy on the same memory a tenth of that; a small model's whole forward costs little more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -16,11 +16,24 @@ from torch import Tensor
 _VIEW = "_rsd_host_view"
 
 
+def allocate(columns: type, sizes: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+    """A tensor of zeros for each field of a class, declared as Annotated[Tensor, dtype, *shape].
+
+    A dimension of a shape is a number or a name in `sizes`.
+    """
+    tensors = {}
+    for name, column in get_type_hints(columns, include_extras=True).items():
+        dtype, *dims = column.__metadata__
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
+        tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
+    return tensors
+
+
 def host(tensor: Tensor) -> np.ndarray:
     """The tensor for reading: the same memory on a CPU, a copy elsewhere.
 
-    State never moves, so on a CPU the view is made once and stays with the tensor; it looks at an
-    alias of the tensor, so that neither keeps the other alive.
+    State never moves, so on a CPU the view is made once and kept with the tensor. It views an alias
+    (`detach`), so that neither keeps the other alive.
     """
     view: np.ndarray | None = getattr(tensor, _VIEW, None)
     if view is not None:
@@ -51,5 +64,5 @@ def write_at(tensor: Tensor, index: Any, values: float | Sequence[float] | np.nd
 
 
 def add_at(tensor: Tensor, index: Any, amounts: float | np.ndarray) -> None:
-    """Adds to the elements at `index`, which names each of them once."""
+    """Adds to the elements at `index`, which must not name one of them twice."""
     write_at(tensor, index, host(tensor)[index] + amounts)

@@ -1,6 +1,6 @@
-"""RSD_DEBUG_KERNELS=1: the values that control kernels trust are checked before every launch.
+"""RSD_DEBUG_KERNELS=1: before every launch, check the values that the kernels of loop ops trust.
 
-It waits for the device, so it cannot run while a graph is captured.
+This waits for the device, so it cannot run while a graph is captured.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from rsd_kernels.state.slots import SlotState
 
 
 def check_values(state: SlotState) -> None:
-    """Raises ValueError if a cursor is past its row or a held page is not one of the pool."""
-    for role, row in (
+    """Raises ValueError if a cursor is past its context or a held page is not in the pool."""
+    for role, length in (
         (Role.DRAFT, state.length), (Role.TARGET, state.length), (Role.PRM, state.prm_length),
     ):  # fmt: skip
-        _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), row.tolist())
-    rows = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}
-    for name, most in rows.items():
+        _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), length.tolist())
+    capacities = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}
+    for name, most in capacities.items():
         _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
         committed = "committed" if name == "length" else "prm_committed"
         _check_range(committed, getattr(state, committed).cpu(), getattr(state, name).tolist())
@@ -32,7 +32,7 @@ def check_pages(
     free_pages: Tensor,  # [N] int32
     num_free: Tensor,  # [1] int32
 ) -> None:
-    """Raises ValueError if a held or free page is not one of the N of the pool."""
+    """Raises ValueError if a held or free page is not one of the pool's N."""
     pool = free_pages.shape[0]
     table, held = page_table.cpu(), num_pages.cpu()
     for role in range(table.shape[0]):
@@ -49,4 +49,4 @@ def check_pages(
 def _check_range(name: str, values: Tensor, most: list[int]) -> None:
     for i, (value, limit) in enumerate(zip(values.tolist(), most, strict=True)):
         if not 0 <= value <= limit:
-            raise ValueError(f"{name}[{i}] is {value}; it must be 0 to {limit}")
+            raise ValueError(f"{name}[{i}] is {value}; allowed: 0 to {limit}")

@@ -1,6 +1,6 @@
-"""What the integers of the state mean, and how many of each thing a slot has room for.
+"""What the integers of the state mean, and how much of each thing a slot has room for.
 
-No torch here: policies and parameters can be made without it.
+This does not import torch, so that policies and parameters can be made without it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ MAX_DELIMITER_STATES = 64
 MAX_STOP_STATES = 256
 MAX_STOP_TOKENS = 32
 MAX_LOGPROBS = 20
-MAX_CUT_TOKENS = 8  # a token that runs past a delimiter is replaced by at most so many
+MAX_CUT_TOKENS = 8  # most tokens that replace one that runs past a delimiter
 LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
-NOT_FINITE = -1  # in `next_token`: the model's logits cannot be sampled from
+NOT_FINITE = -1  # in `next_token`: the logits cannot be sampled from
 
 
 class Role(IntEnum):
@@ -53,11 +53,11 @@ class Finish(IntEnum):
     LENGTH = 3
     STEPS = 4
     ERROR = 5  # logits that are not finite
-    PRM_FULL = 6  # the step does not fit the PRM's row; it is dropped
+    PRM_FULL = 6  # the step does not fit the PRM's context; the output ends without it
 
 
 class HostRequest(IntEnum):
-    """What the host asks of the running loop by one word."""
+    """What the host asks of the running loop."""
 
     NONE = 0
     RETURN = 1

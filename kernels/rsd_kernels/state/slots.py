@@ -1,16 +1,19 @@
-"""The state of the running batch: device tensors with one row per slot, allocated once.
+"""The state of the running batch: device tensors, allocated once, that every op of the loop shares.
 
-Every op of the loop reads and writes these tensors and returns nothing, and no address ever
-changes, so the same program can be walked by the host or captured into a CUDA graph.
+Ops read and write these tensors and return nothing, and no address ever changes, so the same
+program can be walked by the host or captured into a CUDA graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, float32, int16, int32, int64
 
+from rsd_kernels.launch import ceil_div
+from rsd_kernels.state.columns import allocate
 from rsd_kernels.state.enums import (
     MAX_DELIMITER_STATES,
     MAX_LOGPROBS,
@@ -22,104 +25,118 @@ from rsd_kernels.state.enums import (
 ANY_ROWS = (2**31 - 1,)  # one body a role, whatever the number of rows
 
 
+def pages_for(num_tokens: int, tokens_per_page: int) -> int:
+    """Pages that `num_tokens` tokens occupy."""
+    return ceil_div(num_tokens, tokens_per_page)
+
+
 @dataclass(frozen=True)
 class SlotSizes:
     """Sizes of the state; fixed when it is allocated."""
 
     num_slots: int  # B
-    max_len: int  # L: prompt and output tokens, with slack for replaced tokens
-    prm_max_len: int  # L'
-    pages_per_role: int  # P: page-table columns
+    max_len: int  # L: capacity of a context, with slack for replaced tokens
+    prm_max_len: int  # PRM_L: capacity of the PRM's context
+    pages_per_role: int  # P: columns of the page table
     num_pages: int  # N: pages of the shared pool
-    log_words: int  # int32 words of the step log; the loop returns before it is full
+    log_words: int  # W: int32 words of the step log; the loop returns before it is full
     # rows of the bodies that each role has, ascending; a pass takes the least that holds its rows
-    row_buckets: tuple[int, ...] = ANY_ROWS
+    row_buckets: tuple[int, ...] = ANY_ROWS  # K
+
+
+# Dimensions of a column, by their names in `SlotSizes`.
+B, L, PRM_L, P = "num_slots", "max_len", "prm_max_len", "pages_per_role"
+N, W, K = "num_pages", "log_words", "num_buckets"
 
 
 @dataclass(frozen=True)
 class SlotState:
-    """Integers are int32 unless said. `[3, ...]` is indexed by `Role`."""
+    """Every column: its dtype, its shape, what it means. Kernels take them in this order.
 
-    # token rows
-    tokens: Tensor  # [B, L] prompt and output
-    length: Tensor  # [B] valid tokens
-    committed: Tensor  # [B] tokens at the last kept step end
-    prompt_length: Tensor  # [B]
-    length_limit: Tensor  # [B] length at which the output ends as `length`
-    prm_tokens: Tensor  # [B, L'] the PRM's own row: other prompt, other separators
-    prm_length: Tensor  # [B]
-    prm_committed: Tensor  # [B]
-    # KV memory
-    kv_len: Tensor  # [3, B] tokens whose K/V the model holds
-    page_table: Tensor  # [3, B, P]
-    num_pages: Tensor  # [3, B] pages held
-    free_pages: Tensor  # [N] stack of free pages
-    num_free: Tensor  # [1]
+    Where the first dimension is NUM_ROLES, `Role` is the index.
+    """
+
+    # contexts
+    tokens: Annotated[Tensor, int32, B, L]  # prompt and output
+    length: Annotated[Tensor, int32, B]  # valid tokens
+    committed: Annotated[Tensor, int32, B]  # tokens at the last kept step end
+    prompt_length: Annotated[Tensor, int32, B]
+    length_limit: Annotated[Tensor, int32, B]  # length at which the output ends
+    prm_tokens: Annotated[Tensor, int32, B, PRM_L]  # other prompt, other separators
+    prm_length: Annotated[Tensor, int32, B]
+    prm_committed: Annotated[Tensor, int32, B]
+    # K/V memory
+    kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens whose K/V the model holds
+    page_table: Annotated[Tensor, int32, NUM_ROLES, B, P]
+    num_pages: Annotated[Tensor, int32, NUM_ROLES, B]  # pages held
+    free_pages: Annotated[Tensor, int32, N]  # a stack
+    num_free: Annotated[Tensor, int32, 1]
     # life of a slot
-    phase: Tensor  # [B] Phase
-    mode: Tensor  # [B] Mode
-    active: Tensor  # [B] 0 while preempted
-    generation: Tensor  # [B] which request sits in the slot
-    arrival: Tensor  # [B] order of arrival: the smallest is the oldest
-    lacks_pages: Tensor  # [B] 1 if the last schedule found no pages for it
-    next_token: Tensor  # [B] token just sampled, -1 if the logits were not finite
-    ended: Tensor  # [B] 1 if the step ended in this pass
+    phase: Annotated[Tensor, int32, B]  # Phase
+    mode: Annotated[Tensor, int32, B]  # Mode
+    active: Annotated[Tensor, int32, B]  # 0 while preempted
+    generation: Annotated[Tensor, int32, B]  # which request sits in the slot
+    arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest
+    lacks_pages: Annotated[Tensor, int32, B]  # 1 if the last schedule found no pages for it
+    next_token: Annotated[Tensor, int32, B]  # just sampled, or NOT_FINITE
+    ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
     # steps
-    num_steps: Tensor  # [B] kept steps
-    max_steps: Tensor  # [B]
-    max_step_tokens: Tensor  # [B]
-    min_length: Tensor  # [B] length before which nothing may stop the output
-    finish: Tensor  # [B] Finish of the step being written; takes effect when it is kept
-    step_source: Tensor  # [B] Role that wrote the step
-    match_bytes: Tensor  # [B] bytes of the delimiter that ended the step, 0 if none did
-    delimiter_state: Tensor  # [B] automaton over the current step
-    stop_state: Tensor  # [B] automaton over the whole output
-    stop_committed: Tensor  # [B] its copy at the last kept step end
-    delimiter_next: Tensor  # [B, MAX_DELIMITER_STATES, 256] int16
-    delimiter_match: Tensor  # [B, MAX_DELIMITER_STATES] int16: bytes matched, 0 = none
-    stop_next: Tensor  # [B, MAX_STOP_STATES, 256] int16
-    stop_match: Tensor  # [B, MAX_STOP_STATES] int16
-    stop_tokens: Tensor  # [B, MAX_STOP_TOKENS] ids that end the output, padded with -1
+    num_steps: Annotated[Tensor, int32, B]  # kept steps
+    max_steps: Annotated[Tensor, int32, B]
+    max_step_tokens: Annotated[Tensor, int32, B]
+    min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output
+    finish: Annotated[Tensor, int32, B]  # Finish of the step being written; counts once it is kept
+    step_source: Annotated[Tensor, int32, B]  # Role that wrote the step
+    match_bytes: Annotated[Tensor, int32, B]  # bytes of the delimiter that ended the step, or 0
+    delimiter_state: Annotated[Tensor, int32, B]  # automaton over the current step
+    stop_state: Annotated[Tensor, int32, B]  # automaton over the whole output
+    stop_committed: Annotated[Tensor, int32, B]  # its copy at the last kept step end
+    delimiter_next: Annotated[Tensor, int16, B, MAX_DELIMITER_STATES, 256]
+    delimiter_match: Annotated[Tensor, int16, B, MAX_DELIMITER_STATES]  # bytes; 0: none
+    stop_next: Annotated[Tensor, int16, B, MAX_STOP_STATES, 256]
+    stop_match: Annotated[Tensor, int16, B, MAX_STOP_STATES]
+    stop_tokens: Annotated[Tensor, int32, B, MAX_STOP_TOKENS]  # end the output; padded with -1
     # sampling and policy
-    temperature: Tensor  # [B] float32, 0 = greedy
-    top_k: Tensor  # [B] 0 = all
-    top_p: Tensor  # [B] float32
-    min_p: Tensor  # [B] float32
-    repetition_penalty: Tensor  # [B] float32
-    seed: Tensor  # [B] int64
-    sample_index: Tensor  # [B] which of the request's n samples
-    num_logprobs: Tensor  # [B] -1 = none asked for
-    policy_kind: Tensor  # [B] PolicyKind
-    policy_a: Tensor  # [B] float32
-    policy_b: Tensor  # [B] float32
-    reward: Tensor  # [B] float32, of the step last scored
-    # logprobs of the rows' tokens; written only for slots that ask
-    token_logprob: Tensor  # [B, L] float32
-    top_logprob: Tensor  # [B, L, MAX_LOGPROBS] float32
-    top_token: Tensor  # [B, L, MAX_LOGPROBS]
+    temperature: Annotated[Tensor, float32, B]  # 0: greedy
+    top_k: Annotated[Tensor, int32, B]  # 0: all
+    top_p: Annotated[Tensor, float32, B]
+    min_p: Annotated[Tensor, float32, B]
+    repetition_penalty: Annotated[Tensor, float32, B]
+    seed: Annotated[Tensor, int64, B]
+    sample_index: Annotated[Tensor, int32, B]  # which of the request's n samples
+    num_logprobs: Annotated[Tensor, int32, B]  # -1: none asked for
+    policy_kind: Annotated[Tensor, int32, B]  # PolicyKind
+    policy_a: Annotated[Tensor, float32, B]
+    policy_b: Annotated[Tensor, float32, B]
+    reward: Annotated[Tensor, float32, B]  # of the step last scored
+    # logprobs of the context's tokens, written only for slots that ask
+    token_logprob: Annotated[Tensor, float32, B, L]
+    top_logprob: Annotated[Tensor, float32, B, L, MAX_LOGPROBS]
+    top_token: Annotated[Tensor, int32, B, L, MAX_LOGPROBS]
     # counters
-    tokens_read: Tensor  # [3, B] rows the model read for this request
-    passes: Tensor  # [3, B] passes it took part in
-    nanoseconds: Tensor  # [3, B] int64: time of those passes
-    nan_rewards: Tensor  # [B] rewards that were not a number
+    tokens_read: Annotated[Tensor, int32, NUM_ROLES, B]  # rows the model read for this request
+    passes: Annotated[Tensor, int32, NUM_ROLES, B]  # passes it took part in
+    nanoseconds: Annotated[Tensor, int64, NUM_ROLES, B]  # time of those passes
+    nan_rewards: Annotated[Tensor, int32, B]  # rewards that were not a number
+    # the pass
+    pass_role: Annotated[Tensor, int32, 1]  # the role of this tick's pass, NUM_ROLES if none
+    pass_body: Annotated[Tensor, int32, 1]  # role * K + bucket: the body that runs; 3 K if none
+    row_buckets: Annotated[Tensor, int32, K]  # rows of the bodies of every role, ascending
+    num_rows: Annotated[Tensor, int32, 1]  # packed rows
+    num_seqs: Annotated[Tensor, int32, 1]  # sequences
+    pass_start: Annotated[Tensor, int64, 1]  # nanoseconds
     # the loop
-    running: Tensor  # [1] 0 when the loop shall return
-    pass_role: Tensor  # [1] the role of this tick's pass, NUM_ROLES if none
-    pass_body: Tensor  # [1] role * K + bucket: which body of the loop runs it; 3 K if none
-    row_buckets: Tensor  # [K] rows of the bodies of every role, ascending
-    num_rows: Tensor  # [1] packed rows of this pass
-    num_seqs: Tensor  # [1] sequences of this pass
-    pass_start: Tensor  # [1] int64 nanoseconds
-    tick_end: Tensor  # [1] int64 nanoseconds: when the last op of the last tick was done
-    idle_nanoseconds: Tensor  # [1] int64: from there to the next tick's first op, summed
-    tick_nanoseconds: Tensor  # [1] int64: of whole ticks, from first op to last, summed
-    tick: Tensor  # [1] ticks of this launch
-    tick_cap: Tensor  # [1]
-    role_wait: Tensor  # [3] ticks a role with ready slots was passed over
-    last_role: Tensor  # [1] the role of the last pass, also of an earlier launch
-    host_request: Tensor  # [1] HostRequest
-    log: Tensor  # [log_words] decided steps, appended
-    log_head: Tensor  # [1] words written
+    running: Annotated[Tensor, int32, 1]  # 0 when the loop is to return
+    tick: Annotated[Tensor, int32, 1]  # ticks of this launch
+    tick_cap: Annotated[Tensor, int32, 1]  # most ticks of a launch
+    tick_end: Annotated[Tensor, int64, 1]  # nanoseconds: when the last tick's last op ended
+    idle_nanoseconds: Annotated[Tensor, int64, 1]  # between ticks, summed
+    tick_nanoseconds: Annotated[Tensor, int64, 1]  # of ticks, first op to last, summed
+    role_wait: Annotated[Tensor, int32, NUM_ROLES]  # ticks a role with ready slots was passed over
+    last_role: Annotated[Tensor, int32, 1]  # the role of the last pass, also of an earlier launch
+    host_request: Annotated[Tensor, int32, 1]  # HostRequest
+    log: Annotated[Tensor, int32, W]  # decided steps, appended
+    log_head: Annotated[Tensor, int32, 1]  # words written
 
     @property
     def num_slots(self) -> int:
@@ -128,92 +145,9 @@ class SlotState:
     @classmethod
     def allocate(cls, sizes: SlotSizes, device: torch.device) -> SlotState:
         """All zeros, every page free, page 0 on top of the stack."""
-        shapes = _shapes(sizes)
-        tensors = {
-            f.name: torch.zeros(
-                shapes[f.name], dtype=_DTYPES.get(f.name, torch.int32), device=device
-            )
-            for f in fields(cls)
-        }
-        tensors["free_pages"] = torch.arange(
-            sizes.num_pages - 1, -1, -1, dtype=torch.int32, device=device
-        )
-        tensors["num_free"].fill_(sizes.num_pages)
-        tensors["row_buckets"] = torch.tensor(sizes.row_buckets, dtype=torch.int32, device=device)
-        return cls(**tensors)
-
-
-_DTYPES = {
-    **dict.fromkeys(("delimiter_next", "delimiter_match", "stop_next", "stop_match"), torch.int16),
-    **dict.fromkeys(
-        (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "policy_a",
-            "policy_b",
-            "reward",
-            "token_logprob",
-            "top_logprob",
-        ),
-        torch.float32,
-    ),
-    **dict.fromkeys(
-        (
-            "seed",
-            "nanoseconds",
-            "pass_start",
-            "tick_end",
-            "idle_nanoseconds",
-            "tick_nanoseconds",
-        ),
-        torch.int64,
-    ),
-}
-
-
-def _shapes(sizes: SlotSizes) -> dict[str, tuple[int, ...]]:
-    b, row = sizes.num_slots, sizes.max_len
-    shapes: dict[str, tuple[int, ...]] = {f.name: (b,) for f in fields(SlotState)}
-    shapes |= dict.fromkeys(
-        ("kv_len", "num_pages", "tokens_read", "passes", "nanoseconds"), (NUM_ROLES, b)
-    )
-    shapes |= dict.fromkeys(
-        (
-            "num_free",
-            "running",
-            "pass_role",
-            "pass_body",
-            "num_rows",
-            "num_seqs",
-            "pass_start",
-            "tick_end",
-            "idle_nanoseconds",
-            "tick_nanoseconds",
-            "tick",
-            "tick_cap",
-            "host_request",
-            "log_head",
-            "last_role",
-        ),
-        (1,),
-    )
-    shapes |= {
-        "tokens": (b, row),
-        "prm_tokens": (b, sizes.prm_max_len),
-        "page_table": (NUM_ROLES, b, sizes.pages_per_role),
-        "free_pages": (sizes.num_pages,),
-        "delimiter_next": (b, MAX_DELIMITER_STATES, 256),
-        "delimiter_match": (b, MAX_DELIMITER_STATES),
-        "stop_next": (b, MAX_STOP_STATES, 256),
-        "stop_match": (b, MAX_STOP_STATES),
-        "stop_tokens": (b, MAX_STOP_TOKENS),
-        "token_logprob": (b, row),
-        "top_logprob": (b, row, MAX_LOGPROBS),
-        "top_token": (b, row, MAX_LOGPROBS),
-        "role_wait": (NUM_ROLES,),
-        "row_buckets": (len(sizes.row_buckets),),
-        "log": (sizes.log_words,),
-    }
-    return shapes
+        dims = {**asdict(sizes), K: len(sizes.row_buckets)}
+        state = cls(**allocate(cls, dims, device))
+        torch.arange(sizes.num_pages - 1, -1, -1, out=state.free_pages)
+        state.num_free.fill_(sizes.num_pages)
+        state.row_buckets.copy_(torch.tensor(sizes.row_buckets))
+        return state

@@ -1,4 +1,4 @@
-"""Tables of the vocabulary that let the device find step ends and write PRM rows without text.
+"""Tables of the vocabulary: the device finds step ends and extends PRM contexts without text.
 
 Built once on the host from the tokenizers; read by `sample_append` and `bridge`.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepTables:
-    """V is the number of ids that may be sampled (the tokenizer's size, not padded rows).
+    """V is the number of ids that may be sampled: the tokenizer's size, not the padded head's.
 
-    Prefix table: the canonical tokens of the first c bytes of token t, 1 <= c < len(t), stand in
+    Prefix table: the canonical tokens of the first c bytes of token t, 1 <= c < len(t), are
     `prefix_token[prefix_start[e] : prefix_start[e + 1]]` with e = prefix_entry[t] + c - 1. Tokens
-    no delimiter can cut or strip have `prefix_entry[t] == -1`; an empty range means that those
-    bytes have no tokens of their own (not valid UTF-8), and the token is left whole.
+    that no delimiter can cut or strip have `prefix_entry[t] == -1`. An empty range means that those
+    bytes have no tokens (they are not valid UTF-8), and the token is left whole.
     """
 
     token_byte: Tensor  # [total bytes] uint8: the bytes of all tokens, end to end
@@ -25,7 +25,7 @@ class StepTables:
     prefix_entry: Tensor  # [V] int32: first entry of token t, -1 if none
     prefix_start: Tensor  # [entries + 1] int32
     prefix_token: Tensor  # [total] int32: ids of the drafting vocabulary
-    prm_token: Tensor  # [V] int32: the same token in the PRM's vocabulary, -1 = has no place there
+    prm_token: Tensor  # [V] int32: the same token in the PRM's vocabulary; -1: it is not in it
     separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
 
 
@@ -36,7 +36,7 @@ MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes qu
 
 @dataclass(frozen=True)
 class MergeTables:
-    """V ids, M merges of a byte-level BPE. Merges stand in order of `merge_pair`, for bisection."""
+    """V ids, M merges of a byte-level BPE, sorted by `merge_pair` for bisection."""
 
     flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS
     byte_token: Tensor  # [256] int32: the token of one byte; -1 if no flagged token has that byte

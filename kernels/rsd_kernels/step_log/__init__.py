@@ -1,0 +1,1 @@
+"""Append decided steps to the log that the host reads."""

@@ -1,4 +1,4 @@
-"""Append decided steps to the log, in the order of the lanes of a Triton kernel.
+"""Append decided steps to the log, in the order of the lanes.
 
 Twin: `rsd_kernels.step_log.twin`. A device function: `end_step` and `score` call it.
 """
@@ -27,9 +27,9 @@ def publish(
     b_finish: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Writes the record of the step committed:length of each lane's slot (a slot at most once).
+    """Appends a record of the step committed:length of each lane's slot (a slot at most once).
 
-    What was read before may be overwritten afterwards: there is a barrier in it.
+    It has a barrier: what any thread read before the call may be overwritten after it.
     """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_count = tl.load(state.length + b_slot, mask=m_lane, other=0) - b_first
@@ -58,7 +58,7 @@ def publish(
 
 @triton.jit
 def _after_all_writes(head: tl.tensor) -> tl.tensor:
-    """`head`, once the host can see every word written before: the log may be in its memory."""
+    """`head`, once the host can see all words written before: the log may be in host memory."""
     if _FENCE:
         head = tl.inline_asm_elementwise(
             "fence.acq_rel.sys; mov.b32 $0, $1;", "=r,r", [head], dtype=tl.int32,
@@ -90,7 +90,7 @@ def _copy_logprobs(
     b_top: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """A block a token: its own logprob, then ids, then their logprobs."""
+    """A block for each token: its own logprob, then ids, then the logprobs of these."""
     most = tl.max(b_words)
     done = 0
     while done < most:

@@ -1,7 +1,7 @@
-"""The append-only log of decided steps: all that the host ever learns of a running loop.
+"""The append-only log of decided steps: all that the host learns of a running loop.
 
-A record is LOG_HEADER words, the step's tokens and, for slots that asked, a block per token of
-1 + 2k words: its logprob, then the k best ids and their logprobs (floats by their bits).
+A record is LOG_HEADER words, the step's tokens and, for slots that asked for logprobs, a block of
+1 + 2k words for each token: its logprob, the k best ids, their logprobs (floats as their bits).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from rsd_kernels.state.slots import SlotState
 def publish(
     state: SlotState, slot: int, *, kind: RecordKind, source: int, reward: float, finish: int
 ) -> None:
-    """Appends the step committed:length of a slot. Words: size, slot, generation, kind, source,
-    reward (float bits; NaN if unscored), finish, number of tokens."""
+    """Appends the step committed:length of a slot. `reward` is NaN if it was not scored."""
     first, last = number(state.committed, slot), number(state.length, slot)
     num_logprobs = number(state.num_logprobs, slot)
     parts = [host(state.tokens)[slot, first:last]]

@@ -1,0 +1,1 @@
+"""Time stamps at the first and last op of a tick."""

@@ -1,7 +1,8 @@
-"""When ticks begin and end on the device: profilers do not see into a graph's loop, stamps do.
+"""When ticks begin and end on the device. Profilers do not see into the loop of a graph.
 
-Twin: `rsd_kernels.tick_clock.twin`. Device functions: the first and last ops of a tick call
-them.
+Device functions: the first and the last op of a tick call them.
+
+Twin: `rsd_kernels.tick_clock.twin`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from triton.language.extra.cuda import globaltimer
 
 @triton.jit
 def begin_tick(state: tl.tuple, tick: tl.tensor, CLOCK: tl.constexpr) -> None:
-    """The time since the last tick's end was idle; the first tick of a launch has none before."""
+    """Time since the end of the last tick was idle; the first tick of a launch has none before."""
     if CLOCK:
         now = globaltimer()
         idle = tl.load(state.idle_nanoseconds) + now - tl.load(state.tick_end)
@@ -25,7 +26,7 @@ def begin_tick(state: tl.tuple, tick: tl.tensor, CLOCK: tl.constexpr) -> None:
 
 @triton.jit
 def end_tick(state: tl.tuple, CLOCK: tl.constexpr) -> None:
-    """Called where nothing of the tick comes after."""
+    """Call it last in a tick."""
     if CLOCK:
         now = globaltimer()
         spent = tl.load(state.tick_nanoseconds) + now

@@ -1,4 +1,4 @@
-"""When ticks begin and end: how long they take, and what passes between them."""
+"""When ticks begin and end: how long they take, and how long the loop idles between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rsd_kernels.state.slots import SlotState
 
 
 def begin_tick(state: SlotState) -> None:
-    """The time since the last tick's end was idle; the first tick of a launch has none before."""
+    """Time since the end of the last tick was idle; the first tick of a launch has none before."""
     now = time.perf_counter_ns()
     if number(state.tick) > 1:
         add_at(state.idle_nanoseconds, 0, now - number(state.tick_end))
@@ -17,7 +17,7 @@ def begin_tick(state: SlotState) -> None:
 
 
 def end_tick(state: SlotState) -> None:
-    """Called where nothing of the tick comes after."""
+    """Call it last in a tick."""
     now = time.perf_counter_ns()
     write_at(state.tick_end, 0, now)
     add_at(state.tick_nanoseconds, 0, now)

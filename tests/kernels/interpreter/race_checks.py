@@ -19,6 +19,7 @@ import triton.language as tl
 import rsd_kernels
 from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
 from rsd_kernels.aot.loop_launches import loop_launches
+from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.bridge import kernel as bridge
@@ -213,7 +214,9 @@ def normed(module: Any) -> None:
 
 
 def attended(module: Any) -> None:
-    attention_checks.check(attention_checks.CASES["chunks"], module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_attention, "attend_kernel", module.attend_kernel)
+        attention_checks.check(attention_checks.CASES["chunks"])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ def attended(module: Any) -> None:
         (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
         (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
         (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
-        (paged_attention, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
+        (attend, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
     ],
     ids=["no barrier", "one row of two programs", "no mask", "one part of all splits"],
 )

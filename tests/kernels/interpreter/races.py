@@ -46,7 +46,7 @@ def short(path: Path) -> str:
 
 
 def place() -> tuple[str, str, int]:
-    """Function, file and line of the kernel that is running."""
+    """Function, file with its folder, and line of the kernel that is running."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith((_TRITON, *_HERE)):
         assert frame.f_back is not None

@@ -135,7 +135,7 @@ def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
             {"qkv": torch.zeros(5, 10, 63)},
             r"qkv has shape \[5, 10, 63\]; it must be \[N, heads, an",
         ),
-        ({"qkv": torch.zeros(5, 4, 64)}, "qkv has 4 heads; it must have more than two for each of"),
+        ({"qkv": torch.zeros(5, 4, 64)}, "qkv has 4 heads; it must have more than 4: those of q"),
         ({"qkv": torch.zeros(5, 10, 64).double()}, "qkv has dtype torch.float64; allowed: "),
         ({"v_pages": torch.zeros(7, 3, 2, 64).half()}, "v_pages has dtype torch.float16; allowed"),
         ({"k_pages": torch.zeros(7, 3, 64)}, r"k_pages has shape \[7, 3, 64\]; it must have 4 dim"),
@@ -145,7 +145,7 @@ def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
         ({"cos": torch.zeros(50, 32)}, r"cos has shape \[50, 32\]; it must be \[50, 64\]"),
         ({"sin": torch.zeros(64, 50).T}, r"sin has strides \(1, 50\); it must be contiguous"),
         ({"position": None, "cos": torch.zeros(4, 64)}, r"cos has shape .* must have 5 rows"),
-        ({"q_norm": torch.zeros(64)}, "q_norm and k_norm: one is None; give both or neither"),
+        ({"q_norm": torch.zeros(64)}, "one of q_norm and k_norm is None; give both or neither"),
     ],
 )
 def test_bad_arguments_are_refused(change: dict[str, Any], message: str) -> None:
