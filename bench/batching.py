@@ -32,7 +32,7 @@ from bench.random_models import TRIPLES
 from bench.step_scenes import Scene, fill_pages, play, scene_of
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
 

@@ -55,7 +55,7 @@ from bench.step_scenes import Scene, fill_pages, play, scene_of
 from bench.timing import Mismatch, seconds_of
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.roofline.rounds import Setting
 from rsd_kernels.launch import overlapping

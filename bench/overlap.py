@@ -28,7 +28,7 @@ from bench.step_scenes import Scene, fill_pages, play
 from bench.timing import Mismatch, Timing
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.executors.graph_runtime import GraphError
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.roofline.presets import PRESETS

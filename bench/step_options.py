@@ -11,7 +11,7 @@ import torch
 from bench.random_models import TRIPLES
 from bench.step_points import MIXED
 from bench.step_scenes import Scene
-from rsd_engine.loop.executors.choose import EXECUTORS, resolve_executor
+from rsd_engine.loop.executors.factory import EXECUTORS, resolve_executor
 from rsd_engine.models.config import DTYPES
 
 GATE_SLOTS = 2

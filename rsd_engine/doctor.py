@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_engine.loop.executors.choose import resolve_executor
+from rsd_engine.loop.executors.factory import resolve_executor
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import model_ops

@@ -1,4 +1,4 @@
-"""Put a request into a slot, take it out, and check that pages and cursors add up."""
+"""Puts a request into a slot, and checks that pages and lengths add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsd_kernels.state.slots import SlotState
 
 @dataclass(frozen=True)
 class SlotRequest:
-    """All that a slot knows of its request; integers and floats ready for the device."""
+    """All that a slot knows of its request, as numbers ready for the device."""
 
     prompt: tuple[int, ...]
     prm_prompt: tuple[int, ...]  # empty unless the mode is RSD
@@ -101,7 +101,7 @@ def _fill_automaton(next_rows: Tensor, match_row: Tensor, automaton: ByteAutomat
 
 
 def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
-    """Raises AssertionError unless every page has one owner and every cursor is in bounds."""
+    """Raises AssertionError unless every page has one owner and every length is in bounds."""
     num_free = int(state.num_free)
     owned = state.free_pages[:num_free].tolist()
     phases = state.phase.tolist()
@@ -109,10 +109,10 @@ def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> 
         for role in range(NUM_ROLES):
             held = int(state.num_pages[role, slot])
             kv_len = int(state.kv_len[role, slot])
-            row = state.prm_length if role == Role.PRM else state.length
+            length = state.prm_length if role == Role.PRM else state.length
             owned += state.page_table[role, slot, :held].tolist()
             where = f"slot {slot}, {Role(role).name}"
-            assert kv_len <= int(row[slot]), f"{where}: kv_len {kv_len} past its row"
+            assert kv_len <= int(length[slot]), f"{where}: kv_len {kv_len} past its context"
             assert pages_for(kv_len, tokens_per_page[role]) <= held, f"{where}: too few pages"
             if phases[slot] in (Phase.FREE, Phase.DONE):
                 assert held == 0, f"{where}: an idle slot holds {held} pages"

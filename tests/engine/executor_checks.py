@@ -20,7 +20,7 @@ from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.slots import check_integrity
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
 

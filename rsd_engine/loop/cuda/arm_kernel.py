@@ -1,7 +1,7 @@
 """The kernel that sets the handles of conditional nodes: one thread, a few loads.
 
-Triton cannot set a handle. Two threads must never race on one, and the loop arms two handles a
-tick, so one thread does it all.
+Triton kernels cannot set a handle. The loop arms only two handles per tick, and two threads must
+not race on one, so a single thread does it all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rsd_engine.loop.executors.graph_runtime import Arm
 
 
 class ArmKernel:
-    """Launches `arm`; keeps what the captured launches point to."""
+    """Launches `arm`, and keeps the tables that its captured launches point to."""
 
     def __init__(self, device: torch.device) -> None:
         capability = torch.cuda.get_device_capability(device)
@@ -26,7 +26,7 @@ class ArmKernel:
         self._tables: list[torch.Tensor] = []
 
     def prepare(self, arms: Sequence[Arm]) -> tuple[int, int, int, int]:
-        """The arguments of a launch, copied to the device: not while a stream captures."""
+        """Copies the arguments of a launch to the device; not while a stream captures."""
         columns = (
             torch.tensor([arm.handle for arm in arms], dtype=torch.uint64),
             torch.tensor([arm.flag.data_ptr() for arm in arms], dtype=torch.uint64),
@@ -48,6 +48,6 @@ class ArmKernel:
         )
 
     def close(self) -> None:
-        """Unloads the kernel; no graph that launches it may be left."""
+        """Unloads the kernel. Destroy the graphs that launch it first."""
         check(driver.cuModuleUnload(self._module))
         self._tables.clear()
