@@ -39,7 +39,7 @@ def slot_of(engine: Engine, request_id: str) -> int:
 def launch(engine: Engine) -> None:
     """One launch, on behalf of nobody in particular."""
     with engine._dispatcher._ahead():
-        engine._dispatcher._run_step()
+        engine._dispatcher._run_core()
 
 
 def drain(stream) -> FinishedEvent:
