@@ -16,13 +16,7 @@ from examples.demo_family.data import chat_prompt, encode
 from examples.demo_family.recipes import RewardModel, count_parameters
 from examples.demo_family.sampling import complete, step_text, written_text
 from examples.demo_family.tokenizer import BOS, delimiter_id
-from rsd_engine.demo.problems import (
-    DELIMITER,
-    Problem,
-    check_answer,
-    check_step,
-    count_right_steps,
-)
+from rsd_engine.demo.problems import DELIMITER, Problem, check_answer, check_step, count_right_steps
 
 MAX_STEPS = 12
 

@@ -21,12 +21,7 @@ from examples.demo_family.data import Batch, Row, batches, chat_prompt, encode, 
 from examples.demo_family.loop import Pools
 from examples.demo_family.sampling import complete, step_text
 from examples.demo_family.tokenizer import BOS, delimiter_id
-from rsd_engine.demo.problems import (
-    DELIMITER,
-    Problem,
-    check_step,
-    generate,
-)
+from rsd_engine.demo.problems import DELIMITER, Problem, check_step, generate
 from rsd_engine.demo.stories import pick
 
 SPOILED = 0.6  # share of the steps that get a wrong one beside them

@@ -26,10 +26,7 @@ class Mailbox:
 
 
 def open_mailbox(state: SlotState) -> tuple[SlotState, Mailbox]:
-    """Moves the mailbox of a state to where both sides reach it.
-
-    Returns:
-        (the state with the device's views, the host's views)
+    """Moves the mailbox to where both sides reach it; returns the new state and the host's views.
 
     Raises:
         RuntimeError: device and host do not share one address space.

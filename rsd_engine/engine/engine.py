@@ -25,12 +25,7 @@ from rsd_engine.engine.prompts import (
     resolve_mixed,
     resolve_prompts,
 )
-from rsd_engine.engine.requests import (
-    changed_fields,
-    default_params,
-    params_of_each,
-    slot_request,
-)
+from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput

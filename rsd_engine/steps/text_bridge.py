@@ -1,6 +1,6 @@
-"""The PRM's tokens of a step by way of its text, for tokenizers that differ.
+"""The PRM's tokens of a step by way of its text, for a PRM with another tokenizer.
 
-Slower than the device's tables, with the same meaning: it is also their test oracle.
+It means the same as the device's tables, and serves as their oracle in tests, but is slower.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rsd_engine.steps.vocabulary import plain_encoder, read_vocabulary
 
 
 class TextBridge:
-    """From the generator's ids of a step to the PRM's ids of the same step.
+    """Translates the generator's ids of a step into the PRM's.
 
     Args:
         tokenizer: fast tokenizer of the model that writes.
@@ -31,12 +31,12 @@ class TextBridge:
     def step_tokens(self, step_tokens: Sequence[int], delimiter_bytes: int) -> list[int]:
         """The PRM's ids of the step's text without its delimiter, then the separator.
 
-        Args:
-            step_tokens: ids of the step; a last token that ran past the delimiter is replaced
-                already. Special tokens are left out.
-            delimiter_bytes: bytes of the delimiter that ended the step, 0 if it ended without one.
+        Special tokens are left out. Bytes that are not UTF-8, as in a character that the length
+        limit cuts in two, become U+FFFD.
 
-        Bytes that are not UTF-8 (a character cut in two by a length limit) become U+FFFD.
+        Args:
+            step_tokens: ids of the step, up to the end of its delimiter.
+            delimiter_bytes: bytes of the delimiter that ended the step; 0 if it ended without one.
         """
         data = self._vocabulary.join(step_tokens)
         text = data[: len(data) - delimiter_bytes].decode("utf-8", errors="replace")

@@ -336,7 +336,7 @@ def test_the_longest_prompt_that_fits(engine: Engine) -> None:
 
 def test_a_question_the_prm_cannot_read(engine: Engine) -> None:
     prompt = {"prompt": "a", "question": "x" * 2000}
-    with pytest.raises(ValueError, match="question has 2002 tokens"):
+    with pytest.raises(ValueError, match="question takes 2002 tokens"):
         engine.generate(prompt, SamplingParams(max_tokens=4), use_tqdm=False)
 
 
