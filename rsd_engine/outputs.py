@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
 StepSource = Literal["draft", "target"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
+
+T = TypeVar("T", bound="RoleMetrics | Flops | Metrics")
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,7 @@ class RoleMetrics:
     seconds: float = 0.0
 
     def __add__(self, other: RoleMetrics) -> RoleMetrics:
-        return RoleMetrics(
-            self.tokens_generated + other.tokens_generated,
-            self.tokens_discarded + other.tokens_discarded,
-            self.tokens_read + other.tokens_read,
-            self.passes + other.passes,
-            self.seconds + other.seconds,
-        )
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Flops:
     all: int = 0
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.generated + other.generated, self.all + other.all)
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
@@ -131,16 +127,7 @@ class Metrics:
         return self.steps_accepted / scored if scored else None
 
     def __add__(self, other: Metrics) -> Metrics:
-        return Metrics(
-            self.draft + other.draft,
-            self.target + other.target,
-            self.prm + other.prm,
-            self.flops + other.flops,
-            self.steps_accepted + other.steps_accepted,
-            self.steps_rejected + other.steps_rejected,
-            self.nan_rewards + other.nan_rewards,
-            self.seconds + other.seconds,
-        )
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
@@ -181,6 +168,12 @@ class FinishedEvent:
 
     request_id: str
     output: RequestOutput
+
+
+def _sum(one: T, other: T) -> T:
+    """Adds two records of counts, field by field."""
+    names = [field.name for field in fields(one)]
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
 def _plain(value: Any) -> Any:

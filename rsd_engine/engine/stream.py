@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 
 from rsd_engine.engine.dispatcher import Dispatcher, StreamEvent
 from rsd_engine.outputs import FinishedEvent, RequestOutput
@@ -61,12 +60,7 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _advance(self) -> None:

@@ -99,7 +99,7 @@ def _speeds(plan: Plan) -> list[str]:
     )  # fmt: skip
     return [
         *_table(("At best", "tokens/s", "ms a step", "x target"), rows),
-        "Roofline: weights and KV read once, products at full rate. No engine can be faster.",
+        "Roofline: weights and KV read once, products at full rate. Nothing is faster.",
         f"A step at {_percent(plan.options.acceptance)} kept, in ms: {parts}.",
     ]
 

@@ -12,9 +12,25 @@ from collections.abc import Sequence
 import torch
 from cuda.bindings import driver
 
-from rsd_engine.loop.cuda.arm_source import NO_EQUALS, SOURCE
 from rsd_engine.loop.cuda.calls import check, compile_kernel
 from rsd_engine.loop.executors.graph_runtime import Arm
+
+_NO_EQUALS = -1
+
+SOURCE = r"""
+extern "C" __device__ __cudart_builtin__ void cudaGraphSetConditional(
+    unsigned long long handle, unsigned int value);
+
+// handles[i] becomes *flags[i], or *flags[i] == equals[i] where equals[i] is not negative.
+extern "C" __global__ void arm(const unsigned long long* handles, const int* const* flags,
+                               const int* equals, int count) {
+  for (int i = 0; i < count; ++i) {
+    int value = *flags[i];
+    if (equals[i] >= 0) value = value == equals[i];
+    cudaGraphSetConditional(handles[i], value);
+  }
+}
+"""
 
 
 class ArmKernel:
@@ -31,7 +47,7 @@ class ArmKernel:
             torch.tensor([arm.handle for arm in arms], dtype=torch.uint64),
             torch.tensor([arm.flag.data_ptr() for arm in arms], dtype=torch.uint64),
             torch.tensor(
-                [NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
+                [_NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
                 dtype=torch.int32,
             ),
         )

@@ -51,13 +51,8 @@ class CudaGraphRuntime:
         self._executable: Any = None
 
     def create_handle(self) -> int:
-        return int(
-            check(
-                cuda.cuGraphConditionalHandleCreate(
-                    self.root, self._capture.context, 0, _ASSIGN_DEFAULT
-                )
-            )
-        )
+        create, context = cuda.cuGraphConditionalHandleCreate, self._capture.context
+        return int(check(create(self.root, context, 0, _ASSIGN_DEFAULT)))
 
     def capture(self, graph: Graph, after: Frontier, work: Sequence[GraphItem]) -> Frontier:
         if not work:
