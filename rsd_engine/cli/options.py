@@ -107,7 +107,7 @@ MinP = Annotated[
     option(_SAMPLING, "Drop tokens below this share of the likeliest one.", "--min-p"),
 ]
 RepetitionPenalty = Annotated[
-    float | None, option(_SAMPLING, "Above 1 it avoids repetition.", "--repetition-penalty")
+    float | None, option(_SAMPLING, "Values above 1 avoid repetition.", "--repetition-penalty")
 ]
 Seed = Annotated[
     int | None,
@@ -139,8 +139,8 @@ Output = Annotated[
     Path | None,
     option(
         _FILES,
-        "JSONL file of results, written as they finish (default: stdout). If it exists, the run "
-        "that wrote it is resumed.",
+        "JSONL file of results, written as they finish (default: stdout). If it exists, its run "
+        "is resumed.",
         "--output",
         "-o",
     ),

@@ -21,7 +21,7 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
-from rsd_engine.outputs import FinishedEvent, Metrics, StepEvent
+from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
 StreamEvent = StepEvent | FinishedEvent
@@ -82,6 +82,21 @@ class Dispatcher:
             if events and isinstance(events[-1], FinishedEvent):
                 del self._events[request_id]
             return events
+
+    def outputs(self, request_ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
+        """Yields (position in `request_ids`, result) as requests finish; drops the rest if left."""
+        waiting = {request_id: index for index, request_id in enumerate(request_ids)}
+        try:
+            while waiting:
+                for request_id in list(waiting):
+                    for event in self.take(request_id):
+                        if isinstance(event, FinishedEvent):
+                            yield waiting.pop(request_id), event.output
+                if waiting:
+                    self.pump(next(iter(waiting)))
+        finally:
+            for request_id in waiting:
+                self.drop(request_id)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; does nothing if it has finished or is unknown."""

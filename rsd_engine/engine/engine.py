@@ -27,7 +27,7 @@ from rsd_engine.engine.prompts import (
 from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
-from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
+from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_engine.steps.policies import Policy, Threshold
 
@@ -354,20 +354,5 @@ class Engine:
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        ids = self._add_all(prompts, params)
-        return self._iterate(self._alive(), ids)
-
-    @staticmethod
-    def _iterate(dispatcher: Dispatcher, ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
-        waiting = {request_id: index for index, request_id in enumerate(ids)}
-        try:
-            while waiting:
-                for request_id in list(waiting):
-                    for event in dispatcher.take(request_id):
-                        if isinstance(event, FinishedEvent):
-                            yield waiting.pop(request_id), event.output
-                if waiting:
-                    dispatcher.pump(next(iter(waiting)))
-        finally:
-            for request_id in waiting:
-                dispatcher.drop(request_id)
+        """Not a generator itself, so that a request that is not allowed is refused at once."""
+        return self._alive().outputs(self._add_all(prompts, params))

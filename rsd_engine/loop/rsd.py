@@ -52,15 +52,11 @@ def build_program(loop: Loop) -> Block:
     schedule = partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule)
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
-    return (
-        While(
-            state.running,
-            (
-                Call("schedule", schedule, sets=(state.running, state.pass_body)),
-                Switch(state.pass_body, passes),
-            ),
-        ),
+    tick = (
+        Call("schedule", schedule, sets=(state.running, state.pass_body)),
+        Switch(state.pass_body, passes),
     )
+    return (While(state.running, tick),)
 
 
 def _pass(loop: Loop, role: Role, num_rows: int) -> Block:

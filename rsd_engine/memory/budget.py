@@ -78,16 +78,8 @@ def size_pool(
 ) -> PoolLayout:
     """The pool that fits the budget, but no larger than all slots at full length can use.
 
-    Args:
-        shapes: as in `page_layout`.
-        max_len: as in `page_layout`.
-        max_num_seqs: slots.
-        max_model_len: most tokens of prompt and output; for the error message.
-        kv_cache_memory_bytes: the budget; None takes what is free: on a GPU within
-            `gpu_memory_utilization`, on a CPU a quarter of it.
-        gpu_memory_utilization: share of the GPU's memory that weights and pages may take.
-        device: where the pool will be.
-        page_multiple: as in `page_layout`.
+    `shapes`, `max_len` and `page_multiple` are those of `page_layout`, the other arguments those of
+    `Engine`. Without `kv_cache_memory_bytes` the budget is what is free.
 
     Raises:
         ValueError: the budget cannot hold one request of `max_model_len` tokens.

@@ -54,15 +54,11 @@ def run_demo(options: DemoOptions) -> None:
     Raises:
         FileNotFoundError: a demo model is not part of this installation.
     """
-    from rsd_engine.demo import checkpoint_dir
+    from rsd_engine.demo import ROLES, checkpoint_dir
     from rsd_engine.demo.problems import generate
 
     problems = generate(options.seed, "test", options.problems)
-    sources = {
-        "draft": options.draft or checkpoint_dir("draft"),
-        "target": options.target or checkpoint_dir("target"),
-        "prm": options.prm or checkpoint_dir("prm"),
-    }
+    sources = {role: getattr(options, role) or checkpoint_dir(role) for role in ROLES}
     view = StepView(make_console())
     view.line(
         f"A draft writes each step; below a reward of {options.threshold:g} the target writes "
@@ -72,8 +68,9 @@ def run_demo(options: DemoOptions) -> None:
     _print_question(view, 0, problems)
     from rsd_engine import SamplingParams, Threshold
 
-    arguments = {"policy": Threshold(options.threshold), "device": options.device}
-    engine = make_engine(sources | arguments | {"max_num_seqs": 1}, verbose=options.verbose)
+    policy = Threshold(options.threshold)
+    others = {"policy": policy, "device": options.device, "max_num_seqs": 1}
+    engine = make_engine({**sources, **others}, verbose=options.verbose)
 
     params = SamplingParams(
         temperature=0.0, max_tokens=_MAX_TOKENS, max_step_tokens=_MAX_STEP_TOKENS

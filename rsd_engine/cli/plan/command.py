@@ -25,7 +25,9 @@ Bandwidth = Annotated[
 ]
 Tflops = Annotated[
     float | None,
-    o.option(_GPU, "Measured TFLOP/s of bf16 products, in place of the published.", "--tflops"),
+    o.option(
+        _GPU, "Measured TFLOP/s of bf16 products, in place of the published figure.", "--tflops"
+    ),
 ]
 Memory = Annotated[str | None, o.option(_GPU, "Memory of the GPU, such as 80GB.", "--memory")]
 Slots = Annotated[int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1)]
