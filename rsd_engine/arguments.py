@@ -6,10 +6,7 @@ import math
 
 
 def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
-    """Returns `value`, or raises ValueError unless it is an integer of [low, high].
-
-    None means no bound; `high` needs `low`.
-    """
+    """Returns `value`; ValueError unless it is an integer of [low, high], where None is no bound."""
     allowed = "" if low is None else f" >= {low}" if high is None else f" in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")

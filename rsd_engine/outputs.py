@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 StepSource = Literal["draft", "target"]
+StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
 
 T = TypeVar("T", bound="RoleMetrics | Flops | Metrics")
@@ -155,7 +156,7 @@ class StepEvent:
 
     request_id: str
     index: int  # which of the n samples
-    kind: Literal["kept", "rejected"]
+    kind: StepKind
     text: str  # of a kept step: what it adds to the output's text
     token_ids: tuple[int, ...]
     source: StepSource

@@ -89,11 +89,7 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
-        """Builds params from fields given as JSON-like values.
-
-        Raises:
-            ValueError: a key is unknown or a value not allowed.
-        """
+        """Builds params from JSON-like values; ValueError if a key or value is not allowed."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -20,9 +20,7 @@ def grow(reward: RewardModel, draft_state: dict[str, torch.Tensor]) -> None:
     """Copies a draft's weights into a new, wider and deeper reward model."""
     draft, wide = SHAPES["draft"], SHAPES["prm"]
     if draft.mlp != wide.mlp or draft.kv_heads != wide.kv_heads or draft.heads != draft.kv_heads:
-        raise ValueError(
-            f"the draft's shape must fit into the reward model's, got {draft} and {wide}"
-        )
+        raise ValueError(f"the shape of the draft, {draft}, must fit into that of the PRM, {wide}")
     # RMSNorm averages over more channels, most of them still near zero.
     shrink = (draft.hidden / wide.hidden) ** 0.5
     # Query heads are grouped by key-value head; the draft's head i leads group i.

@@ -85,11 +85,7 @@ def policy(name: str, value: Any) -> Any:
 
 
 def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The values of a config table, each checked.
-
-    Raises:
-        UsageError: a key is unknown or a value not allowed.
-    """
+    """The values of a config table, checked; UsageError if a key or value is not allowed."""
     unknown = sorted(set(values) - set(checks))
     if unknown:
         raise UsageError(f"unknown keys {unknown} in [{table}]; allowed: {sorted(checks)}")

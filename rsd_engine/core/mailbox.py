@@ -59,8 +59,5 @@ class _Words:
 def _device_view(tensor: Tensor, device: torch.device) -> Tensor:
     view = torch.as_tensor(_Words(tensor), device=device)
     if view.data_ptr() != tensor.data_ptr():
-        raise RuntimeError(
-            f"{device} has no unified addressing: pinned memory of the host has another address "
-            "there; run on another GPU or with device='cpu'"
-        )
+        raise RuntimeError(f"{device} has no unified addressing; use another GPU or device='cpu'")
     return view

@@ -242,15 +242,11 @@ class Engine:
 
     @property
     def op_times(self) -> dict[str, OpTime]:
-        """Calls and seconds of every op so far, by "ROLE.op".
-
-        Raises:
-            ValueError: the engine has another executor than "profile".
-        """
+        """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
         return self._timed_recorder().times()
 
     def reset_op_times(self) -> None:
-        """Starts `op_times` anew, such as after a warm-up."""
+        """Discards the op times so far, such as those of a warm-up."""
         self._timed_recorder().reset()
 
     def get_tokenizer(self) -> Any:

@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
-
 from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.outputs import (
@@ -21,6 +19,7 @@ from rsd_engine.outputs import (
     RoleMetrics,
     Step,
     StepEvent,
+    StepKind,
     StepSource,
 )
 from rsd_engine.sampling_params import SamplingParams

@@ -15,9 +15,6 @@ class Stream:
 
     Each event is a `StepEvent`, the last one a `FinishedEvent`. Leaving the loop early aborts the
     request. The request is queued from the start, so close a stream that you will not iterate.
-
-    Attributes:
-        request_id: for `Engine.abort`.
     """
 
     def __init__(self, dispatcher: Dispatcher, request_id: str) -> None:

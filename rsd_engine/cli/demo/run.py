@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.demo.summary import Score, print_summary
 from rsd_engine.cli.errors import UsageError
@@ -26,11 +26,7 @@ _MAX_STEP_TOKENS = 64
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of the command, which are also the keys of the config table [demo].
-
-    Raises:
-        UsageError: an option is out of range.
-    """
+    """The options of the command, which are also the keys of the config table [demo]."""
 
     problems: int = 3
     threshold: float = 0.7
@@ -49,16 +45,14 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Solves the problems and prints everything.
-
-    Raises:
-        FileNotFoundError: a demo model is not part of this installation.
-    """
+    """Solves the problems and prints everything; FileNotFoundError if a demo model is missing."""
     from rsd_engine.demo import ROLES, checkpoint_dir
     from rsd_engine.demo.problems import generate
 
     problems = generate(options.seed, "test", options.problems)
-    sources = {role: getattr(options, role) or checkpoint_dir(role) for role in ROLES}
+    sources: dict[str, Any] = {
+        role: getattr(options, role) or checkpoint_dir(role) for role in ROLES
+    }
     view = StepView(make_console())
     view.line(
         f"A draft writes each step; below a reward of {options.threshold:g} the target writes "

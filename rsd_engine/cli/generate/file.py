@@ -139,9 +139,7 @@ def _questions(run: _Run, lines: Sequence[InputLine]) -> Iterator[Question]:
             run.fail(line, None, str(error))
 
 
-def _answer(
-    settings: RunSettings, run: _Run, engine: Engine, questions: Sequence[Question]
-) -> None:
+def _answer(settings: RunSettings, run: _Run, engine: Engine, questions: list[Question]) -> None:
     chat = has_template(engine) if settings.chat is None else settings.chat
     ready, prompts, params = [], [], []
     for question in questions:

@@ -58,11 +58,7 @@ def read_lines(path: Path) -> list[InputLine]:
 
 
 def parse_question(line: InputLine) -> Question:
-    """Parses a line.
-
-    Raises:
-        ValueError: it is not a JSON object with a prompt, or a value has the wrong type.
-    """
+    """Parses a line; ValueError if it is not a JSON object, or has no prompt or a wrong value."""
     try:
         values = json.loads(line.raw.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
