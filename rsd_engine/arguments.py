@@ -6,7 +6,7 @@ import math
 
 
 def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
-    """Returns `value`; ValueError unless it is an integer of [low, high], where None is no bound."""
+    """Returns `value`; ValueError unless it is an integer in [low, high], None being no bound."""
     allowed = "" if low is None else f" >= {low}" if high is None else f" in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")

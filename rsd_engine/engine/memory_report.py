@@ -75,14 +75,13 @@ class MemoryReport:
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) in the order to show them."""
-        rows = [(f"{role.name.lower()} weights", megabytes(n)) for role, n in self.weights.items()]
+        weights = by_role_name(self.weights)
+        rows = [(f"{name} weights", megabytes(n)) for name, n in weights.items()]
         rows.append(("page pool", f"{megabytes(self.pool)}, {self.page_bytes} bytes per page"))
-        for role, use in self.pages.items():
-            rows.append(
-                (f"{role.name.lower()} KV",
-                 f"{use.bytes_per_token} bytes per token, {use.tokens_per_page} tokens per page, "
-                 f"{100 * use.remainder / self.page_bytes:.1f} % of a page unusable")
-            )  # fmt: skip
+        for name, use in by_role_name(self.pages).items():
+            sizes = f"{use.bytes_per_token} bytes per token, {use.tokens_per_page} tokens per page"
+            unusable = 100 * use.remainder / self.page_bytes
+            rows.append((f"{name} KV", f"{sizes}, {unusable:.1f} % of a page unusable"))
         if self.page_waste is not None:
             rows.append(("held pages", f"{100 * self.page_waste:.1f} % empty"))
         for label in ("activations", "state", "log", "tables"):

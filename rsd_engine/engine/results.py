@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+
 from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.outputs import (
@@ -171,7 +172,7 @@ class SampleBuilder:
     def _rejected_tokens(self) -> int:
         return sum(len(step.token_ids) for step in self._rejected)
 
-    def _event(self, kind: Literal["kept", "rejected"], text: str, event: StepDecided) -> StepEvent:
+    def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
         source, reward = _SOURCES[event.source], _reward_of(event)
         return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
 
@@ -217,11 +218,7 @@ class RequestBuilder:
     """The result of one request, from its samples in order."""
 
     def __init__(
-        self,
-        request_id: str,
-        prompt: ResolvedPrompt,
-        seed: int,
-        samples: list[SampleBuilder],
+        self, request_id: str, prompt: ResolvedPrompt, seed: int, samples: list[SampleBuilder]
     ) -> None:
         self.request_id = request_id
         self.samples = samples

@@ -76,10 +76,8 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
         executor = _device_loop(program, capture, may_fall_back=name == "auto")
     else:
         executor = _host_graphs(chosen, program, CudaRecorder(capture))
-    logger.info(
-        "%s: warm-up %.1f s, capture %.1f s",
-        executor.name, warm - started, time.perf_counter() - warm,
-    )  # fmt: skip
+    seconds = (warm - started, time.perf_counter() - warm)
+    logger.info("%s: warm-up %.1f s, capture %.1f s", executor.name, *seconds)
     if capture.allocations:
         logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
     return executor
