@@ -1,4 +1,4 @@
-"""Puts a request into a slot, and checks that pages and lengths add up."""
+"""Puts a request into a slot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
-from rsd_kernels.state.enums import NUM_ROLES, Mode, Phase, Role
-from rsd_kernels.state.pages import pages_for
+from rsd_kernels.state.enums import Mode, Phase
 from rsd_kernels.state.slots import SlotState
 
 
@@ -82,24 +81,3 @@ def _fill_automaton(next_state: Tensor, match: Tensor, automaton: ByteAutomaton)
     states = automaton.next.shape[0]
     next_state[:states] = automaton.next
     match[:states] = automaton.match
-
-
-def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
-    """Raises AssertionError unless every page has one owner and every length is in bounds."""
-    num_free = int(state.num_free)
-    owned = state.free_pages[:num_free].tolist()
-    phases = state.phase.tolist()
-    for slot in range(state.num_slots):
-        for role in range(NUM_ROLES):
-            held = int(state.num_pages[role, slot])
-            kv_len = int(state.kv_len[role, slot])
-            length = state.prm_length if role == Role.PRM else state.length
-            owned += state.page_table[role, slot, :held].tolist()
-            where = f"slot {slot}, {Role(role).name}"
-            assert kv_len <= int(length[slot]), f"{where}: kv_len {kv_len} past its context"
-            assert pages_for(kv_len, tokens_per_page[role]) <= held, f"{where}: too few pages"
-            if phases[slot] in (Phase.FREE, Phase.DONE):
-                assert held == 0, f"{where}: an idle slot holds {held} pages"
-        assert int(state.committed[slot]) <= int(state.length[slot]), f"slot {slot}: committed"
-    expected = list(range(state.free_pages.shape[0]))
-    assert sorted(owned) == expected, "a page is lost or has two owners"

@@ -94,7 +94,3 @@ class PagePool:
             v=tuple(layer(2 * i + 1) for i in range(shape.num_layers)),
             tokens_per_page=tokens,
         )
-
-    def poison(self, pages: Tensor) -> None:
-        """Fills whole pages with 0xFF bytes, which read as NaN in every float type (for tests)."""
-        self.buffer.view(self.num_pages, self.page_bytes)[pages.long()] = 0xFF

@@ -11,10 +11,10 @@ from torch import Tensor
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_kernels.state.enums import Role
 from tests.models.driver import Driver
+from tests.page_checks import check_integrity, poison
 
 PROMPTS = (
     "What is 12 + 30?",
@@ -46,7 +46,7 @@ def poison_free(engine: Engine) -> None:
     """NaN into every free page and into held pages past what has been read."""
     built = engine.parts
     state = built.core.state
-    built.pool.poison(state.free_pages[: int(state.num_free)])
+    poison(built.pool, state.free_pages[: int(state.num_free)])
     for role, shape in built.models.kv_shapes.items():
         kv = built.pool.view(shape)
         for slot in range(state.num_slots):

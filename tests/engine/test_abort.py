@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
-from rsd_engine.core.slots import check_integrity
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from tests.engine.scripted import replaced, scripted
@@ -22,6 +21,7 @@ from tests.engine.support import (
     poison_free,
     short_launches,
 )
+from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels
 
 LONG = SamplingParams(temperature=1.0, seed=3, max_tokens=120, ignore_eos=True,

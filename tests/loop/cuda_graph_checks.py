@@ -15,7 +15,6 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.loop.cuda.calls import compile_kernel, cuda_version
 from rsd_engine.loop.cuda.capture_stream import CaptureStream
 from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
@@ -33,6 +32,7 @@ from tests.fake_cuda.device import DEVICE, FakeDevice, device
 from tests.loop.executors import BUCKETS, EXECUTORS
 from tests.loop.test_executors import REQUESTS, flag, wanted
 from tests.loop.toy import Mode, run, story
+from tests.page_checks import check_integrity
 
 __all__ = ["device", "wanted"]  # fixtures
 

@@ -57,9 +57,6 @@ class Plan:
     """The best speed of the three models, and the memory they need.
 
     Attributes:
-        options: what was asked.
-        setting: the device and the load.
-        shapes: sizes of the models.
         pass_seconds: (one token, one step) of every slot, by role.
         target_alone, draft_alone: tokens per second.
         speculation: by the share of draft tokens that are kept.
@@ -68,7 +65,6 @@ class Plan:
         break_even: the least acceptance of steps at which RSD is as fast as the target alone
             ("target alone"), or as speculation at an acceptance of tokens; None if it never is.
         flops_ratio: see `rounds.flops_ratio`.
-        memory: what an engine would allocate.
         lengths: of sequences, to show how many fit.
     """
 
