@@ -56,7 +56,7 @@ def test_what_it_prints(rsd: Rsd) -> None:
     assert result.exit_code == 0
     shown = result.stdout
     assert "H100 SXM: 3.35 TB/s, 990 TFLOP/s, 80 GB (published figures)" in shown
-    assert "qwen2.5-7b: 7.62 B parameters (15.2 GB), 57344 bytes of KV per token" in shown
+    assert "qwen2.5-7b: 7.62 B parameters (15.2 GB), 57344 bytes of KV a token" in shown
     for share in (50, 60, 70, 80, 85, 90):
         assert f"RSD, {share} % of steps kept" in shown
     assert re.search(r"^the target alone +23 %$", shown, re.MULTILINE)

@@ -66,7 +66,7 @@ def _head(plan: Plan) -> list[str]:
         rows.append(
             f"{role.name.lower():<7} {plan.options.sources[role]}: "
             f"{_billions(shape.num_parameters)} parameters ({megabytes(shape.weight_bytes)}), "
-            f"{shape.kv_bytes_per_token} bytes of KV per token"
+            f"{shape.kv_bytes_per_token} bytes of KV a token"
         )
     rows.append(
         f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
