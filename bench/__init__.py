@@ -1,1 +1,1 @@
-"""Measurements: speed against other programs, and accuracy against arithmetic."""
+"""Benchmarks. Each is a command, `python -m bench.NAME`; `bench/README.md` lists them all."""

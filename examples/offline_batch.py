@@ -1,4 +1,4 @@
-"""Answer a batch of questions with the demo family and look at who wrote what.
+"""Answer a batch of questions with the demo family, and show which model wrote each step.
 
 Run: python examples/offline_batch.py
 """

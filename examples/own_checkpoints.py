@@ -1,6 +1,6 @@
-"""Run your own three models on one prompt: folders, hub ids or GGUF files.
+"""Answer one question with three models of your own: folders, hub ids or GGUF files.
 
-Draft and target must share a tokenizer; the reward model may have one of its own.
+Draft and target must share a tokenizer; the reward model may have its own.
 
 Run: python examples/own_checkpoints.py \
     --draft Qwen/Qwen2.5-Math-1.5B-Instruct --target Qwen/Qwen2.5-Math-7B-Instruct \
@@ -15,11 +15,11 @@ from rsd_engine import Engine, SamplingParams, Threshold
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reward-guided speculative decoding of a prompt.")
+    parser = argparse.ArgumentParser(description="Answer one question with three models.")
     for role in ("draft", "target", "prm"):
         parser.add_argument(f"--{role}", required=True, help="folder, hub id or GGUF file")
-    parser.add_argument("--threshold", type=float, default=0.7)
-    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--threshold", type=float, default=0.7, help="keep steps from this reward")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="limit of the answer")
     parser.add_argument("question")
     args = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Read an answer step by step while it is written: in plain code, then two at once in asyncio.
+"""Read an answer step by step while it is being written, then two answers at once with asyncio.
 
 Run: python examples/streaming.py
 """

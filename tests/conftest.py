@@ -1,4 +1,4 @@
-"""What the tests need of a process: a CUDA device for some, and Ctrl-C that interrupts."""
+"""Set-up of the whole suite: tests that need a GPU, and a Ctrl-C that interrupts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def pytest_configure() -> None:
-    """A shell starts what runs behind it with Ctrl-C ignored; tests press it, children inherit."""
+    """Shells start background jobs with Ctrl-C ignored, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -75,6 +75,43 @@ def imported_modules(text: str, modules: set[str]) -> set[str]:
     return found
 
 
+def unused_entries(modules: set[str]) -> list[str]:
+    """Entries of LAYERS that cover no module: what they named has gone, or was misspelt."""
+    used = {entry_of(module) for module in modules}
+    return sorted(entry for entry in LAYER_OF if entry not in used)
+
+
+def op_folders(modules: set[str]) -> set[str]:
+    """The folders of `rsd_kernels` that hold an op: its kernel, its twin."""
+    parts = [module.split(".") for module in modules]
+    return {part[1] for part in parts if len(part) == 3 and part[2] in ("kernel", "twin")}
+
+
+def is_twin(module: str) -> bool:
+    name = module.rpartition(".")[2]
+    return name == "twin" or name.endswith("_twin")
+
+
+def reached(start: str, imports: dict[str, set[str]]) -> set[str]:
+    """`start` and everything that it imports, directly or not."""
+    found, left = {start}, [start]
+    while left:
+        new = imports.get(left.pop(), set()) - found
+        found |= new
+        left += new
+    return found
+
+
+def twin_errors(imports: dict[str, set[str]]) -> list[str]:
+    """The engine gets its ops through `ops` and `model_ops`, which choose kernel or twin."""
+    return [
+        f"{module} imports {target}: use rsd_kernels.ops or rsd_kernels.model_ops"
+        for module, targets in imports.items()
+        for target in sorted(targets)
+        if module.startswith("rsd_engine") and is_twin(target)
+    ]
+
+
 def layer_errors(imports: dict[str, set[str]]) -> list[str]:
     errors = []
     for module, targets in imports.items():
@@ -126,6 +163,36 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
+def test_every_entry_of_the_layers_covers_a_module(imports: dict[str, set[str]]) -> None:
+    assert unused_entries(set(imports)) == []
+
+
+def test_the_engine_imports_no_twin(imports: dict[str, set[str]]) -> None:
+    assert twin_errors(imports) == []
+
+
+def test_what_ops_share_imports_no_op(imports: dict[str, set[str]]) -> None:
+    folders = op_folders(set(imports))
+    assert {"schedule", "sample", "attention", "linear"} < folders and "state" not in folders
+    shared = [m for m in imports if m == "rsd_kernels.launch" or m.startswith("rsd_kernels.state")]
+    assert len(shared) > 5
+    for module in shared:
+        ops = {target.split(".")[1] for target in imports[module] if target.count(".")}
+        assert not ops & folders, f"{module} imports {sorted(ops & folders)}"
+
+
+def test_twins_reach_no_triton(imports: dict[str, set[str]]) -> None:
+    files = module_files()
+    twins = [module for module in imports if is_twin(module)]
+    assert len(twins) > 10
+    for twin in twins:
+        for module in sorted(reached(twin, imports)):
+            names = {
+                name.split(".")[0] for name in imported_names(ast.parse(files[module].read_text()))
+            }
+            assert "triton" not in names, f"{twin} reaches {module}, which imports triton"
+
+
 def test_imports_point_down(imports: dict[str, set[str]]) -> None:
     assert layer_errors(imports) == []
 
@@ -155,6 +222,16 @@ def test_the_test_sees_what_it_should() -> None:
     assert layer_errors({"rsd_engine.unheard_of": set()}) == [
         "rsd_engine.unheard_of has no layer: add it to LAYERS"
     ]
+    assert unused_entries({"rsd_engine.loop.rsd", "rsd_kernels"}) == sorted(
+        LAYER_OF.keys() - {"rsd_engine.loop", "rsd_kernels"}
+    )
+    assert twin_errors({"rsd_engine.models.heads": {"rsd_kernels.reward.twin"}}) == [
+        "rsd_engine.models.heads imports rsd_kernels.reward.twin: "
+        "use rsd_kernels.ops or rsd_kernels.model_ops"
+    ]
+    assert twin_errors({"rsd_kernels.ops": {"rsd_kernels.bridge.merge_twin"}}) == []
+    assert op_folders({"rsd_kernels.norm.twin", "rsd_kernels.state.rows"}) == {"norm"}
+    assert reached("a", {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"e"}}) == {"a", "b", "c"}
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     with pytest.raises(ValueError, match="line 1: write absolute imports"):
         imported_modules("from . import x", modules)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import save_file
@@ -44,6 +44,14 @@ _LIKELY = {"Ċ": 3.2, "ĊĊ": 3.4, ".ĊĊ": 3.6, "ĊĊĊ": 2.6, ")ĊĊ": 2.6, EO
 _CONSTANT = 4.0  # of channel 0 in every embedding
 
 
+class Sources(TypedDict):
+    """The arguments of `Engine` that name its models."""
+
+    draft: Path
+    target: Path
+    prm: Path
+
+
 @dataclass(frozen=True)
 class TinyModels:
     """Folders in Hugging Face format."""
@@ -52,7 +60,7 @@ class TinyModels:
     target: Path
     prm: Path
 
-    def sources(self) -> dict[str, Path]:
+    def sources(self) -> Sources:
         """What `Engine` takes."""
         return {"draft": self.draft, "target": self.target, "prm": self.prm}
 
@@ -124,9 +132,10 @@ def _write_language_model(
     for token, boost in _LIKELY.items():
         head[tokenizer.token_to_id(token), 0] = boost / _final_constant(hidden)
     head[tokenizer.get_vocab_size() :, 0] = 50.0
-    for token, data in enumerate(read_vocabulary(tokenizer).token_bytes):
-        if data.decode("utf-8", errors="ignore") == "" and token != tokenizer.token_to_id(EOS):
-            head[token, 0] = -20.0  # parts of a character, and special tokens
+    eos = tokenizer.token_to_id(EOS)
+    for index, data in enumerate(read_vocabulary(tokenizer).token_bytes):
+        if data.decode("utf-8", errors="ignore") == "" and index != eos:
+            head[index, 0] = -20.0  # parts of a character, and special tokens
     config = _config("LlamaForCausalLM", "llama", hidden, layers, vocab_size, CONTEXT)
     _write(folder, config, weights | {"lm_head.weight": head}, tokenizer)
 

@@ -75,8 +75,8 @@ class Forward {
 
     RsdProduct product(float* y, const float* x, const void* weight, const float* bias,
                        int64_t num_outputs, int64_t num_inputs) const {
-        return {y,          x,           weight,     bias, nullptr,       rows_, num_outputs,
-                num_inputs, num_outputs, num_inputs, 0,    d_.matrix_type};
+        return {y,           x,          weight,      bias,       nullptr, rows_,
+                num_outputs, num_inputs, num_outputs, num_inputs, 0,       d_.matrix_type};
     }
 
     // To what stands in y already.

@@ -74,17 +74,17 @@ int64_t work_of(const RsdAttention& a) {
 
 void Runner::product(const RsdProduct& p) const {
     team.ranges(p.num_outputs, OUTPUT_UNIT, work_of(p),
-               [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
+                [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
 }
 
 void Runner::norm(const RsdNorm& n) const {
     team.ranges(n.num_rows, 1, work_of(n),
-               [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
+                [&](int64_t first, int64_t last) { kernels.norm(n, first, last); });
 }
 
 void Runner::silu_mul(const RsdSiluMul& s) const {
     team.ranges(s.width, OUTPUT_UNIT, work_of(s),
-               [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
+                [&](int64_t first, int64_t last) { kernels.silu_mul(s, first, last); });
 }
 
 void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
@@ -97,7 +97,7 @@ void Runner::gate_up(const RsdProduct& p, const RsdSiluMul& s) const {
 
 void Runner::rope_write(const RsdRopeWrite& w) const {
     team.ranges(w.num_rows, 1, work_of(w),
-               [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
+                [&](int64_t first, int64_t last) { kernels.rope_write(w, first, last); });
 }
 
 void Runner::attention(const RsdAttention& a) const {

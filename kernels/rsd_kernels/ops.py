@@ -21,6 +21,7 @@ from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.launch import runs_on
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
+from rsd_kernels.reward.twin import rewards
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.sample import twin as sample_twin
 from rsd_kernels.schedule import twin as schedule_twin
@@ -32,6 +33,7 @@ __all__ = [
     "decide",
     "end_slot_step",
     "end_step",
+    "rewards",
     "sample_append",
     "schedule",
     "score",

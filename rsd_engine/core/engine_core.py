@@ -60,6 +60,10 @@ class EngineCore:
         executor: runs the loop's program.
         mailbox: the host's side of the state's log and request word.
         text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+
+    Attributes:
+        max_running: how many requests may hold a slot at once. It starts as the number of slots;
+            a benchmark may lower it between launches.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class EngineCore:
         self.state: SlotState = loop.state
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
+        self.max_running: int = self.state.num_slots
         self.num_preemptions = 0
         self.stats = LaunchStats()
         self._mailbox = mailbox
@@ -96,18 +101,21 @@ class EngineCore:
 
     def check(self, request: SlotRequest) -> str | None:
         """Why this request can never run, even alone in the pool; None if it can."""
-        need = self._pages_at(request, request.length_limit)
+        need = self.pages_for_request(request)
         total = self.state.free_pages.shape[0]
         if need > total:
             return f"it may need {need} KV pages and the pool has {total}"
         return None
 
+    def pages_for_request(self, request: SlotRequest) -> int:
+        """KV pages that all its roles hold when its output is as long as it may become."""
+        return self._pages_at(request, request.length_limit)
+
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
         self._queue.append((key, request))
         if self._in_flight and len(self._queue) == 1:
-            has_slot = None in self._slots
-            self._ask(HostRequest.RETURN if has_slot else HostRequest.RETURN_WHEN_FREE)
+            self._ask(HostRequest.RETURN if self._may_start else HostRequest.RETURN_WHEN_FREE)
 
     def abort(self, key: int) -> list[Event]:
         """Ends a queued or running request at once.
@@ -135,8 +143,22 @@ class EngineCore:
         return self._has_requests or bool(self._pending)
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a launch runs by itself; only the device writes to the state meanwhile."""
+        return self._in_flight
+
+    @property
+    def slot_keys(self) -> list[int | None]:
+        """The key of the request in each slot, None where there is none."""
+        return [running.key if running else None for running in self._slots]
+
+    @property
     def _has_requests(self) -> bool:
         return bool(self._queue) or any(self._slots)
+
+    @property
+    def _may_start(self) -> bool:
+        return sum(running is not None for running in self._slots) < self.max_running
 
     def ask_to_return(self) -> None:
         """Makes the launch that is running, or about to start, return after its tick.
@@ -254,7 +276,7 @@ class EngineCore:
     # ------------------------------------------------------------------ admission and pages
 
     def _admit(self) -> None:
-        while self._queue and None in self._slots:
+        while self._queue and self._may_start:
             if self._slots_with(active=False):
                 return  # preempted requests are older and go first
             _, request = self._queue[0]

@@ -8,8 +8,8 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.reward_heads import RewardHead
+from rsd_kernels.ops import rewards
 from rsd_kernels.reward.heads import RewardHead as ScoringHead
-from rsd_kernels.reward.twin import rewards
 from rsd_kernels.state.rows import RowBatch
 
 

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(autouse=True)
 def _tiny_demo_family(monkeypatch: pytest.MonkeyPatch, tiny: TinyModels) -> None:
-    monkeypatch.setattr("rsd_engine.demo.checkpoint_dir", lambda role: tiny.sources()[role])
+    monkeypatch.setattr("rsd_engine.demo.checkpoint_dir", lambda role: getattr(tiny, role))
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, *args: str) -> None:

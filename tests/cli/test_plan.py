@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 MODELS = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b")
 # 1 TB/s, and so much arithmetic that only bytes count
 PLAIN = ("--gpu=h100", "--bandwidth=1000", "--tflops=1000000")
@@ -62,13 +59,6 @@ def test_what_it_prints(rsd: Rsd) -> None:
     assert re.search(r"^the target alone +23 %$", shown, re.MULTILINE)
     assert "917504 bytes a page, for 32 draft, 16 target, 32 prm tokens" in shown
     assert max(map(len, shown.splitlines())) <= 80
-
-
-def test_the_readme_shows_what_it_prints(rsd: Rsd) -> None:
-    text = README.read_text(encoding="utf-8")
-    command, _, block = text.partition("$ rsd plan ")[2].partition("\n")
-    shown = block.partition("\n```")[0]
-    assert rsd("plan", *shlex.split(command)).stdout.strip() == shown.strip()
 
 
 def test_given_figures_are_said(rsd: Rsd) -> None:

@@ -12,8 +12,10 @@ from rsd_engine.cli.show import StepView, is_plain, visible
 
 def shown(*, terminal: bool, width: int = 100) -> str:
     out = io.StringIO()
-    colors = "standard" if terminal else None
-    console = Console(file=out, force_terminal=terminal, width=width, color_system=colors)
+    console = Console(
+        file=out, force_terminal=terminal, width=width,
+        color_system="standard" if terminal else None,
+    )  # fmt: skip
     view = StepView(console)
     view.legend()
     view.step("draft", 0.934, "She has 3 [red]apples[/red].\n\n")

@@ -1,4 +1,4 @@
-"""When pages run short: who is preempted, when, and that nothing is lost."""
+"""When pages run out: who is preempted, when, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_shortage_preempts_and_loses_nothing(ticks: int) -> None:
 
 
 def test_nobody_is_preempted_while_another_goes_on() -> None:
-    """A launch that ends at its tick cap is no reason to take pages from anyone."""
+    """A launch that ends at its tick cap preempts nobody."""
     core = toy_core(ten_letters, ten_letters, score, ticks_per_launch=1)
     for key, prompt in enumerate(("ab", "a")):  # pages of three tokens: the first is full sooner
         core.add(key, toy_request(prompt, mode=Mode.DRAFT))

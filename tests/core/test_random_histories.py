@@ -19,8 +19,8 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
-from tests.loop.executors import EXECUTORS
-from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, run, story, toy_core, toy_request
+from tests.loop.executors.on_cpu import EXECUTORS
+from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, Writer, run, story, toy_core, toy_request
 from tests.page_checks import check_integrity
 
 POLICIES = (
@@ -36,7 +36,7 @@ def noise(name: bytes, row: tuple[int, ...], index: int) -> float:
     return zlib.crc32(name + bytes(row) + bytes([index])) / 2**32
 
 
-def writer(name: bytes):
+def writer(name: bytes) -> Writer:
     def logits(row: tuple[int, ...]) -> list[float]:
         values = [3.0 * noise(name, row, i) for i in range(NUM_IDS)]
         values[NEWLINE] += 2.5 if row[-1] == NEWLINE else 1.2
@@ -50,7 +50,7 @@ def score(row: tuple[int, ...]) -> float:
 
 
 def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
-    """What the device's bridge does, as a host would that tokenises text: one token is one byte."""
+    """The bridge as the host does it, by way of text; one token is one byte."""
     kept = [token for token in step if token <= NEWLINE]
     return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]
 
@@ -81,11 +81,11 @@ def core_of(
 
 
 class Broken(Exception):
-    """A forward that failed."""
+    """A forward pass that failed."""
 
 
 def break_passes(core: EngineCore, role: Role, passes: set[int]) -> None:
-    """The forward of `role` fails in these of its passes from now on, the first being 1."""
+    """From now on the forward of `role` fails in these passes, counted from 1."""
     forward, count = core.loop.forwards[role], 0
 
     def fails(batch: RowBatch) -> None:
@@ -188,9 +188,9 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        """Now and then of one that has ended."""
+        """Sometimes of a request that has already ended."""
         ended = {key for key, events in self.events.items() if _has_ended(events)}
-        running = [slot.key for slot in self.core._slots if slot is not None]
+        running = self.core.slot_keys
         some = sorted(self.wanted.keys() - ended) or sorted(ended)
         key = data.draw(st.sampled_from(some) | st.sampled_from(sorted(self.wanted)))
         self.seen["aborts of running requests"] += key in running

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 
+from rsd_engine.core import engine_core
 from rsd_engine.core.watchdog import Watchdog
 from rsd_kernels.state.enums import Phase, Role
 from tests.core.test_random_histories import core_of, make_request
@@ -30,9 +32,11 @@ def test_says_which_slot_stands_in_which_phase(caplog: pytest.LogCaptureFixture)
     assert "slot 1 in TARGET, slot 3 in SCORE" in message and "slot 0" not in message
 
 
-def test_is_silent_while_ticks_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_is_silent_while_ticks_go_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_core, "Watchdog", partial(Watchdog, patience=0.0))
     core = core_of(2, 200, 1 << 16, "host-graphs")
-    core._watchdog = Watchdog(core.state, patience=0.0)
     core.add(0, make_request(("abc", 1, 0.0, 25, 0, Mode.RSD)))
     with caplog.at_level(logging.ERROR, logger="rsd_engine"):
         while core.has_work:

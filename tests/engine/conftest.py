@@ -13,7 +13,7 @@ from tests.tiny_models import TinyModels, make_tiny_models
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Products of a few rows do not gain from threads, and lose where the cores are busy."""
+    """Threads do not speed up products of a few rows, and slow them down on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 
 @pytest.fixture(scope="session")
 def other_prm(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """The same writers; the PRM has a tokenizer of its own."""
+    """The same draft and target, and a PRM with a tokenizer of its own."""
     return make_tiny_models(tmp_path_factory.mktemp("other"), own_prm_tokenizer=True)
 
 

@@ -1,4 +1,4 @@
-"""An abort gives every page back at once and harms nobody, whatever the request was doing."""
+"""An abort returns every page at once and affects no other request, in any phase."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
+from rsd_engine.engine.stream import Stream
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
-from tests.engine.scripted import replaced, scripted
-from tests.engine.support import (
+from tests.engine.harness.runs import (
     PROMPTS,
+    Reached,
     all_pages_free,
     decisions,
     generate,
     poison_free,
+    run_until,
     short_launches,
 )
+from tests.engine.harness.scripted import replaced, scripted
+from tests.loop.executors.around import around_launches
 from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels
 
@@ -29,20 +33,14 @@ LONG = SamplingParams(temperature=1.0, seed=3, max_tokens=120, ignore_eos=True,
 OTHERS = [SamplingParams(temperature=1.0, seed=s, max_tokens=30) for s in (5, 6)]
 
 
-def slot_of(engine: Engine, request_id: str) -> int:
-    """Where the request sits; its key in the core is the last one given."""
-    core = engine.parts.core
-    [key] = engine._dispatcher._keys[request_id]
-    return next(i for i, r in enumerate(core._slots) if r is not None and r.key == key)
+def launches(engine: Engine, count: int) -> None:
+    """Runs `count` launches."""
+    stats = engine.parts.core.stats
+    last = stats.launches + count
+    run_until(engine, lambda: stats.launches >= last)
 
 
-def launch(engine: Engine) -> None:
-    """One launch, on behalf of nobody in particular."""
-    with engine._dispatcher._ahead():
-        engine._dispatcher._run_core()
-
-
-def drain(stream) -> FinishedEvent:
+def drain(stream: Stream) -> FinishedEvent:
     *_, last = stream
     assert isinstance(last, FinishedEvent)
     return last
@@ -55,11 +53,11 @@ def test_abort_in_each_phase(engine: Engine, phase: Phase) -> None:
     with short_launches(engine, 1):
         others = [engine.stream(p, q) for p, q in zip(PROMPTS[1:], OTHERS, strict=False)]
         victim = engine.stream(PROMPTS[0], LONG)
-        for tick in range(500):
-            launch(engine)
-            slot = slot_of(engine, victim.request_id)
-            if tick > 30 and int(core.state.phase[slot]) == phase:
-                break
+        launches(engine, 1)
+        slot = len(others)
+        assert int(core.state.prompt_length[slot]) == len(engine.get_tokenizer().encode(PROMPTS[0]))
+        launches(engine, 30)
+        run_until(engine, lambda: int(core.state.phase[slot]) == phase)
         assert int(core.state.phase[slot]) == phase
         held = int(core.state.num_pages[:, slot].sum())
         before = int(core.state.num_free)
@@ -88,13 +86,14 @@ def test_abort_of_a_queued_request(engine: Engine) -> None:
 
 
 def test_abort_ends_all_samples(engine: Engine) -> None:
-    """Some run, some are queued; those that had ended keep their end."""
+    """Some samples run, some are queued; one that has ended keeps its finish reason."""
     params = replace(LONG, n=6, seed=4, ignore_eos=False, max_tokens=25)
     stream = engine.stream(PROMPTS[0], params)
     with short_launches(engine, 1):
-        builder = engine._dispatcher._samples[engine._dispatcher._keys[stream.request_id][0]][0]
-        while not any(sample.done for sample in builder.samples):
-            launch(engine)
+        launches(engine, 1)
+        core = engine.parts.core
+        first = core.slot_keys
+        run_until(engine, lambda: core.slot_keys != first)
     engine.abort(stream.request_id)
     output = drain(stream).output
     reasons = [completion.finish_reason for completion in output.outputs]
@@ -111,10 +110,8 @@ def test_abort_of_a_preempted_request(engine: Engine) -> None:
     with short_launches(engine, 3):
         other = engine.stream(PROMPTS[1], OTHERS[0])
         victim = engine.stream(PROMPTS[0], LONG)
-        for _ in range(10):
-            launch(engine)
-        slot = slot_of(engine, victim.request_id)
-        assert core.preempt_youngest() == slot
+        launches(engine, 10)
+        assert core.preempt_youngest() == 1
         engine.abort(victim.request_id)
         assert drain(victim).output.outputs[0].finish_reason == "abort"
         [wanted] = generate(engine, [PROMPTS[1]], OTHERS[0])
@@ -126,10 +123,14 @@ def test_abort_while_a_step_waits_for_the_host(other_prm: TinyModels) -> None:
     with Engine(**other_prm.sources(), max_num_seqs=2, device="cpu") as engine:
         core = engine.parts.core
         victim = engine.stream(PROMPTS[0], LONG)
-        core._resume()
-        core._admit()
-        while int(core.state.phase[0]) != Phase.WAIT_HOST:
-            core._launch()
+
+        def look() -> None:
+            if int(core.state.phase[0]) == Phase.WAIT_HOST:
+                raise Reached
+
+        with around_launches(core, after=look), pytest.raises(Reached):
+            list(engine.stream(PROMPTS[1], LONG))
+        assert int(core.state.phase[0]) == Phase.WAIT_HOST
         engine.abort(victim.request_id)
         assert drain(victim).output.outputs[0].finish_reason == "abort"
         assert all_pages_free(engine)
@@ -143,11 +144,11 @@ def test_abort_of_nobody(engine: Engine) -> None:
 
 
 def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
-    """The next request in the slot sees nothing of the aborted one."""
+    """The slot's next request sees nothing of the aborted one."""
     [wanted] = generate(engine, [PROMPTS[2]], OTHERS[1])
     with short_launches(engine, 7):
         victim = engine.stream(PROMPTS[0], LONG)
-        launch(engine)
+        launches(engine, 1)
         engine.abort(victim.request_id)
         drain(victim)
         poison_free(engine)
@@ -160,7 +161,7 @@ def test_a_slot_is_reused_after_an_abort(engine: Engine) -> None:
 def test_nobody_waits_for_the_end_of_another_s_step(
     tiny: TinyModels, executor: str, what: str
 ) -> None:
-    """A launch may go on for a step of any length; who adds or aborts meanwhile goes first."""
+    """A launch may last as long as a step; adding or aborting meanwhile does not wait for it."""
     tokens = SamplingParams(temperature=0.0, max_tokens=400, mode="draft")
     with (
         Engine(**tiny.sources(), max_num_seqs=2, device="cpu", executor=executor) as engine,

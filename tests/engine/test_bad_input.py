@@ -141,12 +141,12 @@ def test_arguments_are_checked_before_a_model_is_looked_for() -> None:
     """A hub id would be downloaded first."""
     for options in ({"dtype": "fp16"}, {"max_num_seqs": 0}, {"policy": 1}, {"executor": "x"}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            Engine(target="no-such-owner/no-such-model", device="cpu", **options)  # type: ignore[arg-type]
+            Engine(target="no-such-owner/no-such-model", device="cpu", **options)
 
 
 @pytest.mark.parametrize("roles", [(), ("prm",), ("draft", "target"), ("draft", "prm")])
 def test_models_that_make_no_engine(tiny: TinyModels, roles: tuple[str, ...]) -> None:
-    sources = {role: path for role, path in tiny.sources().items() if role in roles}
+    sources = {role: getattr(tiny, role) for role in roles}
     with pytest.raises(ValueError, match="give draft, target and prm"):
         Engine(**sources)
 
@@ -304,7 +304,7 @@ def test_limits_beyond_any_integer_of_the_device(engine: Engine) -> None:
 
 
 def test_an_engine_of_another_process(engine: Engine) -> None:
-    """A forked child must be told, and not wait for a thread that it does not have."""
+    """A forked child gets an error: the core's thread exists in the parent only."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:

@@ -1,4 +1,4 @@
-"""Models that misbehave: a failure ends its own request, or none at all, and never hangs."""
+"""Models that misbehave: a failure ends its own request at most, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Threshold
+from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Step, Threshold
 from rsd_engine.core.events import Event
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
-from tests.engine.scripted import replaced, scripted, spoiled
-from tests.engine.support import all_pages_free, decisions, generate
+from tests.engine.harness.runs import all_pages_free, decisions, generate
+from tests.engine.harness.scripted import replaced, scripted, spoiled
 from tests.tiny_models import TinyModels
 
 GOOD = ["ab", "abcd", "abcde"]
@@ -67,7 +70,7 @@ def test_a_reward_that_is_not_a_number_never_accepts(engine: Engine, policy: Thr
 def test_steps_of_nothing_do_not_loop(
     engine: Engine, policy: Threshold, text: str, reason: str
 ) -> None:
-    """Delimiters alone, end-of-text first, no delimiter at all: every output ends."""
+    """Only delimiters, end-of-text first, no delimiter: every output ends."""
     params = SamplingParams(temperature=0.0, max_tokens=40, max_steps=7, policy=policy)
     with scripted(engine, text), scripted(engine, text, role=Role.TARGET):
         [result] = generate(engine, ["x"], params)
@@ -84,7 +87,7 @@ def test_steps_of_nothing_do_not_loop(
 def test_a_pass_that_fails_ends_the_call_and_not_the_engine(
     tiny: TinyModels, executor: str, role: Role
 ) -> None:
-    """Who called gets the error; a stream of somebody else goes on where it was."""
+    """The caller gets the error; another caller's stream goes on."""
     params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=Threshold(0.5))
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, params)
@@ -150,8 +153,10 @@ def test_an_interrupt_leaves_the_engine_usable(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("executor", ["eager", "profile"])
-def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor: str) -> None:
-    """Whatever the caller is torn out of, nobody touches the core while a tick goes on."""
+def test_a_second_interrupt_while_the_first_is_served(
+    tiny: TinyModels, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the caller is interrupted, nobody touches the core during a tick."""
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
         wanted = generate(engine, GOOD, PARAMS)
         core, passes, together = engine.parts.core, 0, 0
@@ -173,7 +178,7 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
             together += in_a_pass
             return abort(key)
 
-        core.abort = watched  # type: ignore[method-assign]
+        monkeypatch.setattr(core, "abort", watched)
         with replaced(engine, Role.DRAFT, interrupted), pytest.raises(KeyboardInterrupt):
             generate(engine, GOOD, PARAMS)
         results = generate(engine, GOOD, PARAMS)
@@ -182,11 +187,13 @@ def test_a_second_interrupt_while_the_first_is_served(tiny: TinyModels, executor
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -> None:
-    """What comes next waits for the end of the step if it has begun, and else for nothing."""
+def test_an_interrupt_while_a_step_is_handed_over(
+    engine: Engine, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call waits for the step to end if it has begun, and otherwise does not wait."""
     wanted = generate(engine, GOOD, PARAMS)
-    core, worker = engine.parts.core, engine._dispatcher._worker
-    forward, abort, submit = core.loop.forwards[Role.DRAFT], core.abort, worker.submit
+    core, submit = engine.parts.core, ThreadPoolExecutor.submit
+    forward, abort = core.loop.forwards[Role.DRAFT], core.abort
     together = submitted = 0
     in_a_pass = False
 
@@ -202,7 +209,7 @@ def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -
         together += in_a_pass
         return abort(key)
 
-    def torn(*args: object) -> object:
+    def torn(*args: Any) -> Future[Any]:
         nonlocal submitted
         submitted += 1
         if submitted == 2 and not begun:
@@ -213,18 +220,18 @@ def test_an_interrupt_while_a_step_is_handed_over(engine: Engine, begun: bool) -
             raise KeyboardInterrupt
         return future
 
-    core.abort = watched  # type: ignore[method-assign]
-    worker.submit = torn  # type: ignore[method-assign, assignment]
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(core, "abort", watched)
+        patched.setattr(ThreadPoolExecutor, "submit", torn)
         with replaced(engine, Role.DRAFT, slow), pytest.raises(KeyboardInterrupt):
             generate(engine, GOOD, PARAMS)
-    finally:
-        core.abort, worker.submit = abort, submit  # type: ignore[method-assign]
     assert submitted >= 2 and together == 0
     assert not core.has_work and all_pages_free(engine)
     results = generate(engine, GOOD, PARAMS)
     assert [decisions(r) for r in results] == [decisions(r) for r in wanted]
 
 
-def _rewards(steps) -> list[float]:
-    return [s.rejected.reward if s.rejected else s.reward for s in steps]
+def _rewards(steps: Sequence[Step]) -> list[float]:
+    found = [s.rejected.reward if s.rejected else s.reward for s in steps]
+    assert None not in found
+    return [reward for reward in found if reward is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
 from rsd_kernels.state.enums import Role
-from tests.engine.support import PROMPTS, Fresh, generate
-from tests.engine.ties import TIE
+from tests.engine.harness.runs import PROMPTS, Fresh, generate
+from tests.engine.oracles.ties import TIE
 from tests.models.checkpoints import ARCHITECTURES, make_model, save, to_old_spelling
 from tests.tiny_models import TinyModels, tiny_tokenizer, write_tokenizer
 
@@ -24,7 +25,7 @@ SHORT_PROMPTS = [
 ]  # fmt: skip
 
 
-def transformers_tokens(model, ids: list[int], count: int, eos: list[int]) -> list[int]:
+def transformers_tokens(model: Any, ids: list[int], count: int, eos: list[int]) -> list[int]:
     prompt = torch.tensor([ids])
     with torch.no_grad():
         output = model.generate(
@@ -39,7 +40,7 @@ def transformers_tokens(model, ids: list[int], count: int, eos: list[int]) -> li
 
 
 def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> bool:
-    """Whether the tokens agree up to a place where the two best logits do."""
+    """Whether the tokens agree up to a tie of the two best logits."""
     found = list(result.outputs[0].token_ids)
     if found == wanted:
         return True
@@ -52,7 +53,7 @@ def same_or_tie(engine: Engine, result: RequestOutput, wanted: list[int]) -> boo
 
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_tiny_models(tiny: TinyModels, role: str) -> None:
-    folder = tiny.sources()[role]
+    folder = getattr(tiny, role)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     num_ids = len(AutoTokenizer.from_pretrained(folder))
     # transformers would sample the padded rows, which stand far above the others.
@@ -132,7 +133,7 @@ def test_smollm2(smollm2: Path) -> None:
 
 def check_smollm2(path: Path, asked: list[tuple[str, int]]) -> None:
     """Greedy tokens and the logits after them, from the GGUF file and from safetensors."""
-    from bench.smollm2 import checkpoint_folder
+    from bench.compare.smollm2 import checkpoint_folder
 
     file = {"gguf_file": path.name}
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **file).eval()

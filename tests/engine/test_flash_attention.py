@@ -13,8 +13,8 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.models import decoder
 from rsd_kernels.attention import flash as flash_attention
 from rsd_kernels.model_ops import TWINS
-from tests.engine.support import PROMPTS, decisions, generate
-from tests.kernels.fake_flash_attn import HALF, fake_library
+from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.kernels.attention.fake_flash_attn import HALF, fake_library
 from tests.tiny_models import TinyModels
 
 
@@ -35,7 +35,7 @@ def test_the_same_tokens(
         caplog.at_level(logging.INFO, "rsd_engine"),
         Engine(**tiny.sources(), policy=Threshold(0.5), max_num_seqs=2, device="cpu") as ours,
     ):
-        assert "attention: flash-attn of unknown version, else reference" in caplog.text
+        assert "attention: flash-attn of unknown version, else PyTorch" in caplog.text
         per_page = ours.parts.core.loop.tokens_per_page
         assert all(tokens > 0 and tokens % 256 == 0 for tokens in per_page)
         found = [decisions(result) for result in generate(ours, prompts, params)]

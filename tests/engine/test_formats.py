@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rsd_engine import Engine, SamplingParams, Threshold
-from tests.engine.support import PROMPTS, decisions, generate
+from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.test_fidelity import same_or_tie, transformers_tokens
 from tests.models.checkpoints import make_model
 from tests.models.test_loading import weights_of, write_shards
@@ -24,14 +24,13 @@ def test_shards_and_bin_files_in_one_engine(
     engine: Engine, tiny: TinyModels, tmp_path: Path
 ) -> None:
     """The PRM as a .bin file, as Skywork's comes."""
-    folders = {role: tmp_path / role for role in tiny.sources()}
-    for role, source in tiny.sources().items():
-        shutil.copytree(source, folders[role])
-    weights = {role: weights_of(folder) for role, folder in folders.items()}
-    write_shards(folders["draft"], weights["draft"], "pytorch_model.bin", torch.save)
-    write_shards(folders["target"], weights["target"], "model.safetensors", save_file)
-    torch.save(weights["prm"], folders["prm"] / "pytorch_model.bin")
-    with Engine(**folders, max_num_seqs=4, device="cpu") as other:
+    copies = TinyModels(tmp_path / "draft", tmp_path / "target", tmp_path / "prm")
+    for source in (tiny.draft, tiny.target, tiny.prm):
+        shutil.copytree(source, tmp_path / source.name)
+    write_shards(copies.draft, weights_of(copies.draft), "pytorch_model.bin", torch.save)
+    write_shards(copies.target, weights_of(copies.target), "model.safetensors", save_file)
+    torch.save(weights_of(copies.prm), copies.prm / "pytorch_model.bin")
+    with Engine(**copies.sources(), max_num_seqs=4, device="cpu") as other:
         found = generate(other, PROMPTS, PARAMS)
     wanted = generate(engine, PROMPTS, PARAMS)
     assert [decisions(result) for result in found] == [decisions(result) for result in wanted]

@@ -9,8 +9,8 @@ import pytest
 
 from rsd_engine import Clip, Constant, Engine, Logistic, SamplingParams, Sigmoidal, Threshold
 from rsd_engine.steps.policies import Policy
-from tests.engine.support import PROMPTS, all_pages_free, decisions, generate, harsh
-from tests.engine.ties import differs_by_a_tie
+from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
+from tests.engine.oracles.ties import differs_by_a_tie
 from tests.tiny_models import TinyModels
 
 POLICIES: list[Policy] = [

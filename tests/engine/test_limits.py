@@ -7,17 +7,20 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
+from rsd_engine.outputs import CompletionOutput
 from rsd_kernels.state.enums import Role
-from tests.engine.scripted import scripted
-from tests.engine.support import PROMPTS, generate
-from tests.tiny_models import CONTEXT
+from tests.engine.harness.runs import PROMPTS, generate
+from tests.engine.harness.scripted import scripted
+from tests.tiny_models import CONTEXT, TinyModels
 
 GREEDY = SamplingParams(temperature=0.0, mode="draft")
 
 
-def write(engine: Engine, text: str | list[int], params: SamplingParams, **options: bool):
-    """The one completion of a draft that writes `text`."""
-    with scripted(engine, text, **options):
+def write(
+    engine: Engine, text: str | list[int], params: SamplingParams, *, split_characters: bool = False
+) -> CompletionOutput:
+    """The completion of one request whose draft writes `text`."""
+    with scripted(engine, text, split_characters=split_characters):
         return generate(engine, ["x"], params)[0].outputs[0]
 
 
@@ -47,12 +50,13 @@ def test_stop_strings(
         assert write(engine, text, included, split_characters=split).text == kept + reason
 
 
-def test_a_stop_string_in_a_rejected_step_is_forgotten(engine: Engine) -> None:
+def test_a_stop_string_in_a_rejected_step_does_not_count(engine: Engine) -> None:
     params = replace(GREEDY, mode=None, policy=Threshold(1.1), stop=["\n\nc"])
     with scripted(engine, "ab\n\n"), scripted(engine, "c\n\nX</s>", role=Role.TARGET):
         [result] = generate(engine, ["x"], params)
     assert result.outputs[0].text == "c\n\nX" and result.outputs[0].stop_reason is None
-    assert result.outputs[0].steps[0].rejected.text == "ab\n\n"
+    rejected = result.outputs[0].steps[0].rejected
+    assert rejected is not None and rejected.text == "ab\n\n"
 
 
 def test_stop_token_ids(engine: Engine) -> None:
@@ -76,7 +80,7 @@ def test_ignore_eos(engine: Engine) -> None:
 
 
 def test_min_tokens_holds_back_every_stop(engine: Engine) -> None:
-    """The script wants to end after two tokens and then goes on wanting to."""
+    """The script tries to end after two tokens, and at every token after that."""
     params = replace(GREEDY, min_tokens=5, stop_token_ids=[10], max_tokens=20)
     completion = write(engine, "ab</s>", params)
     assert completion.finish_reason == "stop" and len(completion.token_ids) == 6
@@ -137,14 +141,14 @@ def test_tokens_past_the_delimiter_are_cut(engine: Engine) -> None:
     assert completion.logprobs is not None and len(completion.logprobs) == 4
 
 
-def test_plain_decoding_has_one_step(tiny) -> None:
+def test_plain_decoding_has_one_step(tiny: TinyModels) -> None:
     with Engine(target=tiny.target, step_delimiters=None, device="cpu") as engine:
         params = SamplingParams(temperature=1.0, seed=1, max_tokens=60, ignore_eos=True)
         [result] = generate(engine, [PROMPTS[0]], params)
     assert len(result.outputs[0].steps) == 1 and "\n\n" in result.outputs[0].text
 
 
-def test_other_delimiters(tiny) -> None:
+def test_other_delimiters(tiny: TinyModels) -> None:
     with Engine(draft=tiny.draft, step_delimiters=["b", ";;"], device="cpu") as engine:
         completion = write(engine, "aab;c;;;d\n\ne</s>", SamplingParams(temperature=0.0))
     assert [step.text for step in completion.steps] == ["aab", ";c;;", ";d\n\ne"]

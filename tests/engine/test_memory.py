@@ -89,7 +89,7 @@ def test_page_waste_of_a_running_request(engine: Engine) -> None:
     used = sum(use.tokens_held * use.bytes_per_token for use in report.pages.values())
     assert held > 0
     assert report.page_waste == pytest.approx(1 - used / (held * report.page_bytes))
-    assert 0 < report.page_waste < 1
+    assert report.page_waste is not None and 0 < report.page_waste < 1
     assert "% empty" in report.text()
     stream.close()
     assert engine.memory.page_waste is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rsd_engine import Engine, SamplingParams
-from tests.engine.support import all_pages_free, decisions, generate
+from tests.engine.harness.runs import all_pages_free, decisions, generate
+from tests.engine.oracles.ties import differs_by_a_tie
 from tests.engine.test_independence import mixed_requests
-from tests.engine.ties import differs_by_a_tie
 from tests.tiny_models import TinyModels
 
 

@@ -8,13 +8,14 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rsd_engine import Engine, SamplingParams, Threshold
+from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
 from rsd_kernels.state.enums import Role
-from tests.engine.scripted import spoiled
-from tests.engine.support import PROMPTS, decisions, generate
+from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.engine.harness.scripted import spoiled
 from tests.tiny_models import TinyModels
 
 PARAMS = SamplingParams(temperature=1.0, seed=9, max_tokens=30, logprobs=2, n=2)
@@ -62,9 +63,9 @@ def test_metrics_add_up(engine: Engine) -> None:
             assert (done.passes > 0) == (done.seconds > 0) == (done.tokens_read > 0) == was_needed
     after = engine.metrics
     for name in ("tokens_generated", "tokens_discarded", "tokens_read", "passes"):
-        for role in ("draft", "target", "prm"):
-            gained = getattr(getattr(after, role), name) - getattr(getattr(before, role), name)
-            assert gained == sum(getattr(getattr(r.metrics, role), name) for r in results)
+        for model in ("draft", "target", "prm"):
+            gained = getattr(getattr(after, model), name) - getattr(getattr(before, model), name)
+            assert gained == sum(getattr(getattr(r.metrics, model), name) for r in results)
     for name in ("steps_accepted", "steps_rejected"):
         gained = getattr(after, name) - getattr(before, name)
         assert gained == sum(getattr(r.metrics, name) for r in results)
@@ -76,7 +77,7 @@ def test_prompts_in_every_shape(engine: Engine) -> None:
     ids = engine.get_tokenizer().encode("What is 2 + 2?")
     params = SamplingParams(temperature=0.0, max_tokens=10)
     text, tokens, both, listed = (
-        engine.generate(prompt, params, use_tqdm=False)[0]  # type: ignore[arg-type]
+        engine.generate(prompt, params, use_tqdm=False)[0]
         for prompt in (
             "What is 2 + 2?",
             ids,
@@ -126,7 +127,12 @@ def test_sampling_defaults_of_a_checkpoint_are_honoured_and_said(
 ) -> None:
     folder = tmp_path / "target"
     shutil.copytree(tiny.target, folder)
-    values = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    values: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+        "repetition_penalty": 1.05,
+    }
     generation = {"do_sample": True, "eos_token_id": [1], "max_length": 99, **values}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     with caplog.at_level(logging.INFO, "rsd_engine"), Engine(target=folder, device="cpu") as own:
@@ -173,6 +179,7 @@ def test_context_manager_and_close(tiny: TinyModels) -> None:
         engine.generate("a")
     # What still ran was aborted, and says so.
     *_, last = stream
+    assert isinstance(last, FinishedEvent)
     assert last.output.outputs[0].finish_reason == "abort"
 
 

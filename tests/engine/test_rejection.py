@@ -12,7 +12,7 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine.prompts import resolve_prompt
 from rsd_engine.engine.requests import slot_request
 from rsd_kernels.state.enums import Phase, Role
-from tests.engine.support import PROMPTS
+from tests.engine.harness.runs import PROMPTS
 from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels
 
@@ -22,7 +22,7 @@ PARAMS = SamplingParams(temperature=1.0, seed=11, max_tokens=30, logprobs=0)
 
 @pytest.fixture
 def lone(tiny: TinyModels) -> Iterator[Engine]:
-    """One slot, one tick a launch, everything rejected."""
+    """One slot, one tick per launch, every step rejected."""
     with Engine(**tiny.sources(), policy=Threshold(1.1), max_num_seqs=1, device="cpu") as engine:
         engine.parts.core.ticks_per_launch = 1
         yield engine
@@ -85,7 +85,7 @@ def kv_content(engine: Engine, role: Role) -> Tensor:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_what_stands_after_a_rejection_stood_before_the_step(lone: Engine, prompt: str) -> None:
-    """From the first DRAFT tick on, the committed part of the state never moves by a rejection."""
+    """From the first DRAFT tick on, a rejection never changes the committed part of the state."""
     start(lone, prompt, PARAMS)
     core = lone.parts.core
     run_to(lone, Phase.SCORE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
-from tests.engine.support import PROMPTS, Fresh, generate, harsh, prm_rows, scores
+from tests.engine.harness.runs import PROMPTS, Fresh, generate, harsh, prm_rows, scores
 from tests.models.checkpoints import PrmHeads
 from tests.tiny_models import TinyModels, make_tiny_models
 
@@ -32,7 +33,7 @@ _MATH_PRM_PROMPT = (
 )
 
 
-def skywork_input(tokenizer, question: str, steps: list[str]) -> list[int]:
+def skywork_input(tokenizer: Any, question: str, steps: list[str]) -> list[int]:
     """Question and newline after bos; the blank line's last token after every step."""
     separator = tokenizer.encode("\n\n", add_special_tokens=False)[-1]
     row = tokenizer.encode(f"{tokenizer.bos_token}{question}\n", add_special_tokens=False)
@@ -41,7 +42,7 @@ def skywork_input(tokenizer, question: str, steps: list[str]) -> list[int]:
     return row
 
 
-def math_prm_input(tokenizer, question: str, steps: list[str]) -> list[int]:
+def math_prm_input(tokenizer: Any, question: str, steps: list[str]) -> list[int]:
     """The whole conversation as one text, as the model card has it."""
     text = _MATH_PRM_PROMPT.format(question=question) + "".join(f"{s}<extra_0>" for s in steps)
     return tokenizer.encode(text, add_special_tokens=False)
@@ -71,7 +72,7 @@ def scorer(
 
 
 def check_the_mixture(results: list[RequestOutput]) -> None:
-    """What is compared must be worth it: many rewards, far apart, of both outcomes."""
+    """The comparison must mean something: many rewards, far apart, kept and rejected."""
     seen = [reward for result in results for reward in scores(result)]
     steps = [step for result in results for step in result.outputs[0].steps]
     assert len(seen) > 25 and max(seen) - min(seen) > 0.3
@@ -136,7 +137,7 @@ def test_the_prm_reads_every_token_once(scorer: Scorer) -> None:
             if step.rejected:
                 draft_row = next(scored)
                 expected += len(draft_row) - kept
-                kept = len(row)  # the step is forgotten, what was before it stays
+                kept = len(row)  # the step is rolled back, what came before it stays
             text = step.text.removesuffix("\n\n")
             ids = prm.format.encoder.encode(text, add_special_tokens=False).ids
             row = [*row, *ids, *prm.format.separator_ids]

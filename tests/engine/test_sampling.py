@@ -9,7 +9,7 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_kernels.state.enums import Role
-from tests.engine.support import PROMPTS, Fresh, decisions, generate
+from tests.engine.harness.runs import PROMPTS, Fresh, decisions, generate
 
 PARAMS = SamplingParams(temperature=1.0, seed=9, max_tokens=30)
 

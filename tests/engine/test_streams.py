@@ -11,8 +11,10 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent
-from tests.engine.scripted import scripted
-from tests.engine.support import PROMPTS, all_pages_free, decisions, generate, short_launches
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
+from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, short_launches
+from tests.engine.harness.scripted import replaced, scripted
 
 PARAMS = [
     SamplingParams(temperature=1.0, seed=3, max_tokens=50),
@@ -59,7 +61,7 @@ def test_samples_of_one_stream_are_told_apart(engine: Engine) -> None:
 
 
 def test_a_character_split_between_tokens_and_steps_comes_whole(engine: Engine) -> None:
-    """A step limit may cut é in two; the text comes with its second half."""
+    """A step limit may split é in two; its text comes with the second half."""
     with scripted(engine, "aé日b</s>", split_characters=True):
         params = SamplingParams(temperature=0.0, max_step_tokens=2, mode="draft")
         *steps, last = engine.stream("x", params)
@@ -104,13 +106,14 @@ def test_async_streams_run_together(engine: Engine) -> None:
 
 
 def test_an_event_loop_goes_on_while_a_launch_runs(engine: Engine) -> None:
-    """Who runs the core holds the lock of the dispatcher; here nobody lets go of it."""
-    lock, release, taken = engine._dispatcher._lock, threading.Event(), threading.Event()
+    """Another thread runs the core, in a pass that lasts until the test ends it."""
+    forward = engine.parts.core.loop.forwards[Role.DRAFT]
+    release, begun = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with lock:
-            taken.set()
-            release.wait(10.0)
+    def held(batch: RowBatch) -> None:
+        begun.set()
+        assert release.wait(10.0)
+        forward(batch)
 
     async def read() -> list[object]:
         return [event async for event in stream]
@@ -124,13 +127,15 @@ def test_an_event_loop_goes_on_while_a_launch_runs(engine: Engine) -> None:
         return await reading
 
     stream = engine.stream(PROMPTS[0], PARAMS[0])
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(hold)
-        assert taken.wait(10.0)
+    other = engine.stream(PROMPTS[1], PARAMS[1])
+    with replaced(engine, Role.DRAFT, held), ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(list, other)
+        assert begun.wait(10.0)
         started = time.monotonic()
         events = asyncio.run(main())
+        assert isinstance(reader.result(timeout=60)[-1], FinishedEvent)
     assert isinstance(events[-1], FinishedEvent)
-    assert time.monotonic() - started < 5.0  # the loop itself let go of the lock
+    assert time.monotonic() - started < 5.0  # the loop itself let the pass go on
 
 
 def test_threads_share_an_engine(engine: Engine) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from rsd_engine import Engine, Logistic, SamplingParams, Threshold
 from rsd_engine.engine import build
-from tests.engine.scripted import scripted
-from tests.engine.support import (
+from rsd_engine.steps.policies import Policy
+from tests.engine.harness.runs import (
     PROMPTS,
     Fresh,
     all_pages_free,
@@ -19,20 +19,20 @@ from tests.engine.support import (
     prm_rows,
     scores,
 )
+from tests.engine.harness.scripted import scripted
 from tests.tiny_models import TinyModels
 
+_CASES: list[tuple[float, int | None, Policy]] = [
+    (0.0, None, Threshold(0.5)),
+    (1.0, None, Threshold(0.5)),
+    (1.0, 6, Logistic(8.0, 0.5)),
+    (0.7, 9, Threshold(0.4)),
+    (0.0, 5, Threshold(0.5)),
+    (1.2, None, Logistic(8.0, 0.5)),
+]
 PARAMS = [
     SamplingParams(temperature=t, seed=s, max_tokens=40, max_step_tokens=m, policy=p)
-    for s, (t, m, p) in enumerate(
-        [
-            (0.0, None, Threshold(0.5)),
-            (1.0, None, Threshold(0.5)),
-            (1.0, 6, Logistic(8.0, 0.5)),
-            (0.7, 9, Threshold(0.4)),
-            (0.0, 5, Threshold(0.5)),
-            (1.2, None, Logistic(8.0, 0.5)),
-        ]
-    )
+    for s, (t, m, p) in enumerate(_CASES)
 ]
 
 
@@ -45,7 +45,7 @@ def text_engine(other_prm: TinyModels) -> Iterator[Engine]:
 
 @pytest.fixture
 def forced_engine(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """The shared vocabulary, sent through text all the same."""
+    """The tokenizer is shared, and the steps go through text anyway."""
     monkeypatch.setattr(build, "build_merge_tables", lambda *_: None)
     with Engine(**tiny.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None

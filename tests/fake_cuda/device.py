@@ -90,10 +90,12 @@ class FakeDevice:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
-        copy = cuda_recorder._copy
-        monkeypatch.setattr(
-            cuda_recorder, "_copy", lambda mirror, flag: self.launch(lambda: copy(mirror, flag))
-        )
+        copy = cuda_recorder.copy_to_host
+
+        def copy_later(mirror: torch.Tensor, flag: torch.Tensor) -> None:
+            self.launch(lambda: copy(mirror, flag))
+
+        monkeypatch.setattr(cuda_recorder, "copy_to_host", copy_later)
         self.driver.fake_use_device()  # as PyTorch does in the thread that asks for a stream
 
     @contextmanager

@@ -2,10 +2,11 @@
 //
 // The bindings of Python load it in place of the real one, and so does Triton: the code that builds
 // and launches the device loop, and the one that launches kernels, runs as it stands, down to the
-// arguments and structs of every call. In graphs "kernels" are functions of the host: `fake_enqueue`
-// stands for a launch, and the kernel `arm` is played by this file. What the documentation of CUDA forbids is refused; where it promises no order, or no value,
-// this driver takes the worst: nodes that no edge orders run last added first, and a handle without
-// a default holds a value that no program wants.
+// arguments and structs of every call. In graphs "kernels" are functions of the host:
+// `fake_enqueue` stands for a launch, and the kernel `arm` is played by this file. What the
+// documentation of CUDA forbids is refused; where it promises no order, or no value, this driver
+// takes the worst: nodes that no edge orders run last added first, and a handle without a default
+// holds a value that no program wants.
 
 #include <dlfcn.h>
 
@@ -334,8 +335,8 @@ uint64_t fake_launch_parameter(int index) { return launches.back().parameters[in
 // What the bindings call.
 
 Result cuGetErrorName(Result code, const char** name) {
-    static std::map<Result, std::string> names = {
-        {kSuccess, "CUDA_SUCCESS"}, {kInvalidValue, "CUDA_ERROR_INVALID_VALUE"}};
+    static std::map<Result, std::string> names = {{kSuccess, "CUDA_SUCCESS"},
+                                                  {kInvalidValue, "CUDA_ERROR_INVALID_VALUE"}};
     *name = names.count(code) ? names[code].c_str() : "CUDA_ERROR_OTHER";
     return kSuccess;
 }
@@ -542,9 +543,9 @@ Result cuGraphLaunch(Executable* executable, Stream* stream) {
     return kSuccess;
 }
 
-Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                      unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream* stream,
-                      void** parameters, void** extra) {
+Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                      unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                      Stream* stream, void** parameters, void** extra) {
     if (current == nullptr) return refuse(kInvalidContext, "a kernel without a context");
     if (grid_x * grid_y * grid_z * block_x * block_y * block_z != 1 || shared_bytes != 0) {
         return refuse(kInvalidValue, "two threads must not race on a handle");
@@ -561,7 +562,8 @@ Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsi
     return kSuccess;
 }
 
-// How newer bindings find all of the above: a name, and the version of CUDA whose function is meant.
+// How newer bindings find all of the above: a name, and the version of CUDA whose function is
+// meant.
 Result cuGetProcAddress_v2(const char* name, void** out, int cuda_version, uint64_t, int* status) {
     static const std::map<std::string, std::string> renamed = {
         {"cuGraphAddNode", "cuGraphAddNode_v2"},

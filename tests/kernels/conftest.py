@@ -1,4 +1,4 @@
-"""Where kernels are interpreted, every check also looks for what only a device would do."""
+"""In the interpreter every check also watches for races and for values only a device would give."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.kernels.triton_child import INTERPRETED
+from tests.kernels.harness.child import INTERPRETED
 
 
 @pytest.fixture(autouse=True)
 def _as_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Races are found, and values are as unkind as there, also those of new memory."""
+    """Finds races; masked values and new memory are as arbitrary as on a device."""
     if not INTERPRETED:
         yield
         return
-    from tests.kernels.interpreter_races import watching
-    from tests.kernels.interpreter_values import as_on_a_device
+    from tests.kernels.interpreter.races import watching
+    from tests.kernels.interpreter.values import as_on_a_device
 
     watches_itself = getattr(request.module, "WATCHES_ITSELF", False)
     with as_on_a_device(), nullcontext() if watches_itself else watching():

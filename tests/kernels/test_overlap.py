@@ -1,4 +1,4 @@
-"""When kernels of a forward are launched to start early, and what they do before they wait."""
+"""Which kernels of a forward start early, and what they do before they wait."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from rsd_kernels.launch import OVERLAP_ROWS, can_overlap, overlapping
-from tests.kernels.triton_child import run_checks
+from tests.kernels.harness.child import run_checks
 
-CHECKS = "triton_overlap_checks.py"
+CHECKS = "kernels/overlap_checks.py"
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the current device were one."""
+    """Pretends that the current device is one."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("RSD_OVERLAP_KERNELS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -35,7 +35,7 @@ def test_in_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_as_many_rows_as_a_tile_has() -> None:
-    """Wider passes have products by cuBLAS in between."""
+    """In wider passes cuBLAS computes the products."""
     projection = pytest.importorskip("rsd_kernels.linear.kernel")
     assert projection.MAX_ROWS == OVERLAP_ROWS
 

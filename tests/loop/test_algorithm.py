@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from rsd_engine.core.events import RequestDone
+from rsd_engine.core.events import RequestDone, StepDecided
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import Mode, Role
 from tests.loop.toy import decode, run, story, toy_core, toy_request, writes
@@ -29,7 +30,7 @@ def test_accept_reject_rewrite_accept() -> None:
     ]
     done = events[-1]
     assert isinstance(done, RequestDone)
-    # Each PRM token is read once: prompt 3, c| 2, de| 3 (forgotten), f| 2 and g| 2.
+    # Each PRM token is read once: prompt 3, c| 2, de| 3 (rolled back), f| 2 and g| 2.
     assert done.counters[Role.PRM].tokens_read == 3 + 2 + 3 + 2 + 2
     # The target reads the prompt, the accepted step and its own f\n.
     assert done.counters[Role.TARGET].tokens_read == len("abc\n\n") + len("f\n")
@@ -102,7 +103,7 @@ def test_max_tokens_cuts_the_rewrite_as_it_cuts_the_draft() -> None:
 
 
 def test_stop_string_across_a_step_boundary_and_its_rollback() -> None:
-    """The stop automaton runs over the whole output and forgets rejected text."""
+    """The stop automaton runs over the whole output and is rolled back with rejected text."""
     draft = writes({"ab": "c\n\n", "abc\n\n": "d\n\n", "abc\n\ne\n\n": "dd\n\n"})
     target = writes({"abc\n\n": "e\n\n"})
     core = toy_core(draft, target, lambda row: 0.1 if decode(row) == "ab|c|d|" else 0.9)
@@ -131,7 +132,7 @@ def test_nan_reward_never_accepts() -> None:
 
 
 def test_logits_that_are_not_finite_end_only_their_request() -> None:
-    def draft(row: tuple[int, ...]) -> list[float]:
+    def draft(row: tuple[int, ...]) -> Sequence[float]:
         if decode(row[:2]) == "cd":
             return [math.inf if len(row) > 3 else 0.0] * 15
         return writes({"ab": "ef\n\n", "abef\n\n": "g$"})(row)
@@ -166,6 +167,7 @@ def test_min_tokens_holds_back_end_of_text_and_stop_strings() -> None:
 def test_logprobs_travel_with_the_step() -> None:
     core = toy_core(writes({"ab": "c$"}), TARGET, lambda row: 0.9)
     events = run(core, [toy_request("ab", num_logprobs=2)])[0]
+    assert isinstance(events[0], StepDecided)
     assert events[0].logprobs is not None and len(events[0].logprobs) == 2
     first = events[0].logprobs[0]
     expected = 5 - math.log(math.exp(5) + 14)

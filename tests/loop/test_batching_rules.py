@@ -14,8 +14,8 @@ from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRul
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 from tests.core.test_random_histories import core_of
-from tests.kernels.test_control_twins import CPU, PER_PAGE, fill, make_state
-from tests.loop.executors import EXECUTORS
+from tests.kernels.harness.slots import CPU, PER_PAGE, fill, make_state
+from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import NUM_IDS, RowBatch, run, story, toy_core, toy_request
 
 MOST_READY, EVERY_ROLE, LOCK_STEP = BatchingRule
@@ -52,7 +52,7 @@ class Tick:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Tick]:
-    """Every pass that `ops.schedule` chooses from now on, in cores that are made from now on."""
+    """Records every pass that `ops.schedule` chooses in cores made from now on."""
     ticks: list[Tick] = []
     schedule = ops.schedule
 
@@ -106,7 +106,7 @@ class TestResults:
     def test_all_executors_choose_alike(
         self, rule: BatchingRule, name: str, ticks_per_launch: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Launches end where they will: what the rule remembers outlives them."""
+        """Launches may end anywhere: what the rule remembers outlives them."""
         ticks = watch(monkeypatch)
         run(core_of(5, 800, 64, rule=rule), requests("half", 5))
         wanted = ticks.copy()

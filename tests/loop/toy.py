@@ -183,7 +183,7 @@ def toy_request(
 
 
 def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Event]]:
-    """Runs to the end, checking pages and cursors whenever nothing works on them by itself."""
+    """Runs to the end, checking pages and cursors whenever no launch is changing them."""
     for key, request in enumerate(requests):
         core.add(key, request)
     events: dict[int, list[Event]] = {key: [] for key in range(len(requests))}
@@ -192,7 +192,7 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
             break
         for event in core.next_events():
             events[event.key].append(event)
-        if not (core._in_flight and isinstance(core.executor, DeviceLoopExecutor)):
+        if not (core.in_flight and isinstance(core.executor, DeviceLoopExecutor)):
             check_integrity(core.state, core.loop.tokens_per_page)
     assert not core.has_work, "the loop does not end"
     assert int(core.state.num_free) == core.state.free_pages.shape[0], "pages were not returned"

@@ -59,7 +59,7 @@ class Driver:
         self.kv_len = [0] * self.num_slots
 
     def run(self, *chunks: tuple[int, list[int]]) -> Tensor:
-        """Reads new tokens of some slots in one pass; logits [S, V] or rewards [S]."""
+        """Reads new tokens of some slots in one pass; returns logits [S, V] or rewards [S]."""
         batch = pack(list(chunks), self.kv_len, self.table, self.kv.tokens_per_page)
         for slot, tokens in chunks:
             self.kv_len[slot] += len(tokens)
@@ -72,7 +72,7 @@ class Driver:
             self.model.logits(batch, self.kv, self.table, out)
         return out
 
-    def forget(self, slot: int, kv_len: int = 0) -> None:
+    def roll_back(self, slot: int, kv_len: int = 0) -> None:
         """Rolls a slot back and fills the whole pages it no longer needs with NaN."""
         first = -(-kv_len // self.kv.tokens_per_page)
         poison(self.pool, self.table[slot, first:])

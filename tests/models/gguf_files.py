@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench.smollm2 import gguf_file
+from bench.compare.smollm2 import gguf_file
 from rsd_engine.models.checkpoints.gguf import TENSOR_NAMES
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,11 +40,11 @@ def logits(model: LanguageModel) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(make_model(request.param), tmp_path_factory.mktemp(request.param))
 
 
-def test_equals_the_twins(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_twins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_language_model(folder, max_rows=64)
     assert model.decoder.ops.backend.startswith("CPU library")
     assert model.decoder.is_whole
@@ -55,7 +56,7 @@ def test_equals_the_twins(folder, monkeypatch: pytest.MonkeyPatch) -> None:
         assert float((found - wanted).abs().max()) <= TOLERANCE
 
 
-def test_equals_its_ops_one_by_one(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_its_ops_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = logits(load_language_model(folder, max_rows=64))
     monkeypatch.setattr("rsd_kernels.model_ops.cpu_decoder", lambda _: None)
     model_ops.cpu_library_ops.cache_clear()
@@ -69,7 +70,7 @@ def test_equals_its_ops_one_by_one(folder, monkeypatch: pytest.MonkeyPatch) -> N
         model_ops.cpu_library_ops.cache_clear()
 
 
-def test_bfloat16_matrices_stay_as_they_are(folder, tmp_path) -> None:
+def test_bfloat16_matrices_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     """Half the bytes, and the bits of the same values held in fp32."""
     transformed = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     narrow = load_language_model(save(transformed, tmp_path / "bf16"), max_rows=64)
@@ -85,7 +86,7 @@ def test_bfloat16_matrices_stay_as_they_are(folder, tmp_path) -> None:
         assert torch.equal(found, wanted)
 
 
-def test_bfloat16_matrices_one_by_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_matrices_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(make_model("qwen3").bfloat16(), tmp_path)
     whole = logits(load_language_model(folder, max_rows=64))
     monkeypatch.setattr("rsd_kernels.model_ops.cpu_decoder", lambda _: None)
@@ -100,7 +101,7 @@ def test_bfloat16_matrices_one_by_one(tmp_path, monkeypatch: pytest.MonkeyPatch)
         model_ops.cpu_library_ops.cache_clear()
 
 
-def test_same_bits_alone_and_in_a_batch(folder) -> None:
+def test_same_bits_alone_and_in_a_batch(folder: Path) -> None:
     """Chunked in any way, beside any others: a row's logits are the same."""
     model = load_language_model(folder, max_rows=64)
     row = tokens(0, 0, 40)
@@ -113,7 +114,7 @@ def test_same_bits_alone_and_in_a_batch(folder) -> None:
     assert torch.equal(together.run((0, row[39:])), wanted[39])
 
 
-def test_the_number_of_threads_changes_nothing(tmp_path) -> None:
+def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     """With enough work for several; more of them than cores is slow and not wrong."""
     sizes = {"hidden_size": 160, "intermediate_size": 720, "num_hidden_layers": 3}
     model = load_language_model(save(make_model("qwen3", **sizes), tmp_path), max_rows=64)
@@ -129,11 +130,11 @@ def test_the_number_of_threads_changes_nothing(tmp_path) -> None:
         torch.set_num_threads(before)
 
 
-def load_qwen3(tmp_path) -> LanguageModel:
+def load_qwen3(tmp_path: Path) -> LanguageModel:
     return load_language_model(save(make_model("qwen3"), tmp_path), max_rows=16)
 
 
-def test_padding_is_not_looked_at(tmp_path) -> None:
+def test_padding_is_not_looked_at(tmp_path: Path) -> None:
     model = load_qwen3(tmp_path)
     driver, plain = Driver(model), Driver(model)
     batch = pack([(1, tokens(1, 0, 5))], [0] * 4, driver.table, driver.kv.tokens_per_page)
@@ -161,7 +162,7 @@ def test_padding_is_not_looked_at(tmp_path) -> None:
         ("seq_kv_len", 1, "a sequence has rows that its length does not cover"),
     ],
 )
-def test_a_bad_pass_writes_nothing(tmp_path, name: str, value: int, message: str) -> None:
+def test_a_bad_pass_writes_nothing(tmp_path: Path, name: str, value: int, message: str) -> None:
     model = load_qwen3(tmp_path)
     driver = Driver(model)
     batch = pack([(1, tokens(1, 0, 5))], [0] * 4, driver.table, driver.kv.tokens_per_page)
@@ -171,7 +172,7 @@ def test_a_bad_pass_writes_nothing(tmp_path, name: str, value: int, message: str
     assert bool((driver.pool.buffer == 0xFF).all())
 
 
-def test_other_dtypes_go_to_the_twins(tmp_path) -> None:
+def test_other_dtypes_go_to_the_twins(tmp_path: Path) -> None:
     folder = save(make_model("llama2"), tmp_path)
     model = load_language_model(folder, max_rows=64, dtype="bfloat16")
     assert model.decoder.ops is model_ops.TWINS

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from tests.models.checkpoints import ARCHITECTURES, make_model, save
 from tests.models.driver import Driver
 
 TOLERANCE = 1e-4
+
+
+Pair = tuple[Any, LanguageModel]
 
 
 def random_tokens(length: int, seed: int) -> list[int]:
@@ -19,16 +25,17 @@ def random_tokens(length: int, seed: int) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A transformers model and ours, loaded from the folder it saved."""
-    reference = make_model(request.param)
-    folder = save(reference, tmp_path_factory.mktemp(request.param))
-    return reference, load_language_model(folder, max_rows=64)
+    theirs = make_model(request.param)
+    folder = save(theirs, tmp_path_factory.mktemp(request.param))
+    return theirs, load_language_model(folder, max_rows=64)
 
 
-def expected(reference, tokens: list[int]) -> Tensor:  # [len(tokens), V]
+def expected(theirs: Any, tokens: list[int]) -> Tensor:  # [len(tokens), V]
     with torch.no_grad():
-        return reference(torch.tensor([tokens])).logits[0]
+        logits: Tensor = theirs(torch.tensor([tokens])).logits[0]
+        return logits
 
 
 def assert_close(actual: Tensor, wanted: Tensor) -> None:
@@ -37,27 +44,27 @@ def assert_close(actual: Tensor, wanted: Tensor) -> None:
     assert (actual - wanted).abs().max() <= TOLERANCE
 
 
-def test_token_by_token(pair) -> None:
-    reference, model = pair
+def test_token_by_token(pair: Pair) -> None:
+    theirs, model = pair
     tokens, driver = random_tokens(23, 1), Driver(model)
     logits = torch.cat([driver.run((2, [token])) for token in tokens])
-    assert_close(logits, expected(reference, tokens))
+    assert_close(logits, expected(theirs, tokens))
 
 
 @pytest.mark.parametrize("cuts", [(23,), (1, 22), (11, 23), (4, 5, 6, 17, 23), (22, 23)])
-def test_chunks(pair, cuts: tuple[int, ...]) -> None:
-    reference, model = pair
+def test_chunks(pair: Pair, cuts: tuple[int, ...]) -> None:
+    theirs, model = pair
     tokens, driver = random_tokens(23, 1), Driver(model)
-    wanted = expected(reference, tokens)
+    wanted = expected(theirs, tokens)
     for start, stop in zip((0, *cuts), cuts, strict=False):
         assert_close(driver.run((0, tokens[start:stop])), wanted[stop - 1 : stop])
 
 
-def test_ragged_batch(pair) -> None:
+def test_ragged_batch(pair: Pair) -> None:
     """Decode rows of several slots, chunks of others, in one pass and in any order of slots."""
-    reference, model = pair
+    theirs, model = pair
     rows = [random_tokens(40, seed) for seed in range(4)]
-    wanted, driver = [expected(reference, row) for row in rows], Driver(model)
+    wanted, driver = [expected(theirs, row) for row in rows], Driver(model)
     passes = [
         {1: 9, 3: 1},
         {3: 1, 0: 1, 1: 12},
@@ -74,27 +81,27 @@ def test_ragged_batch(pair) -> None:
             assert_close(row, wanted[slot][driver.kv_len[slot] - 1])
 
 
-def test_rollback_and_freed_pages(pair) -> None:
+def test_rollback_and_freed_pages(pair: Pair) -> None:
     """What was rejected or freed leaves no trace, though its memory now holds NaN."""
-    reference, model = pair
+    theirs, model = pair
     driver, first, second = Driver(model), random_tokens(18, 5), random_tokens(30, 6)
     driver.run((0, first), (1, second))
-    driver.forget(0, kv_len=7)
+    driver.roll_back(0, kv_len=7)
     tokens = first[:7] + random_tokens(12, 7)
-    wanted = expected(reference, tokens)
+    wanted = expected(theirs, tokens)
     assert_close(driver.run((0, tokens[7:13])), wanted[12:13])
-    driver.forget(1)
+    driver.roll_back(1)
     more = random_tokens(3, 8)
     logits = driver.run((0, tokens[13:14]), (1, more))
     assert_close(logits[:1], wanted[13:14])
-    assert_close(logits[1:], expected(reference, more)[-1:])
+    assert_close(logits[1:], expected(theirs, more)[-1:])
 
 
 @pytest.mark.parametrize("tokens_per_page", [1, 3, 16, 64])
-def test_page_sizes(pair, tokens_per_page: int) -> None:
-    reference, model = pair
+def test_page_sizes(pair: Pair, tokens_per_page: int) -> None:
+    theirs, model = pair
     driver, tokens = Driver(model, tokens_per_page), random_tokens(29, 2)
-    wanted = expected(reference, tokens)
+    wanted = expected(theirs, tokens)
     assert_close(driver.run((1, tokens[:20])), wanted[19:20])
     for i in range(20, 29):
         assert_close(driver.run((1, tokens[i : i + 1])), wanted[i : i + 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,55 +29,55 @@ from tests.models.gguf_files import write_gguf  # noqa: E402
 TOKENS = [5, 1, 44, 60, 2, 17, 30, 30, 9]
 
 
-def assert_equals_transformers(path: Path, reference, tolerance: float = 1e-4) -> None:
+def assert_equals_transformers(path: Path, theirs: Any, tolerance: float = 1e-4) -> None:
     ours = Driver(load_language_model(path, max_rows=16)).run((0, TOKENS))
     with torch.no_grad():
-        wanted = reference(torch.tensor([TOKENS])).logits[0, -1:]
+        wanted = theirs(torch.tensor([TOKENS])).logits[0, -1:]
     assert (ours - wanted).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["llama2", "qwen2-tied", "qwen2-untied", "qwen3"])
 def test_architectures(name: str, tmp_path: Path) -> None:
-    reference = make_model(name)
-    assert_equals_transformers(write_gguf(tmp_path / "m.gguf", reference), reference)
+    theirs = make_model(name)
+    assert_equals_transformers(write_gguf(tmp_path / "m.gguf", theirs), theirs)
 
 
 def test_llama3_frequencies(tmp_path: Path) -> None:
     """llama.cpp stores the llama3 scaling as one divisor for each pair of dimensions."""
-    reference = make_model("llama3")
+    theirs = make_model("llama3")
     scaled = RopeConfig.from_dict(
         {"rope_parameters": ARCHITECTURES["llama3"][1]["rope_parameters"]}
     )
     factors = RopeConfig(theta=scaled.theta).inv_freq(8) / scaled.inv_freq(8)
     assert factors.max() == 4.0
-    path = write_gguf(tmp_path / "m.gguf", reference, frequency_factors=factors)
-    assert_equals_transformers(path, reference)
+    path = write_gguf(tmp_path / "m.gguf", theirs, frequency_factors=factors)
+    assert_equals_transformers(path, theirs)
 
 
 def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """transformers gets the rounded weights too, so that only the expansion is compared."""
     kind = gguf.GGMLQuantizationType.Q8_0
-    reference = make_model("llama2", intermediate_size=64)
+    theirs = make_model("llama2", intermediate_size=64)
     with torch.no_grad():
-        for parameter in reference.parameters():
+        for parameter in theirs.parameters():
             if parameter.dim() == 2:
                 packed = gguf.quants.quantize(parameter.numpy(), kind)
                 parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
     with caplog.at_level(logging.INFO, "rsd_engine"):
-        path = write_gguf(tmp_path / "m.gguf", reference, quantise=kind)
-        assert_equals_transformers(path, reference)
+        path = write_gguf(tmp_path / "m.gguf", theirs, quantise=kind)
+        assert_equals_transformers(path, theirs)
     assert "Q8_0" in caplog.text and "MiB in fp32" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
 def test_bfloat16_matrices_are_kept(tmp_path: Path, kind: str) -> None:
     """What F16 holds is no bfloat16, so it is widened."""
-    reference = make_model("qwen2-untied")
+    theirs = make_model("qwen2-untied")
     with torch.no_grad():
-        for parameter in reference.parameters():
+        for parameter in theirs.parameters():
             parameter.copy_(parameter.bfloat16())
-    path = write_gguf(tmp_path / "m.gguf", reference, quantise=gguf.GGMLQuantizationType[kind])
-    assert_equals_transformers(path, reference)
+    path = write_gguf(tmp_path / "m.gguf", theirs, quantise=gguf.GGMLQuantizationType[kind])
+    assert_equals_transformers(path, theirs)
     weights = load_language_model(path, max_rows=1).decoder.weights
     kept = kind == "BF16" and cpu_ops.available()
     assert weights.matrix_dtype == (torch.bfloat16 if kept else torch.float32)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return save(make_model("qwen2-untied"), tmp_path / "model")
 
 
-def logits(source: str | Path, **options) -> Tensor:
+def logits(source: str | Path, **options: Any) -> Tensor:
     return Driver(load_language_model(source, max_rows=8, **options)).run((0, TOKENS))
 
 
@@ -42,7 +44,9 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def write_shards(folder: Path, weights: dict[str, Tensor], name: str, write) -> list[Path]:
+def write_shards(
+    folder: Path, weights: dict[str, Tensor], name: str, write: Callable[..., object]
+) -> list[Path]:
     """Three shards and the index that names them."""
     stem, suffix = name.split(".", 1)
     names = sorted(weights)
@@ -135,7 +139,7 @@ def test_bin_with_code_is_refused(folder: Path, tmp_path: Path) -> None:
     """A pickle that would run a command on load: it does not."""
 
     class Attack:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "attacked"),)
 
     torch.save(weights_of(folder) | {"attack": Attack()}, folder / "pytorch_model.bin")
@@ -189,7 +193,7 @@ def test_dtype(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_bfloat16_matrices_are_kept_only_where_nothing_is_lost(folder: Path, name: str) -> None:
-    def matrix_dtype(weights: dict[str, Tensor], **options) -> torch.dtype:
+    def matrix_dtype(weights: dict[str, Tensor], **options: Any) -> torch.dtype:
         write = save_file if name.endswith("safetensors") else torch.save
         write(weights, folder / name)
         model = load_language_model(folder, max_rows=1, **options)
@@ -223,13 +227,13 @@ def test_bf16_is_close_to_fp32(folder: Path) -> None:
     assert (wanted - narrow).abs().max() < 0.05 * wanted.abs().max()
 
 
-def test_fewer_logits_than_vocabulary_rows(folder: Path) -> None:
+def test_fewer_logits_than_vocabulary_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded rows at the end of the vocabulary are not computed."""
     model = load_language_model(folder, max_rows=8)
     wanted = Driver(model).run((0, TOKENS))
     driver, out = Driver(model), torch.empty(1, 55)
     whole = model.logits
-    model.logits = lambda batch, kv, table, _: whole(batch, kv, table, out)  # type: ignore[method-assign]
+    monkeypatch.setattr(model, "logits", lambda batch, kv, table, _: whole(batch, kv, table, out))
     driver.run((0, TOKENS))
     torch.testing.assert_close(out, wanted[:, :55])
 

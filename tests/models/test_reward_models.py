@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from rsd_kernels.cpu import ops as cpu_ops
 from tests.models.checkpoints import PrmHeads, edit_config, make_model, save
 from tests.models.driver import Driver
 
-Head = tuple[str, Callable[[int], dict[str, Tensor]], Callable[[Tensor, dict[str, Tensor]], Tensor]]
+MakeHead = Callable[[int], dict[str, Tensor]]
+Reward = Callable[[Tensor, dict[str, Tensor]], Tensor]
+Head = tuple[str, MakeHead, Reward]
 HEADS: list[Head] = [
     ("Qwen2ForPrmModel", PrmHeads.value, PrmHeads.value_reward),
     ("Qwen2ForProcessRewardModel", PrmHeads.two_class, PrmHeads.two_class_reward),
@@ -23,7 +26,9 @@ HEADS: list[Head] = [
 TOKENS = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38]
 
 
-def save_prm(folder: Path, architecture: str, head: dict[str, Tensor], *, lm_head: bool = True):
+def save_prm(
+    folder: Path, architecture: str, head: dict[str, Tensor], *, lm_head: bool = True
+) -> Any:
     backbone = make_model("qwen2-untied")
     save(backbone, folder)
     edit_config(folder, architectures=[architecture])
@@ -36,7 +41,9 @@ def save_prm(folder: Path, architecture: str, head: dict[str, Tensor], *, lm_hea
 
 @pytest.mark.parametrize("lm_head", [True, False])
 @pytest.mark.parametrize(("architecture", "make_head", "reward"), HEADS)
-def test_rewards(architecture: str, make_head, reward, lm_head: bool, tmp_path: Path) -> None:
+def test_rewards(
+    architecture: str, make_head: MakeHead, reward: Reward, lm_head: bool, tmp_path: Path
+) -> None:
     head = make_head(32)
     backbone = save_prm(tmp_path, architecture, head, lm_head=lm_head)
     model = load_reward_model(tmp_path, max_rows=16)
@@ -51,7 +58,7 @@ def test_rewards(architecture: str, make_head, reward, lm_head: bool, tmp_path: 
 
 @pytest.mark.parametrize(("architecture", "make_head", "reward"), HEADS)
 def test_sizes_count_the_head_and_no_lm_head(
-    architecture: str, make_head, reward, tmp_path: Path
+    architecture: str, make_head: MakeHead, reward: Reward, tmp_path: Path
 ) -> None:
     head = make_head(32)
     backbone = save_prm(tmp_path, architecture, head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,12 +68,12 @@ def test_greedy_tokens_and_logits(path: Path) -> None:
         for row, token in zip(rows, chosen, strict=True):
             row.append(token)
         steps.append(driver.run(*((slot, [token]) for slot, token in enumerate(chosen))))
-    reference = AutoModelForCausalLM.from_pretrained(
+    theirs_fp32 = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
     for slot, row in enumerate(rows):
         with torch.no_grad():
-            wanted = reference(torch.tensor([row])).logits[0, starts[slot] - 1 :]
+            wanted = theirs_fp32(torch.tensor([row])).logits[0, starts[slot] - 1 :]
         ours = torch.stack([step[slot] for step in steps])
         assert torch.equal(ours.argmax(-1), wanted.argmax(-1)), PROMPTS[slot]
         assert (ours - wanted).abs().max() < 1e-3
@@ -85,7 +86,7 @@ def test_tokenizer(path: Path) -> None:
     ours = load_tokenizer(open_checkpoint(path))
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     chat = [{"role": "user", "content": "What is the capital of France?\n\nThink   first."}]
-    options = {"add_generation_prompt": True, "return_dict": False}
+    options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
     ids = ours.apply_chat_template(chat, **options)
     assert ids == theirs.apply_chat_template(chat, **options)
     for text in (*(p for p in PROMPTS if not any(c.isdigit() for c in p)), "é 漢字 🙂", " a\n\n b"):

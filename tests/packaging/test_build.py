@@ -102,9 +102,11 @@ def tree(tmp_path: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without anything that steers the builds, plus `changes`."""
-    steering = ("RSD_NVCC", "RSD_BUILD_CUDA", "RSD_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
-    steering += ("RSD_CXX", "RSD_BUILD_CPU", "CXX")
+    """This process's environment without the variables that control builds, plus `changes`."""
+    steering = {
+        "RSD_NVCC", "RSD_BUILD_CUDA", "RSD_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH",
+        "RSD_CXX", "RSD_BUILD_CPU", "CXX",
+    }  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name not in steering}
     return {**kept, "RSD_CUDA_ARCHS": QUICK_ARCH, **changes}
 
@@ -126,7 +128,7 @@ def build(tree: Path, **changes: str) -> Build:
 
 
 def fake_compiler(folder: Path, name: str = "nvcc") -> Path:
-    """A compiler that finds an error in everything."""
+    """A compiler that rejects everything."""
     folder.mkdir(parents=True)
     script = folder / name
     script.write_text("#!/bin/sh\necho 'a.cu(1): error: no such luck' >&2\nexit 2\n")
@@ -297,7 +299,10 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, built: s
 PROBE = textwrap.dedent(
     """
     import pathlib, rsd_engine, rsd_kernels
-    from rsd_kernels import cpu_build, cpu_library, cuda_build, cuda_library
+    from rsd_kernels.cpu import build as cpu_build
+    from rsd_kernels.cpu import library as cpu_library
+    from rsd_kernels.cuda import build as cuda_build
+    from rsd_kernels.cuda import library as cuda_library
     site = pathlib.Path.cwd() / "site"
     assert site in pathlib.Path(rsd_engine.__file__).parents
     assert cuda_build.LIBRARY.source_folder() == site / "rsd_kernels" / "csrc"

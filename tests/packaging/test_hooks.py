@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ def hooks() -> dict[str, dict[str, Any]]:
 
 def test_hooks_use_the_installed_tools(hooks: dict[str, dict[str, Any]]) -> None:
     assert {hook["language"] for hook in hooks.values()} == {"system", "pygrep"}
+
+
+@pytest.mark.skipif(shutil.which("clang-format") is None, reason="clang-format is not installed")
+def test_cpp_and_cuda_sources_are_formatted(hooks: dict[str, dict[str, Any]]) -> None:
+    assert hooks["clang-format"]["types_or"] == ["c", "c++", "cuda"]
+    endings = {".cpp", ".h", ".cu", ".cuh"}
+    folders = (ROOT / "csrc", ROOT / "bench", ROOT / "tests")
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in endings]
+    assert {path.suffix for path in files} == endings
+    command = ["clang-format", "--dry-run", "-Werror", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.parametrize(

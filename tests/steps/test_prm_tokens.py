@@ -18,7 +18,8 @@ from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.bridge.merge_twin import merge_bytes, retokenise_end
 from rsd_kernels.bridge.twin import prm_step_tokens
 from rsd_kernels.state.tables import MergeTables, StepTables
-from tests.steps.toy_tokenizers import llama_like, math_like, qwen_like, smollm_like
+from tests.steps.toy_tokenizers import id_of, llama_like, math_like, qwen_like, smollm_like
+from tests.text import replace_once
 
 SEPARATOR = 7
 BLANK = "\n\n"
@@ -115,7 +116,7 @@ def test_the_last_word_must_be_merged_anew() -> None:
     made = FAMILIES["math"]
     ids = made.tokenizer.encode("}$.\n\n", add_special_tokens=False)
     assert ids.tokens == ["}$", ".ĊĊ"]
-    stripped = [made.tokenizer.token_to_id(token) for token in ("}$", ".")]
+    stripped = [id_of(made.tokenizer, token) for token in ("}$", ".")]
     canonical = made.tokenizer.encode("}$.", add_special_tokens=False)
     assert canonical.tokens == ["}", "$."]
     assert made.merges is not None
@@ -123,7 +124,7 @@ def test_the_last_word_must_be_merged_anew() -> None:
     assert by_tables(ids.ids, 2, made) == [*canonical.ids, SEPARATOR]
     # nothing is rewritten before the word, nor a word of one token
     before = made.tokenizer.encode("we}$ add", add_special_tokens=False).ids
-    dot = made.tokenizer.token_to_id(".")
+    dot = id_of(made.tokenizer, ".")
     assert retokenise_end([*before, dot], made.tables, made.merges) == [*before, dot]
 
 
@@ -139,14 +140,14 @@ def test_merging_bytes_is_the_models_own_tokenisation(name: str, text: str) -> N
 
 def test_special_tokens_and_endings_without_delimiter() -> None:
     made = FAMILIES["qwen"]
-    end = made.tokenizer.token_to_id("<|im_end|>")
+    end = id_of(made.tokenizer, "<|im_end|>")
     ids = made.tokenizer.encode("we add.", add_special_tokens=False).ids
     assert by_tables([*ids, end], 0, made) == [*ids, SEPARATOR]
     assert made.bridge.step_tokens([*ids, end], 0) == [*ids, SEPARATOR]
     assert by_tables([], 0, made) == [SEPARATOR]
 
 
-def test_vocabularies_the_device_cannot_follow_have_no_tail_tables() -> None:
+def test_vocabularies_the_device_cannot_follow_have_no_merge_tables() -> None:
     assert FAMILIES["llama"].merges is None
     unsplit = qwen_like()
     unsplit.pre_tokenizer = None
@@ -168,10 +169,11 @@ def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
     assert build_merge_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
 
 
-def test_looked_up_words_that_merging_does_not_reach_have_no_tail_tables() -> None:
-    made = math_like().to_str().replace('"ignore_merges":false', '"ignore_merges":true')
+def test_looked_up_words_that_merging_does_not_reach_have_no_merge_tables() -> None:
+    made = math_like().to_str()
+    made = replace_once(made, '"ignore_merges":false', '"ignore_merges":true')
     assert build_merge_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
-    unreachable = made.replace('"vocab":{', '"vocab":{"((":9999,', 1)
+    unreachable = replace_once(made, '"vocab":{', '"vocab":{"((":9999,')
     assert build_merge_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
 
 

@@ -11,7 +11,15 @@ from tokenizers import AddedToken, Tokenizer
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import read_vocabulary
 from rsd_kernels.state.tables import StepTables
-from tests.steps.toy_tokenizers import CHAT_TOKENS, llama_like, math_like, qwen_like, smollm_like
+from tests.steps.toy_tokenizers import (
+    CHAT_TOKENS,
+    id_of,
+    llama_like,
+    math_like,
+    qwen_like,
+    smollm_like,
+)
+from tests.text import replace_once
 
 TOKENIZERS = {
     "qwen": qwen_like(),
@@ -23,7 +31,7 @@ DELIMITERS = [["\n\n"], ["\n\n", "$."], ["é"], [" a"], []]
 
 
 def prefix(tables: StepTables, token: int, c: int) -> list[int] | None:
-    """What stands in the table for the first `c` bytes of `token`; None if it has no entry."""
+    """The tokens of the first `c` bytes of `token`; None if the table has no entry for it."""
     entry = int(tables.prefix_entry[token])
     if entry < 0:
         return None
@@ -59,24 +67,23 @@ def test_prefixes_are_the_tokens_of_the_text() -> None:
     tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
 
     def ids(*tokens: str) -> list[int]:
-        return [tokenizer.token_to_id(token) for token in tokens]
+        return [id_of(tokenizer, token) for token in tokens]
 
-    assert prefix(tables, *ids(".ĊĊĊĊ"), 3) == ids(".ĊĊ")
-    assert prefix(tables, *ids(".ĊĊĊĊ"), 1) == []  # a blank line ends before this is asked
-    assert prefix(tables, *ids(".ĊĊ"), 1) == ids(".")
-    assert prefix(tables, *ids(".Ċ"), 1) == ids(".")
-    assert prefix(tables, *ids("ĊĊĊ"), 2) == ids("ĊĊ")
-    assert prefix(tables, *ids("$."), 1) is None
+    assert prefix(tables, id_of(tokenizer, ".ĊĊĊĊ"), 3) == ids(".ĊĊ")
+    assert (
+        prefix(tables, id_of(tokenizer, ".ĊĊĊĊ"), 1) == []
+    )  # a blank line ends before this is asked
+    assert prefix(tables, id_of(tokenizer, ".ĊĊ"), 1) == ids(".")
+    assert prefix(tables, id_of(tokenizer, ".Ċ"), 1) == ids(".")
+    assert prefix(tables, id_of(tokenizer, "ĊĊĊ"), 2) == ids("ĊĊ")
+    assert prefix(tables, id_of(tokenizer, "$."), 1) is None
 
 
 def test_prefixes_that_are_no_text_get_the_models_own_tokens() -> None:
     tokenizer = math_like()
     half = tokenizer.token_to_id("Ã") or 0
-    tokenizer = Tokenizer.from_str(
-        tokenizer.to_str()
-        .replace('"vocab":{', '"vocab":{"ÃĊĊ":9999,', 1)
-        .replace('"merges":[', '"merges":[["Ã","ĊĊ"],', 1)
-    )
+    made = replace_once(tokenizer.to_str(), '"vocab":{', '"vocab":{"ÃĊĊ":9999,')
+    tokenizer = Tokenizer.from_str(replace_once(made, '"merges":[', '"merges":[["Ã","ĊĊ"],'))
     tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
     assert prefix(tables, 9999, 1) == [half]
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.steps.vocabulary import backend_of, plain_encoder, read_vocabulary
-from tests.steps.toy_tokenizers import llama_like, qwen_like, smollm_like
+from tests.steps.toy_tokenizers import id_of, llama_like, qwen_like, smollm_like
 
 TOKENIZERS = {"qwen": qwen_like(), "smollm": smollm_like(), "llama": llama_like()}
 VOCABULARIES = {name: read_vocabulary(tokenizer) for name, tokenizer in TOKENIZERS.items()}
@@ -41,7 +41,7 @@ def test_bytes_of_encoded_text_are_its_utf8(name: str, text: str) -> None:
 def test_size_counts_added_tokens_and_specials_have_no_bytes() -> None:
     tokenizer = qwen_like()
     vocabulary = read_vocabulary(tokenizer)
-    end = tokenizer.token_to_id("<|im_end|>")
+    end = id_of(tokenizer, "<|im_end|>")
     assert vocabulary.num_tokens == tokenizer.get_vocab_size(with_added_tokens=True)
     assert vocabulary.token_bytes[end] == b""
     assert vocabulary.special_text[end] == "<|im_end|>"
@@ -51,7 +51,7 @@ def test_size_counts_added_tokens_and_specials_have_no_bytes() -> None:
 def test_added_tokens_that_are_not_special_are_text() -> None:
     tokenizer = qwen_like()
     tokenizer.add_tokens([AddedToken("<think> é", special=False, normalized=False)])
-    token = tokenizer.token_to_id("<think> é")
+    token = id_of(tokenizer, "<think> é")
     vocabulary = read_vocabulary(tokenizer)
     assert vocabulary.token_bytes[token] == "<think> é".encode()
     assert token in vocabulary.added_ids and token not in vocabulary.special_text

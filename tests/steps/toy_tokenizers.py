@@ -71,13 +71,21 @@ def math_like() -> Tokenizer:
     Some tokens run past a blank line: three and four newlines, and `.` with four.
     """
     pairs = "Ċ+Ċ ĊĊ+Ċ ĊĊ+ĊĊ .+ĊĊ .+ĊĊĊĊ )+ĊĊ .+Ċ $+. }+$ )+. )+$. )+$ Ġ+$ w+e a+d ad+d Ġ+add"
-    merges = [tuple(pair.split("+")) for pair in pairs.split()]
+    halves = [pair.partition("+") for pair in pairs.split()]
+    merges = [(left, right) for left, _, right in halves]
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in merges]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = _qwen_pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     return with_specials(tokenizer)
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that is there."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, f"{token!r} is no token"
+    return int(found)
 
 
 def smollm_like() -> Tokenizer:

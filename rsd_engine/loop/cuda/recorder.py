@@ -31,7 +31,7 @@ class CudaRecorder:
         for op in ops:
             self._capture.run(op.name, op.fn)
             for flag in op.sets:
-                copy = partial(_copy, self._mirrors[id(flag)], flag)
+                copy = partial(copy_to_host, self._mirrors[id(flag)], flag)
                 self._capture.run(f"{op.name}: copy of a flag", copy)
         self._capture.end()
         executable = check(cuda.cuGraphInstantiate(graph, 0))
@@ -58,5 +58,6 @@ class CudaRecorder:
         check(cuda.cuGraphLaunch(executable, self._capture.handle))
 
 
-def _copy(mirror: torch.Tensor, flag: torch.Tensor) -> None:
+def copy_to_host(mirror: torch.Tensor, flag: torch.Tensor) -> None:
+    """Queues the copy of a flag into its pinned mirror on the current stream."""
     mirror.copy_(flag, non_blocking=True)

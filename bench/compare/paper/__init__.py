@@ -1,0 +1,1 @@
+"""The paper's arrangement of three models on transformers: the baseline of RSD."""

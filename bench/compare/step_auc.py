@@ -1,0 +1,60 @@
+"""How well rewards separate right steps from wrong ones, as the exact checker judges them.
+
+A step can be judged if every step before it is right, since the checker then knows what may come
+next. So a solution contributes its right steps up to the first wrong one, and that one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from examples.demo_family.evaluate import auc
+from rsd_engine import CompletionOutput
+from rsd_engine.demo.problems import DELIMITER, Problem, check_step
+
+
+@dataclass
+class JudgedSteps:
+    """Scored steps with the checker's verdicts; a step that occurs in several runs counts once."""
+
+    _verdicts: dict[tuple[str, tuple[str, ...]], tuple[float, bool]] = field(default_factory=dict)
+
+    def add(self, problems: Sequence[Problem], completions: Sequence[CompletionOutput]) -> None:
+        """Adds every scored step of a run, kept or rejected, that can be judged."""
+        for problem, completion in zip(problems, completions, strict=True):
+            for texts, reward in _scored(problem, completion):
+                right = check_step(problem, len(texts) - 1, texts[-1])
+                # The engine rejects a step whose reward is NaN, so NaN counts as the lowest score.
+                score = -math.inf if math.isnan(reward) else reward
+                self._verdicts[problem.question, texts] = (score, right)
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
+
+    @property
+    def num_wrong(self) -> int:
+        return sum(not right for _, right in self._verdicts.values())
+
+    def auc(self) -> float | None:
+        """The chance that a right step scores above a wrong one; None if there is only one kind."""
+        if not 0 < self.num_wrong < len(self):
+            return None
+        rewards, rights = zip(*self._verdicts.values(), strict=True)
+        return auc(rewards, rights)
+
+
+def _scored(
+    problem: Problem, completion: CompletionOutput
+) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Yields (texts of the steps up to a scored one, its reward) while all before it are right."""
+    before: tuple[str, ...] = ()
+    for step in completion.steps:
+        if step.rejected is not None:
+            yield (*before, step.rejected.text.removesuffix(DELIMITER)), step.rejected.reward
+        before = (*before, step.text.removesuffix(DELIMITER))
+        if step.reward is not None:
+            yield before, step.reward
+        if not check_step(problem, len(before) - 1, before[-1]):
+            return

@@ -1,0 +1,145 @@
+"""The bars that must be met on a GPU, beside what the parts of `bench.gpu` measured.
+
+Each bar takes its figure from the result of one part. If the part had no time, or failed before it
+measured the figure, the bar is reported as not measured: it is neither met nor missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.lib import report
+
+Found = Mapping[str, Any]
+
+DECODE_SHARE = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.90}
+LOOP_OP_US = 10.0
+TIMES_EAGER = 5.0
+_LOOP_OPS = {
+    "rollback": "rollback",
+    "reward and decision, value head": "reward_accept, value head",
+    "reward, decision, commit or rollback, value head": "score, value head",
+}
+_TWO_LAYER = "reward_accept, two_class head"
+# Of the device loop with one slot; all but the last are upper bounds.
+LOOP: Mapping[str, float] = {
+    "launches_a_step": 1 / 8,
+    "idle_share": 0.02,
+    "times_passes_alone": 1.05,
+    "times_faster_than_baseline": 5.0,
+}
+LOOP_AT_LEAST = "times_faster_than_baseline"
+_LOOP_NAMES = {
+    "launches_a_step": "host launches a step, device loop",
+    "idle_share": "share of the time in which the device stands idle",
+    "times_passes_alone": "seconds of a step over those of its passes replayed alone",
+    "times_faster_than_baseline": "times faster than the paper's arrangement, batch 1",
+}
+HEADERS = ("bar", "asked", "found", "", "part")
+WORDS = {True: "met", False: "MISSED", None: "not measured"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: what is asked for, and what was found.
+
+    Attributes:
+        part: of `bench.gpu` that measures the figure.
+        found: None if it was not measured.
+        at_least: whether `asked` is a lower bound; otherwise it is an upper bound.
+    """
+
+    name: str
+    part: str
+    asked: float | None
+    found: float | None
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if self.found is None or self.asked is None:
+            return None
+        return self.found >= self.asked if self.at_least else self.found <= self.asked
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"met": self.met}
+
+    def row(self) -> list[str]:
+        """The cells under `HEADERS`."""
+        asked = "" if self.asked is None else f"{'>=' if self.at_least else '<='} {self.asked:.4g}"
+        found = "" if self.found is None else f"{self.found:.4g} {self.unit}".strip()
+        return [self.name, asked, found, WORDS[self.met], self.part]
+
+
+def evaluate(results: Mapping[str, Found | None]) -> list[Bar]:
+    """All bars, always in the same order.
+
+    Args:
+        results: the JSON that each part printed, by its name; None or no entry if it printed none.
+    """
+    found = {part: result for part, result in results.items() if result is not None}
+    return [
+        *_decode(found.get("kernels", {})),
+        *_loop_ops(found.get("control", {})),
+        *_device_loop(found.get("device_loop", {})),
+    ]
+
+
+def table(bars: Sequence[Bar]) -> str:
+    return report.format_table(HEADERS, [bar.row() for bar in bars])
+
+
+def _decode(kernels: Found) -> Iterator[Bar]:
+    whole = kernels.get("whole_model", {})
+    for model, share in DECODE_SHARE.items():
+        name = f"decode, {model}, batch 1, 1k context: share of read bandwidth"
+        found = whole.get(model, {}).get("share_of_bandwidth")
+        yield Bar(name, "kernels", share, found, at_least=True)
+
+
+def _loop_ops(control: Found) -> Iterator[Bar]:
+    ops = control.get("ops", [])
+    for name, prefix in _LOOP_OPS.items():
+        worst = _worst(ops, prefix, _ours, max)
+        yield Bar(f"{name}, 16 slots", "control", LOOP_OP_US, worst and _ours(worst), "us")
+    worst = _worst(ops, _TWO_LAYER, lambda op: _ours(op) / op["limit_us"], max)
+    yield Bar(
+        "reward and decision, two-layer head: twice the read of its weights + 5 us",
+        "control",
+        worst and worst["limit_us"],
+        worst and _ours(worst),
+        "us",
+    )
+    for name, prefix in _LOOP_OPS.items():
+        worst = _worst(ops, prefix, _times_eager, min)
+        times = worst and _times_eager(worst)
+        yield Bar(f"{name}: times faster than PyTorch ops", "control", TIMES_EAGER, times,
+                  at_least=True)  # fmt: skip
+
+
+def _device_loop(device_loop: Found) -> Iterator[Bar]:
+    judged = device_loop.get("bars", {})
+    for key, asked in LOOP.items():
+        found = judged.get(key, {}).get("worst")
+        yield Bar(_LOOP_NAMES[key], "device_loop", asked, found, at_least=key == LOOP_AT_LEAST)
+
+
+def _worst(
+    ops: Sequence[Any],
+    prefix: str,
+    figure: Callable[[Any], float],
+    choose: Callable[..., Any],
+) -> Any:
+    """The worst of the ops with this prefix, which come in several widths; None without any."""
+    return choose((op for op in ops if op["op"].startswith(prefix)), key=figure, default=None)
+
+
+def _ours(op: Any) -> float:
+    return float(op["us"]["ours, graph"])
+
+
+def _times_eager(op: Any) -> float:
+    return float(op["times_faster_than_eager"])

@@ -1,0 +1,82 @@
+"""Bars of the whole program, judged from results of parts that are made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.gpu import bars
+
+
+def op(name: str, us: float, times: float, limit: float = 8.0) -> dict[str, Any]:
+    return {
+        "op": name, "us": {"ours, graph": us, "torch ops, host": times * us},
+        "times_faster_than_eager": times, "limit_us": limit,
+    }  # fmt: skip
+
+
+def results() -> dict[str, Any]:
+    """Every part, most bars met."""
+    share = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.89, "Qwen2.5-0.5B": 0.1}
+    loop = {
+        "launches_a_step": 0.1, "idle_share": 0.03, "times_passes_alone": 1.01,
+        "times_faster_than_baseline": 7.5,
+    }  # fmt: skip
+    return {
+        "kernels": {"whole_model": {m: {"share_of_bandwidth": s} for m, s in share.items()}},
+        "control": {
+            "ops": [
+                op("rollback", 4.0, 20.0),
+                op("reward_accept, value head, 1536", 6.0, 9.0),
+                op("reward_accept, value head, 3584", 7.0, 4.9),
+                op("score, value head, 1536", 10.5, 30.0),
+                op("score, value head, 3584", 9.0, 40.0),
+                op("reward_accept, two_class head, 1536", 7.9, 5.0, limit=8.0),
+                op("reward_accept, two_class head, 3584", 20.0, 6.0, limit=19.0),
+            ]
+        },
+        "device_loop": {"bars": {name: {"bar": 0, "worst": value} for name, value in loop.items()}},
+    }
+
+
+def test_each_bar_is_judged_by_the_worst_figure() -> None:
+    judged = {bar.name: bar for bar in bars.evaluate(results())}
+    met = {name: bar.met for name, bar in judged.items()}
+    assert [name for name, good in met.items() if not good] == [
+        "decode, Qwen2.5-7B, batch 1, 1k context: share of read bandwidth",
+        "reward, decision, commit or rollback, value head, 16 slots",
+        "reward and decision, two-layer head: twice the read of its weights + 5 us",
+        "reward and decision, value head: times faster than PyTorch ops",
+        "share of the time in which the device stands idle",
+    ]
+    assert None not in met.values() and len(met) == 13
+    assert judged["reward, decision, commit or rollback, value head, 16 slots"].found == 10.5
+    two_layers = judged["reward and decision, two-layer head: twice the read of its weights + 5 us"]
+    assert (two_layers.asked, two_layers.found) == (19.0, 20.0)
+    assert judged["seconds of a step over those of its passes replayed alone"].asked == 1.05
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+    whole = results()
+    whole["kernels"]["whole_model"].pop("Qwen2.5-1.5B")
+    whole["control"] = None
+    whole["device_loop"]["bars"]["times_faster_than_baseline"]["worst"] = None
+    judged = bars.evaluate(whole)
+    words = {bar.name: bar.row()[3] for bar in judged}
+    assert [bar.name for bar in judged] == [bar.name for bar in bars.evaluate(results())]
+    assert words["decode, Qwen2.5-1.5B, batch 1, 1k context: share of read bandwidth"] == (
+        "not measured"
+    )
+    assert words["times faster than the paper's arrangement, batch 1"] == "not measured"
+    assert words["rollback, 16 slots"] == "not measured"
+    assert words["host launches a step, device loop"] == "met"
+    assert {bar.met for bar in bars.evaluate({})} == {None}
+    assert "not measured" in bars.table(judged) and "MISSED" in bars.table(judged)
+
+
+def test_a_bar_says_all_there_is_to_it() -> None:
+    [first, *_] = bars.evaluate(results())
+    assert first.to_dict() == {
+        "name": "decode, Qwen2.5-1.5B, batch 1, 1k context: share of read bandwidth",
+        "part": "kernels", "asked": 0.75, "found": 0.75, "unit": "", "at_least": True, "met": True,
+    }  # fmt: skip
+    assert first.row()[1:] == [">= 0.75", "0.75", "met", "kernels"]

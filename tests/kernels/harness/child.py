@@ -1,0 +1,42 @@
+"""Runs a file of Triton checks in a process of its own.
+
+`TRITON_INTERPRET` is read when a kernel is decorated, so one process either interprets kernels on
+the CPU or compiles them for a GPU, never both. Such a file is called `*_checks.py`, which
+pytest does not collect by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_checks(name: str, *, interpreted: bool, timeout: float = 280) -> None:
+    """Runs tests/`name` and fails with its report if any of it fails, or none ran."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = [str(ROOT / "kernels"), str(ROOT)]
+    variables["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    if interpreted:
+        variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "RSD_CPU_LIBRARY": "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    # A GPU is seldom at hand: one run there shall show more than the first failure.
+    command += ["--maxfail", "1" if interpreted else "10", "--tb", "short"]
+    if not interpreted and torch.cuda.is_available() and util.find_spec("xdist") is not None:
+        command += ["-n", "4"]  # most of the time is compiling
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / name)],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -1,0 +1,166 @@
+"""Runs the loop on a toy vocabulary with every op done twice: by its twin and by its kernel.
+
+The kernel gets a copy of what the twin got, and must leave the same state behind, field by field.
+So kernels see the states of a real run: slots in every phase, too few pages, rejected steps,
+outputs that end, prompts read in several chunks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_kernels import ops
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.state.enums import Mode
+from rsd_kernels.state.slots import SlotState
+from tests.kernels.harness.tensors import DEVICE
+from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
+
+Op = Callable[..., None]
+LOGPROBS = ("token_logprob", "top_logprob")
+TIMES = (  # clocks differ
+    "pass_start", "nanoseconds", "tick_end", "tick_nanoseconds", "idle_nanoseconds",
+)  # fmt: skip
+
+
+def copied(value: Any) -> Any:
+    """A deep copy on the device under test."""
+    if isinstance(value, Tensor):
+        return value.to(DEVICE, copy=True, memory_format=torch.contiguous_format)
+    if hasattr(value, "__dataclass_fields__"):
+        return replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def copied_on_cpu(value: Any) -> Any:
+    """The same, for the twin."""
+    return replace(value, **{f.name: getattr(value, f.name).clone() for f in fields(value)})
+
+
+def differences(twin: Any, kernel: Any) -> list[str]:
+    """Names of the fields in which two states (or batches) differ."""
+    return [
+        f.name
+        for f in fields(twin)
+        if f.name not in TIMES
+        and not torch.equal(_bits(getattr(twin, f.name)), _bits(getattr(kernel, f.name).cpu()))
+    ]
+
+
+def differences_but_rounding(twin: SlotState, kernel: SlotState) -> list[str]:
+    """The same for an op that computes logprobs: those agree within rounding."""
+    names = [name for name in differences(twin, kernel) if name not in LOGPROBS]
+    for name in LOGPROBS:
+        ours, theirs = getattr(twin, name), getattr(kernel, name).cpu()
+        if not torch.allclose(ours, theirs, rtol=1.3e-6, atol=1e-5):
+            names.append(name)
+    return names
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Equal exactly where the bits are: NaN equals itself."""
+    return tensor.contiguous().view(torch.int32) if tensor.dtype == torch.float32 else tensor
+
+
+class Shadow:
+    """Replaces ops by ones that run twin and kernel; counts the calls of each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Op]) -> None:
+        self.calls: Counter[str] = Counter()
+        for name, kernel in kernels.items():
+            monkeypatch.setattr(ops, name, self._both(name, getattr(ops, name), kernel))
+
+    def _both(self, name: str, twin: Op, kernel: Op) -> Op:
+        def op(*args: Any) -> None:
+            others = tuple(copied(arg) for arg in args)
+            twin(*args)
+            kernel(*others)
+            self.calls[name] += 1
+            for ours, theirs in zip(args, others, strict=True):
+                if hasattr(ours, "__dataclass_fields__"):
+                    rounds = name == "sample_append" and isinstance(ours, SlotState)
+                    compare = differences_but_rounding if rounds else differences
+                    wrong = compare(ours, theirs)
+                    assert not wrong, f"{name}, call {self.calls[name]}: {wrong} differ"
+
+        return op
+
+
+def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any]:
+    """Requests of all modes, policies and limits."""
+    rng = random.Random(seed)
+    policies = (
+        (PolicyKind.CONSTANT, 0.6, 0.0),
+        (PolicyKind.THRESHOLD, 0.5, 0.0),
+        (PolicyKind.CLIP, 0.0, 0.0),
+        (PolicyKind.SIGMOIDAL, 0.0, 0.0),
+        (PolicyKind.LOGISTIC, 5.0, 0.5),
+    )
+    return [
+        toy_request(
+            "".join(rng.choice("abcdef") for _ in range(rng.randint(1, 25))),
+            mode=rng.choice([Mode.RSD, Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
+            max_tokens=rng.randint(1, 30),
+            max_steps=rng.randint(1, 6),
+            max_step_tokens=rng.randint(1, 12),
+            min_tokens=rng.choice([0, 0, 5]),
+            delimiters=rng.choice([["\n\n"], ["."], ["\n\n", "ab", "c"]]),
+            stop=rng.choice([[], [], ["ee", "fa."]]),
+            temperature=rng.choice([0.0, 1.0, 0.7]),
+            top_k=rng.choice([0, 0, 3]),
+            top_p=rng.choice([1.0, 0.8]),
+            min_p=rng.choice([0.0, 0.1]),
+            repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+            seed=rng.randrange(2**63),
+            sample_index=rng.randint(0, 3),
+            num_logprobs=rng.choice([-1, -1, 0, 4]) if logprobs else -1,
+            policy=rng.choice(policies),
+        )
+        for _ in range(count)
+    ]
+
+
+def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
+    """Logits that depend on the row only; some rows cannot be sampled from."""
+
+    def logits(row: Sequence[int]) -> list[float]:
+        rng = random.Random(hash((salt, *row)))
+        values = [rng.gauss(0.0, 2.0) for _ in range(NUM_IDS)]
+        if rng.random() < 0.01:
+            values[rng.randrange(NUM_IDS)] = float("nan")
+        return values
+
+    return logits
+
+
+def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore:
+    """So few pages that slots lack some and are preempted."""
+
+    def score(row: Sequence[int]) -> float:
+        rng = random.Random(hash((seed, *row)))
+        return float("nan") if rng.random() < 0.03 else rng.random()
+
+    return toy_core(
+        random_writer(seed), random_writer(seed + 1), score,
+        num_slots=num_slots, num_pages=62, max_rows=max_rows,
+    )  # fmt: skip
+
+
+def run_shadowed(
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: dict[str, Op],
+    seed: int,
+    count: int = 6,
+) -> Counter[str]:
+    """Runs random requests to their ends; returns how often each op was compared."""
+    shadow = Shadow(monkeypatch, kernels)
+    run(random_core(seed), random_requests(seed, count))
+    return shadow.calls

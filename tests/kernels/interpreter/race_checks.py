@@ -1,0 +1,250 @@
+"""Races of the kernels, and whether one would be found. Run by `test_races.py`.
+
+`conftest` watches every other file of checks in the interpreter too; here barriers are left out,
+and the programs of a launch run in other orders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+
+import rsd_kernels
+from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
+from rsd_kernels.aot.loop_launches import loop_launches
+from rsd_kernels.attention import kernel as paged_attention
+from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.bridge import kernel as bridge
+from rsd_kernels.embedding.kernel import embed
+from rsd_kernels.end_step import kernel as end_step
+from rsd_kernels.norm import kernel as rms_norm
+from rsd_kernels.reward import accept as reward_accept
+from rsd_kernels.reward import kernel as reward
+from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.rollback import kernel as rollback
+from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.schedule import kernel as schedule
+from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.tick_clock import kernel as tick_clock
+from tests.kernels.activation import kernel_checks as activation_checks
+from tests.kernels.attention import kernel_checks as attention_checks
+from tests.kernels.bridge import kernel_checks as bridge_checks
+from tests.kernels.harness.broken import broken
+from tests.kernels.harness.shadow import Op, run_shadowed
+from tests.kernels.interpreter.race_rules import Race
+from tests.kernels.interpreter.races import short, watching
+from tests.kernels.linear import kernel_checks as linear_checks
+from tests.kernels.norm import kernel_checks as norm_checks
+from tests.kernels.qkv import kernel_checks as qkv_checks
+from tests.kernels.reward import kernel_checks as reward_checks
+from tests.kernels.rollback import kernel_checks as rollback_checks
+from tests.kernels.sample import kernel_checks as sample_checks
+
+WATCHES_ITSELF = True
+CPU = torch.device("cpu")
+KERNELS = Path(str(rsd_kernels.__file__)).parent
+
+
+@pytest.fixture
+def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels stamp their times as on a device, with a clock of whole numbers."""
+    ticks = itertools.count(1000)
+    for module in (schedule, end_step, reward):
+        monkeypatch.setattr(module, "interpreting", lambda: False)
+    for module in (schedule, tick_clock):
+        monkeypatch.setattr(module, "globaltimer", lambda: tl.full((), next(ticks), tl.int64))
+
+
+def test_one_word_may_change_while_a_kernel_reads_it() -> None:
+    """The host's: `aot/loop_launch_checks.py` sees that all threads go by one reading of it."""
+    found = [path for path in KERNELS.rglob("*.py") if "volatile=True" in path.read_text()]
+    assert [short(path) for path in found] == ["schedule/kernel.py"]
+
+
+def barriers() -> set[tuple[str, int]]:
+    """Every `tl.debug_barrier` of the kernels."""
+    return {
+        (short(path), number)
+        for path in KERNELS.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "tl.debug_barrier()" in line
+    }
+
+
+def rare_steps() -> None:
+    """Words merged again, a full PRM context, a reward that is NaN."""
+    made = bridge_checks.FAMILIES["math"]
+    assert made.merges is not None
+    for word in ("}$)", ""):
+        state = bridge_checks.an_ended_step(made, word, 100)
+        bridge.bridge(state, bridge_checks.two_for_one(made.tables), made.merges)
+    state = bridge_checks.an_ended_step(made, "a" * 9, 3)
+    state.match_bytes.zero_()
+    bridge.bridge(state, made.tables, made.merges)
+    assert int(state.finish) == Finish.PRM_FULL
+    state.phase.fill_(Phase.SCORE)
+    batch = RowBatch.allocate(1, 1, CPU)
+    batch.seq_complete.fill_(1)
+    state.num_seqs.fill_(1)
+    end_step.decide(state, batch, torch.tensor([torch.nan]), (1, 1, 1))
+    assert int(state.nan_rewards) == 1
+
+
+def rare_schedules() -> None:
+    """Slots that lack pages, and a host that asks for a return."""
+    state = SlotState.allocate(SlotSizes(3, 8, 8, 4, 8, 1000), CPU)
+    state.phase.fill_(Phase.DRAFT)
+    state.active.fill_(1)
+    state.length.fill_(5)
+    state.tick_cap.fill_(9)
+    state.num_free.fill_(4)
+    batch = RowBatch.allocate(16, 3, CPU)
+    schedule.schedule(state, batch, (2, 2, 2))
+    assert state.lacks_pages.tolist() == [0, 1, 1]
+    state.host_request.fill_(HostRequest.RETURN)
+    schedule.schedule(state, batch, (2, 2, 2))
+    assert int(state.pass_role) == NUM_ROLES
+
+
+def draws() -> None:
+    """Three sequences with penalties and cut-offs, and one that is not complete."""
+    state = sample_checks.a_state(4, 1)
+    state.repetition_penalty.fill_(1.3)
+    logits = sample_checks.some_logits(4, 5000, 2.0, 1)
+    sample_checks.sampled(state, sample_checks.a_batch(state, 1), logits)
+
+
+def rare_draws() -> None:
+    """A draw from the whole vocabulary, with logprobs, where the output may not stop yet."""
+    state = sample_checks.a_state(1, 0)
+    for name, value in (("repetition_penalty", 1), ("temperature", 1), ("top_p", 1), ("top_k", 0)):
+        getattr(state, name).fill_(value)
+    state.num_logprobs.fill_(2)
+    state.min_length.fill_(sample_checks.ROW)
+    logits = sample_checks.some_logits(1, 70, 1.0, 0)
+    sample_checks.sampled(state, sample_checks.a_batch(state, 0), logits)
+
+
+@pytest.mark.usefixtures("with_clocks")
+def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is missing is therefore found, in scenes that meet all of them."""
+    loop_ops: dict[str, Op] = {
+        "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
+        "decide": end_step.decide, "truncate_kv": rollback.truncate_kv,
+        "sample_append": sample_append, "bridge": bridge.bridge,
+    }  # fmt: skip
+    with watching(try_without_barriers=True) as watch:
+        run_shadowed(monkeypatch, loop_ops, 1, count=3)
+        draws()
+        rare_steps()
+        rare_schedules()
+        rare_draws()
+    assert watch.barriers.keys() == barriers()
+    assert [where for where, needed in watch.barriers.items() if not needed] == []
+
+
+def forwards() -> None:
+    """Small cases of the kernels of a forward, of sampling and of rewards."""
+    table, token = torch.randn(5, 1500), torch.tensor([4, 9, 0], dtype=torch.int32)
+    embed(table, token, out=torch.empty(3, 1500))
+    norm_checks.test_rms_norm(3, 24, torch.float32)
+    norm_checks.test_last_rows_norm(torch.float32)
+    activation_checks.test_silu_mul(1100, torch.float32)
+    linear_checks.test_a_residual_may_be_the_output(1)
+    linear_checks.test_a_residual_may_be_the_output(5)
+    linear_checks.test_norm_gate_up(2, 33, 515, " bias")
+    for name in ("three rows", "norm of heads"):  # one launch, and two
+        case = qkv_checks.Case(**qkv_checks.CASES[name])
+        qkv_checks.check(case, torch.float32)
+    attention_checks.check(attention_checks.CASES["chunks"])
+    for kind in reward_checks.HEADS:
+        reward_checks.test_reward_and_accept(kind, torch.float32, 17, 40)
+    draws()
+
+
+def wide_kernels() -> set[str]:
+    """Every kernel that ships with more than one program."""
+    shape = MODEL_SHAPES["Qwen2.5-0.5B"]
+    launches = [s.launch for rows in (1, 256) for s in forward_launches("", shape, rows)]
+    launches += loop_launches().values()
+    return {launch.kernel.__name__ for launch in launches if math.prod(launch.grid) > 1}
+
+
+def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backwards and shuffled they leave the same bits."""
+    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    with watching(orders=True) as watch:
+        forwards()
+        bridges()
+    assert watch.reordered >= wide_kernels()
+
+
+def bridges() -> None:
+    """Two slots whose steps end with the same word."""
+    made = bridge_checks.FAMILIES["math"]
+    assert made.merges is not None
+    one = bridge_checks.an_ended_step(made, "}$)", 100)
+    two = SlotState.allocate(SlotSizes(2, 1300, 100, 4, 8, 64), CPU)
+    for name in ("tokens", "length", "ended", "match_bytes"):
+        getattr(two, name).copy_(getattr(one, name).expand_as(getattr(two, name)))
+    bridge.bridge(two, made.tables, made.merges)
+    assert torch.equal(two.prm_tokens[0], two.prm_tokens[1])
+
+
+def cut_back(module: Any) -> None:
+    sizes = (3, 4)
+    module.rollback(**rollback_checks.paged(2, 9, sizes, 0), tokens_per_page=sizes)
+
+
+def normed(module: Any) -> None:
+    module.rms_norm(torch.randn(4, 24), torch.ones(24), 1e-6)
+
+
+def attended(module: Any) -> None:
+    attention_checks.check(attention_checks.CASES["chunks"], module)
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong", "run"),
+    [
+        (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
+        (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
+        (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
+        (paged_attention, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
+    ],
+    ids=["no barrier", "one row of two programs", "no mask", "one part of all splits"],
+)
+def test_a_race_in_a_kernel_is_found(
+    module: Any,
+    right: str,
+    wrong: str,
+    run: Callable[[Any], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    with watching():
+        run(module)
+        with pytest.raises(Race):
+            run(broken(module, tmp_path, right, wrong))
+
+
+def test_relu_by_maximum_would_hide_a_hidden_row_of_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = reward_checks.test_a_reward_that_is_no_number_is_never_accepted
+    check("classes")
+    right, wrong = "tl.where(b_inner < 0.0, 0.0, b_inner)", "tl.maximum(b_inner, 0.0)"
+    module = broken(reward_scores, tmp_path, right, wrong)
+    monkeypatch.setattr(reward_accept, "inner_launch", module.inner_launch)
+    with pytest.raises(AssertionError):
+        check("classes")

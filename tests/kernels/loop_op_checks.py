@@ -1,0 +1,130 @@
+"""The kernels of the loop against their twins, in whole runs. Run by `test_loop_ops.py`."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from rsd_kernels import ops
+from rsd_kernels.end_step import kernel as end_step_kernel
+from rsd_kernels.rollback import kernel as rollback_kernel
+from rsd_kernels.schedule import kernel as schedule_kernel
+from rsd_kernels.schedule import twin as schedule_twin
+from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.enums import NUM_ROLES, Phase
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from tests.kernels.harness.child import INTERPRETED
+from tests.kernels.harness.shadow import (
+    Op,
+    copied,
+    copied_on_cpu,
+    differences,
+    random_core,
+    random_requests,
+    run_shadowed,
+)
+from tests.loop.toy import run, story
+
+
+def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: dict[str, Op] = {
+        "schedule": schedule_kernel.schedule,
+        "advance": schedule_kernel.advance,
+        "end_step": end_step_kernel.end_step,
+        "decide": end_step_kernel.decide,
+        "truncate_kv": rollback_kernel.truncate_kv,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 1, count=10)
+    assert all(calls[name] > 0 for name in kernels), calls
+
+
+def _changed(state: SlotState, rng: random.Random) -> None:
+    """What a short run rarely meets: roles that have waited, few pages, reasons to return."""
+    for role in range(NUM_ROLES):
+        state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 1023, 1024, 1500])
+    state.last_role.fill_(rng.randrange(NUM_ROLES))
+    if rng.random() < 0.3:
+        state.num_free.fill_(rng.randint(0, min(4, int(state.num_free))))
+    if rng.random() < 0.1:
+        state.active[rng.randrange(state.num_slots)] = 0
+    if rng.random() < 0.1:
+        state.host_request.fill_(rng.choice([1, 2]))
+    if rng.random() < 0.05:
+        state.tick_cap.fill_(int(state.tick) + rng.choice([0, 1]))
+    if rng.random() < 0.1:
+        state.log_head.fill_(state.log.shape[0] - rng.randint(1, 400))
+    if rng.random() < 0.05:
+        state.phase[rng.randrange(state.num_slots)] = rng.choice([Phase.WAIT_HOST, Phase.DONE])
+
+
+@pytest.mark.parametrize("rule", BatchingRule)
+def test_schedule_in_changed_states(rule: BatchingRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    chosen: Counter[int] = Counter()
+    schedule_of_the_run = schedule_twin.schedule
+
+    def schedule(state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule) -> None:
+        ours, theirs = copied_on_cpu(state), copied_on_cpu(batch)
+        _changed(ours, rng)
+        kernel_state, kernel_batch = copied(ours), copied(theirs)
+        schedule_twin.schedule(ours, theirs, tokens_per_page, rule)
+        schedule_kernel.schedule(kernel_state, kernel_batch, tokens_per_page, rule)
+        assert not differences(ours, kernel_state) + differences(theirs, kernel_batch)
+        chosen[int(ours.pass_role)] += 1
+        schedule_of_the_run(state, batch, tokens_per_page, rule)
+
+    monkeypatch.setattr(ops, "schedule", schedule)
+    run(random_core(6, num_slots=17, max_rows=7), random_requests(6, 12))
+    assert min(chosen[role] for role in range(NUM_ROLES + 1)) > 1, chosen
+
+
+def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `ops`: the same steps, rewards and decisions as on the twins."""
+    requests = random_requests(4, 3, logprobs=False)
+
+    def told() -> list[list[str]]:
+        events = run(random_core(4), requests)
+        return [story(events[key]) for key in sorted(events)]
+
+    by_twins = told()
+    assert any("rejected" in line for lines in by_twins for line in lines)
+    if INTERPRETED:
+        asked = 0
+
+        def runs_on(tensor: Tensor) -> bool:
+            nonlocal asked
+            asked += 1
+            return True
+
+        monkeypatch.setattr("rsd_kernels.ops.runs_on", runs_on)
+        assert told() == by_twins
+        assert asked > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "message"),
+    [
+        ("page_table", (0, 1, 0), 99, r"page_table\[0, 1\]\[0\] is 99; it must be 0 to 61"),
+        ("page_table", (2, 0, 0), -1, r"page_table\[2, 0\]\[0\] is -1"),
+        ("length", (1,), 97, r"length\[1\] is 97; it must be 0 to 96"),
+        ("kv_len", (1, 0), 50, r"kv_len\[TARGET\]\[0\] is 50"),
+        ("num_free", (0,), 63, r"num_free\[0\] is 63"),
+    ],
+)
+def test_debug_mode_says_which_value_is_wrong(
+    name: str, index: tuple[int, ...], value: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")
+    core = random_core(0)
+    state = copied(core.state)
+    state.num_pages.fill_(1)
+    state.length.fill_(9)
+    end_step_kernel.end_step(state, core.loop.tokens_per_page)
+    getattr(state, name)[index] = value
+    with pytest.raises(ValueError, match=message):
+        end_step_kernel.end_step(state, core.loop.tokens_per_page)

@@ -1,0 +1,119 @@
+"""A whole forward by Triton against that by the twins. Run by `test_model_ops.py`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_engine.memory.page_pool import PagedKV
+from rsd_engine.models.heads import LanguageModel
+from rsd_engine.models.loader import load_language_model
+from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.model_ops import model_ops, triton_ops
+from rsd_kernels.state.rows import RowBatch
+from tests.kernels.harness.child import INTERPRETED
+from tests.kernels.harness.tensors import DEVICE
+from tests.models.checkpoints import make_model, save
+from tests.models.driver import Driver, pack
+
+PASSES = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
+TOLERANCE = 1e-4  # fp32
+
+
+def tokens(slot: int, start: int, count: int) -> list[int]:
+    return [(slot * 17 + position * 7) % 61 for position in range(start, start + count)]
+
+
+def by_twins(folder: Path) -> list[Tensor]:
+    driver, found = Driver(load_language_model(folder, max_rows=64)), []
+    for new in PASSES:
+        chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
+        found.append(driver.run(*chunks))
+    return found
+
+
+def padded(batch: RowBatch, num_rows: int, num_seqs: int) -> RowBatch:
+    """The same pass in a bucket of fixed size: rows of no sequence, and empty sequences."""
+    wide = RowBatch.allocate(num_rows, num_seqs, torch.device("cpu"))
+    for field in fields(RowBatch):
+        tensor = getattr(batch, field.name)
+        getattr(wide, field.name)[: tensor.shape[0]] = tensor
+    wide.page[batch.num_rows :] = -1
+    wide.token[batch.num_rows :] = 1 << 20  # never read
+    wide.seq_start[batch.num_seqs :] = batch.num_rows
+    return RowBatch(**{f.name: getattr(wide, f.name).to(DEVICE) for f in fields(RowBatch)})
+
+
+def on_device(model: LanguageModel) -> tuple[Driver, PagedKV, Tensor]:
+    """Pages of NaN and the page table, where the model is."""
+    driver = Driver(model)
+    driver.pool.buffer = driver.pool.buffer.to(DEVICE)
+    return driver, driver.pool.view(model.config.kv_shape(model.dtype)), driver.table.to(DEVICE)
+
+
+def by_triton(model: LanguageModel, num_rows: int, num_seqs: int) -> list[Tensor]:
+    (driver, kv, table), found = on_device(model), []
+    for new in PASSES:
+        chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
+        batch = pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page)
+        for slot, n in new.items():
+            driver.kv_len[slot] += n
+        out = torch.full((num_seqs, model.config.vocab_size), float("nan"), device=DEVICE)
+        model.logits(padded(batch, num_rows, num_seqs), kv, table, out)
+        found.append(out[: len(new)].cpu())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_rows"), [("qwen3", 16), ("mistral", 16), ("llama-bias", 20)]
+)
+def test_forward(
+    architecture: str, num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every op of a forward: head norms, a sliding window, biases; rows for one tile and more."""
+    folder = save(make_model(architecture), tmp_path)
+    if INTERPRETED:
+        monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
+    if INTERPRETED:
+        monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
+        size = attention_tiles.attention_scratch_size(64, 4, 4, 32, torch.float32)
+        monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
+    else:
+        assert model_ops(model.lm_head).backend == "triton"
+    for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
+        assert bool(found.isfinite().all())
+        assert float((found - wanted).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
+@pytest.mark.parametrize("num_rows", [16, 64])
+def test_a_forward_can_be_captured(num_rows: int, tmp_path: Path) -> None:
+    """It allocates nothing, waits for nothing, and its CUDA graph gives the same bits."""
+    folder = save(make_model("qwen3"), tmp_path)
+    model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="bfloat16")
+    driver, kv, table = on_device(model)
+    chunks = [(0, tokens(0, 0, 5)), (2, tokens(2, 0, 1))]
+    batch = padded(pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page), num_rows, 4)
+    out = torch.full((4, model.config.vocab_size), float("nan"), device=DEVICE)
+    model.logits(batch, kv, table, out)  # compiles, and cuBLAS takes its workspace
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.logits(batch, kv, table, out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    wanted = out[: len(chunks)].clone()
+    assert bool(wanted.isfinite().all())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model.logits(batch, kv, table, out)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out[: len(chunks)], wanted)

@@ -1,0 +1,41 @@
+"""Norms in Triton against their twins. Run by `test_kernel.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rsd_kernels.norm import kernel as norms
+from rsd_kernels.norm import twin as norm_twin
+from rsd_kernels.norm.twin import rms_norm as rms_norm_twin
+from tests.kernels.harness.tensors import DEVICE, DTYPES, assert_close, nan, rows
+
+EPS = 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 24, 896, 1100])
+@pytest.mark.parametrize("num_rows", [0, 3])
+def test_rms_norm(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    x, weight = rows(num_rows, width, 1).to(dtype), rows(1, width, 2)[0].to(dtype)
+    exact = rms_norm_twin(x.double(), weight.double(), EPS)
+    plain = rms_norm_twin(x, weight, EPS)
+    result = norms.rms_norm(x.to(DEVICE), weight.to(DEVICE), EPS)
+    assert_close(result.cpu(), plain, exact, num_terms=width + 4)
+    in_place = x.to(DEVICE, copy=True)
+    assert norms.rms_norm(in_place, weight.to(DEVICE), EPS, out=in_place) is in_place
+    assert torch.equal(in_place, result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_last_rows_norm(dtype: torch.dtype) -> None:
+    x, weight = rows(6, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
+    start = torch.tensor([0, 1, 1, 4, 4, 4], dtype=torch.int32)
+    tensors = {"x": x, "seq_start": start, "norm": weight}
+    out = norm_twin.last_rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
+    assert torch.equal(out[2], rms_norm_twin(x[3], weight, EPS))
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    exact = norm_twin.last_rows_norm(**wide, eps=EPS, out=torch.empty(5, 40).double())
+    moved = {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
+    result = norms.last_rows_norm(**moved, eps=EPS, out=nan(5, 40, dtype=dtype, device=DEVICE))
+    assert_close(result.cpu(), out, exact, num_terms=44)

@@ -1,0 +1,20 @@
+"""Norm, projection, rotation and store in one launch: interpreted, and on a GPU if there is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.harness.child import run_checks
+
+pytest.importorskip("triton")
+
+CHECKS = "kernels/qkv/kernel_checks.py"
+
+
+def test_in_the_interpreter() -> None:
+    run_checks(CHECKS, interpreted=True)
+
+
+@pytest.mark.gpu
+def test_on_the_device() -> None:
+    run_checks(CHECKS, interpreted=False)

@@ -1,0 +1,181 @@
+"""Reward heads with policies in Triton against their twins. Run by `test_kernel.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_kernels import ops
+from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.reward import accept as accept_kernel
+from rsd_kernels.reward import kernel, twin
+from rsd_kernels.reward import scores as reward_scores
+from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from tests.kernels.harness.shadow import copied, differences, random_core, random_requests
+from tests.kernels.harness.tensors import DEVICE, DTYPES
+from tests.loop.toy import run
+
+MakeHead = Callable[[int, torch.dtype, torch.Generator], RewardHead]
+
+
+def value_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ValueHead:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weight = normal(1, width) * 1.5 / width**0.5
+    return ValueHead((1 + 0.1 * normal(width)).to(dtype), 1e-6, weight, normal(1))
+
+
+def two_class_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> TwoClassHead:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    units = width - 3 if width > 8 else width
+    return TwoClassHead(
+        (1 + 0.1 * normal(width)).to(dtype),
+        1e-6,
+        (normal(units, width) / width**0.5).to(dtype),
+        normal(units).to(dtype),
+        (2 * normal(2, units) / units**0.5).to(dtype),
+        normal(2).to(dtype),
+    )
+
+
+HEADS: dict[str, MakeHead] = {"value": value_head, "classes": two_class_head}
+
+
+def with_tensors(head: RewardHead, change: Any) -> RewardHead:
+    named = {f.name: getattr(head, f.name) for f in fields(head)}
+    tensors = {name: change(value) for name, value in named.items() if isinstance(value, Tensor)}
+    return replace(head, **tensors)
+
+
+def close(result: Tensor, plain: Tensor, exact: Tensor, head: RewardHead) -> None:
+    """Error at most twice plain PyTorch's; where that is lucky, one rounding of 1 in its dtype."""
+    assert bool(result.isfinite().all()), "not finite"
+    error = (result.double() - exact).abs().max().item()
+    of_pytorch = (plain.double() - exact).abs().max().item()
+    weight = head.weight if isinstance(head, ValueHead) else head.inner
+    rounding = torch.finfo(weight.dtype).eps * (4 if weight.dtype == torch.float32 else 1)
+    assert error <= max(2 * of_pytorch, rounding), f"error {error:.3g}, PyTorch {of_pytorch:.3g}"
+
+
+def poisoned(head: RewardHead, num_seqs: int) -> Tensor:
+    return torch.full(reward_scores.scratch_shape(head, num_seqs), torch.nan, device=DEVICE)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_seqs", "width"), [(1, 8), (5, 129), (17, 300)])
+def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(num_seqs)
+    head = HEADS[kind](width, dtype, generator)
+    hidden = (3 * torch.randn(num_seqs, width + 5, generator=generator)).to(dtype)[:, :width]
+    policy_kind = torch.arange(num_seqs, dtype=torch.int32) % len(PolicyKind)
+    policy_a = torch.full((num_seqs,), 0.6)
+    policy_b = torch.full((num_seqs,), 0.3)
+    uniform = torch.rand(num_seqs, generator=generator)
+    reward = torch.full((num_seqs,), torch.nan, device=DEVICE)
+    accept = torch.full((num_seqs,), 9, dtype=torch.int32, device=DEVICE)
+    on_device = [t.to(DEVICE) for t in (policy_kind, policy_a, policy_b, uniform)]
+    ours = with_tensors(head, lambda t: t.to(DEVICE))
+    accept_kernel.reward_accept(
+        hidden.to(DEVICE), ours, *on_device, reward=reward, accept=accept,
+        scratch=poisoned(head, num_seqs),
+    )  # fmt: skip
+    exact = twin.rewards(hidden.double(), with_tensors(head, Tensor.double))
+    close(reward.cpu(), twin.rewards(hidden, head), exact, head)
+    assert len(set(accept.tolist()) - {0, 1}) == 0
+    for s, r in enumerate(reward.tolist()):
+        probability = end_step_twin.accept_probability(
+            int(policy_kind[s]), float(policy_a[s]), float(policy_b[s]), r
+        )
+        assert int(accept[s]) == int(float(uniform[s]) < probability)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
+    head = HEADS[kind](16, torch.float32, torch.Generator().manual_seed(0))
+    hidden = torch.full((5, 16), torch.nan, device=DEVICE)
+    reward = torch.zeros(5, device=DEVICE)
+    accept = torch.ones(5, dtype=torch.int32, device=DEVICE)
+    accept_kernel.reward_accept(
+        hidden, with_tensors(head, lambda t: t.to(DEVICE)),
+        torch.arange(5, dtype=torch.int32, device=DEVICE), torch.ones(5, device=DEVICE),
+        torch.zeros(5, device=DEVICE), torch.zeros(5, device=DEVICE),
+        reward=reward, accept=accept,
+    )  # fmt: skip
+    assert bool(reward.isnan().all())
+    assert accept.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own rewards, given to the twin, leave the same state behind."""
+    generator = torch.Generator().manual_seed(1)
+    width = 48
+    head = HEADS[kind](width, torch.float32, generator)
+    calls = 0
+
+    def decide(
+        state: SlotState, batch: RowBatch, _: Tensor, tokens_per_page: tuple[int, int, int]
+    ) -> None:
+        nonlocal calls
+        calls += 1
+        hidden = 3 * torch.randn(batch.num_rows, width, generator=generator)
+        if calls % 7 == 0:
+            hidden[-1] = torch.nan
+        ours, rows = copied(state), copied(batch)
+        kernel.score(
+            ours, rows, hidden.to(DEVICE), with_tensors(head, lambda t: t.to(DEVICE)),
+            tokens_per_page, poisoned(head, batch.num_seqs),
+        )  # fmt: skip
+        rewards = ours.reward.cpu()[batch.seq_slot.long()]
+        last = hidden[(batch.seq_start[1:] - 1).long()]
+        done = batch.seq_complete.bool()
+        finite = done & ~last.isnan().any(1)
+        exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
+        if bool(finite.any()):
+            close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
+        end_step_twin.decide(state, batch, rewards, tokens_per_page)
+        assert not differences(state, ours)
+
+    monkeypatch.setattr(ops, "decide", decide)
+    run(random_core(3), random_requests(3, 10))
+    assert calls > 7
+
+
+def test_says_what_is_wrong() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = with_tensors(value_head(16, torch.float32, generator), lambda t: t.to(DEVICE))
+    hidden = torch.randn(4, 16, device=DEVICE)
+    whole = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    real = torch.zeros(4, device=DEVICE)
+    good = {
+        "hidden": hidden, "head": head, "policy_kind": whole, "policy_a": real,
+        "policy_b": real, "uniform": real, "reward": real.clone(), "accept": whole.clone(),
+    }  # fmt: skip
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"hidden": hidden.double()}, "hidden has dtype torch.float64"),
+        ({"hidden": hidden.t().contiguous().t()}, "hidden has strides"),
+        ({"hidden": hidden[:, :8]}, "norm_weight has shape"),
+        ({"policy_kind": real}, "policy_kind has dtype"),
+        ({"uniform": real[:3]}, "uniform has shape"),
+        ({"scratch": whole}, "scratch has dtype"),
+        ({"head": "value"}, "head is a str"),
+    ]
+    classes = two_class_head(16, torch.float32, generator)
+    bad.append(
+        ({"head": with_tensors(classes, lambda t: t.to(DEVICE)), "scratch": real[:2]}, "at least")
+    )
+    for change, message in bad:
+        with pytest.raises(ValueError, match=message):
+            accept_kernel.reward_accept(**(good | change))

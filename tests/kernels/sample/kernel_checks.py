@@ -1,0 +1,209 @@
+"""Sampling in Triton against its twin, each token appended. Run by `test_kernel.py`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_kernels.sample import twin
+from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.state.enums import Finish, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.tables import StepTables
+from tests.kernels.harness.shadow import (
+    LOGPROBS,
+    copied,
+    copied_on_cpu,
+    differences,
+    differences_but_rounding,
+    run_shadowed,
+)
+from tests.kernels.harness.tensors import DEVICE
+
+CPU = torch.device("cpu")
+ROW = 40
+
+
+def a_state(num_slots: int, seed: int) -> SlotState:
+    """Slots that ask for all kinds of sampling."""
+    rng = random.Random(seed)
+    state = SlotState.allocate(SlotSizes(num_slots, ROW, ROW, 4, 8, 64), CPU)
+    for b in range(num_slots):
+        state.length[b] = rng.randint(1, ROW - 1)
+        state.tokens[b] = torch.tensor([rng.randrange(60) for _ in range(ROW)])
+        state.min_length[b] = rng.choice([0, 0, ROW])
+        state.stop_tokens[b] = -1
+        state.stop_tokens[b, :3] = torch.tensor([5, 17, 10**6])
+        state.temperature[b] = rng.choice([0.0, 0.6, 1.0, 1.7])
+        state.top_k[b] = rng.choice([0, 0, 1, 5, 40, 10**6])
+        state.top_p[b] = rng.choice([1.0, 1.0, 0.3, 0.9, 0.999])
+        state.min_p[b] = rng.choice([0.0, 0.0, 0.05, 0.3])
+        state.repetition_penalty[b] = rng.choice([1.0, 1.0, 1.3, 0.8])
+        state.seed[b] = rng.randrange(2**63)
+        state.sample_index[b] = rng.randint(0, 3)
+        state.num_steps[b] = rng.randint(0, 9)
+        state.num_logprobs[b] = rng.choice([-1, 0, 3, 20])
+        state.length_limit[b] = rng.choice([ROW, ROW, int(state.length[b]) + 1])
+        state.committed[b] = rng.randrange(int(state.length[b]))
+        state.max_step_tokens[b] = rng.choice([ROW, 4])
+        state.delimiter_next[b, :, ord("\n")] = 1  # and 0 after any other byte
+        state.delimiter_match[b, 1] = 1
+    return state
+
+
+def some_tables(vocabulary: int) -> StepTables:
+    """A byte a token, none of them to be cut."""
+
+    def whole(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    return StepTables(
+        token_byte=(torch.arange(vocabulary) % 256).to(torch.uint8),
+        token_start=torch.arange(vocabulary + 1, dtype=torch.int32),
+        prefix_entry=torch.full((vocabulary,), -1, dtype=torch.int32),
+        prefix_start=whole(0),
+        prefix_token=whole(),
+        prm_token=torch.arange(vocabulary, dtype=torch.int32),
+        separator=whole(0),
+    )
+
+
+def a_batch(state: SlotState, seed: int) -> RowBatch:
+    """The slots in another order; one of them is not complete."""
+    count = state.num_slots
+    batch = RowBatch.allocate(count, count, CPU)
+    batch.seq_slot.copy_(torch.randperm(count, generator=torch.Generator().manual_seed(seed)))
+    batch.seq_complete.fill_(1)
+    if count > 1:
+        batch.seq_complete[count // 2] = 0
+    state.num_seqs.fill_(count)
+    return batch
+
+
+def some_logits(num_seqs: int, vocabulary: int, scale: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(num_seqs, vocabulary + 3, generator=generator) * scale
+    wide[:, vocabulary:] = torch.nan
+    return wide[:, :vocabulary]
+
+
+def sampled(state: SlotState, batch: RowBatch, logits: Tensor) -> tuple[SlotState, SlotState]:
+    """The state as the twin leaves it, and as the kernel does."""
+    theirs = copied(state)
+    wide = torch.full((logits.shape[0] + 1, logits.shape[1] + 3), torch.nan)
+    wide[:-1, :-3] = logits
+    tables = some_tables(logits.shape[1])
+    wide = wide.to(DEVICE)[:, :-3]
+    sample_append(theirs, copied(batch), wide, copied(tables), Role.TARGET)
+    twin.sample_append(state, batch, logits.clone(), tables, Role.TARGET)
+    return state, theirs
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "scale", "seed"),
+    [(1, 1.0, 0), (70, 2.0, 1), (70, 0.0, 2), (4096, 4.0, 3), (9001, 1.0, 5)],
+)
+def test_the_tokens_and_logprobs_of_the_twin(vocabulary: int, scale: float, seed: int) -> None:
+    state = a_state(8, seed)
+    if vocabulary < 20:  # else nothing would be left to sample
+        state.min_length.zero_()
+    batch = a_batch(state, seed)
+    ours, theirs = sampled(state, batch, some_logits(8, vocabulary, scale, seed))
+    # Equal logits have no order of their own.
+    loose = (*LOGPROBS, "top_token") if scale == 0 else LOGPROBS
+    assert not set(differences(ours, theirs)) - set(loose)
+    for name in LOGPROBS:
+        torch.testing.assert_close(getattr(theirs, name).cpu(), getattr(ours, name))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite(bad: float) -> None:
+    state = a_state(6, 9)
+    batch = a_batch(state, 9)
+    logits = some_logits(6, 5000, 1.0, 9)
+    for s in range(0, 6, 2):
+        logits[s, (4999, 0, 4096)[s // 2]] = bad
+    ours, theirs = sampled(state, batch, logits)
+    assert not differences_but_rounding(ours, theirs)
+    bad_slots = theirs.next_token == -1
+    assert int(bad_slots.sum()) >= 2
+    assert set(theirs.finish[bad_slots].tolist()) == {Finish.ERROR}
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    state = a_state(4, 11)
+    state.temperature.fill_(1.0)
+    logits = some_logits(4, 6000, 2.0, 11)
+    batch = a_batch(state, 11)
+    _, together = sampled(copied_on_cpu(state), batch, logits)
+    for s in range(4):
+        alone = RowBatch.allocate(1, 1, CPU)
+        alone.seq_slot.copy_(batch.seq_slot[s : s + 1])
+        alone.seq_complete.copy_(batch.seq_complete[s : s + 1])
+        state.num_seqs.fill_(1)
+        _, by_itself = sampled(copied_on_cpu(state), alone, logits[s : s + 1])
+        slot = int(batch.seq_slot[s])
+        for name in ("next_token", "tokens", "length", "finish", "ended", "token_logprob"):
+            one, other = getattr(by_itself, name)[slot], getattr(together, name)[slot]
+            assert torch.equal(one, other), name
+
+
+def test_the_distribution() -> None:
+    """The counts fit the probabilities (chi-square, p = 1e-4); cut-offs are met exactly above."""
+    count, vocabulary = 100, 4
+    state = a_state(count, 0)
+    for name, value in {
+        "temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.05, "repetition_penalty": 1.0,
+        "min_length": 0, "num_logprobs": -1, "seed": 7,
+    }.items():  # fmt: skip
+        getattr(state, name).fill_(value)
+    batch = a_batch(state, 0)
+    batch.seq_complete.fill_(1)
+    logits = some_logits(1, vocabulary, 1.5, 3)
+    probabilities = filtered_probabilities(
+        logits[0], temperature=float(state.temperature[0]), top_k=0, top_p=1.0,
+        min_p=float(state.min_p[0]),
+    )  # fmt: skip
+    counts = torch.zeros(vocabulary)
+    device_state, device_batch = copied(state), copied(batch)
+    tables = copied(some_tables(vocabulary))
+    rounds = 1
+    for step in range(rounds):
+        device_state.num_steps.fill_(step)
+        device_state.length.copy_(torch.arange(count) % (ROW - 1) + 1)
+        device_state.sample_index.copy_(torch.arange(count) // (ROW - 1))
+        rows = logits.repeat(count, 1).to(DEVICE)
+        sample_append(device_state, device_batch, rows, tables, Role.DRAFT)
+        counts += torch.bincount(device_state.next_token.cpu(), minlength=vocabulary)
+    expected = probabilities * rounds * count
+    assert bool((counts[expected == 0] == 0).all())
+    some = expected > 0
+    assert int(some.sum()) > 2
+    chi_square = ((counts - expected) ** 2 / expected)[some].sum().item()
+    assert chi_square < 21.2, counts  # for 3 degrees of freedom; fewer have less
+
+
+def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = run_shadowed(monkeypatch, {"sample_append": sample_append}, 5, count=3)
+    assert calls["sample_append"] > 5
+
+
+def test_says_what_is_wrong() -> None:
+    state = copied(a_state(3, 0))
+    batch = copied(a_batch(a_state(3, 0), 0))
+    logits = torch.zeros(3, 50, device=DEVICE)
+    tables = copied(some_tables(50))
+    for bad, message in (
+        (logits.half(), "logits has dtype"),
+        (logits[:2], "logits has shape"),
+        (logits.t().contiguous().t(), "logits has strides"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_append(state, batch, bad, tables, Role.DRAFT)
+    with pytest.raises(ValueError, match="role is 3"):
+        sample_append(state, batch, logits, tables, 3)

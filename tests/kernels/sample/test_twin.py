@@ -1,0 +1,106 @@
+"""The twin of sampling: filters against float64, and draws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_engine.core.slots import fill_slot
+from rsd_kernels import ops
+from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from tests.loop.toy import NUM_IDS, toy_request, toy_tables
+
+
+def make_state() -> SlotState:
+    sizes = SlotSizes(
+        num_slots=4, max_len=20, prm_max_len=40, pages_per_role=8, num_pages=8, log_words=8
+    )
+    return SlotState.allocate(sizes, torch.device("cpu"))
+
+
+def naive_distribution(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> list[float]:
+    """The filters one token at a time in float64: temperature, min-p, top-k, top-p."""
+    weights = [math.exp((x - max(logits)) / temperature) for x in logits]
+    kept = [i for i, w in enumerate(weights) if w >= min_p]
+    kept.sort(key=lambda i: -weights[i])
+    if 0 < top_k < len(logits):
+        kept = kept[:top_k]
+    total, mass, nucleus = sum(weights[i] for i in kept), 0.0, []
+    for i in kept:
+        if mass / total >= top_p:
+            break
+        nucleus.append(i)
+        mass += weights[i]
+    return [weights[i] / mass if i in nucleus else 0.0 for i in range(len(logits))]
+
+
+class TestSample:
+    @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 500])
+    @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.35, 0.01])
+    @pytest.mark.parametrize("min_p", [0.0, 0.05, 0.5, 1.0])
+    def test_filters(self, top_k: int, top_p: float, min_p: float) -> None:
+        for seed, temperature in enumerate((0.3, 1.0, 1.7)):
+            generator = torch.Generator().manual_seed(seed)
+            logits = torch.randn(60, generator=generator) * 3
+            found = filtered_probabilities(
+                logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+            )
+            wanted = naive_distribution(logits.tolist(), temperature, top_k, top_p, min_p)
+            assert found.tolist() == pytest.approx(wanted, abs=1e-6)
+            assert float(found.sum()) == pytest.approx(1.0)
+
+    def run(self, state: SlotState, logits: Tensor) -> list[int]:
+        batch = RowBatch.allocate(8, len(logits), torch.device("cpu"))
+        batch.seq_slot.copy_(torch.arange(len(logits)))
+        batch.seq_complete.fill_(1)
+        state.num_seqs.fill_(len(logits))
+        ops.sample_append(state, batch, logits, toy_tables(), Role.DRAFT)
+        return state.next_token[: len(logits)].tolist()
+
+    def test_each_slot_has_its_own_parameters(self) -> None:
+        state = make_state()
+        for slot, (temperature, top_k) in enumerate([(0.0, 0), (5.0, 1), (5.0, 0), (0.0, 0)]):
+            request = toy_request("ab", temperature=temperature, top_k=top_k, seed=slot)
+            fill_slot(state, slot, request, generation=1, arrival=1)
+        logits = torch.randn(4, NUM_IDS, generator=torch.Generator().manual_seed(1))
+        best = logits.argmax(-1).tolist()
+        found = self.run(state, logits)
+        assert found[0] == best[0] and found[1] == best[1] and found[3] == best[3]
+        alone = make_state()
+        fill_slot(alone, 0, toy_request("ab", temperature=5.0, seed=2), generation=7, arrival=3)
+        assert self.run(alone, logits[2:3].clone()) == [found[2]]
+
+    def test_an_incomplete_sequence_draws_nothing(self) -> None:
+        state = make_state()
+        fill_slot(state, 0, toy_request("ab"), generation=1, arrival=1)
+        state.next_token[0] = 77
+        batch = RowBatch.allocate(8, 1, torch.device("cpu"))
+        state.num_seqs.fill_(1)
+        before = state.length.clone()
+        ops.sample_append(state, batch, torch.zeros(1, NUM_IDS), toy_tables(), Role.DRAFT)
+        assert int(state.next_token[0]) == 77
+        assert torch.equal(state.length, before)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_logits_that_are_not_finite(self, value: float, temperature: float) -> None:
+        state = make_state()
+        for slot in range(2):
+            fill_slot(
+                state, slot, toy_request("ab", temperature=temperature), generation=1, arrival=1
+            )
+        logits = torch.zeros(2, NUM_IDS)
+        logits[1, 4] = 9.0
+        logits[0, 3] = value
+        found = self.run(state, logits)
+        assert found[0] == NOT_FINITE and (found[1] == 4 or temperature)
+        assert state.length[:2].tolist() == [2, 3]
+        assert int(state.finish[0]) == Finish.ERROR
