@@ -1,4 +1,4 @@
-"""Checks of what a user passes: an error names the argument, its value and what is allowed."""
+"""Checks of arguments: an error names the argument, what it was and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
-    """`value` as an integer of [low, high]; None is no bound. ValueError otherwise."""
+    """Returns `value`; ValueError unless it is an integer in [low, high], None being no bound."""
     allowed = "" if low is None else f" >= {low}" if high is None else f" in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")

@@ -1,4 +1,4 @@
-"""What is installed, what was built, and what will run: `python -m rsd_engine.doctor`."""
+"""Shows what is installed, what was built and what will run: `python -m rsd_engine.doctor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rsd_engine.loop.executors.choose import resolve_executor
+from rsd_engine.loop.executors.factory import resolve_executor
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import model_ops
@@ -27,7 +27,7 @@ class Device:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Facts about this machine and installation, found when `report` was called."""
+    """Facts about this machine and installation."""
 
     python: str
     packages: dict[str, str | None]  # version, or None if not installed
@@ -58,12 +58,14 @@ class DoctorReport:
         return rows
 
     def text(self) -> str:
+        """`lines` as a table."""
         rows = self.lines()
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
 
 def report() -> DoctorReport:
+    """Collects the facts."""
     threads = torch.get_num_threads()
     cpu = Device("cpu", f"{platform.machine()}, {threads} threads")
     gpus = _gpus()
@@ -82,7 +84,7 @@ def report() -> DoctorReport:
 
 
 def _attention_backend(device: str) -> str:
-    """Of a model in the dtype that it would have there."""
+    """The backend of a model in the dtype that it would have on this device."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return model_ops(torch.empty(0, dtype=dtype, device=device)).backend
 

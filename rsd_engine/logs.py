@@ -1,4 +1,4 @@
-"""Show what the engine says on stderr, unless the application has set up logging itself."""
+"""Shows the engine's log on stderr, unless the application has set up logging itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 class _UnlessConfigured(logging.StreamHandler):
-    """Silent as soon as the root logger has a handler: that one shows the record then."""
+    """Silent as soon as the root logger has a handler, which then shows the record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers:
@@ -14,7 +14,7 @@ class _UnlessConfigured(logging.StreamHandler):
 
 
 def show_on_stderr() -> None:
-    """Lets INFO messages of the logger `rsd_engine` be seen by default. Idempotent."""
+    """Shows INFO messages of the logger `rsd_engine` by default. A second call changes nothing."""
     logger = logging.getLogger("rsd_engine")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)

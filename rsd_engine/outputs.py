@@ -1,26 +1,29 @@
-"""Results and events: vLLM's shape, plus what a step is."""
+"""Results and events of the engine: as in vLLM, with the steps of an output added."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
 StepSource = Literal["draft", "target"]
+StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
+
+T = TypeVar("T", bound="RoleMetrics | Flops | Metrics")
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """Log-probability of one token under the model that wrote it, before temperature."""
+    """Log-probability of a token under the model that wrote it, before temperature."""
 
     logprob: float
-    rank: int | None  # 1 = most likely; None if not among those asked for
+    rank: int | None  # 1 = most likely; None if it is not among the number asked for
     decoded_token: str
 
 
 @dataclass(frozen=True)
 class RejectedStep:
-    """A draft step that the policy turned down; the target wrote this step instead."""
+    """A draft step that the policy rejected and the target rewrote."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -33,24 +36,37 @@ class Step:
 
     text: str  # with its delimiter
     token_ids: tuple[int, ...]
-    source: StepSource
-    reward: float | None  # None if unscored: target steps, and modes without a PRM
-    rejected: RejectedStep | None  # what the draft had written
+    source: StepSource  # the model that wrote it
+    reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
+    rejected: RejectedStep | None  # the draft's step in whose place it stands
 
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One sample. `text` leaves out stop strings and special tokens; `token_ids` has all ids."""
+    """One sample.
+
+    Attributes:
+        index: number of the sample, from 0.
+        text: the output; without stop string and special tokens, unless the request wants them.
+        token_ids: all ids of the output, those left out of `text` included.
+        finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
+            a context, "steps" at `max_steps`, "abort", or "error".
+        stop_reason: the stop token id or stop string; None for end-of-text.
+        steps: the kept steps, in order.
+        cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
+        logprobs: per token, id -> log-probability; None unless asked for.
+        error: what went wrong, if `finish_reason` is "error".
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    stop_reason: int | str | None  # the stop token id or stop string; None for end-of-text
+    stop_reason: int | str | None
     steps: tuple[Step, ...]
     cumulative_logprob: float | None = None
     logprobs: tuple[dict[int, Logprob], ...] | None = None
-    error: str | None = None  # why, if finish_reason is "error"
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +75,10 @@ class RoleMetrics:
 
     Attributes:
         tokens_generated: tokens written and kept.
-        tokens_discarded: tokens written and rejected, or lost with a request that failed.
-        tokens_read: rows of its passes, prompts and tokens read again after a preemption included.
-        passes: passes that served it.
-        seconds: time of those passes, shared with the other requests in them.
+        tokens_discarded: tokens written and not kept: rejected, or dropped when a request failed.
+        tokens_read: rows of its passes: prompts, and what it read again after a preemption, too.
+        passes: passes that the request was part of.
+        seconds: time of these passes, which other requests shared.
     """
 
     tokens_generated: int = 0
@@ -72,35 +88,29 @@ class RoleMetrics:
     seconds: float = 0.0
 
     def __add__(self, other: RoleMetrics) -> RoleMetrics:
-        return RoleMetrics(
-            self.tokens_generated + other.tokens_generated,
-            self.tokens_discarded + other.tokens_discarded,
-            self.tokens_read + other.tokens_read,
-            self.passes + other.passes,
-            self.seconds + other.seconds,
-        )
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
 class Flops:
-    """2 x parameters x tokens.
+    """Floating-point operations, as 2 x parameters x tokens of each model.
 
     Attributes:
-        generated: draft tokens written (discarded ones too), the same tokens once more for the
-            PRM that scored them, and target tokens written: the paper's accounting.
-        all: every row any model read, prompts and catching up included.
+        generated: for tokens written, discarded ones too, and for the draft's tokens once more by
+            the PRM that scored them: the paper's accounting.
+        all: for every row that a model read, prompts and catching up included.
     """
 
     generated: int = 0
     all: int = 0
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.generated + other.generated, self.all + other.all)
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Counts of one request (all its samples) or of the engine."""
+    """Counts of one request, all its samples together, or of the engine."""
 
     draft: RoleMetrics = field(default_factory=RoleMetrics)
     target: RoleMetrics = field(default_factory=RoleMetrics)
@@ -109,7 +119,7 @@ class Metrics:
     steps_accepted: int = 0
     steps_rejected: int = 0
     nan_rewards: int = 0
-    seconds: float = 0.0  # from arrival to the last token; of the engine: time in launches
+    seconds: float = 0.0  # from arrival to the last token; of the engine: time spent in launches
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -118,16 +128,7 @@ class Metrics:
         return self.steps_accepted / scored if scored else None
 
     def __add__(self, other: Metrics) -> Metrics:
-        return Metrics(
-            self.draft + other.draft,
-            self.target + other.target,
-            self.prm + other.prm,
-            self.flops + other.flops,
-            self.steps_accepted + other.steps_accepted,
-            self.steps_rejected + other.steps_rejected,
-            self.nan_rewards + other.nan_rewards,
-            self.seconds + other.seconds,
-        )
+        return _sum(self, other)
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: tuple[int, ...]
-    outputs: tuple[CompletionOutput, ...]
+    outputs: tuple[CompletionOutput, ...]  # one per sample
     metrics: Metrics
-    seed: int  # the one given, or the one drawn
+    seed: int  # the given one, or the one drawn
     finished: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,11 +152,11 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """A decided step of a stream. Kept steps are final; the text of all kept ones is the result."""
+    """A decided step, in a stream. Kept steps are final: their texts add up to the output's."""
 
     request_id: str
     index: int  # which of the n samples
-    kind: Literal["kept", "rejected"]
+    kind: StepKind
     text: str  # of a kept step: what it adds to the output's text
     token_ids: tuple[int, ...]
     source: StepSource
@@ -168,6 +169,12 @@ class FinishedEvent:
 
     request_id: str
     output: RequestOutput
+
+
+def _sum(one: T, other: T) -> T:
+    """Adds two records of counts, field by field."""
+    names = [field.name for field in fields(one)]
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
 def _plain(value: Any) -> Any:

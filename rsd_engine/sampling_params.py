@@ -1,4 +1,4 @@
-"""What a request may ask for; names and meanings are those of vLLM where it has them."""
+"""What a request may ask for, with the names and meanings of vLLM where it has them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling, limits and policy of one request. Validated when made.
+    """How one request is sampled, when it ends, and which steps are kept.
 
     Args:
-        n: samples of the prompt; sample i is keyed by (seed, i).
-        temperature: 0 is greedy.
-        top_p: keep the most likely tokens up to this probability, in (0, 1].
-        top_k: keep this many tokens; 0 or -1 keeps all.
+        n: samples of the prompt; the random numbers of sample i depend on (seed, i) alone.
+        temperature: >= 0; 0 is greedy.
+        top_p: sample from the most likely tokens that reach this probability, in (0, 1].
+        top_k: sample from this many most likely tokens; 0 or -1 takes all.
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1].
-        repetition_penalty: above 1 makes tokens of prompt and output less likely; > 0.
-        seed: None draws one and reports it in the result.
-        max_tokens: most tokens of the output; the context may end it earlier.
+        repetition_penalty: > 0; above 1 makes tokens of prompt and output less likely.
+        seed: in [0, 2^63 - 1]; None draws one and reports it in the result.
+        max_tokens: most tokens of the output; the context of a model may end it earlier.
         min_tokens: no stop token or stop string ends the output before this many tokens.
-        max_step_tokens: a step ends at this many tokens even without a delimiter; None = no limit.
+        max_step_tokens: ends a step at this many tokens, without a delimiter; None means no limit.
         max_steps: most kept steps.
-        stop: strings that end the output; cut from the text unless `include_stop_str_in_output`.
-        stop_token_ids: ids that end the output, beside the model's end-of-text ids.
-        ignore_eos: the model's end-of-text ids do not end the output.
-        include_stop_str_in_output: leave the stop string in the text.
-        skip_special_tokens: leave special tokens out of the text.
-        logprobs: report this many best tokens at each position, beside the one taken.
-        policy: reward -> acceptance; None takes the engine's.
+        stop: string or strings that end the output; not in its text, unless
+            `include_stop_str_in_output`.
+        stop_token_ids: ids that end the output, besides the model's end-of-text ids.
+        ignore_eos: whether to go on after the model's end-of-text ids.
+        include_stop_str_in_output: whether to leave the stop string in the text.
+        skip_special_tokens: whether to leave special tokens out of the text.
+        logprobs: how many of the most likely tokens to report at each position, besides the one
+            taken; None reports none.
+        policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
     Raises:
-        ValueError: an argument is out of range; the message names it, its value and the range.
+        ValueError: an argument is not allowed; the message names it, its value and what is allowed.
     """
 
     n: int = 1
@@ -87,7 +89,7 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
-        """Builds params from JSON-like values; unknown keys are errors."""
+        """Builds params from JSON-like values; ValueError if a key or value is not allowed."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -130,4 +132,4 @@ class SamplingParams:
             check_integer("stop_token_ids", token, 0)
         count = len(self.stop_token_ids or ())
         if count > MAX_STOP_TOKENS:
-            raise ValueError(f"stop_token_ids may hold {MAX_STOP_TOKENS} ids, got {count}")
+            raise ValueError(f"stop_token_ids may hold at most {MAX_STOP_TOKENS} ids, got {count}")

@@ -29,7 +29,7 @@ from bench.lib.timing import Mismatch, Timing
 from bench.loop.runs import check_steps, run_scene, using
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.executors.graph_runtime import GraphError
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.roofline.presets import PRESETS

@@ -46,7 +46,7 @@ from bench.loop.batching_report import (
 from bench.loop.runs import TimeBudget, check_steps, run_scene, using
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
 

@@ -21,7 +21,7 @@ from bench.loop.runs import TimeBudget, check_steps, kept_drafts, run_scene, usi
 from bench.step.roofline import MIXED, step_roofline, triple_of
 from rsd_engine import Engine
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.roofline.rounds import Setting
 from rsd_kernels.state.enums import RecordKind, Role

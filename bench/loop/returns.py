@@ -77,7 +77,7 @@ def count_returns(engine: Engine, executor: Executor, scene: Scene) -> Returns:
     launches = core.stats.launches - before.launches
     if launches < 2:
         raise Mismatch(f"{len(requests)} requests for {scene.slots} slots took one launch")
-    between = core.stats.seconds_between - before.seconds_between
+    between = core.stats.gap_seconds - before.gap_seconds
     return Returns(
         executor.name, scene.slots, steps, launches, between / (launches - 1), between / seconds
     )

@@ -12,7 +12,7 @@ from bench.lib.options import command_parser, positive, share
 from bench.lib.random_models import TRIPLES
 from bench.lib.scenes import ModeName, Scene
 from bench.step.roofline import DRAFT, KEEP, MIXED, REJECT, TARGET
-from rsd_engine.loop.executors.choose import EXECUTORS, resolve_executor
+from rsd_engine.loop.executors.factory import EXECUTORS, resolve_executor
 from rsd_engine.models.config import DTYPES
 
 GATE_SLOTS = 2

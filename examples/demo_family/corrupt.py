@@ -1,10 +1,9 @@
 """Wrong steps written on purpose, for the reward model to learn from.
 
 Steps sampled from the draft and the target show the mistakes that matter; these show, in any
-amount, each kind of mistake on its own: a slip in the arithmetic, a wrong operand or operation
-carried out correctly, the wrong person or thing, a step skipped or repeated, an early answer.
-The kinds are weighted by their share among the mistakes of a small draft: lost carries and wrong
-days first.
+number, each kind of mistake by itself: a slip in the arithmetic, a wrong operand or operation, the
+wrong person or thing, a step skipped or repeated, an early answer. The kinds have the weights that
+they have among the mistakes of a small draft: lost carries and wrong days come first.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _WORDS = {word: tuple(sorted(group)) for group in _GROUPS for word in group}
 
 
 def corrupt(rng: random.Random, problem: Problem, index: int) -> str | None:
-    """A wrong step in place of step `index`, or None where the draw came out right."""
+    """A wrong step in place of step `index`, or None if what was drawn happens to be right."""
     kinds: list[Callable[[random.Random, Problem, int], str]]
     if index == len(problem.steps) - 1:
         kinds = [_wrong_answer, _wrong_answer, _other_step, _invent]
@@ -48,7 +47,7 @@ def corrupt(rng: random.Random, problem: Problem, index: int) -> str | None:
 
 
 def commuted(rng: random.Random, text: str) -> str:
-    """The same step with the operands of its sum or product exchanged, half of the time."""
+    """The same step; half of the time with the operands of its sum or product exchanged."""
     match = _EQUATION.search(text)
     if match is None or match[2] not in "+*" or rng.random() < 0.5:
         return text
@@ -57,7 +56,7 @@ def commuted(rng: random.Random, text: str) -> str:
 
 
 def _numbers(rng: random.Random, problem: Problem, index: int) -> int:
-    """A number the solver has seen: from the question, or a value reached so far."""
+    """A number that the solver has seen, in the question or in the steps so far."""
     seen = re.findall(r"\d+", problem.question)
     for step in problem.steps[: index + 1]:
         seen += re.findall(r"\d+", step)
@@ -71,7 +70,7 @@ def _near(rng: random.Random, number: int) -> int:
 
 
 def miscalculate(rng: random.Random, step: str) -> str:
-    """A step with its result a little off; steps without an equation stay as they are."""
+    """A step whose result is a little off; a step without an equation is unchanged."""
 
     def spoil(match: re.Match[str]) -> str:
         left, op, right, value = match.groups()
@@ -100,7 +99,7 @@ def _solved(left: int, op: str, right: int) -> str:
 
 
 def _operand(rng: random.Random, problem: Problem, index: int) -> str:
-    """A wrong operand, the equation itself carried out correctly more often than not."""
+    """A wrong operand; the equation itself is mostly computed correctly."""
 
     def spoil(match: re.Match[str]) -> str:
         operands = [int(match[1]), int(match[3])]
@@ -115,7 +114,7 @@ def _operand(rng: random.Random, problem: Problem, index: int) -> str:
 
 
 def _operation(rng: random.Random, problem: Problem, index: int) -> str:
-    """A wrong operation, carried out."""
+    """A wrong operation, computed correctly."""
 
     def spoil(match: re.Match[str]) -> str:
         left, right = int(match[1]), int(match[3])
@@ -129,7 +128,7 @@ def _operation(rng: random.Random, problem: Problem, index: int) -> str:
 
 
 def _word(rng: random.Random, problem: Problem, index: int) -> str:
-    """Another person, day or thing, preferably one the question mentions."""
+    """Another person, day or thing, preferably one that the question mentions."""
     step = problem.steps[index]
     found = [word for word in re.findall(r"[A-Za-z]+", step) if word in _WORDS]
     if not found:
@@ -142,7 +141,7 @@ def _word(rng: random.Random, problem: Problem, index: int) -> str:
 
 
 def _other_step(rng: random.Random, problem: Problem, index: int) -> str:
-    """A step of the same solution at the wrong moment."""
+    """A step of the same solution, in the wrong place."""
     near = [i for i in (index - 1, index + 1, index + 1) if 0 <= i < len(problem.steps)]
     if rng.random() < 0.7:
         return problem.steps[pick(rng, near)]
@@ -150,7 +149,7 @@ def _other_step(rng: random.Random, problem: Problem, index: int) -> str:
 
 
 def _early(rng: random.Random, problem: Problem, index: int) -> str:
-    """The answer before its time."""
+    """An answer before the last step."""
     reached = re.findall(r"= (\d+)", problem.steps[index - 1]) if index else []
     numbers = [*reached, *reached, str(problem.answer), str(_numbers(rng, problem, index))]
     return f"The answer is \\boxed{{{pick(rng, numbers)}}}."
@@ -163,7 +162,7 @@ def _wrong_answer(rng: random.Random, problem: Problem, index: int) -> str:
 
 
 def _invent(rng: random.Random, problem: Problem, index: int) -> str:
-    """One more step where the answer should stand."""
+    """One more step in place of the answer."""
     last = problem.steps[index - 1]
     op = pick(rng, "+-*/")
     equation = _solved(problem.answer, op, between(rng, 2, 12))

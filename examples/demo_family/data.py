@@ -14,38 +14,38 @@ from examples.demo_family.tokenizer import ASSISTANT, BOS, EOS, SYSTEM, SYSTEM_P
 from rsd_engine.demo.problems import Problem, generate
 from rsd_engine.demo.stories import between, pick
 
-POOL = 2048  # problems drawn at a time; sorting a pool by length keeps padding small
+POOL = 2048  # problems drawn at once; sorted by length they need little padding
 MARK_WEIGHTS = (0.2, 0.05, 1.0, 1.0)  # wrong and right so far, wrong and right step
 _SEED_STRIDE = 1_000_003  # pools of different seeds never share a stream
 
 
 @dataclass
 class Row:
-    """One training sequence: what to predict and what to judge, position by position."""
+    """A training sequence, and which of its tokens to predict and to judge."""
 
     ids: list[int]
-    words_from: int  # next-token loss on the tokens from this index on
+    words_from: int  # next-token loss on the tokens from this index
     words_to: int
-    marks: list[int]  # one a token for the value head, as `reward_data` names them; -1: none
+    marks: list[int]  # per token, for the value head, as `reward_data` names them; -1: none
     branches: list[Branch] = field(default_factory=list)
 
 
 @dataclass
 class Batch:
-    """Padded rows, and flat indices of the positions each loss is taken at."""
+    """Padded rows, and the flat indices of the positions at which each loss is taken."""
 
     ids: torch.Tensor  # [rows, length]
     positions: torch.Tensor  # [rows, length]
     mask: torch.Tensor  # [rows, 1, length, length], added to attention scores
-    word_at: torch.Tensor  # flat positions whose next token is predicted
+    word_at: torch.Tensor  # flat indices whose next token is predicted
     word_labels: torch.Tensor
-    mark_at: torch.Tensor  # flat positions the value head judges
+    mark_at: torch.Tensor  # flat indices that the value head judges
     mark_labels: torch.Tensor
     mark_weights: torch.Tensor
 
 
 def chat_prompt(question: str, system: str | None = None) -> str:
-    """What the chat template renders for one question; a test holds the two together."""
+    """What the chat template renders for one question; a test checks that they agree."""
     head = f"{SYSTEM}{system}\n" if system else ""
     return f"{BOS}{head}{USER}{question}\n{ASSISTANT}"
 
@@ -57,7 +57,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
 
 
 def random_system(rng: random.Random) -> str | None:
-    """No system message half of the time, else a known one or words in no order."""
+    """No system message half of the time, else a known one or words in random order."""
     draw = rng.random()
     if draw < 0.5:
         return None
@@ -72,7 +72,7 @@ def random_system(rng: random.Random) -> str | None:
 def language_rows(
     tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], rng: random.Random
 ) -> list[Row]:
-    """Prompt, solution and eos of each problem; the loss is on what the model must write."""
+    """Prompt, solution and eos of each problem, with the loss on solution and eos."""
     prompts = encode(tokenizer, [chat_prompt(p.question, random_system(rng)) for p in problems])
     solutions = encode(tokenizer, [p.solution + EOS for p in problems])
     return [
@@ -82,7 +82,7 @@ def language_rows(
 
 
 def pools(seed: int, start: int) -> Iterator[tuple[int, list[Problem]]]:
-    """Endless pools of training problems, numbered so that a run can resume at any of them."""
+    """Endless pools of training problems, with numbers so that a run can resume at any of them."""
     index = start
     while True:
         yield index, generate(seed * _SEED_STRIDE + index, "train", POOL)
@@ -90,7 +90,7 @@ def pools(seed: int, start: int) -> Iterator[tuple[int, list[Problem]]]:
 
 
 def batches(rows: list[Row], tokens: int, rng: random.Random) -> list[Batch]:
-    """Rows of similar length together, at most `tokens` padded tokens a batch."""
+    """Batches of rows of similar length, with at most `tokens` tokens, padding included."""
     ordered = sorted(rows, key=lambda row: len(row.ids))
     groups: list[list[Row]] = [[]]
     for row in ordered:
@@ -98,12 +98,7 @@ def batches(rows: list[Row], tokens: int, rng: random.Random) -> list[Batch]:
             groups.append([])
         groups[-1].append(row)
     rng.shuffle(groups)
-    return [_collate(group) for group in groups if _useful(group)]
-
-
-def _useful(rows: list[Row]) -> bool:
-    """More than one row: a lone one would recompile the model."""
-    return len(rows) > 1
+    return [_collate(group) for group in groups if len(group) > 1]  # one row: would recompile
 
 
 def _padded(length: int) -> int:
@@ -111,7 +106,7 @@ def _padded(length: int) -> int:
 
 
 def _collate(rows: list[Row]) -> Batch:
-    """Right padding needs no mask of its own: attention never looks ahead."""
+    """Pads on the right, which needs no mask: attention never looks ahead."""
     width = _padded(max(len(row.ids) for row in rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     word_at, word_labels, mark_at, mark_labels, weights = [], [], [], [], []

@@ -1,7 +1,7 @@
-"""What the demo family achieves: each model alone, and reward-guided speculation.
+"""Measures the demo family for its model card: each model alone, and RSD.
 
-A plain reference loop over transformers' own generation, for the model card; the engine's own
-benchmark measures the same effect with the engine.
+It is a plain loop over the generation of transformers; `bench.effect` measures the same with the
+engine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from examples.demo_family.data import chat_prompt, encode
 from examples.demo_family.recipes import RewardModel, count_parameters
 from examples.demo_family.sampling import complete, step_text, written_text
 from examples.demo_family.tokenizer import BOS, delimiter_id
-from rsd_engine.demo.problems import (
-    DELIMITER,
-    Problem,
-    check_answer,
-    check_step,
-    count_right_steps,
-)
+from rsd_engine.demo.problems import DELIMITER, Problem, check_answer, check_step, count_right_steps
 
 MAX_STEPS = 12
 
@@ -31,7 +25,7 @@ Scorer = Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]
 
 @dataclass
 class Tally:
-    """What one run over the problems cost and decided."""
+    """Costs and decisions of one run over the problems."""
 
     accuracy: float = 0.0
     draft_tokens: int = 0
@@ -46,7 +40,7 @@ class Tally:
     labels: list[bool] = field(default_factory=list)
 
     def flops(self, draft: int, prm: int, target: int) -> float:
-        """Two operations a parameter and token."""
+        """Two operations per parameter and token."""
         return 2.0 * (
             draft * self.draft_tokens + prm * self.scored_tokens + target * self.target_tokens
         )
@@ -70,7 +64,7 @@ def alone(
 def reward_ids(
     tokenizer: PreTrainedTokenizerFast, question: str, steps: Sequence[str]
 ) -> list[int]:
-    """The row the reward model reads; its last token is where the last step is judged."""
+    """What the reward model reads; at its last token the last step is judged."""
     separator = delimiter_id(tokenizer)
     ids, *pieces = encode(tokenizer, [f"{BOS}{question}\n", *steps])
     for piece in pieces:
@@ -79,7 +73,7 @@ def reward_ids(
 
 
 def scorer(model: RewardModel, tokenizer: PreTrainedTokenizerFast, batch: int = 128) -> Scorer:
-    """Scores of the last step of each (question, steps)."""
+    """A function that scores the last step of each (question, steps)."""
 
     @torch.inference_mode()
     def score(items: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
@@ -110,7 +104,7 @@ def speculate(
     problems: Sequence[Problem],
     threshold: float = 0.7,
 ) -> Tally:
-    """Draft a step, score it, let the target rewrite it below the threshold."""
+    """The draft writes a step, the PRM scores it, the target rewrites it below the threshold."""
     tally = Tally()
     done: list[list[str]] = [[] for _ in problems]
     active = list(range(len(problems)))
@@ -121,13 +115,13 @@ def speculate(
         scores = score(
             [(problems[i].question, [*done[i], t]) for i, t in zip(active, texts, strict=True)]
         )
-        refused = [k for k, value in enumerate(scores) if value < threshold]
-        rewritten = complete(target, tokenizer, [prompts[k] for k in refused], step=True)
+        rejected = [k for k, value in enumerate(scores) if value < threshold]
+        rewritten = complete(target, tokenizer, [prompts[k] for k in rejected], step=True)
         _count(tally, tokenizer, problems, done, active, texts, scores, threshold)
         tally.draft_tokens += sum(map(len, drafted))
         tally.scored_tokens += sum(map(len, drafted)) + sum(map(len, rewritten))
         tally.target_tokens += sum(map(len, rewritten))
-        final = dict(enumerate(drafted)) | dict(zip(refused, rewritten, strict=True))
+        final = dict(enumerate(drafted)) | dict(zip(rejected, rewritten, strict=True))
         following = []
         for k, i in enumerate(active):
             done[i].append(step_text(tokenizer, final[k]))
@@ -153,7 +147,7 @@ def _count(
     scores: Sequence[float],
     threshold: float,
 ) -> None:
-    """Book the decisions on steps whose earlier steps are all right."""
+    """Counts the decisions; right and wrong only where all earlier steps are right."""
     tally.proposed += len(active)
     tally.accepted += sum(value >= threshold for value in scores)
     for i, text, value in zip(active, texts, scores, strict=True):
@@ -168,7 +162,7 @@ def _count(
 
 
 def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
-    """The chance that a right step scores above a wrong one (ties count half)."""
+    """The chance that a right step scores higher than a wrong one; ties count half."""
     ranked = sorted(zip(scores, labels, strict=True), key=lambda pair: pair[0])
     wrong = right = 0
     above = 0.0

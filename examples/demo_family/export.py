@@ -1,4 +1,4 @@
-"""Write trained checkpoints as Hugging Face folders in bfloat16, and read them back."""
+"""Writes trained checkpoints as Hugging Face folders in bfloat16, and reads them back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rsd_engine.demo import ModelRole
 def export_language_model(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """A draft or target folder, loadable with AutoModelForCausalLM."""
+    """Writes a draft or target that AutoModelForCausalLM can load."""
     model.bfloat16()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -40,7 +40,7 @@ def export_language_model(
 def export_reward_model(
     model: RewardModel, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """A reward model folder in the value-head format."""
+    """Writes the reward model in the format of Skywork-o1-Open-PRM."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,8 +1,8 @@
-"""Start the reward model from a trained draft instead of from nothing.
+"""Starts the reward model from a trained draft instead of from nothing.
 
-To judge a step the reward model needs what a draft has learned: which sentence comes next, what
-its operands are, what they make. The draft's layers are copied into a corner of the wider
-backbone so that it computes what the draft computes; the rest starts small or at zero.
+To judge a step the reward model needs what a draft has learned: which sentence comes next, what its
+operands are, what they result in. The draft's layers are copied into a corner of the wider backbone
+so that it computes what the draft computes; the rest starts small or at zero.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _HEAD = 32  # both models use heads of this width
 
 
 def grow(reward: RewardModel, draft_state: dict[str, torch.Tensor]) -> None:
-    """Copy a draft's weights into a fresh, wider and deeper reward model."""
+    """Copies a draft's weights into a new, wider and deeper reward model."""
     draft, wide = SHAPES["draft"], SHAPES["prm"]
     if draft.mlp != wide.mlp or draft.kv_heads != wide.kv_heads or draft.heads != draft.kv_heads:
-        raise ValueError("the shapes of draft and reward model do not fit into each other")
+        raise ValueError(f"the shape of the draft, {draft}, must fit into that of the PRM, {wide}")
     # RMSNorm averages over more channels, most of them still near zero.
     shrink = (draft.hidden / wide.hidden) ** 0.5
     # Query heads are grouped by key-value head; the draft's head i leads group i.

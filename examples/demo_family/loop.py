@@ -1,8 +1,7 @@
-"""The training loop: resumable, bounded by time or steps, ending in a decay of the rate.
+"""The training loop: it can be resumed, ends by time or steps, and decays the rate at the end.
 
-The rate stays constant until the last part of the budget, so a run can be cut or extended
-without a schedule planned to the step; an average of the weights serves as a usable model at
-any moment before the decay.
+The rate is constant up to the last part of the run, so a run can be cut short or extended; before
+the decay an average of the weights is a usable model at any time.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import nn
 from examples.demo_family.data import Batch
 
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.3  # of the budget, at the end
+DECAY_SHARE = 0.3  # of the run, at the end
 AVERAGE = 0.998
 SAVE_SECONDS = 120.0
 
@@ -30,54 +29,56 @@ Pools = Callable[[int, random.Random], Iterable[tuple[int, list[Batch]]]]
 
 
 @dataclass
-class Plan:
-    """How long to train, how fast, and where to keep the checkpoint."""
+class TrainingOptions:
+    """How long to train, at which rate, and where to keep the checkpoint."""
 
     checkpoint: Path
     minutes: float
     learning_rate: float
     seed: int
-    steps: int | None = None  # ends the run instead of the minutes
+    steps: int | None = None  # in place of the minutes
     device: str = "cpu"
     compile: bool = True
 
 
 class Trainer:
-    """A model, its optimizers and the state a resumed run needs."""
+    """A model, its optimizers and the state that a resumed run needs."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.plan = plan
-        self.model = model.to(plan.device)
+    def __init__(self, model: nn.Module, options: TrainingOptions) -> None:
+        self.options = options
+        self.model = model.to(options.device)
         self.average = copy.deepcopy(self.model)
         self.optimizers = _optimizers(self.model)
         self.step = self.pool = 0
         self.elapsed = 0.0
-        if plan.checkpoint.is_file():
+        if options.checkpoint.is_file():
             self._load()
 
     def progress(self) -> float:
-        """The share of the budget that is used up."""
-        if self.plan.steps is not None:
-            return self.step / self.plan.steps
-        return self.elapsed / (self.plan.minutes * 60)
+        """The share of the run that is over."""
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        return self.elapsed / (self.options.minutes * 60)
 
     def rate(self) -> float:
-        """Warm up, stay, and decay linearly over the last part of the budget."""
+        """The learning rate: it warms up, stays, and decays linearly at the end of the run."""
         left = 1.0 - self.progress()
         decay = min(1.0, max(left, 0.0) / DECAY_SHARE)
         warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        return self.plan.learning_rate * warmup * max(decay, 0.01)
+        return self.options.learning_rate * warmup * max(decay, 0.01)
 
     def run(self, loss_function: LossFunction, pools: Pools) -> None:
-        """Train until the budget is used up."""
-        compute = torch.compile(loss_function, dynamic=True) if self.plan.compile else loss_function
-        rng = random.Random(self.plan.seed + self.step)
+        """Trains until the run is over."""
+        options, compute = self.options, loss_function
+        if options.compile:
+            compute = torch.compile(loss_function, dynamic=True)
+        rng = random.Random(options.seed + self.step)
         saved, shown, losses = time.monotonic(), self.step, []
         for pool, batches in pools(self.pool, rng):
             self.pool = pool
             for batch in batches:
                 began = time.monotonic()
-                losses.append(self._update(compute(self.model, _to(batch, self.plan.device))))
+                losses.append(self._update(compute(self.model, _to(batch, options.device))))
                 self.elapsed += time.monotonic() - began
                 if self.step - shown >= 100:
                     print(
@@ -110,7 +111,7 @@ class Trainer:
         return float(loss.detach())
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the last one only when complete."""
+        """Writes the checkpoint; it replaces the last one only when it is complete."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -119,13 +120,13 @@ class Trainer:
             "pool": self.pool + 1,
             "elapsed": self.elapsed,
         }
-        path = self.plan.checkpoint
+        path = self.options.checkpoint
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
     def _load(self) -> None:
-        state = torch.load(self.plan.checkpoint, map_location=self.plan.device)
+        state = torch.load(self.options.checkpoint, map_location=self.options.device)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

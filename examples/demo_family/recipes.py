@@ -1,4 +1,4 @@
-"""The shapes of the three demo models and the settings they are trained with."""
+"""The shapes of the three demo models, and their learning rates."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def _common(role: ModelRole, attention: str) -> dict[str, Any]:
 
 
 def language_model(role: ModelRole, attention: str = "eager") -> LlamaForCausalLM:
-    """A fresh draft or target."""
+    """A new draft or target, untrained."""
     return LlamaForCausalLM(LlamaConfig(**_common(role, attention)))
 
 
 class RewardModel(nn.Module):
-    """A Qwen2 backbone with the value head of the Skywork format.
+    """A Qwen2 backbone with the value head of Skywork-o1-Open-PRM.
 
-    The backbone's embedding doubles as a language-model head during training only: learning
-    what the next step should be is the quickest way to learn whether a written step is right.
+    In training its embedding also serves as a language-model head: to learn what the next step
+    should be is the quickest way to learn whether a step is right.
     """
 
     def __init__(self, attention: str = "eager") -> None:
@@ -75,7 +75,7 @@ class RewardModel(nn.Module):
     def hidden(
         self,
         input_ids: torch.Tensor,  # [rows, length]
-        positions: torch.Tensor | None = None,  # [rows, length]; None: one after the other
+        positions: torch.Tensor | None = None,  # [rows, length]; None: 0, 1, 2 and so on
         mask: torch.Tensor | None = None,  # [rows, 1, length, length]; None: causal
     ) -> torch.Tensor:
         """The hidden states after the final norm, [rows, length, hidden]."""
@@ -85,7 +85,7 @@ class RewardModel(nn.Module):
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The value before the sigmoid, one for each hidden state."""
+        """The reward before the sigmoid, one per hidden state."""
         values: torch.Tensor = self.v_head["summary"](hidden)
         return values.squeeze(-1)
 

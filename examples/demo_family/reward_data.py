@@ -1,8 +1,8 @@
-"""Rows for the reward model: right solutions, with wrong steps branching off.
+"""Training rows for the reward model: right solutions, with wrong steps branching off.
 
-Beside the label at the separator, every token of a step carries one: whether the step written
-so far can still become right. The canonical derivation gives it exactly, and it tells the model
-where a step goes wrong, which one label a step would leave it to find out.
+Besides the label at the separator, every token of a step has one: whether the step up to here can
+still become right. The canonical derivation gives these labels exactly, and they show the model
+where a step goes wrong, which one label per step would not.
 """
 
 from __future__ import annotations
@@ -21,22 +21,17 @@ from examples.demo_family.data import Batch, Row, batches, chat_prompt, encode, 
 from examples.demo_family.loop import Pools
 from examples.demo_family.sampling import complete, step_text
 from examples.demo_family.tokenizer import BOS, delimiter_id
-from rsd_engine.demo.problems import (
-    DELIMITER,
-    Problem,
-    check_step,
-    generate,
-)
+from rsd_engine.demo.problems import DELIMITER, Problem, check_step, generate
 from rsd_engine.demo.stories import pick
 
-SPOILED = 0.6  # share of the steps that get a wrong one beside them
+SPOILED = 0.6  # share of the steps for which a wrong one is made
 TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
 PREFIX_GOOD, PREFIX_BAD, STEP_WRONG, STEP_RIGHT = 1, 0, 2, 3  # marks of a Row; low bit: right
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A problem, its right steps, and wrong ones that were written in place of some."""
+    """A problem, its right steps, and wrong ones in place of some of them."""
 
     problem: Problem
     steps: tuple[str, ...]
@@ -50,9 +45,9 @@ def sample_mistakes(
     count: int,
     temperature: float,
 ) -> list[Solution]:
-    """The steps of `count` training problems that a model gets wrong, earlier ones being right.
+    """The steps of `count` training problems that a model gets wrong after right ones.
 
-    That is where a draft stands in speculation: the target has put its mistakes right.
+    That is a draft's situation in RSD, where the target has rewritten its mistakes.
     """
     problems = generate(seed, "train", count)
     places = [(problem, index) for problem in problems for index in range(len(problem.steps))]
@@ -71,7 +66,7 @@ def sample_mistakes(
 
 
 def save_mistakes(path: Path, found: Sequence[Solution]) -> None:
-    """Append solutions with their mistakes to a file, one JSON object a line."""
+    """Appends solutions with their mistakes to a file, one JSON array per line."""
     with path.open("a") as file:
         for solution in found:
             problem = solution.problem
@@ -80,7 +75,7 @@ def save_mistakes(path: Path, found: Sequence[Solution]) -> None:
 
 
 def load_mistakes(path: Path) -> list[Solution]:
-    """The solutions with mistakes of a file; none where it does not exist."""
+    """The solutions with mistakes in a file; none if it does not exist."""
     if not path.is_file():
         return []
     found = []
@@ -93,10 +88,10 @@ def load_mistakes(path: Path) -> list[Solution]:
 
 
 def spoil(rng: random.Random, solution: Solution) -> Solution:
-    """The solution in the draw's order of operands, with steps spoiled on purpose beside it.
+    """The solution, some operands exchanged, with more wrong steps that are made on purpose.
 
-    Every step is as likely to be spoiled as any other: if late steps were wrong more often, the
-    model would learn to distrust them.
+    All steps are equally likely to get a wrong one: if late steps were wrong more often, the model
+    would learn to distrust them.
     """
     steps = [commuted(rng, step) if rng.random() < 0.3 else step for step in solution.steps]
     wrong = list(solution.wrong)
@@ -108,7 +103,7 @@ def spoil(rng: random.Random, solution: Solution) -> Solution:
 
 
 def reward_rows(tokenizer: PreTrainedTokenizerFast, solutions: Sequence[Solution]) -> list[Row]:
-    """Rows in the format the engine feeds the reward model, the wrong steps as branches."""
+    """Rows in the format that the reward model reads in the engine; wrong steps are branches."""
     heads = encode(tokenizer, [f"{BOS}{solution.problem.question}\n" for solution in solutions])
     trunks = iter(encode(tokenizer, [step for s in solutions for step in s.steps]))
     golds = iter(encode(tokenizer, [step for s in solutions for step in s.problem.steps]))
@@ -132,7 +127,7 @@ def reward_rows(tokenizer: PreTrainedTokenizerFast, solutions: Sequence[Solution
 
 
 def _add_step(row: Row, piece: Sequence[int], separator: int, known: int | None = None) -> None:
-    """Append a step that is right, or wrong after its first `known` tokens."""
+    """Appends a step that is right, or wrong after its first `known` tokens."""
     good = len(piece) if known is None else known
     row.ids += [*piece, separator]
     row.marks += [PREFIX_GOOD] * good + [PREFIX_BAD] * (len(piece) - good)
@@ -148,8 +143,8 @@ def drill_rows(
 ) -> list[Row]:
     """Rows of unrelated steps without a question, right or wrong by their arithmetic alone.
 
-    A lost carry is the commonest mistake and the hardest to see; a row of these shows six of
-    them where a row about a problem shows one at most.
+    A lost carry is the commonest mistake and the hardest to see; such a row shows about six of
+    them, a row about a problem one at most.
     """
     pool = [step for problem in problems for step in problem.steps[:-1]]
     golds = [pick(rng, pool) for _ in range(count * length)]
@@ -167,7 +162,7 @@ def drill_rows(
 
 
 def _shared(piece: Sequence[int], gold: Sequence[int]) -> int:
-    """Length of the common start of a step and the right one."""
+    """Length of the common prefix of a step and the right one."""
     count = 0
     for one, other in zip(piece, gold, strict=False):
         if one != other:
@@ -183,7 +178,7 @@ def reward_pools(
     tokens: int,
     share: float = 0.5,
 ) -> Pools:
-    """Pools of spoiled solutions, a share of them with sampled mistakes, and of drills."""
+    """Pools of drills and of solutions with wrong steps, a share of which are sampled mistakes."""
 
     def stream(start: int, rng: random.Random) -> Iterator[tuple[int, list[Batch]]]:
         for index, problems in pools(seed, start):

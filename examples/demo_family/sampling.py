@@ -1,7 +1,7 @@
-"""Batched generation for the demo models, by step or to the end of a solution.
+"""Generates in batches with the demo models, one step or up to the end of a solution.
 
-Plain `generate` of transformers with left padding: the engine itself is not used here, so the
-models and their numbers do not depend on the code they are meant to exercise.
+It uses `generate` of transformers with left padding, not the engine, so the models and their
+numbers do not depend on the code that they are meant to test.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def complete(
     temperature: float = 0.0,
     batch: int = 128,
 ) -> list[list[int]]:
-    """The tokens written after each prompt, up to and with the token that ended them."""
+    """The tokens written after each prompt, including the stop token."""
     stops = [tokenizer.eos_token_id] + ([delimiter_id(tokenizer)] if step else [])
     ids = encode(tokenizer, prompts)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -65,10 +65,10 @@ def _until(row: list[int], stops: set[int]) -> list[int]:
 
 
 def written_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """What was written, as text, without the eos."""
+    """The text of written tokens, without the eos."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def step_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """A written step without its delimiter or eos."""
+    """The text of a written step, without its delimiter or eos."""
     return written_text(tokenizer, ids).removesuffix(DELIMITER)

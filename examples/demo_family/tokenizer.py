@@ -1,9 +1,8 @@
-"""The tokenizer the three demo models share.
+"""The tokenizer that the three demo models share.
 
-Byte-level BPE, so any text can be encoded, over a vocabulary of a few hundred. Its split
-pattern keeps two promises the engine relies on: a digit is always a token of its own, and the
-step delimiter is one token that never merges with its neighbours, so a step has the same tokens
-alone as inside a solution.
+It is a byte-level BPE, which can encode any text, with a vocabulary of a few hundred words. Its
+split pattern makes every digit a token, and the delimiter one token that never merges with its
+neighbours, so a step has the same tokens by itself as inside a solution.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ SYSTEM_PROMPTS = (
 
 
 def train_tokenizer(seed: int = 0, problems: int = 20_000) -> PreTrainedTokenizerFast:
-    """Train the vocabulary on problems, their solutions and a few system messages."""
+    """Trains the vocabulary on problems, their solutions and a few system messages."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -89,7 +88,7 @@ def _corpus(seed: int, problems: int) -> Iterator[str]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer files, with the chat template and the special tokens inside."""
+    """Writes the tokenizer files, with the chat template and the special tokens inside."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -107,8 +106,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def delimiter_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id of the one token between two steps."""
+    """The id of the delimiter."""
     ids = tokenizer.encode(DELIMITER, add_special_tokens=False)
     if len(ids) != 1:
-        raise ValueError(f"the delimiter must be one token, not {ids}")
+        raise ValueError(f"the delimiter must be one token, got {ids}")
     return int(ids[0])

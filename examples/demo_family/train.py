@@ -1,4 +1,4 @@
-"""Train the demo family, stage by stage.
+"""Trains the demo family, stage by stage.
 
     python -m examples.demo_family.train tokenizer --work DIR
     python -m examples.demo_family.train target --work DIR --minutes 70
@@ -33,7 +33,7 @@ from examples.demo_family.export import (
     load_reward_model,
 )
 from examples.demo_family.grow import grow
-from examples.demo_family.loop import Plan, Pools, Trainer
+from examples.demo_family.loop import Pools, Trainer, TrainingOptions
 from examples.demo_family.recipes import (
     LEARNING_RATE,
     RewardModel,
@@ -59,11 +59,6 @@ def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
     folder = work / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         save_tokenizer(train_tokenizer(), folder)
-    return load_tokenizer_from(folder)
-
-
-def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of any folder that holds one."""
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -76,7 +71,7 @@ def language_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def language_pools(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Pools:
-    """Batches of solved problems, pool after pool."""
+    """Batches of solved problems, pool by pool."""
 
     def stream(start: int, rng: random.Random) -> Iterator[tuple[int, list[Batch]]]:
         for index, problems in pools(seed, start):
@@ -86,18 +81,18 @@ def language_pools(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -
 
 
 def train_language_model(args: argparse.Namespace) -> None:
-    """The draft or the target."""
+    """Trains the draft or the target."""
     torch.manual_seed(args.seed)
     model = language_model(args.stage)
     print(f"{args.stage}: {count_parameters(model):,} parameters")
     seed = args.seed + (1 if args.stage == "draft" else 2)
-    trainer = Trainer(model, _plan(args))
+    trainer = Trainer(model, _training_options(args))
     tokens = BATCH_TOKENS[args.stage]
     trainer.run(language_loss, language_pools(load_tokenizer(args.work), seed, tokens))
 
 
 def reward_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Right or wrong at every mark, and what the next right token is."""
+    """Loss on right or wrong at every mark, and on the next token of right steps."""
     with torch.autocast(batch.ids.device.type, torch.bfloat16):
         hidden = model.hidden(batch.ids, batch.positions, batch.mask).flatten(0, 1)
         values = model.logits(hidden[batch.mark_at])
@@ -110,20 +105,20 @@ def reward_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def train_reward_model(args: argparse.Namespace) -> None:
-    """The reward model, on spoiled steps and on the mistakes sampled so far."""
+    """Trains the reward model on wrong steps made on purpose and on mistakes sampled so far."""
     torch.manual_seed(args.seed)
     model = RewardModel()
     if args.grow_from is not None:
         grow(model, torch.load(args.grow_from, map_location="cpu")["average"])
     mistakes = load_mistakes(args.work / "mistakes.jsonl")
     print(f"prm: {count_parameters(model):,} parameters, {len(mistakes):,} problems with mistakes")
-    trainer = Trainer(model, _plan(args))
+    trainer = Trainer(model, _training_options(args))
     tokens = BATCH_TOKENS["prm"]
     trainer.run(reward_loss, reward_pools(load_tokenizer(args.work), mistakes, 3, tokens))
 
 
 def load_average(work: Path, role: ModelRole, device: str = "cpu") -> Any:
-    """The averaged weights of a checkpoint, ready for inference."""
+    """The model with the averaged weights of a checkpoint, ready for inference."""
     model: Any = RewardModel("sdpa") if role == "prm" else language_model(role, "sdpa")
     state = torch.load(work / f"{role}.pt", map_location=device)
     model.load_state_dict(state["average"])
@@ -131,7 +126,7 @@ def load_average(work: Path, role: ModelRole, device: str = "cpu") -> Any:
 
 
 def collect_mistakes(args: argparse.Namespace) -> None:
-    """Sample mistakes of the draft and the target for the given minutes."""
+    """Samples mistakes of the draft and the target for the given minutes."""
     torch.manual_seed(args.seed)
     tokenizer = load_tokenizer(args.work)
     models = [load_average(args.work, "draft", args.device)]
@@ -150,7 +145,7 @@ def collect_mistakes(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the models that are trained so far to DIR/export."""
+    """Writes the models that have been trained to DIR/export."""
     tokenizer, folder = load_tokenizer(args.work), args.work / "export"
     for role in ("draft", "target"):
         if (args.work / f"{role}.pt").is_file():
@@ -160,7 +155,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure the exported models on held-out problems."""
+    """Measures the exported models on held-out problems."""
     folder = args.work / "export"
     numbers = report(
         load_language_model(folder, "draft"),
@@ -173,14 +168,15 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"{name}: {value:.4f}")
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    rate = args.rate or LEARNING_RATE[args.stage]
-    checkpoint = args.work / f"{args.stage}.pt"
-    return Plan(checkpoint, args.minutes, rate, args.seed, args.steps, args.device, not args.eager)
+def _training_options(args: argparse.Namespace) -> TrainingOptions:
+    path, rate = args.work / f"{args.stage}.pt", args.rate or LEARNING_RATE[args.stage]
+    return TrainingOptions(
+        path, args.minutes, rate, args.seed, args.steps, args.device, compile=not args.eager
+    )
 
 
 def main() -> None:
-    """Run one stage."""
+    """Runs one stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     stages = {
         "tokenizer": lambda args: load_tokenizer(args.work),
@@ -194,15 +190,15 @@ def main() -> None:
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--steps", type=int, help="bound the run by steps, not minutes")
-    parser.add_argument("--rate", type=float, help="learning rate other than the recipe's")
+    parser.add_argument("--steps", type=int, help="length of the run, in place of the minutes")
+    parser.add_argument("--rate", type=float, help="learning rate, in place of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all)")
-    parser.add_argument("--grow-from", type=Path, help="draft checkpoint the prm starts from")
+    parser.add_argument("--grow-from", type=Path, help="draft checkpoint to start the prm from")
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument("--draft-only", action="store_true", help="sample the draft alone")
+    parser.add_argument("--draft-only", action="store_true", help="sample from the draft alone")
     parser.add_argument("--eager", action="store_true", help="do not compile the model")
     args = parser.parse_args()
     if args.threads:

@@ -1,4 +1,4 @@
-"""The command `rsd`: a demo, generation from the shell, and facts about the installation."""
+"""The command `rsd`: a demo, generation, plans, profiles and facts about the installation."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from rsd_engine.cli.exit_codes import INTERRUPTED
+from rsd_engine.cli.errors import INTERRUPTED, notice_interrupts
 
 
 def main() -> None:
     """Entry point of the `rsd` script; ends the process with the command's exit code."""
     try:
         from rsd_engine.cli.app import app
-        from rsd_engine.cli.errors import notice_interrupts
 
         notice_interrupts()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                # A terminal that is not UTF-8 gets escapes, not an error half-way.
+                # A terminal that is not UTF-8 gets escapes, not an error.
                 stream.reconfigure(errors="backslashreplace")
         app(prog_name="rsd")
     except KeyboardInterrupt:
@@ -32,9 +31,9 @@ def main() -> None:
 
 
 def _leave() -> NoReturn:
-    """Ends the process after Ctrl-C: all is said and written.
+    """Ends the process after Ctrl-C, when everything is written.
 
-    Python would wait for the thread of the core, and may hang if Ctrl-C strikes again meanwhile.
+    Python would wait for the thread of the core, and may hang if Ctrl-C comes again meanwhile.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more

@@ -1,4 +1,4 @@
-"""The command line's tree. Nothing heavy is imported before a command runs: `--help` is quick."""
+"""The commands of `rsd`. Heavy modules are imported only when a command runs: `--help` is quick."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Reward-guided speculative decoding: a draft writes steps, a reward model scores them, "
-    "a target rewrites the rejected ones.",
+    "and a target rewrites the rejected ones.",
 )
 
 
@@ -52,7 +52,7 @@ def _root(
 
 @app.command()
 def doctor() -> None:
-    """Show versions, devices, what was built, and what will run."""
+    """Show versions, devices, what was built and what will run."""
     with clean_errors():
         from rsd_engine import doctor as checks
 

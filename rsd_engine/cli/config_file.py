@@ -1,4 +1,4 @@
-"""Defaults from a TOML file; what the command line says wins over it.
+"""Reads defaults from a TOML file; options on the command line override them.
 
 [engine]        # arguments of rsd_engine.Engine
 draft = "models/draft"
@@ -24,17 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.values import (
-    Check,
-    checked,
-    flag,
-    integer,
-    number,
-    policy,
-    size,
-    text,
-    texts,
-)
+from rsd_engine.cli.values import Check, checked, flag, integer, number, policy, size, text, texts
 
 ENGINE: Mapping[str, Check] = {
     "draft": text,
@@ -72,7 +62,7 @@ DEMO: Mapping[str, Check] = {
 
 @dataclass(frozen=True)
 class Config:
-    """The tables of a config file, their keys and types checked."""
+    """The tables of a config file, with keys and types checked."""
 
     engine: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -81,10 +71,10 @@ class Config:
 
 
 def read_config(path: Path | None) -> Config:
-    """Reads a config file; None gives an empty one.
+    """Reads a config file; without a path the config is empty.
 
     Raises:
-        UsageError: the file cannot be read, is not TOML, or has a key or value it may not have.
+        UsageError: the file cannot be read, is not TOML, or has a key or value that is not allowed.
     """
     if path is None:
         return Config()
@@ -123,10 +113,10 @@ def _sampling(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampling_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of SamplingParams as JSON or TOML can say them, checked; the policy is text.
+    """Checked fields of SamplingParams, from JSON or TOML, where the policy is text.
 
     Raises:
-        ValueError: a key is unknown or a value out of range.
+        ValueError: a key is unknown or a value not allowed.
     """
     from rsd_engine.sampling_params import SamplingParams
 

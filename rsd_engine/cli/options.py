@@ -1,6 +1,6 @@
-"""The options of `rsd generate` and `rsd demo`: names, help and the panels they are shown in.
+"""The options that commands share: names, help texts and the panels that group them.
 
-A default of None means "not given": the config file or the library's own default counts.
+A default of None means "not given": the config file or the library's own default applies.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def option(panel: str, help: str, *names: str, **more: Any) -> Any:
 Draft = Annotated[
     str | None, option(_MODELS, "Draft model: folder, hub id or GGUF file.", "--draft")
 ]
-Target = Annotated[str | None, option(_MODELS, "Target model.", "--target")]
-Prm = Annotated[str | None, option(_MODELS, "Process reward model.", "--prm")]
+Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
+Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
 Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
 
 Device = Annotated[
@@ -48,7 +48,7 @@ KvCacheMemory = Annotated[
     str | None,
     option(
         _MEMORY,
-        "Memory for keys and values, such as 2GiB (default: what is free)",
+        "Memory for keys and values, such as 2GiB (default: from the free memory)",
         "--kv-cache-memory",
     ),
 ]
@@ -61,7 +61,7 @@ Executor = Annotated[
     str | None,
     option(
         _MEMORY,
-        "auto, eager, host-graphs or device-loop: how the loop runs (default: auto)",
+        "How the loop runs: auto, eager, host-graphs or device-loop (default: auto)",
         "--executor",
     ),
 ]
@@ -76,7 +76,7 @@ PolicyOption = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    option(_STEPS, "rsd, or target or draft alone (default: rsd with three models)", "--mode"),
+    option(_STEPS, "rsd, target or draft (default: rsd, if all models are given)", "--mode"),
 ]
 StepDelimiter = Annotated[
     list[str] | None,
@@ -86,32 +86,36 @@ StepDelimiter = Annotated[
         "--step-delimiter",
     ),
 ]
-NoSteps = Annotated[bool, option(_STEPS, "No delimiters: plain decoding.", "--no-steps")]
+NoSteps = Annotated[bool, option(_STEPS, "Plain decoding without steps.", "--no-steps")]
 MaxStepTokens = Annotated[
-    int | None,
-    option(_STEPS, "A step ends at this many tokens (default: no limit)", "--max-step-tokens"),
+    int | None, option(_STEPS, "Most tokens per step (default: no limit)", "--max-step-tokens")
 ]
 MaxSteps = Annotated[int | None, option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
 
-N = Annotated[int | None, option(_SAMPLING, "Samples of each prompt (default: 1)", "--n", "-n")]
+N = Annotated[int | None, option(_SAMPLING, "Samples per prompt (default: 1)", "--n", "-n")]
 Temperature = Annotated[
     float | None,
     option(_SAMPLING, "0 is greedy (default: the checkpoint's, else 1)", "--temperature"),
 ]
-TopP = Annotated[float | None, option(_SAMPLING, "Nucleus sampling, in (0, 1].", "--top-p")]
-TopK = Annotated[int | None, option(_SAMPLING, "Keep this many tokens; 0 keeps all.", "--top-k")]
+TopP = Annotated[
+    float | None,
+    option(_SAMPLING, "Sample from the likeliest tokens up to this probability.", "--top-p"),
+]
+TopK = Annotated[
+    int | None, option(_SAMPLING, "Sample from this many tokens; 0 takes all.", "--top-k")
+]
 MinP = Annotated[
     float | None,
     option(_SAMPLING, "Drop tokens below this share of the likeliest one.", "--min-p"),
 ]
 RepetitionPenalty = Annotated[
-    float | None, option(_SAMPLING, "Above 1: say less twice.", "--repetition-penalty")
+    float | None, option(_SAMPLING, "Values above 1 avoid repetition.", "--repetition-penalty")
 ]
 Seed = Annotated[
     int | None,
     option(
         _SAMPLING,
-        "Seed; each line of a file gets its own from it (default: 0 for a file, else drawn).",
+        "Seed; each line of a file gets its own from it (default: 0 for a file, else random)",
         "--seed",
     ),
 ]
@@ -127,8 +131,8 @@ Input = Annotated[
     Path | None,
     option(
         _FILES,
-        'JSONL file, "-" for stdin: an object a line with "prompt", "question", "messages" or '
-        '"prompt_token_ids", and maybe "id" and "params".',
+        'JSONL file, or "-" for stdin. Each line is an object with "prompt", "question", '
+        '"messages" or "prompt_token_ids", and maybe "id" and "params".',
         "--input",
         "-i",
     ),
@@ -137,21 +141,21 @@ Output = Annotated[
     Path | None,
     option(
         _FILES,
-        "JSONL file of results, written as they finish (default: stdout). If it exists, the run "
-        "goes on where it stopped.",
+        "JSONL file of results, written as they finish (default: stdout). If it exists, its run "
+        "is resumed.",
         "--output",
         "-o",
     ),
 ]
 Overwrite = Annotated[
-    bool, option(_FILES, "Start anew even if the output file exists.", "--overwrite")
+    bool, option(_FILES, "Start again, even if the output file exists.", "--overwrite")
 ]
 Chat = Annotated[
     bool | None,
     option(
         _FILES,
-        "Put prompts through the chat template, or take them as they are (default: chat if the "
-        "tokenizer has a template)",
+        "Apply the chat template, or take prompts as they are (default: chat, if the tokenizer "
+        "has a template)",
         "--chat/--raw",
     ),
 ]
@@ -160,16 +164,16 @@ ShowSteps = Annotated[
     bool | None, option(_FILES, "Show each step as it is decided.", "--show-steps/--text-only")
 ]
 Json = Annotated[
-    bool | None, option(_FILES, "Print the result of the prompt as JSON.", "--json/--no-json")
+    bool | None, option(_FILES, "Print the result of one prompt as JSON.", "--json/--no-json")
 ]
 ConfigFile = Annotated[
     Path | None,
     option(
         _FILES,
-        r"TOML file with defaults, in tables \[engine], \[sampling] and \[generate].",
+        r"TOML file of defaults, in tables \[engine], \[sampling] and \[generate].",
         "--config",
     ),
 ]
 Verbose = Annotated[
-    bool | None, option(_FILES, "Log what is loaded and what fits, to stderr.", "--verbose", "-v")
+    bool | None, option(_FILES, "Log to stderr what is loaded and what fits.", "--verbose", "-v")
 ]

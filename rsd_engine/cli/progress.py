@@ -1,9 +1,8 @@
-"""How far a run has come: a bar on a terminal, one line at the end anywhere."""
+"""The progress of a run: a bar on a terminal, and a summary line at the end."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.progress import (
@@ -16,12 +15,12 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from rsd_engine.cli.errors import say
+from rsd_engine.cli.errors import print_stderr
 from rsd_engine.cli.show import make_console, visible
 
 
 class Progress:
-    """A bar on stderr if that is a terminal; notes go above it."""
+    """A bar on stderr, if that is a terminal, with notes above it."""
 
     def __init__(self, total: int, done: int) -> None:
         self._console = make_console(stderr=True)
@@ -46,28 +45,23 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def status(self, text: str) -> None:
-        """What is going on; speeds count from the last change."""
+        """Says what is going on; speeds count from here."""
         self._started = time.perf_counter()
         self._bar.update(self._task, description=text)
 
     def note(self, text: str) -> None:
-        """A line for people that must not break the bar."""
+        """Prints a line on stderr without breaking the bar."""
         if self._console.is_terminal:
             self._bar.print(Text(visible(text)), soft_wrap=True)
         else:
-            say(visible(text))
+            print_stderr(visible(text))
 
     def advance(self, metrics: Any) -> None:
-        """One more line is done; `metrics` are those of its request, if it had one."""
+        """Counts one more line; `metrics` are those of its request, if it had one."""
         if metrics is not None:
             self._count += 1
             self._tokens += metrics.draft.tokens_generated + metrics.target.tokens_generated
@@ -76,12 +70,12 @@ class Progress:
         self._bar.update(self._task, advance=1, facts=self._facts())
 
     def summary(self, metrics: Any) -> None:
-        """The run in one line."""
+        """Prints the run in one line."""
         self._bar.stop()
         if metrics is not None:
             seconds = time.perf_counter() - self._started
             requests = "1 request" if self._count == 1 else f"{self._count} requests"
-            say(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
+            print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
 
     def _facts(self) -> str:
         speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)

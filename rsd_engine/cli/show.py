@@ -1,4 +1,4 @@
-"""Steps on the screen: in colour on a terminal, with words in front where there is no colour."""
+"""Shows steps on the screen: in colour on a terminal, with labels where there is no colour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAG_WIDTH = len("rejected 0.00")
 
 
 def is_plain(console: Console) -> bool:
-    """Whether words must say what colour cannot: no terminal, or NO_COLOR is set."""
+    """Whether the console shows no colour: it is not a terminal, or NO_COLOR is set."""
     return not console.is_terminal or bool(os.environ.get("NO_COLOR")) or console.no_color
 
 
@@ -27,14 +27,14 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 class StepView:
-    """Prints decided steps one below the other."""
+    """Prints decided steps, one below the other."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.plain = is_plain(console)
 
     def legend(self) -> None:
-        """What the colours mean; plain output says it at every step."""
+        """Explains the colours; plain output has a label at every step."""
         if self.plain:
             return
         self.console.print(
@@ -51,7 +51,7 @@ class StepView:
         self.step(kind, event.reward, event.text)
 
     def step(self, kind: str, reward: float | None, text: str) -> None:
-        """`kind` is draft, rejected or target; a reward of NaN is none."""
+        """Prints a step; `kind` is draft, rejected or target, and NaN means no reward."""
         shown = visible(text.strip("\n")) or "(end of text)"
         tag = kind if reward is None or math.isnan(reward) else f"{kind} {reward:.2f}"
         if self.plain:
@@ -66,11 +66,11 @@ class StepView:
         self.console.print(grid)
 
     def line(self, text: str = "", style: str = "") -> None:
-        """Any other text; never wrapped where a program may read it."""
+        """Prints any other text; plain output, which programs may read, is not wrapped."""
         self.console.print(Text(visible(text), style="" if self.plain else style),
                            soft_wrap=self.plain)  # fmt: skip
 
 
 def visible(text: str) -> str:
-    """Text without control characters: what a model writes must not steer the terminal."""
+    """Text without control characters: what a model writes must not control the terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

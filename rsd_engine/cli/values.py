@@ -1,4 +1,4 @@
-"""Values as people write them in a shell or a TOML file, and checks of their types."""
+"""Parses and checks values as people write them in a shell or a TOML file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Check = Callable[[str, Any], Any]
 
 
 def size(name: str, value: Any) -> int:
-    """Bytes: a count, or text such as `2GiB`, `500 MB`."""
+    """A size in bytes: a number, or text such as `2GiB` or `500 MB`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
     if match is None or isinstance(value, bool) or match[2].lower() not in _UNITS:
         raise UsageError(
@@ -30,7 +30,7 @@ def size(name: str, value: Any) -> int:
 
 
 def unescape(name: str, value: str) -> str:
-    r"""Text in which `\n`, `\t`, `\r` and `\\` were written with a backslash."""
+    r"""The text with its escapes `\n`, `\t`, `\r` and `\\` replaced."""
 
     def replace(match: re.Match[str]) -> str:
         if match[1] not in _ESCAPES:
@@ -67,7 +67,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """One text or a list of texts."""
+    """One text, or a list of texts."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise UsageError(f"{name} must be text or a list of texts, got {value!r}")
@@ -75,7 +75,7 @@ def texts(name: str, value: Any) -> list[str]:
 
 
 def policy(name: str, value: Any) -> Any:
-    """A policy written as `threshold:0.7` and the like."""
+    """A policy, written as `threshold:0.7` and the like."""
     from rsd_engine.steps.policies import parse_policy
 
     try:
@@ -85,7 +85,7 @@ def policy(name: str, value: Any) -> Any:
 
 
 def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The values of one table, each checked; an unknown key is an error that names them all."""
+    """The values of a config table, checked; UsageError if a key or value is not allowed."""
     unknown = sorted(set(values) - set(checks))
     if unknown:
         raise UsageError(f"unknown keys {unknown} in [{table}]; allowed: {sorted(checks)}")

@@ -1,7 +1,7 @@
-"""Requests into slots and events out: admission, preemption, abort, between launches.
+"""Puts requests into slots and reports events: admission, preemption and abort, between launches.
 
-The core knows token ids only. It launches the program, reads the log while it runs, and acts on
-what it finds when the launch has returned, so all executors share this code.
+The core knows token ids only. It launches the program, reads the step log while the program runs,
+and acts on what it finds once the launch has returned, so all executors share this code.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class _Running:
 
 @dataclass
 class LaunchStats:
-    """What the host had to do with the loop."""
+    """Counts of all launches so far."""
 
     launches: int = 0
     ticks: int = 0
-    seconds_between: float = 0.0  # from the end of a launch to the next, while there was work
+    gap_seconds: float = 0.0  # from the end of a launch to the next one, while requests were there
 
 
 class EngineCore:
@@ -84,9 +84,9 @@ class EngineCore:
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
         self._in_flight = False
-        self._asked = False  # to return, by whoever wants the core
+        self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
-        self._pending: list[Event] = []  # decided, not yet told
+        self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
         self._text_bridge = text_bridge
         self._queue: deque[tuple[int, SlotRequest]] = deque()
@@ -99,7 +99,7 @@ class EngineCore:
     # ------------------------------------------------------------------ requests
 
     def check(self, request: SlotRequest) -> str | None:
-        """Why the pool can never hold this request alone, or None if it can."""
+        """Why this request can never run, even alone in the pool; None if it can."""
         need = self.pages_for_request(request)
         total = self.state.free_pages.shape[0]
         if need > total:
@@ -120,8 +120,8 @@ class EngineCore:
         """Ends a queued or running request at once.
 
         Returns:
-            What was decided until then, of every request, and last the end of this one; nothing
-            of it if it is not known (any more).
+            The events of all requests up to now; the last one is the end of this request, unless
+            its key is unknown or it had ended already.
         """
         for i, (queued, _) in enumerate(self._queue):
             if queued == key:
@@ -160,7 +160,7 @@ class EngineCore:
         return sum(running is not None for running in self._slots) < self.max_running
 
     def ask_to_return(self) -> None:
-        """Makes the launch that runs, or is about to, return after its tick.
+        """Makes the launch that is running, or about to start, return after its tick.
 
         May be called from any thread.
         """
@@ -168,19 +168,19 @@ class EngineCore:
         self._ask(HostRequest.RETURN)
 
     def close(self) -> None:
-        """Waits for a running launch and lets go of the executor's graphs."""
+        """Ends a running launch and frees the executor's graphs."""
         self._return_now()
         self.executor.close()
 
     # ------------------------------------------------------------------ one launch
 
     def next_events(self) -> list[Event]:
-        """Runs until a step is decided or the launch returns, and returns what was decided.
+        """Runs until a step is decided or the launch returns; returns the events since last time.
 
-        Between launches it admits what fits.
+        Before it starts a launch it admits the requests that fit.
         """
         if not self._in_flight:
-            self._collect()  # of a launch that an error has ended
+            self._collect()  # records of a launch that ended with an error
             self._free_slots()
             self._resume()
             self._admit()
@@ -206,7 +206,7 @@ class EngineCore:
             self._ask(HostRequest.RETURN)
         state.running.fill_(1)
         if self._returned_at is not None:
-            self.stats.seconds_between += time.perf_counter() - self._returned_at
+            self.stats.gap_seconds += time.perf_counter() - self._returned_at
         self._watchdog.start()
         self.executor.start()
         self._in_flight = True
@@ -222,7 +222,7 @@ class EngineCore:
         self._returned_at = time.perf_counter() if self._has_requests else None
 
     def _return_now(self) -> None:
-        """Ends a running launch; what it decided waits to be told."""
+        """Ends a running launch; its events wait in `_pending`."""
         if not self._in_flight:
             return
         self.ask_to_return()
@@ -239,7 +239,7 @@ class EngineCore:
         return events
 
     def _collect(self) -> None:
-        """What the log says that is new; it waits in `_pending` to be told."""
+        """Moves new records from the log to `_pending`, as events."""
         for record in self._log.take():
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
@@ -266,7 +266,7 @@ class EngineCore:
         return done
 
     def _free_slots(self) -> None:
-        """Only the device writes to a slot while a launch runs."""
+        """Frees the slots of ended requests: while a launch runs only the device may write them."""
         for slot in self._leaving:
             self.state.phase[slot] = Phase.FREE
             self.state.active[slot] = 0
@@ -277,7 +277,7 @@ class EngineCore:
     def _admit(self) -> None:
         while self._queue and self._may_start:
             if self._slots_with(active=False):
-                return  # the preempted are older and go first
+                return  # preempted requests are older and go first
             _, request = self._queue[0]
             if not self._has_room(request, len(request.prompt)):
                 return
@@ -291,7 +291,7 @@ class EngineCore:
             self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
 
     def _resume(self) -> None:
-        """Re-admits preempted requests, oldest first, when pages for a long step are free."""
+        """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
         for running, slot in sorted(
             self._slots_with(active=False), key=lambda found: found[0].arrival
         ):
@@ -300,9 +300,9 @@ class EngineCore:
             self.state.active[slot] = 1
 
     def _has_room(self, request: SlotRequest, length: int) -> bool:
-        """Free pages for its tokens and one longest step, or nobody else to wait for.
+        """Whether pages for its tokens and one longest step are free, or it would run alone.
 
-        Nobody comes in while an older request is short: it would take the pages just freed.
+        Nothing is admitted while a running request lacks pages: it would take the pages just freed.
         """
         active = self._slots_with(active=True)
         if not active:
@@ -314,7 +314,7 @@ class EngineCore:
         return self._pages_at(request, longest) <= int(self.state.num_free)
 
     def _pages_at(self, request: SlotRequest, length: int) -> int:
-        """Pages of all its roles when its row has `length` tokens."""
+        """Pages of all its roles when its context has `length` tokens."""
         output = length - len(request.prompt)
         prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
         return sum(
@@ -323,20 +323,20 @@ class EngineCore:
         )
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:
-        """The requests that are active, or those that are preempted, and their slots."""
+        """The requests that are active, or that are preempted, and their slots."""
         flags = self.state.active.tolist()  # one copy for all slots
         return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
 
     def _was_asked(self) -> bool:
-        """Whether the host may be why the last launch returned; then it says nothing of pages."""
+        """Whether the host may have ended the last launch, which then says nothing about pages."""
         asked = int(self._mailbox.host_request)
         left = asked == HostRequest.RETURN_WHEN_FREE and bool(self._leaving)
         return asked == HostRequest.RETURN or left
 
     def _is_stuck(self) -> bool:
-        """The last launch found a slot short of pages and nothing that could go on.
+        """Whether the last launch found a slot that lacks pages and no slot that could go on.
 
-        A launch that ended at its tick cap says nothing: others may go on in the next one.
+        A launch that ended at its tick cap proves nothing: others may go on in the next one.
         """
         state = self.state
         went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
@@ -345,8 +345,8 @@ class EngineCore:
     def preempt_youngest(self) -> int | None:
         """Takes the pages of the youngest active request; the oldest is never preempted.
 
-        Lengths, phase, automata and counters stay, so resuming is one long extend. Returns the
-        slot, or None if there is only one active request.
+        Lengths, phase, automata and counters stay, so resuming means reading its context again.
+        Returns the slot, or None if there is only one active request.
         """
         self._return_now()
         active = self._slots_with(active=True)
@@ -364,12 +364,12 @@ class EngineCore:
     # ------------------------------------------------------------------ the text path
 
     def _serve_waiting(self) -> bool:
-        """Bridges the steps that wait for the host and collects what follows."""
+        """Bridges the steps that wait for the host and collects their records."""
         waiting = [s for s, p in enumerate(self.state.phase.tolist()) if p == Phase.WAIT_HOST]
         for slot in waiting:
             self._bridge_on_host(slot)
         if waiting:
-            int(self.state.log_head)  # host read: the device has settled them when this is here
+            int(self.state.log_head)  # host read: waits until the device has ended these steps
             self._collect()
         return bool(waiting)
 

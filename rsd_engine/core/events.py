@@ -1,4 +1,4 @@
-"""What the core tells: decided steps, and the end of a request, in order of happening."""
+"""Events of the core, in the order in which they happen: a decided step, the end of a request."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Logprobs of one position: of the token taken, and of the best ones."""
+    """Log-probabilities at one position: of the token taken, and of the most likely ones."""
 
     logprob: float
-    top: dict[int, float]  # token id -> logprob, best first
+    top: dict[int, float]  # token id -> log-probability, most likely first
 
 
 @dataclass(frozen=True)
 class StepDecided:
-    """A step was kept or rejected, or its request failed while writing it."""
+    """A step was kept, rejected, or dropped because its request failed while writing it."""
 
     key: int  # the request's key in the core
     kind: RecordKind
     source: Role
     reward: float  # NaN if unscored
     token_ids: tuple[int, ...]
-    finish: Finish  # why the output ends with this step, NONE if it goes on
+    finish: Finish  # why the output ends with this step; NONE if it goes on
     logprobs: tuple[TokenLogprobs, ...] | None
 
 

@@ -1,4 +1,4 @@
-"""Read the step log back into records on the host, also while a launch writes on."""
+"""Reads records from the step log on the host, even while a launch is writing to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LogReader:
         return records
 
     def rewind(self) -> None:
-        """Empties the log; between launches, and after `take`."""
+        """Empties the log. Call it between launches, after `take`."""
         self._mailbox.log_head.zero_()
         self._read = 0
 

@@ -1,8 +1,8 @@
 """Words in the host's memory that the device reads and writes while a launch runs.
 
-The log of decided steps, how far it is written, and what the host asks for. On a GPU they are
-pinned: kernels reach them over the bus, the host without waiting for anything. On a CPU they are
-the state's own tensors.
+They are the log of decided steps, the end of what is written in it, and what the host asks for. On
+a GPU they are pinned: kernels reach them over the bus, and the host reads them without waiting. On
+a CPU they are the state's own tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ class Mailbox:
 
 
 def open_mailbox(state: SlotState) -> tuple[SlotState, Mailbox]:
-    """The state with its mailbox where both sides reach it, and the host's side of it."""
+    """Moves the mailbox to where both sides reach it; returns the new state and the host's views.
+
+    Raises:
+        RuntimeError: device and host do not share one address space.
+    """
     names = ("log", "log_head", "host_request")
     if state.length.device.type == "cpu":
         return state, Mailbox(**{name: getattr(state, name) for name in names})
@@ -40,10 +44,10 @@ def open_mailbox(state: SlotState) -> tuple[SlotState, Mailbox]:
 
 
 class _Words:
-    """Pinned memory as an array of the device: with one address space both have one address."""
+    """Pinned memory as a device array: in a unified address space both have one address."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor  # kept as long as the view
+        self.tensor = tensor  # must live as long as the view
         self.__cuda_array_interface__: dict[str, Any] = {
             "shape": tuple(tensor.shape),
             "typestr": "<i4",
@@ -55,5 +59,5 @@ class _Words:
 def _device_view(tensor: Tensor, device: torch.device) -> Tensor:
     view = torch.as_tensor(_Words(tensor), device=device)
     if view.data_ptr() != tensor.data_ptr():
-        raise RuntimeError(f"{device} does not share addresses with the host's pinned memory")
+        raise RuntimeError(f"{device} has no unified addressing; use another GPU or device='cpu'")
     return view

@@ -1,4 +1,4 @@
-"""Put a request into a slot, take it out, and check that pages and cursors add up."""
+"""Puts a request into a slot."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
-from rsd_kernels.state.enums import NUM_ROLES, Finish, Mode, Phase, Role
-from rsd_kernels.state.slots import SlotState, pages_for
+from rsd_kernels.state.enums import Mode, Phase
+from rsd_kernels.state.slots import SlotState
 
 
 @dataclass(frozen=True)
 class SlotRequest:
-    """All that a slot knows of its request; integers and floats ready for the device."""
+    """All that a slot knows of its request, as numbers ready for the device."""
 
     prompt: tuple[int, ...]
     prm_prompt: tuple[int, ...]  # empty unless the mode is RSD
@@ -37,6 +37,16 @@ class SlotRequest:
     policy: tuple[int, float, float]  # kind, a, b
 
 
+_COPIED = (  # from the request, under the same name
+    "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_k",
+    "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
+)  # fmt: skip
+_ZERO = (  # when a request starts
+    "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
+    "stop_committed", "nan_rewards",
+)  # fmt: skip
+
+
 def fill_slot(
     state: SlotState, slot: int, request: SlotRequest, *, generation: int, arrival: int
 ) -> None:
@@ -52,69 +62,22 @@ def fill_slot(
     )
     for column in (state.kv_len, state.tokens_read, state.passes, state.nanoseconds):
         column[:, slot] = 0
-    kind, a, b = request.policy
-    values: dict[str, float] = {
-        "length": len(prompt),
-        "committed": len(prompt),
-        "prompt_length": len(prompt),
-        "prm_length": len(prm_prompt),
-        "prm_committed": len(prm_prompt),
-        "length_limit": request.length_limit,
-        "mode": request.mode,
-        "active": 1,
-        "generation": generation,
-        "arrival": arrival,
-        "lacks_pages": 0,
-        "ended": 0,
-        "num_steps": 0,
-        "max_steps": request.max_steps,
-        "max_step_tokens": request.max_step_tokens,
-        "min_length": request.min_length,
-        "finish": Finish.NONE,
-        "match_bytes": 0,
-        "delimiter_state": 0,
-        "stop_state": 0,
-        "stop_committed": 0,
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        "min_p": request.min_p,
-        "repetition_penalty": request.repetition_penalty,
-        "seed": request.seed,
-        "sample_index": request.sample_index,
-        "num_logprobs": request.num_logprobs,
-        "policy_kind": kind,
-        "policy_a": a,
-        "policy_b": b,
-        "nan_rewards": 0,
-        "phase": Phase.TARGET if request.mode == Mode.TARGET else Phase.DRAFT,
-    }
-    for name, value in values.items():
-        getattr(state, name)[slot] = value
+    for column in (state.length, state.committed, state.prompt_length):
+        column[slot] = len(prompt)
+    for column in (state.prm_length, state.prm_committed):
+        column[slot] = len(prm_prompt)
+    for name in _COPIED:
+        getattr(state, name)[slot] = getattr(request, name)
+    for name in _ZERO:
+        getattr(state, name)[slot] = 0
+    state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
+    state.generation[slot] = generation
+    state.arrival[slot] = arrival
+    state.active[slot] = 1
+    state.phase[slot] = Phase.TARGET if request.mode == Mode.TARGET else Phase.DRAFT
 
 
-def _fill_automaton(next_rows: Tensor, match_row: Tensor, automaton: ByteAutomaton) -> None:
+def _fill_automaton(next_state: Tensor, match: Tensor, automaton: ByteAutomaton) -> None:
     states = automaton.next.shape[0]
-    next_rows[:states] = automaton.next
-    match_row[:states] = automaton.match
-
-
-def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
-    """Raises AssertionError unless every page has one owner and every cursor is in bounds."""
-    num_free = int(state.num_free)
-    owned = state.free_pages[:num_free].tolist()
-    phases = state.phase.tolist()
-    for slot in range(state.num_slots):
-        for role in range(NUM_ROLES):
-            held = int(state.num_pages[role, slot])
-            kv_len = int(state.kv_len[role, slot])
-            row = state.prm_length if role == Role.PRM else state.length
-            owned += state.page_table[role, slot, :held].tolist()
-            where = f"slot {slot}, {Role(role).name}"
-            assert kv_len <= int(row[slot]), f"{where}: kv_len {kv_len} past its row"
-            assert pages_for(kv_len, tokens_per_page[role]) <= held, f"{where}: too few pages"
-            if phases[slot] in (Phase.FREE, Phase.DONE):
-                assert held == 0, f"{where}: an idle slot holds {held} pages"
-        assert int(state.committed[slot]) <= int(state.length[slot]), f"slot {slot}: committed"
-    expected = list(range(state.free_pages.shape[0]))
-    assert sorted(owned) == expected, "a page is lost or has two owners"
+    next_state[:states] = automaton.next
+    match[:states] = automaton.match

@@ -1,4 +1,4 @@
-"""Say which slot and phase is stuck when a launch that runs by itself stands still."""
+"""Reports which slots are stuck, and in which phase, when a launch makes no progress."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PATIENCE_SECONDS = 20.0
 class Watchdog:
     """Looks at the tick of a running launch now and then.
 
-    A pass never takes long, so a tick that does not change means that a kernel hangs. Nothing can
-    stop it but the end of the process: the watchdog reports, and the user decides.
+    A pass never takes long, so a tick that does not change means that a kernel hangs. Only the end
+    of the process stops it: the watchdog reports, and the user decides.
 
     Args:
         state: read by copies that do not wait for the launch.
@@ -31,11 +31,11 @@ class Watchdog:
         self._since = 0.0
 
     def start(self) -> None:
-        """A launch begins."""
+        """Call it when a launch begins."""
         self._tick, self._since = -1, time.monotonic()
 
     def look(self) -> None:
-        """Costs nothing until the patience is over, then one small copy."""
+        """Call it while waiting; it costs nothing until `patience` is over, then one small copy."""
         if time.monotonic() - self._since < self._patience:
             return
         tick, self._since = int(self._state.tick), time.monotonic()
@@ -53,6 +53,6 @@ class Watchdog:
             if phase != Phase.FREE
         )
         return (
-            f"the loop has made no tick for {self._patience:.0f} s: it stands in tick {tick}, "
-            f"a pass of {name} model over {int(self._state.num_rows)} rows; {slots}"
+            f"the loop has made no tick for {self._patience:.0f} s: it hangs in tick {tick}, "
+            f"in a pass of {name} model over {int(self._state.num_rows)} rows; {slots}"
         )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 ModelRole = Literal["draft", "target", "prm"]
+ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
 
 
 def checkpoint_dir(role: ModelRole) -> Path:
-    """The folder of a demo model in Hugging Face format."""
+    """The folder of a demo model; FileNotFoundError if it is not part of this installation."""
     folder = Path(__file__).parent / "checkpoints" / role
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no demo checkpoint for the role {role!r} at {folder}")

@@ -1,7 +1,7 @@
 """Story families in which one quantity changes event by event.
 
-The comparisons of `stories` name two people a step; here one running value is carried through
-purchases, gifts, batches and prices, and some events take two dependent steps.
+Where `stories` compares two people in each step, here one running value goes through purchases,
+gifts, batches and prices, and some events take two dependent steps.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _handout(story: Story, who: str, things: str) -> None:
 
 
 def _share(story: Story, things: str) -> bool:
-    """Close on an equal share, where the value divides."""
+    """Ends with an equal share, if the value can be divided; returns whether it did."""
     parts = [k for k in range(2, 10) if story.value % k == 0 and story.value // k >= 2]
     if not parts:
         return False
@@ -210,7 +210,7 @@ def shopping(story: Story) -> None:
 
 
 def _pay(story: Story, who: str, total: int, ending: str) -> None:
-    """The last step of a shopping trip, if one is still wanted."""
+    """Ends a shopping trip: with its last step, if one is still wanted."""
     rng = story.rng
     if ending == "none":
         story.ask(

@@ -1,8 +1,8 @@
 """Seeded grade-school word problems with an exact checker.
 
-The demo models train on these problems and the effect of the engine is measured on them, so
-two properties matter more than variety: train and test never share a problem (the split is a
-hash of the text itself), and whether a step is right is decided exactly, without a model.
+The demo models are trained on these problems and the effect of RSD is measured on them, so two
+properties matter more than variety: train and test share no problem (the split is a hash of the
+text), and a step is checked exactly, without a model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BUCKETS = {"test": range(0, 64), "valid": range(64, 96), "train": range(96, 256
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its canonical solution step by step, and the integer it comes to."""
+    """A question, its canonical solution step by step, and the answer, an integer."""
 
     question: str
     steps: tuple[str, ...]  # the last one states the answer
@@ -59,9 +59,9 @@ def generate(
     num: int,
     steps: tuple[int, int] = (MIN_STEPS, MAX_STEPS),
 ) -> list[Problem]:
-    """Different problems of one split; the same arguments always give the same problems."""
+    """Problems of one split, all different; equal arguments give equal problems."""
     if split not in _BUCKETS:
-        raise ValueError(f"unknown split {split!r}; one of {', '.join(_BUCKETS)}")
+        raise ValueError(f"split must be one of {', '.join(_BUCKETS)}, got {split!r}")
     rng = random.Random(seed)
     found: dict[str, Problem] = {}
     while len(found) < num:
@@ -72,7 +72,7 @@ def generate(
 
 
 def _draw(rng: random.Random, wanted: int) -> Problem | None:
-    """One problem of any split, or None where the numbers drawn lead nowhere."""
+    """One problem of any split, or None if the numbers drawn make none."""
     family = pick(rng, tuple(FAMILIES))
     for _ in range(30):
         story = Story(rng, wanted)
@@ -90,7 +90,7 @@ def _draw(rng: random.Random, wanted: int) -> Problem | None:
 
 
 def _distract(story: Story, family: str) -> None:
-    """Tell a sentence, with a number of its own, that no step needs."""
+    """Adds a sentence, with a number, that no step needs."""
     rng, stranger = story.rng, story.cast[-1 - int(story.rng.random() * 6)]
     who = story.cast[0]
     number = between(rng, 2, 30)
@@ -110,16 +110,15 @@ def _distract(story: Story, family: str) -> None:
 
 
 def check_step(problem: Problem, index: int, text: str) -> bool:
-    """Whether `text` is the right step number `index`, all earlier steps being right.
+    """Whether `text` is the right step `index`, given that all earlier steps are right.
 
-    The derivation has one canonical order; the two operands of a sum or a product may stand
-    in either order, and nothing else may differ.
+    Only the order of the two operands of a sum or a product may differ from the canonical step.
     """
     return index < len(problem.steps) and _canonical(text) == _canonical(problem.steps[index])
 
 
 def count_right_steps(problem: Problem, steps: Sequence[str]) -> int:
-    """How many steps are right before the first wrong one."""
+    """The number of right steps before the first wrong one."""
     for index, text in enumerate(steps):
         if not check_step(problem, index, text):
             return index
@@ -127,7 +126,7 @@ def count_right_steps(problem: Problem, steps: Sequence[str]) -> int:
 
 
 def check_answer(problem: Problem, text: str) -> bool:
-    """Whether a solution ends on the right answer."""
+    """Whether a solution ends with the right answer."""
     return extract_answer(text) == problem.answer
 
 

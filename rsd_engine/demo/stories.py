@@ -1,8 +1,8 @@
 """The story families behind the demo problems.
 
-Each family tells a story sentence by sentence and writes, beside each sentence that matters,
-the steps that follow from it. The derivation is therefore known by construction and there is
-one canonical order, which is what makes an exact step checker possible.
+Each family tells a story sentence by sentence, and writes the steps that follow from a sentence
+along with it. So the derivation is known by construction, in one canonical order, and a step can be
+checked exactly.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rsd_engine.demo import words
 
 T = TypeVar("T")
 
-LIMIT = 99  # two digits keep the arithmetic within reach of a model of half a million weights
+LIMIT = 99  # arithmetic of two digits is within reach of a model of half a million weights
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
-    """One of the options; built on random() alone, whose stream every Python version keeps."""
+    """One of the options; it uses random() alone, which is the same in every Python version."""
     return options[int(rng.random() * len(options))]
 
 
@@ -35,7 +35,7 @@ def sample(rng: random.Random, options: Sequence[T], count: int) -> list[T]:
 
 
 def compute(left: int, op: str, right: int) -> int | None:
-    """The value of one equation, or None where it leaves the whole numbers 2 to LIMIT."""
+    """The value of one equation, or None if it is not an integer from 2 to LIMIT."""
     if op == "/":
         value = left // right if right and left % right == 0 else 0
     else:
@@ -44,11 +44,11 @@ def compute(left: int, op: str, right: int) -> int | None:
 
 
 class Unusable(Exception):
-    """The numbers drawn lead nowhere; the caller draws again."""
+    """The numbers drawn make no story; the caller draws again."""
 
 
 class Story:
-    """A problem being told: its sentences, its steps and the last value reached."""
+    """A problem while it is told: its sentences, its steps and the last value."""
 
     def __init__(self, rng: random.Random, steps_wanted: int) -> None:
         self.rng = rng
@@ -65,15 +65,15 @@ class Story:
         return self.wanted - len(self.steps)
 
     def say(self, *versions: str) -> None:
-        """Tell one sentence in one of its wordings."""
+        """Adds a sentence, in one of its wordings."""
         self.sentences.append(pick(self.rng, versions))
 
     def ask(self, *versions: str) -> None:
-        """Set the question, in one of its wordings."""
+        """Sets the question, in one of its wordings."""
         self.question = pick(self.rng, versions)
 
     def work(self, wording: str, left: int, op: str, right: int) -> int:
-        """Write one step; `{}` in its wording stands for the equation."""
+        """Adds a step; `{}` in its wording stands for the equation."""
         value = compute(left, op, right)
         if value is None:
             raise Unusable
@@ -83,7 +83,7 @@ class Story:
 
 
 def change(rng: random.Random, value: int, spread: int = 20) -> tuple[str, int]:
-    """An operation that keeps the value a comfortable two-digit number."""
+    """An operation after which the value is still from 2 to LIMIT."""
     options: list[tuple[str, int]] = []
     if value + 2 <= LIMIT:
         options += [("+", between(rng, 2, min(spread, LIMIT - value)))] * 3
@@ -96,7 +96,7 @@ def change(rng: random.Random, value: int, spread: int = 20) -> tuple[str, int]:
 
 
 def compare(rng: random.Random, op: str, amount: int, more: str, fewer: str) -> tuple[str, str]:
-    """How English compares two quantities: the words before and after the thing counted."""
+    """A comparison of two quantities: the words before and after the thing counted."""
     if op == "+":
         return f"{amount} {more}", "than"
     if op == "-":
@@ -152,7 +152,7 @@ def _ask_gap(
     one: tuple[str, int],
     other: tuple[str, int],
 ) -> None:
-    """End a comparison on the difference between its last two people."""
+    """Ends with the difference between the last two people."""
     (high, more), (low, fewer) = sorted((one, other), key=lambda pair: -pair[1])
     story.ask(
         f"How many more {things} does {high} {deed.do} than {low}?",
@@ -162,7 +162,7 @@ def _ask_gap(
 
 
 def ages(story: Story) -> None:
-    """A family whose ages follow from each other."""
+    """A family whose ages follow from one another."""
     rng, cast = story.rng, story.cast
     later = rng.random() < 0.5
     value = between(rng, 4, 30)

@@ -1,7 +1,7 @@
 """Word lists of the demo problems.
 
-Every list is kept short on purpose: each word becomes one token of a vocabulary of a few
-hundred, so a problem fits in about a hundred tokens and a tiny model sees every word often.
+The lists are short on purpose: each word becomes a token of a vocabulary of a few hundred, so a
+problem has about a hundred tokens, and a tiny model sees every word often.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLACES = ("park", "store", "library", "market", "school", "beach")
 
 
 class Deed(NamedTuple):
-    """Something people do with a countable thing, in the forms English asks for."""
+    """Something that people do with countable things, in the forms that English needs."""
 
     does: str  # third person: "Tom picks 5 apples"
     do: str  # plain form: "how many apples does Tom pick"

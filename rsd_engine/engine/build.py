@@ -18,7 +18,7 @@ from rsd_engine.engine.memory_estimate import MAX_ROWS, max_length_of
 from rsd_engine.engine.memory_report import MemoryReport, megabytes, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.loop.executors.choose import make_executor, resolve_executor
+from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.budget import PoolLayout, size_pool, slot_sizes
 from rsd_engine.memory.page_pool import PagePool

@@ -1,9 +1,9 @@
-"""Hand requests to the core and its events back to whoever waits for them.
+"""Hands requests to the core, and its events to the callers that wait for them.
 
-Callers may wait in several threads or asyncio tasks. Whoever needs an event next runs the core,
-under one lock, and finds the others' events put by for them. Who adds or aborts goes first: a
-launch that runs for somebody else ends after its tick. The core itself works in a thread of
-its own, so that an interrupt (Ctrl-C) reaches the caller between two launches and never tears one.
+Callers may wait in several threads or asyncio tasks. Whoever needs an event runs the core, under
+one lock, and queues the events of the others for them. Callers that add or abort go first: a launch
+that is running for another caller ends after its tick. The core works in a thread of its own, so
+Ctrl-C reaches the caller between two launches and never breaks into one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
-from rsd_engine.outputs import FinishedEvent, Metrics, StepEvent
+from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
 StreamEvent = StepEvent | FinishedEvent
@@ -29,12 +29,12 @@ StreamEvent = StepEvent | FinishedEvent
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A request that may be queued."""
+    """A request that has passed every check."""
 
     prompt: ResolvedPrompt
     params: SamplingParams
     seed: int
-    slots: list[SlotRequest]  # one a sample
+    slots: list[SlotRequest]  # one per sample
 
 
 class Dispatcher:
@@ -45,9 +45,9 @@ class Dispatcher:
         self._parts = parts
         self._core = parts.core
         self._lock = threading.RLock()
-        self._door = threading.Lock()  # before the lock; who stands in it is the next to get it
+        self._door = threading.Lock()  # taken before the lock; its holder gets the lock next
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
-        self._step: Future[list[Event]] | None = None  # runs in the worker
+        self._in_core: Future[list[Event]] | None = None  # the call that the worker is running
         self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
         self._keys: dict[str, list[int]] = {}
         self._events: dict[str, deque[StreamEvent]] = {}
@@ -55,24 +55,24 @@ class Dispatcher:
         self._num_requests = 0
 
     def add_all(self, requests: list[CheckedRequest]) -> list[str]:
-        """Queues requests, all before any can run; returns their ids."""
+        """Queues requests, all of them before one can run; returns their ids."""
         with self._ahead():
             return [self._add(request) for request in requests]
 
     def pump(self, request_id: str) -> None:
-        """One launch, unless another thread has brought an event of this request, or dropped it."""
+        """Runs the core once, unless this request was dropped or already has an event waiting."""
         with self._door:
             self._lock.acquire()
         try:
-            self._finish_step()
+            self._wait_for_core()
             if request_id not in self._events or self._events[request_id]:
                 return
-            self._run_step()
+            self._run_core()
         finally:
             self._lock.release()
 
     def take(self, request_id: str) -> list[StreamEvent]:
-        """The events that wait for this request, in order; the last one closes its queue."""
+        """Takes the events that wait for this request, in order; the last one ends its queue."""
         with self._lock:
             queue = self._events.get(request_id)
             if queue is None:
@@ -83,14 +83,29 @@ class Dispatcher:
                 del self._events[request_id]
             return events
 
+    def outputs(self, request_ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
+        """Yields (position in `request_ids`, result) as requests finish; drops the rest if left."""
+        waiting = {request_id: index for index, request_id in enumerate(request_ids)}
+        try:
+            while waiting:
+                for request_id in list(waiting):
+                    for event in self.take(request_id):
+                        if isinstance(event, FinishedEvent):
+                            yield waiting.pop(request_id), event.output
+                if waiting:
+                    self.pump(next(iter(waiting)))
+        finally:
+            for request_id in waiting:
+                self.drop(request_id)
+
     def abort(self, request_id: str) -> None:
-        """Ends a request at once; unknown or finished ones are left alone."""
+        """Ends a request at once; does nothing if it has finished or is unknown."""
         with self._ahead():
             for key in list(self._keys.get(request_id, ())):
                 self._deliver(self._core.abort(key))
 
     def drop(self, request_id: str) -> None:
-        """Aborts a request nobody waits for any more, and forgets its events."""
+        """Aborts a request that nobody waits for any more, and discards its events."""
         with self._ahead():
             self.abort(request_id)
             self._events.pop(request_id, None)
@@ -107,60 +122,64 @@ class Dispatcher:
 
     @contextmanager
     def _ahead(self) -> Iterator[None]:
-        """The lock, ahead of those who would run the core once more."""
+        """Takes the lock ahead of callers that would only run the core once more."""
         if not self._lock.acquire(blocking=False):
             self._core.ask_to_return()
             with self._door:
-                self._core.ask_to_return()  # who stood in the door may have launched since
+                self._core.ask_to_return()  # the last holder of the door may have launched since
                 self._lock.acquire()
         try:
-            self._finish_step()
+            self._wait_for_core()
             yield
         finally:
             self._lock.release()
 
-    def _run_step(self) -> None:
-        """One step in the worker. An interrupt leaves none behind that `_step` does not know of."""
-        step: Future[list[Event]] = Future()
-        try:
-            self._step = step
-            self._worker.submit(self._timed_step, step)
-        except BaseException:
-            if step.cancel():  # it has not begun, and will not
-                self._step = None
-            raise
-        self._finish_step()
+    def _run_core(self) -> None:
+        """Runs the core once in the worker, and delivers its events.
 
-    def _finish_step(self) -> None:
-        """Waits for the step that runs, if one does, and delivers its events.
-
-        An interrupt ends the wait; whoever comes next waits again, so nobody meets a running core.
+        The future is stored before it is submitted: an interrupt leaves no unknown call behind.
         """
-        if self._step is None:
+        call: Future[list[Event]] = Future()
+        try:
+            self._in_core = call
+            self._worker.submit(self._call_core, call)
+        except BaseException:
+            if call.cancel():  # it has not begun, and will not
+                self._in_core = None
+            raise
+        self._wait_for_core()
+
+    def _wait_for_core(self) -> None:
+        """Waits until the core is not running, and delivers its events.
+
+        An interrupt ends the wait; the next caller waits again, so none finds the core running.
+        """
+        if self._in_core is None:
             return
         try:
-            events = self._step.result()
+            events = self._in_core.result()
         except KeyboardInterrupt:
             self._core.ask_to_return()
             raise
         except BaseException:
-            self._step = None
+            self._in_core = None
             raise
-        self._step = None
+        self._in_core = None
         self._deliver(events)
 
-    def _timed_step(self, step: Future[list[Event]]) -> None:
-        if not step.set_running_or_notify_cancel():
+    def _call_core(self, call: Future[list[Event]]) -> None:
+        """In the worker: the events of the core, or its error, become the result of `call`."""
+        if not call.set_running_or_notify_cancel():
             return
         started = time.perf_counter()
         try:
             events = self._core.next_events()
         except BaseException as error:
-            step.set_exception(error)
+            call.set_exception(error)
             return
-        spent = time.perf_counter() - started
-        self.metrics = replace(self.metrics, seconds=self.metrics.seconds + spent)
-        step.set_result(events)
+        seconds = self.metrics.seconds + time.perf_counter() - started
+        self.metrics = replace(self.metrics, seconds=seconds)
+        call.set_result(events)
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:

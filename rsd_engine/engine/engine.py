@@ -1,4 +1,4 @@
-"""The public face: prompts in, results or steps out."""
+"""The public engine: prompts in, results or steps out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -20,20 +19,15 @@ from rsd_engine.engine.prompts import (
     Message,
     Prompt,
     ResolvedPrompt,
-    is_single_prompt,
     resolve_any,
     resolve_chats,
+    resolve_mixed,
     resolve_prompts,
 )
-from rsd_engine.engine.requests import (
-    changed_fields,
-    default_params,
-    params_of_each,
-    slot_request,
-)
+from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
-from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput
+from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_engine.steps.policies import Policy
 
@@ -43,29 +37,40 @@ Progress = bool | Callable[..., Any]
 
 
 class Engine:
-    """Reward-Guided Speculative Decoding of three models in one process, on one device.
+    """Reward-Guided Speculative Decoding (RSD) with three models in one process, on one device.
+
+    >>> engine = Engine("models/draft", "models/target", "models/prm", policy=Threshold(0.7))
+    >>> params = SamplingParams(temperature=0.0, max_tokens=512)
+    >>> [result] = engine.chat([{"role": "user", "content": "What is 2 + 3?"}], params)
+    >>> print(result.outputs[0].text, result.metrics.acceptance_rate)
+
+    Close it after use, or use it in a `with` statement. Several threads may use one engine; a
+    forked process may not.
 
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
-        target: the big model. Draft or target may be given alone: then that model writes alone.
+        target: the big model, likewise. Draft or target given alone writes alone, without RSD.
         prm: the process reward model, of a family in `rsd_engine.models.reward`.
         policy: from the reward of a step to the chance to keep it; by default the threshold of the
             PRM's family. A request may bring its own.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
-        dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU), "float32", "bfloat16", ...
-        max_num_seqs: requests that run at once (slots).
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" and so on.
+        dtype: of weights and computation: "auto" (the checkpoint's on a GPU, float32 on a CPU),
+            "float32", "bfloat16", "float16" or a `torch.dtype`.
+        max_num_seqs: most requests that run at once (slots).
         max_model_len: most tokens of prompt and output; by default what draft and target allow.
-        kv_cache_memory_bytes: memory of the page pool; by default what is free on a GPU, within
-            `gpu_memory_utilization`, or a quarter of the free memory of a CPU.
-        gpu_memory_utilization: share of the GPU's memory that weights and pages may take.
-        step_delimiters: a string or strings that end a step; None for plain decoding.
+        kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what is free
+            within `gpu_memory_utilization`, on a CPU a quarter of the free memory.
+        gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
+        step_delimiters: string or strings that end a step; None for plain decoding without steps.
         revision: branch, tag or commit of hub ids.
-        executor: how the loop runs: "auto", "eager", "host-graphs", "device-loop" (GPUs), or
-            "simulated-loop" (the device loop's graph walked by Python, on any device) or
-            "profile" (every op a graph of its own, timed: see `op_times`).
+        executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
+            many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
+            (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
+            profiling, "profile" times every op (see `op_times`).
 
     Raises:
-        ValueError: an argument, a checkpoint or their combination is bad; nothing was started.
+        ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
+            was started.
     """
 
     def __init__(
@@ -115,18 +120,21 @@ class Engine:
         *,
         use_tqdm: Progress = True,
     ) -> list[RequestOutput]:
-        """Completes raw prompts: text, token ids, or dicts of either with the bare `question`.
+        """Completes prompts as they are, without a chat template.
 
         Args:
-            prompts: one prompt or several.
-            sampling_params: one for all or one per prompt; None takes the checkpoint's defaults.
-            use_tqdm: show a progress bar; or a callable that makes one.
+            prompts: one prompt or a list of prompts. A prompt is text, a list of token ids, or a
+                dict with "prompt" (text) or "prompt_token_ids", and maybe "question": what the PRM
+                reads in place of the prompt's text.
+            sampling_params: one for all prompts or one for each; None takes the defaults of the
+                checkpoint (`get_default_sampling_params`).
+            use_tqdm: whether to show a progress bar, or a function to make one in place of `tqdm`.
 
         Returns:
-            One result a prompt, in the order of the prompts.
+            One result per prompt, in the same order.
 
         Raises:
-            ValueError: any prompt or parameter is bad; nothing was started.
+            ValueError: a prompt or its parameters are not allowed; no request was started.
         """
         return self._run(resolve_prompts(prompts, self.get_tokenizer()), sampling_params, use_tqdm)
 
@@ -137,59 +145,89 @@ class Engine:
         *,
         use_tqdm: Progress = True,
     ) -> list[RequestOutput]:
-        """Answers conversations through the chat template; otherwise as `generate`."""
+        """Answers conversations, by way of the tokenizer's chat template.
+
+        Args:
+            messages: one conversation or a list of them; each is a list of messages such as
+                {"role": "user", "content": "Hi"}. The PRM's question is the last user message.
+            sampling_params: as in `generate`.
+            use_tqdm: as in `generate`.
+
+        Returns:
+            One result per conversation, in the same order.
+
+        Raises:
+            ValueError: as in `generate`; or the tokenizer has no chat template.
+        """
         return self._run(resolve_chats(messages, self.get_tokenizer()), sampling_params, use_tqdm)
 
     def as_completed(
         self,
-        prompts: Prompt | Sequence[Prompt] | Sequence[Sequence[Message]],
+        prompts: Prompt | Sequence[Prompt | Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Yields (index of the prompt, result) as requests finish; leaving it aborts the rest.
 
-        A list of messages in place of a prompt is a conversation.
+        Args:
+            prompts: as in `generate`; a list of messages in place of a prompt is a conversation.
+            sampling_params: as in `generate`.
+
+        Raises:
+            ValueError: as in `generate`, before it returns.
         """
-        tokenizer = self.get_tokenizer()
-        listed = [prompts] if is_single_prompt(prompts) else prompts
-        resolved = [resolve_any(prompt, tokenizer) for prompt in listed]  # type: ignore[arg-type]
-        return self._completed(resolved, sampling_params)
+        return self._completed(resolve_mixed(prompts, self.get_tokenizer()), sampling_params)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Stream:
-        """One request, a decided step at a time: `for event in ...` or `async for event in ...`.
+        """Starts one request and streams its steps as they are decided.
 
-        Kept steps are final and their texts add up to the result's text; rejected steps are events
-        of their own; the last event carries the result. Leaving the stream aborts the request.
-        The call waits for the tick that runs: `await asyncio.to_thread(engine.stream, ...)` does so
-        beside an event loop.
+        >>> for event in engine.stream("2 + 3 ="):  # or: async for
+        ...     if isinstance(event, StepEvent) and event.kind == "kept":
+        ...         print(event.text, end="")
+
+        Kept steps are final, and their texts add up to the result's text. Rejected steps are events
+        too. The last event is a `FinishedEvent` with the result. Leaving the loop early aborts the
+        request. The call itself waits until the running tick has ended; beside an event loop use
+        `await asyncio.to_thread(engine.stream, ...)`.
+
+        Args:
+            prompt: a prompt as in `generate`, or a list of messages as in `chat`.
+            sampling_params: None takes the defaults of the checkpoint.
+
+        Raises:
+            ValueError: the prompt or its parameters are not allowed.
         """
         resolved = resolve_any(prompt, self.get_tokenizer())
         [request_id] = self._add_all([resolved], sampling_params)
         return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
-        """Ends a request at once; its result has what was kept, with finish_reason `abort`."""
+        """Ends a request at once; its result has the kept steps, with finish_reason "abort".
+
+        Does nothing if the request has finished or is unknown.
+        """
         self._alive().abort(request_id)
 
-    # ------------------------------------------------------------------ the rest of the face
+    # ------------------------------------------------------------------ facts and the end
 
     @property
     def parts(self) -> EngineParts:
-        """Models, page pool and core: for tests, benchmarks and profilers, between launches.
+        """Models, page pool and core, for tests, benchmarks and profilers; use between launches.
 
-        What it leads to is documented, and may change from one release to the next.
+        They may change from one release to the next.
         """
         self._alive()
         return self._parts
 
     @property
     def metrics(self) -> Metrics:
-        """Sums over all finished requests; `seconds` is the time spent in launches."""
+        """Sums over all finished requests, but `seconds` is the time spent in launches."""
         return self._alive().metrics
 
     @property
     def num_preemptions(self) -> int:
+        """How often a request lost its pages to an older one, and had to read its context again."""
         self._alive()
         return self._parts.core.num_preemptions
 
@@ -197,7 +235,7 @@ class Engine:
     def memory(self) -> MemoryReport:
         """Bytes of weights, pages, activations and state, and how full the held pages are.
 
-        While requests run, ask between two events of a stream, not from another thread.
+        While requests run, read it between two events of a stream, not from another thread.
         """
         self._alive()
         return self._parts.memory()
@@ -208,20 +246,20 @@ class Engine:
         return self._timed_recorder().times()
 
     def reset_op_times(self) -> None:
-        """Forgets the times so far, such as those of a warm-up."""
+        """Discards the op times so far, such as those of a warm-up."""
         self._timed_recorder().reset()
 
     def get_tokenizer(self) -> Any:
-        """The tokenizer of draft and target, as transformers gives it."""
+        """The transformers tokenizer that draft and target share."""
         self._alive()
         return self._parts.models.main.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What a request without parameters gets: the checkpoint's sampling defaults."""
+        """The sampling defaults of the checkpoint, for requests without parameters."""
         return self._default_params
 
     def close(self) -> None:
-        """Aborts what runs and lets go of weights and pages. The engine cannot be used again."""
+        """Aborts all requests and frees weights and pages. The engine cannot be used again."""
         if self._closed:
             return
         self._closed = True
@@ -234,12 +272,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ------------------------------------------------------------------ requests
@@ -248,15 +281,17 @@ class Engine:
         self._alive()
         recorder = getattr(self._parts.core.executor, "recorder", None)
         if not isinstance(recorder, TimedRecorder):
-            raise ValueError("ops are timed by an engine with executor='profile'")
+            raise ValueError("op times need an engine with executor='profile'")
         return recorder
 
     def _alive(self) -> Dispatcher:
+        """The dispatcher, if this engine can be used here."""
         if self._closed:
-            raise ValueError("the engine is closed")
+            raise ValueError("the engine is closed; make a new one")
         if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
             raise RuntimeError(
-                f"this engine belongs to process {self._pid}; make one in each process"
+                f"this engine belongs to process {self._pid}, and this is process {os.getpid()}; "
+                "make one in each process"
             )
         return self._dispatcher
 
@@ -265,7 +300,7 @@ class Engine:
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[str]:
-        """Checks every request, then queues them all: a bad one leaves nothing started."""
+        """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         checked = []
         each = params_of_each(params, len(prompts), self._default_params)
@@ -315,20 +350,5 @@ class Engine:
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        ids = self._add_all(prompts, params)
-        return self._iterate(self._alive(), ids)
-
-    @staticmethod
-    def _iterate(dispatcher: Dispatcher, ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
-        waiting = {request_id: index for index, request_id in enumerate(ids)}
-        try:
-            while waiting:
-                for request_id in list(waiting):
-                    for event in dispatcher.take(request_id):
-                        if isinstance(event, FinishedEvent):
-                            yield waiting.pop(request_id), event.output
-                if waiting:
-                    dispatcher.pump(next(iter(waiting)))
-        finally:
-            for request_id in waiting:
-                dispatcher.drop(request_id)
+        """Not a generator itself, so that a request that is not allowed is refused at once."""
+        return self._alive().outputs(self._add_all(prompts, params))

@@ -1,7 +1,7 @@
-"""What an engine would allocate, from three configs alone: no weights, no device.
+"""What an engine would allocate, from the configs of its models: without weights or a device.
 
-The same sums as `budget` and `memory` make for a running engine; vocabulary tables and
-attention scratch, which need the tokenizers and the kernels, are left out: some 30 MB.
+Pages and state are sized by the code that sizes them in an engine. Vocabulary tables and attention
+scratch, some 30 MB, need tokenizers and kernels and are left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rsd_engine.engine.memory_report import by_role_name
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
@@ -23,16 +24,16 @@ MAX_ROWS = 256  # packed rows of one pass
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes an engine needs on a device.
+    """Bytes that an engine needs on a device.
 
     Attributes:
-        weights: of each role; without a reward head, which is small.
-        kv_bytes_per_token: of each role.
-        layout: of the pages.
-        activations: buffers of the forwards and of the logits.
-        state: slots, token rows, page tables and the step log.
-        tables: angles of the rotary embeddings, for the whole context of each model.
-        available: what `memory` leaves for all of it.
+        weights: of each role; a reward head, which is small, is left out.
+        kv_bytes_per_token: K and V of one token, all layers, of each role.
+        layout: size and contents of a page.
+        activations: buffers of the forwards, logits and rewards.
+        state: slots, their contexts, page tables and the step log.
+        tables: cosines and sines of the rotary embeddings, for every position of each model.
+        available: the memory that the engine may use.
     """
 
     weights: Mapping[Role, int]
@@ -50,7 +51,7 @@ class MemoryEstimate:
         return self.available - sum(self.weights.values()) - others
 
     def sequences(self, length: int, step_tokens: int) -> int:
-        """How many sequences of `length` tokens the pages hold at once, on all three models."""
+        """How many sequences of `length` tokens the pages hold at once, for all models."""
         per_sequence = sum(
             pages_for(_context_tokens(role, length, step_tokens), self.layout.tokens_per_page[role])
             for role in self.weights
@@ -58,7 +59,7 @@ class MemoryEstimate:
         return max(0, self.pool // self.layout.page_bytes) // per_sequence
 
     def page_waste(self, length: int, step_tokens: int) -> float:
-        """Share of the bytes of a sequence's pages that hold nothing, at `length` tokens."""
+        """Share of a sequence's pages that stays empty, at `length` tokens."""
         held = used = 0
         for role, size in self.kv_bytes_per_token.items():
             tokens = _context_tokens(role, length, step_tokens)
@@ -67,14 +68,13 @@ class MemoryEstimate:
         return 1 - used / held
 
     def to_dict(self, lengths: Sequence[int], step_tokens: int) -> dict[str, Any]:
-        """JSON-ready values, with what fits at each of `lengths`."""
+        """JSON-ready values; `sequences` and `page_waste` for each of `lengths`."""
+        tokens_per_page = {role: self.layout.tokens_per_page[role] for role in self.weights}
         return {
-            "weights": {role.name.lower(): n for role, n in self.weights.items()},
-            "kv_bytes_per_token": {r.name.lower(): n for r, n in self.kv_bytes_per_token.items()},
+            "weights": by_role_name(self.weights),
+            "kv_bytes_per_token": by_role_name(self.kv_bytes_per_token),
             "page_bytes": self.layout.page_bytes,
-            "tokens_per_page": {
-                role.name.lower(): self.layout.tokens_per_page[role] for role in self.weights
-            },
+            "tokens_per_page": by_role_name(tokens_per_page),
             "activations": self.activations,
             "state": self.state,
             "tables": self.tables,
@@ -97,8 +97,8 @@ def estimate_memory(
     """The memory of an engine of these models.
 
     Args:
-        configs: of each role.
-        dtype: of weights and KV; None: each checkpoint's own.
+        configs: the model of each role.
+        dtype: of weights, K and V; None takes each checkpoint's own.
         memory_bytes: of the device.
         utilization: share of it that the engine may use.
         max_num_seqs: slots.
@@ -110,12 +110,12 @@ def estimate_memory(
     layout = page_layout(shapes, max_len)
     num_ids = min(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
-    rows = sum(Activations.num_bytes(c, MAX_ROWS, dtypes[role]) for role, c in configs.items())
+    forwards = sum(Activations.num_bytes(c, MAX_ROWS, dtypes[role]) for role, c in configs.items())
     return MemoryEstimate(
         weights={role: c.num_parameters * dtypes[role].itemsize for role, c in configs.items()},
         kv_bytes_per_token={role: shape.bytes_per_token for role, shape in shapes.items()},
         layout=layout,
-        activations=rows + logits,
+        activations=forwards + logits,
         state=_state_bytes(layout, max_len, max_num_seqs),
         tables=sum(_rope_bytes(config) for config in configs.values()),
         available=int(memory_bytes * utilization),
@@ -123,14 +123,14 @@ def estimate_memory(
 
 
 def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:
-    """Tokens a role's row may hold; the PRM's has another prompt and more separators."""
+    """The longest context of a role; the PRM's has another prompt, and separators."""
     if role != Role.PRM:
         return model_len
     return min(config.max_position_embeddings, 2 * model_len + 128)
 
 
 def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
-    """Tokens of a role's row at `length` tokens of text: the PRM's has a separator a step."""
+    """Tokens of a role's context at `length` tokens of text: the PRM's has a separator per step."""
     return length + length // step_tokens if role == Role.PRM else length
 
 
@@ -140,12 +140,7 @@ def _rope_bytes(config: ModelConfig) -> int:
 
 
 def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:
-    pool = PoolLayout(
-        page_bytes=layout.page_bytes,
-        tokens_per_page=layout.tokens_per_page,
-        pages_per_sequence=layout.pages_per_sequence,
-        num_pages=layout.pages_per_sequence * max_num_seqs,
-    )
+    pool = PoolLayout(**vars(layout), num_pages=layout.pages_per_sequence * max_num_seqs)
     sizes = slot_sizes(pool, max_len, max_num_seqs)
     state = SlotState.allocate(sizes, torch.device("meta"))
     return sum(getattr(state, field.name).nbytes for field in fields(state))

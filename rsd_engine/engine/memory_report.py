@@ -1,10 +1,10 @@
-"""Where an engine's memory is: weights, pages, activations, state; and what of it lies unused."""
+"""How an engine uses its memory: weights, pages, activations and state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,17 +15,19 @@ from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotState
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class PageUse:
-    """How the pages of one role are filled.
+    """How one role uses its pages.
 
     Attributes:
         bytes_per_token: K and V of one token, all layers.
         tokens_per_page: tokens that a page of this role holds.
-        remainder: bytes of every page that no token of this role can use.
+        remainder: bytes at the end of every page, too few for one more token.
         pages_held: pages that slots hold now.
-        tokens_held: tokens whose K and V stand in them.
+        tokens_held: tokens whose K and V are in these pages.
     """
 
     bytes_per_token: int
@@ -37,17 +39,17 @@ class PageUse:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes an engine allocated, each counted once, and the state of its pages.
+    """Bytes that an engine has allocated, each counted once, and the use of its pages.
 
     Attributes:
         weights: of each role.
         pool: the page pool: K and V of all roles.
         page_bytes: of one page.
         pages: how each role uses its pages.
-        activations: buffers of the forwards, of logits and rewards.
-        state: slots, page tables, token rows.
-        log: decided steps on their way to the host.
-        tables: vocabulary and rope tables, packed rows.
+        activations: buffers of the forwards, logits and rewards.
+        state: slots, their contexts and page tables.
+        log: the step log, by which decided steps reach the host.
+        tables: vocabulary and rope tables, and the rows of a pass.
     """
 
     weights: Mapping[Role, int]
@@ -66,31 +68,29 @@ class MemoryReport:
 
     @property
     def page_waste(self) -> float | None:
-        """Share of the bytes of held pages that hold no token; None while no page is held."""
+        """Share of the held pages that stays empty; None while no page is held."""
         held = self.page_bytes * sum(use.pages_held for use in self.pages.values())
         used = sum(use.tokens_held * use.bytes_per_token for use in self.pages.values())
         return 1 - used / held if held else None
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) in the order to show them."""
-        rows = [(f"{role.name.lower()} weights", megabytes(n)) for role, n in self.weights.items()]
-        rows.append(("page pool", f"{megabytes(self.pool)}, {self.page_bytes} bytes a page"))
-        for role, use in self.pages.items():
-            rows.append(
-                (f"{role.name.lower()} KV",
-                 f"{use.bytes_per_token} bytes a token, {use.tokens_per_page} tokens a page, "
-                 f"{100 * use.remainder / self.page_bytes:.1f} % of a page unusable")
-            )  # fmt: skip
+        weights = by_role_name(self.weights)
+        rows = [(f"{name} weights", megabytes(n)) for name, n in weights.items()]
+        rows.append(("page pool", f"{megabytes(self.pool)}, {self.page_bytes} bytes per page"))
+        for name, use in by_role_name(self.pages).items():
+            sizes = f"{use.bytes_per_token} bytes per token, {use.tokens_per_page} tokens per page"
+            unusable = 100 * use.remainder / self.page_bytes
+            rows.append((f"{name} KV", f"{sizes}, {unusable:.1f} % of a page unusable"))
         if self.page_waste is not None:
-            rows.append(
-                ("held pages", f"{100 * self.page_waste:.1f} % of their bytes hold nothing")
-            )
+            rows.append(("held pages", f"{100 * self.page_waste:.1f} % empty"))
         for label in ("activations", "state", "log", "tables"):
             rows.append((label, megabytes(getattr(self, label))))
         rows.append(("total", megabytes(self.total)))
         return rows
 
     def text(self) -> str:
+        """`lines` as a table."""
         rows = self.lines()
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
@@ -102,13 +102,18 @@ class MemoryReport:
             for f in fields(self)
             if f.name not in ("weights", "pages")
         }
-        values["weights"] = {role.name.lower(): n for role, n in self.weights.items()}
-        values["pages"] = {role.name.lower(): vars(use) for role, use in self.pages.items()}
+        values["weights"] = by_role_name(self.weights)
+        values["pages"] = {name: vars(use) for name, use in by_role_name(self.pages).items()}
         return values | {"total": self.total, "page_waste": self.page_waste}
 
 
+def by_role_name(values: Mapping[Role, T]) -> dict[str, T]:
+    """The same values by "draft", "target" and "prm", as JSON wants them."""
+    return {role.name.lower(): value for role, value in values.items()}
+
+
 def megabytes(num_bytes: float) -> str:
-    """A size for people."""
+    """A size for people, in MB or GB of 10^6 or 10^9 bytes."""
     if num_bytes >= 1e10:
         return f"{num_bytes / 1e9:.1f} GB"
     if num_bytes >= 1e9:
@@ -117,7 +122,7 @@ def megabytes(num_bytes: float) -> str:
 
 
 def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
-    """Counts every tensor of an engine once. Reads a few of them, so call it between launches."""
+    """Counts every tensor of an engine once. It reads a few, so call it between launches."""
     counted: set[int] = set()
     weights = {role: _count(_weights(model), counted) for role, model in models.models.items()}
     pool_bytes = _count(pool.buffer, counted)
@@ -126,8 +131,8 @@ def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     activations = _count([scratch, loop.logits], counted)
     log = _count(loop.state.log, counted)
     state = _count(loop.state, counted)
-    held = [vars(decoder) for decoder in decoders]
-    tables = _count([held, vars(loop), models.prm], counted)
+    rest = [vars(decoder) for decoder in decoders]
+    tables = _count([rest, vars(loop), models.prm], counted)
     return MemoryReport(
         weights=weights,
         pool=pool_bytes,
@@ -160,7 +165,7 @@ def _page_use(models: ModelSet, pool: PagePool, state: SlotState) -> dict[Role, 
 
 
 def _count(value: Any, counted: set[int]) -> int:
-    """Bytes of the storages in `value` that were not counted before."""
+    """Bytes of the tensors in `value` whose storage is not yet in `counted`; adds it there."""
     total = 0
     for tensor in _tensors(value):
         storage = tensor.untyped_storage()
@@ -171,7 +176,7 @@ def _count(value: Any, counted: set[int]) -> int:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a tensor, a collection or a dataclass, however deep."""
+    """The tensors in a tensor, a collection or a dataclass, at any depth."""
     if isinstance(value, Tensor):
         if value.untyped_storage().nbytes():
             yield value

@@ -1,10 +1,10 @@
-"""From what a user passes as prompts to token ids and the PRM's question."""
+"""Turns what a user passes as prompts into token ids and the question that the PRM reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from jinja2 import TemplateError
 
@@ -21,27 +21,19 @@ class ResolvedPrompt:
 
     text: str | None
     token_ids: tuple[int, ...]
-    question: str  # what the PRM reads: the bare question
-
-
-def is_single_prompt(prompts: Any) -> bool:
-    """Whether `prompts` is one prompt and not a sequence of prompts.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(prompts, str | Mapping):
-        return True
-    if not _is_list(prompts):
-        raise ValueError(f"prompts must be a prompt or a list of prompts, got {_kind(prompts)}")
-    return len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    question: str  # what the PRM reads
 
 
 def resolve_prompts(prompts: Prompt | Sequence[Prompt], tokenizer: Any) -> list[ResolvedPrompt]:
     """One prompt or several, as `generate` takes them."""
-    if is_single_prompt(prompts):
-        return [resolve_prompt(prompts, tokenizer)]  # type: ignore[arg-type]
-    return [resolve_prompt(prompt, tokenizer) for prompt in prompts]  # type: ignore[arg-type]
+    return [resolve_prompt(prompt, tokenizer) for prompt in _as_list(prompts)]
+
+
+def resolve_mixed(
+    prompts: Prompt | Sequence[Prompt | Sequence[Message]], tokenizer: Any
+) -> list[ResolvedPrompt]:
+    """One prompt, or several prompts and conversations, as `as_completed` takes them."""
+    return [resolve_any(prompt, tokenizer) for prompt in _as_list(prompts)]
 
 
 def resolve_chats(
@@ -50,25 +42,24 @@ def resolve_chats(
     """One conversation or several, as `chat` takes them."""
     if not _is_list(messages):
         raise ValueError(
-            f"messages must be {_CONVERSATION}, or a list of such lists; got {_kind(messages)}"
+            f"messages must be {_CONVERSATION}, or a list of such lists, got {_kind(messages)}"
         )
-    if not messages or isinstance(messages[0], Mapping):
-        return [resolve_chat(messages, tokenizer)]  # type: ignore[arg-type]
-    return [resolve_chat(conversation, tokenizer) for conversation in messages]  # type: ignore[arg-type]
+    is_single = not messages or isinstance(messages[0], Mapping)
+    return [resolve_chat(chat, tokenizer) for chat in ([messages] if is_single else messages)]
 
 
-def resolve_any(prompt: Prompt | Sequence[Message], tokenizer: Any) -> ResolvedPrompt:
+def resolve_any(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
     """One prompt or one conversation."""
-    if _is_list(prompt) and prompt and isinstance(prompt[0], Mapping):  # type: ignore[index]
-        return resolve_chat(prompt, tokenizer)  # type: ignore[arg-type]
-    return resolve_prompt(prompt, tokenizer)  # type: ignore[arg-type]
+    if _is_list(prompt) and prompt and isinstance(prompt[0], Mapping):
+        return resolve_chat(prompt, tokenizer)
+    return resolve_prompt(prompt, tokenizer)
 
 
-def resolve_prompt(prompt: Prompt, tokenizer: Any) -> ResolvedPrompt:
+def resolve_prompt(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
     """Raw text, token ids, or a dict of either with the bare `question`.
 
     Raises:
-        ValueError: the prompt is empty, of another type, or has unknown keys or ids.
+        ValueError: the prompt is empty or of another type, or has unknown keys or ids.
     """
     question: str | None = None
     if isinstance(prompt, Mapping):
@@ -84,11 +75,11 @@ def resolve_prompt(prompt: Prompt, tokenizer: Any) -> ResolvedPrompt:
 
 
 def resolve_chat(messages: Sequence[Message], tokenizer: Any) -> ResolvedPrompt:
-    """A conversation through the chat template; the question is the last user message.
+    """A conversation, by way of the chat template; the PRM's question is the last user message.
 
     Raises:
-        ValueError: no messages, a message without role and content, no user message or one that
-            is not text, messages that the chat template refuses, or no chat template.
+        ValueError: there are no messages, one has no role or content, none of the user or the last
+            of the user is not text, the template refuses them, or the tokenizer has no template.
     """
     if not _is_list(messages):
         raise ValueError(f"a conversation must be {_CONVERSATION}, got {_kind(messages)}")
@@ -115,12 +106,12 @@ def resolve_chat(messages: Sequence[Message], tokenizer: Any) -> ResolvedPrompt:
 
 def _check_keys(prompt: Mapping[str, Any]) -> None:
     if "role" in prompt:
-        raise ValueError("got a message as a prompt; conversations go to chat()")
+        raise ValueError("a prompt must not be a message; pass a list of messages to chat()")
     unknown = set(prompt) - _PROMPT_KEYS
     if unknown or len({"prompt", "prompt_token_ids"} & set(prompt)) != 1:
         raise ValueError(
             "a prompt dict needs either 'prompt' or 'prompt_token_ids', and may have "
-            f"'question'; got keys {list(prompt)}"
+            f"'question', got keys {list(prompt)}"
         )
 
 
@@ -133,11 +124,12 @@ def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
         if type(token) is not int:
             raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {_kind(token)}")
     ids = list(prompt)
-    _check_ids(ids, len(tokenizer))
+    check_ids(ids, len(tokenizer))
     return tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
-def _check_ids(ids: Sequence[int], num_ids: int) -> None:
+def check_ids(ids: Sequence[int], num_ids: int) -> None:
+    """Raises ValueError unless every id is in [0, num_ids - 1]."""
     bad = [i for i in ids if not 0 <= i < num_ids]
     if bad:
         raise ValueError(f"prompt_token_ids must be in [0, {num_ids - 1}], got {bad[0]}")
@@ -145,7 +137,7 @@ def _check_ids(ids: Sequence[int], num_ids: int) -> None:
 
 def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:
     _check_text("prompt", text)
-    # Not verbose: whether a prompt is too long is the engine's to say.
+    # Not verbose: the engine itself says whether a prompt is too long.
     return list(tokenizer.encode(text, verbose=False, **options))
 
 
@@ -156,11 +148,22 @@ def _check_text(name: str, value: object) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} has half of a surrogate pair at character {error.start}, which is no text"
+            f"{name} must be text that UTF-8 can encode, got half of a surrogate pair at "
+            f"character {error.start}"
         ) from None
 
 
-def _is_list(value: Any) -> bool:
+def _as_list(prompts: Any) -> Sequence[Any]:
+    """The prompts; a list of their own for a single one, which may be a list of token ids."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not _is_list(prompts):
+        raise ValueError(f"prompts must be a prompt or a list of prompts, got {_kind(prompts)}")
+    is_single = len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    return [prompts] if is_single else prompts
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 

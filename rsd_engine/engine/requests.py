@@ -1,4 +1,4 @@
-"""From sampling parameters to the numbers of a slot, checked before any work starts."""
+"""Turns a prompt and its sampling parameters into the numbers of a slot, and checks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rsd_engine.core.slots import SlotRequest
-from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.engine.prompts import ResolvedPrompt, check_ids
 from rsd_engine.models.reward.family import PrmFormat
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
@@ -20,7 +20,7 @@ _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pena
 
 @dataclass(frozen=True)
 class RequestRules:
-    """What the engine knows that every request must obey."""
+    """What every request of an engine must obey."""
 
     modes: tuple[str, ...]  # allowed; the first is the default
     policy: Policy
@@ -35,18 +35,18 @@ class RequestRules:
 def slot_request(
     prompt: ResolvedPrompt, params: SamplingParams, rules: RequestRules, *, seed: int, sample: int
 ) -> SlotRequest:
-    """One sample of one request.
+    """One sample of a request.
 
     Raises:
-        ValueError: the prompt does not fit or has unknown ids, the mode is not available, or the
-            stop strings or ids are too many.
+        ValueError: the prompt does not fit or has unknown ids, the mode needs models that are not
+            loaded, or there are too many stop strings or stop ids.
     """
     mode = params.mode or rules.modes[0]
     if mode not in rules.modes:
         raise ValueError(
             f"mode={mode!r} needs models that were not loaded; allowed here: {list(rules.modes)}"
         )
-    _check_ids(prompt, rules)
+    check_ids(prompt.token_ids, rules.num_ids)
     prm_prompt: tuple[int, ...] = ()
     if mode == "rsd":
         assert rules.prm_format is not None
@@ -60,7 +60,7 @@ def slot_request(
         prm_prompt=prm_prompt,
         mode=_MODES[mode],
         length_limit=length + max_tokens,
-        max_steps=min(params.max_steps, max_tokens + 1),  # every step has a token: never reached
+        max_steps=min(params.max_steps, max_tokens + 1),  # + 1: out of reach, a step has a token
         max_step_tokens=min(params.max_step_tokens or max_tokens, max_tokens),
         min_length=length + params.min_tokens,
         delimiters=rules.delimiters,
@@ -94,7 +94,7 @@ def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
 
 
 def changed_fields(params: SamplingParams) -> str:
-    """The fields that are not the library's defaults, as `name=value, ...`."""
+    """The fields that differ from the library's defaults, as `name=value, ...`."""
     plain = SamplingParams()
     values = ((field.name, getattr(params, field.name)) for field in fields(params))
     return ", ".join(f"{k}={v!r}" for k, v in values if v != getattr(plain, k))
@@ -103,42 +103,35 @@ def changed_fields(params: SamplingParams) -> str:
 def params_of_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
 ) -> list[SamplingParams]:
-    """Parameters of `count` prompts from one for all, one each or none.
+    """The parameters of each of `count` prompts, from one for all, one for each, or None.
 
     Raises:
-        ValueError: `params` is neither, or has another count.
+        ValueError: `params` is none of these, or has another count.
     """
     if params is None or isinstance(params, SamplingParams):
         return [params or default] * count
     if not isinstance(params, list | tuple):
         raise ValueError(
-            "sampling_params must be SamplingParams or a list of them, one a prompt; "
+            "sampling_params must be SamplingParams or a list of them, one per prompt, "
             f"got {params!r}"
         )
     if len(params) != count:
-        raise ValueError(f"sampling_params has {len(params)} entries for {count} prompts")
+        raise ValueError(
+            f"sampling_params must have one entry per prompt ({count}), got {len(params)}"
+        )
     wrong = [p for p in params if not isinstance(p, SamplingParams)]
     if wrong:
         raise ValueError(f"sampling_params must hold SamplingParams, got {wrong[0]!r}")
     return list(params)
 
 
-def _check_ids(prompt: ResolvedPrompt, rules: RequestRules) -> None:
-    worst = max(prompt.token_ids)
-    if min(prompt.token_ids) < 0 or worst >= rules.num_ids:
-        raise ValueError(
-            f"prompt_token_ids must be in [0, {rules.num_ids - 1}], got "
-            f"{worst if worst >= rules.num_ids else min(prompt.token_ids)}"
-        )
-
-
 def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> int:
-    """Output tokens that fit every context; each step adds a separator to the PRM's row."""
+    """Output tokens that fit every context; each step adds a separator to the PRM's."""
     room = rules.max_model_len - length
     if room < 1:
         raise ValueError(
             f"prompt has {length} tokens; with max_model_len={rules.max_model_len} it may have at "
-            f"most {rules.max_model_len - 1}"
+            f"most {rules.max_model_len - 1}. Shorten it or raise max_model_len"
         )
     if not prm_length:
         return room
@@ -146,8 +139,8 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
     prm_room = max(prm_room - max_steps, prm_room // 2)
     if prm_room < 1:
         raise ValueError(
-            f"the question has {prm_length} tokens in the PRM's prompt, whose context holds "
-            f"{rules.prm_max_len}; at least one step must fit too"
+            f"the question takes {prm_length} tokens of the PRM's context, which holds "
+            f"{rules.prm_max_len}; at least one step must fit too. Shorten the question"
         )
     return min(room, prm_room)
 
@@ -157,6 +150,7 @@ def _stop_tokens(params: SamplingParams, rules: RequestRules) -> tuple[int, ...]
     found = sorted(eos | set(params.stop_token_ids or ()))
     if len(found) > MAX_STOP_TOKENS:
         raise ValueError(
-            f"stop_token_ids and end-of-text ids are {len(found)}, at most {MAX_STOP_TOKENS}"
+            f"stop_token_ids and the model's end-of-text ids may be {MAX_STOP_TOKENS} in all, "
+            f"got {len(found)}"
         )
     return tuple(found)

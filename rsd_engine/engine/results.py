@@ -1,11 +1,11 @@
-"""Collect the events of a request into steps, text and metrics."""
+"""Builds the result of a request from its events: steps, text and metrics."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
@@ -20,6 +20,7 @@ from rsd_engine.outputs import (
     RoleMetrics,
     Step,
     StepEvent,
+    StepKind,
     StepSource,
 )
 from rsd_engine.sampling_params import SamplingParams
@@ -40,7 +41,7 @@ _SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
 
 
 class SampleBuilder:
-    """One sample of one request, while it grows."""
+    """One sample of a request, built step by step."""
 
     def __init__(
         self,
@@ -65,37 +66,41 @@ class SampleBuilder:
         self._pieces: list[str] = []
         self._steps: list[Step] = []
         self._rejected: list[RejectedStep] = []
-        self._pending: RejectedStep | None = None
+        self._to_rewrite: RejectedStep | None = None  # the next kept step stands in its place
         self._logprobs: list[TokenLogprobs] = []
         self._dropped: StepDecided | None = None
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""
-        source = _SOURCES[event.source]
         if event.kind == RecordKind.DROPPED:
             self._dropped = event
             return None
         if event.kind == RecordKind.REJECTED:
-            text = self._text_of(event.token_ids)
-            self._pending = RejectedStep(text, event.token_ids, event.reward)
-            self._rejected.append(self._pending)
-            return self._event("rejected", text, event, source)
-        reward = None if math.isnan(event.reward) else event.reward
+            return self._reject(event)
+        return self._keep(event)
+
+    def _reject(self, event: StepDecided) -> StepEvent:
         text = self._text_of(event.token_ids)
-        self._steps.append(Step(text, event.token_ids, source, reward, self._pending))
-        self._pending = None
+        self._to_rewrite = RejectedStep(text, event.token_ids, event.reward)
+        self._rejected.append(self._to_rewrite)
+        return self._event("rejected", text, event)
+
+    def _keep(self, event: StepDecided) -> StepEvent:
+        ids = event.token_ids
+        source, reward = _SOURCES[event.source], _reward_of(event)
+        self._steps.append(Step(self._text_of(ids), ids, source, reward, self._to_rewrite))
+        self._to_rewrite = None
         if event.logprobs:
             self._logprobs += event.logprobs
         if event.finish:
-            stopped = event.finish == Finish.STOP_STRING
-            piece = self._detokenizer.finish(event.token_ids, stopped=stopped)
+            piece = self._detokenizer.finish(ids, stopped=event.finish == Finish.STOP_STRING)
         else:
-            piece = self._detokenizer.push(event.token_ids)
+            piece = self._detokenizer.push(ids)
         self._pieces.append(piece)
-        return self._event("kept", piece, event, source)
+        return self._event("kept", piece, event)
 
     def close(self, done: RequestDone) -> StepEvent | None:
-        """Ends the sample; an abort or error may free text that was held back."""
+        """Ends the sample; an abort or error may release text that was held back."""
         self.done = done
         if self._steps and done.finish not in (None, Finish.ERROR) and self._dropped is None:
             return None
@@ -107,6 +112,7 @@ class SampleBuilder:
         return StepEvent(self.request_id, self.index, "kept", rest, (), last.source, None)
 
     def completion(self) -> CompletionOutput:
+        """The output of the sample, once it is closed."""
         assert self.done is not None
         token_ids = tuple(i for step in self._steps for i in step.token_ids)
         logprobs = self._logprobs if self._params.logprobs is not None else None
@@ -122,46 +128,52 @@ class SampleBuilder:
             error=self._error(),
         )
 
-    def metrics(self, parameters: dict[Role, int]) -> Metrics:
+    def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
+        """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
         assert self.done is not None
-        kept, discarded = dict.fromkeys(Role, 0), dict.fromkeys(Role, 0)
-        for step in self._steps:
-            kept[Role.DRAFT if step.source == "draft" else Role.TARGET] += len(step.token_ids)
-        discarded[Role.DRAFT] = sum(len(step.token_ids) for step in self._rejected)
-        is_scored = Role.PRM in self.done.counters
-        scored = kept[Role.DRAFT] + discarded[Role.DRAFT] if is_scored else 0
-        if self._dropped:
-            discarded[self._dropped.source] += len(self._dropped.token_ids)
-        roles = {
-            role: RoleMetrics(
-                tokens_generated=kept[role],
-                tokens_discarded=discarded[role],
-                tokens_read=counters.tokens_read,
-                passes=counters.passes,
-                seconds=counters.seconds,
-            )
-            for role, counters in self.done.counters.items()
-        }
-        used = {role: kept[role] + discarded[role] for role in roles}
-        if is_scored:
-            used[Role.PRM] = scored
+        roles = {role: self._role_metrics(role) for role in self.done.counters}
         return Metrics(
             draft=roles.get(Role.DRAFT, RoleMetrics()),
             target=roles.get(Role.TARGET, RoleMetrics()),
             prm=roles.get(Role.PRM, RoleMetrics()),
-            flops=Flops(
-                generated=sum(2 * parameters[role] * n for role, n in used.items()),
-                all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
-            ),
+            flops=self._flops(roles, parameters),
             steps_accepted=sum(step.reward is not None for step in self._steps),
             steps_rejected=len(self._rejected),
             nan_rewards=self.done.nan_rewards,
         )
 
-    def _event(
-        self, kind: Literal["kept", "rejected"], text: str, event: StepDecided, source: StepSource
-    ) -> StepEvent:
-        reward = None if math.isnan(event.reward) else event.reward
+    def _role_metrics(self, role: Role) -> RoleMetrics:
+        assert self.done is not None
+        counters = self.done.counters[role]
+        discarded = self._rejected_tokens() if role == Role.DRAFT else 0
+        if self._dropped and self._dropped.source == role:
+            discarded += len(self._dropped.token_ids)
+        return RoleMetrics(
+            tokens_generated=self._kept_tokens(role),
+            tokens_discarded=discarded,
+            tokens_read=counters.tokens_read,
+            passes=counters.passes,
+            seconds=counters.seconds,
+        )
+
+    def _flops(self, roles: Mapping[Role, RoleMetrics], parameters: Mapping[Role, int]) -> Flops:
+        tokens = {role: m.tokens_generated + m.tokens_discarded for role, m in roles.items()}
+        if Role.PRM in roles:  # it scores all steps of the draft but a dropped one
+            tokens[Role.PRM] = self._kept_tokens(Role.DRAFT) + self._rejected_tokens()
+        return Flops(
+            generated=sum(2 * parameters[role] * n for role, n in tokens.items()),
+            all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
+        )
+
+    def _kept_tokens(self, role: Role) -> int:
+        source = _SOURCES.get(role)
+        return sum(len(step.token_ids) for step in self._steps if step.source == source)
+
+    def _rejected_tokens(self) -> int:
+        return sum(len(step.token_ids) for step in self._rejected)
+
+    def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
+        source, reward = _SOURCES[event.source], _reward_of(event)
         return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
 
     def _text_of(self, ids: tuple[int, ...]) -> str:
@@ -172,7 +184,7 @@ class SampleBuilder:
         if self.done.finish == Finish.STOP_TOKEN:
             return None if token_ids[-1] in self._eos_ids else token_ids[-1]
         if self.done.finish == Finish.STOP_STRING:
-            # Whole characters only: the last token may complete one, and the stop string with it.
+            # The last token may complete a character, and with it the stop string.
             before = len(Detokenizer(self._vocabulary).push(token_ids[:-1]))
             return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
         return None
@@ -198,15 +210,15 @@ class SampleBuilder:
         return tuple(named)
 
 
+def _reward_of(event: StepDecided) -> float | None:
+    return None if math.isnan(event.reward) else event.reward
+
+
 class RequestBuilder:
-    """One request: its samples, in order."""
+    """The result of one request, from its samples in order."""
 
     def __init__(
-        self,
-        request_id: str,
-        prompt: ResolvedPrompt,
-        seed: int,
-        samples: list[SampleBuilder],
+        self, request_id: str, prompt: ResolvedPrompt, seed: int, samples: list[SampleBuilder]
     ) -> None:
         self.request_id = request_id
         self.samples = samples
@@ -218,7 +230,8 @@ class RequestBuilder:
     def finished(self) -> bool:
         return all(sample.done for sample in self.samples)
 
-    def output(self, parameters: dict[Role, int]) -> RequestOutput:
+    def output(self, parameters: Mapping[Role, int]) -> RequestOutput:
+        """The result, once all samples are closed."""
         metrics = sum((s.metrics(parameters) for s in self.samples), start=Metrics())
         return RequestOutput(
             request_id=self.request_id,

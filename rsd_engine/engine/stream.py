@@ -1,20 +1,20 @@
-"""One request as an iterator of decided steps, for plain code and for asyncio."""
+"""One request as an iterator over its decided steps, for plain code and for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 
 from rsd_engine.engine.dispatcher import Dispatcher, StreamEvent
 from rsd_engine.outputs import FinishedEvent, RequestOutput
 
 
 class Stream:
-    """Iterate it once, with `for` or `async for`. Leaving it early aborts the request.
+    """The events of one request: iterate it once, with `for` or `async for`.
 
-    The request runs from the start, so close a stream that you will not iterate.
+    Each event is a `StepEvent`, the last one a `FinishedEvent`. Leaving the loop early aborts the
+    request. The request is queued from the start, so close a stream that you will not iterate.
     """
 
     def __init__(self, dispatcher: Dispatcher, request_id: str) -> None:
@@ -26,11 +26,11 @@ class Stream:
 
     @property
     def output(self) -> RequestOutput | None:
-        """The result, once the stream has ended."""
+        """The result, once the stream has ended; None before."""
         return self._output
 
     def close(self) -> None:
-        """Aborts the request unless it has ended. A closed stream yields nothing more."""
+        """Aborts the request unless it has ended. A closed stream yields no more events."""
         self._closed = True
         if self._output is None:
             self._dispatcher.drop(self.request_id)
@@ -47,7 +47,7 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             while not self._closed and self._output is None:
-                # In a thread as a whole: to look for events waits for a launch that runs.
+                # All of it in a thread: even looking for events waits for a running launch.
                 await asyncio.to_thread(self._advance)
                 while self._ready:
                     yield self._next()
@@ -57,16 +57,11 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _advance(self) -> None:
-        """Takes the events that wait, or runs the core once more if there are none."""
+        """Takes the events that wait; if there are none, runs the core once."""
         self._ready.extend(self._dispatcher.take(self.request_id))
         if not self._ready:
             self._dispatcher.pump(self.request_id)

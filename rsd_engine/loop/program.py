@@ -1,7 +1,7 @@
-"""The loop as data: a small tree that executors walk, capture or check.
+"""The loop as data: a small tree that executors run, capture into graphs, or check.
 
-Functions in the tree read and write device tensors and never return a value, so nothing between
-two nodes can depend on the host.
+Functions in the tree read and write device tensors and return nothing, so what runs between two
+nodes cannot depend on the host.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 class ProgramError(ValueError):
-    """A program that no executor can run faithfully."""
+    """A program that no executor can run as it is meant."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """Run one op. It must name the flags that it may write."""
+    """Run one op. `sets` names every flag that it may write."""
 
     name: str
     fn: Callable[[], None]
@@ -27,7 +27,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Switch:
-    """Run the body that `index` names; none if it is past the last one."""
+    """Run the body with the number `index`; none if it is past the last one."""
 
     index: Tensor  # [1] int32
     bodies: tuple[Block, ...]
@@ -35,7 +35,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class While:
-    """Run `body` again and again as long as `flag` is not 0; tested before every turn."""
+    """Run `body` as long as `flag` is not 0, tested before every turn."""
 
     flag: Tensor  # [1] int32
     body: Block
@@ -60,9 +60,9 @@ def calls(block: Block) -> Iterator[Call]:
 def check_program(program: Block) -> None:
     """Raises ProgramError unless every flag is set before it is read.
 
-    A Switch reads what an op before it in its own block has set, in the same turn. A While at the
-    top reads what the host has set; any While must have an op in its body that sets its flag, or
-    it would never end.
+    The index of a Switch must be set by an op before it in the same block. The flag of a While at
+    the top is set by the host; every While needs an op in its body that sets its flag, or it would
+    never end.
     """
     _check_block(program, set_before=None)
 

@@ -4,11 +4,11 @@
         the draft writes one step
         the PRM scores that step, r in [0, 1]
         accept with probability w(r)
-        if rejected: roll back the draft's step; the target writes this step, kept unscored
-    until a kept step ends with an end-of-text token, or a limit is reached
+        if rejected: roll the draft's step back; the target writes this step, kept unscored
+    until a kept step ends with an end-of-text token, or at the length limit
 
-One tick is one pass of one role over the slots that wait for it, so every slot is in its own
-phase and none waits for another.
+One tick is one pass of one role over the slots that wait for it: every slot is in its own phase,
+and none waits for another.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Loop:
     state: SlotState
     batch: RowBatch
     tables: StepTables
-    merges: MergeTables | None  # None: the host writes the PRM's tokens, through text
+    merges: MergeTables | None  # None: the host writes the PRM's context, by way of text
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
-    score: Callable[[RowBatch], None] | None  # accepts or rejects the steps just read, by the PRM
-    logits: Tensor  # [B, V] float32: ids that may be sampled, no padded rows
-    rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; results do not depend on it
+    score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
+    logits: Tensor  # [num_slots, vocabulary] float32: the ids that may be sampled
+    rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
 
     @cached_property
     def sample_scratch(self) -> SampleScratch | None:
@@ -58,34 +58,42 @@ class Loop:
 
 
 def build_program(loop: Loop) -> Block:
-    """The tree that every executor runs: a body for each role and number of rows."""
+    """The tree that every executor runs; it has a body for each role and number of rows."""
     state = loop.state
-    schedule = Call(
-        "schedule",
-        partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule),
-        sets=(state.running, state.pass_body),
-    )
+    schedule = partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule)
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
-    bodies = tuple(_body(loop, role, rows) for role in Role for rows in buckets)
-    return (While(state.running, (schedule, Switch(state.pass_body, bodies))),)
+    passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
+    tick = (
+        Call("schedule", schedule, sets=(state.running, state.pass_body)),
+        Switch(state.pass_body, passes),
+    )
+    return (While(state.running, tick),)
 
 
-def _body(loop: Loop, role: Role, num_rows: int) -> Block:
+def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
+    """One pass of a role: its forward, and what its slots do next."""
     if role not in loop.forwards:
         return ()
     exact = num_rows == ANY_ROWS[0]
     most = loop.batch.num_rows if exact else num_rows
     rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
-    forward = partial(_forward_exactly if exact else _forward_padded, loop, role, rows)
-    rest = _score(loop, rows) if role == Role.PRM else _write(loop, role, rows)
     return (
-        Call(f"{role.name}.forward", forward),
+        Call(f"{role.name}.forward", partial(_forward, loop, role, rows, exact=exact)),
         Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role)),
-        *rest,
+        *(_score(loop, rows) if role == Role.PRM else _write(loop, role, rows)),
     )
 
 
+def _forward(loop: Loop, role: Role, rows: RowBatch, *, exact: bool) -> None:
+    """Reads all of `rows`, as a graph must; or, on a CPU, where padding costs, those in use."""
+    if exact:
+        num_rows, num_seqs = int(loop.state.num_rows), int(loop.state.num_seqs)  # host read: CPU
+        rows = rows.narrow(num_rows, num_seqs)
+    loop.forwards[role](rows)
+
+
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
+    """Samples a token of each slot. A step that ends goes to the PRM, or is kept."""
     state, tables, logits = loop.state, loop.tables, loop.logits[: rows.num_seqs]
     bridge = (
         partial(ops.wait_for_host, state)
@@ -103,16 +111,6 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
+    """Scores the steps that were read; each is kept, or rolled back and rewritten."""
     assert loop.score is not None
     return (Call("PRM.score", partial(loop.score, rows)),)
-
-
-def _forward_padded(loop: Loop, role: Role, rows: RowBatch) -> None:
-    """A graph reads a fixed number of rows."""
-    loop.forwards[role](rows)
-
-
-def _forward_exactly(loop: Loop, role: Role, rows: RowBatch) -> None:
-    """Exactly the rows of this pass: on a CPU padding would cost arithmetic."""
-    num_rows, num_seqs = int(loop.state.num_rows), int(loop.state.num_seqs)  # host read: CPU only
-    loop.forwards[role](rows.narrow(num_rows, num_seqs))

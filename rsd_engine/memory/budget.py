@@ -1,4 +1,4 @@
-"""How much memory the page pool gets, and whether that is enough."""
+"""How many pages the pool gets from the memory that is there, and the sizes that follow."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from rsd_engine.memory.page_pool import KVShape
 from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
 from rsd_kernels.state.slots import SlotSizes, pages_for
 
-TOKENS_PER_PAGE = 16  # of the role with the largest tokens; the others fit more
-_CPU_SHARE = 0.25  # of the memory that is free, when the user names no budget
-_SLACK = MAX_CUT_TOKENS
+MIN_TOKENS_PER_PAGE = 16  # of the role with the largest tokens; pages of the others hold more
+_CPU_SHARE = 0.25  # of the free memory, when the user names no budget
+_ALIGNMENT = 256  # bytes; what `PagePool` asks of a page
 
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Bytes of a page, and what one page and one sequence hold of each role."""
+    """The size of a page, the tokens that it holds of each role, and the pages of a sequence."""
 
     page_bytes: int
     tokens_per_page: tuple[int, int, int]  # by Role; 1 for an absent role
     pages_per_sequence: int  # of all roles, at full length
-    # the tokens of a page are a multiple of this, for every role
-    page_multiple: int = field(default=1, kw_only=True)
+    page_multiple: int = field(default=1, kw_only=True)  # divides the tokens of a page, each role
 
 
 @dataclass(frozen=True)
 class PoolLayout(PageLayout):
-    """The page pool of an engine."""
+    """The page pool of an engine: its pages and how many there are."""
 
     num_pages: int
 
@@ -42,16 +41,16 @@ class PoolLayout(PageLayout):
 def page_layout(
     shapes: Mapping[Role, KVShape], max_len: Mapping[Role, int], page_multiple: int = 1
 ) -> PageLayout:
-    """Pages that hold `TOKENS_PER_PAGE` tokens of the role with the largest ones, or more.
+    """The smallest pages that hold `MIN_TOKENS_PER_PAGE` tokens of every role.
 
     Args:
         shapes: what a token of each role needs.
-        max_len: tokens that each role's row may hold.
+        max_len: the longest context of each role, in tokens.
         page_multiple: the tokens of a page are a multiple of this, for every role.
     """
     largest = max(shape.bytes_per_token for shape in shapes.values())
-    least = -(-TOKENS_PER_PAGE // page_multiple) * page_multiple
-    page_bytes = -(-largest * least // 256) * 256
+    min_tokens = -(-MIN_TOKENS_PER_PAGE // page_multiple) * page_multiple
+    page_bytes = -(-largest * min_tokens // _ALIGNMENT) * _ALIGNMENT
     tokens = {role: shape.tokens_in(page_bytes, page_multiple) for role, shape in shapes.items()}
     return PageLayout(
         page_bytes=page_bytes,
@@ -76,42 +75,43 @@ def size_pool(
     device: torch.device,
     page_multiple: int = 1,
 ) -> PoolLayout:
-    """Sizes the pool: the budget, but no more than all slots at full length can use.
+    """The pool that fits the budget, but no larger than all slots at full length can use.
+
+    `shapes`, `max_len` and `page_multiple` are those of `page_layout`, the other arguments those of
+    `Engine`. Without `kv_cache_memory_bytes` the budget is what is free.
 
     Raises:
         ValueError: the budget cannot hold one request of `max_model_len` tokens.
     """
     layout = page_layout(shapes, max_len, page_multiple)
-    page_bytes, per_sequence = layout.page_bytes, layout.pages_per_sequence
+    per_sequence = layout.pages_per_sequence
     budget = kv_cache_memory_bytes
     if budget is None:
         budget = _free_bytes(device, gpu_memory_utilization)
-    num_pages = min(budget // page_bytes, per_sequence * max_num_seqs)
+    num_pages = min(budget // layout.page_bytes, per_sequence * max_num_seqs)
     if num_pages < per_sequence:
         raise ValueError(
             f"kv_cache_memory_bytes={budget} cannot hold one request of "
-            f"max_model_len={max_model_len} tokens, which needs {per_sequence * page_bytes} bytes; "
+            f"max_model_len={max_model_len} tokens, which needs "
+            f"{per_sequence * layout.page_bytes} bytes; "
             "raise kv_cache_memory_bytes or lower max_model_len"
         )
-    return PoolLayout(
-        page_bytes=page_bytes,
-        tokens_per_page=layout.tokens_per_page,
-        pages_per_sequence=per_sequence,
-        page_multiple=page_multiple,
-        num_pages=num_pages,
-    )
+    return PoolLayout(**vars(layout), num_pages=num_pages)
 
 
 def slot_sizes(layout: PoolLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> SlotSizes:
-    """Sizes of the slot state that goes with a pool; `max_len` as in `page_layout`."""
-    longest = max(length for role, length in max_len.items() if role != Role.PRM) + _SLACK
+    """Sizes of the slot state that goes with a pool; `max_len` as in `page_layout`.
+
+    A context may briefly be `MAX_CUT_TOKENS` longer, where a token is cut at a delimiter.
+    """
+    longest = max(length for role, length in max_len.items() if role != Role.PRM) + MAX_CUT_TOKENS
     words_per_token = 2 + 2 * MAX_LOGPROBS
     return SlotSizes(
         num_slots=max_num_seqs,
         max_len=longest,
         prm_max_len=max_len.get(Role.PRM, 1),
         pages_per_role=max(
-            pages_for(length + _SLACK, layout.tokens_per_page[role])
+            pages_for(length + MAX_CUT_TOKENS, layout.tokens_per_page[role])
             for role, length in max_len.items()
         ),
         num_pages=layout.num_pages,

@@ -1,8 +1,8 @@
-"""One byte buffer for the K and V of all models, cut into pages of equal bytes.
+"""One byte buffer for the K and V of all models, cut into pages of equal size.
 
 A page belongs to one (slot, role) at a time and holds K and V of every layer of that role for
-`page_bytes // kv_bytes_per_token` tokens, so pages move freely between models whose tokens differ
-in size. The K or V of a layer is a strided view; no byte is ever moved.
+`page_bytes // bytes_per_token` tokens, so pages move freely between models whose tokens differ in
+size. The K or V of a layer is a strided view; nothing is ever copied.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class KVShape:
 class PagedKV:
     """The K/V of one role in the pool, as strided views of its pages."""
 
-    k: tuple[Tensor, ...]  # a layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
-    v: tuple[Tensor, ...]  # a layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
+    k: tuple[Tensor, ...]  # per layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
+    v: tuple[Tensor, ...]  # per layer: [num_pages, tokens_per_page, num_kv_heads, head_dim]
     tokens_per_page: int
 
 
 class PagePool:
-    """The byte buffer. Which page is whose is kept in the slot state, not here.
+    """The byte buffer. The slot state, not the pool, knows which page belongs to whom.
 
     Args:
         num_pages: pages in the pool.
@@ -66,10 +66,10 @@ class PagePool:
         return shape.tokens_in(self.page_bytes, self.page_multiple)
 
     def view(self, shape: KVShape) -> PagedKV:
-        """K and V views of a role. Pages of other roles show through as meaningless numbers.
+        """K and V of one role. In pages of other roles the views show meaningless numbers.
 
         Raises:
-            ValueError: if a page cannot hold one token of this shape.
+            ValueError: a page cannot hold one token of this shape (or `page_multiple` of them).
         """
         tokens = self.tokens_per_page(shape)
         if tokens < 1:
@@ -94,7 +94,3 @@ class PagePool:
             v=tuple(layer(2 * i + 1) for i in range(shape.num_layers)),
             tokens_per_page=tokens,
         )
-
-    def poison(self, pages: Tensor) -> None:
-        """Fills whole pages with 0xFF bytes, which read as NaN in every float type (for tests)."""
-        self.buffer.view(self.num_pages, self.page_bytes)[pages.long()] = 0xFF

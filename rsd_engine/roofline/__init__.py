@@ -1,1 +1,1 @@
-"""The least time and the memory that reward-guided decoding can need, from sizes alone."""
+"""The least time that decoding can take, from sizes of models and rates of a device alone."""

@@ -1,22 +1,22 @@
-"""What a device can do at most: published figures of GPUs, or figures somebody measured."""
+"""What a device can do at most: published figures of GPUs, or measured ones."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Device:
-    """The two rates and the memory that limit a forward pass.
+    """A device by the two rates that bound a forward pass, and its memory.
 
     Raises:
         ValueError: a figure is not a finite number above 0.
     """
 
     name: str
-    bandwidth: float  # bytes a second read from memory
-    flops: float  # floating-point operations a second of dense matrix products
+    bandwidth: float  # bytes per second read from memory
+    flops: float  # floating-point operations per second of dense matrix products
     memory_bytes: float
 
     def __post_init__(self) -> None:
@@ -32,8 +32,8 @@ class Device:
         memory_bytes: float | None = None,
     ) -> Device:
         """The same device with the given figures in place of the published ones."""
-        return replace(
-            self,
+        return Device(
+            name=self.name,
             bandwidth=self.bandwidth if bandwidth is None else bandwidth,
             flops=self.flops if flops is None else flops,
             memory_bytes=self.memory_bytes if memory_bytes is None else memory_bytes,
@@ -75,5 +75,5 @@ def find_gpu(name: str) -> Device:
     """
     found = _PRESETS.get(name.strip().lower())
     if found is None:
-        raise ValueError(f"gpu={name!r} is not known; one of {', '.join(GPU_NAMES)}")
+        raise ValueError(f"gpu must be one of {', '.join(GPU_NAMES)}, got {name!r}")
     return found

@@ -1,4 +1,4 @@
-"""How fast this device reads its memory: the ceiling of decoding, measured, not published."""
+"""How fast this device reads its memory, measured: it bounds the speed of decoding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _BYTES = {"cpu": 2**29, "cuda": 2**31}
 
 
 def read_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int = 5) -> float:
-    """Bytes a second that this many threads, or this GPU, read: the best of PyTorch's reductions.
+    """Bytes per second that PyTorch's quickest reduction reads, on a GPU or with all its threads.
 
     Args:
         device: a CPU or a CUDA device.
         num_bytes: of the buffer; by default far more than any cache holds.
-        runs: of each reduction.
+        runs: of each reduction; the best one counts.
     """
     data = torch.ones((num_bytes or _BYTES[device.type]) // 4, device=device)
     reductions: tuple[Callable[[], Tensor], ...] = (data.sum, data.amax)
@@ -33,7 +33,7 @@ def _seconds(read: Callable[[], Tensor]) -> float:
 
 def _seconds_on_gpu(read: Callable[[], Tensor]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    read()  # keeps the device busy until the next one is launched: no gap is in the time
+    read()  # keeps the device busy until the next one is launched, so no gap is timed
     start.record()
     read()
     end.record()

@@ -1,4 +1,4 @@
-"""The sizes of well-known checkpoints, as their own config.json gives them."""
+"""The sizes of well-known checkpoints, from their config.json."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The least time of a token: by one model, by token-level speculation, by reward-guided rounds.
+"""The least time of a token: with one model, with token-level speculation, and with RSD.
 
-Every pass is as full as the slots allow, in each of the three ways: a schedule whose passes are
-emptier reads the weights more often, so none can be quicker than these figures.
+Every pass is as full as the slots allow, in all three: emptier passes would read the weights more
+often, so no schedule can be quicker than these figures.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.passes import pass_cost, pass_seconds
+from rsd_engine.roofline.passes import pass_cost
 from rsd_engine.roofline.shape import ModelShape
 
-MAX_DRAFT_TOKENS = 32  # longest run of draft tokens that token-level speculation is tried with
+MAX_DRAFT_TOKENS = 32  # the most draft tokens per cycle that `speculate` tries
 _NEARLY_ONE = 1 - 1e-9
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is decoded, and on what.
+    """The device and the load.
 
     Args:
         device: its rates.
         slots: sequences that run at once.
         context: tokens that each of them holds, on average.
-        step_tokens: tokens of a step.
+        step_tokens: tokens per step.
 
     Raises:
         ValueError: a count is below 1.
@@ -41,8 +41,9 @@ class Setting:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def seconds(self, shape: ModelShape, rows: float = 1.0) -> float:
-        """A pass in which every slot brings `rows` tokens."""
-        return pass_seconds(shape, self.device, seqs=self.slots, rows=rows, context=self.context)
+        """The least time of a pass in which every slot has `rows` new tokens."""
+        cost = pass_cost(shape, seqs=self.slots, rows=rows, context=self.context)
+        return cost.seconds(self.device)
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class Triple:
 
 @dataclass(frozen=True)
 class RoundSeconds:
-    """The parts of a round: all slots get one step each. Means over kept and rejected steps."""
+    """The parts of a round, which gives every slot one step; means over kept and rejected steps."""
 
-    draft: float  # writes the step, having read the target's last one
+    draft: float  # the draft reads the target's last step, if there was one, and writes the next
     score: float  # the PRM reads the step
-    catch_up: float  # what reading the steps kept since its last one adds to the target's passes
+    catch_up: float  # the target reads the steps kept since its last one
     rewrite: float  # the target writes the rejected steps
 
     @property
@@ -70,27 +71,27 @@ class RoundSeconds:
 
 @dataclass(frozen=True)
 class Speculation:
-    """Token-level speculative decoding at its best length of draft."""
+    """Token-level speculative decoding with the best number of draft tokens."""
 
     draft_tokens: int  # 0: speculation does not pay, the target writes alone
     tokens_per_second: float
 
 
 def alone(shape: ModelShape, setting: Setting) -> float:
-    """Tokens a second of one model that writes alone."""
+    """Tokens per second of one model that writes alone."""
     return setting.slots / setting.seconds(shape)
 
 
 def round_seconds(triple: Triple, setting: Setting, acceptance: float) -> RoundSeconds:
     """The least time of a round of Algorithm 1 (Liao et al., ICML 2025).
 
-    A model reads what others wrote in the pass that it needs anyway: the target reads kept steps
-    when it next rewrites one, draft and PRM read a rewritten step with the next one. The PRM's row
-    has one separator a step more.
+    A model reads what others wrote in a pass that it needs anyway: the target reads kept steps
+    when it next rewrites one, draft and PRM read a rewritten step together with the next one. The
+    PRM's context has one more token per step, the separator.
 
     Args:
         triple: the models.
-        setting: slots, context and step length.
+        setting: device, slots, context and step length.
         acceptance: share of the draft's steps that are kept.
 
     Raises:
@@ -102,28 +103,26 @@ def round_seconds(triple: Triple, setting: Setting, acceptance: float) -> RoundS
     draft += (tokens - 1) * setting.seconds(triple.draft)
     score = setting.seconds(triple.prm, (1 + rejected) * (tokens + 1))
     decode = setting.seconds(triple.target)
-    first = _first_rewrite_pass(triple.target, setting, acceptance)
     return RoundSeconds(
         draft=draft,
         score=score,
-        catch_up=first - rejected * decode,
+        catch_up=_first_rewrite_pass(triple.target, setting, acceptance) - rejected * decode,
         rewrite=rejected * tokens * decode,
     )
 
 
 def _first_rewrite_pass(target: ModelShape, setting: Setting, acceptance: float) -> float:
-    """A round's share of the pass that begins a rewrite and reads the steps kept since the last."""
+    """Time per round of the pass that begins a rewrite, and reads the steps kept since the last."""
     rejected = 1 - acceptance
     if rejected == 0:
         return 0.0  # the target is never called
     kept = setting.step_tokens * acceptance / rejected
     rows = min(1 + kept, setting.context)  # nothing is read twice
-    work = pass_cost(target, seqs=setting.slots, rows=rows, context=setting.context)
-    return rejected * work.seconds(setting.device)
+    return rejected * setting.seconds(target, rows)
 
 
 def rsd(triple: Triple, setting: Setting, acceptance: float) -> float:
-    """Tokens a second of reward-guided speculative decoding."""
+    """Tokens per second of reward-guided speculative decoding."""
     seconds = round_seconds(triple, setting, acceptance).total
     return setting.slots * setting.step_tokens / seconds
 
@@ -133,7 +132,7 @@ def speculate(
 ) -> Speculation:
     """Token-level speculative decoding with the best number of draft tokens.
 
-    A cycle is k draft passes and one pass of the target over k + 1 tokens, and gives
+    A cycle is k draft passes and one target pass over k + 1 tokens, and yields
     (1 - a^(k+1)) / (1 - a) tokens on average (Leviathan et al., ICML 2023, equation 1).
 
     Args:
@@ -157,7 +156,7 @@ def speculate(
 
 
 def break_even(triple: Triple, setting: Setting, tokens_per_second: float) -> float | None:
-    """The least acceptance rate at which RSD reaches `tokens_per_second`; None if none does."""
+    """The least acceptance at which RSD reaches `tokens_per_second`; None if it never does."""
 
     def reaches(acceptance: float) -> bool:
         return rsd(triple, setting, acceptance) >= tokens_per_second
@@ -174,11 +173,11 @@ def break_even(triple: Triple, setting: Setting, tokens_per_second: float) -> fl
 
 
 def flops_ratio(triple: Triple, step_tokens: int, acceptance: float) -> dict[str, float]:
-    """How many times fewer operations a kept token costs than the target alone.
+    """Operations per kept token of the target alone, divided by those of RSD.
 
     Returns:
-        `generated`: 2 x parameters x tokens written or scored, the paper's accounting; `all`: every
-        token that any model reads, rewrites, separators and catching up included, prompts not.
+        `generated` counts tokens written or scored, as the paper does; `all` counts every token
+        that any model reads: rewrites, separators and catching up included, prompts not.
     """
     rejected = 1 - acceptance
     draft, target, prm = (m.num_parameters for m in (triple.draft, triple.target, triple.prm))

@@ -1,4 +1,4 @@
-"""What of a model's config decides how many bytes and operations a pass costs."""
+"""The sizes of a model that decide how many bytes and operations a pass costs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rsd_engine.models.config import ModelConfig
 class ModelShape:
     """Sizes of one model in one dtype."""
 
-    num_parameters: int  # all weights; the head of a PRM is left out
-    body_parameters: int  # what every row is multiplied by: the layers
-    head_parameters: int  # what the last row of a sequence is multiplied by: the LM head
+    num_parameters: int  # all weights, but for the head of a PRM
+    body_parameters: int  # the layers: every row is multiplied by them
+    head_parameters: int  # the LM head: the last row of each sequence is multiplied by it
     attention_width: int  # query channels of all layers together
     kv_bytes_per_token: int
     bytes_per_parameter: int
@@ -27,12 +27,12 @@ class ModelShape:
         dtype: torch.dtype | None = None,
         matrix_dtype: torch.dtype | None = None,
     ) -> ModelShape:
-        """The shape of `config`.
+        """The shape of a model.
 
         Args:
-            config: sizes.
-            dtype: of K and V and weights; the checkpoint's own by default.
-            matrix_dtype: of the weights, where it is another.
+            config: its sizes.
+            dtype: of weights, K and V; by default the checkpoint's own.
+            matrix_dtype: of the weights, where it differs.
         """
         dtype = dtype or config.dtype
         embedding = config.vocab_size * config.hidden_size
@@ -48,10 +48,10 @@ class ModelShape:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory the weights take."""
+        """Memory that the weights take."""
         return self.num_parameters * self.bytes_per_parameter
 
     @property
     def read_bytes(self) -> int:
-        """Weights that a pass reads: all but the embedding, of which it reads a row a token."""
+        """Bytes of weights that a pass reads: all but the embedding, where it only looks up."""
         return (self.body_parameters + self.head_parameters) * self.bytes_per_parameter

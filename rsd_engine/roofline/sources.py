@@ -1,6 +1,6 @@
-"""Where a model's sizes come from: a preset's name, a folder, a GGUF file or a hub id.
+"""Finds a model's config by the name of a preset, a folder, a GGUF file or a hub id.
 
-Only the config is read. A hub id costs one small download, no weights.
+Only the config is read: a hub id costs one small download, no weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def find_config(source: str, revision: str | None = None) -> ModelConfig:
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: there is no such model, or it is of a kind that the engine does not run.
+        ValueError: there is no such model, or the engine does not run its kind.
     """
     try:
         return ModelConfig.from_dict(_raw(source, revision))
@@ -43,8 +43,8 @@ def _raw(source: str, revision: str | None) -> Mapping[str, Any]:
         return preset
     if "/" not in source or path.is_absolute():
         raise ValueError(
-            f"model {source!r} is not a folder, a .gguf file, a hub id (owner/name) or one of "
-            f"{', '.join(PRESETS)}"
+            f"model must be a folder, a .gguf file, a hub id (owner/name) or one of "
+            f"{', '.join(PRESETS)}, got {source!r}"
         )
     return _from_hub(source, revision)
 
@@ -56,12 +56,14 @@ def _from_hub(name: str, revision: str | None) -> Mapping[str, Any]:
     try:
         path = hf_hub_download(name, "config.json", revision=revision)
     except HFValidationError as error:
-        raise ValueError(f"model {name!r} is not a folder and not a hub id: {error}") from error
+        raise ValueError(f"model {name!r} is neither a folder nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"model {name!r} is not a local path, and the hub did not give its config: {error}"
+            f"model {name!r} is not a local path, and the hub gave no config for it: {error}"
         ) from error
     found = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ValueError(f"model {name!r}: its config.json holds no JSON object")
+        raise ValueError(
+            f"the config.json of model {name!r} must be a JSON object, got {type(found).__name__}"
+        )
     return found

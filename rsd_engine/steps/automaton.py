@@ -1,6 +1,6 @@
-"""Byte automata that find step ends and stop strings while tokens are sampled.
+"""Byte automata that find delimiters and stop strings while tokens are sampled.
 
-Working on bytes lets a string end inside a token or across several, without text on the device.
+They work on bytes, so a string may end inside a token or span several, without text on the device.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class ByteAutomaton:
     match: Tensor  # [states] int16: bytes of the string that ends here, 0 = none
 
     def find(self, state: int, data: bytes) -> tuple[int, int, int]:
-        """Walk over `data` from `state` up to the first match.
+        """Walks over `data` from `state` up to the first match.
 
-        Returns (state, end, match): the state reached, the bytes read, and the length of the string
-        that ends there, 0 if `data` was read to its end without a match.
+        Returns:
+            (state, end, match): the state reached, the bytes read, and the length of the string
+            that ends there; 0 if `data` was read to its end without a match.
         """
         for i, byte in enumerate(data):
             state = int(self.next[state, byte])
@@ -42,40 +43,43 @@ class ByteAutomaton:
 
 
 def build_automaton(strings: Sequence[str], max_states: int, argument: str) -> ByteAutomaton:
-    """The automaton of `strings` (their UTF-8 bytes); of no strings, one state that never matches.
+    """The automaton of `strings` in UTF-8 (Aho and Corasick, "Efficient string matching", 1975).
 
-    `argument` is the name under which the user gave the strings (`stop`, `step_delimiters`); errors
-    repeat it. Source: Aho and Corasick, "Efficient string matching", 1975.
+    Args:
+        strings: without any, the automaton has one state and never matches.
+        max_states: the most states that fit into a slot.
+        argument: the user's name for the strings (`stop`, `step_delimiters`), for error messages.
 
     Raises:
-        ValueError: `strings` is one string and not a list, holds something other than a string or
-            an empty one, or needs more than `max_states` states.
+        ValueError: `strings` is not a list of non-empty strings, or needs more than `max_states`
+            states.
     """
     patterns = _patterns(strings, argument)
     children, ends = _trie(patterns)
     if len(children) > max_states:
         raise ValueError(
-            f"{argument} has {len(patterns)} strings of {sum(map(len, patterns))} bytes: an "
-            f"automaton of {len(children)} states, at most {max_states} are allowed; give fewer or "
-            "shorter ones"
+            f"{argument} has {len(patterns)} strings of {sum(map(len, patterns))} bytes in all, "
+            f"which need an automaton of {len(children)} states; at most {max_states} are allowed. "
+            "Give fewer or shorter strings"
         )
     return _complete(children, ends)
 
 
 def _patterns(strings: Sequence[str], argument: str) -> list[bytes]:
     if isinstance(strings, str) or not isinstance(strings, Collection):
-        raise ValueError(f"{argument} = {strings!r}: must be a list of strings")
+        raise ValueError(f"{argument} must be a list of strings, got {strings!r}")
     patterns = []
     for string in strings:
         if not isinstance(string, str):
-            raise ValueError(f"{argument} holds {string!r}: every entry must be a string")
+            raise ValueError(f"{argument} must hold strings, got {string!r}")
         if not string:
-            raise ValueError(f"{argument} = {list(strings)!r}: an empty string matches everywhere")
+            raise ValueError(f"{argument} must hold non-empty strings, got {list(strings)!r}")
         try:
             patterns.append(string.encode("utf-8"))
         except UnicodeEncodeError:
             raise ValueError(
-                f"{argument} = {string!r}: half of a surrogate pair is no character"
+                f"{argument} must be text that UTF-8 can encode, got half of a surrogate pair in "
+                f"{string!r}"
             ) from None
     return patterns
 
@@ -97,11 +101,11 @@ def _trie(patterns: list[bytes]) -> tuple[list[dict[int, int]], list[int]]:
 
 
 def _complete(children: list[dict[int, int]], ends: list[int]) -> ByteAutomaton:
-    """Fill in the missing moves, nearest nodes first.
+    """Fills in the missing moves, from the root outwards.
 
-    A node without a child for a byte moves as the longest proper suffix of its text that is a node
-    itself; that one is nearer to the root and therefore complete already. The same suffix gives the
-    match of a node where no pattern ends.
+    A node without a child for a byte moves like the longest proper suffix of its text that is also
+    a node; that node is nearer to the root and therefore complete. The same suffix gives the match
+    of a node where no pattern ends.
     """
     table = [[ROOT] * _ALPHABET for _ in children]
     match = list(ends)
@@ -110,12 +114,12 @@ def _complete(children: list[dict[int, int]], ends: list[int]) -> ByteAutomaton:
     while queue:
         node = queue.popleft()
         match[node] = match[node] or match[suffix[node]]
-        row = list(table[suffix[node]])  # of the root: all ROOT
+        moves = list(table[suffix[node]])  # of the root: all ROOT
         for byte, child in children[node].items():
-            suffix[child] = row[byte] if node != ROOT else ROOT
-            row[byte] = child
+            suffix[child] = moves[byte] if node != ROOT else ROOT
+            moves[byte] = child
             queue.append(child)
-        table[node] = row
+        table[node] = moves
     return ByteAutomaton(
         next=torch.tensor(table, dtype=torch.int16), match=torch.tensor(match, dtype=torch.int16)
     )

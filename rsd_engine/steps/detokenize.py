@@ -1,7 +1,7 @@
-"""Text of an output that arrives in pieces: what a piece gives out is never taken back.
+"""The text of an output that arrives in pieces; a piece is never taken back.
 
-Text is the UTF-8 of the tokens' bytes. That makes the pieces add up to the whole by construction,
-and the text agree with the byte automata that find steps and stop strings.
+The text is the UTF-8 of the tokens' bytes, so the pieces add up to the whole, and the text agrees
+with the byte automata that find delimiters and stop strings.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from rsd_engine.steps.vocabulary import Vocabulary
 
 
 class Detokenizer:
-    """Turns ids into text as they come. One per output.
+    """Turns the ids of one output into text as they come.
 
     The text continues the prompt: the space that sentencepiece puts before a first word stays.
     Bytes that are not UTF-8 become U+FFFD; a character split between two tokens comes with the
-    second one. With stop strings, text that may turn out to be the begin of one is held back.
+    second one. Text that may be the beginning of a stop string is held back.
 
     Args:
         vocabulary: of the model that writes (draft and target share it).
         skip_special_tokens: leave special tokens out of the text.
         stop: the request's stop strings.
-        include_stop: keep the stop string in the text when the output ends with one.
+        include_stop: leave the stop string in the text when the output ends with one.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Detokenizer:
         self._held = ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` add, except what must wait for the next ids."""
+        """The text that `ids` add, but for what must wait for the next ids."""
         text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids)))
         keep = _possible_stop(text, self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def finish(self, ids: Sequence[int] = (), stopped: bool = False) -> str:
-        """The text that the last `ids` add, and all that was held back.
+        """What was held back, and the text that the last `ids` add.
 
         Args:
             ids: the rest of the output.
-            stopped: a stop string ended the output, inside or at the end of the last token: the
-                text is cut at that string. An earlier one (before `min_tokens`) is left alone.
+            stopped: a stop string ended the output, inside or at the end of the last token; the
+                text is cut there. A stop string before that (before `min_tokens`) stays.
         """
         text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids[:-1])))
         before = len(text)
@@ -72,13 +72,13 @@ class Detokenizer:
 def cut_at_stop(
     text: str, stop: Sequence[str], include: bool = False, after: int = 0
 ) -> tuple[str, str | None]:
-    """Cut `text` at the stop string that is complete first; of several, the longest.
+    """Cuts `text` at the stop string that is complete first; of several, the longest.
 
     Args:
         text: output text.
         stop: the stop strings, none empty.
-        include: keep the stop string itself.
-        after: only strings that end past this many characters count.
+        include: leave the stop string in the text.
+        after: only strings that end after this many characters count.
 
     Returns:
         (text up to the stop string, the stop string), or (`text`, None) if there is none.

@@ -1,7 +1,7 @@
-"""Builds the tables by which the device tokenises the end of a step anew (`MergeTables`).
+"""Builds the tables with which the device tokenises the end of a step anew (`MergeTables`).
 
-Where words begin and end is asked of the tokenizer itself, token by token, so no splitting rule of
-any model family is written down here.
+The tokenizer itself tells, token by token, where words begin and end, so no splitting rule of a
+model family is written down here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rsd_engine.steps.vocabulary import (
 )
 from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS, MergeTables
 
-_PROBES = ("a", "é", "日", "1")  # letters and digits: must never share a word with a delimiter
-_MARK = "."  # stands for the tokens that do
+_PROBES = ("a", "é", "日", "1")  # letters and digits, which must never join a delimiter
+_MARK = "."  # stands for the tokens that may
 
 
 def build_merge_tables(
@@ -31,9 +31,10 @@ def build_merge_tables(
 ) -> MergeTables | None:
     """The tables for a tokenizer and every string that may end a step.
 
-    None if the device cannot know the tokens of a step's end: the model is not a byte-level BPE, or
-    words and delimiters are not kept apart, so that a change could reach back without bound. The
-    PRM's row must then be written through text.
+    Returns:
+        None if the device cannot know the tokens at the end of a step: the model is not a
+        byte-level BPE, or letters or digits may join a delimiter, so that a change could reach back
+        without bound. The host must then write the PRM's context, by way of text.
 
     Raises:
         ValueError: as `read_vocabulary`.
@@ -63,7 +64,7 @@ def build_merge_tables(
 
 
 def _flagged_bytes(vocabulary: Vocabulary, flags: list[int]) -> set[int]:
-    """Every byte a tail may hold; some vocabularies lack tokens for bytes UTF-8 never has."""
+    """Every byte of the flagged tokens; some vocabularies have no token for bytes not in UTF-8."""
     flagged = zip(vocabulary.token_bytes, flags, strict=True)
     return {byte for data, flag in flagged if flag for byte in data}
 
@@ -78,7 +79,7 @@ def _merges(model: dict[str, Any]) -> list[tuple[int, int, int]]:
 
 
 def _merges_reach(vocabulary: Vocabulary, flags: list[int], model: dict[str, Any]) -> bool:
-    """True if merging gives the one token of every word that is one.
+    """True if merging yields every flagged token from its bytes.
 
     A tokenizer with `ignore_merges` (Llama 3) looks words up first; the device only merges.
     """
@@ -97,7 +98,7 @@ def _flags(vocabulary: Vocabulary, split: PreTokenizer, delimiters: Sequence[str
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             continue
-        # The probes have shown that a letter or digit always ends its word before a delimiter.
+        # The probes have shown that a letter or digit never joins a delimiter.
         if not text or text[-1].isalnum() or token in vocabulary.added_ids:
             continue
         if any(_joined(split, text, delimiter) for delimiter in delimiters):

@@ -1,6 +1,7 @@
 """Whether two tokenizers are the same but for their special tokens.
 
-If they are, the PRM's row is made from the generator's ids on the device; if not, through text.
+If they are, the device writes the PRM's context from the generator's ids; if not, the host writes
+it by way of text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from tokenizers.models import Model
 
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, component, read_vocabulary
 
-# Settings of a BPE or Unigram model that decide how text is split, besides the vocabulary.
+# The settings of a BPE or Unigram model that decide, besides its vocabulary, how text is split.
 _MODEL_RULES = (
     "type",
     "merges",
@@ -24,10 +25,10 @@ _MODEL_RULES = (
 
 
 def shares_vocabulary(tokenizer: Any, prm_tokenizer: Any) -> bool:
-    """True if every ordinary token has the same id and bytes in both and text is split alike.
+    """True if all ordinary tokens have the same ids and bytes in both, and both split text alike.
 
     Added tokens may differ: one tokenizer's `<|quad_end|>` may be the other's `<extra_0>`. So may
-    Unicode normalisation (NFC), which changes nothing in text that is already normal.
+    Unicode normalisation (NFC), which does not change text that is already normal.
 
     Raises:
         ValueError: as `read_vocabulary`.
@@ -57,10 +58,10 @@ def _bytes_at(vocabulary: Vocabulary, token: int) -> bytes:
 
 def _same_model(ours: Model, theirs: Model) -> bool:
     """True if both models split a word alike; their vocabularies are compared by bytes."""
-    if ours.__getstate__() == theirs.__getstate__():  # spares reading megabytes of JSON
+    if ours.__getstate__() == theirs.__getstate__():  # saves parsing megabytes of JSON
         return True
     first, second = component(ours), component(theirs)
-    # An affix of None and one of "" are the same, as are a switch that is off and one left out.
+    # None and "" mean the same for an affix, as do false and nothing for a switch.
     return all((first.get(name) or None) == (second.get(name) or None) for name in _MODEL_RULES)
 
 

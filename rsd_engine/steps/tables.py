@@ -1,8 +1,8 @@
-"""Step tables: what the device needs to cut a step at its delimiter and to write the PRM's row.
+"""Builds the tables with which the device cuts a step and writes the PRM's context (`StepTables`).
 
-The text-level rule is: cut the step's text after the delimiter, take the delimiter off, tokenise
-the rest for the PRM, add the separator. Tokens need re-tokenising only where a delimiter begins or
-ends inside one; those few tokens are tabulated here with all their prefixes.
+In terms of text: cut the step after its delimiter, remove the delimiter, tokenise the rest for the
+PRM, add the separator. Only a token in which a delimiter begins or ends needs tokenising anew; the
+tables have the prefixes of these few tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from rsd_engine.steps.sharing import shares_vocabulary
-from rsd_engine.steps.vocabulary import (
-    Vocabulary,
-    plain_encoder,
-    read_vocabulary,
-)
+from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
 from rsd_kernels.state.enums import MAX_CUT_TOKENS
 from rsd_kernels.state.tables import StepTables
 
@@ -33,14 +29,15 @@ def build_step_tables(
     separator_ids: Sequence[int],
     device: torch.device | str,
 ) -> StepTables:
-    """The tables of a drafting vocabulary, for `delimiters` and a PRM that shares the vocabulary.
+    """The tables for a vocabulary, delimiters and a PRM that shares the vocabulary.
 
     Args:
         tokenizer: fast tokenizer of draft and target.
-        prm_tokenizer: the PRM's; None if the PRM's row is written through text (`TextBridge`) or
-            there is no PRM: then `prm_token` is -1 everywhere.
-        delimiters: every string that may end a step; of several requests, their union.
-        separator_ids: PRM ids that follow each step.
+        prm_tokenizer: the PRM's; None if there is no PRM or the host writes its context by way of
+            text (`TextBridge`). `prm_token` is then -1 everywhere.
+        delimiters: every string that may end a step, of all requests.
+        separator_ids: PRM ids that follow each step, from the PRM's format.
+        device: where the tables will be.
 
     Raises:
         ValueError: `prm_tokenizer` does not share the vocabulary, or a tokenizer is not supported
@@ -49,8 +46,8 @@ def build_step_tables(
     vocabulary = read_vocabulary(tokenizer)
     if prm_tokenizer is not None and not shares_vocabulary(tokenizer, prm_tokenizer):
         raise ValueError(
-            "prm_tokenizer: its vocabulary differs from the tokenizer's; give None and write the "
-            "PRM's tokens through TextBridge"
+            "prm_tokenizer must share the vocabulary of the tokenizer, or be None: TextBridge then "
+            "writes the PRM's context"
         )
     cuts = _cuts(vocabulary, [delimiter.encode("utf-8") for delimiter in delimiters])
     entry, start, tokens = _prefix_table(
@@ -73,8 +70,8 @@ def build_step_tables(
 def _cuts(vocabulary: Vocabulary, delimiters: list[bytes]) -> dict[int, list[int]]:
     """Where each token may be cut: lengths c, 1 <= c < len(token), in order.
 
-    After a delimiter, or after the part of one that began in an earlier token; and before the part
-    of a delimiter that the token ends with.
+    A cut is after a delimiter, or the part of one that began in an earlier token, or before the
+    part of a delimiter at the end of the token.
     """
     ends = {delimiter[:k] for delimiter in delimiters for k in range(1, len(delimiter) + 1)}
     edges = {delimiter[0] for delimiter in delimiters} | {d[-1] for d in delimiters}
@@ -96,7 +93,7 @@ def _cuts(vocabulary: Vocabulary, delimiters: list[bytes]) -> dict[int, list[int
 def _canonical_prefixes(
     tokenizer: Any, vocabulary: Vocabulary, cuts: dict[int, list[int]]
 ) -> Prefixes:
-    """The tokens of every prefix that has some and not too many, each tokenised once."""
+    """The tokens of every prefix, [] if it has none or too many; equal ones are tokenised once."""
     data = vocabulary.token_bytes
     wanted = sorted({data[token][:c] for token, lengths in cuts.items() for c in lengths})
     encoder = plain_encoder(tokenizer)
@@ -112,8 +109,8 @@ def _canonical_prefixes(
 def _tokens_of(prefix: bytes, encoder: Tokenizer, vocabulary: Vocabulary) -> list[int]:
     """The canonical tokens of `prefix`, [] if no tokens have exactly these bytes.
 
-    First as text. That fails where the tokenizer puts a space before every text (sentencepiece) and
-    for bytes that are no text; so, second, by the model alone, in its own alphabet.
+    It is tokenised as text first. That fails if the tokenizer puts a space before every text
+    (sentencepiece) or the bytes are not text; then by the model alone, in its own alphabet.
     """
     ids = _encode_text(prefix, encoder)
     if ids is not None and vocabulary.join(ids) == prefix:
@@ -148,7 +145,7 @@ def _prefix_table(
 
 
 def _prm_tokens(vocabulary: Vocabulary, prm_tokenizer: Any | None) -> list[int]:
-    """For each token the PRM's id: its own if the PRM reads the same bytes there, else -1."""
+    """The PRM's id of each token: the same id if it has the same bytes there, else -1."""
     if prm_tokenizer is None:
         return [-1] * vocabulary.num_tokens
     theirs = read_vocabulary(prm_tokenizer).token_bytes

@@ -1,6 +1,6 @@
-"""The PRM's tokens of a step by way of its text, for tokenizers that differ.
+"""The PRM's tokens of a step by way of its text, for a PRM with another tokenizer.
 
-Slower than the device's tables, with the same meaning: it is also their test oracle.
+It means the same as the device's tables, and serves as their oracle in tests, but is slower.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rsd_kernels.state.enums import Finish
 
 
 class TextBridge:
-    """From the generator's ids of a step to the PRM's ids of the same step.
+    """Translates the generator's ids of a step into the PRM's.
 
     Args:
         tokenizer: fast tokenizer of the model that writes.
@@ -34,13 +34,13 @@ class TextBridge:
     ) -> list[int]:
         """The PRM's ids of the step's text without its delimiter, then the separator.
 
-        Args:
-            step_tokens: ids of the step; a last token that ran past the delimiter is replaced
-                already. Special tokens are left out.
-            delimiter_bytes: bytes of the delimiter that ended the step, 0 if it ended without one.
-            finish: why the output ends with the step; a stop token that ends it has no text.
+        Special tokens are left out. Bytes that are not UTF-8, as in a character that the length
+        limit cuts in two, become U+FFFD.
 
-        Bytes that are not UTF-8 (a character cut in two by a length limit) become U+FFFD.
+        Args:
+            step_tokens: ids of the step, up to the end of its delimiter.
+            delimiter_bytes: bytes of the delimiter that ended the step; 0 if it ended without one.
+            finish: why the output ends with the step; a stop token that ends it has no text.
         """
         if finish == Finish.STOP_TOKEN and not delimiter_bytes:
             step_tokens = step_tokens[:-1]

@@ -1,7 +1,7 @@
 """The bytes of every token id, read from a Hugging Face fast tokenizer.
 
-Step ends, stop strings and streamed text all work on these bytes, so the three agree with each
-other and need no decoding of text on the device.
+Delimiters, stop strings and streamed text all work on these bytes, so they agree with one another,
+and the device need not decode text.
 """
 
 from __future__ import annotations
@@ -23,19 +23,16 @@ ToBytes = Callable[[str], bytes]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`token_bytes[t]` is what token t adds to the text, in UTF-8; special tokens add nothing.
+    """The tokens of a tokenizer as bytes."""
 
-    Ids in a gap of the tokenizer's numbering have no bytes either.
-    """
-
-    token_bytes: tuple[bytes, ...]
-    special_text: Mapping[int, str]  # the special tokens and how they are written
-    added_ids: frozenset[int]  # special and ordinary tokens that are matched before the model runs
-    space_mark: str | None  # how sentencepiece writes a space; None: byte-level letters
+    token_bytes: tuple[bytes, ...]  # what an id adds to the text; b"" for special and unused ids
+    special_text: Mapping[int, str]  # how the special tokens are written
+    added_ids: frozenset[int]  # tokens, special or not, that are matched before the model runs
+    space_mark: str | None  # how sentencepiece writes a space; None for byte-level letters
 
     @property
     def num_tokens(self) -> int:
-        """Ids that may be sampled: every id of the tokenizer, none of the model's padded rows."""
+        """The ids that may be sampled are below this; a model may have more, as padding."""
         return len(self.token_bytes)
 
     def join(self, ids: Iterable[int]) -> bytes:
@@ -43,7 +40,7 @@ class Vocabulary:
         return b"".join(self.token_bytes[i] for i in ids)
 
     def spell(self, data: bytes) -> str | None:
-        """`data` in the letters of the tokenizer's model; None if they cannot write it."""
+        """`data` in the alphabet of the tokenizer's model; None if it cannot be written in it."""
         if self.space_mark is None:
             return byte_letters(data)
         try:
@@ -56,22 +53,22 @@ def backend_of(tokenizer: Any) -> Tokenizer:
     """The `tokenizers.Tokenizer` behind a transformers fast tokenizer (or the object itself).
 
     Raises:
-        ValueError: the tokenizer is a slow one (written in Python, no `backend_tokenizer`).
+        ValueError: the tokenizer is a slow one, written in Python.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, Tokenizer):
         raise ValueError(
-            f"tokenizer = {type(tokenizer).__name__}: needs a fast tokenizer (tokenizer.json)"
+            f"tokenizer must be a fast one, with a tokenizer.json, got {type(tokenizer).__name__}"
         )
     return backend
 
 
 def plain_encoder(tokenizer: Any) -> Tokenizer:
-    """A copy of the tokenizer for text that is only text.
+    """A copy of the tokenizer that reads all text as plain text.
 
-    No truncation, no padding, and a special token written out in the text is read as its letters: a
-    question that contains `<|im_end|>` cannot close its own turn. A copy, because these settings
-    live in the tokenizer and the caller goes on using theirs.
+    It does not truncate or pad, and reads a special token in the text letter by letter: a question
+    that contains `<|im_end|>` cannot end its own turn. It is a copy because these settings belong
+    to the tokenizer, which the caller goes on using.
     """
     encoder = Tokenizer.from_str(backend_of(tokenizer).to_str())
     encoder.no_truncation()
@@ -104,20 +101,20 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
 
 
 def byte_letters(data: bytes) -> str:
-    """`data` in the alphabet of byte-level BPE: one letter a byte."""
+    """`data` in the alphabet of byte-level BPE: one letter per byte."""
     return "".join(_letter_of_byte()[byte] for byte in data)
 
 
 def component(part: Any) -> dict[str, Any]:
     """The settings of a tokenizer's decoder, pre-tokenizer, normalizer or model; {} if it has none.
 
-    Pickling state is JSON: far less text than the whole tokenizer's.
+    They come from its pickling state, JSON that is far shorter than the whole tokenizer's.
     """
     return {} if part is None else json.loads(part.__getstate__())
 
 
 def _decoding(backend: Tokenizer) -> tuple[str | None, ToBytes]:
-    """The space mark, and the bytes of a token as the tokenizer's decoder would write it."""
+    """The space mark, and a function from a token to its bytes, as the tokenizer decodes it."""
     decoder = component(backend.decoder)
     parts = decoder.get("decoders", [decoder]) if decoder else []
     kinds = {part["type"] for part in parts}
@@ -129,13 +126,13 @@ def _decoding(backend: Tokenizer) -> tuple[str | None, ToBytes]:
             return mark, _sentencepiece(mark, byte_fallback="ByteFallback" in kinds)
     names = [part["type"] for part in parts] or None
     raise ValueError(
-        f"tokenizer decoder = {names}: the bytes of its tokens are not known; supported are "
-        "byte-level (ByteLevel) and sentencepiece-style (Metaspace, or Replace '▁' by ' ') decoders"
+        "the decoder of the tokenizer must be byte-level (ByteLevel) or sentencepiece-style "
+        f"(Metaspace, or Replace '▁' by ' '), got {names}"
     )
 
 
 def _space_mark(parts: list[dict[str, Any]]) -> str | None:
-    """The character that stands for a space; None if the decoder rewrites anything else."""
+    """The character that stands for a space; None if the decoder rewrites more than that."""
     marks = []
     for part in parts:
         if part["type"] == "Metaspace":
@@ -154,7 +151,7 @@ def _byte_level(token: str) -> bytes:
     byte_of = _byte_of_letter()
     try:
         return bytes(byte_of[letter] for letter in token)
-    except KeyError:  # an added token, stored as it reads
+    except KeyError:  # an added token, stored as plain text
         return token.encode("utf-8")
 
 
@@ -170,9 +167,9 @@ def _sentencepiece(mark: str, byte_fallback: bool) -> ToBytes:
 
 @cache
 def _byte_of_letter() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 letters stand for their own byte, the rest for others.
+    """GPT-2's alphabet: a printable Latin-1 character stands for its own byte.
 
-    The 68 bytes without a printable letter are written as the letters from U+0100 on, in order.
+    The letters from U+0100 on stand for the 68 other bytes, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {chr(byte): byte for byte in printable}

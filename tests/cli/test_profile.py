@@ -17,7 +17,7 @@ from tests.tiny_models import make_tiny_models
 runner = CliRunner()
 
 
-def test_ops_by_role_and_their_limit() -> None:
+def test_ops_by_role_and_their_roofline() -> None:
     result = runner.invoke(app, ["profile", "--problems", "2", "--max-num-seqs", "2", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
@@ -29,7 +29,7 @@ def test_ops_by_role_and_their_limit() -> None:
     assert ops["schedule"]["calls"] >= passes
     assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]
     for role in roles.values():
-        assert role["limit_seconds"] > 0
+        assert role["roofline_seconds"] > 0
     assert found["tokens"] == kept_tokens(problems=2)
     assert "KV:" not in result.output
 
@@ -50,7 +50,7 @@ def test_tables_and_a_trace(tmp_path: Path) -> None:
         app, ["profile", "--problems", "1", "--max-tokens", "20", "--trace", str(trace)]
     )
     assert result.exit_code == 0, result.output
-    assert "times the limit" in result.output and "forward" in result.output
+    assert "x roofline" in result.output and "forward" in result.output
     assert json.loads(trace.read_text())["traceEvents"]
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from rsd_engine.core import engine_core
 from rsd_engine.core.events import Event
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
 from rsd_kernels.state.enums import Mode, Role
 from tests.core.test_random_histories import Broken, break_passes, core_of, make_request
 from tests.loop.executors.around import around_launches
 from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import run, story, toy_request
+from tests.page_checks import check_integrity
 
 REQUESTS = [
     make_request(("abc" * (1 + i % 2), i, float(i % 2), 8 + 3 * i, i % 4, Mode.RSD))

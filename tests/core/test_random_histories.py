@@ -14,13 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.core.slots import SlotRequest, check_integrity
+from rsd_engine.core.slots import SlotRequest
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
 from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, Writer, run, story, toy_core, toy_request
+from tests.page_checks import check_integrity
 
 POLICIES = (
     (PolicyKind.THRESHOLD, 0.5, 0.0),

@@ -8,12 +8,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from rsd_engine.core.slots import check_integrity, fill_slot
+from rsd_engine.core.slots import fill_slot
 from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.loop.toy import encode, toy_request
+from tests.page_checks import check_integrity
 
 PER_PAGE = (3, 2, 5)
 
@@ -49,7 +50,7 @@ def too_few_pages(state: SlotState) -> None:
     state.kv_len[Role.DRAFT, 1] = 4
 
 
-def cursor_past_the_row(state: SlotState) -> None:
+def length_past_the_context(state: SlotState) -> None:
     state.length[1] = 5
 
 
@@ -57,7 +58,7 @@ def idle_slot_with_pages(state: SlotState) -> None:
     state.phase[1] = Phase.DONE
 
 
-def committed_past_the_row(state: SlotState) -> None:
+def committed_past_the_context(state: SlotState) -> None:
     state.committed[1] = 9
 
 
@@ -67,9 +68,9 @@ def committed_past_the_row(state: SlotState) -> None:
         (lost_page, "a page is lost"),
         (page_of_two, "two owners"),
         (too_few_pages, "too few pages"),
-        (cursor_past_the_row, "past its row"),
+        (length_past_the_context, "past its context"),
         (idle_slot_with_pages, "an idle slot holds"),
-        (committed_past_the_row, "committed"),
+        (committed_past_the_context, "committed"),
     ],
 )
 def test_the_check_sees_every_fault(damage: Callable[[SlotState], None], words: str) -> None:

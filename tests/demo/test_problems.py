@@ -52,7 +52,7 @@ def test_splits_never_share_a_problem() -> None:
 
 
 def test_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown split"):
+    with pytest.raises(ValueError, match="split must be one of"):
         generate(0, "dev", 1)  # type: ignore[arg-type]
 
 

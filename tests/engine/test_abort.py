@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, Threshold
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.engine.stream import Stream
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
@@ -26,6 +25,7 @@ from tests.engine.harness.runs import (
 )
 from tests.engine.harness.scripted import replaced, scripted
 from tests.loop.executors.around import around_launches
+from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels
 
 LONG = SamplingParams(temperature=1.0, seed=3, max_tokens=120, ignore_eos=True,

@@ -269,7 +269,7 @@ def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
 
 
 def test_params_of_another_count(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="sampling_params has 2 entries for 1 prompts"):
+    with pytest.raises(ValueError, match="must have one entry per prompt .1., got 2"):
         engine.generate(["a"], [SamplingParams()] * 2, use_tqdm=False)
 
 
@@ -336,7 +336,7 @@ def test_the_longest_prompt_that_fits(engine: Engine) -> None:
 
 def test_a_question_the_prm_cannot_read(engine: Engine) -> None:
     prompt = {"prompt": "a", "question": "x" * 2000}
-    with pytest.raises(ValueError, match="question has 2002 tokens"):
+    with pytest.raises(ValueError, match="question takes 2002 tokens"):
         engine.generate(prompt, SamplingParams(max_tokens=4), use_tqdm=False)
 
 

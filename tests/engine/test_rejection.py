@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rsd_engine import Engine, SamplingParams, Threshold
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.engine.prompts import resolve_prompt
 from rsd_engine.engine.requests import slot_request
 from rsd_kernels.state.enums import Phase, Role
 from tests.engine.harness.runs import PROMPTS
+from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels
 
 SLOT = 0

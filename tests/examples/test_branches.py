@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from examples.demo_family.branches import HIDDEN, Branch, attention_mask, positions
 from examples.demo_family.data import batches
@@ -21,7 +22,6 @@ from examples.demo_family.reward_data import (
     save_mistakes,
     spoil,
 )
-from examples.demo_family.train import load_tokenizer_from
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import check_step, generate
 
@@ -55,7 +55,7 @@ def test_a_branch_sees_the_trunk_before_it_and_itself() -> None:
 
 
 def test_a_branch_scores_as_a_row_of_its_own() -> None:
-    tokenizer = load_tokenizer_from(checkpoint_dir("prm"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("prm"))
     model = load_reward_model(checkpoint_dir("prm").parent)
     score = scorer(model, tokenizer)
     [batch] = batches(reward_rows(tokenizer, solutions()), 10_000, random.Random(0))
@@ -76,7 +76,7 @@ def test_a_branch_scores_as_a_row_of_its_own() -> None:
 
 
 def test_the_marks_say_which_steps_are_right() -> None:
-    tokenizer = load_tokenizer_from(checkpoint_dir("prm"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("prm"))
     for solution, row in zip(solutions(), reward_rows(tokenizer, solutions()), strict=True):
         assert len(row.ids) == len(row.marks)
         assert row.marks.count(STEP_RIGHT) == len(solution.steps)

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from examples.demo_family.corrupt import corrupt
 from examples.demo_family.evaluate import alone, auc, scorer, speculate
 from examples.demo_family.export import load_language_model, load_reward_model
 from examples.demo_family.recipes import count_parameters
-from examples.demo_family.train import load_tokenizer_from
 from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.demo.problems import generate
 
@@ -77,13 +81,13 @@ def test_language_models_load_in_bfloat16(role: ModelRole) -> None:
 
 
 def test_the_target_solves_what_the_draft_often_does_not() -> None:
-    tokenizer = load_tokenizer_from(checkpoint_dir("target"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("target"))
     target, _, _ = alone(load_language_model(folder(), "target"), tokenizer, PROBLEMS)
     assert target >= 0.8
 
 
 def test_the_reward_model_separates_right_from_spoiled_steps() -> None:
-    tokenizer = load_tokenizer_from(checkpoint_dir("prm"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("prm"))
     score = scorer(load_reward_model(folder()), tokenizer)
     rng = random.Random(0)
     items, labels = [], []
@@ -102,7 +106,7 @@ def test_the_reward_model_separates_right_from_spoiled_steps() -> None:
 
 
 def test_speculation_keeps_the_accuracy_at_less_cost() -> None:
-    tokenizer = load_tokenizer_from(checkpoint_dir("target"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("target"))
     draft = load_language_model(folder(), "draft")
     target = load_language_model(folder(), "target")
     prm = load_reward_model(folder())

@@ -12,7 +12,7 @@ import torch
 from rsd_engine.core.engine_core import EngineCore, HostBridge
 from rsd_engine.core.events import Event, RequestDone, StepDecided
 from rsd_engine.core.mailbox import open_mailbox
-from rsd_engine.core.slots import SlotRequest, check_integrity
+from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.executors.eager import EagerExecutor
@@ -26,6 +26,7 @@ from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode,
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
+from tests.page_checks import check_integrity
 
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)

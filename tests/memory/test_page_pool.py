@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rsd_engine.memory.page_pool import KVShape, PagePool
+from tests.page_checks import poison
 
 CPU = torch.device("cpu")
 SMALL = KVShape(num_layers=2, num_kv_heads=1, head_dim=6, dtype=torch.float32)
@@ -47,7 +48,7 @@ def test_a_page_of_one_role_does_not_touch_others() -> None:
 def test_poison_reads_as_nan_in_every_type_and_spares_other_pages() -> None:
     pool = PagePool(3, 768, CPU)
     pool.buffer.zero_()
-    pool.poison(torch.tensor([0, 2]))
+    poison(pool, torch.tensor([0, 2]))
     for shape in (SMALL, LARGE):
         kv = pool.view(shape)
         for plane in (*kv.k, *kv.v):

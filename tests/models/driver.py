@@ -11,6 +11,7 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.heads import LanguageModel, Model, RewardModel
 from rsd_kernels.reward.twin import rewards
 from rsd_kernels.state.rows import RowBatch
+from tests.page_checks import poison
 
 
 def pack(
@@ -51,7 +52,7 @@ class Driver:
         per_slot = -(-self.max_tokens // self.tokens_per_page)
         num_pages = self.num_slots * per_slot
         self.pool = PagePool(num_pages, page_bytes, torch.device("cpu"))
-        self.pool.poison(torch.arange(num_pages))
+        poison(self.pool, torch.arange(num_pages))
         self.kv = self.pool.view(shape)
         assert self.kv.tokens_per_page >= self.tokens_per_page
         order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(3))
@@ -74,5 +75,5 @@ class Driver:
     def roll_back(self, slot: int, kv_len: int = 0) -> None:
         """Rolls a slot back and fills the whole pages it no longer needs with NaN."""
         first = -(-kv_len // self.kv.tokens_per_page)
-        self.pool.poison(self.table[slot, first:])
+        poison(self.pool, self.table[slot, first:])
         self.kv_len[slot] = kv_len

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.passes import PassCost, pass_cost, pass_seconds
+from rsd_engine.roofline.passes import PassCost, pass_cost
 from rsd_engine.roofline.rounds import (
     Setting,
     Triple,
@@ -45,7 +45,6 @@ def test_work_of_a_pass() -> None:
     work = pass_cost(shape(100, 20, kv=8, width=6), seqs=3, rows=5, context=7)
     assert work.num_bytes == 2 * 120 + 3 * 7 * 8
     assert work.flops == 2 * 3 * (5 * 100 + 20) + 4 * 3 * 5 * 7 * 6
-    assert work + work == work * 2 == PassCost(2 * work.num_bytes, 2 * work.flops)
 
 
 def test_the_slower_of_reading_and_multiplying_counts() -> None:
@@ -53,8 +52,9 @@ def test_the_slower_of_reading_and_multiplying_counts() -> None:
     assert PassCost(20, 100).seconds(device) == 2
     assert PassCost(20, 300).seconds(device) == 3
     small = shape(100)
-    assert pass_seconds(small, FAST, seqs=9, rows=9, context=9) == 200 / 1e3
-    assert pass_seconds(small, SLOW, seqs=9, rows=9, context=9) == 2 * 81 * 100 / 1e3
+    cost = pass_cost(small, seqs=9, rows=9, context=9)
+    assert cost.seconds(FAST) == 200 / 1e3
+    assert cost.seconds(SLOW) == 2 * 81 * 100 / 1e3
 
 
 def test_one_model_alone() -> None:

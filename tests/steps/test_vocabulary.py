@@ -65,18 +65,18 @@ def test_transformers_tokenizers_and_their_special_tokens() -> None:
 
 def test_unknown_decoders_are_refused_by_name() -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
-    with pytest.raises(ValueError, match="decoder = None"):
+    with pytest.raises(ValueError, match="got None"):
         read_vocabulary(tokenizer)
     tokenizer.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match=r"WordPiece.*supported are"):
+    with pytest.raises(ValueError, match=r"ByteLevel.*got .*WordPiece"):
         read_vocabulary(tokenizer)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("x", "y"), decoders.Fuse()])
-    with pytest.raises(ValueError, match="Replace"):
+    with pytest.raises(ValueError, match="got .*'Replace', 'Fuse'"):
         read_vocabulary(tokenizer)
 
 
 def test_slow_tokenizers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"object.*tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json, got object"):
         read_vocabulary(object())
 
 

@@ -1,4 +1,4 @@
-"""`rsd demo`: the demo family solves held-out problems in front of the user's eyes."""
+"""`rsd demo`: the demo family solves held-out problems while the user watches."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ import typer
 
 from rsd_engine.cli import options as o
 from rsd_engine.cli.config_file import read_config
-from rsd_engine.cli.errors import UsageError, clean_errors
+from rsd_engine.cli.errors import clean_errors
 
 HELP = (
     "Solve N word problems step by step, then compare with the target alone.\n\n"
-    "The three models come with the package. Decoding is greedy; the problems are none of those "
-    "the models were trained on."
+    "The three models come with the package. Decoding is greedy. The models were not trained on "
+    "these problems."
 )
-_DEFAULTS: dict[str, Any] = {
-    "problems": 3,
-    "threshold": 0.7,
-    "seed": 0,
-    "device": "auto",
-    "verbose": False,
-}
 
 
 def demo(
@@ -30,13 +23,13 @@ def demo(
         int | None, typer.Argument(help="How many problems (default: 3)", metavar="N", min=1)
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Accept a draft step from this reward on (default: 0.7)")
+        float | None, typer.Option(help="Keep draft steps with at least this reward (default: 0.7)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Which problems are drawn (default: 0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which problems to draw (default: 0)")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ... (default: auto)")] = None,
-    draft: Annotated[str | None, typer.Option(help="Another draft than the demo's.")] = None,
-    target: Annotated[str | None, typer.Option(help="Another target.")] = None,
-    prm: Annotated[str | None, typer.Option(help="Another process reward model.")] = None,
+    draft: Annotated[str | None, typer.Option(help="A draft in place of the demo's.")] = None,
+    target: Annotated[str | None, typer.Option(help="A target in place of the demo's.")] = None,
+    prm: Annotated[str | None, typer.Option(help="A PRM in place of the demo's.")] = None,
     config: Annotated[Path | None, typer.Option(help=r"TOML file with a \[demo] table.")] = None,
     verbose: o.Verbose = None,
 ) -> None:
@@ -48,11 +41,6 @@ def demo(
 
 def _run(given: dict[str, Any]) -> None:
     table = read_config(given.pop("config", None)).demo
-    wanted = _DEFAULTS | table | given
-    if wanted["problems"] < 1:
-        raise UsageError(f"demo.problems must be at least 1, got {wanted['problems']}")
-    if wanted["threshold"] != wanted["threshold"]:
-        raise UsageError(f"threshold must be a number, got {wanted['threshold']}")
-    from rsd_engine.cli.demo.run import run_demo
+    from rsd_engine.cli.demo.run import DemoOptions, run_demo
 
-    run_demo(wanted)
+    run_demo(DemoOptions(**(table | given)))

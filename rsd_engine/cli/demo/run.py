@@ -1,42 +1,70 @@
-"""Solve the demo's problems twice: reward-guided, a step at a time, then with the target alone.
+"""Solves the demo's problems twice: with RSD, step by step, and with the target alone.
 
-Both runs take one problem after the other with the same engine, so their seconds compare.
+Both runs take one problem after the other on the same engine, so their seconds compare.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.demo.summary import Score, print_summary
+from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.generate.command import make_engine
 from rsd_engine.cli.show import StepView, make_console
 
 if TYPE_CHECKING:
-    from rsd_engine import Engine, SamplingParams
+    from rsd_engine import Engine, RequestOutput, SamplingParams
     from rsd_engine.demo.problems import Problem
 
 _MAX_TOKENS = 256
 _MAX_STEP_TOKENS = 64
 
 
-def run_demo(wanted: dict[str, Any]) -> None:
-    """Prints everything; `wanted` has the keys of the config table [demo], all set but models."""
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of the command, which are also the keys of the config table [demo]."""
+
+    problems: int = 3
+    threshold: float = 0.7
+    seed: int = 0
+    device: str = "auto"
+    draft: str | None = None  # None: the demo's, as below
+    target: str | None = None
+    prm: str | None = None
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.problems < 1:
+            raise UsageError(f"demo.problems must be at least 1, got {self.problems}")
+        if math.isnan(self.threshold):
+            raise UsageError(f"threshold must be a number, got {self.threshold}")
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Solves the problems and prints everything; FileNotFoundError if a demo model is missing."""
+    from rsd_engine.demo import ROLES, checkpoint_dir
     from rsd_engine.demo.problems import generate
 
-    problems = generate(wanted["seed"], "test", wanted["problems"])
-    sources = _sources(wanted)
+    problems = generate(options.seed, "test", options.problems)
+    sources: dict[str, Any] = {
+        role: getattr(options, role) or checkpoint_dir(role) for role in ROLES
+    }
     view = StepView(make_console())
     view.line(
-        f"A draft writes each step; below a reward of {wanted['threshold']:g} the target writes "
+        f"A draft writes each step; below a reward of {options.threshold:g} the target writes "
         "it instead."
     )
     view.legend()
     _print_question(view, 0, problems)
-    engine = _engine(wanted, sources)
-    from rsd_engine import SamplingParams
+    from rsd_engine import SamplingParams, Threshold
+
+    policy = Threshold(options.threshold)
+    others = {"policy": policy, "device": options.device, "max_num_seqs": 1}
+    engine = make_engine({**sources, **others}, verbose=options.verbose)
 
     params = SamplingParams(
         temperature=0.0, max_tokens=_MAX_TOKENS, max_step_tokens=_MAX_STEP_TOKENS
@@ -47,30 +75,6 @@ def run_demo(wanted: dict[str, Any]) -> None:
     alone = _solve_alone(engine, problems, params)
     view.line()
     print_summary(view, guided, alone)
-
-
-def _sources(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Where the three models are.
-
-    Raises:
-        FileNotFoundError: a demo model is not part of this installation.
-    """
-    from rsd_engine.demo import ModelRole, checkpoint_dir
-
-    roles: tuple[ModelRole, ...] = ("draft", "target", "prm")
-    return {role: wanted.get(role) or checkpoint_dir(role) for role in roles}
-
-
-def _engine(wanted: dict[str, Any], sources: dict[str, Any]) -> Engine:
-    from rsd_engine.steps.policies import Threshold
-
-    arguments = {
-        **sources,
-        "policy": Threshold(wanted["threshold"]),
-        "device": wanted["device"],
-        "max_num_seqs": 1,
-    }
-    return make_engine(arguments, verbose=wanted["verbose"])
 
 
 def _print_question(view: StepView, index: int, problems: Sequence[Problem]) -> None:
@@ -95,7 +99,7 @@ def _solve_in_view(
                 view.event(event)
         score.seconds += time.perf_counter() - started
         assert stream.output is not None
-        right = _book(score, problem, stream.output)
+        right = _count(score, problem, stream.output)
         given = extract_answer(stream.output.outputs[0].text)
         verdict = "right" if right else f"wrong, it is {problem.answer}"
         shown = "no answer" if given is None else f"answer {given}"
@@ -110,7 +114,7 @@ def _solve_alone(engine: Engine, problems: Sequence[Problem], params: SamplingPa
         started = time.perf_counter()
         [result] = engine.chat(_messages(problem), params, use_tqdm=False)
         score.seconds += time.perf_counter() - started
-        _book(score, problem, result)
+        _count(score, problem, result)
     return score
 
 
@@ -118,7 +122,8 @@ def _messages(problem: Problem) -> list[dict[str, str]]:
     return [{"role": "user", "content": problem.question}]
 
 
-def _book(score: Score, problem: Problem, result: Any) -> bool:
+def _count(score: Score, problem: Problem, result: RequestOutput) -> bool:
+    """Adds a result to the score; returns whether its answer is right."""
     from rsd_engine.demo.problems import check_answer
 
     right = check_answer(problem, result.outputs[0].text)

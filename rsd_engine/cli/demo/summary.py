@@ -1,4 +1,4 @@
-"""The demo's last word: what reward-guided decoding saved, and where it lost."""
+"""The demo's summary: where RSD was better than the target alone, and where worse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Score:
-    """What one way of solving the problems achieved and cost."""
+    """Right answers and costs of one run over the problems."""
 
     right: int = 0
     total: int = 0
@@ -25,7 +25,7 @@ class Score:
 
 
 def print_summary(view: StepView, guided: Score, alone: Score) -> None:
-    """A table of both runs and a sentence that hides nothing."""
+    """Prints a table of both runs, what RSD was better in, and what worse."""
     ours, theirs = _total(guided), _total(alone)
     bold = "" if view.plain else "bold"
     table = Table(title="Summary", box=box.SIMPLE_HEAD, title_style=bold, header_style=bold)
@@ -65,9 +65,9 @@ def _scored_tokens(metrics: Metrics) -> int:
 
 
 def _verdict(guided: Score, alone: Score) -> list[tuple[str, str]]:
-    """One line on what was better, one on what was worse, as far as there is any."""
+    """A line on what was better and one on what was worse, each if there is anything."""
     ours, theirs = _total(guided).flops, _total(alone).flops
-    # (name, RSD / target, whether more is better)
+    # (name, RSD, target alone, whether more is better)
     measured = (
         ("right answers", guided.right, alone.right, True),
         ("FLOPs for tokens written", ours.generated, theirs.generated, False),

@@ -1,10 +1,11 @@
-"""`rsd generate`: from options and a config file to an engine and requests."""
+"""`rsd generate`: turns options and a config file into an engine and requests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,14 +17,14 @@ from rsd_engine.cli.errors import UsageError, clean_errors
 
 if TYPE_CHECKING:
     from rsd_engine import Engine
-    from rsd_engine.cli.generate.file import Asked
+    from rsd_engine.cli.generate.file import RunSettings
 
 
 HELP = (
-    "Answer a prompt, or a JSONL file of them.\n\n"
-    "Draft, target and reward model together run reward-guided speculative decoding; a draft or a "
-    "target alone writes alone. An interrupted run over a file goes on where it stopped when the "
-    "same command is given again. Logs go to stderr, results to stdout or the output file."
+    "Answer a prompt, or a JSONL file of prompts.\n\n"
+    "Draft, target and reward model together run reward-guided speculative decoding; a draft or "
+    "target given alone writes alone. To resume an interrupted run over a file, give the same "
+    "command again. Results go to stdout or the output file, logs to stderr."
 )
 
 
@@ -82,31 +83,39 @@ _ENGINE = (
     "draft", "target", "prm", "revision", "device", "dtype", "max_num_seqs", "max_model_len",
     "gpu_memory_utilization", "executor",
 )  # fmt: skip
-# What may differ between a run and its continuation without changing a result.
+# What may differ between a run and the one that resumes it, because no result depends on it.
 _FREE = (
     "device", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization", "executor",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How prompts are read and results shown; the keys of the config table [generate]."""
+
+    chat: bool | None = None  # None: if the tokenizer has a template
+    system: str | None = None
+    show_steps: bool = False
+    json: bool = False
+    verbose: bool = False
 
 
 def _run(given: dict[str, Any]) -> int:
     config = read_config(given["config"])
     engine = _engine_arguments(given, config)
     sampling = _sampling_arguments(given, config)
-    look = config.generate | _present(given, ("chat", "system", "show_steps", "json", "verbose"))
+    own = _present(given, ("chat", "system", "show_steps", "json", "verbose"))
+    form = _Format(**(config.generate | own))
     _check_files(given)
-    asked = _asked(engine, sampling, look)
+    settings = _settings(engine, sampling, form)
     if given["input"] is not None:
         from rsd_engine.cli.generate.file import run_file
 
-        return run_file(asked, given["input"], given["output"], overwrite=given["overwrite"])
+        return run_file(settings, given["input"], given["output"], overwrite=given["overwrite"])
     from rsd_engine.cli.generate.one import read_prompt, run_one
 
-    return run_one(
-        asked,
-        read_prompt(given["prompt"]),
-        show_steps=look.get("show_steps", False),
-        as_json=look.get("json", False),
-    )
+    prompt = read_prompt(given["prompt"])
+    return run_one(settings, prompt, show_steps=form.show_steps, as_json=form.json)
 
 
 def _present(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -129,8 +138,8 @@ def _engine_arguments(given: dict[str, Any], config: Config) -> dict[str, Any]:
         found["step_delimiters"] = None
     if not {"draft", "target"} & set(found):
         raise UsageError(
-            "no model: give --draft, --target and --prm, or one of draft and target alone (or name "
-            "them in the [engine] table of --config)"
+            "no model is given; give --draft, --target and --prm, or --draft or --target alone, or "
+            "name them in the [engine] table of --config"
         )
     return found
 
@@ -159,27 +168,27 @@ def _check_files(given: dict[str, Any]) -> None:
         raise UsageError("--show-steps and --no-json are for one prompt; a file gives JSON lines")
 
 
-def _asked(engine: dict[str, Any], sampling: dict[str, Any], look: dict[str, Any]) -> Asked:
-    from rsd_engine.cli.generate.file import Asked
+def _settings(engine: dict[str, Any], sampling: dict[str, Any], form: _Format) -> RunSettings:
+    from rsd_engine.cli.generate.file import RunSettings
 
-    decides = {
+    decisive = {
         "engine": {name: value for name, value in engine.items() if name not in _FREE},
         "sampling": sampling,
-        "chat": look.get("chat"),
-        "system": look.get("system"),
+        "chat": form.chat,
+        "system": form.system,
     }
-    text = json.dumps(decides, sort_keys=True, default=repr)
-    return Asked(
-        make_engine=lambda: make_engine(engine, verbose=look.get("verbose", False)),
+    text = json.dumps(decisive, sort_keys=True, default=repr)
+    return RunSettings(
+        make_engine=lambda: make_engine(engine, verbose=form.verbose),
         sampling=sampling,
-        chat=look.get("chat"),
-        system=look.get("system"),
-        settings=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+        chat=form.chat,
+        system=form.system,
+        digest=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
     )
 
 
 def make_engine(arguments: dict[str, Any], *, verbose: bool) -> Engine:
-    """Loads the models; with `verbose` the engine's log goes to stderr."""
+    """Makes an engine with these arguments; with `verbose` its log goes to stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rsd_engine").setLevel(logging.INFO if verbose else logging.WARNING)
     from rsd_engine import Engine

@@ -1,4 +1,4 @@
-"""`rsd generate` over a JSONL file: every line is answered or reported, and nothing twice."""
+"""`rsd generate` over a JSONL file: every line is answered once, or its error reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rsd_engine.cli.config_file import sampling_values
-from rsd_engine.cli.errors import FAILED, UsageError, caused_by_interrupt, say
+from rsd_engine.cli.errors import FAILED, UsageError, caused_by_interrupt, print_stderr
 from rsd_engine.cli.generate.questions import (
     InputLine,
     Question,
@@ -24,18 +24,18 @@ from rsd_engine.cli.progress import Progress
 if TYPE_CHECKING:
     from rsd_engine import Engine, SamplingParams
 
-_CHUNK = 1024  # questions handed to the engine at once; the slots run dry only at a chunk's end
+_CHUNK = 1024  # questions passed to the engine at once; slots idle only at the end of a chunk
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunSettings:
     """What is the same for every line of a run."""
 
     make_engine: Callable[[], Engine]
     sampling: dict[str, Any]  # fields of SamplingParams, from the command line and the config
     chat: bool | None  # None: if the tokenizer has a template
     system: str | None
-    settings: str  # digest of all that decides the results
+    digest: str  # of all settings that decide the results
 
 
 class _Sink(Protocol):
@@ -45,13 +45,13 @@ class _Sink(Protocol):
 
 
 class _Stdout:
-    """Results on stdout; there is nothing to go on from."""
+    """Results on stdout, from which no run can resume."""
 
-    def __init__(self, settings: str) -> None:
-        self._settings = settings
+    def __init__(self, digest: str) -> None:
+        self._digest = digest
 
     def append(self, line: InputLine, record: dict[str, Any]) -> None:
-        sys.stdout.buffer.write(encode_record(line, self._settings, record))
+        sys.stdout.buffer.write(encode_record(line, self._digest, record))
         sys.stdout.buffer.flush()
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class _Stdout:
 
 @dataclass
 class _Run:
-    """One pass over the lines that have no result yet."""
+    """The state of a run over the lines that have no result yet."""
 
     sink: _Sink
     progress: Progress
@@ -70,7 +70,7 @@ class _Run:
     metrics: Any = None
 
     def fail(self, line: InputLine, identity: str | int | None, message: str) -> None:
-        """Reports a line on stderr and in the results."""
+        """Reports a line's error on stderr and in the results."""
         self.progress.note(f"{self.source}, line {line.number}: {message}")
         named = {} if identity is None else {"id": identity}
         self.sink.append(line, {**named, "error": message})
@@ -92,43 +92,43 @@ class _Run:
         self.progress.advance(result.metrics)
 
 
-def run_file(asked: Asked, source: Path, output: Path | None, *, overwrite: bool) -> int:
+def run_file(settings: RunSettings, source: Path, output: Path | None, *, overwrite: bool) -> int:
     """Answers all lines of `source`; returns the exit code."""
     if output is not None and output.exists() and str(source) != "-" and output.samefile(source):
         raise UsageError(f"--input and --output are the same file, {source}")
     lines = read_lines(source)
-    sink: _Sink = _Stdout(asked.settings)
+    sink: _Sink = _Stdout(settings.digest)
     done: frozenset[int] = frozenset()
     if output is not None:
-        sink = results = ResultsFile(output, asked.settings, lines, overwrite=overwrite)
+        sink = results = ResultsFile(output, settings.digest, lines, overwrite=overwrite)
         done = results.done
     if not lines:
-        say(f"{source}: no questions in it")
+        print_stderr(f"{source}: no questions in it")
     todo = [line for line in lines if line.number not in done]
     if done:
         rest = "going on" if todo else "nothing to do"
-        say(f"{output}: {len(done)} of {len(lines)} lines have their results, {rest}")
+        print_stderr(f"{output}: {len(done)} of {len(lines)} lines have their results, {rest}")
     with Progress(len(lines), len(done)) as progress:
         run = _Run(sink, progress, source)
         try:
-            _answer_all(asked, run, todo)
+            _answer_all(settings, run, todo)
             sink.close()
         except BaseException as error:
             if caused_by_interrupt(error):
-                _say_stopped(len(done) + run.answered, len(lines), output)
+                _report_stop(len(done) + run.answered, len(lines), output)
             raise
-    return _say_done(run, len(done), len(lines))
+    return _report_end(run, len(done), len(lines))
 
 
-def _answer_all(asked: Asked, run: _Run, todo: Sequence[InputLine]) -> None:
+def _answer_all(settings: RunSettings, run: _Run, todo: Sequence[InputLine]) -> None:
     questions = list(_questions(run, todo))
     if not questions:
         return
     run.progress.status("loading the models")
-    engine = asked.make_engine()
+    engine = settings.make_engine()
     run.progress.status("questions")
     for start in range(0, len(questions), _CHUNK):
-        _answer(asked, run, engine, questions[start : start + _CHUNK])
+        _answer(settings, run, engine, questions[start : start + _CHUNK])
 
 
 def _questions(run: _Run, lines: Sequence[InputLine]) -> Iterator[Question]:
@@ -139,14 +139,14 @@ def _questions(run: _Run, lines: Sequence[InputLine]) -> Iterator[Question]:
             run.fail(line, None, str(error))
 
 
-def _answer(asked: Asked, run: _Run, engine: Engine, questions: Sequence[Question]) -> None:
-    chat = has_template(engine) if asked.chat is None else asked.chat
+def _answer(settings: RunSettings, run: _Run, engine: Engine, questions: list[Question]) -> None:
+    chat = has_template(engine) if settings.chat is None else settings.chat
     ready, prompts, params = [], [], []
     for question in questions:
-        prompt = engine_prompt(question.given, chat=chat, system=asked.system)
+        prompt = engine_prompt(question.given, chat=chat, system=settings.system)
         try:
-            wanted = _params(engine, asked, question)
-            # The engine starts all or nothing, so each question is tried alone first.
+            wanted = _params(engine, settings, question)
+            # The engine starts all requests or none, so each question is tried alone first.
             engine.stream(prompt, wanted).close()
         except (ValueError, TypeError) as error:
             run.fail(question.line, question.id, str(error))
@@ -158,26 +158,27 @@ def _answer(asked: Asked, run: _Run, engine: Engine, questions: Sequence[Questio
         run.finish(ready[index], result)
 
 
-def _params(engine: Engine, asked: Asked, question: Question) -> SamplingParams:
-    seed = line_seed(asked.sampling.get("seed") or 0, question.line.number)
+def _params(engine: Engine, settings: RunSettings, question: Question) -> SamplingParams:
+    seed = line_seed(settings.sampling.get("seed") or 0, question.line.number)
     own = sampling_values(question.params) if question.params else {}
-    return replace(engine.get_default_sampling_params(), **{**asked.sampling, "seed": seed, **own})
+    values = {**settings.sampling, "seed": seed, **own}
+    return replace(engine.get_default_sampling_params(), **values)
 
 
 def has_template(engine: Engine) -> bool:
-    """Whether the tokenizer of draft and target can make a chat prompt."""
+    """Whether the tokenizer of draft and target has a chat template."""
     return bool(getattr(engine.get_tokenizer(), "chat_template", None))
 
 
-def _say_stopped(done: int, total: int, output: Path | None) -> None:
+def _report_stop(done: int, total: int, output: Path | None) -> None:
     if output is None:
-        say(f"stopped after {done} of {total} lines; with --output a run can go on")
+        print_stderr(f"stopped after {done} of {total} lines; with --output a run can be resumed")
     else:
-        say(f"{output} has {done} of {total} results; the same command again goes on from there")
+        print_stderr(f"{output} has {done} of {total} results; give the same command to resume")
 
 
-def _say_done(run: _Run, before: int, total: int) -> int:
+def _report_end(run: _Run, before: int, total: int) -> int:
     run.progress.summary(run.metrics)
     if run.failed:
-        say(f"{run.failed} of {total} lines failed; {before + run.answered} have results")
+        print_stderr(f"{run.failed} of {total} lines failed; {before + run.answered} have results")
     return FAILED if run.failed else 0

@@ -1,4 +1,4 @@
-"""`rsd generate` with one prompt: its text as it is decided, its steps, or JSON."""
+"""`rsd generate` with one prompt: shows its text as it grows, its steps, or JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rsd_engine.cli.errors import FAILED, UsageError, say
-from rsd_engine.cli.generate.file import Asked, has_template
+from rsd_engine.cli.errors import FAILED, UsageError, print_stderr
+from rsd_engine.cli.generate.file import RunSettings, has_template
 from rsd_engine.cli.generate.questions import engine_prompt
 from rsd_engine.cli.show import StepView, make_console
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_prompt(argument: str) -> str:
-    """The prompt itself, or all of stdin for `-`, without its last line break.
+    """The prompt itself; for `-` all of stdin, without its last line break.
 
     Raises:
         UsageError: the prompt is empty, or stdin is not UTF-8.
@@ -29,17 +29,17 @@ def read_prompt(argument: str) -> str:
         except UnicodeDecodeError as error:
             raise UsageError(f"stdin is not UTF-8 text: {error}") from None
     if not text:
-        raise UsageError("the prompt is empty")
+        raise UsageError("the prompt is empty; it needs at least one character")
     return text
 
 
-def run_one(asked: Asked, prompt: str, *, show_steps: bool, as_json: bool) -> int:
+def run_one(settings: RunSettings, prompt: str, *, show_steps: bool, as_json: bool) -> int:
     """Answers one prompt; returns the exit code."""
-    engine = asked.make_engine()
-    chat = has_template(engine) if asked.chat is None else asked.chat
-    params = replace(engine.get_default_sampling_params(), **asked.sampling)
-    resolved = engine_prompt({"prompt": prompt}, chat=chat, system=asked.system)
-    result = _decide(engine, resolved, params, live=not as_json, show_steps=show_steps)
+    engine = settings.make_engine()
+    chat = has_template(engine) if settings.chat is None else settings.chat
+    params = replace(engine.get_default_sampling_params(), **settings.sampling)
+    given = engine_prompt({"prompt": prompt}, chat=chat, system=settings.system)
+    result = _answer(engine, given, params, live=not as_json, show_steps=show_steps)
     if as_json:
         from rsd_engine.cli.generate.records import result_record
 
@@ -47,14 +47,14 @@ def run_one(asked: Asked, prompt: str, *, show_steps: bool, as_json: bool) -> in
     elif params.n > 1:
         _print_samples(result, show_steps)
     if show_steps and not as_json:
-        say(_facts(result))
+        print_stderr(_facts(result))
     return _report(result)
 
 
-def _decide(
+def _answer(
     engine: Engine, prompt: Any, params: SamplingParams, *, live: bool, show_steps: bool
 ) -> RequestOutput:
-    """Runs the request; one sample is shown while it grows, several only when complete."""
+    """Runs the request. With `live` a single sample is shown as it grows."""
     from rsd_engine import StepEvent
 
     stream = engine.stream(prompt, params)
@@ -96,13 +96,14 @@ def _facts(result: RequestOutput) -> str:
 
 
 def _report(result: RequestOutput) -> int:
+    """Says on stderr which samples failed or were cut off; returns the exit code."""
     code = 0
     for output in result.outputs:
         which = f"sample {output.index + 1}: " if len(result.outputs) > 1 else ""
         if output.finish_reason == "error":
-            say(f"error: {which}{output.error}")
+            print_stderr(f"error: {which}{output.error}")
             code = FAILED
         elif output.finish_reason in ("length", "steps"):
             limit = "max-steps" if output.finish_reason == "steps" else "max-tokens or the context"
-            say(f"note: {which}cut off at the limit of {limit}")
+            print_stderr(f"note: {which}cut off at the limit of {limit}")
     return code

@@ -1,4 +1,4 @@
-"""Lines of a JSONL file of questions: each stands alone, so one bad line stops nothing."""
+"""Reads a JSONL file of questions; each line is checked by itself, so a bad one stops nothing."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 from rsd_engine.cli.errors import UsageError
 
 _PROMPT_KEYS = ("prompt", "question", "messages", "prompt_token_ids")
-# A seed or a mode may be a column of somebody's data; these would be meant for the engine.
+# Fields that are surely meant for the engine, unlike "seed" or "mode", which data may have.
 _SAMPLING = {"temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "stop"}
-_MAX_SEED = 2**53 - 1  # every JSON reader keeps it exactly
+_MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 
 
 @dataclass(frozen=True)
 class InputLine:
-    """A line that is not blank, as it stands in the file."""
+    """A line of the file that is not blank."""
 
     number: int  # from 1
     raw: bytes
 
     @property
     def digest(self) -> str:
-        """Tells whether a line has changed since it was answered."""
+        """Differs if the line has changed since it was answered."""
         return hashlib.blake2b(self.raw, digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class Question:
-    """What one line asks."""
+    """A line, parsed."""
 
     line: InputLine
     id: str | int | None
@@ -43,7 +43,7 @@ class Question:
 
 
 def read_lines(path: Path) -> list[InputLine]:
-    """All lines of a file, or of stdin for `-`, blank ones left out.
+    """All lines of a file, or of stdin for `-`, but blank ones.
 
     Raises:
         UsageError: the file cannot be read.
@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[InputLine]:
 
 
 def parse_question(line: InputLine) -> Question:
-    """Raises ValueError if the line is not JSON, or does not say what is asked."""
+    """Parses a line; ValueError if it is not a JSON object, or has no prompt or a wrong value."""
     try:
         values = json.loads(line.raw.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def parse_question(line: InputLine) -> Question:
     if not isinstance(values, dict):
         raise ValueError(f"must be a JSON object, got {_short(values)}")
     if outside := sorted(_SAMPLING & set(values)):
-        raise ValueError(f'sampling parameters {outside} belong into "params"')
+        raise ValueError(f'sampling parameters {outside} must be inside "params"')
     identity = values.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
         raise ValueError(f"id must be text or an integer, got {_short(identity)}")
@@ -85,7 +85,7 @@ def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
     if len(main) != 1 or ("messages" in given and "question" in given):
         raise ValueError(
             'needs one of "prompt", "question", "messages" or "prompt_token_ids" ("question" may '
-            f"stand beside a prompt that is no conversation); got keys {keys}"
+            f'also accompany "prompt" or "prompt_token_ids"), got keys {keys}'
         )
     for key in ("prompt", "question"):
         if key in given and not isinstance(given[key], str):
@@ -103,10 +103,10 @@ def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
 
 
 def engine_prompt(given: Mapping[str, Any], *, chat: bool, system: str | None) -> Any:
-    """What the engine takes: messages, or a prompt dict.
+    """The prompt of a question, as the engine takes it: messages or a prompt dict.
 
-    A lone "prompt" or "question" goes through the chat template if `chat`. A prompt that brings
-    its bare question is ready-made text, and so are token ids.
+    With `chat`, a "prompt" or "question" by itself becomes a conversation. A prompt with a question
+    beside it is taken as it is, and so are token ids.
     """
     if "messages" in given:
         return given["messages"]
@@ -121,7 +121,7 @@ def engine_prompt(given: Mapping[str, Any], *, chat: bool, system: str | None) -
 
 
 def line_seed(seed: int, line: int) -> int:
-    """The seed of one line: the same in every run, and no line shares another's noise."""
+    """The seed of one line: the same in every run, and different for every line."""
     digest = hashlib.blake2b(f"{seed}:{line}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") & _MAX_SEED
 

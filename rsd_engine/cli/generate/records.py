@@ -1,8 +1,8 @@
-"""From a result of the engine to the JSON that `rsd generate` writes.
+"""Turns a result of the engine into the JSON that `rsd generate` writes.
 
-Only what the request and its seed decide goes in, so a run that was stopped and resumed gives the
-same file as one that was not: no times, and rewards to four decimals, because in which order a
-matrix product sums depends on which requests happened to share a pass.
+It has only what the request and its seed decide, so that a run that was stopped and resumed writes
+the same file as one that was not: no times, and rewards rounded to four decimals, because the order
+in which a matrix product sums depends on the requests that share a pass.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
             if step["rejected"] is not None:
                 _round(step["rejected"])
     record: dict[str, Any] = {"seed": result.seed, "outputs": outputs}
-    record["metrics"] = counts(result.metrics)
+    record["metrics"] = _counts(result.metrics)
     errors = [output.error for output in result.outputs if output.error]
     return {"error": errors[0], **record} if errors else record
 
 
-def counts(metrics: Metrics) -> dict[str, Any]:
-    """The counts of a request that do not depend on what else ran."""
+def _counts(metrics: Metrics) -> dict[str, Any]:
+    """The counts of a request that do not depend on the other requests."""
     return {
         "draft_tokens": metrics.draft.tokens_generated,
         "discarded_tokens": metrics.draft.tokens_discarded,

@@ -1,8 +1,8 @@
-"""The JSONL file of results: written a line at a time, and good to go on from after any stop.
+"""The JSONL file of results, written line by line, from which a stopped run can be resumed.
 
-A record is one `write` of a whole line, so Ctrl-C falls before or after it, never inside. After a
-crash the last line may still be torn: it is dropped and its question asked again. A record carries
-digests of its input line and of the settings, so a run never goes on from the results of another.
+A record is one `write` of a whole line, so Ctrl-C comes before or after it, never inside. After a
+crash the last line may be incomplete: it is removed and its question asked again. A record has
+digests of its input line and of the settings, so a run never resumes another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd_engine.cli.errors import UsageError, say
+from rsd_engine.cli.errors import UsageError, print_stderr
 from rsd_engine.cli.generate.questions import InputLine
 
 _START = b'{"line": '
@@ -23,20 +23,21 @@ _START = b'{"line": '
 
 @dataclass(frozen=True)
 class _Kept:
-    """A finished record of the file."""
+    """A record of the file, by the positions of its bytes."""
 
-    line: int
-    start: int  # where its bytes are
+    line: int  # of the input
+    start: int
     stop: int
 
 
 class ResultsFile:
-    """Results of one run, old and new.
+    """The results of a run, including those that the file has already.
 
     Args:
-        path: the file; made if it does not exist.
-        settings: digest of everything but the questions that decides the results.
-        overwrite: forget what the file has.
+        path: the file; created if it does not exist.
+        settings: digest of all settings that decide the results.
+        lines: the lines of the input.
+        overwrite: discard what the file has.
 
     Raises:
         UsageError: the file holds something other than results of these settings and lines.
@@ -64,7 +65,7 @@ class ResultsFile:
         return frozenset(kept.line for kept in self._kept)
 
     def append(self, line: InputLine, record: dict[str, Any]) -> None:
-        """Puts one result on disk at once."""
+        """Writes one result to the file at once."""
         data = encode_record(line, self._settings, record)
         written = os.write(self._file, data)
         while written < len(data):  # a full disk raises on the second try
@@ -73,7 +74,7 @@ class ResultsFile:
         self._size += len(data)
 
     def close(self) -> None:
-        """Puts the records in the order of the input, so that a stop leaves no trace."""
+        """Sorts the records in the order of the input, so that a stop leaves no trace."""
         os.close(self._file)
         ordered = sorted(self._kept, key=lambda kept: kept.line)
         if ordered != self._kept:
@@ -94,12 +95,12 @@ class ResultsFile:
             self._kept.append(_Kept(record, size, size + len(raw) + 1))
             size += len(raw) + 1
         if last:
-            say(f"{self.path}: the last line was cut off; its question is asked again")
+            print_stderr(f"{self.path}: the last line was cut off; its question is asked again")
         if size != len(data):
             self._replace(good)
 
     def _read(self, raw: bytes, position: int) -> int | None:
-        """The input line a record answers; None if it says that the line failed."""
+        """The input line that a record answers; None if the line had failed."""
         try:
             record = json.loads(raw)
             number, digest = record["line"], record["input"]
@@ -110,14 +111,14 @@ class ResultsFile:
             return None
         if settings != self._settings:
             raise UsageError(
-                f"{self.path} was written with other models or settings; give the same ones to go "
-                "on, another --output, or --overwrite to start anew"
+                f"{self.path} was written with other models or settings; give the same ones to "
+                "resume it, another --output, or --overwrite to start again"
             )
         line = self._inputs.get(number)
         if line is None or line.digest != digest:
             raise UsageError(
                 f"line {number} of the input has changed since {self.path} answered it; give "
-                "another --output, or --overwrite to start anew"
+                "another --output, or --overwrite to start again"
             )
         return int(number)
 
@@ -128,7 +129,7 @@ class ResultsFile:
         )
 
     def _replace(self, pieces: Iterable[bytes]) -> None:
-        """Writes the file anew beside itself, then swaps: a crash leaves one of the two whole."""
+        """Writes a new file and moves it over the old one, so that a crash leaves one whole."""
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -143,7 +144,7 @@ class ResultsFile:
 
 
 def encode_record(line: InputLine, settings: str, record: dict[str, Any]) -> bytes:
-    """One line of JSON; `line` stands first, which is how a torn line is told from foreign text."""
+    """A record as one line of JSON. It begins with `line`, which marks even an incomplete one."""
     head = {"line": line.number, "input": line.digest, "settings": settings}
     text = json.dumps({**head, **record}, ensure_ascii=False)
     # half a surrogate pair, which JSON allows and UTF-8 does not, becomes its JSON escape again

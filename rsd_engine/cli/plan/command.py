@@ -1,8 +1,8 @@
-"""`rsd plan`: what three models can reach on a GPU, and what memory they need."""
+"""`rsd plan`: how fast three models can be on a GPU at best, and what memory they need."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,33 +11,32 @@ from rsd_engine.cli import values
 from rsd_engine.cli.errors import UsageError, clean_errors
 
 HELP = (
-    "Say what a draft, a target and a reward model can reach on a GPU at best, from which share of "
-    "accepted steps on they pay, and how many sequences fit.\n\n"
-    "Only the configs are read. The figures are limits of the hardware: weights and KV read once "
-    "at the published bandwidth, products at the published rate. No engine is faster."
+    "Estimate the best speed of three models on a GPU, and the memory they need.\n\n"
+    "It shows how many draft steps must be kept for RSD to pay, and how many sequences fit. Only "
+    "the configs are read. The speeds are a roofline: weights and KV are read once at the "
+    "published bandwidth, products computed at the published rate. No engine can be faster."
 )
 _GPU, _WORK = "GPU", "Work"
 
-Gpu = Annotated[str | None, o.option(_GPU, "h100, a100-80gb, rtx4090, ... (required)", "--gpu")]
+Gpu = Annotated[str | None, o.option(_GPU, "h100, a100-80gb, rtx4090, ...; required.", "--gpu")]
 Bandwidth = Annotated[
     float | None,
-    o.option(_GPU, "GB/s that were measured, in place of the published figure.", "--bandwidth"),
+    o.option(_GPU, "Measured GB/s of memory, in place of the published figure.", "--bandwidth"),
 ]
 Tflops = Annotated[
     float | None,
-    o.option(_GPU, "Measured TFLOP/s of a bf16 product, likewise.", "--tflops"),
+    o.option(
+        _GPU, "Measured TFLOP/s of bf16 products, in place of the published figure.", "--tflops"
+    ),
 ]
 Memory = Annotated[str | None, o.option(_GPU, "Memory of the GPU, such as 80GB.", "--memory")]
 Slots = Annotated[int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1)]
-Context = Annotated[int, o.option(_WORK, "Tokens each of them holds.", "--context", min=1)]
-StepTokens = Annotated[int, o.option(_WORK, "Tokens of a step.", "--step-tokens", min=1)]
+Context = Annotated[int, o.option(_WORK, "Tokens of each sequence.", "--context", min=1)]
+StepTokens = Annotated[int, o.option(_WORK, "Tokens per step.", "--step-tokens", min=1)]
 Acceptance = Annotated[
     float,
-    o.option(
-        _WORK, "Share of the draft's steps that are kept.", "--acceptance",
-        min=0.0, max=1.0,
-    ),
-]  # fmt: skip
+    o.option(_WORK, "Share of draft steps that are kept.", "--acceptance", min=0.0, max=1.0),
+]
 
 
 def plan(
@@ -59,22 +58,27 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """See HELP."""
-    given = dict(locals())
+    required = {"draft": draft, "target": target, "prm": prm, "gpu": gpu}
+    named = {name: value for name, value in required.items() if value is not None}
     with clean_errors():
-        _run(given)
+        if missing := [f"--{name}" for name in required if name not in named]:
+            raise UsageError(f"a plan needs {', '.join(missing)}")
+        memory_bytes = None if memory is None else values.size("--memory", memory)
+        from rsd_engine.cli.plan.run import PlanOptions, make_plan
+        from rsd_engine.cli.plan.show import print_json, print_plan
 
-
-def _run(given: dict[str, Any]) -> None:
-    missing = [f"--{name}" for name in ("draft", "target", "prm", "gpu") if given[name] is None]
-    if missing:
-        raise UsageError(f"a plan needs {', '.join(missing)}")
-    if given["memory"] is not None:
-        given["memory"] = values.size("--memory", given["memory"])
-    from rsd_engine.cli.plan.run import make_plan
-    from rsd_engine.cli.plan.show import print_json, print_plan
-
-    found = make_plan(given)
-    if given["json"]:
-        print_json(found)
-    else:
-        print_plan(found)
+        options = PlanOptions(
+            **named,
+            revision=revision,
+            bandwidth=bandwidth,
+            tflops=tflops,
+            memory_bytes=memory_bytes,
+            slots=slots,
+            context=context,
+            step_tokens=step_tokens,
+            acceptance=acceptance,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
+        )
+        (print_json if json else print_plan)(make_plan(options))

@@ -1,9 +1,8 @@
-"""The sums behind `rsd plan`."""
+"""Computes what `rsd plan` shows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -23,34 +22,55 @@ _LENGTHS = (1024, 4096, 16384, 65536)
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """A model as it was named, and its sizes."""
+class PlanOptions:
+    """The options of the command; None takes the published figure or the engine's default."""
 
-    source: str
-    shape: ModelShape
+    draft: str
+    target: str
+    prm: str
+    revision: str | None
+    gpu: str
+    bandwidth: float | None  # GB/s
+    tflops: float | None
+    memory_bytes: int | None
+    slots: int
+    context: int
+    step_tokens: int
+    acceptance: float
+    dtype: str | None
+    max_model_len: int | None
+    gpu_memory_utilization: float | None
+
+    @property
+    def sources(self) -> dict[Role, str]:
+        return {Role.DRAFT: self.draft, Role.TARGET: self.target, Role.PRM: self.prm}
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a figure of the device is the user's."""
+        figures = (self.bandwidth, self.tflops, self.memory_bytes)
+        return any(figure is not None for figure in figures)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the three models can reach at best, and the memory they need.
+    """The best speed of the three models, and the memory they need.
 
     Attributes:
-        is_measured: some figure of the device was given by the user.
-        pass_seconds: of each role, with (one token, a step) of every slot.
-        target_alone, draft_alone: tokens a second.
-        speculation: by acceptance of tokens.
-        rsd: tokens a second, by acceptance of steps.
-        round: the parts of a round at `acceptance`.
-        break_even: the least acceptance of steps that reaches the target alone ("target alone")
-            or speculation at an acceptance of tokens; None if none does.
+        pass_seconds: (one token, one step) of every slot, by role.
+        target_alone, draft_alone: tokens per second.
+        speculation: by the share of draft tokens that are kept.
+        rsd: tokens per second, by the share of draft steps that are kept.
+        round: the parts of a round, at the acceptance asked for.
+        break_even: the least acceptance of steps at which RSD is as fast as the target alone
+            ("target alone"), or as speculation at an acceptance of tokens; None if it never is.
         flops_ratio: see `rounds.flops_ratio`.
-        lengths: of sequences, for what fits.
+        lengths: of sequences, to show how many fit.
     """
 
-    models: dict[Role, ModelFacts]
+    options: PlanOptions
     setting: Setting
-    is_measured: bool
-    acceptance: float
+    shapes: dict[Role, ModelShape]
     pass_seconds: dict[Role, tuple[float, float]]
     target_alone: float
     draft_alone: float
@@ -63,61 +83,52 @@ class Plan:
     lengths: tuple[int, ...]
 
 
-def make_plan(wanted: dict[str, Any]) -> Plan:
-    """Works out a plan from the options of the command.
+def make_plan(options: PlanOptions) -> Plan:
+    """Makes a plan.
 
     Raises:
         UsageError: the GPU is not known, or an option does not fit the models.
-        ValueError: a model is not there or not of a kind that the engine runs.
+        ValueError: there is no such model, or the engine does not run its kind.
     """
-    device = _device(wanted)
-    configs = {
-        role: find_config(wanted[role.name.lower()], wanted["revision"])
-        for role in (Role.DRAFT, Role.TARGET, Role.PRM)
-    }
-    _check_roles(configs, wanted)
-    dtype = _dtype(wanted["dtype"])
+    device = _device(options)
+    configs = {role: find_config(name, options.revision) for role, name in options.sources.items()}
+    _check_roles(configs, options)
+    dtype = _dtype(options.dtype)
     shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
-    setting = Setting(device, wanted["slots"], wanted["context"], wanted["step_tokens"])
-    model_len = _model_len(configs, wanted)
+    model_len = _model_len(configs, options)
     memory = estimate_memory(
         configs,
         dtype=dtype,
         memory_bytes=device.memory_bytes,
-        utilization=_utilization(wanted["gpu_memory_utilization"]),
-        max_num_seqs=setting.slots,
+        utilization=_utilization(options.gpu_memory_utilization),
+        max_num_seqs=options.slots,
         max_model_len=model_len,
     )
     lengths = (*(n for n in _LENGTHS if n < model_len), model_len)
-    measured = any(wanted[name] is not None for name in ("bandwidth", "tflops", "memory"))
-    models = {role: ModelFacts(wanted[role.name.lower()], s) for role, s in shapes.items()}
-    return _plan(models, setting, wanted["acceptance"], measured, memory, lengths)
+    setting = Setting(device, options.slots, options.context, options.step_tokens)
+    return _plan(options, setting, shapes, memory, lengths)
 
 
 def _plan(
-    models: dict[Role, ModelFacts],
+    options: PlanOptions,
     setting: Setting,
-    acceptance: float,
-    is_measured: bool,
+    shapes: dict[Role, ModelShape],
     memory: MemoryEstimate,
     lengths: tuple[int, ...],
 ) -> Plan:
-    draft, target, prm = (models[r].shape for r in (Role.DRAFT, Role.TARGET, Role.PRM))
-    triple = Triple(draft, target, prm)
+    acceptance, draft, target = options.acceptance, shapes[Role.DRAFT], shapes[Role.TARGET]
+    triple = Triple(draft, target, shapes[Role.PRM])
     alone = rounds.alone(target, setting)
-    speculation = {
-        alpha: rounds.speculate(draft, target, setting, alpha) for alpha in TOKEN_ACCEPTANCES
-    }
+    speculation = {a: rounds.speculate(draft, target, setting, a) for a in TOKEN_ACCEPTANCES}
     goals: dict[str | float, float] = {"target alone": alone}
-    goals |= {alpha: found.tokens_per_second for alpha, found in speculation.items()}
+    goals |= {a: found.tokens_per_second for a, found in speculation.items()}
     return Plan(
-        models=models,
+        options=options,
         setting=setting,
-        is_measured=is_measured,
-        acceptance=acceptance,
+        shapes=shapes,
         pass_seconds={
-            role: (setting.seconds(m.shape), setting.seconds(m.shape, setting.step_tokens))
-            for role, m in models.items()
+            role: (setting.seconds(shape), setting.seconds(shape, setting.step_tokens))
+            for role, shape in shapes.items()
         },
         target_alone=alone,
         draft_alone=rounds.alone(draft, setting),
@@ -131,31 +142,34 @@ def _plan(
     )
 
 
-def _device(wanted: dict[str, Any]) -> Device:
-    bandwidth, tflops = wanted["bandwidth"], wanted["tflops"]
+def _device(options: PlanOptions) -> Device:
+    bandwidth, tflops = options.bandwidth, options.tflops
     try:
-        return find_gpu(wanted["gpu"]).measured(
+        return find_gpu(options.gpu).measured(
             bandwidth=None if bandwidth is None else bandwidth * 1e9,
             flops=None if tflops is None else tflops * 1e12,
-            memory_bytes=wanted["memory"],
+            memory_bytes=options.memory_bytes,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def _check_roles(configs: dict[Role, ModelConfig], wanted: dict[str, Any]) -> None:
+def _check_roles(configs: dict[Role, ModelConfig], options: PlanOptions) -> None:
     for role, config in configs.items():
         if config.is_reward_model != (role == Role.PRM):
-            kind = "a reward model" if config.is_reward_model else "a language model"
-            name = role.name.lower()
-            raise UsageError(f"--{name} {wanted[name]!r} is {kind} ({config.architecture})")
+            kinds = ("a language model", "a reward model")
+            raise UsageError(
+                f"--{role.name.lower()} must be {kinds[role == Role.PRM]}; "
+                f"{options.sources[role]!r} is {kinds[config.is_reward_model]} "
+                f"({config.architecture})"
+            )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
     if name in (None, "auto"):
         return None
     if name not in DTYPES:
-        raise UsageError(f"dtype={name!r} is not supported; auto or one of {', '.join(DTYPES)}")
+        raise UsageError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
 
 
@@ -166,17 +180,16 @@ def _utilization(given: float | None) -> float:
     return share
 
 
-def _model_len(configs: dict[Role, ModelConfig], wanted: dict[str, Any]) -> int:
+def _model_len(configs: dict[Role, ModelConfig], options: PlanOptions) -> int:
     allowed = min(configs[role].max_position_embeddings for role in (Role.DRAFT, Role.TARGET))
-    found = allowed if wanted["max_model_len"] is None else wanted["max_model_len"]
+    found = allowed if options.max_model_len is None else options.max_model_len
     if not 2 <= found <= allowed:
         raise UsageError(
             f"max_model_len must be in [2, {allowed}], the context of draft and target, got {found}"
         )
-    need = wanted["context"] + wanted["step_tokens"]
-    if need > found:
+    if options.context + options.step_tokens > found:
         raise UsageError(
-            f"context={wanted['context']} and a step of {wanted['step_tokens']} tokens are more "
-            f"than max_model_len={found}"
+            f"context={options.context} and a step of {options.step_tokens} tokens are more than "
+            f"max_model_len={found}; lower --context or --step-tokens"
         )
-    return int(found)
+    return found

@@ -1,4 +1,4 @@
-"""A plan for people, and as one line of JSON."""
+"""Prints a plan: tables for people, or one line of JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import typer
 
 from rsd_engine.cli.plan.run import Plan
-from rsd_engine.engine.memory_report import megabytes
+from rsd_engine.engine.memory_report import by_role_name, megabytes
 from rsd_kernels.state.enums import Role
 
 
 def print_plan(plan: Plan) -> None:
-    """Head, speeds, where RSD pays, operations and memory."""
+    """Prints models and load, speeds, where RSD pays, operations and memory."""
     for block in (_head(plan), _speeds(plan), _worth(plan), _memory(plan)):
         typer.echo("\n".join(block) + "\n")
 
@@ -26,21 +26,21 @@ def print_json(plan: Plan) -> None:
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """JSON-ready values; seconds, bytes, tokens a second."""
+    """JSON-ready values, in seconds, bytes and tokens per second."""
     setting = plan.setting
     return {
         "gpu": asdict(setting.device),
         "slots": setting.slots,
         "context": setting.context,
         "step_tokens": setting.step_tokens,
-        "acceptance": plan.acceptance,
+        "acceptance": plan.options.acceptance,
         "models": {
-            role.name.lower(): {"source": m.source} | asdict(m.shape)
-            for role, m in plan.models.items()
+            role.name.lower(): {"source": plan.options.sources[role]} | asdict(shape)
+            for role, shape in plan.shapes.items()
         },
         "pass_seconds": {
-            role.name.lower(): {"token": one, "step": step}
-            for role, (one, step) in plan.pass_seconds.items()
+            name: {"token": token, "step": step}
+            for name, (token, step) in by_role_name(plan.pass_seconds).items()
         },
         "tokens_per_second": {
             "target": plan.target_alone,
@@ -57,16 +57,16 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 def _head(plan: Plan) -> list[str]:
     device, setting = plan.setting.device, plan.setting
-    origin = "some figures given by you" if plan.is_measured else "published figures"
+    origin = "with your figures" if plan.options.is_measured else "published figures"
     rows = [
         f"GPU     {device.name}: {device.bandwidth / 1e12:.2f} TB/s, "
         f"{device.flops / 1e12:.0f} TFLOP/s, {device.memory_bytes / 1e9:.0f} GB ({origin})"
     ]
-    for role, model in plan.models.items():
-        shape = model.shape
+    for role, shape in plan.shapes.items():
         rows.append(
-            f"{role.name.lower():<7} {model.source}: {_billions(shape.num_parameters)} parameters "
-            f"({megabytes(shape.weight_bytes)}), {shape.kv_bytes_per_token} bytes of KV a token"
+            f"{role.name.lower():<7} {plan.options.sources[role]}: "
+            f"{_billions(shape.num_parameters)} parameters ({megabytes(shape.weight_bytes)}), "
+            f"{shape.kv_bytes_per_token} bytes of KV a token"
         )
     rows.append(
         f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
@@ -99,8 +99,8 @@ def _speeds(plan: Plan) -> list[str]:
     )  # fmt: skip
     return [
         *_table(("At best", "tokens/s", "ms a step", "x target"), rows),
-        "Limits: weights and KV read once, products at full rate. Nothing is faster.",
-        f"A step at {_percent(plan.acceptance)} kept, in ms: {parts}.",
+        "Roofline: weights and KV read once, products at full rate. Nothing is faster.",
+        f"A step at {_percent(plan.options.acceptance)} kept, in ms: {parts}.",
     ]
 
 
@@ -117,9 +117,9 @@ def _worth(plan: Plan) -> list[str]:
     ratio = plan.flops_ratio
     return [
         *_table(("RSD is as fast as", "from steps kept"), rows),
-        f"Operations at {_percent(plan.acceptance)} kept: those of the target alone are "
+        f"Operations at {_percent(plan.options.acceptance)} kept: the target alone needs "
         f"{ratio['generated']:.2f} times",
-        f"RSD's for tokens written and scored, {ratio['all']:.2f} times for all that is read.",
+        f"those of RSD for tokens written and scored, {ratio['all']:.2f} times for all tokens.",
     ]
 
 
@@ -133,7 +133,7 @@ def _memory(plan: Plan) -> list[str]:
         f"{megabytes(max(0, memory.pool))} of pages",
     ]
     if memory.pool < layout.page_bytes:
-        rows.append("The models do not fit: nothing is left for keys and values.")
+        rows.append("The models do not fit: no memory is left for keys and values.")
         return rows
     tokens = ", ".join(
         f"{layout.tokens_per_page[role]} {role.name.lower()}"

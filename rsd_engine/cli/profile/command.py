@@ -1,4 +1,4 @@
-"""`rsd profile`: where the time of the loop goes, by role and op."""
+"""`rsd profile`: the time of every op of the loop, by role."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rsd_engine.cli import values
 from rsd_engine.cli.errors import UsageError, clean_errors
 
 HELP = (
-    "Time every op of the loop, by role, beside the least time that the memory allows.\n\n"
-    "Every op is a graph of its own here, so all of it runs a little slower than in the device "
-    "loop. Without models the demo family is profiled; the questions are the demo's."
+    "Time every op of the loop, and compare forward passes with their roofline.\n\n"
+    "Every op is a graph of its own here, so the run is a little slower than in the device loop. "
+    "Without models the demo family is profiled. The questions are those of the demo."
 )
 
 
@@ -30,39 +30,39 @@ def profile(
     kv_cache_memory: o.KvCacheMemory = None,
     policy: o.PolicyOption = None,
     problems: Annotated[
-        int, typer.Option("--problems", help="Questions that are answered.", min=1)
+        int, typer.Option("--problems", help="How many questions to answer.", min=1)
     ] = 32,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="Most tokens of an answer.", min=1)
+        int, typer.Option("--max-tokens", help="Most tokens per answer.", min=1)
     ] = 256,
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", help="Also write PyTorch's profile there, for chrome://tracing."),
+        typer.Option("--trace", help="Also write PyTorch's trace here, for chrome://tracing."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     verbose: o.Verbose = None,
 ) -> None:
     """See HELP."""
-    given = dict(locals())
     with clean_errors():
-        _run(given)
+        if len({draft is None, target is None, prm is None}) > 1:
+            raise UsageError("give --draft, --target and --prm, or none for the demo family")
+        engine: dict[str, Any] = {
+            "draft": draft,
+            "target": target,
+            "prm": prm,
+            "revision": revision,
+            "device": device,
+            "dtype": dtype,
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
+        }
+        if kv_cache_memory is not None:
+            engine["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", kv_cache_memory)
+        if policy is not None:
+            engine["policy"] = values.policy("--policy", policy)
+        from rsd_engine.cli.profile.run import ProfileOptions, run_profile
+        from rsd_engine.cli.profile.show import print_json, print_profile
 
-
-def _run(given: dict[str, Any]) -> None:
-    named = [name for name in ("draft", "target", "prm") if given[name] is not None]
-    if named and len(named) < 3:
-        raise UsageError("give --draft, --target and --prm, or none of them for the demo family")
-    memory = given.pop("kv_cache_memory")
-    given["kv_cache_memory_bytes"] = (
-        None if memory is None else values.size("--kv-cache-memory", memory)
-    )
-    if given["policy"] is not None:
-        given["policy"] = values.policy("--policy", given["policy"])
-    from rsd_engine.cli.profile.run import run_profile
-    from rsd_engine.cli.profile.show import print_json, print_profile
-
-    found = run_profile(given)
-    if given["json"]:
-        print_json(found)
-    else:
-        print_profile(found)
+        given = {name: value for name, value in engine.items() if value is not None}
+        options = ProfileOptions(given, problems, max_tokens, trace, bool(verbose))
+        (print_json if json else print_profile)(run_profile(options))

@@ -1,8 +1,8 @@
-"""Answer questions with every op timed, and compare with the least time of the same passes."""
+"""Answers questions with every op timed, and finds the least time of the same passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +12,38 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.cli.generate.command import make_engine
-from rsd_engine.demo import ModelRole, checkpoint_dir
+from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.loop.executors.timed_recorder import OpTime
 from rsd_engine.outputs import Metrics
 from rsd_engine.roofline.measured import read_bandwidth
 
 _WARM_UP = 2  # problems
-_ENGINE = (
-    "revision", "device", "dtype", "max_num_seqs", "max_model_len", "kv_cache_memory_bytes",
-    "policy",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """The options of the command."""
+
+    engine: Mapping[str, Any]  # arguments of Engine; without models the demo family is profiled
+    problems: int
+    max_tokens: int
+    trace: Path | None
+    verbose: bool
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `rsd profile` found.
+    """What `rsd profile` has measured.
 
     Attributes:
         device: where the engine ran.
         ops: calls and seconds of every op, by "ROLE.op".
         passes: forward passes, by role.
-        weight_bytes: read once a pass, by role.
-        bandwidth: bytes a second, measured on this device.
-        seconds: of the whole run.
-        tokens: kept.
-        metrics: of all requests together.
+        weight_bytes: weights that a pass reads, by role.
+        bandwidth: bytes per second, measured on this device.
+        seconds: time in launches.
+        tokens: kept tokens of all answers.
     """
 
     device: str
@@ -47,26 +53,23 @@ class Profile:
     bandwidth: float
     seconds: float
     tokens: int
-    metrics: Metrics
 
-    def limit_seconds(self, role: str) -> float:
-        """The least time of a role's passes: its weights read once each."""
+    def roofline_seconds(self, role: str) -> float:
+        """The least time of a role's passes, in which its weights are read once per pass."""
         return self.passes[role] * self.weight_bytes[role] / self.bandwidth
 
 
-def run_profile(given: dict[str, Any]) -> Profile:
-    """`given` has the options of the command; None means the library's default."""
-    roles: tuple[ModelRole, ...] = ("draft", "target", "prm")
-    models: dict[str, Any] = {role: given[role] or checkpoint_dir(role) for role in roles}
-    arguments = {name: given[name] for name in _ENGINE if given[name] is not None}
-    questions = [p.question for p in generate(0, "test", given["problems"] + _WARM_UP)]
+def run_profile(options: ProfileOptions) -> Profile:
+    """Answers the demo's questions with every op timed."""
+    models: dict[str, Any] = {role: checkpoint_dir(role) for role in ROLES}
+    arguments = models | dict(options.engine) | {"executor": "profile"}
+    questions = [p.question for p in generate(0, "test", options.problems + _WARM_UP)]
     chats = [[{"role": "user", "content": question}] for question in questions]
-    params = SamplingParams(temperature=0.0, max_tokens=given["max_tokens"])
-    arguments |= models | {"executor": "profile"}
-    with make_engine(arguments, verbose=bool(given["verbose"])) as engine:
+    params = SamplingParams(temperature=0.0, max_tokens=options.max_tokens)
+    with make_engine(arguments, verbose=options.verbose) as engine:
         engine.chat(chats[:_WARM_UP], params, use_tqdm=False)
         engine.reset_op_times()
-        with _traced(given["trace"]):
+        with _traced(options.trace):
             before = engine.metrics.seconds
             results = engine.chat(chats[_WARM_UP:], params, use_tqdm=False)
             seconds = engine.metrics.seconds - before
@@ -77,7 +80,6 @@ def _profile(engine: Engine, metrics: list[Metrics], seconds: float) -> Profile:
     models = engine.parts.models.models
     device = engine.parts.core.state.length.device
     ops = engine.op_times
-    total = sum(metrics, start=Metrics())
     return Profile(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         ops=ops,
@@ -89,14 +91,13 @@ def _profile(engine: Engine, metrics: list[Metrics], seconds: float) -> Profile:
         weight_bytes={role.name: model.weight_bytes for role, model in models.items()},
         bandwidth=read_bandwidth(device),
         seconds=seconds,
-        tokens=total.draft.tokens_generated + total.target.tokens_generated,
-        metrics=total,
+        tokens=sum(m.draft.tokens_generated + m.target.tokens_generated for m in metrics),
     )
 
 
 @contextmanager
 def _traced(path: Path | None) -> Iterator[None]:
-    """PyTorch's profiler around the run, if a trace is wanted."""
+    """Runs PyTorch's profiler and writes its trace to `path`; does nothing if that is None."""
     if path is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""A profile for people, and as one line of JSON."""
+"""Prints a profile: tables for people, or one line of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rsd_engine.cli.profile.run import Profile
 
 
 def print_profile(profile: Profile) -> None:
-    """Ops by role, then the roles beside their limit."""
+    """Prints the ops, the slowest first, then the passes of each role beside their roofline."""
     console = Console(highlight=False)
     timed = sum(op.seconds for op in profile.ops.values())
     table = Table(title="Ops", box=box.SIMPLE_HEAD)
@@ -28,23 +28,24 @@ def print_profile(profile: Profile) -> None:
     console.print(table)
     console.print(_roles(profile))
     console.print(
-        f"{profile.device}: {profile.bandwidth / 1e9:.1f} GB/s read; {profile.tokens} tokens kept "
-        f"in {profile.seconds:.2f} s, of which {timed:.2f} s in ops."
+        f"{profile.device} reads {profile.bandwidth / 1e9:.1f} GB/s; {profile.tokens} tokens kept "
+        f"in {profile.seconds:.2f} s, of which ops took {timed:.2f} s."
     )
 
 
 def _roles(profile: Profile) -> Table:
     table = Table(
-        title="Forward passes and the least time to read their weights", box=box.SIMPLE_HEAD
+        title="Forward passes and their roofline: the least time to read the weights",
+        box=box.SIMPLE_HEAD,
     )
-    for name in ("role", "passes", "weights MB", "ms a pass", "limit ms", "times the limit"):
+    for name in ("role", "passes", "weights MB", "ms a pass", "roofline ms", "x roofline"):
         table.add_column(name, justify="left" if name == "role" else "right")
     for role, passes in profile.passes.items():
-        seconds, limit = profile.ops[f"{role}.forward"].seconds, profile.limit_seconds(role)
+        seconds, least = profile.ops[f"{role}.forward"].seconds, profile.roofline_seconds(role)
         table.add_row(
             role.lower(), str(passes), f"{profile.weight_bytes[role] / 1e6:.1f}",
-            f"{seconds / passes * 1e3:.3f}", f"{limit / passes * 1e3:.3f}",
-            f"{seconds / limit:.2f}",
+            f"{seconds / passes * 1e3:.3f}", f"{least / passes * 1e3:.3f}",
+            f"{seconds / least:.2f}",
         )  # fmt: skip
     return table
 
@@ -65,7 +66,7 @@ def print_json(profile: Profile) -> None:
                     role: {
                         "passes": passes,
                         "seconds": profile.ops[f"{role}.forward"].seconds,
-                        "limit_seconds": profile.limit_seconds(role),
+                        "roofline_seconds": profile.roofline_seconds(role),
                     }
                     for role, passes in profile.passes.items()
                 },

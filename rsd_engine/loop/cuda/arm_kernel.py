@@ -1,7 +1,7 @@
 """The kernel that sets the handles of conditional nodes: one thread, a few loads.
 
-Triton cannot set a handle. Two threads must never race on one, and the loop arms two handles a
-tick, so one thread does it all.
+Triton kernels cannot set a handle. The loop arms only two handles per tick, and two threads must
+not race on one, so a single thread does it all.
 """
 
 from __future__ import annotations
@@ -12,13 +12,29 @@ from collections.abc import Sequence
 import torch
 from cuda.bindings import driver
 
-from rsd_engine.loop.cuda.arm_source import NO_EQUALS, SOURCE
 from rsd_engine.loop.cuda.calls import check, compile_kernel
 from rsd_engine.loop.executors.graph_runtime import Arm
 
+_NO_EQUALS = -1
+
+SOURCE = r"""
+extern "C" __device__ __cudart_builtin__ void cudaGraphSetConditional(
+    unsigned long long handle, unsigned int value);
+
+// handles[i] becomes *flags[i], or *flags[i] == equals[i] where equals[i] is not negative.
+extern "C" __global__ void arm(const unsigned long long* handles, const int* const* flags,
+                               const int* equals, int count) {
+  for (int i = 0; i < count; ++i) {
+    int value = *flags[i];
+    if (equals[i] >= 0) value = value == equals[i];
+    cudaGraphSetConditional(handles[i], value);
+  }
+}
+"""
+
 
 class ArmKernel:
-    """Launches `arm`; keeps what the captured launches point to."""
+    """Launches `arm`, and keeps the tables that its captured launches point to."""
 
     def __init__(self, device: torch.device) -> None:
         capability = torch.cuda.get_device_capability(device)
@@ -26,12 +42,12 @@ class ArmKernel:
         self._tables: list[torch.Tensor] = []
 
     def prepare(self, arms: Sequence[Arm]) -> tuple[int, int, int, int]:
-        """The arguments of a launch, copied to the device: not while a stream captures."""
+        """Copies the arguments of a launch to the device; not while a stream captures."""
         columns = (
             torch.tensor([arm.handle for arm in arms], dtype=torch.uint64),
             torch.tensor([arm.flag.data_ptr() for arm in arms], dtype=torch.uint64),
             torch.tensor(
-                [NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
+                [_NO_EQUALS if arm.equals is None else arm.equals for arm in arms],
                 dtype=torch.int32,
             ),
         )
@@ -48,6 +64,6 @@ class ArmKernel:
         )
 
     def close(self) -> None:
-        """Unloads the kernel; no graph that launches it may be left."""
+        """Unloads the kernel. Destroy the graphs that launch it first."""
         check(driver.cuModuleUnload(self._module))
         self._tables.clear()

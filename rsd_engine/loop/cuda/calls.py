@@ -1,7 +1,7 @@
 """The CUDA calls of the graph executors, through `cuda.bindings`, which comes with torch on Linux.
 
-The driver's calls alone, for then a driver is all that a test has to stand in for. Imported only
-where there is one.
+They are calls of the driver and of NVRTC, not of the runtime, so tests need to fake only these.
+Import it only where there is a driver.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from cuda.bindings import driver, nvrtc
 
 from rsd_engine.loop.executors.graph_runtime import GraphError
 
-SWITCH_VERSION = 12080  # CUDA that knows IF with ELSE and SWITCH
-WHILE_VERSION = 12040  # CUDA that knows WHILE and IF
+WHILE_VERSION = 12040  # the first CUDA with WHILE and IF nodes
+SWITCH_VERSION = 12080  # the first CUDA with SWITCH nodes
 
 
 def check(result: Any) -> Any:
-    """The values of a call; its error, by name, if it failed."""
+    """The values that a CUDA call returned; raises GraphError with its error if it failed."""
     status, *values = result if isinstance(result, tuple) else (result,)
     if int(status) != 0:
         raise GraphError(f"CUDA said {getattr(status, 'name', status)}")
@@ -28,36 +28,35 @@ def check(result: Any) -> Any:
 
 
 def cuda_version() -> int:
-    """What the driver can do, as CUDA numbers it: 13000 for 13.0."""
+    """The CUDA version of the driver: 13000 means 13.0."""
     return int(check(driver.cuDriverGetVersion()))
 
 
-# What takes and gives the data of edges has a name of its own in CUDA 12; in CUDA 13 there is
-# nothing else.
+# The calls with edge data have names of their own in CUDA 12, and the plain names in CUDA 13.
 _add_node = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)
 _capture_info = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)
 
 
 def add_node(graph: Any, after: Sequence[Any], params: Any) -> Any:
-    """The new node of a graph, which follows the nodes `after`."""
+    """Adds a node behind the nodes `after`, and returns it."""
     return check(_add_node(graph, *_edges(after), params))
 
 
 def begin_capture(stream: int, graph: Any, after: Sequence[Any]) -> None:
-    """From here on the stream's work goes into `graph`, behind the nodes `after`."""
+    """Captures the stream's work from here on into `graph`, behind the nodes `after`."""
     relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     check(driver.cuStreamBeginCaptureToGraph(stream, graph, *_edges(after), relaxed))
 
 
 def _edges(after: Sequence[Any]) -> tuple[list[Any] | None, list[Any] | None, int]:
-    """Nodes, the data of the edges from them (whole kernels are waited for), their number."""
+    """The nodes, the data of the edges from them (plain ones), and their count."""
     if not after:
         return None, None, 0
     return list(after), [driver.CUgraphEdgeData() for _ in after], len(after)
 
 
 def captured_frontier(stream: int) -> tuple[Any, ...]:
-    """The nodes that the next one follows which this stream captures."""
+    """The nodes that the next captured one will follow."""
     _, _, _, nodes, _, count = check(_capture_info(stream))
     return tuple(nodes[:count])
 
@@ -76,7 +75,7 @@ def compile_kernel(source: str, name: str, capability: tuple[int, int]) -> tuple
     if int(status) != 0:
         log = b" " * check(nvrtc.nvrtcGetProgramLogSize(program))
         check(nvrtc.nvrtcGetProgramLog(program, log))
-        raise GraphError(f"{name} does not compile: {log.decode().strip()}")
+        raise GraphError(f"the CUDA kernel {name} does not compile: {log.decode().strip()}")
     binary = b" " * check(nvrtc.nvrtcGetCUBINSize(program))
     check(nvrtc.nvrtcGetCUBIN(program, binary))
     check(nvrtc.nvrtcDestroyProgram(program))

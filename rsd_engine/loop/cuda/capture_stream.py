@@ -1,7 +1,7 @@
-"""The stream on which graphs are captured, and run.
+"""The stream on which graphs are captured and run.
 
-One stream means one set of library workspaces for all graphs, which never overlap. A capture that
-fails leaves the process unfit to use the device: a known fault of drivers.
+With one stream all graphs, which never overlap, share one set of library workspaces. After a failed
+capture the process cannot use the device any more: a known fault of drivers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _ACTIVE = cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
 
 
 class CaptureStream:
-    """The stream that graphs are captured and launched on, warmed up by every op.
+    """The stream that graphs are captured and launched on.
 
-    Kernels are compiled, libraries take their workspaces and modules are loaded in the warm-up,
-    since none of it may happen during a capture. What ops still allocate comes from a pool that
-    lives as long as the graphs; `allocations` counts it by op, and it should stay empty.
+    The warm-up compiles kernels, loads modules and lets libraries take their workspaces: none of it
+    may happen during a capture. What ops still allocate comes from a pool that lives as long as the
+    graphs; `allocations` counts it by op, and should stay empty.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class CaptureStream:
         self._pool = torch.cuda.MemPool()
 
     def warm_up(self, program: Block) -> None:
-        """Runs every op of an idle state: no slot is filled, so nothing changes."""
+        """Runs every op once, while no slot is filled and therefore nothing changes."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for call in calls(program):
@@ -45,15 +45,15 @@ class CaptureStream:
         self.stream.synchronize()  # host read: before any launch
 
     def enter(self) -> None:
-        """Makes the device's context this thread's: it may be one that never used the device."""
+        """Makes the device's context current, in case this thread never used the device."""
         check(cuda.cuCtxSetCurrent(self.context))
 
     def begin(self, graph: Graph, after: Frontier) -> None:
-        """From here on what runs is captured into `graph`, behind the nodes `after`."""
+        """Captures what runs from here on into `graph`, behind the nodes `after`."""
         begin_capture(self.handle, graph, after)
 
     def end(self) -> Frontier:
-        """Ends the capture; the nodes that the next one follows."""
+        """Ends the capture; returns the nodes that the next one must follow."""
         frontier = captured_frontier(self.handle)
         check(cuda.cuStreamEndCapture(self.handle))
         return frontier
@@ -62,7 +62,7 @@ class CaptureStream:
         """Runs an op while this stream captures.
 
         Raises:
-            GraphError: it cannot be captured.
+            GraphError: the op cannot be captured.
         """
         before = self._num_allocations()
         with ExitStack() as stack:
@@ -71,11 +71,11 @@ class CaptureStream:
             try:
                 fn()
                 if check(cuda.cuStreamIsCapturing(self.handle)) != _ACTIVE:
-                    raise GraphError("it has invalidated the capture")
+                    raise GraphError("it invalidated the capture")
             except Exception as error:
                 raise GraphError(
-                    f"{name} cannot be captured into a CUDA graph: {error}. The process cannot "
-                    "use the device any more; executor='eager' runs without graphs"
+                    f"{name} cannot be captured into a CUDA graph: {error}. This process cannot "
+                    "use the device any more; in a new one executor='eager' runs without graphs"
                 ) from error
         made = self._num_allocations() - before
         if made:

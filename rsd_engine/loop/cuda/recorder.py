@@ -1,4 +1,4 @@
-"""The graphs of the executor in which the host leads, on a GPU: one for every run of ops."""
+"""The graphs that the executor `host-graphs` replays on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsd_engine.loop.program import Call
 
 
 class CudaRecorder:
-    """See `Recorder`: every run of ops is one graph, and its last nodes copy flags to the host."""
+    """A `Recorder` of CUDA graphs, in which copies to pinned memory bring the flags to the host."""
 
     def __init__(self, capture: CaptureStream) -> None:
         self._capture = capture
@@ -32,7 +32,7 @@ class CudaRecorder:
             self._capture.run(op.name, op.fn)
             for flag in op.sets:
                 copy = partial(copy_to_host, self._mirrors[id(flag)], flag)
-                self._capture.run(f"{op.name}: a flag to the host", copy)
+                self._capture.run(f"{op.name}: copy of a flag", copy)
         self._capture.end()
         executable = check(cuda.cuGraphInstantiate(graph, 0))
         self._graphs.append((graph, executable))
@@ -43,7 +43,7 @@ class CudaRecorder:
         stream.wait_stream(torch.cuda.current_stream(self._capture.device))
 
     def read(self, flag: torch.Tensor) -> int:
-        self._capture.stream.synchronize()  # host read: one word a tick
+        self._capture.stream.synchronize()  # host read: as this executor does, every tick
         return int(self._mirrors[id(flag)])
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The graph of the device loop on a GPU: captured on one stream, body by body.
+"""The graph of the device loop on a GPU, captured on one stream.
 
-A body is captured straight into the graph of its conditional node; the capture of the parent ends
-before the node and begins again after it.
+Each body is captured straight into the graph of its conditional node; the capture of the parent
+ends before that node and begins anew after it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KINDS = {
 
 
 class CudaGraphRuntime:
-    """See `GraphRuntime`."""
+    """The `GraphRuntime` of a GPU."""
 
     def __init__(self, capture: CaptureStream, *, has_switch: bool | None = None) -> None:
         self.has_switch = cuda_version() >= SWITCH_VERSION if has_switch is None else has_switch
@@ -51,13 +51,8 @@ class CudaGraphRuntime:
         self._executable: Any = None
 
     def create_handle(self) -> int:
-        return int(
-            check(
-                cuda.cuGraphConditionalHandleCreate(
-                    self.root, self._capture.context, 0, _ASSIGN_DEFAULT
-                )
-            )
-        )
+        create, context = cuda.cuGraphConditionalHandleCreate, self._capture.context
+        return int(check(create(self.root, context, 0, _ASSIGN_DEFAULT)))
 
     def capture(self, graph: Graph, after: Frontier, work: Sequence[GraphItem]) -> Frontier:
         if not work:
@@ -78,7 +73,7 @@ class CudaGraphRuntime:
         params.conditional.size = num_bodies
         params.conditional.ctx = self._capture.context
         node = add_node(graph, after, params)
-        # Copied: what phGraph_out gives points into `params`, which ends here.
+        # Copied: phGraph_out points into `params`, which does not outlive this call.
         bodies = [cuda.CUgraph(int(body)) for body in params.conditional.phGraph_out]
         return (node,), bodies
 
@@ -92,7 +87,9 @@ class CudaGraphRuntime:
             advice = "executor='host-graphs' runs without conditional nodes"
             if overlapping(1):
                 advice = "RSD_OVERLAP_KERNELS=0 starts no kernel early; " + advice
-            raise GraphRefused(f"the graph cannot be made executable: {error}; {advice}") from error
+            raise GraphRefused(
+                f"CUDA does not make the graph of the device loop executable: {error}; {advice}"
+            ) from error
         self._capture.stream.synchronize()  # host read: before any launch
         left, _ = torch.cuda.mem_get_info(self._capture.device)
         logger.info("device loop: the graph takes %.1f MB on the device", (free - left) / 1e6)
@@ -125,7 +122,7 @@ class CudaGraphRuntime:
 
 
 def _joined(work: Sequence[GraphItem]) -> list[tuple[str, Call | list[Arm]]]:
-    """Arms that follow one another become one launch."""
+    """The work by launch: arms that follow one another share one."""
     joined: list[tuple[str, Call | list[Arm]]] = []
     for item in work:
         if isinstance(item, Call):

@@ -1,4 +1,4 @@
-"""What every way of running the program offers to the core."""
+"""What the core asks of every executor."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Executor(Protocol):
     """Runs the program; one launch is one run of its While."""
 
     name: str
-    ticks_per_launch: int  # a launch returns after so many ticks at the latest
+    ticks_per_launch: int  # a launch returns after this many ticks at the latest
 
     def start(self) -> None:
-        """Begins a launch. The state may be touched again when `poll` has said that it ended."""
+        """Begins a launch. Leave the state alone until `poll` has returned True."""
 
     def poll(self) -> bool:
-        """Goes on, or looks after what goes on by itself; True once the launch has returned."""
+        """Drives the launch, or looks whether it has ended; True once it has returned."""
 
     def close(self) -> None:
-        """Lets go of what it holds on the device; no launch may be running."""
+        """Frees what it holds on the device; no launch may be running."""
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def annotate(name: str) -> AbstractContextManager[None]:
-    """A range of this name on the host's timeline."""
+    """A named range on the host's timeline, for profilers of CUDA (NVTX)."""
     if not _on_gpu():
         return _NOTHING
     ranged: AbstractContextManager[None] = torch.cuda.nvtx.range(name)

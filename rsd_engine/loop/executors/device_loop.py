@@ -1,4 +1,4 @@
-"""The executor of one graph: the host launches once, the device runs ticks until it returns."""
+"""The executor that runs the loop on the device: one graph, launched once for many ticks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from rsd_engine.loop.executors.graph_builder import build_graph
 from rsd_engine.loop.executors.graph_runtime import GraphRuntime
 from rsd_engine.loop.program import Block
 
-_POLL_SECONDS = 20e-6  # a step takes milliseconds; the host's other threads run meanwhile
+_POLL_SECONDS = 20e-6  # a step takes milliseconds; meanwhile other threads of the host run
 
 
 class DeviceLoopExecutor:
-    """Builds the program into `runtime`; a launch runs by itself while the host reads the log.
+    """Builds the program into `runtime`. While a launch runs, the host only reads the log.
 
     Raises:
         ProgramError: a flag is read before it is set.
         GraphError: an op cannot be captured.
+        GraphRefused: CUDA does not make the graph executable.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The executor that lets Python walk the program: the oracle for the others."""
+"""The executor that walks the program in Python: what all others must agree with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(block: Block) -> None:
             with annotate(node.name):
                 node.fn()
         elif isinstance(node, Switch):
-            index = int(node.index)  # host read: this is what the other executors do without
+            index = int(node.index)  # host read: the device loop does without
             if index < len(node.bodies):
                 run(node.bodies[index])
         else:

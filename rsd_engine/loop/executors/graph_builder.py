@@ -1,7 +1,7 @@
-"""Turn a program into one graph with conditional nodes.
+"""Turns a program into one graph with conditional nodes.
 
-Kernels that Triton makes cannot set a handle, so after each op that sets flags comes one node that
-arms the handles of every conditional node that reads them.
+Triton kernels cannot set a handle, so after each op that sets flags comes a node that arms the
+handles of all conditional nodes that test those flags.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def build_graph(program: Block, runtime: GraphRuntime) -> None:
 
     Raises:
         ProgramError: a flag is read before it is set.
-        GraphError: an op cannot be captured.
+        GraphError: an op cannot be captured, or CUDA refuses the graph (`GraphRefused`).
     """
     check_program(program)
     _Builder(program, runtime).build()
@@ -37,7 +37,7 @@ class _Builder:
         self._create_handles(program)
 
     def build(self) -> None:
-        """The flags of a While at the top are the host's: the graph begins by reading them."""
+        """The host sets the flag of a While at the top, so the graph begins by arming it."""
         entry = [
             arm
             for node in self._program
@@ -71,7 +71,7 @@ class _Builder:
         ]
 
     def _block(self, block: Block, graph: Graph, entry: list[Arm] | None = None) -> None:
-        """Runs of ops are captured together; a conditional node stands between them."""
+        """Captures ops that follow one another together, up to the next conditional node."""
         after: Frontier = ()
         work: list[GraphItem] = list(entry or ())
         for node in block:

@@ -1,7 +1,7 @@
-"""What the device loop asks of CUDA, in terms small enough to be simulated.
+"""What the device loop asks of CUDA graphs, few enough calls to be simulated.
 
-A graph is a chain of nodes. A handle holds the value that a conditional node tests; it keeps the
-value until an `Arm` sets it again, and is 0 when a launch begins.
+A graph is a chain of nodes. A handle holds the value that a conditional node tests: 0 when a
+launch begins, then what the last `Arm` has set.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rsd_engine.loop.program import Call
 
 Graph = Any
 Frontier = tuple[Any, ...]
-"""The nodes after which the next one comes."""
+"""The nodes that the next one must follow."""
 
 
 class GraphError(RuntimeError):
-    """The device loop could not be built. The process cannot go on using the device."""
+    """A graph could not be captured. The process cannot go on using the device."""
 
 
 class GraphRefused(GraphError):
-    """A graph was captured whole, and CUDA does not make it executable. Other graphs may do."""
+    """CUDA refuses to make a captured graph executable. Other graphs may still work."""
 
 
 class Conditional(Enum):
@@ -33,7 +33,7 @@ class Conditional(Enum):
 
     WHILE = "while"  # tested before every turn, the first one too
     IF = "if"
-    SWITCH = "switch"  # the body that the value names, none if it is past the last one
+    SWITCH = "switch"  # the body with this number, none if it is past the last one
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,25 @@ class GraphRuntime(Protocol):
     root: Graph
 
     def create_handle(self) -> int:
-        """A new handle, of the root graph: a handle must belong to it to be reset at a launch."""
+        """A new handle of the root graph: only its handles are reset at a launch."""
 
     def capture(self, graph: Graph, after: Frontier, work: Sequence[GraphItem]) -> Frontier:
-        """Adds what `work` launches, in order; without work, a node that does nothing.
+        """Adds the launches of `work` in order; without work, one empty node.
 
         Raises:
-            GraphError: names the op whose launch cannot be captured.
+            GraphError: an op cannot be captured; the message names it.
         """
 
     def add_conditional(
         self, graph: Graph, after: Frontier, kind: Conditional, handle: int, num_bodies: int
     ) -> tuple[Frontier, Sequence[Graph]]:
-        """Adds a conditional node; its bodies are empty graphs to be filled."""
+        """Adds a conditional node; returns also its bodies, empty graphs to be filled."""
 
     def instantiate(self) -> None:
-        """Makes the graph ready to be launched, once it is built.
+        """Makes the graph executable, once it is complete.
 
         Raises:
-            GraphRefused: CUDA does not take it; nothing of it is left.
+            GraphRefused: CUDA refuses it; the graph has been freed.
         """
 
     def launch(self) -> None:

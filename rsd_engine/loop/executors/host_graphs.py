@@ -1,4 +1,4 @@
-"""The executor in which the host leads: every run of ops is a graph, the flags are read each tick.
+"""The executor in which the host drives: it reads the flags every tick, and replays graphs of ops.
 
 It works on any GPU, can be profiled, and shows what the device loop saves.
 """
@@ -15,27 +15,27 @@ from rsd_engine.loop.program import Block, Call, ProgramError, Switch, While, ch
 
 
 class Recorder(Protocol):
-    """Makes graphs of ops; the flags that an op sets come to the host with it."""
+    """Makes graphs of ops, which also bring the flags that an op sets to the host."""
 
     def record(self, ops: Sequence[Call]) -> Callable[[], None]:
-        """What runs these ops again, in order.
+        """A function that replays these ops, in order.
 
         Raises:
-            GraphError: names the op whose launch cannot be captured.
+            GraphError: an op cannot be captured; the message names it.
         """
 
     def begin(self) -> None:
-        """What the host has written to the state comes before the next replay."""
+        """Makes the next replay wait for what the host has written to the state."""
 
     def read(self, flag: Tensor) -> int:
-        """The value that the last replay gave a flag; waits for that replay alone."""
+        """The value of a flag after the last replay, which it waits for."""
 
     def close(self) -> None:
         """Frees the graphs."""
 
 
 class HostGraphsExecutor:
-    """Replays one graph a run of ops; `poll` does one tick.
+    """Replays one graph for each run of ops without a branch; `poll` does one tick.
 
     Raises:
         ProgramError: the program is not one While at the top, or reads a flag before it is set.
@@ -54,13 +54,13 @@ class HostGraphsExecutor:
         self.name = name
         self.recorder = recorder
         if len(program) != 1 or not isinstance(program[0], While):
-            raise ProgramError("host graphs run a program that is one While")
+            raise ProgramError("host graphs need a program that is one While")
         self.ticks_per_launch = ticks_per_launch
         self._flag = program[0].flag
         self._turn = self._fused(program[0].body)
 
     def start(self) -> None:
-        """The host has set the flag; the first turn is the first poll's."""
+        """The host has set the flag; the first poll does the first tick."""
         self.recorder.begin()
 
     def poll(self) -> bool:
@@ -71,7 +71,7 @@ class HostGraphsExecutor:
         self.recorder.close()
 
     def _fused(self, block: Block) -> Block:
-        """The block with each run of ops replaced by the replay of its graph."""
+        """The block, each run of ops in it replaced by one that replays their graph."""
         fused: list[Call | Switch] = []
         run: list[Call] = []
         for node in block:
@@ -104,7 +104,7 @@ class HostGraphsExecutor:
 
 
 class DirectRecorder:
-    """See `Recorder`. A flag that no replay has brought over cannot be read."""
+    """A `Recorder` without graphs: it calls the ops. Only flags that were replayed can be read."""
 
     def __init__(self) -> None:
         self.recorded: list[tuple[str, ...]] = []
@@ -117,12 +117,12 @@ class DirectRecorder:
             for op in ops:
                 op.fn()
                 for flag in op.sets:
-                    self._mirrors[id(flag)] = int(flag)  # host read: this executor's way
+                    self._mirrors[id(flag)] = int(flag)  # host read: as this executor does
 
         return replay
 
     def begin(self) -> None:
-        """Host and ops run in one thread."""
+        """Nothing to wait for: host and ops share a thread."""
 
     def read(self, flag: Tensor) -> int:
         return self._mirrors[id(flag)]

@@ -1,7 +1,7 @@
-"""A runtime that needs no GPU: it keeps the node tree and walks it as CUDA would.
+"""A graph runtime that needs no GPU: it keeps the node tree and walks it as CUDA would.
 
-The device loop is built into it by the very code that builds the real graph, so what the tree does
-can be tested, and looked at, on any machine.
+The same code builds the device loop into it as into CUDA, so the graph can be tested, and looked
+at, on any machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SimulatedGraph:
     def append(self, after: Frontier, node: SimulatedNode) -> Frontier:
         """Adds a node; `after` must be the end of the chain, or the graph would branch."""
         if after != tuple(self.nodes[-1:]):
-            raise GraphError("a node was added that does not follow the last one")
+            raise GraphError("a node must follow the last one of its graph")
         self.nodes.append(node)
         return (node,)
 
@@ -86,7 +86,7 @@ class SimulatedRuntime:
         return graph.append(after, node), bodies
 
     def instantiate(self) -> None:
-        """Refuses what CUDA refuses: handles that nothing tests, and bodies without nodes."""
+        """Refuses what CUDA refuses: a handle that no node tests, and a body without nodes."""
         nodes = list(self.root.walk())
         unused = set(range(len(self._values))) - {node.handle for node in nodes}
         if unused:
@@ -99,7 +99,7 @@ class SimulatedRuntime:
         if not self._ready:
             raise GraphError("the graph was launched before it was instantiated")
         self.num_launches += 1
-        self._values = [0] * len(self._values)  # defaults apply once a launch, not once a turn
+        self._values = [0] * len(self._values)  # reset once per launch, not once per turn
         self._run(self.root)
 
     def finished(self) -> bool:
@@ -118,7 +118,7 @@ class SimulatedRuntime:
                 self._run_conditional(node.kind, node)
 
     def _arm(self, arm: Arm) -> None:
-        value = int(arm.flag)  # host read: this stands for the kernel that arms handles
+        value = int(arm.flag)  # host read: stands in for the kernel that arms handles
         self._values[arm.handle] = value if arm.equals is None else int(value == arm.equals)
 
     def _run_conditional(self, kind: Conditional, node: SimulatedNode) -> None:

@@ -1,7 +1,7 @@
-"""Time every op of the loop: each is a graph of its own, between two marks of a clock.
+"""Times every op of the loop: each is a graph of its own, between two marks of a clock.
 
-On a GPU the marks are events on the stream of the graphs, so what is measured is the device's
-time and the host waits for nothing; on a CPU they are the host's clock.
+On a GPU the marks are events on the stream of the graphs: they measure the device's time, and the
+host does not wait. On a CPU they come from the host's clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OpTime:
 
 
 class Clock(Protocol):
-    """Marks moments; `seconds` gives the time between two of them."""
+    """Marks points in time; `seconds` gives the time between two of them."""
 
     def mark(self) -> Any: ...
 
@@ -62,7 +62,7 @@ class StreamClock:
 
 
 class TimedRecorder:
-    """A recorder that makes one graph an op of another recorder, and times it."""
+    """A recorder that gives every op a graph of its own, made by `inner`, and times it."""
 
     def __init__(self, inner: Recorder, clock: Clock) -> None:
         self._inner = inner
@@ -92,7 +92,7 @@ class TimedRecorder:
         self._inner.close()
 
     def times(self) -> dict[str, OpTime]:
-        """By op, in the order of their first run; between launches."""
+        """Times by op, in the order of their first run. Call it between launches."""
         for name, start, end in self._marks:
             before = self._times.get(name, OpTime(0, 0.0))
             seconds = before.seconds + self._clock.seconds(start, end)
@@ -101,6 +101,6 @@ class TimedRecorder:
         return dict(self._times)
 
     def reset(self) -> None:
-        """Forgets what was measured so far, such as a warm-up."""
+        """Discards what was measured so far, such as a warm-up."""
         self._marks.clear()
         self._times.clear()

@@ -19,12 +19,12 @@ from bench.step import latency
 from bench.step.points import StepPoint
 from bench.step.roofline import DRAFT, KEEP, MIXED, REJECT, SCENES, SCORE, TARGET, step_roofline
 from rsd_engine import Engine
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.rounds import Setting, Triple
 from rsd_engine.roofline.shape import ModelShape
 from rsd_engine.sampling_params import ModeName
 from rsd_kernels.state.enums import Role
+from tests.page_checks import check_integrity
 
 CPU = torch.device("cpu")
 SCENE = Scene("rsd", 0.5, slots=3, context=100, step_tokens=5, steps=3)

@@ -32,7 +32,7 @@ BAD: dict[int, tuple[Any, str]] = {
     13: ({"prompt_token_ids": []}, "prompt is empty"),
     14: ({"messages": [{"role": "user", "content": None}]}, "must be text, got None"),
     15: ({"messages": [{"role": "alien"}]}, "a message needs 'role' and 'content'"),
-    16: ({"prompt": "x", "temperature": 0}, "['temperature'] belong into"),
+    16: ({"prompt": "x", "temperature": 0}, "['temperature'] must be inside"),
 }
 
 

@@ -59,7 +59,7 @@ def test_interrupt_and_resume_give_what_one_run_gives(
         code, errors = interrupt_after(command(model_args, tmp_path, "part.jsonl"), part, 5)
         assert code == 130, errors
         assert "Traceback" not in errors
-        assert "the same command again goes on from there" in errors
+        assert "give the same command to resume" in errors
         records = read_jsonl(part)  # whole lines only
         assert expected <= len(records) < COUNT
         assert part.read_bytes().startswith(before)

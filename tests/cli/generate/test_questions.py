@@ -58,7 +58,10 @@ def test_the_mark_that_windows_puts_before_text_is_not_part_of_it(tmp_path: Path
         (b'{"messages": ["hi"]}', "messages must be a list"),
         (b'{"prompt": "a", "id": [1]}', r"id must be text or an integer, got \[1\]"),
         (b'{"prompt": "a", "params": 1}', "params must be an object, got 1"),
-        (b'{"prompt": "a", "top_p": 1, "max_tokens": 2}', r"\['max_tokens', 'top_p'\] belong"),
+        (
+            b'{"prompt": "a", "top_p": 1, "max_tokens": 2}',
+            r"\['max_tokens', 'top_p'\] must be inside",
+        ),
     ],
 )
 def test_bad_lines_say_what_is_wrong(raw: bytes, message: str) -> None:

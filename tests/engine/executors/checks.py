@@ -19,14 +19,14 @@ import torch
 from bench.loop.runs import using
 from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
 from rsd_engine.engine.dispatcher import StreamEvent
-from rsd_engine.loop.executors.choose import make_executor
 from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
+from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_kernels.schedule.rules import BatchingRule
+from tests.page_checks import check_integrity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRAPHS = ("host-graphs", "device-loop") if DEVICE == "cuda" else ("simulated-loop",)

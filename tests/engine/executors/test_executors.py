@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rsd_engine import Engine
-from rsd_engine.loop.executors.choose import EXECUTORS, resolve_executor
+from rsd_engine.loop.executors.factory import EXECUTORS, resolve_executor
 from tests.engine.executors.checks import (
     GRAPHS,
     GREEDY,

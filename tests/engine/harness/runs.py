@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_kernels.state.enums import Role
 from tests.loop.executors.around import around_launches
 from tests.models.driver import Driver
+from tests.page_checks import check_integrity, poison
 
 PROMPTS = (
     "What is 12 + 30?",
@@ -45,7 +45,7 @@ def poison_free(engine: Engine) -> None:
     """Writes NaN into free pages, and into held pages past the tokens read."""
     built = engine.parts
     state = built.core.state
-    built.pool.poison(state.free_pages[: int(state.num_free)])
+    poison(built.pool, state.free_pages[: int(state.num_free)])
     for role, shape in built.models.kv_shapes.items():
         kv = built.pool.view(shape)
         for slot in range(state.num_slots):

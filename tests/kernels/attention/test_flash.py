@@ -18,6 +18,7 @@ from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.model_ops import TWINS, model_ops
 from rsd_kernels.state.rows import RowBatch
 from tests.kernels.attention.fake_flash_attn import fake_library
+from tests.page_checks import poison
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SHAPE = KVShape(num_layers=2, num_kv_heads=2, head_dim=16, dtype=torch.bfloat16)
@@ -36,7 +37,7 @@ def scene(sequences: list[tuple[int, int]], padding: int = 0) -> tuple[RowBatch,
     """(new rows, keys) of each slot, in pages of 256 tokens; memory past the keys is NaN."""
     num_slots = len(sequences)
     pool = PagePool(num_slots * COLUMNS, 256 * SHAPE.bytes_per_token, CPU, 256)
-    pool.poison(torch.arange(pool.num_pages))
+    poison(pool, torch.arange(pool.num_pages))
     order = torch.randperm(pool.num_pages, generator=torch.Generator().manual_seed(1))
     table = order.view(num_slots, COLUMNS).int()
     rows = sum(n for n, _ in sequences)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd_engine.loop.cuda.arm_source import SOURCE
+from rsd_engine.loop.cuda.arm_kernel import SOURCE
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed here")

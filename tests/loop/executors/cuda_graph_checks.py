@@ -16,12 +16,11 @@ import torch
 from rsd_engine import SamplingParams
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.core.slots import check_integrity
 from rsd_engine.loop.cuda.calls import compile_kernel, cuda_version
 from rsd_engine.loop.cuda.capture_stream import CaptureStream
 from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
 from rsd_engine.loop.executors.base import Executor
-from rsd_engine.loop.executors.choose import make_executor, resolve_executor
+from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.executors.graph_builder import build_graph
 from rsd_engine.loop.executors.graph_runtime import Conditional, GraphError, GraphRefused
 from rsd_engine.loop.executors.timed_recorder import TimedRecorder
@@ -34,6 +33,7 @@ from tests.fake_cuda.device import DEVICE, FakeDevice, device
 from tests.loop.executors.on_cpu import BUCKETS, EXECUTORS
 from tests.loop.executors.test_executors import REQUESTS, flag, wanted
 from tests.loop.toy import Mode, run, story
+from tests.page_checks import check_integrity
 
 __all__ = ["device", "wanted"]  # fixtures
 
@@ -348,7 +348,7 @@ class TestErrors:
                 patch.setitem(EXECUTORS, name, (on_device, BUCKETS))
                 return core_of(3, 400, 1000, name)
 
-        with pytest.raises(GraphRefused, match="cannot be made executable"):
+        with pytest.raises(GraphRefused, match="does not make the graph .* executable"):
             core("device-loop")
         plain = core("auto")
         assert plain.executor.name == "host-graphs"

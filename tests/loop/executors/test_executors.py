@@ -233,7 +233,7 @@ class TestGraph:
         with pytest.raises(GraphError, match="before it was instantiated"):
             runtime.launch()
         runtime.capture(runtime.root, (runtime.root.nodes[0],), ())
-        with pytest.raises(GraphError, match="does not follow"):
+        with pytest.raises(GraphError, match="must follow the last one"):
             runtime.capture(runtime.root, (), ())
 
     def test_roles_that_are_not_there_get_bodies_that_do_nothing(self) -> None:

@@ -1,4 +1,4 @@
-"""Choose the executor: what the user asked for, or the fastest that runs here."""
+"""Chooses and builds the executor: the one the user asked for, or the fastest that runs here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rsd_engine")
 
 EXECUTORS = ("auto", "eager", "host-graphs", "device-loop", "simulated-loop", "profile")
-_ON_GPU_ALONE = ("host-graphs", "device-loop")
-GRAPH_TICKS = 1 << 16  # the cap of a launch that the host watches while it runs
+_GPU_ONLY = ("host-graphs", "device-loop")
+GRAPH_TICKS = 1 << 16  # per launch; the host can end it earlier
 
 
 def resolve_executor(name: str, device: torch.device) -> str:
@@ -36,7 +36,7 @@ def resolve_executor(name: str, device: torch.device) -> str:
     """
     if name not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {name!r}")
-    if name in _ON_GPU_ALONE and device.type != "cuda":
+    if name in _GPU_ONLY and device.type != "cuda":
         raise ValueError(f"executor={name!r} needs a CUDA device, and the engine is on {device}")
     if name != "auto":
         return name
@@ -46,12 +46,13 @@ def resolve_executor(name: str, device: torch.device) -> str:
 
 
 def make_executor(name: str, program: Block, device: torch.device) -> Executor:
-    """Builds the executor of this name; on a GPU this warms up and captures.
+    """Builds the executor of this name; on a GPU it runs every op once and captures graphs.
 
-    "auto" goes on with host graphs where CUDA does not take the graph of the device loop.
+    "auto" falls back to host graphs where CUDA refuses the graph of the device loop.
 
     Raises:
-        GraphError: an op cannot be captured, or a device loop that was asked for is refused.
+        ValueError: as `resolve_executor`.
+        GraphError: an op cannot be captured, or CUDA refuses the device loop that was asked for.
     """
     chosen = resolve_executor(name, device)
     if chosen == "eager":
@@ -67,38 +68,35 @@ def make_executor(name: str, program: Block, device: torch.device) -> Executor:
     capture = CaptureStream(device)
     capture.warm_up(program)
     warm = time.perf_counter()
-    executor: Executor | None = None
+    executor: Executor
     if chosen == "profile":
         clock = StreamClock(capture.stream)
         executor = _host_graphs(chosen, program, TimedRecorder(CudaRecorder(capture), clock))
     elif chosen == "device-loop":
-        executor = _device_loop(program, capture, or_none=name == "auto")
-    if executor is None:
-        executor = _host_graphs("host-graphs", program, CudaRecorder(capture))
-    logger.info(
-        "%s: warm-up %.1f s, capture %.1f s",
-        executor.name, warm - started, time.perf_counter() - warm,
-    )  # fmt: skip
+        executor = _device_loop(program, capture, may_fall_back=name == "auto")
+    else:
+        executor = _host_graphs(chosen, program, CudaRecorder(capture))
+    seconds = (warm - started, time.perf_counter() - warm)
+    logger.info("%s: warm-up %.1f s, capture %.1f s", executor.name, *seconds)
     if capture.allocations:
         logger.warning("ops that allocate while captured: %s", dict(capture.allocations))
     return executor
 
 
-def _device_loop(program: Block, capture: CaptureStream, *, or_none: bool) -> Executor | None:
+def _device_loop(program: Block, capture: CaptureStream, *, may_fall_back: bool) -> Executor:
+    from rsd_engine.loop.cuda.recorder import CudaRecorder
     from rsd_engine.loop.cuda.runtime import CudaGraphRuntime
 
+    runtime = CudaGraphRuntime(capture)
     try:
         return DeviceLoopExecutor(
-            program,
-            CudaGraphRuntime(capture),
-            name="device-loop",
-            ticks_per_launch=GRAPH_TICKS,
+            program, runtime, name="device-loop", ticks_per_launch=GRAPH_TICKS
         )
     except GraphRefused as error:
-        if not or_none:
+        if not may_fall_back:
             raise
-        logger.warning("%s; it is what is done now", error)
-        return None
+        logger.warning("%s; going on with host-graphs", error)
+        return _host_graphs("host-graphs", program, CudaRecorder(capture))
 
 
 def _host_graphs(name: str, program: Block, recorder: Recorder) -> HostGraphsExecutor:
