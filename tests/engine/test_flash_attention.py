@@ -35,7 +35,7 @@ def test_the_same_tokens(
         caplog.at_level(logging.INFO, "rsd_engine"),
         Engine(**tiny.sources(), policy=Threshold(0.5), max_num_seqs=2, device="cpu") as ours,
     ):
-        assert "attention: flash-attn of unknown version, else reference" in caplog.text
+        assert "attention: flash-attn of unknown version, else PyTorch" in caplog.text
         per_page = ours.parts.core.loop.tokens_per_page
         assert all(tokens > 0 and tokens % 256 == 0 for tokens in per_page)
         found = [decisions(result) for result in generate(ours, prompts, params)]
