@@ -152,7 +152,7 @@ def test_models_that_make_no_engine(tiny: TinyModels, roles: tuple[str, ...]) ->
 
 
 def test_a_threshold_that_is_not_a_number() -> None:
-    with pytest.raises(ValueError, match="threshold = nan"):
+    with pytest.raises(ValueError, match="threshold must be finite or infinite, got nan"):
         Threshold(float("nan"))
 
 
