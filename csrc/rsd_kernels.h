@@ -69,7 +69,7 @@ typedef struct {
     int64_t weight_stride;
     int64_t residual_stride;
     float eps;
-    int32_t dtype;  // RSD_DTYPE_* of all that is not null
+    int32_t dtype;  // RSD_DTYPE_* of everything but a float32 y
     int32_t flags;  // RSD_PROJECTION_*
 } RsdProjection;
 

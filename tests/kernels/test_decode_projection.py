@@ -269,7 +269,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.Library:
 
 
 def run_emulated(library: cuda_library.Library, case: Case, out: Tensor) -> None:
-    product = projection.describe_product(case.x, case.weight, out=out, **case.fused())
+    product = projection.projection_struct(case.x, case.weight, out=out, **case.fused())
     library.check(library.decode_projection(product, 0, None), "decode_projection")
 
 

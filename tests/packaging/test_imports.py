@@ -73,7 +73,7 @@ def test_demo_runs_without_triton(tmp_path: Path) -> None:
     assert "[draft" in run_python(code, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["cuda_build", "cpu_build"])
+@pytest.mark.parametrize("module", ["cuda.build", "cpu.build"])
 def test_building_needs_only_the_standard_library(module: str) -> None:
     """setup.py imports it before anything is installed."""
     code = f"""

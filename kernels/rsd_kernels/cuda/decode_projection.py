@@ -94,7 +94,7 @@ def launch(
     if reason is not None:
         _warn_once(f"decode products: Triton in place of CUDA C++, {reason}")
         return False
-    projection = describe_product(
+    projection = projection_struct(
         x, weight, out=out, residual=residual, norm=norm, eps=eps, gated=gated
     )
     stream = torch.cuda.current_stream(x.device).cuda_stream
@@ -127,7 +127,7 @@ def _rows_are_aligned(tensor: Tensor) -> bool:
     return one_row or tensor.stride(0) * tensor.element_size() % _VECTOR_BYTES == 0
 
 
-def describe_product(
+def projection_struct(
     x: Tensor,
     weight: LinearWeight,
     *,
