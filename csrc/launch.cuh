@@ -1,5 +1,5 @@
-// Launching on a given device, with or without overlap with the kernel before (programmatic
-// dependent launch).
+// Launches on a given device, with or without overlap with the previous kernel of the stream
+// (programmatic dependent launch).
 
 #pragma once
 
@@ -7,23 +7,22 @@
 
 namespace rsd {
 
-// Lets the next kernel of the stream be put on the device now. It still waits for this one to end
-// before it touches anything this one writes.
+// Allows the next kernel of the stream to start now. It still waits for this one to end before it
+// touches anything that this one writes.
 __device__ __forceinline__ void allow_next_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Returns when the kernel before has ended and its writes are visible; at once when there is no
-// overlap.
+// Returns when the previous kernel has ended and its writes are visible; without overlap, at once.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Makes `device` current for a scope. torch may have another one current on this thread.
+// Makes `device` current for a scope: on this thread torch may have made another one current.
 class DeviceScope {
   public:
     explicit DeviceScope(int device) {
@@ -47,8 +46,8 @@ class DeviceScope {
     bool changed_ = false;
 };
 
-// Code compiled for a target before sm_90 contains no wait, also when the driver translates it for
-// a newer device: launched early, it would read its input too soon.
+// Code compiled for a target before sm_90 contains no wait, even when the driver translates it for
+// a newer device: if launched early, it would read its input too soon.
 template <typename... Arguments>
 bool waits_for_previous_kernel(void (*kernel)(Arguments...)) {
     cudaFuncAttributes attributes;

@@ -1,4 +1,4 @@
-// What the loader asks before it trusts the library, and the text of the error codes.
+// What the loader checks before it trusts the library, and the texts of the error codes.
 
 #include <cuda_runtime_api.h>
 

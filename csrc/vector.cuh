@@ -14,9 +14,9 @@ constexpr int kVectorBytes = 16;
 template <typename T>
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(T));
 
-// Weights are read once a pass: keep them out of L1, where the activations live. The read-only path
-// is right because nothing writes weights while kernels run. volatile keeps the loads where they
-// are written: several in flight, and ahead of a dependency wait.
+// Weights are read once a pass, so they stay out of L1, which the activations need. The read-only
+// path is safe: nothing writes weights while kernels run. volatile keeps the loads where they are
+// written, several in flight and ahead of a dependency wait.
 __device__ __forceinline__ uint4 load_weight_vector(const void* address) {
 #ifdef __CUDA_ARCH__
     uint4 bits;
@@ -24,14 +24,15 @@ __device__ __forceinline__ uint4 load_weight_vector(const void* address) {
                  : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
                  : "l"(address));
     return bits;
-#else  // a host compiler: the tests run kernels on the CPU, a thread for a thread
+#else  // a host compiler: the tests run kernels on the CPU
     return *static_cast<const uint4*>(address);
 #endif
 }
 
-// Activations may have been written by the kernel before this one, perhaps while this one was
-// already on the device: never through the read-only path.
-__device__ __forceinline__ uint4 load_activation_vector(const void* address) {
+// For what every block reads: activations and the weights of a norm. Activations may have been
+// written by the kernel before this one while this one was already on the device, so the read-only
+// path is not safe for them.
+__device__ __forceinline__ uint4 load_reused_vector(const void* address) {
     return *static_cast<const uint4*>(address);
 }
 

@@ -11,6 +11,7 @@ import torch
 
 from rsd_engine.loop.executors.factory import resolve_executor
 from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cuda import decode_projection
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.native.library import LibraryStatus
@@ -38,6 +39,7 @@ class DoctorReport:
     cuda_library: LibraryStatus
     cpu_library: LibraryStatus
     attention_backend: str
+    decode_products: str
     executor: str
 
     def lines(self) -> list[tuple[str, str]]:
@@ -54,6 +56,7 @@ class DoctorReport:
         rows.append(("CUDA library", str(self.cuda_library)))
         rows.append(("CPU library", str(self.cpu_library)))
         rows.append(("attention", self.attention_backend))
+        rows.append(("decode products", self.decode_products))
         rows.append(("executor", self.executor))
         return rows
 
@@ -65,7 +68,11 @@ class DoctorReport:
 
 
 def report() -> DoctorReport:
-    """Collects the facts."""
+    """Collects the facts.
+
+    Raises:
+        ValueError: RSD_DECODE_PROJECTION names no implementation.
+    """
     threads = torch.get_num_threads()
     cpu = Device("cpu", f"{platform.machine()}, {threads} threads")
     gpus = _gpus()
@@ -78,15 +85,26 @@ def report() -> DoctorReport:
         no_gpu_reason=None if gpus else _no_gpu_reason(),
         cuda_library=cuda_library.status(),
         cpu_library=cpu_library.status(),
-        attention_backend=_attention_backend("cuda" if gpus else "cpu"),
+        attention_backend=_backend("cuda" if gpus else "cpu"),
+        decode_products=_decode_products(on_gpu=bool(gpus)),
         executor=resolve_executor("auto", torch.device("cuda" if gpus else "cpu")),
     )
 
 
-def _attention_backend(device: str) -> str:
+def _backend(device: str) -> str:
     """The backend of a model in the dtype that it would have on this device."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return model_ops(torch.empty(0, dtype=dtype, device=device)).backend
+
+
+def _decode_products(*, on_gpu: bool) -> str:
+    """What multiplies the few rows of a decode pass, and what would on a GPU if that was chosen."""
+    implementation = decode_projection.chosen()
+    there = decode_projection.describe(implementation)
+    if on_gpu:
+        return there
+    chosen_here = implementation != decode_projection.IMPLEMENTATIONS[0]
+    return f"{_backend('cpu')}; on a GPU {there}" if chosen_here else _backend("cpu")
 
 
 def _version(distribution: str) -> str | None:

@@ -24,6 +24,7 @@ from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.aot.launches import DecoderShape
+from rsd_kernels.cuda.decode_projection import MAX_ROWS
 from rsd_kernels.launch import can_overlap
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import TWINS
@@ -49,6 +50,13 @@ def measure(
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
     plain = _runner(twins, inputs, out[1])
     error = _gate(decoding.ours, plain, out)
+    contenders = {}
+    if setting.cuda_ops is not None and num_rows <= MAX_ROWS:
+        by_cuda = decoding.model()
+        by_cuda.decoder.ops = setting.cuda_ops
+        runner = _runner(by_cuda, inputs, out[0])
+        _gate(runner, plain, out)
+        contenders["ours, CUDA products"] = Calls(switched(runner, early=False))
     calls = Calls(switched(decoding.ours, early=False))
     in_two_calls = Calls(switched(_runner(in_pieces, inputs, out[0]), early=False))
     timings = decoding.time(
@@ -56,6 +64,7 @@ def measure(
             "ours": calls,
             "ours, launched by the host": replace(calls, captured=False),
             "ours, qkv in two launches": in_two_calls,
+            **contenders,
             "torch ops": Calls(plain, captured=False),
         }
     )

@@ -33,6 +33,7 @@ _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
 _MODEL_COLUMNS = {
     "ours": "ours",
     "ours, qkv in two launches": "qkv in two",
+    "ours, CUDA products": "CUDA products",
     "ours, launched by the host": "by the host",
     "torch ops": "torch ops",
 }

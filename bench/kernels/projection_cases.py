@@ -1,23 +1,24 @@
 """The matrix products of a decode step: alone, and with what is fused around them.
 
 Alone (`x Wᵀ`), the Triton kernel, the CUDA C++ kernel and cuBLAS do the same work. A fused product
-is one launch, beside the same sums in PyTorch ops.
+is one launch of either kernel, beside the same sums in PyTorch ops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from bench.kernels.early_launch import switched
 from bench.kernels.gate import Errors, require_close
 from bench.kernels.setting import Setting
 from bench.lib.timing import Calls
 from rsd_kernels.aot.launches import DecoderShape
-from rsd_kernels.cuda import library as cuda_library
-from rsd_kernels.cuda.decode_projection import MAX_ROWS, decode_projection
+from rsd_kernels.cuda.decode_projection import MAX_ROWS
 from rsd_kernels.linear import twin
 from rsd_kernels.linear.twin import linear as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
@@ -80,15 +81,15 @@ def product_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
     x = setting.normal(num_rows, weights.shape[2])
     out = x.new_empty(num_rows, weights.shape[1])
     plain = x.new_empty(out.shape)
-    calls = {
+    calls: dict[str, Callable[[int], object]] = {
         "ours": lambda i: setting.ops.linear(x, LinearWeight(weights[i]), out=out),
         "torch.mm": lambda i: torch.mm(x, weights[i].t(), out=plain),
     }
-    if num_rows <= MAX_ROWS and x.is_cuda and cuda_library.load() is not None:
-        calls["cuda"] = lambda i: decode_projection(x, weights[i], out=out)
-        calls["cuda, overlapped"] = lambda i: decode_projection(
-            x, weights[i], out=out, overlap_previous=True
-        )
+    cuda_ops = setting.cuda_ops
+    if num_rows <= MAX_ROWS and cuda_ops is not None:
+        by_cuda = lambda i: cuda_ops.linear(x, LinearWeight(weights[i]), out=out)  # noqa: E731
+        calls["cuda"] = switched(by_cuda, early=False)
+        calls["cuda, overlapped"] = switched(by_cuda, early=True)
 
     def gate() -> dict[str, Errors]:
         exact = x.double() @ weights[0].double().t()
@@ -124,14 +125,21 @@ def fused_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
         device=x.device,
     )
     op = _Fused(matrix, x, norm, setting.normal(num_rows, num_outputs, seed=1))
-    ours, plain = out, torch.empty_like(out)
+    plain = torch.empty_like(out)
+    ours = {"ours": setting.ops}
+    if num_rows <= MAX_ROWS and setting.cuda_ops is not None:
+        ours["cuda"] = setting.cuda_ops
+    calls = {name: partial(op.run, ops, out=out) for name, ops in ours.items()}
 
     def gate() -> dict[str, Errors]:
-        ours.fill_(torch.nan)
-        op.run(setting.ops, 0, ours)
         op.by_twin(0, plain)
-        what = f"{op.name}, {num_rows} rows"
-        return {"ours": require_close(ours, plain, op.exact(), what, num_terms=width)}
+        exact, errors = op.exact(), {}
+        for name, call in calls.items():
+            out.fill_(torch.nan)
+            call(0)
+            what = f"{op.name}, {num_rows} rows, {name}"
+            errors[name] = require_close(out, plain, exact, what, num_terms=width)
+        return errors
 
     return Case(
         op=op.name,
@@ -139,7 +147,7 @@ def fused_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
         num_bytes=matrix.num_bytes + x.nbytes + out.nbytes,
         copies=matrix.weights.shape[0],
         contenders={
-            "ours": Calls(lambda i: op.run(setting.ops, i, ours)),
+            **{name: Calls(call) for name, call in calls.items()},
             "torch ops": Calls(lambda i: op.by_twin(i, plain)),
         },
         gate=gate,

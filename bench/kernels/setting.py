@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.aot.launches import MODEL_SHAPES, DecoderShape
+from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import ModelOps, model_ops
 
 TINY = {"tiny": DecoderShape(64, 96, 2, 4, 2, 16, 160, True)}
@@ -53,6 +54,17 @@ class Setting:
     @cached_property
     def ops(self) -> ModelOps:
         return model_ops(torch.empty(0, dtype=self.dtype, device=self.device), scheduled=True)
+
+    @cached_property
+    def cuda_ops(self) -> ModelOps | None:
+        """As `ops`, but products of up to four rows by the CUDA library; None where there is none.
+
+        `ops` itself follows RSD_DECODE_PROJECTION, as the engine does.
+        """
+        if self.device.type != "cuda" or cuda_library.load() is None:
+            return None
+        tensor = torch.empty(0, dtype=self.dtype, device=self.device)
+        return model_ops(tensor, scheduled=True, decode_projection="cuda")
 
     def copies(self, num_bytes: int) -> int:
         """How many copies of data of this size a run reads."""

@@ -22,6 +22,7 @@ from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.cpu.decoder import CpuDecoder, DecoderParts, cpu_decoder
+from rsd_kernels.cuda import decode_projection as cuda_projection
 from rsd_kernels.embedding.twin import embed
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
@@ -58,26 +59,33 @@ class ModelOps:
     page_multiple: int = 1  # tokens of a page should be a multiple of this
 
 
-def model_ops(tensor: Tensor, *, scheduled: bool = False) -> ModelOps:
+def model_ops(
+    tensor: Tensor, *, scheduled: bool = False, decode_projection: str | None = None
+) -> ModelOps:
     """The ops for tensors of the device and dtype of this one.
 
     scheduled: every pass begins with `embed`, and nothing writes row batches or page tables until
         it ends. Kernels that start early may then read them at once, see `rsd_kernels.overlap`.
+    decode_projection: as in `triton_ops`; it has no effect elsewhere.
     """
     if not runs_on(tensor):
         on_library = cpu_ops.suits(tensor) and cpu_ops.available()
         return cpu_library_ops() if on_library else TWINS
-    ops = triton_ops(scheduled=scheduled)
+    ops = triton_ops(scheduled=scheduled, decode_projection=decode_projection)
     if flash_attention.refusal(tensor.device, tensor.dtype) is None:
         return flash_attention.over(ops)
     return ops
 
 
-def triton_ops(*, scheduled: bool = False) -> ModelOps:
+def triton_ops(*, scheduled: bool = False, decode_projection: str | None = None) -> ModelOps:
     """The Triton launchers; `scheduled` as in `model_ops`.
+
+    decode_projection: what makes products of a few rows, "triton" or "cuda" (Triton still, where
+        the CUDA library is absent or cannot take them). None: as RSD_DECODE_PROJECTION says.
 
     Raises:
         ImportError: if Triton is not installed.
+        ValueError: RSD_DECODE_PROJECTION is neither of the two.
     """
     from rsd_kernels.attention import kernel as paged_attention
     from rsd_kernels.attention.tiles import attention_scratch_size
@@ -87,17 +95,19 @@ def triton_ops(*, scheduled: bool = False) -> ModelOps:
     from rsd_kernels.qkv import kernel as qkv_projection
     from rsd_kernels.rope import kernel as rope_kv_write
 
+    library = cuda_projection.library_for(decode_projection or cuda_projection.chosen())
+    linear = functools.partial(products.linear, cuda_library=library)
     return ModelOps(
         backend="triton",
         embed=embedding.embed,
-        norm_linear=products.norm_linear,
-        norm_gate_up=products.norm_gate_up,
-        linear=products.linear,
+        norm_linear=functools.partial(products.norm_linear, cuda_library=library),
+        norm_gate_up=functools.partial(products.norm_gate_up, cuda_library=library),
+        linear=linear,
         rope_kv_write=functools.partial(rope_kv_write.rope_kv_write, scheduled=scheduled),
         qkv_projection=functools.partial(qkv_projection.qkv_projection, scheduled=scheduled),
         paged_attention=functools.partial(paged_attention.paged_attention, scheduled=scheduled),
         last_rows_norm=rms_norm.last_rows_norm,
-        lm_head=products.linear,
+        lm_head=linear,
         attention_map=_map_on_device,
         attention_scratch_size=attention_scratch_size,
         rope_angles=_angles_by_position,

@@ -13,6 +13,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.model_ops import model_ops, triton_ops
 from rsd_kernels.state.rows import RowBatch
 from tests.kernels.harness.child import INTERPRETED
@@ -20,7 +21,9 @@ from tests.kernels.harness.tensors import DEVICE
 from tests.models.checkpoints import make_model, save
 from tests.models.driver import Driver, pack
 
-PASSES = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
+Passes = list[dict[int, int]]  # slot -> new tokens
+PASSES: Passes = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
+DECODE_PASSES: Passes = [{0: 2, 1: 1, 2: 1}, {0: 1}, {0: 1, 1: 1, 2: 2}]  # at most four rows
 TOLERANCE = 1e-4  # fp32
 
 
@@ -28,9 +31,9 @@ def tokens(slot: int, start: int, count: int) -> list[int]:
     return [(slot * 17 + position * 7) % 61 for position in range(start, start + count)]
 
 
-def by_twins(folder: Path) -> list[Tensor]:
+def by_twins(folder: Path, passes: Passes = PASSES) -> list[Tensor]:
     driver, found = Driver(load_language_model(folder, max_rows=64)), []
-    for new in PASSES:
+    for new in passes:
         chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
         found.append(driver.run(*chunks))
     return found
@@ -55,9 +58,11 @@ def on_device(model: LanguageModel) -> tuple[Driver, PagedKV, Tensor]:
     return driver, driver.pool.view(model.config.kv_shape(model.dtype)), driver.table.to(DEVICE)
 
 
-def by_triton(model: LanguageModel, num_rows: int, num_seqs: int) -> list[Tensor]:
+def by_triton(
+    model: LanguageModel, num_rows: int, num_seqs: int, passes: Passes = PASSES
+) -> list[Tensor]:
     (driver, kv, table), found = on_device(model), []
-    for new in PASSES:
+    for new in passes:
         chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
         batch = pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page)
         for slot, n in new.items():
@@ -90,14 +95,37 @@ def test_forward(
         assert float((found - wanted).abs().max()) <= TOLERANCE
 
 
+@pytest.mark.skipif(INTERPRETED, reason="needs the CUDA library on a device")
+@pytest.mark.parametrize("architecture", ["qwen3", "llama-bias"])
+def test_decode_products_by_the_cuda_library(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one to four sequences, every product but that to q, k and v."""
+    if cuda_library.load() is None:
+        pytest.skip(f"the CUDA library is {cuda_library.status()}")
+    monkeypatch.setenv("RSD_DECODE_PROJECTION", "cuda")
+    folder = save(make_model(architecture), tmp_path)
+    model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
+    found = by_triton(model, 4, 3, DECODE_PASSES)
+    for logits, wanted in zip(found, by_twins(folder, DECODE_PASSES), strict=True):
+        assert float((logits - wanted).abs().max()) <= TOLERANCE
+
+
 @pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
-@pytest.mark.parametrize("num_rows", [16, 64])
-def test_a_forward_can_be_captured(num_rows: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("num_rows", "decode_projection"), [(16, "triton"), (64, "triton"), (4, "cuda")]
+)
+def test_a_forward_can_be_captured(
+    num_rows: int, decode_projection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It allocates nothing, waits for nothing, and its CUDA graph gives the same bits."""
+    if decode_projection == "cuda" and cuda_library.load() is None:
+        pytest.skip(f"the CUDA library is {cuda_library.status()}")
+    monkeypatch.setenv("RSD_DECODE_PROJECTION", decode_projection)
     folder = save(make_model("qwen3"), tmp_path)
     model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="bfloat16")
     driver, kv, table = on_device(model)
-    chunks = [(0, tokens(0, 0, 5)), (2, tokens(2, 0, 1))]
+    chunks = [(0, tokens(0, 0, 3)), (2, tokens(2, 0, 1))]
     batch = padded(pack(chunks, driver.kv_len, driver.table, kv.tokens_per_page), num_rows, 4)
     out = torch.full((4, model.config.vocab_size), float("nan"), device=DEVICE)
     model.logits(batch, kv, table, out)  # compiles, and cuBLAS takes its workspace

@@ -6,10 +6,12 @@ its way to a launch (checks, views, products by cuBLAS) is what it does on a GPU
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +27,11 @@ from rsd_engine.models.registry import reward_families
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
+from rsd_kernels.cuda import decode_projection
+from rsd_kernels.cuda import library as cuda_library
+from rsd_kernels.cuda.library import Projection
 from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.model_ops import triton_ops
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -179,6 +185,116 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
         "advance", "sample_append", "bridge", "end_step"
     ]  # fmt: skip
     assert sum(kernels(work).values()) == 7
+
+
+class RecordedLibrary:
+    """Stands in for the CUDA library and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.products: list[Projection] = []
+
+    def decode_projection(self, product: Projection, device: int, stream: int) -> int:
+        assert (device, stream) == (0, STREAM)
+        self.products.append(product)
+        return 0
+
+    def check(self, code: int, function: str) -> None:
+        assert (code, function) == (0, "decode_projection")
+
+
+STREAM = 77
+
+
+def address(tensor: Tensor) -> int:
+    """What `data_ptr` could be: another one for every storage, and aligned."""
+    offset = tensor.storage_offset() * tensor.element_size()
+    return (tensor.untyped_storage()._cdata << 16) + offset
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch, work: Work) -> RecordedLibrary:
+    """The CUDA library is there, and chosen."""
+    library = RecordedLibrary()
+    monkeypatch.setenv("RSD_DECODE_PROJECTION", "cuda")
+    monkeypatch.setattr(cuda_library, "load", lambda: library)
+    stream = SimpleNamespace(cuda_stream=STREAM)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.Tensor, "data_ptr", address)
+    return library
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_a_decode_pass_by_the_cuda_library(
+    num_rows: int,
+    overlap: bool,
+    work: Work,
+    recorded: RecordedLibrary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In place of every launch of `_projection_kernel`, with its arguments."""
+    monkeypatch.setenv("RSD_OVERLAP_KERNELS", str(int(overlap)))
+    forwards = [op for op in program("skywork-prm-1.5b") if op.name == "DRAFT.forward"]
+    work.launches.clear()
+    before = work.allocations
+    forwards[BUCKETS.index(num_rows)].fn()
+    assert "_projection_kernel" not in kernels(work)
+    assert work.allocations == before
+    config = PRESETS[SMALL]
+    hidden, width = int(config["hidden_size"]), int(config["intermediate_size"])
+    *layers, head = recorded.products
+    early = decode_projection.OVERLAP_PREVIOUS if overlap else 0
+    assert len(layers) == 3 * int(config["num_hidden_layers"])
+    for o, gate_up, down in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+        assert sizes(o) == (num_rows, hidden, hidden, early)
+        assert sizes(gate_up) == (num_rows, width, hidden, early | decode_projection.GATED)
+        assert sizes(down) == (num_rows, hidden, width, early)
+        # The residual stream is read and written in place.
+        assert o.residual == o.y == gate_up.x == down.residual == down.y
+        assert gate_up.y == down.x
+        assert (o.residual_stride, o.y_stride, down.residual_stride) == (hidden,) * 3
+        assert gate_up.eps == pytest.approx(config["rms_norm_eps"])
+        assert (o.norm, down.norm, gate_up.residual) == (None,) * 3
+    assert sizes(head) == (num_rows, NUM_IDS, hidden, early | decode_projection.FLOAT32_OUT)
+    assert (head.norm, head.residual) == (None, None)
+    assert all(product.bias is None and product.x_stride for product in recorded.products)
+    assert {product.dtype for product in recorded.products} == {0}
+    weights = {product.weight for product in recorded.products}
+    norms = {product.norm for product in layers[1::3]}
+    assert None not in weights | norms
+    assert len(weights) == len(recorded.products) and len(norms) == len(layers) // 3
+
+
+def sizes(product: Projection) -> tuple[int, int, int, int]:
+    assert product.weight_stride == product.num_inputs
+    return (product.num_rows, product.num_outputs, product.num_inputs, product.flags)
+
+
+def test_the_cuda_library_leaves_wider_passes_to_triton(
+    work: Work, recorded: RecordedLibrary, caplog: pytest.LogCaptureFixture
+) -> None:
+    forwards = [op for op in program("skywork-prm-1.5b") if op.name == "DRAFT.forward"]
+    work.launches.clear()
+    forwards[BUCKETS.index(16)].fn()
+    layers = int(PRESETS[SMALL]["num_hidden_layers"])
+    assert kernels(work)["_projection_kernel"] == 3 * layers + 1
+    assert not recorded.products and not caplog.records
+
+
+def test_what_the_cuda_library_does_not_take_goes_to_triton(
+    work: Work, recorded: RecordedLibrary, caplog: pytest.LogCaptureFixture
+) -> None:
+    ops = triton_ops()
+    bias = empty(8, dtype=DTYPE)
+    with caplog.at_level(logging.WARNING, logger="rsd_kernels"):
+        for num_inputs in (64, 60, 60):
+            x, weight = empty(2, num_inputs, dtype=DTYPE), empty(8, num_inputs, dtype=DTYPE)
+            ops.linear(x, weight, bias, out=empty(2, 8, dtype=DTYPE))
+    [taken] = recorded.products
+    assert (taken.num_inputs, taken.bias) == (64, address(bias))
+    assert [launch.args["NUM_INPUTS"] for launch in work.launches] == [60, 60]
+    [record] = caplog.records
+    assert "Triton in place of CUDA C++, x has 60 columns" in record.getMessage()
 
 
 def test_more_rows_than_a_tile_are_products_by_cublas(work: Work) -> None:

@@ -159,9 +159,10 @@ def test_with_nvcc_the_cuda_library_is_built_and_loads(tree: Path) -> None:
     assert library is not None, status
     assert status.state == "loaded"
     # No rows: checks the call, and needs no device.
-    library.check(library.decode_projection(*[None] * 4, *[0] * 9, None), "decode_projection")
+    none, many = cuda_library.Projection(num_rows=0), cuda_library.Projection(num_rows=5)
+    library.check(library.decode_projection(none, 0, None), "decode_projection")
     with pytest.raises(cuda_library.CudaLibraryError, match=r"a size is out of range \(code -2\)"):
-        library.check(library.decode_projection(*[None] * 4, 5, *[0] * 8, None), "it")
+        library.check(library.decode_projection(many, 0, None), "it")
 
 
 def test_with_a_compiler_the_cpu_library_is_built_and_loads(tree: Path) -> None:

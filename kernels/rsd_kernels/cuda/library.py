@@ -1,4 +1,4 @@
-"""The functions of the optional CUDA library."""
+"""The functions and structures of the optional CUDA library, csrc/rsd_kernels.h."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_ABI_VERSION of csrc/rsd_kernels.h.
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+_POINTER, _I64, _I32, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
 class CudaLibraryError(RuntimeError):
     """A function of the library returned an error code."""
+
+
+class Projection(ctypes.Structure):
+    """RsdProjection: one product, and what is fused into it."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("y", "x", "weight", "bias", "norm", "residual")),
+        *((name, _I64) for name in ("num_rows", "num_outputs", "num_inputs")),
+        *((f"{name}_stride", _I64) for name in ("y", "x", "weight", "residual")),
+        ("eps", _F32),
+        ("dtype", _I32),
+        ("flags", _I32),
+    ]
 
 
 class Library:
@@ -23,14 +38,15 @@ class Library:
 
     def __init__(self, handle: ctypes.CDLL) -> None:
         self._error_string = handle.rsd_error_string
-        self._error_string.argtypes = [ctypes.c_int32]
+        self._error_string.argtypes = [_I32]
         self._error_string.restype = ctypes.c_char_p
-        pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        # (projection, device, stream) -> an error code
         self.decode_projection = handle.rsd_decode_projection
-        self.decode_projection.argtypes = [pointer] * 4 + [i64] * 6 + [i32] * 3 + [pointer]
-        self.decode_projection.restype = i32
+        self.decode_projection.argtypes = [ctypes.POINTER(Projection), _I32, _POINTER]
+        self.decode_projection.restype = _I32
 
     def check(self, code: int, function: str) -> None:
+        """Raises CudaLibraryError unless `code`, which `function` returned, is success."""
         if code != 0:
             raise CudaLibraryError(f"{function}: {self._error_string(code).decode()} (code {code})")
 

@@ -1,7 +1,8 @@
 """The matrix products of a decoder on a GPU, with the norm or activation around them.
 
-Up to 16 rows are one launch of `rsd_kernels.linear.kernel`; more rows are a plain product by
-cuBLAS with a Triton kernel before or after it. Nothing is allocated: outputs and scratch are given.
+Up to 16 rows are one launch: of `rsd_kernels.linear.kernel`, or of the CUDA library where it was
+chosen and takes them. More rows are a plain product by cuBLAS with a Triton kernel before or after
+it. Nothing is allocated: outputs and scratch are given.
 
 Twins: `rsd_kernels.linear.twin`.
 """
@@ -9,11 +10,14 @@ Twins: `rsd_kernels.linear.twin`.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsd_kernels.activation.kernel import silu_mul
+from rsd_kernels.cuda import decode_projection
+from rsd_kernels.cuda.library import Library
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
     check_devices,
@@ -37,6 +41,7 @@ def linear(
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
+    cuda_library: Library | None = None,  # multiplies the rows that it takes
 ) -> Tensor:
     """x Wᵀ + bias + residual, all of one dtype; without a residual `out` may also be fp32.
 
@@ -56,7 +61,7 @@ def linear(
         check_last_contiguous("residual", residual)
         check_devices(x=x, residual=residual)
     if x.shape[0] <= MAX_ROWS:
-        projection_launch(x, weight, out=out, residual=residual).run()
+        _project(cuda_library, x, weight, out=out, residual=residual)
         return out
     return _by_cublas(x, weight, residual, out)
 
@@ -69,6 +74,7 @@ def norm_linear(
     *,
     normed: Tensor,  # [n, K] scratch
     out: Tensor,  # [n, N]
+    cuda_library: Library | None = None,  # multiplies the rows that it takes
 ) -> Tensor:
     """rms_norm(x) Wᵀ + bias; `out` may also be fp32.
 
@@ -81,7 +87,7 @@ def norm_linear(
     check_product(x, weight, out=out, num_outputs=out.shape[-1])
     check_norm(x, norm, normed)
     if x.shape[0] <= MAX_ROWS:
-        projection_launch(x, weight, out=out, norm=norm, eps=eps).run()
+        _project(cuda_library, x, weight, out=out, norm=norm, eps=eps)
         return out
     return _by_cublas(rms_norm(x, norm, eps, out=normed), weight, None, out)
 
@@ -95,6 +101,7 @@ def norm_gate_up(
     normed: Tensor,  # [n, K] scratch
     gate_up: Tensor,  # [n, 2 * N] scratch
     out: Tensor,  # [n, N]
+    cuda_library: Library | None = None,  # multiplies the rows that it takes
 ) -> Tensor:
     """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias.
 
@@ -108,12 +115,23 @@ def norm_gate_up(
     check_norm(x, norm, normed)
     check_dtype("out", out, x.dtype)
     if x.shape[0] <= MAX_ROWS:
-        projection_launch(x, weight, out=out, norm=norm, eps=eps, gated=True).run()
+        fused = {"norm": norm, "eps": eps, "gated": True}
+        _project(cuda_library, x, weight, out=out, **fused)
         return out
     check_shape("gate_up", gate_up, (x.shape[0], weight.num_outputs))
     check_dtype("gate_up", gate_up, x.dtype)
     _by_cublas(rms_norm(x, norm, eps, out=normed), weight, None, gate_up)
     return silu_mul(gate_up, out=out)
+
+
+def _project(
+    cuda_library: Library | None, x: Tensor, weight: LinearWeight, *, out: Tensor, **fused: Any
+) -> None:
+    """One launch of at most `MAX_ROWS` rows; `fused` as in `projection_launch`."""
+    if cuda_library is None or not decode_projection.launch(
+        cuda_library, x, weight, out=out, **fused
+    ):
+        projection_launch(x, weight, out=out, **fused).run()
 
 
 def _by_cublas(x: Tensor, weight: LinearWeight, residual: Tensor | None, out: Tensor) -> Tensor:

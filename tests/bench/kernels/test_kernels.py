@@ -54,6 +54,22 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["early"]) == {"tiny, early"}
 
 
+def test_the_cuda_library_stands_beside_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is there: its products alone, fused, and in a whole model."""
+    setting = Setting.tiny()
+    monkeypatch.setattr(Setting, "cuda_ops", property(lambda setting: setting.ops))
+    for matrix in matrices(setting, TINY["tiny"]):
+        alone = product_case(setting, matrix, 1)
+        assert {"ours", "cuda", "cuda, overlapped"} < set(alone.contenders)
+        fused = fused_case(setting, matrix, 4)
+        assert set(fused.contenders) == {"ours", "cuda", "torch ops"}
+        assert set(fused.gate()) == {"ours", "cuda"}
+        assert set(fused_case(setting, matrix, 5).contenders) == {"ours", "torch ops"}
+    decoded = model_decode.measure(setting, TINY["tiny"], 1, 1e9)
+    assert decoded["us"]["ours, CUDA products"] > 0
+    assert "CUDA products" in model_ops.model_table({"tiny": decoded})
+
+
 def test_whole_models_are_told_before_what_may_break_the_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +171,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     product_case(setting, o, 1).gate()
     with pytest.raises(Mismatch, match="o, 1 rows, ours: error 0.01 against float64, PyTorch has"):
         product_case(spoiled, o, 1).gate()
-    with pytest.raises(Mismatch, match="norm_gate_up, 2 rows: a result is not finite"):
+    with pytest.raises(Mismatch, match="norm_gate_up, 2 rows, ours: a result is not finite"):
         fused_case(spoiled, gate_up, 2).gate()
 
 

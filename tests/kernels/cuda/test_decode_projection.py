@@ -1,14 +1,15 @@
-"""The decode projection: the twin, the launcher's checks, the CUDA source, the kernel."""
+"""The CUDA library's decode projection: its choice, its source on the CPU, compiled, on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,140 +17,216 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsd_engine import doctor
 from rsd_kernels.cuda import build as cuda_build
+from rsd_kernels.cuda import decode_projection as projection
 from rsd_kernels.cuda import library as cuda_library
-from rsd_kernels.cuda.decode_projection import _DTYPE_CODE, decode_projection
-from rsd_kernels.cuda.twin import decode_projection as twin
+from rsd_kernels.linear import twin
+from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.native.library import LibraryStatus
+from tests.kernels.harness.tensors import assert_close
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # outputs, inputs: one output; less than a block; odd; several batches of loads, split and not
 SHAPES = [(1, 8), (5, 64), (33, 1528), (3, 4104), (160, 1032), (7, 8200)]
+# What is fused into the product; the ops of a decoder, and two more that hold more at once.
+KINDS = ["", "bias", "bias residual", "fp32", "norm", "norm bias fp32", "norm gated bias"]
+EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class Case:
     x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    exact: Tensor  # float64
+    weight: LinearWeight
+    norm: Tensor | None
+    residual: Tensor | None
+    gated: bool
+    out_dtype: torch.dtype
+
+    @property
+    def num_outputs(self) -> int:
+        return self.weight.num_outputs // (2 if self.gated else 1)
+
+    @property
+    def num_terms(self) -> int:
+        return self.weight.num_inputs + 4
+
+    def first(self, num_rows: int) -> Case:
+        residual = None if self.residual is None else self.residual[:num_rows]
+        return replace(self, x=self.x[:num_rows], residual=residual)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        weight = LinearWeight(self.weight.matrix.to(dtype), cast(self.weight.bias))
+        wide = replace(self, x=self.x.to(dtype), weight=weight, norm=cast(self.norm))
+        return replace(wide, residual=cast(self.residual), out_dtype=dtype)
+
+    def fused(self) -> dict[str, Any]:
+        """What the launcher is told beside x and the weight."""
+        return {
+            "residual": self.residual, "norm": self.norm, "eps": EPS, "gated": self.gated,
+        }  # fmt: skip
+
+    def by_twin(self) -> Tensor:
+        """In the dtype of x."""
+        x, weight = self.x, self.weight
+        if self.norm is None:
+            return twin.linear(x, weight, residual=self.residual)
+        out = x.new_empty(x.shape[0], self.num_outputs)
+        scratch = {"normed": torch.empty_like(x), "out": out}
+        if not self.gated:
+            return twin.norm_linear(x, self.norm, EPS, weight, **scratch)
+        gate_up = x.new_empty(x.shape[0], weight.num_outputs)
+        return twin.norm_gate_up(x, self.norm, EPS, weight, **scratch, gate_up=gate_up)
 
 
 def make_case(
-    num_rows: int, num_outputs: int, num_inputs: int, dtype: torch.dtype, *, bias: bool, device: str
+    num_rows: int,
+    num_outputs: int,
+    num_inputs: int,
+    dtype: torch.dtype,
+    kind: str = "",
+    *,
+    device: str = "cpu",
 ) -> Case:
     """Rows lie apart, with NaN between them, so that reading past a row shows."""
-    generator = torch.Generator().manual_seed(num_rows * 7919 + num_outputs * 31 + num_inputs)
+    seed = num_rows * 7919 + num_outputs * 31 + num_inputs
+    generator = torch.Generator(device).manual_seed(seed)
 
-    def rows(count: int) -> Tensor:
-        padded = torch.full((count, num_inputs + 16), float("nan"))
-        padded[:, :num_inputs] = torch.randn(count, num_inputs, generator=generator)
-        return padded.to(dtype).to(device)[:, :num_inputs]
+    def rows(count: int, width: int, pad: int = 16) -> Tensor:
+        padded = torch.full((count, width + pad), float("nan"), device=device)
+        padded[:, :width] = torch.randn(count, width, generator=generator, device=device)
+        return padded.to(dtype)[:, :width]
 
-    x, weight = rows(num_rows), rows(num_outputs)
-    vector = torch.randn(num_outputs, generator=generator).to(dtype).to(device) if bias else None
-    exact = x.double() @ weight.double().T
-    return Case(x, weight, vector, exact if vector is None else exact + vector.double())
-
-
-def rounding_bound(case: Case) -> Tensor:
-    """What summing in float32 and rounding once to the dtype may cost.
-
-    PyTorch may round before it adds the bias and once after: two roundings.
-    """
-    terms = case.x.double().abs() @ case.weight.double().abs().T
-    if case.bias is not None:
-        terms = terms + case.bias.double().abs()
-    largest = case.exact.abs()
-    if case.bias is not None:
-        largest = largest + case.bias.double().abs()
-    in_sum = torch.finfo(torch.float32).eps * case.x.shape[1] ** 0.5 * terms
-    return torch.finfo(case.x.dtype).eps * largest + in_sum
+    parts = kind.split()
+    gated = "gated" in parts
+    num_weight_rows = 2 * num_outputs if gated else num_outputs
+    return Case(
+        x=rows(num_rows, num_inputs),
+        weight=LinearWeight(
+            rows(num_weight_rows, num_inputs),
+            rows(1, num_weight_rows)[0] if "bias" in parts else None,
+        ),
+        norm=rows(1, num_inputs)[0] if "norm" in parts else None,
+        residual=rows(num_rows, num_outputs, pad=3) if "residual" in parts else None,
+        gated=gated,
+        out_dtype=torch.float32 if "fp32" in parts else dtype,
+    )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
-@pytest.mark.parametrize("num_rows", [0, 1, 4])
-def test_twin_is_within_rounding_of_float64(
-    num_rows: int, num_outputs: int, num_inputs: int, bias: bool, dtype: torch.dtype
+def require_exact(found: Tensor, case: Case) -> None:
+    """At most twice PyTorch's error against float64."""
+    exact = case.to(torch.float64).by_twin()
+    assert_close(found, case.by_twin().to(case.out_dtype), exact, num_terms=case.num_terms)
+
+
+# ---- the choice
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the library had never been built."""
+    monkeypatch.setattr(cuda_library, "load", lambda: None)
+    status = LibraryStatus("absent", "nvcc was not found")
+    monkeypatch.setattr(cuda_library, "status", lambda: status)
+    projection._warn_once.cache_clear()
+
+
+def test_triton_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(projection.SWITCH, raising=False)
+    assert projection.chosen() == "triton"
+    for value, wanted in (("", "triton"), ("triton", "triton"), ("cuda", "cuda")):
+        monkeypatch.setenv(projection.SWITCH, value)
+        assert projection.chosen() == wanted
+    assert projection.library_for("triton") is None
+
+
+@pytest.mark.parametrize("value", ["CUDA", "1", "cublas"])
+def test_another_choice_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(projection.SWITCH, value)
+    message = f"RSD_DECODE_PROJECTION='{value}' is not allowed; allowed: triton, cuda"
+    for asks in (projection.chosen, doctor.report):
+        with pytest.raises(ValueError, match=message):
+            asks()
+
+
+@pytest.mark.usefixtures("absent")
+def test_without_the_library_triton_stays_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    case = make_case(num_rows, num_outputs, num_inputs, dtype, bias=bias, device="cpu")
-    out = torch.full((num_rows, num_outputs), float("nan"), dtype=dtype)
-    result = twin(case.x, case.weight, case.bias, out=out)
-    assert result is out
-    assert torch.equal(result, twin(case.x, case.weight, case.bias))
-    assert bool(((result.double() - case.exact).abs() <= rounding_bound(case)).all())
+    with caplog.at_level(logging.WARNING, logger="rsd_kernels"):
+        assert projection.library_for("triton") is None
+        assert not caplog.records
+        for _ in range(3):
+            assert projection.library_for("cuda") is None
+    [record] = caplog.records
+    reason = (
+        "Triton (RSD_DECODE_PROJECTION=cuda, but the CUDA library is absent (nvcc was not found))"
+    )
+    assert record.getMessage() == f"decode products: {reason}"
 
 
-def good_arguments() -> dict[str, Any]:
-    return {"x": torch.zeros(2, 64), "weight": torch.zeros(3, 64), "out": torch.zeros(2, 3)}
+@pytest.mark.usefixtures("absent")
+def test_doctor_says_what_makes_decode_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> str:
+        return dict(doctor.report().lines())["decode products"]
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a device, and doctor speaks of that")
+    backend = dict(doctor.report().lines())["attention"]
+    monkeypatch.delenv(projection.SWITCH, raising=False)
+    assert said() == backend
+    monkeypatch.setenv(projection.SWITCH, "cuda")
+    why = "RSD_DECODE_PROJECTION=cuda, but the CUDA library is absent (nvcc was not found)"
+    assert said() == f"{backend}; on a GPU Triton ({why})"
+    monkeypatch.setattr(cuda_library, "load", lambda: object())
+    assert said() == f"{backend}; on a GPU CUDA C++ for up to 4 rows, else Triton"
 
 
-BAD_ARGUMENTS: list[tuple[str, dict[str, Callable[[], Tensor]], str]] = [
-    ("one dimension", {"x": lambda: torch.zeros(64)}, r"x has shape \[64\]; .*2 dimensions"),
+REFUSED: list[tuple[str, Callable[[], tuple[Tensor, Tensor, Tensor | None]], str]] = [
     (
-        "too many rows",
-        {"x": lambda: torch.zeros(5, 64), "out": lambda: torch.zeros(5, 3)},
-        r"x has 5 rows; .* at most 4",
-    ),
-    ("inputs differ", {"weight": lambda: torch.zeros(3, 32)}, r"weight has shape \[3, 32\]; .* 64"),
-    ("out shape", {"out": lambda: torch.zeros(2, 4)}, r"out has shape \[2, 4\]; .*\[2, 3\]"),
-    ("bias shape", {"bias": lambda: torch.zeros(4)}, r"bias has shape \[4\]; .*\[3\]"),
-    (
-        "dtype",
-        {"x": lambda: torch.zeros(2, 64, dtype=torch.float64)},
-        r"x has dtype torch.float64; allowed: .*bfloat16",
-    ),
-    (
-        "dtypes differ",
-        {"weight": lambda: torch.zeros(3, 64, dtype=torch.bfloat16)},
-        r"weight has dtype torch.bfloat16; .*float32",
-    ),
-    (
-        "strided inputs",
-        {"weight": lambda: torch.zeros(64, 3).T},
-        r"weight has strides \(1, 3\); .*contiguous",
-    ),
-    ("strided out", {"out": lambda: torch.zeros(3, 2).T}, r"out has strides \(1, 2\)"),
-    (
-        "strided bias",
-        {"bias": lambda: torch.zeros(3, 2)[:, 0]},
-        r"bias has strides \(2,\); .*contiguous",
+        "another dtype of the weight",
+        lambda: (torch.zeros(2, 64), torch.zeros(3, 64, dtype=torch.bfloat16), None),
+        "x has dtype torch.float32 and the weight torch.bfloat16",
     ),
     (
         "odd inputs",
-        {"x": lambda: torch.zeros(2, 62), "weight": lambda: torch.zeros(3, 62)},
-        r"x has 62 columns; .* multiple of 4",
+        lambda: (torch.zeros(2, 62), torch.zeros(3, 62), None),
+        "x has 62 columns; .* multiple of 4",
     ),
     (
-        "misaligned start",
-        {"x": lambda: torch.zeros(2, 68)[:, 1:65]},
-        "x starts at an address that is not a multiple of 16",
+        "start of x",
+        lambda: (torch.zeros(1, 68)[:, 1:65], torch.zeros(3, 64), None),
+        "x has rows that do not start at a multiple of 16 bytes",
     ),
     (
-        "misaligned rows",
-        {"weight": lambda: torch.zeros(3, 66)[:, :64]},
-        "weight has rows 264 bytes apart; it must be a multiple of 16",
+        "rows of the weight",
+        lambda: (torch.zeros(2, 64), torch.zeros(3, 66)[:, :64], None),
+        "the weight has rows that do not start",
     ),
-    ("device", {}, "x is on cpu; this kernel runs on CUDA devices only"),
     (
-        "devices differ in kind",
-        {"x": lambda: torch.zeros(2, 64, device="meta")},
-        "x is on meta; this kernel runs on CUDA devices only",
+        "norm",
+        lambda: (torch.zeros(2, 64), torch.zeros(3, 64), torch.zeros(65)[1:]),
+        "norm has rows that do not start",
     ),
+    ("device", lambda: (torch.zeros(2, 64), torch.zeros(3, 64), None), "x is on cpu; .* CUDA"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [pytest.param(changes, message, id=name) for name, changes, message in BAD_ARGUMENTS],
+    ("make", "message"), [pytest.param(make, message, id=name) for name, make, message in REFUSED]
 )
-def test_launcher_names_the_bad_argument(
-    changes: dict[str, Callable[[], Tensor]], message: str
+def test_what_the_kernel_does_not_take(
+    make: Callable[[], tuple[Tensor, Tensor, Tensor | None]], message: str
 ) -> None:
-    arguments = good_arguments() | {name: make() for name, make in changes.items()}
-    with pytest.raises(ValueError, match=message):
-        decode_projection(**arguments)
+    x, matrix, norm = make()
+    reason = projection.refusal(x, LinearWeight(matrix), norm)
+    assert reason is not None and re.match(message, reason), reason
+
+
+# ---- the source on the CPU
 
 
 def test_python_and_header_agree() -> None:
@@ -160,19 +237,30 @@ def test_python_and_header_agree() -> None:
     assert abi is not None
     assert int(abi[1]) == cuda_library.ABI_VERSION
     codes = dict(re.findall(r"RSD_DTYPE_(\w+) = (\d+)", header))
-    assert {str(d).removeprefix("torch.").upper(): str(c) for d, c in _DTYPE_CODE.items()} == codes
+    names = {dtype: str(dtype).removeprefix("torch.").upper() for dtype in projection.DTYPE_CODES}
+    assert {names[d]: str(code) for d, code in projection.DTYPE_CODES.items()} == codes
+    flags = dict(re.findall(r"RSD_PROJECTION_(\w+) = (\d+)", header))
+    assert flags == {name: str(getattr(projection, name)) for name in flags}
+    assert len(flags) == 3
+    body = header[header.index("typedef struct {") : header.index("} RsdProjection;")]
+    kinds = {
+        "void*": ctypes.c_void_p, "int64_t": ctypes.c_int64, "float": ctypes.c_float,
+        "int32_t": ctypes.c_int32,
+    }  # fmt: skip
+    declared = re.findall(r"^    (?:const )?(void\*|\w+) (\w+);", body, re.MULTILINE)
+    assert [(name, kinds[kind]) for kind, name in declared] == cuda_library.Projection._fields_
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.Library:
-    """The CUDA sources compiled for the CPU, a host thread for every CUDA thread."""
+    """The CUDA sources compiled for the CPU, where the threads of a block take turns."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the CUDA sources for the CPU")
     sources = cuda_build.LIBRARY.source_folder()
     assert sources is not None
     made = tmp_path_factory.mktemp("emulated") / "emulated.so"
-    command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-o", str(made)]
+    command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-o", str(made)]
     command += ["-I", str(Path(__file__).with_name("emulation")), "-I", str(sources)]
     command += ['-DRSD_SOURCE_HASH="emulated"', "-x", "c++"]
     command += [str(path) for path in sorted(sources.glob("*.cu"))]
@@ -182,51 +270,71 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.Library:
 
 
 def run_emulated(library: cuda_library.Library, case: Case, out: Tensor) -> None:
-    x, weight, bias = case.x, case.weight, case.bias
-    code = library.decode_projection(
-        out.data_ptr(),
-        x.data_ptr(),
-        weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        x.shape[0],
-        weight.shape[0],
-        x.shape[1],
-        out.stride(0),
-        x.stride(0),
-        weight.stride(0),
-        _DTYPE_CODE[x.dtype],
-        0,
-        0,
-        None,
-    )
-    library.check(code, "decode_projection")
+    product = projection.projection_struct(case.x, case.weight, out=out, **case.fused())
+    library.check(library.decode_projection(product, 0, None), "decode_projection")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "kind"),
+    [
+        *((*shape, "bias" if shape[0] % 2 else "") for shape in SHAPES),
+        *((*shape, kind) for shape in [(5, 64), (19, 1032)] for kind in KINDS[2:]),
+        (3, 4104, "norm gated bias"),
+    ],
+)
 def test_cuda_source_run_on_the_cpu(
-    emulated: cuda_library.Library, num_outputs: int, num_inputs: int, dtype: torch.dtype
+    emulated: cuda_library.Library,
+    num_outputs: int,
+    num_inputs: int,
+    kind: str,
+    dtype: torch.dtype,
 ) -> None:
-    bias = num_outputs % 2 == 1
+    whole = make_case(4, num_outputs, num_inputs, dtype, kind)
     alone = None
     for num_rows in (1, 2, 3, 4):
-        case = make_case(4, num_outputs, num_inputs, dtype, bias=bias, device="cpu")
-        case = Case(case.x[:num_rows], case.weight, case.bias, case.exact[:num_rows])
-        padded = torch.full((num_rows + 1, num_outputs + 3), 7.0, dtype=dtype)
+        case = whole.first(num_rows)
+        padded = torch.full((num_rows + 1, num_outputs + 3), 7.0, dtype=case.out_dtype)
         out = padded[:num_rows, :num_outputs]
         run_emulated(emulated, case, out)
-        assert bool(((out.double() - case.exact).abs() <= rounding_bound(case)).all())
+        require_exact(out, case)
         assert bool((padded[num_rows:] == 7).all())
         assert bool((padded[:, num_outputs:] == 7).all())
         alone = out[:1].clone() if alone is None else alone
         assert torch.equal(out[:1], alone), "a row's bits depend on the rows beside it"
 
 
+def test_a_residual_may_be_the_output(emulated: cuda_library.Library) -> None:
+    case = make_case(3, 33, 64, torch.bfloat16, "bias residual")
+    assert case.residual is not None
+    wanted = torch.empty(3, 33, dtype=torch.bfloat16)
+    run_emulated(emulated, case, wanted)
+    run_emulated(emulated, case, case.residual)
+    assert torch.equal(case.residual, wanted)
+
+
+def test_fp16_does_not_overflow_before_the_norm(emulated: cuda_library.Library) -> None:
+    x = torch.full((2, 64), 6e4, dtype=torch.float16)
+    weight = LinearWeight(torch.eye(8, 64, dtype=torch.float16))
+    norm = torch.full((64,), 4.0, dtype=torch.float16)
+    out = torch.full((2, 8), float("nan"), dtype=torch.float16)
+    run_emulated(emulated, Case(x, weight, norm, None, False, torch.float16), out)
+    assert torch.equal(out, torch.full_like(out, 4.0))
+
+
 def test_library_names_the_error(emulated: cuda_library.Library) -> None:
-    case = make_case(4, 3, 64, torch.float32, bias=False, device="cpu")
-    crooked = Case(case.x[:, 1:61], case.weight[:, :60], None, case.exact)
-    with pytest.raises(cuda_library.CudaLibraryError, match="not 16-byte aligned"):
-        run_emulated(emulated, crooked, torch.zeros(4, 3))
+    case = make_case(4, 3, 64, torch.float32, "norm")
+    assert case.norm is not None
+    crooked = {
+        "x": replace(case, x=case.x[:, 1:61], weight=LinearWeight(case.weight.matrix[:, :60])),
+        "norm": replace(case, norm=case.norm[1:]),
+    }
+    for wrong in crooked.values():
+        with pytest.raises(cuda_library.CudaLibraryError, match="not 16-byte aligned"):
+            run_emulated(emulated, wrong, torch.zeros(4, 3))
+
+
+# ---- compiled
 
 
 @dataclass(frozen=True)
@@ -260,6 +368,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     return Compiled(folder, "\n".join(said), ptx)
 
 
+NUM_KERNELS = 3 * 4 * 2  # dtypes, one to four rows, with and without a norm
+
+
 def test_compiles_for_every_arch_without_spills(compiled: Compiled) -> None:
     said = compiled.said
     assert sorted(path.name for path in compiled.folder.iterdir()) == [
@@ -268,8 +379,7 @@ def test_compiles_for_every_arch_without_spills(compiled: Compiled) -> None:
         "sm_90a.cubin",
     ]
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    # three architectures, three dtypes, one to four rows
-    assert len(spills) == 3 * 3 * 4
+    assert len(spills) == 3 * NUM_KERNELS
     assert set(spills) == {("0", "0")}
     # two blocks of 256 threads fit on a multiprocessor
     assert max(int(count) for count in re.findall(r"Used (\d+) registers", said)) <= 128
@@ -282,7 +392,7 @@ def test_launches_overlap_where_the_device_can(compiled: Compiled) -> None:
     assert "griddepcontrol" not in compiled.ptx["80"]
     for arch in ("90a", "100"):
         kernels = compiled.ptx[arch].split(".entry")[1:]
-        assert len(kernels) == 3 * 4  # dtypes, rows
+        assert len(kernels) == NUM_KERNELS
         for kernel in kernels:
             assert (kernel.count(allow), kernel.count(wait)) == (1, 1)
             before, after = kernel.split(wait)
@@ -294,72 +404,100 @@ def test_launches_overlap_where_the_device_can(compiled: Compiled) -> None:
             assert plain_load.search(after)
 
 
+# ---- on a GPU
+
+
+@pytest.fixture
+def library() -> cuda_library.Library:
+    found = cuda_library.load()
+    if found is None:
+        pytest.skip(f"the CUDA library is {cuda_library.status()}")
+    return found
+
+
+def launch(library: cuda_library.Library, case: Case, out: Tensor) -> None:
+    assert projection.launch(library, case.x, case.weight, out=out, **case.fused())
+
+
+LARGE = [
+    (1536, 8960, "bias residual"),
+    (8960, 1536, "norm gated bias"),
+    (2048, 1536, "norm bias fp32"),
+    (151936, 1536, "fp32"),
+]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), [*SHAPES, (1536, 8960), (151936, 1536)])
-@pytest.mark.parametrize("overlap_previous", [False, True])
-def test_kernel_is_as_exact_as_torch(
-    num_outputs: int, num_inputs: int, dtype: torch.dtype, overlap_previous: bool
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "kind"),
+    [*((*shape, kind) for shape in SHAPES for kind in KINDS), *LARGE],
+)
+def test_kernel_is_as_exact_as_the_twin(
+    num_outputs: int,
+    num_inputs: int,
+    kind: str,
+    dtype: torch.dtype,
+    library: cuda_library.Library,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if cuda_library.load() is None:
-        pytest.skip(f"the CUDA library is {cuda_library.status()}")
-    whole = make_case(4, num_outputs, num_inputs, dtype, bias=True, device="cuda")
+    whole = make_case(4, num_outputs, num_inputs, dtype, kind, device="cuda")
     alone = None
     for num_rows in (1, 2, 3, 4):
-        x = whole.x[:num_rows]
-        out = torch.full((num_rows, num_outputs), float("nan"), dtype=dtype, device="cuda")
-        decode_projection(x, whole.weight, whole.bias, out=out, overlap_previous=overlap_previous)
-        exact = whole.exact[:num_rows]
-        plain = twin(x, whole.weight, whole.bias)
-        allowed = 2 * (plain.double() - exact).abs().max()
-        # one output may by luck be exact in plain PyTorch: half a unit in the last place is allowed
-        allowed = allowed.clamp_min(torch.finfo(dtype).eps * float(exact.abs().max()))
-        assert float((out.double() - exact).abs().max()) <= float(allowed)
-        alone = out[:1].clone() if alone is None else alone
-        assert torch.equal(out[:1], alone), "a row's bits depend on the rows beside it"
+        case = whole.first(num_rows)
+        for overlap in ("0", "1"):
+            monkeypatch.setenv("RSD_OVERLAP_KERNELS", overlap)
+            out = torch.full((num_rows, num_outputs), float("nan"), device="cuda")
+            out = out.to(case.out_dtype)
+            launch(library, case, out)
+            require_exact(out, case)
+            alone = out[:1].clone() if alone is None else alone
+            assert torch.equal(out[:1], alone), "a row's bits depend on the rows beside it"
 
 
 @pytest.mark.gpu
-def test_kernel_runs_inside_a_cuda_graph() -> None:
-    if cuda_library.load() is None:
-        pytest.skip(f"the CUDA library is {cuda_library.status()}")
-    case = make_case(2, 160, 1032, torch.bfloat16, bias=True, device="cuda")
-    x = case.x.contiguous()
+def test_kernel_runs_inside_a_cuda_graph(library: cuda_library.Library) -> None:
+    case = make_case(2, 160, 1032, torch.bfloat16, "norm gated bias", device="cuda")
+    case = replace(case, x=case.x.contiguous())
     out = torch.empty(2, 160, dtype=torch.bfloat16, device="cuda")
-    decode_projection(x, case.weight, case.bias, out=out)  # loads the kernel before the capture
+    wanted = torch.empty_like(out)
+    launch(library, case, out)  # loads the kernel before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        decode_projection(x, case.weight, case.bias, out=out)
-    x.neg_()
+        launch(library, case, out)
+    case.x.neg_()
     graph.replay()
-    assert torch.equal(out, decode_projection(x, case.weight, case.bias))
+    launch(library, case, wanted)
+    assert torch.equal(out, wanted)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("captured", [False, True])
-def test_overlapped_launches_wait_for_each_other(captured: bool) -> None:
+def test_overlapped_launches_wait_for_each_other(
+    captured: bool, library: cuda_library.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A chain in which every launch reads what the one before it wrote, back and forth."""
-    if cuda_library.load() is None:
-        pytest.skip(f"the CUDA library is {cuda_library.status()}")
     size = 1024
     generator = torch.Generator("cuda").manual_seed(0)
-    weight = torch.randn(8, size, size, device="cuda", generator=generator).bfloat16() * size**-0.5
+    matrices = torch.randn(8, size, size, device="cuda", generator=generator).bfloat16()
+    weights = [LinearWeight(matrix * size**-0.5) for matrix in matrices]
     first = torch.randn(1, size, device="cuda", generator=generator).bfloat16()
     rows = [first.clone(), torch.empty_like(first)]
 
-    def chain(overlap: bool) -> None:
+    def chain() -> None:
         for i in range(40):
-            x, out = rows[i % 2], rows[(i + 1) % 2]
-            decode_projection(x, weight[i % 8], out=out, overlap_previous=overlap)
+            assert projection.launch(library, rows[i % 2], weights[i % 8], out=rows[(i + 1) % 2])
 
-    chain(overlap=False)
+    monkeypatch.setenv("RSD_OVERLAP_KERNELS", "0")
+    chain()
     wanted = rows[0].clone()
     assert bool(wanted.isfinite().all())
-    run = lambda: chain(overlap=True)  # noqa: E731
+    monkeypatch.setenv("RSD_OVERLAP_KERNELS", "1")
+    run = chain
     if captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            run()
+            chain()
         run = graph.replay
     for _ in range(20):
         rows[0].copy_(first)

@@ -195,7 +195,9 @@ def test_a_bug_is_caught(
 )
 def test_bad_arguments_are_refused(change: dict[str, Tensor], message: str) -> None:
     arguments = {"x": torch.zeros(2, 8), "weight": torch.zeros(3, 8), "out": torch.zeros(2, 3)}
-    moved = {name: tensor.to(DEVICE) for name, tensor in (arguments | change).items()}
+    moved: dict[str, Any] = {
+        name: tensor.to(DEVICE) for name, tensor in (arguments | change).items()
+    }
     weight = LinearWeight(moved.pop("weight"), moved.pop("bias", None))
     with pytest.raises(ValueError, match=message):
         launchers.linear(weight=weight, **moved)

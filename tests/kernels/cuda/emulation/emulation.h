@@ -1,16 +1,17 @@
-// Enough of CUDA to run a kernel on the CPU: a host thread for every thread of a block, the blocks
-// one after another. It shows whether indices, masks and sums are right; it says nothing about
-// speed or about memory ordering between kernels.
+// Enough of CUDA to run a kernel on the CPU: the blocks one after another, and in a block every
+// thread by turns, each on a stack of its own up to the next barrier. It shows whether indices,
+// masks, sums and barriers are right; it says nothing about speed or about memory ordering between
+// kernels.
 
 #pragma once
 
+#include <ucontext.h>
+
 #include <algorithm>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
+#include <functional>
 #include <vector>
 
 #define __global__
@@ -32,31 +33,87 @@ struct dim3 {
     explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-inline thread_local dim3 threadIdx;
-inline thread_local dim3 blockIdx;
+inline dim3 threadIdx;
+inline dim3 blockIdx;
 
 namespace emulation {
 
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kStackBytes = 64 << 10;
 constexpr int kMultiprocessors = 8;
 
-inline std::unique_ptr<std::barrier<>> block_barrier;
-inline std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
+struct Thread {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(kStackBytes);
+    bool ended = false;
+};
+
+struct Barrier {
+    unsigned arrived = 0;
+    unsigned round = 0;
+};
+
+inline ucontext_t scheduler;
+inline std::vector<Thread> team;
+inline std::function<void()> body;
+inline Barrier block_barrier;
+inline Barrier warp_barriers[kMaxThreads / kWarpSize];
 inline float exchange[kMaxThreads];
+
+// Lets all others of the block come here, too.
+inline void wait_at(Barrier& barrier, unsigned num_threads) {
+    const unsigned round = barrier.round;
+    if (++barrier.arrived == num_threads) {
+        barrier.arrived = 0;
+        ++barrier.round;
+    }
+    while (barrier.round == round) swapcontext(&team[threadIdx.x].context, &scheduler);
+}
+
+inline void run_thread() {
+    body();
+    team[threadIdx.x].ended = true;
+}
+
+// Runs `body` once for every thread of a block.
+inline void run_block(unsigned num_threads) {
+    team.resize(num_threads);
+    for (Thread& thread : team) {
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.data();
+        thread.context.uc_stack.ss_size = thread.stack.size();
+        thread.context.uc_link = &scheduler;
+        thread.ended = false;
+        makecontext(&thread.context, run_thread, 0);
+    }
+    for (bool running = true; running;) {
+        running = false;
+        for (unsigned i = 0; i < num_threads; ++i) {
+            if (team[i].ended) continue;
+            running = true;
+            threadIdx = dim3(i);
+            swapcontext(&scheduler, &team[i].context);
+        }
+    }
+}
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::block_barrier->arrive_and_wait(); }
+inline void __syncthreads() {
+    emulation::wait_at(emulation::block_barrier, static_cast<unsigned>(emulation::team.size()));
+}
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
-    std::barrier<>& warp = *emulation::warp_barriers[threadIdx.x / emulation::kWarpSize];
+    emulation::Barrier& warp = emulation::warp_barriers[threadIdx.x / emulation::kWarpSize];
     emulation::exchange[threadIdx.x] = value;
-    warp.arrive_and_wait();
+    emulation::wait_at(warp, emulation::kWarpSize);
     const float other = emulation::exchange[threadIdx.x ^ static_cast<unsigned>(mask)];
-    warp.arrive_and_wait();
+    emulation::wait_at(warp, emulation::kWarpSize);
     return other;
 }
+
+inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 
 inline float __uint_as_float(uint32_t bits) {
     float value;
@@ -105,23 +162,10 @@ inline const char* cudaGetErrorString(cudaError_t) { return "an emulated CUDA er
 template <typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Arguments...),
                                Arguments... arguments) {
-    const unsigned threads = config->blockDim.x;
+    emulation::body = [=] { kernel(arguments...); };
     for (unsigned block = 0; block < config->gridDim.x; ++block) {
-        emulation::block_barrier = std::make_unique<std::barrier<>>(threads);
-        emulation::warp_barriers.clear();
-        for (unsigned warp = 0; warp < threads / emulation::kWarpSize; ++warp) {
-            emulation::warp_barriers.push_back(
-                std::make_unique<std::barrier<>>(emulation::kWarpSize));
-        }
-        std::vector<std::thread> team;
-        for (unsigned thread = 0; thread < threads; ++thread) {
-            team.emplace_back([=] {
-                threadIdx = dim3(thread);
-                blockIdx = dim3(block);
-                kernel(arguments...);
-            });
-        }
-        for (std::thread& member : team) member.join();
+        blockIdx = dim3(block);
+        emulation::run_block(config->blockDim.x);
     }
     return cudaSuccess;
 }
