@@ -13,14 +13,6 @@ from rsd_engine.core.engine_core import EngineCore
 from tests.docs.documents import DOCUMENTS, ROOT, Document
 
 PACKAGES = ("kernels/rsd_kernels", "rsd_engine")  # recipes name files from here
-# Named ahead of the code; when one is there, its line must go.
-NOT_YET = (
-    "rsd_engine/models/decoders/",
-    "rsd_engine/models/reward/",
-    "tests/models/reward/",
-    "bench/gpu/",
-    "bench/lib/",
-)
 _PATH = re.compile(r"[\w.\-]+(/[\w.\-]+)*/?")
 _SUFFIXES = (".py", ".md", ".toml", ".cpp", ".cu", ".h", ".svg")
 _MODULE = re.compile(r"(rsd_engine|rsd_kernels|bench)(\.\w+)+")
@@ -75,15 +67,9 @@ def _first(folder: Path, name: str) -> Path | None:
 
 @each
 def test_paths(document: Document) -> None:
-    ahead = (*NOT_YET, *(text.removeprefix("rsd_engine/") for text in NOT_YET))
     named = {text for text in document.inline_code if looks_like_a_path(text)}
-    missing = {text for text in named if not (exists(text, document) or text.startswith(ahead))}
+    missing = {text for text in named if not exists(text, document)}
     assert not missing, f"{document.name} names files that do not exist"
-
-
-def test_what_was_named_ahead_is_still_to_come() -> None:
-    there = {text for text in NOT_YET if (ROOT / text).exists()}
-    assert not there, "take these out of NOT_YET"
 
 
 @each

@@ -289,7 +289,7 @@ def test_what_the_cuda_library_does_not_take_goes_to_triton(
     with caplog.at_level(logging.WARNING, logger="rsd_kernels"):
         for num_inputs in (64, 60, 60):
             x, weight = empty(2, num_inputs, dtype=DTYPE), empty(8, num_inputs, dtype=DTYPE)
-            ops.linear(x, weight, bias, out=empty(2, 8, dtype=DTYPE))
+            ops.linear(x, LinearWeight(weight, bias), out=empty(2, 8, dtype=DTYPE))
     [taken] = recorded.products
     assert (taken.num_inputs, taken.bias) == (64, address(bias))
     assert [launch.args["NUM_INPUTS"] for launch in work.launches] == [60, 60]

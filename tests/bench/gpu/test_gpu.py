@@ -169,9 +169,10 @@ def test_last_line_of_json() -> None:
 
 
 def test_files_with_gpu_tests_are_found() -> None:
-    names = {path.name for path in marked_tests.marked_files(["tests/kernels"])}
-    assert {"test_triton_attention.py", "test_decode_projection.py"} <= names
-    assert "test_triton_aot.py" not in names
+    found = marked_tests.marked_files(["tests/kernels"])
+    names = {f"{path.parent.name}/{path.name}" for path in found}
+    assert {"attention/test_kernel.py", "cuda/test_decode_projection.py"} <= names
+    assert "aot/test_compile.py" not in names
 
 
 def test_outcomes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
