@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsd_engine.models.schemas import MAX_POSITIONS, RopeSchema
+
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -37,50 +39,51 @@ class RopeConfig:
     def from_dict(cls, raw: Mapping[str, Any]) -> RopeConfig:
         """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, of a config.json.
 
+        Where both are given, `rope_scaling` counts, as in transformers.
+
         Raises:
-            ValueError: the type is not one of `ROPE_TYPES`, one of its numbers is missing, or only
-                a part of each head is rotated.
+            ValueError: a field is not what `RopeSchema` allows, the type is not one of
+                `ROPE_TYPES`, one of its numbers is missing, or only a part of each head is rotated.
         """
-        scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)))
-        rotated = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
-        if float(rotated) != 1.0:
+        name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        scaling = RopeSchema.read(raw.get(name) or {}, f"config.json: {name}")
+        nested = [key for key, value in scaling.items() if isinstance(value, dict)]
+        if nested:
+            raise ValueError(f"{name} has parts for {', '.join(nested)}; only one is supported")
+        rotated = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+        if rotated != 1.0:
             raise ValueError(f"partial_rotary_factor={rotated} is not supported; only 1")
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope type {kind!r} is not supported; one of {', '.join(ROPE_TYPES)}")
-        if kind == "default":
-            factors = tuple(float(value) for value in scaling.get("frequency_factors") or ())
-            return cls(theta=theta, frequency_factors=factors)
-        factor = float(_need(scaling, kind, "factor"))
-        if kind == "linear":
-            return cls(theta=theta, type=kind, factor=factor)
-        if kind == "llama3":
-            return cls(
-                theta=theta,
-                type=kind,
-                factor=factor,
-                original_max_position=int(_need(scaling, kind, "original_max_position_embeddings")),
-                low_freq_factor=float(_need(scaling, kind, "low_freq_factor")),
-                high_freq_factor=float(_need(scaling, kind, "high_freq_factor")),
+        fields = {"yarn": _yarn, "llama3": _llama3, "linear": _linear, "default": _default}[kind]
+        theta = scaling.get("rope_theta") or (raw.get("rope_parameters") or {}).get("rope_theta")
+        theta = float(theta or raw.get("rope_theta") or 10000.0)
+        rope = cls(theta=theta, type=kind, **fields(scaling, raw))
+        if rope.high_freq_factor <= rope.low_freq_factor:
+            raise ValueError(
+                f"{name}: high_freq_factor={rope.high_freq_factor} must be above "
+                f"low_freq_factor={rope.low_freq_factor}"
             )
-        return cls._yarn(scaling, theta, factor, int(raw["max_position_embeddings"]))
+        return rope
 
-    @classmethod
-    def _yarn(
-        cls, scaling: Mapping[str, Any], theta: float, factor: float, max_position: int
-    ) -> RopeConfig:
-        original = scaling.get("original_max_position_embeddings") or max_position
-        return cls(
-            theta=theta,
-            type="yarn",
-            factor=factor,
-            original_max_position=int(original),
-            beta_fast=float(scaling.get("beta_fast") or 32.0),
-            beta_slow=float(scaling.get("beta_slow") or 1.0),
-            truncate=bool(scaling.get("truncate", True)),
-            attention_factor=_yarn_attention_factor(scaling, factor),
-        )
+    def context(self, max_position: int) -> int:
+        """The positions of a model whose config says `max_position`.
+
+        Yarn and linear scaling stretch the context that the model was first trained on by their
+        factor; configs give it as the original, or as `max_position`.
+
+        Raises:
+            ValueError: there are more than `MAX_POSITIONS`.
+        """
+        if self.type not in ("yarn", "linear"):
+            return max_position
+        scaled = int((self.original_max_position or max_position) * self.factor)
+        if not 2 <= scaled <= MAX_POSITIONS:
+            raise ValueError(
+                f"rope scaling to {scaled} positions is not supported; at most {MAX_POSITIONS}"
+            )
+        return scaled
 
     def inv_freq(self, head_dim: int) -> Tensor:
         """[head_dim / 2] fp32 on the CPU: what a position adds to the angle of each pair."""
@@ -118,13 +121,48 @@ class RopeConfig:
         return plain / self.factor * ramp + plain * (1 - ramp)
 
 
-def _need(scaling: Mapping[str, Any], kind: str, name: str) -> Any:
+_Raw = Mapping[str, Any]
+
+
+def _default(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    return {"frequency_factors": tuple(map(float, scaling.get("frequency_factors") or ()))}
+
+
+def _linear(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = scaling.get("original_max_position_embeddings") or 0
+    return {"factor": _need(scaling, "factor"), "original_max_position": original}
+
+
+def _llama3(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    return {
+        "factor": _need(scaling, "factor"),
+        "original_max_position": _need(scaling, "original_max_position_embeddings"),
+        "low_freq_factor": _need(scaling, "low_freq_factor"),
+        "high_freq_factor": _need(scaling, "high_freq_factor"),
+    }
+
+
+def _yarn(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = scaling.get("original_max_position_embeddings") or raw["max_position_embeddings"]
+    factor, truncate = _need(scaling, "factor"), scaling.get("truncate")
+    return {
+        "factor": factor,
+        "original_max_position": original,
+        "beta_fast": scaling.get("beta_fast") or 32.0,
+        "beta_slow": scaling.get("beta_slow") or 1.0,
+        "truncate": True if truncate is None else truncate,
+        "attention_factor": _yarn_attention_factor(scaling, factor),
+    }
+
+
+def _need(scaling: _Raw, name: str) -> Any:
     if scaling.get(name) is None:
+        kind = scaling.get("rope_type") or scaling.get("type")
         raise ValueError(f"rope type {kind!r} needs {name!r}, which the config does not give")
     return scaling[name]
 
 
-def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+def _yarn_attention_factor(scaling: _Raw, factor: float) -> float:
     given = scaling.get("attention_factor")
     if given is not None:
         return float(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+from rsd_engine.models.checkpoints.tokenizer_folder import folder_tokenizer
 from rsd_engine.models.checkpoints.weight_files import matrix_dtypes, read_tensors
+from rsd_engine.models.schemas import read_json
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
@@ -29,7 +29,7 @@ class FolderCheckpoint(Checkpoint):
             raise ValueError(f"model {self.source!r} has no config.json")
 
     def config(self) -> Mapping[str, Any]:
-        return _read_json(self.folder / "config.json")
+        return {**read_json(self.folder / "config.json"), **self.overrides}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         return read_tensors(self.folder)
@@ -38,20 +38,11 @@ class FolderCheckpoint(Checkpoint):
         return matrix_dtypes(self.folder) == {torch.bfloat16}
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text
-        # otherwise than the checkpoint's own tokenizer.json.
-        if (self.folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(self.folder)
-        # Without any of these, transformers silently makes an empty tokenizer.
-        if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
-            raise ValueError(f"it has none of {', '.join(_VOCABULARIES)}")
-        return AutoTokenizer.from_pretrained(self.folder)
+        return folder_tokenizer(self.folder)
 
     def generation_config(self) -> dict[str, Any] | None:
         path = self.folder / "generation_config.json"
-        return dict(_read_json(path)) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
 
 def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -84,10 +75,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     try:
         return checkpoint.tokenizer()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"model {checkpoint.source!r} has no readable tokenizer: {error}"
-        ) from error
+    except ImportError:
+        raise
+    except BaseException as error:  # the tokenizers library raises all kinds, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())
+        raise ValueError(f"model {checkpoint.source!r} has no readable tokenizer: {why}") from error
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -111,13 +105,3 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"model {name!r} is not a local path, and the hub did not give it: {why}"
         ) from error
     return folder
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
