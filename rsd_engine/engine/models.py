@@ -37,10 +37,11 @@ _WRITERS = {"draft": Role.DRAFT, "target": Role.TARGET}
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokenizer of a draft or target."""
+    """The tokenizer of a draft or target, and the ids that end its texts."""
 
     tokenizer: Any
     vocabulary: Vocabulary
+    stop_ids: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def _open(
 def _read_tokens(name: str, checkpoint: Checkpoint) -> _Tokens:
     with _naming(name):
         tokenizer = load_tokenizer(checkpoint)
-        return _Tokens(tokenizer, read_vocabulary(tokenizer))
+        stop_ids = read_stop_ids(checkpoint, tokenizer)
+        return _Tokens(tokenizer, read_vocabulary(tokenizer), stop_ids)
 
 
 def _load_writer(
@@ -210,7 +212,7 @@ def _load_writer(
             tokens.tokenizer,
             tokens.vocabulary,
             checkpoint.generation_config() or {},
-            read_stop_ids(checkpoint, tokens.tokenizer),
+            tokens.stop_ids,
         )
 
 

@@ -200,8 +200,8 @@ class TokenizerSchema(Schema):
     ends the process where an id is huge."""
 
     model: TokenizerModelSchema = Field(description=f"an object with a vocab of ids, each {_ID}")
-    added_tokens: list[AddedTokenSchema] | None = Field(
-        default=None, description=f"a list of tokens with content and id, which is {_ID}"
+    added_tokens: list[AddedTokenSchema] = Field(
+        description=f"a list of tokens with content and id, which is {_ID}"
     )
 
 

@@ -43,7 +43,7 @@ def mutated(content: Any, rng: random.Random) -> Any:
         elif kind < 0.32:
             parent[f"{key}_"] = parent.pop(key)
         else:
-            parent[key] = rng.choice(VALUES)
+            parent[key] = copy.deepcopy(rng.choice(VALUES))
         if not content:
             break
     return content
@@ -86,6 +86,7 @@ def folder(tiny: TinyModels, tmp_path: Path) -> Iterator[Path]:
 
 
 def try_cases(folder: Path, whole: Path, seeds: range) -> None:
+    assert outcome(whole) is None  # and what is imported late is imported
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
     for seed in seeds:

@@ -45,16 +45,19 @@ def folder_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    settings = _check_files(folder)
+    contents = _checked_files(folder)
     # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text
     # otherwise than the checkpoint's own tokenizer.json.
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-        _compare_with_auto(folder, tokenizer)
+    if "tokenizer.json" in contents:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises all kinds
+            raise ValueError(f"tokenizer.json is not what its library reads: {error}") from error
+        _compare_with_auto(folder, contents["tokenizer.json"], tokenizer)
         return tokenizer
     # Without any of these, transformers silently makes an empty tokenizer.
     found = [name for name in _VOCABULARIES if next(folder.glob(name), None)]
-    if "AutoTokenizer" in (settings.get("auto_map") or ()):
+    if "AutoTokenizer" in (contents.get("tokenizer_config.json", {}).get("auto_map") or ()):
         raise ValueError(
             "it has code for its tokenizer (auto_map in tokenizer_config.json), which is never "
             "run, and no tokenizer.json; convert the tokenizer to one"
@@ -65,8 +68,8 @@ def folder_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _check_files(folder: Path) -> dict[str, Any]:
-    """Checks every file of the tokenizer; returns its settings, {} if there are none."""
+def _checked_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The content of every file of the tokenizer, checked, by its name."""
     named = ("tokenizer.json", *_SETTINGS, *_IDS)
     contents = {name: read_json(folder / name) for name in named if (folder / name).is_file()}
     for name, content in contents.items():
@@ -76,7 +79,7 @@ def _check_files(folder: Path) -> dict[str, Any]:
             IdsSchema.check({"tokens": content}, name)
         else:
             TokenizerConfigSchema.check(content, name)
-    return contents.get("tokenizer_config.json", {})
+    return contents
 
 
 def _check_packages(file: Path, needed: tuple[str, ...]) -> None:
@@ -95,9 +98,9 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _compare_with_auto(folder: Path, tokenizer: Any) -> None:
+def _compare_with_auto(folder: Path, content: dict[str, Any], tokenizer: Any) -> None:
     """Says so if transformers' AutoTokenizer would cut text into words otherwise."""
-    auto = _by_auto(folder)
+    auto = _by_auto(folder, content)
     if auto is not None and splits_text(auto) != splits_text(tokenizer):
         _LOG.warning(
             "%s: AutoTokenizer of transformers reads it as %s, which replaces how the checkpoint's "
@@ -107,19 +110,23 @@ def _compare_with_auto(folder: Path, tokenizer: Any) -> None:
         )  # fmt: skip
 
 
-def _by_auto(folder: Path) -> Any:
-    """The class that AutoTokenizer takes for a folder, without its vocabulary, which takes long.
+def _by_auto(folder: Path, content: dict[str, Any]) -> Any:
+    """What AutoTokenizer makes of a folder, but without the vocabulary, which would take long.
 
-    None if it finds none, or the tokenizer is of a kind that needs its vocabulary.
+    Args:
+        folder: the checkpoint.
+        content: of its tokenizer.json.
+
+    Returns:
+        None if it cannot read the folder, or the tokenizer is of a kind that needs its vocabulary.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    content = read_json(folder / "tokenizer.json")
     if content["model"].get("type") != "BPE":
         return None
-    content["model"] |= {"vocab": {}, "merges": []}
-    content |= {"added_tokens": [], "post_processor": None}
+    model = {**content["model"], "vocab": {}, "merges": []}
+    content = {**content, "model": model, "added_tokens": [], "post_processor": None}
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
         for name in ("config.json", "tokenizer_config.json"):
