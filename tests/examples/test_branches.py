@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -26,11 +25,6 @@ from tests.examples.plain_loop import load_reward_model, scorer
 
 # Five tokens of trunk, then two branches of two tokens that stand in for tokens 2 and 4.
 BRANCHES = [Branch(5, 7, 2), Branch(7, 9, 4)]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(1)
 
 
 def solutions() -> list[Solution]:

@@ -37,11 +37,6 @@ def folder() -> Path:
     return checkpoint_dir("target").parent
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
-
-
 def test_sizes_obey_the_limits() -> None:
     draft = count_parameters(load_language_model(folder(), "draft"))
     target = count_parameters(load_language_model(folder(), "target"))
