@@ -35,9 +35,21 @@ def assert_equals_transformers(path: Path, theirs: Any, tolerance: float = 1e-4)
     assert (ours - wanted).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["llama2", "qwen2-tied", "qwen2-untied", "qwen3"])
-def test_architectures(name: str, tmp_path: Path) -> None:
-    theirs = make_model(name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama2", {}),
+        ("qwen2-tied", {}),
+        ("qwen2-untied", {}),
+        ("qwen3", {}),
+        # llama.cpp has every fourth layer without rope, whatever the config says.
+        ("smollm3", {"no_rope_layers": None, "num_hidden_layers": 4}),
+        ("granite", {}),
+        ("olmo2", {}),
+    ],
+)
+def test_architectures(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    theirs = make_model(name, **changes)
     assert_equals_transformers(write_gguf(tmp_path / "m.gguf", theirs), theirs)
 
 
@@ -126,7 +138,9 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match="'bert' is not supported; one of llama, qwen2, qwen3"):
+    with pytest.raises(
+        ValueError, match="'bert' is not supported; one of granite, llama, olmo2, qwen2"
+    ):
         load_language_model(tmp_path / "m.gguf", max_rows=1)
 
 
