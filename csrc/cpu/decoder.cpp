@@ -42,13 +42,14 @@ class Forward {
         float* to = d_.hidden + row * width;
         if (d_.matrix_type == RSD_CPU_FLOAT32) {
             const float* from = static_cast<const float*>(d_.embedding) + place;
-            memcpy(to, from, static_cast<size_t>(width) * sizeof(float));
+            for (int64_t i = 0; i < width; ++i) to[i] = from[i] * d_.embedding_scale;
             return;
         }
         const uint16_t* from = static_cast<const uint16_t*>(d_.embedding) + place;
         for (int64_t i = 0; i < width; ++i) {
             const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
             memcpy(to + i, &bits, sizeof bits);
+            to[i] *= d_.embedding_scale;
         }
     }
 
@@ -95,7 +96,7 @@ class Forward {
 
     RsdRopeWrite rope_write(const RsdLayer& w) const {
         return {d_.qkv,          pages(w),    pass_.page,       pass_.offset,
-                pass_.position,  d_.cos,      d_.sin,           w.q_norm,
+                pass_.position,  w.cos,       w.sin,            w.q_norm,
                 w.k_norm,        rows_,       d_.num_positions, d_.num_q_heads,
                 d_.num_kv_heads, d_.head_dim, qkv_width(),      d_.eps};
     }

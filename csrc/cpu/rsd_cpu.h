@@ -15,7 +15,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 2
+#define RSD_CPU_ABI_VERSION 3
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -122,20 +122,21 @@ typedef struct {
     const void* down;
     const float* down_bias;
     float *k_pages, *v_pages;
+    const float *cos, *sin;  // [num_positions, head_dim]
     int64_t sliding_window;
 } RsdLayer;
 
 // A decoder and its activations: `hidden` [max_rows, hidden_size] and so on, contiguous.
 typedef struct {
     const RsdLayer* layers;
-    const void* embedding;   // [vocab_size, hidden_size]
-    const float *cos, *sin;  // [num_positions, head_dim]
+    const void* embedding;  // [vocab_size, hidden_size]
     float *hidden, *normed, *qkv, *attended, *gate_up, *gated;
     int64_t num_layers, vocab_size, hidden_size, intermediate_size, num_positions, max_rows;
     int64_t num_q_heads, num_kv_heads, head_dim;
     int64_t matrix_type;  // of the embedding and of all matrices of the layers
     RsdPages pages;       // k and v are those of the layers
-    float eps, scale;
+    float eps, scale;       // of the norms, and of the attention scores
+    float embedding_scale;  // multiplies the rows of the embedding
 } RsdDecoder;
 
 // The packed rows of one pass. Rows from seq_start[num_seqs] on are padding and are never read.

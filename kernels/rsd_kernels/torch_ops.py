@@ -78,16 +78,16 @@ def _norm_gate_up(
     eps: float,
     weight: Tensor,  # [2 * N, K]
     bias: Tensor | None = None,  # [2 * N]
+    gelu: bool = False,
 ) -> Tensor:
     out = _norm_gate_up_fake(x, norm, eps, weight)
     scratch = {"normed": x.new_empty(x.shape), "gate_up": _linear_fake(x, weight)}
-    model_ops(x).norm_gate_up(x, norm, eps, LinearWeight(weight, bias), **scratch, out=out)
+    given = LinearWeight(weight, bias)
+    model_ops(x).norm_gate_up(x, norm, eps, given, gelu=gelu, **scratch, out=out)
     return out
 
 
-def _norm_gate_up_fake(
-    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def _norm_gate_up_fake(x: Tensor, norm: Tensor, eps: float, weight: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0] // 2)
 
 
@@ -231,7 +231,8 @@ register(
     _norm_linear_fake,
 )
 register(
-    "norm_gate_up(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias=None) -> Tensor",
+    "norm_gate_up(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias=None, "
+    "bool gelu=False) -> Tensor",
     _norm_gate_up,
     _norm_gate_up_fake,
 )

@@ -135,8 +135,14 @@ def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
 
 
 def _rope_bytes(config: ModelConfig) -> int:
-    """Cosines and sines of every position."""
-    return 2 * config.max_position_embeddings * config.head_dim * torch.float32.itemsize
+    """Cosines and sines of every position, for each rotation among the layers."""
+    return (
+        2
+        * len(set(config.ropes))
+        * config.max_position_embeddings
+        * config.head_dim
+        * torch.float32.itemsize
+    )
 
 
 def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
-from rsd_engine.models.decoders.family import DecoderFamily, Windows
+from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
-from rsd_engine.models.rope_config import RopeConfig
+from rsd_engine.models.rope_config import NO_ROPE
 from rsd_engine.models.schemas import ModelSchema
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,12 +35,20 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     max_position_embeddings: int  # of the context, scaled as its rope is
-    rope: RopeConfig
+    ropes: Ropes
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool  # RMSNorm over each head of q and k before rope
+    qk_norm_whole: bool  # if so, over all heads of q together, and of k
+    pre_norms: bool  # RMSNorm of what a block reads
+    post_norms: bool  # RMSNorm of what a block adds
+    norm_offset: float  # the checkpoint's norm weights lack this
+    gelu: bool  # the gate's activation is GELU in its tanh form, not SiLU
+    embedding_scale: float
+    attention_scale: float
+    logits_scale: float
     sliding_windows: Windows
     dtype: torch.dtype  # of the checkpoint
 
@@ -55,7 +63,8 @@ class ModelConfig:
         raw = ModelSchema.read(raw, "config.json")
         architecture, family = _architecture(raw)
         raw = {**family.defaults, **raw}
-        _check_known(raw)
+        raw = _with_one_rope(raw)
+        _check_known(raw, family)
         num_q_heads = raw["num_attention_heads"]
         num_kv_heads = raw.get("num_key_value_heads") or num_q_heads
         head_dim = raw.get("head_dim") or raw["hidden_size"] // num_q_heads
@@ -65,7 +74,8 @@ class ModelConfig:
             )
         if head_dim < 2 or head_dim % 2:
             raise ValueError(f"head_dim={head_dim} must be even and at least 2")
-        rope = RopeConfig.from_dict(raw)
+        ropes, scales = family.ropes(raw), family.scales(raw)
+        _check_rotation(ropes, head_dim, partial=family.partial_rotary)
         attention_bias = family.attention_bias and bool(raw.get("attention_bias", False))
         return cls(
             architecture=architecture,
@@ -76,14 +86,24 @@ class ModelConfig:
             num_q_heads=num_q_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            max_position_embeddings=rope.context(raw["max_position_embeddings"]),
-            rope=rope,
+            # The residual stream is kept divided by `scales.residual`, so that a block's output is
+            # added as it is: RMSNorm sees nothing of it but for eps.
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)) / scales.residual**2,
+            max_position_embeddings=_context(raw, ropes, family),
+            ropes=ropes,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=family.qkv_bias or attention_bias,
             o_bias=attention_bias,
             mlp_bias=family.mlp_bias and bool(raw.get("mlp_bias", False)),
             qk_norm=family.qk_norm,
+            qk_norm_whole=family.qk_norm_whole,
+            pre_norms=family.pre_norms,
+            post_norms=family.post_norms,
+            norm_offset=family.norm_offset,
+            gelu=family.gelu,
+            embedding_scale=scales.embedding / scales.residual,
+            attention_scale=scales.attention or head_dim**-0.5,
+            logits_scale=scales.logits,
             sliding_windows=family.sliding_windows(raw),
             dtype=_dtype(raw),
         )
@@ -101,6 +121,12 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Weights in the norm of q and in that of k."""
+        whole = (self.q_width, self.kv_width)
+        return whole if self.qk_norm_whole else (self.head_dim, self.head_dim)
+
+    @property
     def num_parameters(self) -> int:
         """Weights of the language model, a tied embedding once; a PRM's without its head."""
         head = 0 if self.tie_word_embeddings or self.is_reward_model else 1
@@ -112,7 +138,8 @@ class ModelConfig:
         qkv += 2 * self.kv_width
         products = hidden * (qkv + self.q_width + 3 * inter)
         biases = self.qkv_bias * qkv + self.o_bias * hidden + self.mlp_bias * (2 * inter + hidden)
-        return products + biases + 2 * hidden + self.qk_norm * 2 * self.head_dim
+        norms = 2 * hidden * (self.pre_norms + self.post_norms)
+        return products + biases + norms + self.qk_norm * sum(self.qk_norm_widths)
 
     def kv_shape(self, dtype: torch.dtype) -> KVShape:
         """What one token of this model needs in the page pool."""
@@ -138,13 +165,40 @@ def _named_by_type(model_type: str | None) -> list[str]:
     return [] if name is None else [name]
 
 
-def _check_known(raw: Mapping[str, Any]) -> None:
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ValueError(f"hidden_act={activation!r} is not supported; only 'silu'")
+def _with_one_rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where both spellings of its rope are given, `rope_scaling` counts, as in transformers."""
+    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
+    if not old or not new or any(isinstance(value, dict) for value in new.values()):
+        return raw
+    return {**raw, "rope_parameters": {"rope_theta": new.get("rope_theta"), **old}}
+
+
+def _context(raw: Mapping[str, Any], ropes: Ropes, family: DecoderFamily) -> int:
+    given = int(raw["max_position_embeddings"])
+    if family.context_is_scaled:
+        return given
+    return max((rope.context(given) for rope in set(ropes) - {NO_ROPE}), default=given)
+
+
+def _check_known(raw: Mapping[str, Any], family: DecoderFamily) -> None:
+    key, allowed = "hidden_act", ["silu", "swish"]
+    if family.gelu:
+        key, allowed = "hidden_activation", ["gelu_pytorch_tanh"]
+    if raw.get(key, allowed[0]) not in allowed:
+        raise ValueError(f"{key}={raw[key]!r} is not supported; only {allowed[0]!r}")
+    for name in family.refused:
+        if raw.get(name):
+            raise ValueError(f"{name}={raw[name]} is not supported; it must be absent")
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise ValueError(f"weights quantised with {method!r} are not supported; only plain weights")
+
+
+def _check_rotation(ropes: Ropes, head_dim: int, *, partial: bool) -> None:
+    for rope in set(ropes):
+        if rope.rotated != 1.0 and not partial:
+            raise ValueError(f"partial_rotary_factor={rope.rotated} is not supported; only 1")
+        rope.rotated_dims(head_dim)
 
 
 def _dtype(raw: Mapping[str, Any]) -> torch.dtype:

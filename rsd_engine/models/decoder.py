@@ -1,4 +1,4 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3, over the packed rows of a pass.
+"""One decoder for all families in `models.decoders`, over the packed rows of a pass.
 
 A forward reads the rows of a pass, writes their K and V into pages and attends over the page table.
 It advances no cursor: what it wrote counts only once the loop says so.
@@ -14,11 +14,12 @@ from torch import Tensor
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.rope_config import RopeConfig
 from rsd_engine.models.weights import DecoderWeights, LayerWeights
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu.decoder import DecoderParts
+from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
-from rsd_kernels.rope.tables import rope_tables
 from rsd_kernels.state.rows import RowBatch
 
 
@@ -29,7 +30,8 @@ class Decoder:
         config: the architecture.
         weights: filled weights, all on one device.
         max_rows: most rows a pass may have.
-        max_positions: length of the rope tables; later positions are not supported.
+        max_positions: length of the rope tables; later positions are not supported. It also
+            chooses between the short and the long factors of longrope.
     """
 
     def __init__(
@@ -49,11 +51,11 @@ class Decoder:
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
         self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)
-        self._scale = config.head_dim**-0.5
-        inv_freq = config.rope.inv_freq(config.head_dim)
         positions = max_positions or config.max_position_embeddings
-        cos, sin = rope_tables(inv_freq, positions, config.rope.attention_factor)
-        self._cos, self._sin = cos.to(self.device), sin.to(self.device)
+        self._rope_tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
+        for rope in set(config.ropes):
+            cos, sin = rope.tables(config.head_dim, positions)
+            self._rope_tables[rope] = cos.to(self.device), sin.to(self.device)
         self._whole = self.ops.whole_decoder(self._parts())
 
     def _parts(self) -> DecoderParts:
@@ -62,13 +64,14 @@ class Decoder:
             embedding=weights.embedding,
             layers=weights.layers,
             sliding_windows=config.sliding_windows,
-            cos=self._cos,
-            sin=self._sin,
+            rope_tables=[self._rope_tables[rope] for rope in config.ropes],
             buffers=self.activations,
             num_q_heads=config.num_q_heads,
             num_kv_heads=config.num_kv_heads,
             eps=config.rms_norm_eps,
-            scale=self._scale,
+            scale=config.attention_scale,
+            embedding_scale=config.embedding_scale,
+            gelu=config.gelu,
         )
 
     @property
@@ -99,7 +102,8 @@ class Decoder:
             return self.activations.hidden[: batch.num_rows]
         shared = self._begin(batch, kv, page_table)
         for index, layer in enumerate(self.weights.layers):
-            self._attention(index, layer, shared, batch, kv)
+            self._qkv(index, layer, shared, batch, kv)
+            self._attention(index, layer, shared, kv)
             self._mlp(layer, shared.buffers)
         return shared.buffers.hidden
 
@@ -107,17 +111,18 @@ class Decoder:
         """Embeds the rows, and prepares what all layers share."""
         config = self.config
         buffers = self.activations.narrow(batch.num_rows)
-        self.ops.embed(self.weights.embedding, batch.token, out=buffers.hidden)
-        cos, sin, position = self.ops.rope_angles(self._cos, self._sin, batch.position)
+        table, scale = self.weights.embedding, config.embedding_scale
+        self.ops.embed(table, batch.token, scale=scale, out=buffers.hidden)
         heads = buffers.qkv.view(batch.num_rows, -1, config.head_dim)
         return _Shared(
             buffers=buffers,
             heads=heads,
             q=heads[:, : config.num_q_heads],
             attended=buffers.attended.view(batch.num_rows, -1, config.head_dim),
-            cos=cos,
-            sin=sin,
-            position=position,
+            angles={
+                rope: self.ops.rope_angles(*tables, batch.position)
+                for rope, tables in self._rope_tables.items()
+            },
             key_maps={
                 window: self.ops.attention_map(
                     batch, page_table, kv.tokens_per_page, window, self.dtype, self.scratch
@@ -126,28 +131,53 @@ class Decoder:
             },
         )
 
-    def _attention(
+    def _qkv(
         self, index: int, layer: LayerWeights, shared: _Shared, batch: RowBatch, kv: PagedKV
     ) -> None:
-        buffers, k_pages, v_pages = shared.buffers, kv.k[index], kv.v[index]
-        self.ops.qkv_projection(
-            buffers.hidden, layer.input_norm, self.config.rms_norm_eps, layer.qkv, shared.heads,
-            k_pages, v_pages, batch.page, batch.offset, shared.cos, shared.sin,
-            position=shared.position, q_norm=layer.q_norm, k_norm=layer.k_norm,
-            normed=buffers.normed,
-        )  # fmt: skip
-        key_map = shared.key_maps[self.config.sliding_windows[index]]
+        """Leaves q in `shared.q`, and k and v in the pages."""
+        config, buffers = self.config, shared.buffers
+        cos, sin, position = shared.angles[config.ropes[index]]
+        where = (kv.k[index], kv.v[index], batch.page, batch.offset, cos, sin)
+        read = (buffers.hidden, layer.input_norm, config.rms_norm_eps, layer.qkv)
+        if not config.qk_norm_whole:
+            self.ops.qkv_projection(
+                *read, shared.heads, *where, position=position, q_norm=layer.q_norm,
+                k_norm=layer.k_norm, normed=buffers.normed,
+            )  # fmt: skip
+            return
+        self.ops.norm_linear(*read, normed=buffers.normed, out=buffers.qkv)
+        q, k, _ = buffers.qkv.split((config.q_width, config.kv_width, config.kv_width), dim=1)
+        self.ops.rms_norm(q, layer.q_norm, config.rms_norm_eps, out=q)
+        self.ops.rms_norm(k, layer.k_norm, config.rms_norm_eps, out=k)
+        self.ops.rope_kv_write(shared.heads, *where, position=position)
+
+    def _attention(self, index: int, layer: LayerWeights, shared: _Shared, kv: PagedKV) -> None:
+        config, buffers = self.config, shared.buffers
+        key_map = shared.key_maps[config.sliding_windows[index]]
         self.ops.paged_attention(
-            shared.q, k_pages, v_pages, key_map, scale=self._scale, out=shared.attended
-        )
-        self.ops.linear(buffers.attended, layer.o, residual=buffers.hidden, out=buffers.hidden)
+            shared.q, kv.k[index], kv.v[index], key_map, scale=config.attention_scale,
+            out=shared.attended,
+        )  # fmt: skip
+        self._add(buffers.attended, layer.o, layer.attention_out_norm, buffers)
 
     def _mlp(self, layer: LayerWeights, buffers: Activations) -> None:
         self.ops.norm_gate_up(
             buffers.hidden, layer.post_norm, self.config.rms_norm_eps, layer.gate_up,
-            normed=buffers.normed, gate_up=buffers.gate_up, out=buffers.gated,
+            gelu=self.config.gelu, normed=buffers.normed, gate_up=buffers.gate_up,
+            out=buffers.gated,
         )  # fmt: skip
-        self.ops.linear(buffers.gated, layer.down, residual=buffers.hidden, out=buffers.hidden)
+        self._add(buffers.gated, layer.down, layer.mlp_out_norm, buffers)
+
+    def _add(
+        self, x: Tensor, weight: LinearWeight, norm: Tensor | None, buffers: Activations
+    ) -> None:
+        """Adds x Wᵀ + bias to the residual stream, normed where the family norms it."""
+        hidden, eps = buffers.hidden, self.config.rms_norm_eps
+        if norm is None:
+            self.ops.linear(x, weight, residual=hidden, out=hidden)
+        else:
+            self.ops.linear(x, weight, out=buffers.normed)
+            self.ops.rms_norm(buffers.normed, norm, eps, residual=hidden, out=hidden)
 
 
 @dataclass(frozen=True)
@@ -158,7 +188,7 @@ class _Shared:
     heads: Tensor  # [N, num_q_heads + 2 * num_kv_heads, head_dim] q, k, v
     q: Tensor  # [N, num_q_heads, head_dim]
     attended: Tensor  # [N, num_q_heads, head_dim]
-    cos: Tensor  # [N or num_positions, head_dim]
-    sin: Tensor  # [N or num_positions, head_dim]
-    position: Tensor | None  # [N] row of cos and sin; None: row n
+    # For each rotation among the layers: cos and sin [N or num_positions, head_dim], and position
+    # [N], the row of them that row n takes, or None: row n.
+    angles: dict[RopeConfig, tuple[Tensor, Tensor, Tensor | None]]
     key_maps: dict[int | None, AttentionMap]  # one for each sliding window among the layers

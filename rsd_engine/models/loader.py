@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
 from rsd_engine.models.config import DTYPES, ModelConfig
+from rsd_engine.models.convert import as_computed
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.registry import decoder_families, reward_families
@@ -48,7 +50,7 @@ def load_language_model(
     if not config.tie_word_embeddings:
         lm_head = LinearWeight(torch.empty_like(weights.embedding))
         places["lm_head.weight"] = lm_head.matrix
-    fill(places, checkpoint.tensors(), source=checkpoint.source, ignored=ignored)
+    fill(places, _tensors(checkpoint, config), source=checkpoint.source, ignored=ignored)
     return LanguageModel(Decoder(config, weights, max_rows=max_rows), lm_head)
 
 
@@ -68,7 +70,7 @@ def load_reward_model(
     head = family.allocate_head(weights.final_norm, config.rms_norm_eps)
     fill(
         weights.places(config) | family.places(head),
-        checkpoint.tensors(),
+        _tensors(checkpoint, config),
         source=checkpoint.source,
         ignored=frozenset({"lm_head.weight"}),
     )
@@ -106,6 +108,10 @@ def _read_config(
         return checkpoint, ModelConfig.from_dict(checkpoint.config())
     except ValueError as error:
         raise ValueError(f"model {checkpoint.source!r}: {error}") from error
+
+
+def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    return as_computed(checkpoint.tensors(), config, source=checkpoint.source)
 
 
 def _check_kind(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.schemas import MAX_POSITIONS, RopeSchema
+from rsd_kernels.rope.tables import rope_tables
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class RopeConfig:
     """Rotary embedding of one model; fields that a type does not use keep their defaults.
 
     Types: "default" (Su et al., 2021), "linear" (position interpolation, Chen et al., 2023),
-    "llama3" (Llama 3.1 release), "yarn" (Peng et al., 2023; static, as transformers does it).
+    "llama3" (Llama 3.1 release), "yarn" (Peng et al., 2023; static, as transformers does it),
+    "longrope" (Ding et al., 2024; one set of factors for the whole life of a model), and "none",
+    of layers that do not rotate.
     """
 
     theta: float = 10000.0
@@ -32,34 +35,36 @@ class RopeConfig:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # yarn: multiplies cosines and sines
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cosines and sines
+    short_factor: tuple[float, ...] = ()  # longrope: up to the original length
+    long_factor: tuple[float, ...] = ()  # longrope: for longer contexts
+    rotated: float = 1.0  # part of each head that is rotated, the first dimensions
     frequency_factors: tuple[float, ...] = ()  # GGUF: a divisor for each pair of dimensions
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RopeConfig:
         """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, of a config.json.
 
-        Where both are given, `rope_scaling` counts, as in transformers.
-
         Raises:
             ValueError: a field is not what `RopeSchema` allows, the type is not one of
-                `ROPE_TYPES`, one of its numbers is missing, or only a part of each head is rotated.
+                `ROPE_TYPES`, or one of its numbers is missing.
         """
-        name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
         scaling = RopeSchema.read(raw.get(name) or {}, f"config.json: {name}")
         nested = [key for key, value in scaling.items() if isinstance(value, dict)]
         if nested:
             raise ValueError(f"{name} has parts for {', '.join(nested)}; only one is supported")
-        rotated = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-        if rotated != 1.0:
-            raise ValueError(f"partial_rotary_factor={rotated} is not supported; only 1")
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope type {kind!r} is not supported; one of {', '.join(ROPE_TYPES)}")
-        fields = {"yarn": _yarn, "llama3": _llama3, "linear": _linear, "default": _default}[kind]
-        theta = scaling.get("rope_theta") or (raw.get("rope_parameters") or {}).get("rope_theta")
-        theta = float(theta or raw.get("rope_theta") or 10000.0)
-        rope = cls(theta=theta, type=kind, **fields(scaling, raw))
+        rope = cls(
+            type=kind,
+            theta=float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            rotated=float(
+                scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+            ),
+            **_FIELDS[kind](scaling, raw),
+        )
         if rope.high_freq_factor <= rope.low_freq_factor:
             raise ValueError(
                 f"{name}: high_freq_factor={rope.high_freq_factor} must be above "
@@ -85,10 +90,54 @@ class RopeConfig:
             )
         return scaled
 
-    def inv_freq(self, head_dim: int) -> Tensor:
-        """[head_dim / 2] fp32 on the CPU: what a position adds to the angle of each pair."""
+    def rotated_dims(self, head_dim: int) -> int:
+        """How many dimensions of a head are rotated.
+
+        Raises:
+            ValueError: they are not an even number of 2 or more and at most all, or the factors of
+                longrope are not one for each pair of them.
+        """
+        count = int(head_dim * self.rotated)
+        if count % 2 or not 2 <= count <= head_dim:
+            raise ValueError(
+                f"partial_rotary_factor={self.rotated} rotates {count} dimensions of "
+                f"head_dim={head_dim}; it must be an even number of them, 2 to {head_dim}"
+            )
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            if self.type == "longrope" and len(factors) != count // 2:
+                raise ValueError(
+                    f"{name} of rope type 'longrope' has {len(factors)} entries; "
+                    f"it must have {count // 2}, one for each pair of rotated dimensions"
+                )
+        return count
+
+    def tables(self, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines, see `rope_tables`, for a context of `num_positions`."""
+        inv_freq = self.inv_freq(head_dim, num_positions)
+        # What does not turn is not scaled either.
+        scale = torch.where(inv_freq == 0, 1.0, self.attention_factor)
+        return rope_tables(inv_freq, num_positions, scale)
+
+    def inv_freq(self, head_dim: int, num_positions: int = 0) -> Tensor:
+        """[head_dim / 2] fp32 on the CPU: what a position adds to the angle of each pair.
+
+        0 for pairs that are not rotated: the last, where only a part of a head is.
+
+        num_positions: the context the model is to read, which chooses the factors of longrope.
+        """
+        if self.type == "none":
+            return torch.zeros(head_dim // 2)
+        rotated = self.rotated_dims(head_dim)
+        found = self._inv_freq(rotated, num_positions)
+        return torch.cat((found, torch.zeros((head_dim - rotated) // 2)))
+
+    def _inv_freq(self, head_dim: int, num_positions: int) -> Tensor:
         exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         plain = 1.0 / (self.theta**exponent)
+        if self.type == "longrope":
+            long = num_positions > self.original_max_position
+            return plain / torch.tensor(self.long_factor if long else self.short_factor)
         if self.type == "linear":
             return plain / self.factor
         if self.type == "llama3":
@@ -120,6 +169,8 @@ class RopeConfig:
         ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
         return plain / self.factor * ramp + plain * (1 - ramp)
 
+
+NO_ROPE = RopeConfig(type="none")
 
 _Raw = Mapping[str, Any]
 
@@ -153,6 +204,30 @@ def _yarn(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
         "truncate": True if truncate is None else truncate,
         "attention_factor": _yarn_attention_factor(scaling, factor),
     }
+
+
+def _longrope(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = _need(scaling, "original_max_position_embeddings")
+    factor = scaling.get("factor") or raw["max_position_embeddings"] / original
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        stretched = factor > 1 and original > 1
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if stretched else 1.0
+    return {
+        "original_max_position": original,
+        "attention_factor": float(attention),
+        "short_factor": tuple(map(float, _need(scaling, "short_factor"))),
+        "long_factor": tuple(map(float, _need(scaling, "long_factor"))),
+    }
+
+
+_FIELDS = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
 
 
 def _need(scaling: _Raw, name: str) -> Any:

@@ -47,6 +47,8 @@ def _object() -> Any:
     return Field(default=None, description="a JSON object or null")
 
 
+_FACTORS = "a list of numbers in (0, 1e+06] or null"
+_Factor = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 _ID = f"an id in [0, {MAX_VOCABULARY - 1}]"
 _TOKEN = "text, an object with its content, or null"
 TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY)]
@@ -119,6 +121,19 @@ class ModelSchema(Schema):
     sliding_window: int | None = _whole(1, MAX_POSITIONS, default=None)
     max_window_layers: int = _whole(0, 2**31 - 1, default=0)
     layer_types: list[str] | None = Field(default=None, description="a list of names or null")
+    hidden_activation: str | None = _text()
+    query_pre_attn_scalar: float = _above(0, 1e6, default=1)
+    sliding_window_pattern: int = _whole(1, MAX_LAYERS, default=1)
+    rope_local_base_freq: float = _above(1, 1e15, default=2)
+    embedding_multiplier: float = _above(0, 1e6, default=1)
+    attention_multiplier: float = _above(0, 1e6, default=1)
+    residual_multiplier: float = _above(0, 1e6, default=1)
+    logits_scaling: float = _above(0, 1e6, default=1)
+    no_rope_layers: list[int] | None = Field(
+        default=None, description="a list of 0s and 1s or null"
+    )
+    no_rope_layer_interval: int = _whole(1, MAX_LAYERS, default=1)
+    original_max_position_embeddings: int = _whole(1, MAX_POSITIONS, default=1)
     quantization_config: dict[str, Any] | None = _object()
     dtype: str | None = _text()
     torch_dtype: str | None = _text()
@@ -145,6 +160,9 @@ class RopeSchema(Schema):
         default=None, ge=0, le=100, allow_inf_nan=False, description="a number in [0, 100]"
     )
     truncate: bool | None = _flag()
+    short_factor: list[_Factor] | None = Field(default=None, description=_FACTORS)
+    long_factor: list[_Factor] | None = Field(default=None, description=_FACTORS)
+    frequency_factors: list[_Factor] | None = Field(default=None, description=_FACTORS)
 
 
 class EosSchema(Schema):

@@ -26,14 +26,16 @@ _BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 class LayerWeights:
     """The weights of one layer."""
 
-    input_norm: Tensor  # [hidden]
+    input_norm: Tensor | None  # [hidden] of what attention reads
     qkv: LinearWeight  # [q_width + 2 * kv_width, hidden]
-    q_norm: Tensor | None  # [head_dim]
-    k_norm: Tensor | None  # [head_dim]
+    q_norm: Tensor | None  # [head_dim], [q_width] if over all heads
+    k_norm: Tensor | None  # [head_dim], [kv_width] if over all heads
     o: LinearWeight  # [hidden, q_width]
-    post_norm: Tensor  # [hidden]
+    attention_out_norm: Tensor | None  # [hidden] of what attention adds
+    post_norm: Tensor | None  # [hidden] of what the MLP reads
     gate_up: LinearWeight  # [2 * intermediate, hidden]
     down: LinearWeight  # [hidden, intermediate]
+    mlp_out_norm: Tensor | None  # [hidden] of what the MLP adds
 
     @classmethod
     def allocate(
@@ -48,16 +50,19 @@ class LayerWeights:
         linear = partial(
             LinearWeight.allocate, dtype=dtype, matrix_dtype=matrix_dtype, device=device
         )
-        hidden, inter, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+        hidden, inter = config.hidden_size, config.intermediate_size
+        q_norm, k_norm = config.qk_norm_widths
         return cls(
-            input_norm=norm(hidden),
+            input_norm=norm(hidden) if config.pre_norms else None,
             qkv=linear(config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
-            q_norm=norm(head_dim) if config.qk_norm else None,
-            k_norm=norm(head_dim) if config.qk_norm else None,
+            q_norm=norm(q_norm) if config.qk_norm else None,
+            k_norm=norm(k_norm) if config.qk_norm else None,
             o=linear(hidden, config.q_width, bias=config.o_bias),
-            post_norm=norm(hidden),
+            attention_out_norm=norm(hidden) if config.post_norms else None,
+            post_norm=norm(hidden) if config.pre_norms else None,
             gate_up=linear(2 * inter, hidden, bias=config.mlp_bias),
             down=linear(hidden, inter, bias=config.mlp_bias),
+            mlp_out_norm=norm(hidden) if config.post_norms else None,
         )
 
     def places(self, config: ModelConfig, prefix: str) -> dict[str, Tensor]:
@@ -66,10 +71,16 @@ class LayerWeights:
         gate, up = self.gate_up.split(config.intermediate_size, config.intermediate_size)
         norms = {
             "input_layernorm": self.input_norm,
-            "post_attention_layernorm": self.post_norm,
             "self_attn.q_norm": self.q_norm,
             "self_attn.k_norm": self.k_norm,
         }
+        # In transformers the name for the MLP's input became that of attention's output.
+        if config.post_norms:
+            norms["post_attention_layernorm"] = self.attention_out_norm
+            norms["pre_feedforward_layernorm"] = self.post_norm
+            norms["post_feedforward_layernorm"] = self.mlp_out_norm
+        else:
+            norms["post_attention_layernorm"] = self.post_norm
         linears = {
             "self_attn.o_proj": self.o,
             "mlp.down_proj": self.down,

@@ -74,12 +74,13 @@ def by_triton(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "num_rows"), [("qwen3", 16), ("mistral", 16), ("llama-bias", 20)]
+    ("architecture", "num_rows"),
+    [("qwen3", 16), ("mistral", 16), ("llama-bias", 20), ("gemma3", 16), ("olmo2", 16)],
 )
 def test_forward(
     architecture: str, num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every op of a forward: head norms, a sliding window, biases; rows for one tile and more."""
+    """Every op of a forward: all norms, GELU, windows, biases; rows for one tile and more."""
     folder = save(make_model(architecture), tmp_path)
     if INTERPRETED:
         monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)

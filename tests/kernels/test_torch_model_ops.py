@@ -94,7 +94,7 @@ def test_compiled_whole() -> None:
     x, norm, eps, weight, _ = arguments("norm_linear")
 
     def block(x: Tensor) -> Tensor:
-        return OPS.norm_gate_up(x, norm, eps, weight) * 2
+        return OPS.norm_gate_up(x, norm, eps, weight, gelu=True) * 2
 
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), block(x))

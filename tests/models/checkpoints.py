@@ -19,6 +19,7 @@ _SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 96,
     "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
 }
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -33,6 +34,25 @@ _YARN = {
     "rope_theta": 1000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 24,
+}
+
+# The original length is shorter than what tests read, so that transformers takes the long factors.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.2, 2.5, 4.0],
+    "partial_rotary_factor": 0.75,
+}
+_GEMMA3_ROPES = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3.0,
 }
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,13 +73,59 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2-yarn": ("Qwen2", {"rope_parameters": _YARN}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "smollm3-sliding": (
+        "SmolLM3",
+        {
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "granite": ("Granite", {**_GRANITE, "tie_word_embeddings": True}),
+    "granite-bias": ("Granite", {**_GRANITE, "attention_bias": True, "mlp_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": 7, "num_key_value_heads": 4}),
+    "phi4-mini-short": (
+        "Phi3",
+        {
+            "rope_parameters": {**_LONGROPE, "factor": 4.0},
+            "original_max_position_embeddings": 96,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi4-mini-long": (
+        "Phi3",
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 2},
+    ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2-bias": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 1}),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 6,
+            "sliding_window_pattern": 3,
+            "rope_parameters": _GEMMA3_ROPES,
+        },
+    ),
+    "gemma3-untied": (
+        "Gemma3",
+        {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": False},
+    ),
 }
+WHOLE = [name for name in ARCHITECTURES if not name.startswith(("olmo2", "gemma3"))]
+"""Those whose layers the CPU library runs in one call."""
 
 
 def make_model(name: str, seed: int = 0, **changes: Any) -> Any:
     """A random fp32 model; norms and biases are random too, so that none can be left out."""
     family, options = ARCHITECTURES[name]
-    config = getattr(transformers, f"{family}Config")(
+    config_name = {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config")
+    config = getattr(transformers, config_name)(
         **{**_SIZES, "attn_implementation": "eager", **options, **changes}
     )
     torch.manual_seed(seed)
@@ -92,6 +158,9 @@ def to_old_spelling(folder: Path) -> None:
     """Rewrites config.json as transformers 4 wrote it."""
     config = json.loads((folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["torch_dtype"] = config.pop("dtype")
     kind = rope.pop("rope_type")

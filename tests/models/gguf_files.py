@@ -42,18 +42,23 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if family == "qwen3":
         writer.add_key_length(config.head_dim)
+    if family == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if tokenizer is not None:
         add_tokenizer(writer, tokenizer)
     if add is not None:
         add(writer)
     if frequency_factors is not None:
         writer.add_tensor("rope_freqs.weight", frequency_factors.numpy())
-    tensors = {_gguf_name(name): (name, t) for name, t in model.state_dict().items()}
+    tensors = {_gguf_name(name, family): (name, t) for name, t in model.state_dict().items()}
     if config.tie_word_embeddings:
         tensors.pop("output.weight")
     for target, (name, tensor) in tensors.items():
         value = tensor.detach()
-        if family == "llama" and ("q_proj" in name or "k_proj" in name):
+        if family in ("llama", "granite", "smollm3") and ("q_proj" in name or "k_proj" in name):
             kv = "k_proj" in name
             value = permuted(
                 value, config.num_key_value_heads if kv else config.num_attention_heads
@@ -76,8 +81,10 @@ def permuted(value: Tensor, num_heads: int) -> Tensor:
     return halves.swapaxes(1, 2).reshape(value.shape)
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, family: str) -> str:
     back = {theirs: ours for ours, theirs in TENSOR_NAMES.items()}
+    if family != "olmo2":
+        back["post_attention_layernorm"] = "ffn_norm"
     stem, kind = name.rsplit(".", 1)
     if not stem.startswith("model.layers."):
         return f"{back[stem]}.{kind}"

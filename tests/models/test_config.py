@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"]}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "head_dim": 16}
+GRANITE = {"architectures": ["GraniteForCausalLM"]}
+PHI3 = {"architectures": ["Phi3ForCausalLM"]}
+SMOLLM3 = {"architectures": ["SmolLM3ForCausalLM"]}
+LONGROPE = {"rope_scaling": {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}}
 LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -126,11 +132,35 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({**GEMMA3, "hidden_activation": "gelu"}, "hidden_activation='gelu'.*pytorch_tanh"),
+        ({**GEMMA3, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0.*absent"),
+        ({**GEMMA3, "use_bidirectional_attention": True}, "bidirectional_attention=True"),
+        (
+            {**GEMMA3, "query_pre_attn_scalar": 0},
+            r"attn_scalar must be a number in \(0, .*got 0",
+        ),
+        (
+            {**GEMMA3, "sliding_window_pattern": 0},
+            "window_pattern must be an integer.*got 0",
+        ),
+        ({**GEMMA3, "layer_types": ["full_attention"]}, "1 entries.*num_hidden_layers=4"),
+        (
+            {**GRANITE, "residual_multiplier": 0.0},
+            r"multiplier must be a number in \(0, .*got 0.0",
+        ),
+        ({**SMOLLM3, "no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
+        ({**PHI3, "partial_rotary_factor": 0.5, **LONGROPE}, "short_factor.* 8 .*must have 4,"),
+        ({**PHI3, "partial_rotary_factor": 0.45}, "rotates 7 dimensions of head_dim=16"),
+        (
+            {**PHI3, "partial_rotary_factor": 1.5},
+            r"factor must be a number in \(0, 1\], got 1.5",
+        ),
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM.*LlamaForCausalLM"),
         ({"architectures": None}, r"architectures=\[\]"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'.*llama3"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'.*yarn"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "'proportional'.*longrope"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' needs 'original_max"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
@@ -145,6 +175,33 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
 def test_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_dict(LLAMA | changes)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+@pytest.mark.parametrize(("context", "attention"), [(4096, 1.0), (131072, math.sqrt(1 + 5 / 12))])
+def test_longrope(kind: str, context: int, attention: float) -> None:
+    """Phi-3 calls it by three names; the context chooses the factors."""
+    scaling = {"type": kind, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    raw = LLAMA | PHI3 | {"rope_scaling": scaling, "max_position_embeddings": context}
+    [rope] = set(ModelConfig.from_dict(raw).ropes)
+    assert rope.attention_factor == pytest.approx(attention)
+    plain = RopeConfig().inv_freq(16)
+    assert torch.equal(rope.inv_freq(16, 4096), plain)
+    assert torch.equal(rope.inv_freq(16, 4097), plain / 2)
+
+
+def test_gemma3_layers() -> None:
+    """Every sixth layer sees everything, and only its rotation is scaled."""
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    changes = {**GEMMA3, **scaling, "num_hidden_layers": 7, "sliding_window": 512}
+    config = ModelConfig.from_dict(LLAMA | changes)
+    assert config.sliding_windows == (512,) * 5 + (None, 512)
+    local, full = config.ropes[0], config.ropes[5]
+    assert config.ropes == (local,) * 5 + (full, local)
+    assert (local.type, local.theta) == ("default", 10000.0)
+    assert (full.type, full.theta, full.factor) == ("linear", 1000000.0, 8.0)
+    assert config.embedding_scale == 8.0 and config.attention_scale == 1 / 16
+    assert config.tie_word_embeddings and config.gelu
 
 
 def test_unknown_layer_type() -> None:
@@ -177,7 +234,7 @@ def test_rope_scaling_is_read_before_rope_parameters() -> None:
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
     }
     config = ModelConfig.from_dict(LLAMA | given)
-    assert (config.rope.type, config.rope.theta) == ("yarn", 5e5)
+    assert (config.ropes[0].type, config.ropes[0].theta) == ("yarn", 5e5)
 
 
 @pytest.mark.parametrize("listed", [None, []])

@@ -16,7 +16,7 @@ from rsd_engine.models.loader import load_language_model
 from rsd_kernels import model_ops
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.state.rows import RowBatch
-from tests.models.checkpoints import ARCHITECTURES, make_model, save
+from tests.models.checkpoints import ARCHITECTURES, WHOLE, make_model, save
 from tests.models.driver import Driver, pack
 
 TOLERANCE = 1e-5
@@ -39,7 +39,7 @@ def logits(model: LanguageModel) -> list[Tensor]:
     return found
 
 
-@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+@pytest.fixture(scope="module", params=WHOLE)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(make_model(request.param), tmp_path_factory.mktemp(request.param))
 
@@ -53,6 +53,21 @@ def test_equals_the_twins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not twin.decoder.is_whole
     for found, wanted in zip(logits(model), logits(twin), strict=True):
         assert bool(found.isfinite().all())
+        assert float((found - wanted).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(WHOLE)))
+def test_ops_one_by_one_equal_the_twins(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms of what a block adds, of all heads together and GELU are not in the library."""
+    folder = save(make_model(name), tmp_path)
+    model = load_language_model(folder, max_rows=64)
+    assert model.decoder.ops.backend.startswith("CPU library")
+    assert not model.decoder.is_whole
+    monkeypatch.setattr(decoder_module, "model_ops", lambda _, scheduled: model_ops.TWINS)
+    twin = load_language_model(folder, max_rows=64)
+    for found, wanted in zip(logits(model), logits(twin), strict=True):
         assert float((found - wanted).abs().max()) <= TOLERANCE
 
 

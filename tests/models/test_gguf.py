@@ -38,9 +38,21 @@ def assert_equals_transformers(path: Path, theirs: Any, tolerance: float = 1e-4)
     assert (ours - wanted).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["llama2", "qwen2-tied", "qwen2-untied", "qwen3"])
-def test_architectures(name: str, tmp_path: Path) -> None:
-    theirs = make_model(name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama2", {}),
+        ("qwen2-tied", {}),
+        ("qwen2-untied", {}),
+        ("qwen3", {}),
+        # llama.cpp has every fourth layer without rope, whatever the config says.
+        ("smollm3", {"no_rope_layers": None, "num_hidden_layers": 4}),
+        ("granite", {}),
+        ("olmo2", {}),
+    ],
+)
+def test_architectures(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    theirs = make_model(name, **changes)
     assert_equals_transformers(write_gguf(tmp_path / "m.gguf", theirs), theirs)
 
 
@@ -188,7 +200,7 @@ def test_rope_keys_old_and_new(
         open_checkpoint(write_gguf(tmp_path / "m.gguf", theirs, add=add)).config()
     )
     wanted = ModelConfig.from_dict(theirs.config.to_dict() | {"rope_scaling": rope})
-    assert found.rope == wanted.rope
+    assert found.ropes == wanted.ropes
     assert found.max_position_embeddings == wanted.max_position_embeddings
 
 
@@ -222,7 +234,9 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match="'bert' is not supported; one of llama, qwen2, qwen3"):
+    with pytest.raises(
+        ValueError, match="'bert' is not supported; one of granite, llama, olmo2, qwen2"
+    ):
         load_language_model(tmp_path / "m.gguf", max_rows=1)
 
 

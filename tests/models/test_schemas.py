@@ -108,7 +108,7 @@ def test_null_where_a_field_may_be_absent() -> None:
     names = ("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "attention_bias",
              "tie_word_embeddings", "sliding_window", "layer_types", "torch_dtype")  # fmt: skip
     config = ModelConfig.from_dict(LLAMA | dict.fromkeys(names))
-    assert (config.num_kv_heads, config.head_dim, config.rope) == (4, 16, RopeConfig())
+    assert (config.num_kv_heads, config.head_dim, set(config.ropes)) == (4, 16, {RopeConfig()})
 
 
 def test_absent_fields_stay_absent() -> None:

@@ -1,1 +1,1 @@
-"""The gated activation of an MLP (SwiGLU): silu(gate) times up."""
+"""The gated activation of an MLP: silu(gate) times up (SwiGLU), or GELU in place of SiLU."""

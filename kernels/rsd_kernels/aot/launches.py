@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_kernels.activation.kernel import silu_mul_launch
+from rsd_kernels.activation.kernel import gate_mul_launch
 from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention.kernel import attention_launches
 from rsd_kernels.attention.map import AttentionMap
@@ -46,6 +46,8 @@ class DecoderShape:
     vocab: int
     qkv_bias: bool
     qk_norm: bool = False
+    gelu: bool = False  # the gate's activation is GELU, not SiLU
+    norms: str = "before"  # blocks, "after" (OLMo 2) or "both" (Gemma 3)
 
 
 MODEL_SHAPES = {
@@ -127,7 +129,11 @@ class _Forward:
         else:
             yield "rms_norm", rms_norm_launch(hidden, norm, 1e-6, out=hidden)
             gate_up = self._rows(2 * shape.intermediate)
-            yield "silu_mul", silu_mul_launch(gate_up, out=self._rows(shape.intermediate))
+            gated = self._rows(shape.intermediate)
+            yield "gate_mul", gate_mul_launch(gate_up, gelu=shape.gelu, out=gated)
+        if shape.norms != "before":
+            add = rms_norm_launch(hidden, norm, 1e-6, out=hidden, residual=hidden)
+            yield "rms_norm + residual", add
         end = self._batch.seq_start[1:]
         yield "last_rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
         weight = self._weight(shape.vocab, shape.hidden)
@@ -137,15 +143,17 @@ class _Forward:
     def _small_products(self) -> Iterator[tuple[str, Launch]]:
         shape, inter = self.shape, self.shape.intermediate
         hidden = self._rows(shape.hidden)
-        norm: dict[str, Any] = {"norm": self._vector(shape.hidden), "eps": 1e-6}
+        norm: dict[str, Any] = {"norm": self._norm_before(), "eps": 1e-6}
         weight = self._qkv()
         out = self._rows(weight.num_outputs)
         yield "norm_linear (qkv)", projection_launch(hidden, weight, out=out, **norm)
         weight, out = self._weight(2 * inter, shape.hidden), self._rows(inter)
-        yield "norm_gate_up", projection_launch(hidden, weight, out=out, **norm, gated=True)
+        gate: dict[str, Any] = {"gated": True, "gelu": shape.gelu}
+        yield "norm_gate_up", projection_launch(hidden, weight, out=out, **norm, **gate)
+        residual = hidden if shape.norms == "before" else None
         for op, width in (("o", shape.num_q_heads * shape.head_dim), ("down", inter)):
             x, weight = self._rows(width), self._weight(shape.hidden, width)
-            yield f"linear ({op})", projection_launch(x, weight, out=hidden, residual=hidden)
+            yield f"linear ({op})", projection_launch(x, weight, out=hidden, residual=residual)
 
     def _attention(self) -> Iterator[tuple[str, Launch]]:
         shape, batch = self.shape, self._batch
@@ -157,7 +165,7 @@ class _Forward:
         where = (qkv, k_pages, v_pages, batch.page, batch.offset, angles, angles)
         position = batch.position
         if self.num_rows <= MAX_ROWS and not shape.qk_norm:
-            hidden, norm = self._rows(shape.hidden), self._vector(shape.hidden)
+            hidden, norm = self._rows(shape.hidden), self._norm_before()
             launch = qkv_projection_launch(
                 hidden, norm, 1e-6, self._qkv(), *where, position=position, scheduled=True
             )
@@ -175,6 +183,9 @@ class _Forward:
             q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, scheduled=True
         )
         yield from zip(names, launches, strict=False)
+
+    def _norm_before(self) -> Tensor | None:
+        return None if self.shape.norms == "after" else self._vector(self.shape.hidden)
 
     def _qkv(self) -> LinearWeight:
         shape = self.shape

@@ -21,6 +21,7 @@ from rsd_kernels.state.rows import RowBatch
 # The weights of a layer, by their names in `RsdLayer` of csrc/cpu/rsd_cpu.h.
 _LINEARS = ("qkv", "o", "gate_up", "down")  # LinearWeight
 _NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")  # Tensor; those of heads may be None
+_OUT_NORMS = ("attention_out_norm", "mlp_out_norm")  # Tensor or None; the library has none
 
 
 class Buffers(Protocol):
@@ -54,15 +55,17 @@ class DecoderParts:
     """A decoder from token ids up to the final norm."""
 
     embedding: Tensor  # [vocab_size, hidden]
-    layers: Sequence[Any]  # each with the weights of _LINEARS and _NORMS
+    layers: Sequence[Any]  # each with the weights of _LINEARS, _NORMS and _OUT_NORMS
     sliding_windows: Sequence[int | None]  # a layer: tokens a row sees, itself included
-    cos: Tensor  # [num_positions, head_dim] fp32, see `rope_tables`
-    sin: Tensor  # [num_positions, head_dim] fp32
+    # A layer: cosines and sines [num_positions, head_dim] fp32, see `rope_tables`.
+    rope_tables: Sequence[tuple[Tensor, Tensor]]
     buffers: Buffers
     num_q_heads: int
     num_kv_heads: int
     eps: float  # of every norm
     scale: float  # of the attention scores
+    embedding_scale: float = 1.0
+    gelu: bool = False  # the gate's activation is GELU, not SiLU
 
 
 class CpuDecoder:
@@ -71,9 +74,10 @@ class CpuDecoder:
     def __init__(self, parts: DecoderParts, library: native.Library) -> None:
         self._parts, self._library = parts, library
         self._layers = (native.Layer * len(parts.layers))()
-        for into, layer, window in zip(
-            self._layers, parts.layers, parts.sliding_windows, strict=True
+        for into, layer, window, tables in zip(
+            self._layers, parts.layers, parts.sliding_windows, parts.rope_tables, strict=True
         ):
+            into.cos, into.sin = (table.data_ptr() for table in tables)
             for name in _NORMS:
                 setattr(into, name, native.pointer(getattr(layer, name)))
             for name in _LINEARS:
@@ -86,16 +90,18 @@ class CpuDecoder:
 
     def _make_decoder(self) -> native.DecoderStruct:
         parts, buffers = self._parts, self._parts.buffers
+        num_positions, head_dim = parts.rope_tables[0][0].shape
         tensors = (
-            parts.embedding, parts.cos, parts.sin, buffers.hidden, buffers.normed, buffers.qkv,
-            buffers.attended, buffers.gate_up, buffers.gated,
+            parts.embedding, buffers.hidden, buffers.normed, buffers.qkv, buffers.attended,
+            buffers.gate_up, buffers.gated,
         )  # fmt: skip
         return native.DecoderStruct(
             ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in tensors),
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
-            parts.cos.shape[0], buffers.hidden.shape[0],
-            parts.num_q_heads, parts.num_kv_heads, parts.cos.shape[1],
+            num_positions, buffers.hidden.shape[0],
+            parts.num_q_heads, parts.num_kv_heads, head_dim,
             native.MATRIX_TYPES[parts.embedding.dtype], native.Pages(), parts.eps, parts.scale,
+            parts.embedding_scale,
         )  # fmt: skip
 
     def forward(
@@ -137,17 +143,30 @@ class CpuDecoder:
 def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
     """The fast path of a decoder, or None where its ops must be called one by one."""
     library = native.load()
+    if library is None or not parts.layers or not _is_plain(parts):
+        return None
     linears = [getattr(layer, name) for layer in parts.layers for name in _LINEARS]
     norms = [getattr(layer, name) for layer in parts.layers for name in _NORMS]
     matrices = [parts.embedding, *(weight.matrix for weight in linears)]
     optional = [*norms, *(weight.bias for weight in linears)]
-    vectors = [parts.cos, parts.sin, *(tensor for tensor in optional if tensor is not None)]
+    vectors = [tensor for tensor in optional if tensor is not None]
+    vectors += [table for tables in parts.rope_tables for table in tables]
     fits = (
-        parts.cos.shape[1] <= native.MAX_HEAD_DIM
-        and len(parts.layers) > 0
+        parts.rope_tables[0][0].shape[1] <= native.MAX_HEAD_DIM
         and all(suits(tensor) for tensor in vectors)
         and {tensor.dtype for tensor in matrices} <= {parts.embedding.dtype}
         and parts.embedding.dtype in native.MATRIX_TYPES
         and all(tensor.is_contiguous() for tensor in (*matrices, *vectors))
     )
-    return CpuDecoder(parts, library) if library is not None and fits else None
+    return CpuDecoder(parts, library) if fits else None
+
+
+def _is_plain(parts: DecoderParts) -> bool:
+    """True for what the library computes: norms before a block and of single heads, a SiLU gate."""
+    head_dim = parts.rope_tables[0][0].shape[1]
+    return not parts.gelu and all(
+        layer.input_norm is not None
+        and all(getattr(layer, name) is None for name in _OUT_NORMS)
+        and (layer.q_norm is None or layer.q_norm.numel() == head_dim)
+        for layer in parts.layers
+    )

@@ -15,7 +15,7 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_HEAD_DIM = 256
 MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
 
@@ -76,7 +76,7 @@ class Attention(ctypes.Structure):
 class Layer(ctypes.Structure):
     _fields_ = _fields(
         "input_norm qkv qkv_bias q_norm k_norm o o_bias post_norm gate_up gate_up_bias down "
-        "down_bias k_pages v_pages",
+        "down_bias k_pages v_pages cos sin",
         "sliding_window",
     )
 
@@ -84,13 +84,12 @@ class Layer(ctypes.Structure):
 class DecoderStruct(ctypes.Structure):
     _fields_ = [
         *_fields(
-            "layers embedding cos sin hidden normed qkv attended gate_up gated",
+            "layers embedding hidden normed qkv attended gate_up gated",
             "num_layers vocab_size hidden_size intermediate_size num_positions max_rows "
             "num_q_heads num_kv_heads head_dim matrix_type",
         ),
         ("pages", Pages),
-        ("eps", _F32),
-        ("scale", _F32),
+        *_fields("", "", "eps scale embedding_scale"),
     ]
 
 

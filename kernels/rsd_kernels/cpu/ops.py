@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsd_kernels.activation.twin import gate_mul as gate_mul_twin
 from rsd_kernels.attention import twin as attention_twin
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu import library as native
@@ -37,12 +38,14 @@ def embed(
     table: Tensor,  # [vocab_size, width]
     token: Tensor,  # [N] int32
     *,
+    scale: float = 1.0,
     out: Tensor,  # [N, width]
 ) -> Tensor:
-    """Row `token[n]` of the table. Returns `out`."""
+    """Row `token[n]` of the table, times `scale`. Returns `out`."""
     if table.dtype == out.dtype:
-        return embed_twin(table, token, out=out)
-    return out.copy_(torch.index_select(table, 0, token))
+        return embed_twin(table, token, scale=scale, out=out)
+    out.copy_(torch.index_select(table, 0, token))
+    return out if scale == 1.0 else out.mul_(scale)
 
 
 def linear(
@@ -70,7 +73,7 @@ def linear(
 
 def norm_linear(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [N, K]
     *,
@@ -78,6 +81,8 @@ def norm_linear(
     out: Tensor,  # [n, N]
 ) -> Tensor:
     """rms_norm(x) Wᵀ + bias. Returns `out`; the contents of `normed` are undefined afterwards."""
+    if norm is None:
+        return linear(x, weight, out=out)
     if not (_rows(x, normed, out) and _whole(norm, weight.matrix, weight.bias)):
         wide = weight.to(x.dtype)
         return linear_twin.norm_linear(x, norm, eps, wide, normed=normed, out=out)
@@ -87,19 +92,22 @@ def norm_linear(
 
 def norm_gate_up(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [2 * N, K]: gate, then up
     *,
+    gelu: bool = False,
     normed: Tensor,  # [n, K] scratch
     gate_up: Tensor,  # [n, 2 * N] scratch
     out: Tensor,  # [n, N]
 ) -> Tensor:
-    """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
+    """silu(g) * u or gelu(g) * u, of the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
     if not (_rows(x, normed) and _whole(norm, weight.matrix, weight.bias, gate_up, out)):
         options = {"normed": normed, "gate_up": gate_up, "out": out}
-        return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), **options)
+        return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), gelu=gelu, **options)
     norm_linear(x, norm, eps, weight, normed=normed, out=gate_up)
+    if gelu:
+        return gate_mul_twin(gate_up, gelu=True, out=out)
     silu_mul = native.SiluMul(out.data_ptr(), gate_up.data_ptr(), *out.shape)
     _library().silu_mul(silu_mul, torch.get_num_threads())
     return out

@@ -79,6 +79,7 @@ def launch(
     norm: Tensor | None = None,  # [num_inputs]
     eps: float = 0.0,
     gated: bool = False,
+    gelu: bool = False,
 ) -> bool:
     """Launches one product on the current stream, or returns False if the kernel cannot take it.
 
@@ -90,7 +91,7 @@ def launch(
     """
     if x.shape[0] > MAX_ROWS:
         return False
-    reason = refusal(x, weight, norm)
+    reason = "its gate is SiLU, not GELU" if gelu else refusal(x, weight, norm)
     if reason is not None:
         _warn_once(f"decode products: Triton in place of CUDA C++, {reason}")
         return False

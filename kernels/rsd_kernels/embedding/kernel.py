@@ -1,8 +1,8 @@
 """The embedding of new tokens in Triton.
 
-out[n] = table[token[n]], and 0 where the table has no such row: in a pass of fixed size the tokens
-of padding are arbitrary. This kernel never starts early: it is the first of a pass, and those after
-it rely on everything before the pass having ended (`rsd_kernels.overlap`).
+out[n] = table[token[n]] * scale, and 0 where the table has no such row: in a pass of fixed size
+the tokens of padding are arbitrary. This kernel never starts early: it is the first of a pass, and
+those after it rely on everything before the pass having ended (`rsd_kernels.overlap`).
 
 Twin: `rsd_kernels.embedding.twin`.
 """
@@ -32,6 +32,7 @@ def _embed_kernel(
     table: tl.tensor,  # [num_tokens, WIDTH]
     token: tl.tensor,  # [N]
     out: tl.tensor,  # [N, WIDTH]
+    scale: tl.tensor,
     stride_table: tl.tensor,
     stride_out: tl.tensor,
     NUM_TOKENS: tl.constexpr,
@@ -43,6 +44,7 @@ def _embed_kernel(
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m_known = (o < WIDTH) & (i_token >= 0) & (i_token < NUM_TOKENS)
     b_row = tl.load(table + i_token * stride_table + o, mask=m_known, other=0.0)
+    b_row = (b_row.to(tl.float32) * scale).to(out.dtype.element_ty)
     tl.store(out + i_row * stride_out + o, b_row, mask=o < WIDTH)
 
 
@@ -50,9 +52,10 @@ def embed(
     table: Tensor,  # [vocab_size, width]
     token: Tensor,  # [N] int32
     *,
+    scale: float = 1.0,
     out: Tensor,  # [N, width]
 ) -> Tensor:
-    """Row `token[n]` of the table, or zeros if there is no such row. Returns `out`.
+    """Row `token[n]` of the table times `scale`, or zeros if there is no such row. Returns `out`.
 
     Raises:
         ValueError: an argument has an unsupported shape, dtype, stride or device.
@@ -69,11 +72,11 @@ def embed(
     for name, tensor in (("table", table), ("token", token), ("out", out)):
         check_last_contiguous(name, tensor)
     check_devices(table=table, token=token, out=out)
-    embed_launch(table, token, out=out).run()
+    embed_launch(table, token, scale=scale, out=out).run()
     return out
 
 
-def embed_launch(table: Tensor, token: Tensor, *, out: Tensor) -> Launch:
+def embed_launch(table: Tensor, token: Tensor, *, scale: float = 1.0, out: Tensor) -> Launch:
     """The launch of `embed`, with the same arguments."""
     num_rows, width = out.shape
     return Launch(
@@ -83,6 +86,7 @@ def embed_launch(table: Tensor, token: Tensor, *, out: Tensor) -> Launch:
             "table": table,
             "token": token,
             "out": out,
+            "scale": scale,
             "stride_table": table.stride(0),
             "stride_out": out.stride(0),
             "NUM_TOKENS": table.shape[0],

@@ -10,7 +10,9 @@ def embed(
     table: Tensor,  # [vocab_size, width]
     token: Tensor,  # [N] int32
     *,
+    scale: float = 1.0,
     out: Tensor,  # [N, width]
 ) -> Tensor:
-    """Row `token[n]` of the table. Returns `out`."""
-    return torch.index_select(table, 0, token, out=out)
+    """Row `token[n]` of the table, times `scale`. Returns `out`."""
+    torch.index_select(table, 0, token, out=out)
+    return out if scale == 1.0 else out.mul_(scale)

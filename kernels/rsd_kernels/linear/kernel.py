@@ -2,10 +2,11 @@
 
 y[r, n] = sum_k h[r, k] weight[n, k] (+ bias[n]) (+ residual[r, n])
 
-where h is x or rms_norm(x); a gated product stores silu(y[r, n]) * y[r, N + n]. At so few rows the
-time goes into reading the weight, which is read once. Up to 4 rows are multiplied on plain cores;
-5 to 16 rows fill one tile of the tensor cores. A norm scales the finished sums, so no pass over x
-delays the first read of the weight (except in fp16 on tensor cores, where the sums could overflow).
+where h is x or rms_norm(x); a gated product stores f(y[r, n]) * y[r, N + n], where f is silu or
+gelu. At so few rows the time goes into reading the weight, which is read once. Up to 4 rows are
+multiplied on plain cores; 5 to 16 rows fill one tile of the tensor cores. A norm scales the
+finished sums, so no pass over x delays the first read of the weight (except in fp16 on tensor
+cores, where the sums could overflow).
 
 Twins: `rsd_kernels.linear.twin`.
 """
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.activation.kernel import gated as gated_activation
 from rsd_kernels.launch import Launch, ceil_div, next_power_of_2, overlapping
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.overlap import (
@@ -143,6 +145,7 @@ def _projection_kernel(
     NUM_INPUTS: tl.constexpr,
     NUM_OUTPUTS: tl.constexpr,
     GATED: tl.constexpr,
+    GELU: tl.constexpr,  # of a gated product
     TENSOR_CORES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
     ROWS: tl.constexpr,  # at least num_rows
@@ -178,7 +181,7 @@ def _projection_kernel(
     if GATED:
         if bias is not None:
             b_up += tl.load(bias + NUM_OUTPUTS + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-        b_y = b_y * tl.sigmoid(b_y) * b_up
+        b_y = gated_activation(b_y, b_up, GELU)
     m_y = m_r[:, None] & m_n[None, :]
     if residual is not None:
         p_residual = residual + o_r[:, None] * stride_residual + o_n[None, :]
@@ -248,6 +251,7 @@ def projection_launch(
     norm: Tensor | None = None,  # [num_inputs]
     eps: float = 0.0,
     gated: bool = False,
+    gelu: bool = False,
 ) -> Launch:
     """The launch of one product of at most `MAX_ROWS` rows; its arguments are not checked."""
     num_rows, num_inputs = x.shape
@@ -279,6 +283,7 @@ def projection_launch(
             "NUM_INPUTS": num_inputs,
             "NUM_OUTPUTS": num_outputs,
             "GATED": gated,
+            "GELU": gelu,
             "TENSOR_CORES": tiles.tensor_cores,
             "NORM_FIRST": norm is not None and tiles.tensor_cores and x.dtype == torch.float16,
             "ROWS": tiles.rows,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_kernels.activation.kernel import silu_mul
+from rsd_kernels.activation.kernel import gate_mul
 from rsd_kernels.cuda import decode_projection
 from rsd_kernels.cuda.library import Library
 from rsd_kernels.launch import (
@@ -68,7 +68,7 @@ def linear(
 
 def norm_linear(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [N, K]
     *,
@@ -89,21 +89,22 @@ def norm_linear(
     if x.shape[0] <= MAX_ROWS:
         _project(cuda_library, x, weight, out=out, norm=norm, eps=eps)
         return out
-    return _by_cublas(rms_norm(x, norm, eps, out=normed), weight, None, out)
+    return _by_cublas(_normed(x, norm, eps, normed), weight, None, out)
 
 
 def norm_gate_up(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [2 * N, K]: gate, then up
     *,
+    gelu: bool = False,
     normed: Tensor,  # [n, K] scratch
     gate_up: Tensor,  # [n, 2 * N] scratch
     out: Tensor,  # [n, N]
     cuda_library: Library | None = None,  # multiplies the rows that it takes
 ) -> Tensor:
-    """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias.
+    """silu(g) * u, or gelu(g) * u: g and u are the halves of rms_norm(x) Wᵀ + bias.
 
     Returns:
         `out`. The contents of `normed` and `gate_up` are undefined afterwards.
@@ -115,13 +116,17 @@ def norm_gate_up(
     check_norm(x, norm, normed)
     check_dtype("out", out, x.dtype)
     if x.shape[0] <= MAX_ROWS:
-        fused = {"norm": norm, "eps": eps, "gated": True}
+        fused = {"norm": norm, "eps": eps, "gated": True, "gelu": gelu}
         _project(cuda_library, x, weight, out=out, **fused)
         return out
     check_shape("gate_up", gate_up, (x.shape[0], weight.num_outputs))
     check_dtype("gate_up", gate_up, x.dtype)
-    _by_cublas(rms_norm(x, norm, eps, out=normed), weight, None, gate_up)
-    return silu_mul(gate_up, out=out)
+    _by_cublas(_normed(x, norm, eps, normed), weight, None, gate_up)
+    return gate_mul(gate_up, gelu=gelu, out=out)
+
+
+def _normed(x: Tensor, norm: Tensor | None, eps: float, normed: Tensor) -> Tensor:
+    return x if norm is None else rms_norm(x, norm, eps, out=normed)
 
 
 def _project(
@@ -164,8 +169,10 @@ def check_product(x: Tensor, weight: LinearWeight, *, out: Tensor, num_outputs: 
     check_devices(x=x, weight=matrix, bias=bias, out=out)
 
 
-def check_norm(x: Tensor, norm: Tensor, normed: Tensor) -> None:
+def check_norm(x: Tensor, norm: Tensor | None, normed: Tensor) -> None:
     """Raises ValueError unless rms_norm(x) can be launched, with `normed` as scratch."""
+    if norm is None:
+        return
     check_shape("norm", norm, tuple(x.shape[1:]))
     check_dtype("norm", norm, x.dtype)
     check_last_contiguous("norm", norm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rsd_kernels.activation.twin import silu_mul
+from rsd_kernels.activation.twin import gate_mul
 from rsd_kernels.linear.blas import cpu_product, plain_product
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
@@ -35,7 +35,7 @@ def linear(
 
 def norm_linear(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [N, K]
     *,
@@ -47,24 +47,27 @@ def norm_linear(
     Returns:
         `out`. The contents of `normed` are undefined afterwards.
     """
+    if norm is None:
+        return linear(x, weight, out=out)
     rms_norm(x, norm, eps, out=normed)
     return linear(normed, weight, out=out)
 
 
 def norm_gate_up(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
     weight: LinearWeight,  # [2 * N, K]: gate, then up
     *,
+    gelu: bool = False,
     normed: Tensor,  # [n, K] scratch
     gate_up: Tensor,  # [n, 2 * N] scratch
     out: Tensor,  # [n, N]
 ) -> Tensor:
-    """silu(g) * u, where g and u are the halves of rms_norm(x) Wᵀ + bias.
+    """silu(g) * u, or gelu(g) * u: g and u are the halves of rms_norm(x) Wᵀ + bias.
 
     Returns:
         `out`. The contents of `normed` and `gate_up` are undefined afterwards.
     """
     norm_linear(x, norm, eps, weight, normed=normed, out=gate_up)
-    return silu_mul(gate_up, out=out)
+    return gate_mul(gate_up, gelu=gelu, out=out)

@@ -1,6 +1,6 @@
 """RMSNorm of whole rows in Triton: one program a row.
 
-out[n] = x[n] / sqrt(mean(x[n]²) + eps) * weight
+out[n] = x[n] / sqrt(mean(x[n]²) + eps) * weight (+ residual[n])
 
 Twins: `rsd_kernels.norm.twin`.
 """
@@ -33,8 +33,10 @@ def _rms_norm_kernel(
     weight: tl.tensor,  # [WIDTH]
     out: tl.tensor,  # [N, WIDTH]
     row_end: tl.tensor,  # [N]: row n of out is that of x at row_end[n] - 1; None: at n
+    residual: tl.tensor,  # [N, WIDTH] or None
     eps: tl.tensor,
     stride_x: tl.tensor,
+    stride_residual: tl.tensor,
     stride_out: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,  # at least WIDTH
@@ -51,6 +53,9 @@ def _rms_norm_kernel(
     b_x = tl.load(x + i_x * stride_x + o, mask=m, other=0.0).to(tl.float32)
     b_weight = tl.load(weight + o, mask=m, other=0.0).to(tl.float32)
     b_out = b_x * tl.rsqrt(tl.sum(b_x * b_x, 0) / WIDTH + eps) * b_weight
+    if residual is not None:
+        p_residual = residual + i_row * stride_residual + o
+        b_out += tl.load(p_residual, mask=m, other=0.0).to(tl.float32)
     tl.store(out + i_row * stride_out + o, b_out.to(out.dtype.element_ty), mask=m)
 
 
@@ -59,9 +64,10 @@ def rms_norm(
     weight: Tensor,  # [width]
     eps: float,
     *,
+    residual: Tensor | None = None,  # [N, width]; may be `out` itself
     out: Tensor | None = None,  # [N, width]; may be `x` itself
 ) -> Tensor:
-    """x / sqrt(mean(x²) + eps) * weight, in fp32, rounded once.
+    """x / sqrt(mean(x²) + eps) * weight + residual, in fp32, rounded once.
 
     Returns:
         [N, width] in the dtype of `x`; `out` itself when it is given.
@@ -71,7 +77,12 @@ def rms_norm(
     """
     out = torch.empty_like(x) if out is None else out
     _check(x, weight, out, num_rows=x.shape[0])
-    rms_norm_launch(x, weight, eps, out=out).run()
+    if residual is not None:
+        check_shape("residual", residual, tuple(x.shape))
+        check_dtype("residual", residual, x.dtype)
+        check_last_contiguous("residual", residual)
+        check_devices(x=x, residual=residual)
+    rms_norm_launch(x, weight, eps, out=out, residual=residual).run()
     return out
 
 
@@ -119,6 +130,7 @@ def rms_norm_launch(
     *,
     out: Tensor,  # [S, width]
     row_end: Tensor | None = None,  # [S] int32
+    residual: Tensor | None = None,  # [S, width]
 ) -> Launch:
     """The launch of `rms_norm` or, with `row_end`, of `last_rows_norm`."""
     block = next_power_of_2(x.shape[1])
@@ -130,8 +142,10 @@ def rms_norm_launch(
             "weight": weight,
             "out": out,
             "row_end": row_end,
+            "residual": residual,
             "eps": eps,
             "stride_x": x.stride(0),
+            "stride_residual": 0 if residual is None else residual.stride(0),
             "stride_out": out.stride(0),
             "WIDTH": x.shape[1],
             "BLOCK": block,

@@ -15,9 +15,10 @@ def rms_norm(
     weight: Tensor,  # [width]
     eps: float,
     *,
+    residual: Tensor | None = None,  # [..., width]; may be `out` itself
     out: Tensor | None = None,  # [..., width]; may be `x` itself
 ) -> Tensor:
-    """x / sqrt(mean(x²) + eps) * weight, summed in fp32 (in fp64 for fp64 input).
+    """x / sqrt(mean(x²) + eps) * weight + residual, in fp32 (in fp64 for fp64 input).
 
     Returns:
         [..., width] in the dtype of `x`; `out` itself when it is given.
@@ -27,6 +28,9 @@ def rms_norm(
     scale = torch.addcmul(
         _constant(eps, wide.dtype, wide.device), norm, norm, value=1 / x.shape[-1]
     ).rsqrt_()
+    if residual is not None:
+        normed = (wide * scale).mul_(weight).add_(residual)
+        return normed.to(x.dtype) if out is None else out.copy_(normed)
     if wide is x:
         return torch.mul(x, scale, out=out).mul_(weight)
     normed = (wide * scale).mul_(weight)

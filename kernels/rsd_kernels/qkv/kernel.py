@@ -27,7 +27,7 @@ from rsd_kernels.rope.kernel import check_arguments, rope_kv_write
 @triton.jit(do_not_specialize=["num_rows"])
 def _qkv_projection_kernel(
     x: tl.tensor,  # [num_rows, NUM_INPUTS]
-    norm: tl.tensor,  # [NUM_INPUTS]
+    norm: tl.tensor,  # [NUM_INPUTS] or None
     weight: tl.tensor,  # [heads * 2 * HALF, NUM_INPUTS], heads = NUM_Q_HEADS + 2 * NUM_KV_HEADS
     bias: tl.tensor,  # [heads * 2 * HALF] or None
     out: tl.tensor,  # [num_rows, heads, 2 * HALF]; only q is written
@@ -78,7 +78,8 @@ def _qkv_projection_kernel(
     if OVERLAP:
         prefetch_weights(p_w, second, NUM_INPUTS, True, PREFETCH)
         if tl.program_id(0) == 0:  # vectors that all programs read
-            prefetch_vector(norm, NUM_INPUTS)
+            if norm is not None:
+                prefetch_vector(norm, NUM_INPUTS)
             if bias is not None:
                 prefetch_vector(bias, NUM_HEADS * 2 * HALF)
     if not SCHEDULED:
@@ -132,7 +133,7 @@ def _qkv_projection_kernel(
 
 def qkv_projection(
     x: Tensor,  # [n, K]
-    norm: Tensor,  # [K]
+    norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,  # of this norm and of those of heads
     weight: LinearWeight,  # [heads * head_dim, K] q, k, v
     heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it
@@ -182,7 +183,7 @@ def qkv_projection(
 
 def qkv_projection_launch(
     x: Tensor,  # [num_rows, num_inputs]
-    norm: Tensor,  # [num_inputs]
+    norm: Tensor | None,  # [num_inputs]
     eps: float,
     weight: LinearWeight,  # [heads * head_dim, num_inputs]
     heads: Tensor,  # [num_rows, heads, head_dim]
@@ -201,7 +202,7 @@ def qkv_projection_launch(
     num_heads, head_dim = heads.shape[1:]
     num_kv_heads, half = k_pages.shape[2], head_dim // 2
     tiles = projection_tiles(
-        num_rows, num_heads * half, num_inputs, gated=True, normed=True, dtype=x.dtype
+        num_rows, num_heads * half, num_inputs, gated=True, normed=norm is not None, dtype=x.dtype
     )
     return Launch(
         kernel=_qkv_projection_kernel,
@@ -236,7 +237,7 @@ def qkv_projection_launch(
             "NUM_KV_HEADS": num_kv_heads,
             "HALF": half,
             "TENSOR_CORES": tiles.tensor_cores,
-            "NORM_FIRST": tiles.tensor_cores and x.dtype == torch.float16,
+            "NORM_FIRST": norm is not None and tiles.tensor_cores and x.dtype == torch.float16,
             "ROWS": tiles.rows,
             "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k,

@@ -19,7 +19,7 @@ def in_two(norm_linear: Op, rope_kv_write: Op) -> Op:
 
     def qkv_projection(
         x: Tensor,  # [n, K]
-        norm: Tensor,  # [K]
+        norm: Tensor | None,  # [K]; None: x is not normed
         eps: float,  # of this norm and of those of heads
         weight: LinearWeight,  # [heads * head_dim, K] q, k, v
         heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it

@@ -14,7 +14,7 @@ from torch import Tensor
 def rope_tables(
     inv_freq: Tensor,  # [head_dim / 2] fp32
     num_positions: int,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,  # of all pairs, or [head_dim / 2]
 ) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines times `scale`, both [num_positions, head_dim] fp32."""
     position = torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device)

@@ -34,6 +34,10 @@ _SIZES = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "head_dim": "attention.key_length",
     "rope_theta": "rope.freq_base",
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
 }
 TENSOR_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -41,6 +45,8 @@ TENSOR_NAMES = {
     "output": "lm_head",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
+    "post_attention_norm": "post_attention_layernorm",  # in place of the one before (OLMo 2)
+    "post_ffw_norm": "post_feedforward_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -75,17 +81,18 @@ class GgufCheckpoint(Checkpoint):
 
     @cached_property
     def _family(self) -> DecoderFamily:
-        name, families = self.field("general.architecture"), decoder_families().values()
+        name = self.field("general.architecture")
         sliding = bool(self.field(f"{name}.attention.sliding_window"))
-        for family in families:
-            if family.gguf.architecture == name and family.gguf.sliding_window in (None, sliding):
+        known = [(f.gguf, f) for f in decoder_families().values() if f.gguf is not None]
+        for rules, family in known:
+            if rules.architecture == name and rules.sliding_window in (None, sliding):
                 return family
-        allowed = ", ".join(sorted({family.gguf.architecture for family in families}))
+        allowed = ", ".join(sorted({rules.architecture for rules, _ in known}))
         raise ValueError(f"GGUF architecture {name!r} is not supported; one of {allowed}")
 
     def _value(self, name: str) -> Any:
         """One of the architecture's own values."""
-        return self.field(f"{self._family.gguf.architecture}.{name}")
+        return self.field(f"{self.field('general.architecture')}.{name}")
 
     def config(self) -> Mapping[str, Any]:
         given = {key: self._value(name) for key, name in _SIZES.items()}
@@ -138,13 +145,15 @@ class GgufCheckpoint(Checkpoint):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         self._announce()
+        rules = self._family.gguf
+        paired_heads = rules is not None and rules.paired_heads
         for name, tensor in self._tensors.items():
             if name == _ROPE_FACTORS:
                 continue
             value = self._expand(tensor)
             stem, kind = name.rsplit(".", 1)
             block, _, part = stem.rpartition(".")
-            if self._family.gguf.paired_heads and part in ("attn_q", "attn_k"):
+            if paired_heads and part in ("attn_q", "attn_k"):
                 value = self._unpermuted(value, part)
             prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
             yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from rsd_engine.models.decoders.family import DecoderFamily, GgufRules, Windows, full_attention
+from rsd_engine.models.decoders.family import DecoderFamily, GgufRules, window_in_every_layer
 
 LLAMA = DecoderFamily(
     architecture="LlamaForCausalLM",
@@ -14,15 +11,9 @@ LLAMA = DecoderFamily(
     mlp_bias=True,
 )
 
-
-def _window_in_every_layer(raw: Mapping[str, Any]) -> Windows:
-    window = raw["sliding_window"]  # null in the releases that have none
-    return full_attention(raw) if window is None else (int(window),) * len(full_attention(raw))
-
-
 MISTRAL = DecoderFamily(
     architecture="MistralForCausalLM",
     gguf=GgufRules("llama", sliding_window=True, paired_heads=True),
     defaults={"num_key_value_heads": 8, "sliding_window": 4096},
-    sliding_windows=_window_in_every_layer,
+    sliding_windows=window_in_every_layer,
 )

@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rsd_engine.models.decoders.family import DecoderFamily, GgufRules, Windows, full_attention
+from rsd_engine.models.decoders.family import (
+    FULL,
+    SLIDING,
+    DecoderFamily,
+    GgufRules,
+    Windows,
+    full_attention,
+    layer_kinds,
+)
 
 
 def _sliding_windows(raw: Mapping[str, Any]) -> Windows:
-    """If switched on: in the layers from `max_window_layers` on, or as `layer_types` says.
-
-    Raises:
-        ValueError: `layer_types` has a kind that is not known.
-    """
+    """If switched on: in the layers from `max_window_layers` on, or as `layer_types` says."""
     num_layers, window = int(raw["num_hidden_layers"]), raw["sliding_window"]
     if window is None or not raw.get("use_sliding_window", False):
         return full_attention(raw)
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        full = min(int(raw["max_window_layers"]), num_layers)
-        kinds = ["full_attention"] * full + ["sliding_attention"] * (num_layers - full)
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise ValueError(
-            f"layer_types {unknown} are not supported; full_attention or sliding_attention"
-        )
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    full = min(int(raw["max_window_layers"]), num_layers)
+    kinds = layer_kinds(raw, [FULL] * full + [SLIDING] * (num_layers - full))
+    return tuple(int(window) if kind == SLIDING else None for kind in kinds)
 
 
 QWEN2 = DecoderFamily(

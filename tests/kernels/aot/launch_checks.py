@@ -31,8 +31,20 @@ OTHERS = {
         torch.bfloat16,
     ),
     "head of 256": (DecoderShape(1024, 1024, 2, 4, 2, 256, 1000, False), torch.bfloat16),
+    "GELU, normed before and after": (
+        DecoderShape(1152, 6912, 2, 4, 1, 256, 1000, False, True, gelu=True, norms="both"),
+        torch.bfloat16,
+    ),
+    "normed after": (
+        DecoderShape(2048, 8192, 2, 16, 16, 128, 1000, False, norms="after"),
+        torch.bfloat16,
+    ),
     "fp32": (DecoderShape(576, 1536, 2, 9, 3, 64, 1000, False), torch.float32),
 }
+COMPILED = (
+    *("paged_attention", "rope_kv_write", "qkv_projection", "norm_gate_up"),
+    "rms_norm + residual",
+)
 DECODE = ("paged_attention", "qkv_projection", "norm_gate_up", "linear (down)")
 
 
@@ -70,7 +82,7 @@ def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
 def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
     shape, dtype = OTHERS[name]
     for shipped in forward_launches(name, shape, rows, dtype):
-        if shipped.op in ("paged_attention", "rope_kv_write", "qkv_projection", "norm_gate_up"):
+        if shipped.op in COMPILED:
             usage = compiled(shipped.launch, 90)
             assert usage.stack_bytes == 0 or not shipped.decode
             assert usage.shared_bytes <= 160 * 1024  # what an A100 gives one program

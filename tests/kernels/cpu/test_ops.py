@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsd_kernels.activation.twin import gate_mul
 from rsd_kernels.attention import twin as attention_twin
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu import library as cpu_library
@@ -88,7 +89,7 @@ def test_bfloat16_weights_count_as_the_floats_they_stand_for(
 
 def test_bfloat16_weights_that_are_strided_go_to_the_twin() -> None:
     stored, x, norm = randn(14, 40).bfloat16()[:, ::2], randn(3, 20, seed=1), randn(20, seed=2)
-    scratch = {"normed": torch.empty(3, 20), "gate_up": torch.empty(3, 14)}
+    scratch: dict[str, Any] = {"normed": torch.empty(3, 20), "gate_up": torch.empty(3, 14)}
 
     def results(matrix: Tensor) -> list[Tensor]:
         weight = LinearWeight(matrix)
@@ -108,6 +109,8 @@ def test_embed_widens_bfloat16() -> None:
         assert torch.equal(
             cpu_ops.embed(given, token, out=torch.full((3, 5), NAN)), table[[8, 0, 3]].float()
         )
+        scaled = cpu_ops.embed(given, token, scale=2.5, out=torch.full((3, 5), NAN))
+        assert torch.equal(scaled, table[[8, 0, 3]].float() * 2.5)
 
 
 def test_linear_adds_to_its_own_output() -> None:
@@ -121,7 +124,10 @@ def test_a_rows_result_does_not_depend_on_the_others() -> None:
     x, norm, weight = randn(40, 147), randn(147, seed=2), LinearWeight(randn(2 * 61, 147, seed=1))
 
     def products(rows: Tensor) -> tuple[Tensor, Tensor]:
-        scratch = {"normed": torch.empty_like(rows), "gate_up": torch.empty(len(rows), 122)}
+        scratch: dict[str, Any] = {
+            "normed": torch.empty_like(rows),
+            "gate_up": torch.empty(len(rows), 122),
+        }
         gated = cpu_ops.norm_gate_up(
             rows, norm, EPS, weight, **scratch, out=torch.empty(len(rows), 61)
         )
@@ -174,7 +180,7 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, width: int) -> None:
 
     def run(op: Any, *tensors: Tensor) -> Tensor:
         x, norm, weight, bias = tensors
-        scratch = {
+        scratch: dict[str, Any] = {
             "normed": torch.full_like(x, NAN),
             "gate_up": x.new_full((num_rows, 2 * num_outputs), NAN),
         }
@@ -188,13 +194,21 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, width: int) -> None:
     )
 
 
+def test_gelu_and_no_norm() -> None:
+    x, matrix, bias = randn(3, 20), randn(14, 20, seed=1), randn(14, seed=2)
+    weight, wanted = LinearWeight(matrix, bias), gate_mul(x @ matrix.T + bias, gelu=True)
+    scratch: dict[str, Any] = {"normed": torch.empty(3, 20), "gate_up": torch.empty(3, 14)}
+    out = cpu_ops.norm_gate_up(x, None, EPS, weight, gelu=True, **scratch, out=torch.empty(3, 7))
+    torch.testing.assert_close(out, wanted)
+
+
 def test_silu_of_every_size() -> None:
     """Gates from far below to far above where e^-x fits a float; NaN stays NaN."""
     gate = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([-3e38, 3e38, NAN])])[None]
     width = gate.shape[1]
     weight = torch.zeros(2 * width, 2)
     weight[:width, 0], weight[width:, 1] = gate, 1.0
-    scratch = {"normed": torch.empty(1, 2), "gate_up": torch.empty(1, 2 * width)}
+    scratch: dict[str, Any] = {"normed": torch.empty(1, 2), "gate_up": torch.empty(1, 2 * width)}
     out = torch.empty(1, width)
     x, given = torch.ones(1, 2), LinearWeight(weight)
     cpu_ops.norm_gate_up(x, torch.ones(2), 0.0, given, **scratch, out=out)

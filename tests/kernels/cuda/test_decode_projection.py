@@ -75,7 +75,7 @@ class Case:
         if self.norm is None:
             return twin.linear(x, weight, residual=self.residual)
         out = x.new_empty(x.shape[0], self.num_outputs)
-        scratch = {"normed": torch.empty_like(x), "out": out}
+        scratch: dict[str, Any] = {"normed": torch.empty_like(x), "out": out}
         if not self.gated:
             return twin.norm_linear(x, self.norm, EPS, weight, **scratch)
         gate_up = x.new_empty(x.shape[0], weight.num_outputs)

@@ -129,6 +129,25 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, num_inputs: int, bias: st
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 7, projection.MAX_ROWS + 1])
+@pytest.mark.parametrize("names", ["x weight", "x norm weight bias"])
+def test_gelu_and_no_norm(num_rows: int, names: str) -> None:
+    tensors = inputs(num_rows, 66, 40)
+
+    def given(of: torch.dtype, device: torch.device) -> Any:
+        outputs = {
+            "gate_up": nan(num_rows, 66, dtype=of, device=device),
+            "out": nan(num_rows, 33, dtype=of, device=device),
+        }
+        absent = {"norm": None, "eps": 0.0, "normed": None}
+        return absent | pick(tensors, names, torch.float32, of, device) | outputs | {"gelu": True}
+
+    exact = linear_twin.norm_gate_up(**given(torch.float64, CPU))
+    plain = linear_twin.norm_gate_up(**given(torch.float32, CPU))
+    result = launchers.norm_gate_up(**given(torch.float32, DEVICE))
+    assert_close(result.cpu(), plain, exact, num_terms=48)
+
+
 def test_more_rows_go_by_cublas() -> None:
     tensors = inputs(projection.MAX_ROWS + 1, 66, 40)
     names, dtype = "x norm weight bias", torch.float32

@@ -28,6 +28,22 @@ def test_rms_norm(num_rows: int, width: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm_adds(dtype: torch.dtype) -> None:
+    """To a part of wider rows, in place."""
+    x, weight = rows(3, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
+    wide = rows(3, 48, 3).to(dtype)
+    residual = wide[:, :40]
+    exact = rms_norm_twin(x.double(), weight.double(), EPS, residual=residual.double())
+    plain = rms_norm_twin(x, weight, EPS, residual=residual)
+    whole = wide.to(DEVICE, copy=True)
+    out = whole[:, :40]
+    given = {"residual": out, "out": out}
+    assert norms.rms_norm(x.to(DEVICE), weight.to(DEVICE), EPS, **given) is out
+    assert_close(out.cpu(), plain, exact, num_terms=45)
+    assert torch.equal(whole[:, 40:].cpu(), wide[:, 40:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_last_rows_norm(dtype: torch.dtype) -> None:
     x, weight = rows(6, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
     start = torch.tensor([0, 1, 1, 4, 4, 4], dtype=torch.int32)

@@ -32,6 +32,17 @@ def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert torch.equal(out, x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_adds(dtype: torch.dtype) -> None:
+    x, weight, residual = (torch.randn(size).to(dtype) for size in ((3, 40), (40,), (3, 40)))
+    wide = x.double()
+    normed = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * weight.double()
+    wanted = normed + residual.double()
+    close(rms_norm(x, weight, 1e-3, residual=residual), wanted)
+    assert rms_norm(x, weight, 1e-3, residual=residual, out=residual) is residual
+    close(residual, wanted)
+
+
 def test_rms_norm_sums_in_fp32() -> None:
     """1000² overflows fp16."""
     x = torch.full((1, 64), 1000.0, dtype=torch.float16)

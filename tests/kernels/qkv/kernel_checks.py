@@ -35,6 +35,7 @@ class Case:
     head_dim: int = 16
     bias: bool = True
     norm: bool = False  # of heads
+    norm_first: bool = True  # of x
     tables: bool = True  # angles by position, else a row of angles for every row
 
     def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Case:
         if self.norm:
             shapes |= {"q_norm": (size,), "k_norm": (size,)}
         # In 16 bits first, so that all dtypes are given the same numbers.
-        drawn = {
+        drawn: dict[str, Any] = {
             name: torch.randn(shape, generator=generator).to(torch.bfloat16).to(device, dtype)
             for name, shape in shapes.items()
         }
@@ -71,6 +72,8 @@ class Case:
         if self.tables:
             where["position"] = position.int()
         weight = LinearWeight(drawn.pop("weight"), drawn.pop("bias", None))
+        if not self.norm_first:
+            drawn |= {"norm": None}
         return {
             **{**drawn, "weight": weight, "eps": 1e-6},
             **{name: tensor.to(device) for name, tensor in where.items()},
@@ -117,6 +120,7 @@ CASES: dict[str, dict[str, Any]] = {
     "more than a tile": {"num_rows": 18},
     "norm of heads": {"norm": True},
     "no bias": {"bias": False},
+    "no norm": {"norm_first": False},
     "gathered angles": {"tables": False},
     "head of 6": {"head_dim": 6, "num_q_heads": 3, "num_kv_heads": 1},
     "head of 80": {"head_dim": 80},
