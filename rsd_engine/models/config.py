@@ -16,7 +16,7 @@ from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.rope_config import NO_ROPE
-from rsd_engine.models.schemas import ModelSchema
+from rsd_engine.models.schemas import KindSchema, ModelSchema
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -60,9 +60,8 @@ class ModelConfig:
             ValueError: a field is not what `ModelSchema` allows, the architecture, activation or
                 rope type is not known, the weights are quantised, or sizes do not fit one another.
         """
-        raw = ModelSchema.read(raw, "config.json")
-        architecture, family = _architecture(raw)
-        raw = {**family.defaults, **raw}
+        architecture, family = _architecture(KindSchema.check(raw, "config.json"))
+        raw = {**family.defaults, **ModelSchema.read(raw, "config.json")}
         raw = _with_one_rope(raw)
         _check_known(raw, family)
         num_q_heads = raw["num_attention_heads"]
@@ -146,12 +145,12 @@ class ModelConfig:
         return KVShape(self.num_layers, self.num_kv_heads, self.head_dim, dtype)
 
 
-def _architecture(raw: Mapping[str, Any]) -> tuple[str, DecoderFamily]:
+def _architecture(kind: KindSchema) -> tuple[str, DecoderFamily]:
     """The architecture in config.json, and that of its decoder; without one, model_type decides."""
     allowed = dict(decoder_families())
     for family in reward_families().values():
         allowed |= family.architectures
-    found = raw.get("architectures") or _named_by_type(raw.get("model_type"))
+    found = kind.architectures or _named_by_type(kind.model_type)
     if len(found) != 1 or found[0] not in allowed:
         raise ValueError(f"architectures={found} is not supported; one of {', '.join(allowed)}")
     return found[0], allowed[found[0]]

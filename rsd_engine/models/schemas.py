@@ -93,11 +93,16 @@ class Schema(BaseModel):
         return f"{file}: {name} must be {allowed}, got {shown(error['input'])}"
 
 
-class ModelSchema(Schema):
-    """config.json of a decoder, as transformers 4 or 5 writes it."""
+class KindSchema(Schema):
+    """What a config.json says a model is; read first, for other kinds have other fields."""
 
     architectures: list[str] | None = Field(default=None, description="a list of names or null")
     model_type: str | None = _text()
+
+
+class ModelSchema(KindSchema):
+    """config.json of a decoder, as transformers 4 or 5 writes it."""
+
     vocab_size: int = _whole(1, MAX_VOCABULARY)
     hidden_size: int = _whole(1, 2**17)
     intermediate_size: int = _whole(1, 2**20)
