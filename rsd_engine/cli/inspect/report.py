@@ -1,0 +1,86 @@
+"""An inspection as one line of JSON; `docs/inspect.md` describes the keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from rsd_engine.engine.inspect.inspection import InspectedModel, Inspection
+from rsd_engine.engine.inspect.memory import STEP_TOKENS, Machine
+from rsd_kernels.state.enums import Role
+
+
+def print_json(found: Inspection) -> None:
+    typer.echo(json.dumps(to_dict(found)))
+
+
+def to_dict(found: Inspection) -> dict[str, Any]:
+    """JSON-ready values, in bytes and tokens."""
+    memory = found.memory
+    return {
+        "fits": found.fits,
+        "findings": [
+            {"verdict": "problem" if f.is_problem else "ok", "subject": f.subject, "text": f.text}
+            for f in found.findings
+        ],
+        "models": [_model(model, found.machine) for model in found.models],
+        "links": {f"{_name(a)}-{_name(b)}": asdict(link) for (a, b), link in found.links.items()},
+        "max_model_len": found.max_model_len,
+        "prm_max_len": found.prm_max_len,
+        "device": found.machine.device.type,
+        "memory_bytes": found.machine.memory_bytes,
+        "max_num_seqs": found.machine.max_num_seqs,
+        "memory": memory
+        and memory.estimate.to_dict(memory.lengths, STEP_TOKENS)
+        | {"full_requests": memory.full_requests, "longest_max_model_len": memory.longest},
+    }
+
+
+def _model(model: InspectedModel, machine: Machine) -> dict[str, Any]:
+    named = {
+        "source": model.source,
+        "role": None if model.role is None else _name(model.role),
+        "error": model.error,
+    }
+    facts = model.facts
+    if facts is None:
+        return named
+    config = facts.config
+    return named | {
+        "kind": "prm" if facts.prm else "writer",
+        "architecture": config.architecture,
+        "family": facts.family,
+        "format": facts.storage.format,
+        "num_files": facts.storage.num_files,
+        "file_bytes": facts.storage.num_bytes,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "parameters": config.num_parameters,
+        "layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_q_heads": config.num_q_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "context": config.max_position_embeddings,
+        "rope": {
+            "type": config.rope.type,
+            "theta": config.rope.theta,
+            "factor": config.rope.factor,
+            "original_context": config.rope.original_max_position or None,
+        },
+        "vocab_size": config.vocab_size,
+        "num_tokens": facts.vocabulary.num_tokens,
+        "chat_template": facts.has_chat_template,
+        "stop_tokens": [asdict(token) for token in facts.stop_tokens],
+        "special_tokens": {name: asdict(t) for name, t in facts.special_tokens.items()},
+        "weight_bytes": machine.weight_bytes(facts),
+        "kv_bytes_per_token": machine.kv_bytes_per_token(facts),
+        "prm": asdict(facts.prm) if facts.prm else None,
+    }
+
+
+def _name(role: Role) -> str:
+    return role.name.lower()
