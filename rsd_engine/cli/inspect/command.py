@@ -57,8 +57,8 @@ def inspect(
         memory_bytes = None if memory is None else values.size("--memory", memory)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("rsd_engine").setLevel(logging.INFO if verbose else logging.WARNING)
-        from rsd_engine.cli.inspect.run import InspectOptions, run_inspection
         from rsd_engine.cli.inspect.report import print_json
+        from rsd_engine.cli.inspect.run import InspectOptions, run_inspection
         from rsd_engine.cli.inspect.show import print_inspection
 
         options = InspectOptions(

@@ -91,7 +91,7 @@ def check_writers(roles: Roles, link: Link) -> list[Finding]:
 
 
 def check_prm(prm: ModelFacts, link: Link | None) -> list[Finding]:
-    """How the PRM is fed, and by which way steps reach it; `link` from a writer, if there is one."""
+    """How the PRM is fed, and how steps reach it; `link` from a writer, if there is one."""
     if prm.prm is None:
         return []
     separator = ", ".join(map(str, prm.prm.separator))

@@ -93,6 +93,8 @@ def inspect_models(
     )
     models = _inspected(sources, read, roles)
     errors = [problem("checkpoint", model.error) for model in models if model.error]
+    if errors:  # which roles are missing is not known then
+        findings = [finding for finding in findings if finding.is_problem]
     links = _links(roles)
     model_len = _model_len(roles, max_model_len)
     memory = None if model_len is None else fit_memory(roles, machine, model_len)
