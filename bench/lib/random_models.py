@@ -206,6 +206,6 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _with_context(raw: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """The config with at least this context; it costs nothing but longer rope tables."""
+    """The config with at least this context; which costs nothing in itself."""
     context = max(max_positions, raw["max_position_embeddings"])
     return dict(raw) | {"max_position_embeddings": context}

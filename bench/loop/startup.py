@@ -90,7 +90,7 @@ def _start(page_cache: str, folder: Path) -> Start:
     command = [sys.executable, "-m", "bench.loop.first_token", str(folder), str(time.time())]
     found = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, timeout=_TIMEOUT)
     if found.returncode:
-        raise RuntimeError(f"the engine did not start: {found.stderr.strip()}")
+        raise RuntimeError(f"the engine did not start: {found.stderr.strip().splitlines()[-1]}")
     return Start(page_cache, free, available, json.loads(found.stdout.splitlines()[-1]))
 
 

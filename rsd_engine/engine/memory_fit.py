@@ -168,7 +168,7 @@ def _too_long(least: _Candidate, longest: int) -> Exception:
         )
     message = (
         f"one request of max_model_len={least.length} tokens needs {megabytes(asked)} of KV "
-        f"pages, and {_budget_text(least)}; lower max_model_len ({longest} tokens fit), set "
+        f"pages, and {_left_text(least)}; lower max_model_len ({longest} tokens fit), set "
         "kv_cache_memory_bytes or free memory"
     )
     return MemoryError(message) if options.max_model_len is None else ValueError(message)
@@ -188,20 +188,24 @@ def _tell_length(chosen: _Candidate, allowed: int) -> None:
     if chosen.length == allowed:
         logger.info("max_model_len: %d tokens, all that draft and target allow", allowed)
         return
+    named = chosen.options.kv_cache_memory_bytes
+    reason = (
+        f"{_left_text(chosen)}; set kv_cache_memory_bytes to change it"
+        if named is None
+        else f"kv_cache_memory_bytes={named} holds no longer request"
+    )
     logger.info(
-        "max_model_len: %d tokens of the %d that draft and target allow, for one request of more "
-        "does not fit into the KV pages: %s; set kv_cache_memory_bytes to change it",
-        chosen.length, allowed, _budget_text(chosen),
+        "max_model_len: %d tokens of the %d that draft and target allow: %s",
+        chosen.length, allowed, reason,
     )  # fmt: skip
 
 
-def _budget_text(chosen: _Candidate) -> str:
-    """How much there is for pages, and why."""
-    if chosen.options.kv_cache_memory_bytes is not None:
-        return f"kv_cache_memory_bytes={chosen.options.kv_cache_memory_bytes} is for KV pages"
+def _left_text(chosen: _Candidate) -> str:
+    """How much is left for pages by default, and why."""
     found = chosen.estimate
     rest = "" if chosen.device.type == "cuda" else f"; {1 - _CPU_SHARE:.0%} of the rest stay free"
     return (
-        f"{megabytes(max(0, chosen.page_budget))} are left for them ({megabytes(found.available)} "
-        f"available on {chosen.device}, {megabytes(found.needed)} for weights and buffers{rest})"
+        f"{megabytes(max(0, chosen.page_budget))} are left for KV pages "
+        f"({megabytes(found.available)} available on {chosen.device}, {megabytes(found.needed)} "
+        f"for weights and buffers{rest})"
     )

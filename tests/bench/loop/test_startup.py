@@ -32,8 +32,12 @@ def test_every_stage_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(stage in output for stage in STAGES)
 
 
-def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="did not start: .*has no config.json"):
+def test_a_start_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho Traceback >&2\necho MemoryError: too large >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(startup.sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match="did not start: MemoryError: too large$"):
         startup._start("as it is", tmp_path)
 
 
