@@ -47,7 +47,7 @@ def clean_errors() -> Iterator[None]:
         # The reader of our output has gone, as in `rsd demo | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         if caused_by_interrupt(error):
             raise _interrupted() from None
         print_stderr(f"error: {error}")
