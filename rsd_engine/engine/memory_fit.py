@@ -84,6 +84,7 @@ def fit_memory(
     options: MemoryOptions,
     device: torch.device,
     page_multiple: int = 1,
+    available: int | None = None,
 ) -> MemoryFit:
     """Decides how long contexts are and how many pages there are.
 
@@ -95,14 +96,16 @@ def fit_memory(
         options: what the user asked for.
         device: what they will run on.
         page_multiple: as in `page_layout`.
+        available: bytes that the engine may use; by default what the device has.
 
     Raises:
         ValueError: `max_model_len` is longer than draft and target allow, or the pages cannot hold
             one request of it.
         MemoryError: the models, or the pages that were asked for, do not fit.
     """
-    named_budget = options.kv_cache_memory_bytes is not None
-    available = available_bytes(device, 1.0 if named_budget else options.gpu_memory_utilization)
+    if available is None:
+        named_budget = options.kv_cache_memory_bytes is not None
+        available = available_bytes(device, 1.0 if named_budget else options.gpu_memory_utilization)
 
     def candidate(length: int) -> _Candidate:
         found = estimate_models(

@@ -48,6 +48,10 @@ def other_prm(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return make_tiny_models(tmp_path_factory.mktemp("other"), own_prm_tokenizer=True)
 
 
+def folders(made: TinyModels) -> list[Path]:
+    return [made.draft, made.target, made.prm]
+
+
 def edited(folder: Path, to: Path, name: str, **changes: Any) -> Path:
     """A copy of a checkpoint with other values in one of its JSON files."""
     shutil.copytree(folder, to)
@@ -57,11 +61,11 @@ def edited(folder: Path, to: Path, name: str, **changes: Any) -> Path:
 
 
 def test_the_demo_family_by_its_files(rsd: Rsd) -> None:
-    folders = {role: checkpoint_dir(role) for role in ROLES}
-    found = as_json(rsd, *folders.values())
-    assert roles(found) == {role: str(folder) for role, folder in folders.items()}
+    where = {role: checkpoint_dir(role) for role in ROLES}
+    found = as_json(rsd, *where.values())
+    assert roles(found) == {role: str(folder) for role, folder in where.items()}
     for model in found["models"]:
-        folder = folders[model["role"]]
+        folder = where[model["role"]]
         config = json.loads((folder / "config.json").read_text())
         stored = json.loads((folder / "generation_config.json").read_text())
         with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -91,7 +95,7 @@ def test_the_demo_family_by_its_files(rsd: Rsd) -> None:
 
 
 def test_roles_are_found_in_any_order(rsd: Rsd, tiny: TinyModels) -> None:
-    wanted = {role: str(folder) for role, folder in tiny.sources().items()}
+    wanted = dict(zip(ROLES, map(str, folders(tiny)), strict=True))
     for order in itertools.permutations(wanted.values()):
         assert roles(as_json(rsd, *order)) == wanted
     assert roles(as_json(rsd, tiny.draft)) == {"target": str(tiny.draft)}
@@ -107,7 +111,7 @@ def test_no_weights_are_loaded(rsd: Rsd, tiny: TinyModels, monkeypatch: pytest.M
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(FolderCheckpoint, "tensors", refuse)
-    as_json(rsd, *tiny.sources().values())
+    as_json(rsd, *folders(tiny))
 
 
 def test_every_broken_checkpoint_is_reported(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
@@ -122,13 +126,13 @@ def test_every_broken_checkpoint_is_reported(rsd: Rsd, tiny: TinyModels, tmp_pat
 
 
 def test_a_prm_with_another_vocabulary_reads_text(rsd: Rsd, other_prm: TinyModels) -> None:
-    found = as_json(rsd, *other_prm.sources().values())
+    found = as_json(rsd, *folders(other_prm))
     link = found["links"]["target-prm"]
     ids = tiny_tokenizer().get_vocab()
     first = min(i for token, i in ids.items() if i > 3)  # behind the special tokens
     assert not link["shares_vocabulary"]
     assert link["difference"].startswith(f"id {first} is '!' in the target and ")
-    assert said(found, "steps to prm").startswith("as text")
+    assert said(found, "steps to PRM").startswith("as text")
 
 
 def test_writers_with_different_tokens_do_not_fit(
@@ -147,13 +151,13 @@ def test_writers_with_different_tokens_do_not_fit(
 
 def test_the_format_of_a_two_class_prm(rsd: Rsd, tmp_path: Path) -> None:
     made = make_tiny_models(tmp_path, two_class=True)
-    found = as_json(rsd, *made.sources().values())
+    found = as_json(rsd, *folders(made))
     prm = found["models"][2]["prm"]
     assert prm["prompt"].startswith("<|im_start|>system\nPlease reason step by step")
     assert prm["prompt"].endswith("user\n{question}<|im_end|>\n<|im_start|>assistant\n")
     assert [token["text"] for token in prm["separator"]] == ["<extra_0>"]
-    shown = rsd("inspect", *made.sources().values(), *ROOM).stdout
-    assert "two classes, good and bad; a step is kept from 0.7" in shown
+    shown = rsd("inspect", *folders(made), *ROOM).stdout
+    assert "two classes, good and bad. A step is kept from 0.7 on." in shown
 
 
 def test_stop_tokens(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
@@ -186,27 +190,29 @@ def test_kinds_and_counts(rsd: Rsd, tiny: TinyModels) -> None:
 
 
 def test_what_fits_the_memory(rsd: Rsd, tiny: TinyModels) -> None:
-    models = (*tiny.sources().values(), "--device=cpu", "--json")
-    result = rsd("inspect", *models, "--memory=6MB")
-    assert result.exit_code == 1
-    found = json.loads(result.stdout)
-    longest = found["memory"]["longest_max_model_len"]
-    assert 2 < longest < found["max_model_len"] == 512
-    assert f"set --max-model-len to {longest} or less" in problems(found)[0]
+    """Contexts as long as fit; a length that was asked for is a problem beyond that."""
+    models = (*folders(tiny), "--device=cpu", "--json")
+    found = json.loads(rsd("inspect", *models, "--memory=24MB").stdout)
+    longest = found["max_model_len"]
+    assert found["fits"] and 256 <= longest < 512
+    assert said(found, "memory").endswith(f"one request of {longest} tokens fits at once")
     for length, code in ((longest, 0), (longest + 1, 1)):
-        asked = (f"--max-model-len={length}", "--memory=6MB")
+        asked = (f"--max-model-len={length}", "--memory=24MB")
         assert rsd("inspect", *models, *asked).exit_code == code
+    fewer = json.loads(rsd("inspect", *models, "--memory=24MB", "--max-num-seqs=1").stdout)
+    assert fewer["max_model_len"] == 512
     result = rsd("inspect", *models, "--memory=100kB")
-    assert "the models do not fit" in problems(json.loads(result.stdout))[0]
-    fewer = rsd("inspect", *models, "--memory=6MB", "--max-num-seqs=1", "--max-model-len=256")
-    assert fewer.exit_code == 0
+    assert result.exit_code == 1
+    assert "0.1 MB of memory are available" in problems(json.loads(result.stdout))[0]
+    too_long = json.loads(rsd("inspect", *models, *ROOM, "--max-model-len=999").stdout)
+    assert said(too_long, "context").startswith("max_model_len must be in [2, 512]")
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("--memory=lots", "--memory must be a size such as 2GiB"),
-        ("--max-model-len=9999", "max_model_len must be in [2, 512]"),
+        ("--max-model-len=1", "max_model_len must be >= 2, got 1"),
         ("--max-num-seqs=0", "max_num_seqs must be in [1, 256], got 0"),
         ("--dtype=int4", "dtype='int4' is not supported"),
         ("--device=tpu", "device must be"),
@@ -221,7 +227,7 @@ def test_wrong_options(rsd: Rsd, tiny: TinyModels, option: str, message: str) ->
 
 
 def test_what_it_prints(rsd: Rsd, tiny: TinyModels) -> None:
-    result = rsd("inspect", *tiny.sources().values(), *ROOM)
+    result = rsd("inspect", *folders(tiny), *ROOM)
     lines = result.stdout.splitlines()
     assert lines[0] == f"draft   {tiny.draft}"
     assert lines[-1] == "They fit together."
@@ -237,8 +243,10 @@ def test_a_gguf_file(rsd: Rsd, tmp_path: Path) -> None:
     from tests.steps.toy_tokenizers import smollm_like
 
     tokenizer = smollm_like()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = LlamaConfig(**sizes, vocab_size=400, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4,
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     path = write_gguf(tmp_path / "toy.gguf", model, tokenizer=tokenizer)
     [found] = as_json(rsd, path)["models"]

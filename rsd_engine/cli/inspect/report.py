@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from rsd_engine.engine.inspect.inspection import InspectedModel, Inspection
-from rsd_engine.engine.inspect.memory import STEP_TOKENS, Machine
+from rsd_engine.engine.inspect.memory import memory_dict
 from rsd_kernels.state.enums import Role
 
 
@@ -19,34 +19,32 @@ def print_json(found: Inspection) -> None:
 
 def to_dict(found: Inspection) -> dict[str, Any]:
     """JSON-ready values, in bytes and tokens."""
-    memory = found.memory
+    fit = found.fit
     return {
         "fits": found.fits,
         "findings": [
             {"verdict": "problem" if f.is_problem else "ok", "subject": f.subject, "text": f.text}
             for f in found.findings
         ],
-        "models": [_model(model, found.machine) for model in found.models],
+        "models": [_model(model) for model in found.models],
         "links": {f"{_name(a)}-{_name(b)}": asdict(link) for (a, b), link in found.links.items()},
-        "max_model_len": found.max_model_len,
-        "prm_max_len": found.prm_max_len,
+        "max_model_len": fit.model_len if fit else None,
+        "prm_max_len": fit.max_len.get(Role.PRM) if fit else None,
         "device": found.machine.device.type,
-        "memory_bytes": found.machine.memory_bytes,
+        "available": found.machine.available,
         "max_num_seqs": found.machine.max_num_seqs,
-        "memory": memory
-        and memory.estimate.to_dict(memory.lengths, STEP_TOKENS)
-        | {"full_requests": memory.full_requests, "longest_max_model_len": memory.longest},
+        "memory": memory_dict(fit, found.machine) if fit else None,
     }
 
 
-def _model(model: InspectedModel, machine: Machine) -> dict[str, Any]:
+def _model(model: InspectedModel) -> dict[str, Any]:
     named = {
         "source": model.source,
         "role": None if model.role is None else _name(model.role),
         "error": model.error,
     }
-    facts = model.facts
-    if facts is None:
+    facts, memory = model.facts, model.memory
+    if facts is None or memory is None:
         return named
     config = facts.config
     return named | {
@@ -76,8 +74,8 @@ def _model(model: InspectedModel, machine: Machine) -> dict[str, Any]:
         "chat_template": facts.has_chat_template,
         "stop_tokens": [asdict(token) for token in facts.stop_tokens],
         "special_tokens": {name: asdict(t) for name, t in facts.special_tokens.items()},
-        "weight_bytes": machine.weight_bytes(facts),
-        "kv_bytes_per_token": machine.kv_bytes_per_token(facts),
+        "weight_bytes": memory.weights,
+        "kv_bytes_per_token": config.kv_shape(memory.dtype).bytes_per_token,
         "prm": asdict(facts.prm) if facts.prm else None,
     }
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import torch
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from rsd_engine.cli.show import make_console, visible
-from rsd_engine.engine.inspect.facts import ModelFacts, NamedId
+from rsd_engine.engine.inspect.facts import ModelFacts, NamedId, PrmFacts
 from rsd_engine.engine.inspect.inspection import Inspection
-from rsd_engine.engine.inspect.memory import STEP_TOKENS, Machine, MemoryFit
-from rsd_engine.engine.memory_report import megabytes
+from rsd_engine.engine.inspect.memory import Machine, at_once, full_requests
+from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.memory_fit import MemoryFit
+from rsd_engine.memory.available import megabytes
 from rsd_engine.models.rope_config import RopeConfig
 from rsd_kernels.state.enums import Role
 
@@ -25,16 +28,18 @@ _HEADS = {
 
 def print_inspection(found: Inspection) -> None:
     """Prints the models, how many texts fit, and what is in order or not."""
-    sources = [(_heading(m.role) if m.facts else "error", m.source) for m in found.models]
-    typer.echo("\n".join(f"{name:<7} {visible(source)}" for name, source in sources))
-    readable = [(_heading(m.role), m.facts) for m in found.models if m.facts]
-    if readable:
-        _print_table(_facts(readable, found.machine))
-    for _, facts in readable:
-        if facts.prm:
-            typer.echo("\n".join(_prm_lines(facts)) + "\n")
-    if found.memory and found.memory.full_requests:
-        _print_table(_lengths(found.memory))
+    sources = [("error" if m.error else _heading(m.role), m.source) for m in found.models]
+    typer.echo("\n".join(f"{name:<7} {visible(source)}" for name, source in sources) + "\n")
+    columns = [
+        (_heading(m.role), _rows(m.facts, m.memory)) for m in found.models if m.facts and m.memory
+    ]
+    if columns:
+        _print_table(_facts(columns))
+    for model in found.models:
+        if model.facts and model.facts.prm:
+            typer.echo("\n".join(_prm_lines(model.facts.prm)) + "\n")
+    if found.fit and full_requests(found.fit) < found.machine.max_num_seqs:
+        _print_table(_lengths(found.fit, found.machine))
     for finding in found.findings:
         verdict = "problem" if finding.is_problem else "ok"
         typer.echo(f"{verdict}: {finding.subject}: {visible(finding.text)}")
@@ -53,27 +58,28 @@ def _print_table(table: Table) -> None:
     typer.echo("\n".join(line for line in lines if line) + "\n")
 
 
-def _facts(models: list[tuple[str, ModelFacts]], machine: Machine) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def _facts(columns: Sequence[tuple[str, list[tuple[str, str]]]]) -> Table:
+    """A table of the models' facts, with a column for each."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
-    for heading, _ in models:
+    for heading, _ in columns:
         table.add_column(heading, overflow="fold")
-    columns = [dict(_rows(facts, machine)) for _, facts in models]
-    for label in columns[0]:
-        table.add_row(label, *(Text(visible(column[label])) for column in columns))
+    for cells in zip(*(rows for _, rows in columns), strict=True):
+        table.add_row(cells[0][0], *(Text(visible(text)) for _, text in cells))
     return table
 
 
-def _rows(model: ModelFacts, machine: Machine) -> list[tuple[str, str]]:
+def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
     config, storage = model.config, model.storage
-    files = "file" if storage.num_files == 1 else "files"
-    on_disk = f", {storage.num_files} {files}, {megabytes(storage.num_bytes)}"
+    files = f" in {storage.num_files} files" if storage.num_files > 1 else ""
+    on_disk = megabytes(storage.num_bytes) + files if storage.num_files else "not here"
+    kv = config.kv_shape(memory.dtype).bytes_per_token
     special = (f"{name} {token}" for name, token in model.special_tokens.items())
     return [
-        ("stored as", storage.format + (on_disk if storage.num_files else "")),
-        ("dtype", str(config.dtype).removeprefix("torch.")),
+        ("kind", f"{'PRM' if model.prm else 'writer'} ({model.family})"),
         ("architecture", config.architecture),
-        ("kind", f"PRM, {model.prm.family}" if model.prm else f"writer, {model.family}"),
+        ("stored as", storage.format),
+        ("on disk", on_disk),
         ("parameters", _count(config.num_parameters)),
         ("layers", str(config.num_layers)),
         ("hidden, MLP size", f"{config.hidden_size}, {config.intermediate_size}"),
@@ -86,9 +92,15 @@ def _rows(model: ModelFacts, machine: Machine) -> list[tuple[str, str]]:
         ("chat template", "yes" if model.has_chat_template else "no"),
         ("stop tokens", _listed(model.stop_tokens)),
         ("special tokens", "\n".join(special) or "none"),
-        ("weights", megabytes(machine.weight_bytes(model))),
-        ("KV of a token", f"{machine.kv_bytes_per_token(model)} bytes"),
+        ("in memory", megabytes(memory.weights)),
+        ("weights held in", _short(memory.matrix_dtype)),
+        ("computes in", _short(memory.dtype)),
+        ("KV of a token", f"{kv} bytes"),
     ]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _rope(rope: RopeConfig) -> str:
@@ -105,24 +117,22 @@ def _listed(tokens: Iterable[NamedId]) -> str:
     return "\n".join(map(str, tokens)) or "none"
 
 
-def _prm_lines(model: ModelFacts) -> list[str]:
-    assert model.prm is not None
-    separator = ", ".join(map(str, model.prm.separator))
+def _prm_lines(prm: PrmFacts) -> list[str]:
+    separator = ", ".join(map(str, prm.separator))
     return [
-        f"The PRM reads  {visible(repr(model.prm.prompt))}",
-        f"then each step with its separator {visible(separator)}",
-        f"Its head       {_HEADS.get(model.prm.head, model.prm.head)}; a step is kept from "
-        f"{model.prm.threshold:g}",
+        f"The PRM is a {prm.family}. It reads",
+        f"  {visible(repr(prm.prompt))}",
+        f"then every step with the separator {visible(separator)}.",
+        f"Its head: {_HEADS.get(prm.head, prm.head)}. A step is kept from {prm.threshold:g} on.",
     ]
 
 
-def _lengths(memory: MemoryFit) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def _lengths(fit: MemoryFit, machine: Machine) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     table.add_column("Texts of")
     table.add_column("fit at once", justify="right")
-    for length in memory.lengths:
-        at_once = memory.estimate.sequences(length, STEP_TOKENS)
-        table.add_row(f"{length} tokens", str(at_once))
+    for length, count in at_once(fit, machine).items():
+        table.add_row(f"{length} tokens", str(count))
     return table
 
 

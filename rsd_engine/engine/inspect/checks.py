@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rsd_engine.engine.inspect.facts import ModelFacts, NamedId
 from rsd_engine.engine.inspect.finding import Finding, ok, problem
 from rsd_engine.engine.inspect.roles import Roles
-from rsd_engine.engine.memory_estimate import max_length_of
+from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.steps.sharing import first_difference
 from rsd_kernels.state.enums import Role
 
@@ -94,23 +94,16 @@ def check_prm(prm: ModelFacts, link: Link | None) -> list[Finding]:
     """How the PRM is fed, and how steps reach it; `link` from a writer, if there is one."""
     if prm.prm is None:
         return []
-    separator = ", ".join(map(str, prm.prm.separator))
-    found = [
-        ok(
-            "prm",
-            f"read as {prm.prm.family}: after every step {separator}; steps are kept from a reward "
-            f"of {prm.prm.threshold:g}",
-        )
-    ]
+    found = [ok("prm", f"its tokenizer has the tokens of its format, {prm.prm.family}")]
     if link is None:
         return found
     if not link.shares_vocabulary:
-        text = f"as text, read anew by the prm's tokenizer on the host: {link.difference}"
+        text = f"as text, on the host, for the vocabularies differ: {link.difference}"
     elif link.special_difference:
         text = f"as ids, on the device; special tokens may differ ({link.special_difference})"
     else:
-        text = "as ids, on the device: the prm has the writers' vocabulary"
-    return [*found, ok("steps to prm", text)]
+        text = "as ids, on the device: the vocabularies are the same"
+    return [*found, ok("steps to PRM", text)]
 
 
 def check_stop_tokens(roles: Roles) -> list[Finding]:
@@ -140,23 +133,23 @@ def check_template(roles: Roles) -> list[Finding]:
         return []
     name = _name(Role.TARGET if Role.TARGET in roles else Role.DRAFT)
     if main.has_chat_template:
-        return [ok("chat", f"with the template of the {name}")]
-    return [ok("chat", f"the {name} has no template: prompts are raw text, chat() is refused")]
+        return [ok("chat", f"messages go through the {name}'s template")]
+    return [ok("chat", f"the {name} has no template: chat() is refused, generate() takes raw text")]
 
 
-def check_contexts(roles: Roles, model_len: int) -> list[Finding]:
-    """Which lengths follow from `model_len`, the most tokens of prompt and output."""
-    if Role.PRM not in roles:
-        return [ok("context", f"{model_len} tokens of prompt and output")]
-    prm_len = max_length_of(Role.PRM, model_len, roles[Role.PRM].config)
-    text = f"{model_len} tokens of prompt and output; the prm reads up to {prm_len}"
-    if prm_len < model_len:
-        text += ", and an output ends where that is full"
+def check_contexts(fit: MemoryFit) -> list[Finding]:
+    """The lengths of contexts that an engine has."""
+    text = f"{fit.model_len} tokens of prompt and output"
+    if Role.PRM in fit.max_len:
+        prm_len = fit.max_len[Role.PRM]
+        text += f"; the PRM reads up to {prm_len}"
+        if prm_len < fit.model_len:
+            text += ", and an output ends where that is full"
     return [ok("context", text)]
 
 
 def _name(role: Role) -> str:
-    return role.name.lower()
+    return "PRM" if role == Role.PRM else role.name.lower()
 
 
 def _id(token: NamedId) -> int:

@@ -11,6 +11,7 @@ from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
@@ -113,7 +114,7 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
         is_local=is_local,
         storage=find_storage(checkpoint),
         config=config,
-        family=str(raw.get("model_type") or _gguf_name(config)),
+        family=str(raw.get("model_type") or _decoder(config.architecture).gguf.architecture),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         stop_tokens=_named(_stop_ids(checkpoint, tokenizer), vocabulary),
@@ -123,8 +124,9 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
     )
 
 
-def _gguf_name(config: ModelConfig) -> str:
-    return decoder_families()[config.architecture].gguf.architecture
+def _decoder(architecture: str) -> DecoderFamily:
+    reward = reward_families().get(architecture)
+    return (reward.architectures if reward else decoder_families())[architecture]
 
 
 def _stop_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:

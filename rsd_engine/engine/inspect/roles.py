@@ -72,13 +72,11 @@ def _left_over(model: ModelFacts, kind: str) -> Finding:
 
 def _enough(roles: Roles) -> Finding:
     """Whether an engine can be made of these roles."""
-    given = " and ".join(role.name.lower() for role in sorted(roles))
     if len(roles) == len(Role) or list(roles) in ([Role.DRAFT], [Role.TARGET]):
         return ok(
             "roles", "draft, target and PRM" if len(roles) > 1 else "one model, plain decoding"
         )
-    missing = [role.name.lower() for role in Role if role not in roles]
-    return ok(
-        "roles",
-        f"{given}; an engine also needs {' and '.join(missing)}, or runs one writer alone",
-    )
+    names = {role: "PRM" if role == Role.PRM else role.name.lower() for role in Role}
+    given = " and ".join(names[role] for role in sorted(roles))
+    missing = " and ".join(name for role, name in names.items() if role not in roles)
+    return ok("roles", f"{given}; an engine also needs a {missing}, or runs one writer alone")

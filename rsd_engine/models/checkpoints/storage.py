@@ -19,7 +19,8 @@ class Storage:
     """How the weights are stored.
 
     Attributes:
-        format: such as "safetensors", "safetensors (gptq)" or "GGUF (Q4_1)".
+        format: such as "safetensors", "safetensors (gptq)" or "GGUF (Q4_1)"; "unknown" without
+            files.
         num_files, num_bytes: of the files with weights; 0 where they are not on this machine.
     """
 
@@ -38,7 +39,7 @@ def find_storage(checkpoint: Checkpoint) -> Storage:
         for name, pattern in _FOLDER_FORMATS.items():
             if files := sorted(checkpoint.folder.glob(pattern)):
                 return _storage(name + suffix, files)
-        return Storage(f"no weights here{suffix}", 0, 0)
+        return Storage(f"unknown{suffix}", 0, 0)
     return Storage(type(checkpoint).__name__ + suffix, 0, 0)
 
 
