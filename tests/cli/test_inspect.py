@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 from rsd_engine import Engine
 from rsd_engine.demo import ROLES, checkpoint_dir
-from rsd_engine.models.checkpoints.open import FolderCheckpoint, open_checkpoint
+from rsd_engine.models.checkpoints.open import open_checkpoint
+from rsd_engine.models.weights import DecoderWeights
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels, make_tiny_models, tiny_tokenizer
 
@@ -107,10 +108,10 @@ def test_roles_are_found_in_any_order(rsd: Rsd, tiny: TinyModels) -> None:
 
 
 def test_no_weights_are_loaded(rsd: Rsd, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: FolderCheckpoint) -> None:
-        raise AssertionError("weights were loaded")
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("memory for weights was taken")
 
-    monkeypatch.setattr(FolderCheckpoint, "tensors", refuse)
+    monkeypatch.setattr(DecoderWeights, "allocate", refuse)
     as_json(rsd, *folders(tiny))
 
 

@@ -17,6 +17,7 @@ from rsd_engine.engine.inspect.memory import Machine, at_once, full_requests
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.memory.available import megabytes
+from rsd_engine.models.checkpoints.storage import Storage
 from rsd_engine.models.rope_config import RopeConfig
 from rsd_kernels.state.enums import Role
 
@@ -71,15 +72,13 @@ def _facts(columns: Sequence[tuple[str, list[tuple[str, str]]]]) -> Table:
 
 def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
     config, storage = model.config, model.storage
-    files = f" in {storage.num_files} files" if storage.num_files > 1 else ""
-    on_disk = megabytes(storage.num_bytes) + files if storage.num_files else "not here"
     kv = config.kv_shape(memory.dtype).bytes_per_token
     special = (f"{name} {token}" for name, token in model.special_tokens.items())
     return [
         ("kind", f"{'PRM' if model.prm else 'writer'} ({model.family})"),
         ("architecture", config.architecture),
         ("stored as", storage.format),
-        ("on disk", on_disk),
+        ("on disk", _on_disk(storage)),
         ("parameters", _count(config.num_parameters)),
         ("layers", str(config.num_layers)),
         ("hidden, MLP size", f"{config.hidden_size}, {config.intermediate_size}"),
@@ -97,6 +96,13 @@ def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
         ("computes in", _short(memory.dtype)),
         ("KV of a token", f"{kv} bytes"),
     ]
+
+
+def _on_disk(storage: Storage) -> str:
+    if not storage.num_files or storage.num_bytes is None:
+        return "not known" if storage.num_files is None else "not here"
+    files = f" in {storage.num_files} files" if storage.num_files > 1 else ""
+    return megabytes(storage.num_bytes) + files
 
 
 def _short(dtype: torch.dtype) -> str:

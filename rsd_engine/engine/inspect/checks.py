@@ -137,9 +137,12 @@ def check_template(roles: Roles) -> list[Finding]:
     return [ok("chat", f"the {name} has no template: chat() is refused, generate() takes raw text")]
 
 
-def check_contexts(fit: MemoryFit) -> list[Finding]:
-    """The lengths of contexts that an engine has."""
+def check_contexts(roles: Roles, fit: MemoryFit, asked: int | None) -> list[Finding]:
+    """The lengths of contexts that an engine has; `asked` is its `max_model_len`."""
+    allowed = min(m.config.max_position_embeddings for r, m in roles.items() if r != Role.PRM)
     text = f"{fit.model_len} tokens of prompt and output"
+    if asked is None and fit.model_len < allowed:
+        text += f", as many as fit of the {allowed} that the models allow"
     if Role.PRM in fit.max_len:
         prm_len = fit.max_len[Role.PRM]
         text += f"; the PRM reads up to {prm_len}"

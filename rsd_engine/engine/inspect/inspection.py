@@ -94,7 +94,9 @@ def inspect_models(
     if any(role != Role.PRM for role in roles):
         memory = {m.role: m.memory for m in models if m.role is not None and m.memory}
         fit, told = find_fit(memory, machine)
-        found += [*(checks.check_contexts(fit) if fit else ()), told]
+        if fit:
+            found += checks.check_contexts(roles, fit, machine.max_model_len)
+        found.append(told)
     return Inspection(machine, models, links, fit, tuple(found))
 
 

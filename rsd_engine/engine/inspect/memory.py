@@ -42,11 +42,11 @@ class Machine:
             ValueError: the headers of its weights cannot be read.
         """
         config = model.config
-        if model.storage.num_files:
-            checkpoint = model.checkpoint
-            return ModelMemory(config, *weight_dtypes(checkpoint, config, self.dtype, self.device))
-        dtype = resolve_dtype(self.dtype, config, self.device)
-        return ModelMemory(config, dtype, dtype)
+        if model.storage.num_files == 0:
+            dtype = resolve_dtype(self.dtype, config, self.device)
+            return ModelMemory(config, dtype, dtype)
+        dtypes = weight_dtypes(model.checkpoint, config, self.dtype, self.device)
+        return ModelMemory(config, *dtypes)
 
 
 def find_fit(

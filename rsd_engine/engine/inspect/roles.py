@@ -72,10 +72,10 @@ def _left_over(model: ModelFacts, kind: str) -> Finding:
 
 def _enough(roles: Roles) -> Finding:
     """Whether an engine can be made of these roles."""
-    if len(roles) == len(Role) or list(roles) in ([Role.DRAFT], [Role.TARGET]):
-        return ok(
-            "roles", "draft, target and PRM" if len(roles) > 1 else "one model, plain decoding"
-        )
+    if len(roles) == len(Role):
+        return ok("roles", "draft, target and PRM")
+    if len(roles) == 1 and Role.PRM not in roles:
+        return ok("roles", "one writer alone: plain decoding, no step is scored")
     names = {role: "PRM" if role == Role.PRM else role.name.lower() for role in Role}
     given = " and ".join(names[role] for role in sorted(roles))
     missing = " and ".join(name for role, name in names.items() if role not in roles)

@@ -19,14 +19,14 @@ class Storage:
     """How the weights are stored.
 
     Attributes:
-        format: such as "safetensors", "safetensors (gptq)" or "GGUF (Q4_1)"; "unknown" without
-            files.
-        num_files, num_bytes: of the files with weights; 0 where they are not on this machine.
+        format: such as "safetensors", "safetensors (gptq)" or "GGUF (Q4_1)".
+        num_files, num_bytes: of the files with weights; 0 where they are not on this machine, None
+            where a checkpoint of another kind does not say.
     """
 
     format: str
-    num_files: int
-    num_bytes: int
+    num_files: int | None
+    num_bytes: int | None
 
 
 def find_storage(checkpoint: Checkpoint) -> Storage:
@@ -40,7 +40,7 @@ def find_storage(checkpoint: Checkpoint) -> Storage:
             if files := sorted(checkpoint.folder.glob(pattern)):
                 return _storage(name + suffix, files)
         return Storage(f"unknown{suffix}", 0, 0)
-    return Storage(type(checkpoint).__name__ + suffix, 0, 0)
+    return Storage(type(checkpoint).__name__ + suffix, None, None)
 
 
 def _storage(name: str, files: list[Path]) -> Storage:
