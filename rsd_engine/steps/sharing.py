@@ -56,7 +56,7 @@ def first_difference(
     if token is not None:
         first, second = (_shown(_bytes_at(v, token)) for v in (ours, theirs))
         return f"id {token} is {first} in {names[0]} and {second} in {names[1]}"
-    if _splits_text(tokenizer) != _splits_text(prm_tokenizer):
+    if splits_text(tokenizer) != splits_text(prm_tokenizer):
         return "they cut text into words differently (pre_tokenizer, normalizer)"
     if not _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model):
         return "they put tokens together differently (merges)"
@@ -98,7 +98,8 @@ def _same_model(ours: Model, theirs: Model) -> bool:
     return all((first.get(name) or None) == (second.get(name) or None) for name in _MODEL_RULES)
 
 
-def _splits_text(tokenizer: Any) -> tuple[Any, ...]:
+def splits_text(tokenizer: Any) -> tuple[Any, ...]:
+    """What decides how a tokenizer cuts text into words, to be compared with another's."""
     backend = backend_of(tokenizer)
     return (
         _without(component(backend.pre_tokenizer), "trim_offsets"),  # offsets, not tokens

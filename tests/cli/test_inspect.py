@@ -77,7 +77,8 @@ def test_the_demo_family_by_its_files(rsd: Rsd) -> None:
         assert model["file_bytes"] == (folder / "model.safetensors").stat().st_size
         assert (model["format"], model["num_files"]) == ("safetensors", 1)
         assert model["architecture"] == config["architectures"][0]
-        assert (model["family"], model["dtype"]) == (config["model_type"], "bfloat16")
+        family = "Qwen2" if model["role"] == "prm" else "Llama"
+        assert (model["family"], model["dtype"]) == (family, "bfloat16")
         assert model["layers"] == config["num_hidden_layers"]
         assert model["context"] == config["max_position_embeddings"]
         assert model["vocab_size"] == model["num_tokens"] == config["vocab_size"]
@@ -166,6 +167,8 @@ def test_stop_tokens(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
     two = edited(tiny.target, tmp_path / "two", generation, eos_token_id=[1, 3])
     found = as_json(rsd, tiny.draft, two, tiny.prm)
     assert said(found, "stop tokens").startswith("1 '</s>', 3 '<|assistant|>'")
+    union = edited(tiny.target, tmp_path / "union", "config.json", eos_token_id=[2])
+    assert said(as_json(rsd, union), "stop tokens") == "1 '</s>', 2 '<|user|>'"
     far = edited(tiny.target, tmp_path / "far", generation, eos_token_id=[1, 9999])
     [text] = problems(as_json(rsd, far, fits=False))
     assert "id 9999 (no such token) is beyond the model's" in text
@@ -252,7 +255,7 @@ def test_a_gguf_file(rsd: Rsd, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "toy.gguf", model, tokenizer=tokenizer)
     [found] = as_json(rsd, path)["models"]
     assert found["format"].startswith("GGUF")
-    assert found["family"] == "llama" and found["chat_template"]
+    assert found["family"] == "Llama" and found["chat_template"]
     assert found["parameters"] == model.num_parameters()
     assert found["num_tokens"] == tokenizer.get_vocab_size()
     assert found["stop_tokens"] == [{"id": 0, "text": tokenizer.id_to_token(0)}]

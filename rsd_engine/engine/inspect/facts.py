@@ -11,7 +11,6 @@ from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
@@ -56,7 +55,7 @@ class ModelFacts:
 
     Attributes:
         is_local: false for a hub id, whose weights may still be on the hub.
-        family: `model_type` of its config, or GGUF's name of the architecture.
+        family: of its decoder, such as "Llama" or "Qwen2".
         stop_tokens: ids that end a text.
         special_tokens: by "bos", "eos", "pad" and "unk", those that the tokenizer has.
         prm: None for a writer.
@@ -104,8 +103,7 @@ def read_facts(source: str | Path, revision: str | None = None) -> ModelFacts:
 
 
 def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
-    raw = checkpoint.config()
-    config = ModelConfig.from_dict(raw)
+    config = ModelConfig.from_dict(checkpoint.config())
     tokenizer = load_tokenizer(checkpoint)
     vocabulary = read_vocabulary(tokenizer)
     reward = reward_families().get(config.architecture)
@@ -114,7 +112,7 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
         is_local=is_local,
         storage=find_storage(checkpoint),
         config=config,
-        family=str(raw.get("model_type") or _decoder(config.architecture).gguf.architecture),
+        family=_family(config.architecture),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         stop_tokens=_named(_stop_ids(checkpoint, tokenizer), vocabulary),
@@ -124,15 +122,19 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
     )
 
 
-def _decoder(architecture: str) -> DecoderFamily:
+def _family(architecture: str) -> str:
     reward = reward_families().get(architecture)
-    return (reward.architectures if reward else decoder_families())[architecture]
+    decoder = (reward.architectures if reward else decoder_families())[architecture]
+    return decoder.architecture.removesuffix("ForCausalLM")
 
 
 def _stop_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
-    listed = (checkpoint.generation_config() or {}).get("eos_token_id", tokenizer.eos_token_id)
-    listed = listed if isinstance(listed, list) else [listed]
-    return [i for i in listed if i is not None]
+    """Ids that end a text: of the generation config, the config and the tokenizer together."""
+    places = (checkpoint.generation_config() or {}, checkpoint.config())
+    found: set[int | None] = {tokenizer.eos_token_id}
+    for listed in (place.get("eos_token_id") for place in places):
+        found.update(listed if isinstance(listed, list) else [listed])
+    return sorted(i for i in found if i is not None)
 
 
 def _special_tokens(tokenizer: Any, vocabulary: Vocabulary) -> dict[str, NamedId]:
