@@ -64,7 +64,7 @@ def test_wrong_use_is_exit_code_2(rsd: Rsd, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "plan"))]
+    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "inspect", "plan"))]
 )
 def test_help_needs_no_torch(args: list[str]) -> None:
     """A package that stands in for `rsd_engine` shows what the command line itself imports."""

@@ -151,6 +151,42 @@ def test_writers_with_different_tokens_do_not_fit(
         Engine(draft=draft, target=tiny.target, prm=tiny.prm, device="cpu")
 
 
+def test_special_tokens_that_differ(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
+    """Writers need the same; the PRM may have its own."""
+    made = TinyModels(*(tmp_path / name for name in ("draft", "target", "prm")))
+    for old, new in zip(folders(tiny), folders(made), strict=True):
+        shutil.copytree(old, new)
+    text = (made.prm / "tokenizer.json").read_text()
+    renamed = text.replace("<|user|>", "<|human|>")
+    (made.prm / "tokenizer.json").write_text(renamed)
+    found = as_json(rsd, *folders(made))
+    assert said(found, "steps to PRM").startswith("as ids")
+    wanted = "id 2 is '<|user|>' in the target and '<|human|>' in the PRM"
+    assert found["links"]["target-prm"]["special_difference"] == wanted
+    (made.draft / "tokenizer.json").write_text(renamed)
+    [told] = problems(as_json(rsd, *folders(made), fits=False))
+    assert "id 2 is '<|human|>' in the draft and '<|user|>' in the target" in told
+
+
+@pytest.mark.parametrize("own_prm_tokenizer", [False, True])
+def test_the_engine_agrees(
+    rsd: Rsd, tiny: TinyModels, other_prm: TinyModels, own_prm_tokenizer: bool
+) -> None:
+    made = other_prm if own_prm_tokenizer else tiny
+    found = as_json(rsd, *folders(made))
+    with Engine(**made.sources(), device="cpu", max_num_seqs=1) as engine:
+        parts, memory = engine.parts, engine.parts.memory()
+        assert parts.models.prm is not None
+        shared = found["links"]["target-prm"]["shares_vocabulary"]
+        assert parts.models.prm.shares_vocabulary == shared != own_prm_tokenizer
+        assert {t["id"] for t in found["models"][0]["stop_tokens"]} == parts.rules.eos_ids
+        assert parts.rules.max_model_len == found["max_model_len"]
+        assert parts.rules.prm_max_len == found["prm_max_len"]
+        for model, role in zip(found["models"], memory.weights, strict=True):
+            assert model["weight_bytes"] == pytest.approx(memory.weights[role], rel=0.01)
+            assert model["kv_bytes_per_token"] == memory.pages[role].bytes_per_token
+
+
 def test_the_format_of_a_two_class_prm(rsd: Rsd, tmp_path: Path) -> None:
     made = make_tiny_models(tmp_path, two_class=True)
     found = as_json(rsd, *folders(made))
