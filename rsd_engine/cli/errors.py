@@ -50,7 +50,7 @@ def clean_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if caused_by_interrupt(error):
             raise _interrupted() from None
-        print_stderr(f"error: {error}")
+        print_stderr(f"error: {str(error) or type(error).__name__}")
         raise SystemExit(USAGE if isinstance(error, UsageError) else FAILED) from None
     except Exception as error:
         if caused_by_interrupt(error):

@@ -15,7 +15,7 @@ from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore, HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
-from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory, rope_positions
+from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
@@ -90,12 +90,7 @@ def build_engine(
         max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
     )
     fit = fit_memory(memory, options, where, _page_multiple(memory, where))
-    models = load_models(
-        opened, memory,
-        device=where,
-        max_rows=MAX_ROWS,
-        max_positions={role: rope_positions(length) for role, length in fit.max_len.items()},
-    )  # fmt: skip
+    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
     sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)

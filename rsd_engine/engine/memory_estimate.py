@@ -15,7 +15,7 @@ import torch
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
-from rsd_kernels.state.enums import MAX_CUT_TOKENS, Role
+from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class ModelMemory:
 
     def rope_tables(self, length: int) -> int:
         """Cosines and sines of every position of a context of `length` tokens."""
-        return 2 * rope_positions(length) * self.config.head_dim * torch.float32.itemsize
+        return 2 * length * self.config.head_dim * torch.float32.itemsize
 
 
 def estimate_memory(
@@ -197,14 +197,6 @@ def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:
 def by_role_name(values: Mapping[Role, T]) -> dict[str, T]:
     """The same values by "draft", "target" and "prm", as JSON wants them."""
     return {role.name.lower(): value for role, value in values.items()}
-
-
-def rope_positions(length: int) -> int:
-    """Rows of a model's rope tables for a context of `length` tokens.
-
-    A token that is cut at a delimiter may leave a few more.
-    """
-    return length + MAX_CUT_TOKENS
 
 
 def _context_tokens(role: Role, length: int, step_tokens: int) -> int:

@@ -55,7 +55,7 @@ def test_the_package_says_its_version() -> None:
 def test_doctor(rsd: Rsd) -> None:
     result = rsd("doctor")
     assert result.exit_code == 0
-    assert "torch" in result.stdout and "executor" in result.stdout
+    assert all(word in result.stdout for word in ("torch", "executor", "GiB of memory available"))
 
 
 @pytest.mark.parametrize("args", [["--frobnicate"], ["demo", "0"], ["demo", "many"], ["nothing"]])

@@ -14,7 +14,7 @@ import torch
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine import memory_fit, models
-from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models, rope_positions
+from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
@@ -193,7 +193,7 @@ def test_tables_are_as_long_as_the_context(tiny: TinyModels, tmp_path: Path) -> 
     with Engine(target=folder, device="cpu", max_num_seqs=2, max_model_len=300) as engine:
         memory = engine.memory
         writer = engine.parts.models.main.model
-        assert writer.decoder._cos.shape[0] == rope_positions(300)
+        assert writer.decoder._cos.shape[0] == 300
         assert memory.tables < 2_000_000
         long = generate(engine, ["ab"], SamplingParams(temperature=0.0, max_tokens=20))
     with Engine(target=tiny.target, device="cpu", max_num_seqs=2) as engine:
@@ -211,6 +211,18 @@ def test_a_fitted_context_is_used_to_its_end(available: Available, tiny: TinyMod
         assert len(result.outputs[0].token_ids) == length - 4
         with pytest.raises(ValueError, match=f"max_model_len={length}"):
             engine.generate([{"prompt_token_ids": [70] * length}], params, use_tqdm=False)
+
+
+def test_no_model_reads_past_its_tables(tiny: TinyModels) -> None:
+    """Where a token is cut at a delimiter, at the end of the context too."""
+    options = {"device": "cpu", "max_num_seqs": 16, "max_model_len": 40}
+    with Engine(**tiny.sources(), **options, policy=Threshold(0.5)) as engine:  # type: ignore[arg-type]
+        for role, model in engine.parts.models.models.items():
+            assert model.decoder._cos.shape[0] == (208 if role == Role.PRM else 40)
+        params = [SamplingParams(temperature=1.0, seed=s, ignore_eos=True) for s in range(32)]
+        results = generate(engine, ["c" * (1 + s % 16) for s in range(32)], params)
+    lengths = {len(r.prompt_token_ids) + len(r.outputs[0].token_ids) for r in results}
+    assert max(lengths) == 40
 
 
 # ------------------------------------------------------------------ one model in two roles
