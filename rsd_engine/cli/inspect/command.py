@@ -19,9 +19,7 @@ HELP = (
 
 Models = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[MODEL]...", help="Folders, hub ids or GGUF files.", show_default=False
-    ),
+    typer.Argument(help="Folders, hub ids or GGUF files.", show_default=False),
 ]
 Memory = Annotated[
     str | None,
