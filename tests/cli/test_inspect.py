@@ -275,6 +275,18 @@ def test_what_it_prints(rsd: Rsd, tiny: TinyModels) -> None:
     assert not [line for line in lines if line != line.rstrip()]
 
 
+def test_scaled_positions(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    }  # fmt: skip
+    longer = edited(tiny.target, tmp_path / "longer", "config.json", rope_scaling=scaling)
+    assert "theta 500, llama3 x 8 of 64" in rsd("inspect", longer, *ROOM).stdout
+    [model] = as_json(rsd, longer)["models"]
+    wanted = {"type": "llama3", "theta": 500.0, "factor": 8.0, "original_context": 64}
+    assert model["rope"] == wanted
+
+
 def test_a_gguf_file(rsd: Rsd, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from transformers import LlamaConfig, LlamaForCausalLM
