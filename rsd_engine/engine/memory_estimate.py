@@ -7,7 +7,7 @@ scratch, some 30 MB, need tokenizers and kernels and are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -206,6 +206,4 @@ def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
 
 def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:
     pool = PoolLayout(**vars(layout), num_pages=layout.pages_per_sequence * max_num_seqs)
-    sizes = slot_sizes(pool, max_len, max_num_seqs)
-    state = SlotState.allocate(sizes, torch.device("meta"))
-    return sum(getattr(state, field.name).nbytes for field in fields(state))
+    return SlotState.num_bytes(slot_sizes(pool, max_len, max_num_seqs))
