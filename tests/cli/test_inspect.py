@@ -284,7 +284,7 @@ def test_scaled_positions(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
     assert "theta 500, llama3 x 8 of 64" in rsd("inspect", longer, *ROOM).stdout
     [model] = as_json(rsd, longer)["models"]
     wanted = {"type": "llama3", "theta": 500.0, "factor": 8.0, "original_context": 64}
-    assert model["rope"] == wanted
+    assert model["ropes"] == [wanted]
 
 
 def test_a_gguf_file(rsd: Rsd, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from rsd_engine.engine.inspect.inspection import InspectedModel, Inspection
 from rsd_engine.engine.inspect.memory import memory_dict
+from rsd_engine.models.rope_config import RopeConfig
 from rsd_kernels.state.enums import Role
 
 
@@ -63,12 +64,7 @@ def _model(model: InspectedModel) -> dict[str, Any]:
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "context": config.max_position_embeddings,
-        "rope": {
-            "type": config.rope.type,
-            "theta": config.rope.theta,
-            "factor": config.rope.factor,
-            "original_context": config.rope.original_max_position or None,
-        },
+        "ropes": [_rope(rope) for rope in facts.ropes],
         "vocab_size": config.vocab_size,
         "num_tokens": facts.vocabulary.num_tokens,
         "chat_template": facts.has_chat_template,
@@ -77,6 +73,15 @@ def _model(model: InspectedModel) -> dict[str, Any]:
         "weight_bytes": memory.weights,
         "kv_bytes_per_token": config.kv_shape(memory.dtype).bytes_per_token,
         "prm": asdict(facts.prm) if facts.prm else None,
+    }
+
+
+def _rope(rope: RopeConfig) -> dict[str, Any]:
+    return {
+        "type": rope.type,
+        "theta": rope.theta,
+        "factor": rope.factor,
+        "original_context": rope.original_max_position or None,
     }
 
 

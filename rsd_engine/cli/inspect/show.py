@@ -85,7 +85,7 @@ def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
         ("heads", f"{config.num_q_heads}, {config.num_kv_heads} for K and V"),
         ("head size", str(config.head_dim)),
         ("context", f"{config.max_position_embeddings} tokens"),
-        ("rope", _rope(config.rope)),
+        ("rope", "\n".join(map(_rope, model.ropes))),
         ("vocabulary", f"{config.vocab_size} rows"),
         ("tokenizer", f"{model.vocabulary.num_tokens} tokens"),
         ("chat template", "yes" if model.has_chat_template else "no"),

@@ -13,6 +13,7 @@ from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
+from rsd_engine.models.rope_config import RopeConfig
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
@@ -72,6 +73,11 @@ class ModelFacts:
     special_tokens: Mapping[str, NamedId]
     has_chat_template: bool
     prm: PrmFacts | None
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """How its layers rotate q and k, each way once."""
+        return (self.config.rope,)
 
     @property
     def source(self) -> str:
