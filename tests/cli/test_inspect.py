@@ -127,6 +127,15 @@ def test_every_broken_checkpoint_is_reported(rsd: Rsd, tiny: TinyModels, tmp_pat
     ]  # fmt: skip
 
 
+def test_a_prm_whose_tokenizer_lacks_a_token(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
+    other = {"architectures": ["Qwen2ForProcessRewardModel"]}
+    prm = edited(tiny.prm, tmp_path / "prm", "config.json", **other)
+    found = as_json(rsd, tiny.draft, tiny.target, prm, fits=False)
+    [text] = problems(found)
+    assert text.startswith(f"model {str(prm)!r}: ") and "has no token '<|im_start|>'" in text
+    assert [model["role"] for model in found["models"]] == ["draft", "target", None]
+
+
 def test_a_prm_with_another_vocabulary_reads_text(rsd: Rsd, other_prm: TinyModels) -> None:
     found = as_json(rsd, *folders(other_prm))
     link = found["links"]["target-prm"]

@@ -145,7 +145,7 @@ def _lengths(fit: MemoryFit, machine: Machine) -> Table:
 def _summary(found: Inspection) -> str:
     if problems := len(found.problems):
         return "1 problem." if problems == 1 else f"{problems} problems."
-    return "They fit together." if len(found.models) > 1 else "It can be used."
+    return "They fit together." if len(found.models) == len(Role) else "No problem."
 
 
 def _count(number: int) -> str:
