@@ -51,10 +51,10 @@ class Decoder:
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
         self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)
-        positions = max_positions or config.max_position_embeddings
+        self.max_positions = max_positions or config.max_position_embeddings
         self._rope_tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
         for rope in set(config.ropes):
-            cos, sin = rope.tables(config.head_dim, positions)
+            cos, sin = rope.tables(config.head_dim, self.max_positions)
             self._rope_tables[rope] = cos.to(self.device), sin.to(self.device)
         self._whole = self.ops.whole_decoder(self._parts())
 
@@ -178,6 +178,11 @@ class Decoder:
         else:
             self.ops.linear(x, weight, out=buffers.normed)
             self.ops.rms_norm(buffers.normed, norm, eps, residual=hidden, out=hidden)
+
+
+def page_multiple(dtype: torch.dtype, device: torch.device) -> int:
+    """What the tokens of a page should be a multiple of, for a decoder of this dtype."""
+    return model_ops(torch.empty(0, dtype=dtype, device=device), scheduled=True).page_multiple
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def load_language_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     max_rows: int,
+    max_positions: int | None = None,
 ) -> LanguageModel:
     """Loads a draft or target model.
 
@@ -37,13 +38,14 @@ def load_language_model(
             fp32 as they are stored, with the same results.
         device: of the weights.
         max_rows: most rows of a pass.
+        max_positions: length of the rope tables; by default what the config allows.
 
     Raises:
         ValueError: there is no such model, it is not a supported language model, or its weights do
             not match its config.
     """
-    checkpoint, config = _read_config(source, revision)
-    _check_kind(checkpoint, config, "a language model", decoder_families())
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    config = read_language_config(checkpoint)
     weights = _allocate(checkpoint, config, dtype, torch.device(device))
     places, ignored = weights.places(config), frozenset({"lm_head.weight"})
     lm_head = LinearWeight(weights.embedding)
@@ -51,7 +53,8 @@ def load_language_model(
         lm_head = LinearWeight(torch.empty_like(weights.embedding))
         places["lm_head.weight"] = lm_head.matrix
     fill(places, _tensors(checkpoint, config), source=checkpoint.source, ignored=ignored)
-    return LanguageModel(Decoder(config, weights, max_rows=max_rows), lm_head)
+    decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
+    return LanguageModel(decoder, lm_head)
 
 
 def load_reward_model(
@@ -61,10 +64,11 @@ def load_reward_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     max_rows: int,
+    max_positions: int | None = None,
 ) -> RewardModel:
     """Loads a process reward model; arguments and errors as in `load_language_model`."""
-    checkpoint, config = _read_config(source, revision)
-    _check_kind(checkpoint, config, "a reward model", reward_families())
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    config = read_reward_config(checkpoint)
     weights = _allocate(checkpoint, config, dtype, torch.device(device))
     family = reward_families()[config.architecture]
     head = family.allocate_head(weights.final_norm, config.rms_norm_eps)
@@ -74,7 +78,26 @@ def load_reward_model(
         source=checkpoint.source,
         ignored=frozenset({"lm_head.weight"}),
     )
-    return RewardModel(Decoder(config, weights, max_rows=max_rows), head)
+    decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
+    return RewardModel(decoder, head)
+
+
+def read_language_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a draft or target model.
+
+    Raises:
+        ValueError: it is not that of a supported language model.
+    """
+    return _read_config(checkpoint, "a language model", decoder_families())
+
+
+def read_reward_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a process reward model.
+
+    Raises:
+        ValueError: it is not that of a supported reward model.
+    """
+    return _read_config(checkpoint, "a reward model", reward_families())
 
 
 def check_dtype(dtype: str | torch.dtype) -> None:
@@ -100,34 +123,41 @@ def resolve_dtype(
     return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def _read_config(
-    source: str | Path | Checkpoint, revision: str | None
-) -> tuple[Checkpoint, ModelConfig]:
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+def weight_dtypes(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: str | torch.dtype, device: torch.device
+) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype that a model computes in, and the one that its matrices are held in.
+
+    They differ where the CPU library multiplies bf16 matrices in fp32 as they are stored.
+
+    Raises:
+        ValueError: see `check_dtype`; or the checkpoint's weights cannot be read.
+    """
+    dtype = resolve_dtype(dtype, config, device)
+    in_fp32_by_library = device.type == "cpu" and dtype == torch.float32 and cpu_ops.available()
+    keep = in_fp32_by_library and checkpoint.has_bfloat16_matrices()
+    return dtype, torch.bfloat16 if keep else dtype
+
+
+def _read_config(checkpoint: Checkpoint, kind: str, allowed: Collection[str]) -> ModelConfig:
     try:
-        return checkpoint, ModelConfig.from_dict(checkpoint.config())
+        config = ModelConfig.from_dict(checkpoint.config())
     except ValueError as error:
         raise ValueError(f"model {checkpoint.source!r}: {error}") from error
+    if config.architecture not in allowed:
+        raise ValueError(
+            f"model {checkpoint.source!r} is a {config.architecture}, not {kind}; "
+            f"one of {', '.join(allowed)}"
+        )
+    return config
 
 
 def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     return as_computed(checkpoint.tensors(), config, source=checkpoint.source)
 
 
-def _check_kind(
-    checkpoint: Checkpoint, config: ModelConfig, kind: str, allowed: Collection[str]
-) -> None:
-    if config.architecture not in allowed:
-        raise ValueError(
-            f"model {checkpoint.source!r} is a {config.architecture}, not {kind}; "
-            f"one of {', '.join(allowed)}"
-        )
-
-
 def _allocate(
     checkpoint: Checkpoint, config: ModelConfig, dtype: str | torch.dtype, device: torch.device
 ) -> DecoderWeights:
-    dtype = resolve_dtype(dtype, config, device)
-    in_fp32_by_library = device.type == "cpu" and dtype == torch.float32 and cpu_ops.available()
-    keep = in_fp32_by_library and checkpoint.has_bfloat16_matrices()
-    return DecoderWeights.allocate(config, dtype, device, torch.bfloat16 if keep else None)
+    dtype, matrix_dtype = weight_dtypes(checkpoint, config, dtype, device)
+    return DecoderWeights.allocate(config, dtype, device, matrix_dtype)
