@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 
 def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
@@ -37,3 +39,27 @@ def check_flag(name: str, value: object) -> None:
     """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is text that UTF-8 can encode."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be text that UTF-8 can encode, got half of a surrogate pair at "
+            f"character {error.start}"
+        ) from None
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether `value` is a list of anything; text and bytes are not."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def kind(value: object) -> str:
+    """The type of a value that is not allowed; for arrays and tensors with what to do."""
+    hint = " (use .tolist())" if hasattr(value, "tolist") else ""
+    return f"{type(value).__name__}{hint}"

@@ -127,12 +127,45 @@ Stop = Annotated[
     option(_SAMPLING, r"Text that ends the output, \n allowed; may be repeated.", "--stop"),
 ]
 
+MinTokens = Annotated[
+    int | None,
+    option(_SAMPLING, "Nothing ends the output before this many tokens.", "--min-tokens"),
+]
+StopTokenIds = Annotated[
+    list[int] | None,
+    option(_SAMPLING, "Token id that ends the output; may be repeated.", "--stop-token-id"),
+]
+IgnoreEos = Annotated[
+    bool | None,
+    option(_SAMPLING, "Go on after end-of-text ids (default: no)", "--ignore-eos/--no-ignore-eos"),
+]
+IncludeStop = Annotated[
+    bool | None,
+    option(
+        _SAMPLING,
+        "Leave what ended the output in its text (default: no)",
+        "--include-stop-str-in-output/--no-include-stop-str-in-output",
+    ),
+]
+SkipSpecialTokens = Annotated[
+    bool | None,
+    option(
+        _SAMPLING,
+        "Leave special tokens out of the text (default: yes)",
+        "--skip-special-tokens/--no-skip-special-tokens",
+    ),
+]
+Logprobs = Annotated[
+    int | None,
+    option(_SAMPLING, "Report this many likely tokens at each position, in JSON.", "--logprobs"),
+]
+
 Input = Annotated[
     Path | None,
     option(
         _FILES,
         'JSONL file, or "-" for stdin. Each line is an object with "prompt", "question", '
-        '"messages" or "prompt_token_ids", and maybe "id" and "params".',
+        '"messages" (maybe with "question") or "prompt_token_ids", and maybe "id" and "params".',
         "--input",
         "-i",
     ),
@@ -160,6 +193,21 @@ Chat = Annotated[
     ),
 ]
 System = Annotated[str | None, option(_FILES, "System message of the chat.", "--system")]
+ChatTemplate = Annotated[
+    Path | None,
+    option(_FILES, "File of the chat template (default: the tokenizer's)", "--chat-template"),
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    option(
+        _FILES,
+        'Variables of the chat template as JSON, such as {"enable_thinking": false}.',
+        "--chat-template-kwargs",
+    ),
+]
+Tools = Annotated[
+    Path | None, option(_FILES, "JSON file of tools for the chat template.", "--tools")
+]
 ShowSteps = Annotated[
     bool | None, option(_FILES, "Show each step as it is decided.", "--show-steps/--text-only")
 ]
