@@ -45,7 +45,7 @@ def add(a: int, b: int) -> int:
 
 
 def read(
-    reader: PromptReader, messages: Any, question: str | None = None, **options: Any
+    reader: PromptReader, messages: Any, question: Any = None, **options: Any
 ) -> ResolvedPrompt:
     [resolved] = reader.conversations(messages, question, ChatOptions(**options))
     return resolved
@@ -303,6 +303,6 @@ def test_a_bad_conversation_is_named_by_its_index(reader: PromptReader) -> None:
     with pytest.raises(ValueError, match=r"^prompts\[3\]: the chat template cannot use these"):
         reader.conversations(chats, None, ChatOptions(chat_template=STRICT))
     with pytest.raises(ValueError, match=r"^prompts\[1\]: a prompt must be text"):
-        reader.mixed(["a", 5.5, [USER]])  # type: ignore[list-item]
+        reader.mixed(["a", 5.5, [USER]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^the chat template cannot use these"):
         reader.conversations(chats[3], None, ChatOptions(chat_template=STRICT))

@@ -100,13 +100,16 @@ def test_an_interrupt_leaves_no_reply_behind(
 ) -> None:
     render(shared, "first")
     process = shared._process
-    assert process is not None and process.stdout is not None
+    assert process is not None
+    stdout = process.stdout
 
     class Interrupted:
         def readline(self) -> bytes:
             raise KeyboardInterrupt
 
-        close = staticmethod(process.stdout.close)
+        def close(self) -> None:
+            assert stdout is not None
+            stdout.close()
 
     monkeypatch.setattr(process, "stdout", Interrupted())
     with pytest.raises(KeyboardInterrupt):
