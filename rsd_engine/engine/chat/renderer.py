@@ -91,15 +91,15 @@ def _encode(request: dict[str, Any]) -> bytes:
         return json.dumps(request, default=_plain).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"messages, tools and template kwargs must be JSON values: {error}"
+            f"messages, tools and chat_template_kwargs must hold JSON values: {error}"
         ) from None
 
 
 def _plain(value: Any) -> Any:
-    """The JSON value of a mapping, a pydantic model or a number of numpy."""
+    """The JSON value of a mapping, a model of pydantic, or a number or array of numpy."""
     if isinstance(value, Mapping):
         return dict(value)
-    for method in ("model_dump", "item"):
+    for method in ("model_dump", "tolist"):
         if callable(getattr(value, method, None)):
             return getattr(value, method)()
     raise TypeError(f"got {type(value).__name__}")

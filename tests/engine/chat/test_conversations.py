@@ -180,16 +180,20 @@ def test_numbers_of_numpy_and_models_of_pydantic_are_json_values(reader: PromptR
         def model_dump(self) -> dict[str, str]:
             return {"name": "x"}
 
-    template = "{{ size + 1 }} {{ part.name }}"
-    kwargs = {"size": np.int64(4), "part": Part()}
+    template = "{{ size + 1 }} {{ row[1] }} {{ part.name }}"
+    kwargs = {"size": np.int64(4), "row": np.arange(3), "part": Part()}
     found = read(reader, [USER], chat_template=template, chat_template_kwargs=kwargs)
-    assert found.text == "5 x"
+    assert found.text == "5 1 x"
 
 
 def test_token_ids_of_numpy(reader: PromptReader) -> None:
     [found] = reader.prompts(list(np.array([3, 4])))
     assert found.token_ids == (3, 4)
     assert all(type(token) is int for token in found.token_ids)
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
 
 
 def message(content: Any, role: Any = "user", **more: Any) -> list[dict[str, Any]]:
@@ -216,7 +220,7 @@ def message(content: Any, role: Any = "user", **more: Any) -> list[dict[str, Any
             message("a", tool_calls=[{"function": {"name": "f", "arguments": "a=2"}}]),
             "JSON text of one, got 'a=2'",
         ),
-        (message("a", more=np.zeros(2)), "must hold JSON values"),
+        (message("a", more=LOOP), "must hold JSON values: Circular reference"),
         (message("a", more={1, 2}), "must hold JSON values: got set"),
         (message(None, role="assistant"), "no message has text for the PRM; pass question="),
     ],
