@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rsd_engine.cli import values
 from rsd_engine.cli.config_file import GENERATE, Config, sampling_values
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate.command import GenerateOptions, make_engine
+from rsd_engine.cli.generate.options import GenerateOptions
 from rsd_engine.cli.generate.questions import ChatSettings
 
 if TYPE_CHECKING:
@@ -75,6 +76,15 @@ def show_settings(options: GenerateOptions, config: Config) -> ShowSettings:
     names = [field.name for field in fields(ShowSettings)]
     found = {name: config.generate[name] for name in names if name in config.generate}
     return ShowSettings(**(found | _given(options, names)))
+
+
+def make_engine(arguments: dict[str, Any], *, verbose: bool) -> Engine:
+    """Makes an engine with these arguments; with `verbose` its log goes to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("rsd_engine").setLevel(logging.INFO if verbose else logging.WARNING)
+    from rsd_engine import Engine
+
+    return Engine(**arguments)
 
 
 def _given(options: GenerateOptions, names: Iterable[str]) -> dict[str, Any]:

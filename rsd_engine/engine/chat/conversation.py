@@ -179,7 +179,9 @@ def _template(tokenizer: Any, given: str | None, tools: list[dict[str, Any]] | N
             "the tokenizer has no chat template; pass chat_template=, or use generate() with raw "
             "text"
         )
-    return str(tokenizer.get_chat_template(given, tools))
+    found = tokenizer.get_chat_template(given, tools)
+    check_text("the tokenizer's chat template", found)
+    return str(found)
 
 
 def _own_arguments(tokenizer: Any) -> set[str]:

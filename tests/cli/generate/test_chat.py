@@ -11,7 +11,7 @@ import pytest
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.cli.config_file import ENGINE, GENERATE
-from rsd_engine.cli.generate.command import GenerateOptions
+from rsd_engine.cli.generate.options import GenerateOptions
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 from tests.engine.chat.templates import CHATML, STRICT
 from tests.tiny_models import TinyModels

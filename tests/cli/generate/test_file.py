@@ -30,7 +30,10 @@ BAD: dict[int, tuple[Any, str]] = {
     11: ({"messages": [{"content": "x"}]}, "a message needs 'role' and 'content'"),
     12: ({"prompt": "x", "params": {"stop": 5}}, "stop must be"),
     13: ({"prompt_token_ids": []}, "prompt is empty"),
-    14: ({"messages": [{"role": "user", "content": None}]}, "must be text, got None"),
+    14: (
+        {"messages": [{"role": "user", "content": None}]},
+        "must be text or a list of text parts, got None",
+    ),
     15: ({"messages": [{"role": "alien"}]}, "role 'alien' must be text or a list of text parts"),
     16: ({"prompt": "x", "temperature": 0}, "['temperature'] must be inside"),
 }

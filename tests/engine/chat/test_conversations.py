@@ -291,6 +291,12 @@ def test_named_templates_of_a_tokenizer(tokenizer: Any, monkeypatch: pytest.Monk
         reader.close()
 
 
+def test_a_template_that_is_not_text(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", 5)
+    with pytest.raises(ValueError, match="the tokenizer's chat template must be text, got 5"):
+        read(PromptReader(tokenizer), [USER])
+
+
 def test_a_tokenizer_without_a_template(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", None)
     reader = PromptReader(tokenizer)
