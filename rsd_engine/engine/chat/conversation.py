@@ -147,7 +147,7 @@ def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
         return dict(call)
     try:
         return {**call, "arguments": json.loads(arguments or "{}")}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(
             f"arguments of a tool call must be an object, or JSON text of one, got {arguments!r}"
         ) from None
