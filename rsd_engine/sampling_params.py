@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
 
 from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.steps.policies import Policy, check_policy
@@ -13,6 +15,23 @@ from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
 MAX_SEED = 2**63 - 1
+_INTEGERS: tuple[tuple[str, int, int | None], ...] = (
+    ("n", 1, None),
+    ("top_k", -1, None),
+    ("seed", -1, MAX_SEED),
+    ("max_tokens", 1, None),
+    ("min_tokens", 0, None),
+    ("max_step_tokens", 1, None),
+    ("max_steps", 1, None),
+    ("logprobs", 0, MAX_LOGPROBS),
+)
+_MAY_BE_NONE = ("seed", "max_tokens", "max_step_tokens", "logprobs")
+_NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
+    ("temperature", 0.0, math.inf, ">= 0 and finite", False),
+    ("top_p", 0.0, 1.0, "in (0, 1]", True),
+    ("min_p", 0.0, 1.0, "in [0, 1]", False),
+    ("repetition_penalty", 0.0, math.inf, "> 0 and finite", True),
+)
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
@@ -27,8 +46,9 @@ class SamplingParams:
         top_k: sample from this many most likely tokens; 0 or -1 takes all.
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1].
         repetition_penalty: > 0; above 1 makes tokens of prompt and output less likely.
-        seed: in [0, 2^63 - 1]; None draws one and reports it in the result.
-        max_tokens: most tokens of the output; the context of a model may end it earlier.
+        seed: in [0, 2^63 - 1]; None or -1 draws one and reports it in the result.
+        max_tokens: most tokens of the output; None is as many as the contexts hold, which may end
+            it earlier in any case.
         min_tokens: no stop token or stop string ends the output before this many tokens.
         max_step_tokens: ends a step at this many tokens, without a delimiter; None means no limit.
         max_steps: most kept steps.
@@ -43,6 +63,8 @@ class SamplingParams:
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
+    numpy's numbers and arrays of ids are taken like Python's.
+
     Raises:
         ValueError: an argument is not allowed; the message names it, its value and what is allowed.
     """
@@ -54,7 +76,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    max_tokens: int = 2048
+    max_tokens: int | None = 2048
     min_tokens: int = 0
     max_step_tokens: int | None = None
     max_steps: int = 100
@@ -71,8 +93,8 @@ class SamplingParams:
         self._check_numbers()
         self._check_stops()
         for name in _FLAGS:
-            check_flag(name, getattr(self, name))
-        if self.min_tokens > self.max_tokens:
+            self._set(name, check_flag(name, getattr(self, name)))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
@@ -96,29 +118,20 @@ class SamplingParams:
             raise ValueError(f"unknown sampling parameters {unknown}; allowed: {sorted(known)}")
         return cls(**values)
 
+    def _set(self, name: str, value: object) -> None:
+        """Stores a checked value: Python's own type in place of numpy's."""
+        object.__setattr__(self, name, value)
+
     def _check_numbers(self) -> None:
-        check_integer("n", self.n, 1)
-        check_number("temperature", self.temperature, 0.0, math.inf, ">= 0 and finite")
-        check_number("top_p", self.top_p, 0.0, 1.0, "in (0, 1]", open_low=True)
-        check_integer("top_k", self.top_k, -1)
-        check_number("min_p", self.min_p, 0.0, 1.0, "in [0, 1]")
-        check_number(
-            "repetition_penalty",
-            self.repetition_penalty,
-            0.0,
-            math.inf,
-            "> 0 and finite",
-            open_low=True,
-        )
-        if self.seed is not None:
-            check_integer("seed", self.seed, 0, MAX_SEED)
-        check_integer("max_tokens", self.max_tokens, 1)
-        check_integer("min_tokens", self.min_tokens, 0)
-        if self.max_step_tokens is not None:
-            check_integer("max_step_tokens", self.max_step_tokens, 1)
-        check_integer("max_steps", self.max_steps, 1)
-        if self.logprobs is not None:
-            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name, low, high in _INTEGERS:
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                self._set(name, check_integer(name, value, low, high))
+        for name, least, most, allowed, open_low in _NUMBERS:
+            value = getattr(self, name)
+            self._set(name, check_number(name, value, least, most, allowed, open_low=open_low))
+        if self.seed == -1:
+            self._set("seed", None)
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str | Collection | None):
@@ -126,10 +139,19 @@ class SamplingParams:
         for string in self.stop_strings:
             if not isinstance(string, str) or not string:
                 raise ValueError(f"stop must hold non-empty strings, got {string!r}")
-        if not isinstance(self.stop_token_ids, Collection | None):
-            raise ValueError(f"stop_token_ids must be a list of ids, got {self.stop_token_ids!r}")
-        for token in self.stop_token_ids or ():
-            check_integer("stop_token_ids", token, 0)
-        count = len(self.stop_token_ids or ())
-        if count > MAX_STOP_TOKENS:
-            raise ValueError(f"stop_token_ids may hold at most {MAX_STOP_TOKENS} ids, got {count}")
+        if self.stop_token_ids is None:
+            return
+        ids = check_ids("stop_token_ids", self.stop_token_ids)
+        if len(ids) > MAX_STOP_TOKENS:
+            raise ValueError(
+                f"stop_token_ids may hold at most {MAX_STOP_TOKENS} ids, got {len(ids)}"
+            )
+        self._set("stop_token_ids", ids)
+
+
+def check_ids(name: str, ids: object) -> tuple[int, ...]:
+    """Token ids as a tuple; ValueError unless they are a collection of integers >= 0."""
+    listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    if not isinstance(listed, Collection) or isinstance(listed, str | bytes | Mapping):
+        raise ValueError(f"{name} must be a list of ids, got {ids!r}")
+    return tuple(check_integer(name, token, 0) for token in listed)

@@ -17,7 +17,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class StepDecided:
-    """A step was kept, rejected, or dropped because its request failed while writing it."""
+    """A step was kept, rejected, or dropped because its request failed while writing it.
+
+    A PART brings new tokens of a step that goes on; the event that ends it brings the rest.
+    """
 
     key: int  # the request's key in the core
     kind: RecordKind

@@ -35,15 +35,17 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
 
 
 _COPIED = (  # from the request, under the same name
     "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_k",
     "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
+    "stream_tokens",
 )  # fmt: skip
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards",
+    "stop_committed", "nan_rewards", "told",
 )  # fmt: skip
 
 

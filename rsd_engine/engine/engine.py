@@ -61,7 +61,9 @@ class Engine:
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what is free
             within `gpu_memory_utilization`, on a CPU a quarter of the free memory.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
-        step_delimiters: string or strings that end a step; None for plain decoding without steps.
+        step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
+            line where a PRM scores steps, and None for a model alone. A token that runs past a
+            delimiter is cut there, which changes what the model reads next.
         revision: branch, tag or commit of hub ids.
         executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
@@ -86,7 +88,7 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
-        step_delimiters: str | Sequence[str] | None = "\n\n",
+        step_delimiters: str | Sequence[str] | None = "auto",
         revision: str | None = None,
         executor: str = "auto",
     ) -> None:
@@ -187,9 +189,10 @@ class Engine:
         ...         print(event.text, end="")
 
         Kept steps are final, and their texts add up to the result's text. Rejected steps are events
-        too. The last event is a `FinishedEvent` with the result. Leaving the loop early aborts the
-        request. The call itself waits until the running tick has ended; beside an event loop use
-        `await asyncio.to_thread(engine.stream, ...)`.
+        too. A model alone streams its tokens, as kept events. The last event is a `FinishedEvent`
+        with the result. Leaving the loop early aborts the request. The call itself waits until the
+        running tick has ended; beside an event loop use `await asyncio.to_thread(engine.stream,
+        ...)`.
 
         Args:
             prompt: a prompt as in `generate`, or a list of messages as in `chat`.
@@ -199,7 +202,7 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = resolve_any(prompt, self.get_tokenizer())
-        [request_id] = self._add_all([resolved], sampling_params)
+        [request_id] = self._add_all([resolved], sampling_params, stream=True)
         return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
@@ -299,6 +302,8 @@ class Engine:
         self,
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        stream: bool = False,
     ) -> list[str]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
@@ -306,16 +311,18 @@ class Engine:
         each = params_of_each(params, len(prompts), self._default_params)
         for position, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
             try:
-                checked.append(self._check(prompt, p))
+                checked.append(self._check(prompt, p, stream))
             except ValueError as error:
                 where = f"prompt {position}: " if len(prompts) > 1 else ""
                 raise ValueError(f"{where}{error}") from error
         return dispatcher.add_all(checked)
 
-    def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
+    def _check(
+        self, prompt: ResolvedPrompt, params: SamplingParams, stream: bool
+    ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         slots = [
-            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i)
+            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
             for i in range(params.n)
         ]
         problem = self._parts.core.check(slots[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeGuard
 
 from jinja2 import TemplateError
@@ -121,9 +122,9 @@ def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
     if not _is_list(prompt):
         raise ValueError(f"a prompt must be {_PROMPT}, got {_kind(prompt)}")
     for token in prompt:
-        if type(token) is not int:
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {_kind(token)}")
-    ids = list(prompt)
+    ids = [int(token) for token in prompt]
     check_ids(ids, len(tokenizer))
     return tokenizer.decode(ids, skip_special_tokens=True), ids
 
@@ -159,7 +160,7 @@ def _as_list(prompts: Any) -> Sequence[Any]:
         return [prompts]
     if not _is_list(prompts):
         raise ValueError(f"prompts must be a prompt or a list of prompts, got {_kind(prompts)}")
-    is_single = len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    is_single = len(prompts) > 0 and all(isinstance(item, Integral) for item in prompts)
     return [prompts] if is_single else prompts
 
 

@@ -33,9 +33,18 @@ class RequestRules:
 
 
 def slot_request(
-    prompt: ResolvedPrompt, params: SamplingParams, rules: RequestRules, *, seed: int, sample: int
+    prompt: ResolvedPrompt,
+    params: SamplingParams,
+    rules: RequestRules,
+    *,
+    seed: int,
+    sample: int,
+    stream: bool = False,
 ) -> SlotRequest:
     """One sample of a request.
+
+    Args:
+        stream: whether someone reads its events; without a PRM it then tells every token.
 
     Raises:
         ValueError: the prompt does not fit or has unknown ids, the mode needs models that are not
@@ -54,7 +63,7 @@ def slot_request(
     length = len(prompt.token_ids)
     room = _room(length, len(prm_prompt), params.max_steps, rules)
     policy = params.policy or rules.policy
-    max_tokens = min(params.max_tokens, room)
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
         prompt=prompt.token_ids,
         prm_prompt=prm_prompt,
@@ -75,6 +84,7 @@ def slot_request(
         sample_index=sample,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
+        stream_tokens=stream and rules.prm_format is None,
     )
 
 

@@ -70,6 +70,7 @@ class RecordKind(IntEnum):
     KEPT = 1
     REJECTED = 2
     DROPPED = 3  # the output ends without them
+    PART = 4  # kept, and the step goes on: nothing scores it, so its tokens need not wait
 
 
 class Purpose(IntEnum):

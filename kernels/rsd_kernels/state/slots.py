@@ -82,6 +82,8 @@ class SlotState:
     ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
     # steps
     num_steps: Annotated[Tensor, int32, B]  # kept steps
+    stream_tokens: Annotated[Tensor, int32, B]  # 1: an unscored step is told token by token
+    told: Annotated[Tensor, int32, B]  # tokens in the log, where these are more than `committed`
     max_steps: Annotated[Tensor, int32, B]
     max_step_tokens: Annotated[Tensor, int32, B]
     min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output

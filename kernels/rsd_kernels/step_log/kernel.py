@@ -27,11 +27,12 @@ def publish(
     b_finish: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Appends a record of the step committed:length of each lane's slot (a slot at most once).
+    """Appends what the log lacks of the step committed:length of each lane's slot (all different).
 
     It has a barrier: what any thread read before the call may be overwritten after it.
     """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
+    b_first = tl.maximum(b_first, tl.load(state.told + b_slot, mask=m_lane, other=0))
     b_count = tl.load(state.length + b_slot, mask=m_lane, other=0) - b_first
     b_generation = tl.load(state.generation + b_slot, mask=m_lane, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_lane, other=-1)

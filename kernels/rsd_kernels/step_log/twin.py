@@ -16,8 +16,9 @@ from rsd_kernels.state.slots import SlotState
 def publish(
     state: SlotState, slot: int, *, kind: RecordKind, source: int, reward: float, finish: int
 ) -> None:
-    """Appends the step committed:length of a slot. `reward` is NaN if it was not scored."""
-    first, last = number(state.committed, slot), number(state.length, slot)
+    """Appends what the log lacks of the step committed:length; `reward` is NaN if unscored."""
+    first = max(number(state.committed, slot), number(state.told, slot))
+    last = number(state.length, slot)
     num_logprobs = number(state.num_logprobs, slot)
     parts = [host(state.tokens)[slot, first:last]]
     if num_logprobs >= 0:
