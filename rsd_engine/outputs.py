@@ -17,7 +17,7 @@ class Logprob:
     """Log-probability of a token under the model that wrote it, before temperature."""
 
     logprob: float
-    rank: int | None  # 1 = most likely; None if it is not among the number asked for
+    rank: int  # 1 = most likely
     decoded_token: str  # U+FFFD where it is part of a character
     bytes: tuple[int, ...]  # of the text that the token adds; those of a special token are none
 
@@ -166,6 +166,7 @@ class StepEvent:
     token_ids: tuple[int, ...]
     source: StepSource
     reward: float | None
+    logprobs: tuple[dict[int, Logprob], ...] | None = None  # as in `CompletionOutput`
 
 
 @dataclass(frozen=True)

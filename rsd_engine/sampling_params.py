@@ -11,7 +11,7 @@ import numpy as np
 
 from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.steps.policies import Policy, check_policy
-from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS
+from rsd_kernels.state.enums import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
 MAX_SEED = 2**63 - 1
@@ -24,13 +24,16 @@ _INTEGERS: tuple[tuple[str, int, int | None], ...] = (
     ("max_step_tokens", 1, None),
     ("max_steps", 1, None),
     ("logprobs", 0, MAX_LOGPROBS),
+    ("truncate_prompt_tokens", 1, None),
 )
-_MAY_BE_NONE = ("seed", "max_tokens", "max_step_tokens", "logprobs")
+_MAY_BE_NONE = ("seed", "max_tokens", "max_step_tokens", "logprobs", "truncate_prompt_tokens")
 _NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
     ("temperature", 0.0, math.inf, ">= 0 and finite", False),
     ("top_p", 0.0, 1.0, "in (0, 1]", True),
     ("min_p", 0.0, 1.0, "in [0, 1]", False),
     ("repetition_penalty", 0.0, math.inf, "> 0 and finite", True),
+    ("presence_penalty", -2.0, 2.0, "in [-2, 2]", False),
+    ("frequency_penalty", -2.0, 2.0, "in [-2, 2]", False),
 )
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
@@ -46,6 +49,13 @@ class SamplingParams:
         top_k: sample from this many most likely tokens; 0 or -1 takes all.
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1].
         repetition_penalty: > 0; above 1 makes tokens of prompt and output less likely.
+        presence_penalty: in [-2, 2]; lowers the logit of every token that is in the output.
+        frequency_penalty: in [-2, 2]; the same for every time that it is there. Neither looks at
+            the prompt, or at steps that were not kept.
+        logit_bias: token id -> what is added to its logit, in [-100, 100].
+        allowed_token_ids: the only ids that may be sampled.
+        bad_words: texts that are not written, with or without a space before them. As in vLLM they
+            are looked for as tokens, so the same letters may come by way of other tokens.
         seed: in [0, 2^63 - 1]; None or -1 draws one and reports it in the result.
         max_tokens: most tokens of the output; None is as many as the contexts hold, which may end
             it earlier in any case.
@@ -60,6 +70,8 @@ class SamplingParams:
         skip_special_tokens: whether to leave special tokens out of the text.
         logprobs: how many of the most likely tokens to report at each position, besides the one
             taken; None reports none.
+        truncate_prompt_tokens: read only this many tokens of the prompt, the last ones; None reads
+            all of them.
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
@@ -75,6 +87,11 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
     seed: int | None = None
     max_tokens: int | None = 2048
     min_tokens: int = 0
@@ -86,12 +103,14 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_stops()
+        self._check_biases()
         for name in _FLAGS:
             self._set(name, check_flag(name, getattr(self, name)))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -139,19 +158,46 @@ class SamplingParams:
         for string in self.stop_strings:
             if not isinstance(string, str) or not string:
                 raise ValueError(f"stop must hold non-empty strings, got {string!r}")
-        if self.stop_token_ids is None:
-            return
-        ids = check_ids("stop_token_ids", self.stop_token_ids)
-        if len(ids) > MAX_STOP_TOKENS:
-            raise ValueError(
-                f"stop_token_ids may hold at most {MAX_STOP_TOKENS} ids, got {len(ids)}"
-            )
-        self._set("stop_token_ids", ids)
+        if self.stop_token_ids is not None:
+            ids = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKENS)
+            self._set("stop_token_ids", ids)
+
+    def _check_biases(self) -> None:
+        if self.logit_bias is not None:
+            self._set("logit_bias", _biases(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            ids = _ids("allowed_token_ids", self.allowed_token_ids, MAX_BIASED_TOKENS)
+            if not ids:
+                raise ValueError("allowed_token_ids is empty; it needs at least one id, or be None")
+            self._set("allowed_token_ids", tuple(dict.fromkeys(ids)))
+        words = self.bad_words
+        if words is not None and (isinstance(words, str) or not isinstance(words, Collection)):
+            raise ValueError(f"bad_words must be a list of strings, got {words!r}")
+        for word in words or ():
+            if not isinstance(word, str) or not word.strip():
+                raise ValueError(f"bad_words must hold strings that are not blank, got {word!r}")
 
 
-def check_ids(name: str, ids: object) -> tuple[int, ...]:
-    """Token ids as a tuple; ValueError unless they are a collection of integers >= 0."""
+def _ids(name: str, ids: object, most: int) -> tuple[int, ...]:
+    """Token ids as a tuple; ValueError unless they are at most `most` integers >= 0."""
     listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if not isinstance(listed, Collection) or isinstance(listed, str | bytes | Mapping):
         raise ValueError(f"{name} must be a list of ids, got {ids!r}")
+    if len(listed) > most:
+        raise ValueError(f"{name} may hold at most {most} ids, got {len(listed)}")
     return tuple(check_integer(name, token, 0) for token in listed)
+
+
+def _biases(given: object) -> dict[int, float]:
+    """`logit_bias` with plain numbers; an id may be written as text, as JSON has it."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {given!r}")
+    if len(given) > MAX_BIASED_TOKENS:
+        raise ValueError(f"logit_bias may hold at most {MAX_BIASED_TOKENS} ids, got {len(given)}")
+    found = {}
+    for token, bias in given.items():
+        number = int(token) if isinstance(token, str) and token.isdecimal() else token
+        name = f"logit_bias[{token!r}]"
+        number = check_integer("a token id of logit_bias", number, 0)
+        found[number] = check_number(name, bias, -100.0, 100.0, "in [-100, 100]")
+    return found

@@ -12,6 +12,7 @@ class TokenLogprobs:
     """Log-probabilities at one position: of the token taken, and of the most likely ones."""
 
     logprob: float
+    rank: int  # of the token taken; 1 = most likely
     top: dict[int, float]  # token id -> log-probability, most likely first
 
 

@@ -239,6 +239,7 @@ def _rules(
         delimiters=delimiters,
         eos_ids=models.eos_ids,
         num_ids=models.num_ids,
+        encode=partial(models.main.tokenizer.encode, add_special_tokens=False),
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,

@@ -24,7 +24,13 @@ from rsd_engine.engine.prompts import (
     resolve_mixed,
     resolve_prompts,
 )
-from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
+from rsd_engine.engine.requests import (
+    changed_fields,
+    default_params,
+    params_of_each,
+    slot_request,
+    truncated,
+)
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -321,6 +327,7 @@ class Engine:
         self, prompt: ResolvedPrompt, params: SamplingParams, stream: bool
     ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        prompt = truncated(prompt, params)
         slots = [
             slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
             for i in range(params.n)

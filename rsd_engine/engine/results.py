@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
@@ -200,7 +200,12 @@ class SampleBuilder:
 
     def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
         source, reward = _SOURCES[event.source], _reward_of(event)
-        return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
+        logprobs = None
+        if self._params.logprobs is not None:
+            logprobs = self._named_logprobs(event.token_ids, event.logprobs or ())
+        return StepEvent(
+            self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
+        )
 
     def _text_of(self, ids: tuple[int, ...]) -> str:
         return self._vocabulary.join(ids).decode("utf-8", errors="replace")
@@ -220,10 +225,13 @@ class SampleBuilder:
         if self.done.finish != Finish.ERROR:
             return None
         role = self._dropped.source.name.lower() if self._dropped else "a"
-        return f"the {role} model gave logits that are not finite (NaN or infinite)"
+        error = f"the {role} model gave logits that are not finite (NaN or infinite)"
+        if self._params.allowed_token_ids or self._params.bad_words:
+            error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
+        return error
 
     def _named_logprobs(
-        self, token_ids: tuple[int, ...], logprobs: list[TokenLogprobs]
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> tuple[dict[int, Logprob], ...]:
         named = []
         for token, entry in zip(token_ids, logprobs, strict=True):
@@ -231,11 +239,11 @@ class SampleBuilder:
                 t: self._logprob(t, value, rank)
                 for rank, (t, value) in enumerate(entry.top.items(), start=1)
             }
-            top.setdefault(token, self._logprob(token, entry.logprob, None))
+            top.setdefault(token, self._logprob(token, entry.logprob, entry.rank))
             named.append(top)
         return tuple(named)
 
-    def _logprob(self, token: int, value: float, rank: int | None) -> Logprob:
+    def _logprob(self, token: int, value: float, rank: int) -> Logprob:
         data = self._vocabulary.token_bytes[token]
         return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
 

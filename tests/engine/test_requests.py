@@ -214,6 +214,31 @@ def test_bytes_of_partial_characters(engine: Engine) -> None:
     assert json.loads(json.dumps(result.to_dict()))["outputs"][0]["logprobs"][0]
 
 
+def test_events_have_the_logprobs_of_their_tokens(engine: Engine, alone: Engine) -> None:
+    params = SamplingParams(temperature=1.0, seed=2, max_tokens=20, logprobs=2)
+    for built in (engine, alone):
+        *events, last = built.stream(PROMPTS[0], params)
+        assert isinstance(last, FinishedEvent)
+        kept = [e for e in events if isinstance(e, StepEvent) and e.kind == "kept"]
+        told = sum((event.logprobs or () for event in kept), ())
+        assert told == last.output.outputs[0].logprobs and len(told) > 3
+        assert all(len(event.logprobs or ()) == len(event.token_ids) for event in kept)
+    *events, _ = engine.stream(PROMPTS[0], replace(params, logprobs=None))
+    assert all(isinstance(e, StepEvent) and e.logprobs is None for e in events)
+
+
+def test_a_truncated_prompt_keeps_its_last_tokens(engine: Engine) -> None:
+    ids = engine.get_tokenizer().encode(PROMPTS[2])
+    params = SamplingParams(temperature=0.0, max_tokens=9, truncate_prompt_tokens=4)
+    [cut] = engine.generate(PROMPTS[2], params, use_tqdm=False)
+    short = {"prompt_token_ids": ids[-4:], "question": PROMPTS[2]}
+    [wanted] = engine.generate(short, replace(params, truncate_prompt_tokens=99), use_tqdm=False)
+    assert cut.prompt_token_ids == wanted.prompt_token_ids == tuple(ids[-4:])
+    assert decisions(cut) == decisions(wanted)
+    [fits] = engine.generate([[5] * (2 * CONTEXT)], params, use_tqdm=False)
+    assert len(fits.prompt_token_ids) == 4
+
+
 def test_a_stop_token_is_in_the_text_only_if_asked_for(engine: Engine) -> None:
     [b] = engine.get_tokenizer().encode("b", add_special_tokens=False)
     params = replace(GREEDY, stop_token_ids=[b])
