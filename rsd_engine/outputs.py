@@ -144,6 +144,7 @@ class RequestOutput:
     metrics: Metrics
     seed: int  # the given one, or the one drawn
     finished: bool = True
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; NaN rewards become None."""

@@ -24,9 +24,13 @@ _INTEGERS: tuple[tuple[str, int, int | None], ...] = (
     ("max_step_tokens", 1, None),
     ("max_steps", 1, None),
     ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
     ("truncate_prompt_tokens", 1, None),
 )
-_MAY_BE_NONE = ("seed", "max_tokens", "max_step_tokens", "logprobs", "truncate_prompt_tokens")
+_MAY_BE_NONE = (
+    "seed", "max_tokens", "max_step_tokens", "logprobs", "prompt_logprobs",
+    "truncate_prompt_tokens",
+)  # fmt: skip
 _NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
     ("temperature", 0.0, math.inf, ">= 0 and finite", False),
     ("top_p", 0.0, 1.0, "in (0, 1]", True),
@@ -70,6 +74,8 @@ class SamplingParams:
         skip_special_tokens: whether to leave special tokens out of the text.
         logprobs: how many of the most likely tokens to report at each position, besides the one
             taken; None reports none.
+        prompt_logprobs: the same for the tokens of the prompt, by the model that `mode` names, or
+            the target.
         truncate_prompt_tokens: read only this many tokens of the prompt, the last ones; None reads
             all of them.
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
@@ -103,6 +109,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None

@@ -17,6 +17,14 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class PromptRead:
+    """The log-probabilities of a prompt, where a request asks for them."""
+
+    key: int
+    logprobs: tuple[TokenLogprobs, ...]  # of every token but the first
+
+
+@dataclass(frozen=True)
 class StepDecided:
     """A step was kept, rejected, or dropped because its request failed while writing it.
 
@@ -51,4 +59,4 @@ class RequestDone:
     nan_rewards: int
 
 
-Event = StepDecided | RequestDone
+Event = PromptRead | StepDecided | RequestDone

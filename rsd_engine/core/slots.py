@@ -36,6 +36,7 @@ class SlotRequest:
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
+    prompt_logprobs: int = -1  # -1 = none
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     biases: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), all different
@@ -44,7 +45,7 @@ class SlotRequest:
 
     @property
     def adjusts(self) -> bool:
-        """Whether one of the last five changes logits."""
+        """Whether a penalty of the output, a bias or a bad word changes logits."""
         penalties = self.presence_penalty or self.frequency_penalty
         return bool(penalties or self.biases or self.only_biased or self.bad_words)
 

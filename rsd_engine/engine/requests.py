@@ -92,6 +92,7 @@ def slot_request(
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
         stream_tokens=stream and rules.prm_format is None,
+        prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         biases=_biases(params, rules),

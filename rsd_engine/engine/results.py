@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.outputs import (
     CompletionOutput,
@@ -54,6 +54,7 @@ class SampleBuilder:
         self.request_id = request_id
         self.index = index
         self.done: RequestDone | None = None
+        self.prompt_read: PromptRead | None = None
         self._params = params
         self._vocabulary = vocabulary
         self._eos_ids = eos_ids
@@ -142,6 +143,14 @@ class SampleBuilder:
             logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
             error=self._error(),
         )
+
+    def prompt_logprobs(
+        self, token_ids: tuple[int, ...]
+    ) -> tuple[dict[int, Logprob] | None, ...] | None:
+        """Of each token of the prompt; None unless asked for, and for the first token."""
+        if self.prompt_read is None:
+            return None
+        return (None, *self._named_logprobs(token_ids[1:], self.prompt_read.logprobs))
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
@@ -278,4 +287,5 @@ class RequestBuilder:
             outputs=tuple(s.completion() for s in self.samples),
             metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
             seed=self._seed,
+            prompt_logprobs=self.samples[0].prompt_logprobs(self._prompt.token_ids),
         )

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent, Threshold
+from rsd_engine.sampling_params import ModeName
 from rsd_kernels.state.enums import Role
-from tests.engine.harness.runs import PROMPTS, decisions, generate, short_launches
+from tests.engine.harness.runs import PROMPTS, Fresh, decisions, generate, harsh, short_launches
 from tests.engine.harness.scripted import scripted, spoiled
 from tests.tiny_models import CONTEXT, TinyModels
 
@@ -225,6 +226,35 @@ def test_events_have_the_logprobs_of_their_tokens(engine: Engine, alone: Engine)
         assert all(len(event.logprobs or ()) == len(event.token_ids) for event in kept)
     *events, _ = engine.stream(PROMPTS[0], replace(params, logprobs=None))
     assert all(isinstance(e, StepEvent) and e.logprobs is None for e in events)
+
+
+@pytest.mark.parametrize("mode", ["rsd", "target", "draft"])
+def test_logprobs_of_the_prompt(engine: Engine, mode: ModeName) -> None:
+    """By the target, or the draft alone; what comes after is the same as without them."""
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=12, mode=mode, n=2)
+    fresh = Fresh(engine)
+    role = Role.DRAFT if mode == "draft" else Role.TARGET
+    with harsh(engine):
+        found = generate(engine, PROMPTS[:4], replace(params, prompt_logprobs=3))
+    for result, plain in zip(found, generate(engine, PROMPTS[:4], params), strict=True):
+        assert [decisions(result, i) for i in range(2)] == [decisions(plain, i) for i in range(2)]
+        assert plain.prompt_logprobs is None and result.prompt_logprobs is not None
+        first, *entries = result.prompt_logprobs
+        ids = result.prompt_token_ids
+        assert first is None and len(entries) == len(ids) - 1
+        for i in {1, 2, len(ids) // 2, len(ids) - 1} & set(range(1, len(ids))):
+            wanted = fresh.logits(role, ids[:i]).log_softmax(-1)
+            entry = entries[i - 1] or {}
+            assert entry[ids[i]].logprob == pytest.approx(float(wanted[ids[i]]), abs=1e-4)
+            assert entry[ids[i]].rank == int((wanted > wanted[ids[i]]).sum()) + 1
+            best = [e.logprob for e in entry.values() if e.rank <= 3]
+            assert best == pytest.approx(wanted.topk(3).values.tolist(), abs=1e-4)
+    json.dumps(found[0].to_dict(), allow_nan=False)
+
+
+def test_a_prompt_of_one_token_has_no_logprobs(engine: Engine) -> None:
+    [result] = engine.generate([5], SamplingParams(prompt_logprobs=0, max_tokens=2), use_tqdm=False)
+    assert result.prompt_logprobs == (None,)
 
 
 def test_a_truncated_prompt_keeps_its_last_tokens(engine: Engine) -> None:
