@@ -171,7 +171,6 @@ def adjust_kernel(
             if wanted >= 0:
                 tl.store(scratch.seq_lse + i_seq, lse)
                 _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
-                tl.debug_barrier()
             penalty = tl.load(state.repetition_penalty + slot)
             early = length < tl.load(state.min_length + slot)
             adjusts = tl.load(state.adjusts + slot) != 0

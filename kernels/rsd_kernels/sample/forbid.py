@@ -40,7 +40,6 @@ def add_biases(
             b_none = tl.full((BLOCK,), float("-inf"), tl.float32)
             tl.store(p_logits + b_id, b_none, mask=b_id < vocabulary)
             start += BLOCK
-        tl.debug_barrier()
     o_id = tl.arange(0, _MAX_BIASED)
     m_id = o_id < tl.load(state.num_biased + slot)
     o_id = slot.to(tl.int64) * _MAX_BIASED + o_id

@@ -79,7 +79,7 @@ def _must_return(
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
     b_tokens = b_length - b_committed + _CUT_TOKENS
-    b_words = b_tokens * tl.where(b_top < 0, 1, 1 + _LOGPROB_WORDS + 2 * b_top) + _HEADER
+    b_words = b_tokens * tl.where(b_top < 0, 1, 2 * b_top + 1 + _LOGPROB_WORDS) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
     waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))

@@ -37,7 +37,7 @@ def publish(
     b_count = tl.load(state.length + b_slot, mask=m_lane, other=0) - b_first
     b_generation = tl.load(state.generation + b_slot, mask=m_lane, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_lane, other=-1)
-    b_words = tl.where(b_top >= 0, b_count * (_OWN_WORDS + 2 * b_top), 0)  # of logprobs
+    b_words = tl.where(b_top >= 0, b_count * (2 * b_top + _OWN_WORDS), 0)  # of logprobs
     b_size = tl.where(m_lane, _HEADER + b_count + b_words, 0)
     head = tl.load(state.log_head)
     b_at = head + tl.cumsum(b_size, 0) - b_size
@@ -99,13 +99,13 @@ def _copy_logprobs(
         o_word = done + tl.arange(0, CHUNK)[None, :]
         m_word = o_word < b_words[:, None]
         b_k = tl.maximum(b_top, 0)[:, None]
-        b_block = _OWN_WORDS + 2 * b_k
+        b_block = 2 * b_k + _OWN_WORDS
         o_from = o_token[:, None] + o_word // b_block
         b_place = o_word % b_block
         m_own = m_word & (b_place == 0)
         m_rank = m_word & (b_place == 1)
-        m_id = m_word & (b_place >= _OWN_WORDS) & (b_place < _OWN_WORDS + b_k)
-        m_value = m_word & (b_place >= _OWN_WORDS + b_k)
+        m_id = m_word & (b_place >= _OWN_WORDS) & (b_place < b_k + _OWN_WORDS)
+        m_value = m_word & (b_place >= b_k + _OWN_WORDS)
         o_top = o_from * _MAX_LOGPROBS + b_place - _OWN_WORDS
         b_own = tl.load(state.token_logprob + o_from, mask=m_own, other=0.0)
         b_rank = tl.load(state.token_rank + o_from, mask=m_rank, other=0)

@@ -160,6 +160,7 @@ def test_logits_that_are_not_finite(bad: float) -> None:
 
 def test_no_token_is_left() -> None:
     state = a_state(4, 3)
+    state.num_logprobs.fill_(-1)
     state.adjusts.fill_(1)
     state.num_biased.fill_(1)
     state.only_biased.copy_(torch.tensor([1, 0, 1, 0]))
