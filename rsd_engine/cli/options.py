@@ -111,6 +111,30 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, option(_SAMPLING, "Values above 1 avoid repetition.", "--repetition-penalty")
 ]
+PresencePenalty = Annotated[
+    float | None,
+    option(_SAMPLING, "Values above 0 avoid tokens of the output.", "--presence-penalty"),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    option(_SAMPLING, "The same, for every time that a token is there.", "--frequency-penalty"),
+]
+LogitBias = Annotated[
+    str | None,
+    option(_SAMPLING, 'JSON of token ids and what to add, such as {"13": -5}.', "--logit-bias"),
+]
+AllowedTokenIds = Annotated[
+    list[int] | None,
+    option(
+        _SAMPLING,
+        "Token id that may be sampled (default: all); may be repeated.",
+        "--allowed-token-id",
+    ),
+]
+BadWords = Annotated[
+    list[str] | None,
+    option(_SAMPLING, r"Text not to write, \n allowed; may be repeated.", "--bad-word"),
+]
 Seed = Annotated[
     int | None,
     option(
@@ -158,6 +182,18 @@ SkipSpecialTokens = Annotated[
 Logprobs = Annotated[
     int | None,
     option(_SAMPLING, "Report this many likely tokens at each position, in JSON.", "--logprobs"),
+]
+PromptLogprobs = Annotated[
+    int | None,
+    option(_SAMPLING, "The same for the tokens of the prompt.", "--prompt-logprobs"),
+]
+TruncatePromptTokens = Annotated[
+    int | None,
+    option(
+        _SAMPLING,
+        "Read the last tokens of the prompt only (default: all)",
+        "--truncate-prompt-tokens",
+    ),
 ]
 
 Input = Annotated[

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rsd_engine.core.events import Event, RequestDone, RoleCounters, StepDecided
+from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters, StepDecided
 from rsd_engine.core.log_reader import LogReader, LogRecord
 from rsd_engine.core.mailbox import Mailbox
+from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
 from rsd_engine.loop.executors.base import Executor
@@ -289,6 +290,10 @@ class EngineCore:
                 self.state, slot, request, generation=self._generation, arrival=self._arrivals
             )
             self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
+            if request.prompt_logprobs >= 0:
+                role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
+                read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
+                self._pending.append(PromptRead(key, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""

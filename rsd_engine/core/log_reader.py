@@ -8,7 +8,7 @@ import numpy as np
 
 from rsd_engine.core.events import TokenLogprobs
 from rsd_engine.core.mailbox import Mailbox
-from rsd_kernels.state.enums import LOG_HEADER, Finish, RecordKind, Role
+from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, Finish, RecordKind, Role
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ def _logprobs(words: np.ndarray, num_tokens: int) -> tuple[TokenLogprobs, ...] |
     if num_tokens == 0 or len(words) == 0:
         return None
     blocks = words.reshape(num_tokens, -1)
-    k = (blocks.shape[1] - 1) // 2
-    ids = blocks[:, 1 : 1 + k]
+    k = (blocks.shape[1] - LOGPROB_WORDS) // 2
+    ranks, ids = blocks[:, 1].tolist(), blocks[:, LOGPROB_WORDS : LOGPROB_WORDS + k]
     own = np.ascontiguousarray(blocks[:, :1]).view(np.float32)[:, 0]
-    values = np.ascontiguousarray(blocks[:, 1 + k :]).view(np.float32)
+    values = np.ascontiguousarray(blocks[:, LOGPROB_WORDS + k :]).view(np.float32)
     return tuple(
-        TokenLogprobs(float(own[i]), dict(zip(ids[i].tolist(), values[i].tolist(), strict=True)))
+        TokenLogprobs(
+            float(own[i]), ranks[i], dict(zip(ids[i].tolist(), values[i].tolist(), strict=True))
+        )
         for i in range(num_tokens)
     )

@@ -17,7 +17,13 @@ from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt, naming
-from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
+from rsd_engine.engine.requests import (
+    changed_fields,
+    default_params,
+    params_of_each,
+    slot_request,
+    truncated,
+)
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -54,7 +60,9 @@ class Engine:
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what is free
             within `gpu_memory_utilization`, on a CPU a quarter of the free memory.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
-        step_delimiters: string or strings that end a step; None for plain decoding without steps.
+        step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
+            line where a PRM scores steps, and None for a model alone. A token that runs past a
+            delimiter is cut there, which changes what the model reads next.
         revision: branch, tag or commit of hub ids.
         executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
@@ -79,7 +87,7 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
-        step_delimiters: str | Sequence[str] | None = "\n\n",
+        step_delimiters: str | Sequence[str] | None = "auto",
         revision: str | None = None,
         executor: str = "auto",
     ) -> None:
@@ -173,12 +181,9 @@ class Engine:
             ValueError: as in `generate`; or there is no chat template, or it fails.
         """
         options = ChatOptions(
-            chat_template,
-            chat_template_kwargs,
-            tools,
-            add_generation_prompt,
-            continue_final_message,
-        )
+            chat_template, chat_template_kwargs, tools,
+            add_generation_prompt, continue_final_message,
+        )  # fmt: skip
         resolved = self._prompt_reader().conversations(messages, question, options)
         return self._run(resolved, sampling_params, use_tqdm)
 
@@ -209,9 +214,10 @@ class Engine:
         ...         print(event.text, end="")
 
         Kept steps are final, and their texts add up to the result's text. Rejected steps are events
-        too. The last event is a `FinishedEvent` with the result. Leaving the loop early aborts the
-        request. The call itself waits until the running tick has ended; beside an event loop use
-        `await asyncio.to_thread(engine.stream, ...)`.
+        too. A model alone streams its tokens, as kept events. The last event is a `FinishedEvent`
+        with the result. Leaving the loop early aborts the request. The call itself waits until the
+        running tick has ended; beside an event loop use `await asyncio.to_thread(engine.stream,
+        ...)`.
 
         Args:
             prompt: a prompt or a conversation, as in `as_completed`.
@@ -221,7 +227,7 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        [request_id] = self._add_all([resolved], sampling_params)
+        [request_id] = self._add_all([resolved], sampling_params, stream=True)
         return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
@@ -326,6 +332,8 @@ class Engine:
         self,
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        stream: bool = False,
     ) -> list[str]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
@@ -333,13 +341,16 @@ class Engine:
         each = params_of_each(params, len(prompts), self._default_params)
         for position, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
             with naming(position, len(prompts)):
-                checked.append(self._check(prompt, p))
+                checked.append(self._check(prompt, p, stream))
         return dispatcher.add_all(checked)
 
-    def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
+    def _check(
+        self, prompt: ResolvedPrompt, params: SamplingParams, stream: bool
+    ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        prompt = truncated(prompt, params)
         slots = [
-            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i)
+            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
             for i in range(params.n)
         ]
         problem = self._parts.core.check(slots[0])

@@ -187,7 +187,7 @@ def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
     if not is_list(prompt):
         raise ValueError(f"a prompt must be {_PROMPT}, got {kind(prompt)}")
     for token in prompt:
-        if isinstance(token, bool) or not isinstance(token, Integral):  # numpy's integers are fine
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {kind(token)}")
     ids = [int(token) for token in prompt]
     check_ids(ids, len(tokenizer))

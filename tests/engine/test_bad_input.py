@@ -172,7 +172,7 @@ def test_a_threshold_that_is_not_a_number() -> None:
         ("min_p", -0.1),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
-        ("seed", -1),
+        ("seed", -2),
         ("seed", 2**63),
         ("n", 0),
         ("min_tokens", -1),

@@ -52,6 +52,11 @@ class GenerateOptions:
     top_k: o.TopK = None
     min_p: o.MinP = None
     repetition_penalty: o.RepetitionPenalty = None
+    presence_penalty: o.PresencePenalty = None
+    frequency_penalty: o.FrequencyPenalty = None
+    logit_bias: o.LogitBias = None
+    allowed_token_ids: o.AllowedTokenIds = None
+    bad_words: o.BadWords = None
     seed: o.Seed = None
     max_tokens: o.MaxTokens = None
     min_tokens: o.MinTokens = None
@@ -61,3 +66,5 @@ class GenerateOptions:
     include_stop_str_in_output: o.IncludeStop = None
     skip_special_tokens: o.SkipSpecialTokens = None
     logprobs: o.Logprobs = None
+    prompt_logprobs: o.PromptLogprobs = None
+    truncate_prompt_tokens: o.TruncatePromptTokens = None

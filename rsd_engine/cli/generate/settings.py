@@ -118,8 +118,11 @@ def _sampling_arguments(options: GenerateOptions, config: Config) -> dict[str, A
     from rsd_engine.sampling_params import SamplingParams
 
     own = _given(options, (field.name for field in fields(SamplingParams)))
-    if "stop" in own:
-        own["stop"] = [values.unescape("--stop", item) for item in own["stop"]]
+    for name, flag in (("stop", "--stop"), ("bad_words", "--bad-word")):
+        if name in own:
+            own[name] = [values.unescape(flag, item) for item in own[name]]
+    if "logit_bias" in own:
+        own["logit_bias"] = values.json_object("--logit-bias", own["logit_bias"])
     try:
         own = sampling_values(own)
     except ValueError as error:

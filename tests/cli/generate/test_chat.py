@@ -50,7 +50,11 @@ def test_one_prompt(
         "generate", "the sum", *model_args, "--policy=threshold:0.4", "--seed=3", "--json",
         "--temperature=1", "--max-tokens=30", "--min-tokens=20", "--stop-token-id=70",
         "--stop-token-id=71", "--ignore-eos", "--include-stop-str-in-output",
-        "--no-skip-special-tokens", "--logprobs=2", "--chat-template", files["template"],
+        "--no-skip-special-tokens", "--logprobs=2", "--prompt-logprobs=1",
+        "--truncate-prompt-tokens=9", "--presence-penalty=0.5", "--frequency-penalty=0.25",
+        '--logit-bias={"65": -2.5}', "--bad-word=b", "--allowed-token-id=65",
+        *(f"--allowed-token-id={token}" for token in range(66, 120)),
+        "--chat-template", files["template"],
         "--chat-template-kwargs", KWARGS, "--tools", files["tools"],
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -63,6 +67,13 @@ def test_one_prompt(
         include_stop_str_in_output=True,
         skip_special_tokens=False,
         logprobs=2,
+        prompt_logprobs=1,
+        truncate_prompt_tokens=9,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias={65: -2.5},
+        bad_words=["b"],
+        allowed_token_ids=range(65, 120),
     )
     [expected] = engine.chat(
         [USER],
@@ -72,7 +83,9 @@ def test_one_prompt(
         chat_template_kwargs={"enable_thinking": False},
         tools=TOOLS,
     )
-    [output] = json.loads(result.stdout)["outputs"]
+    record = json.loads(result.stdout)
+    assert len(record["prompt_logprobs"]) == len(expected.prompt_token_ids) == 9
+    [output] = record["outputs"]
     assert output["token_ids"] == list(expected.outputs[0].token_ids)
     assert output["text"] == expected.outputs[0].text
     assert len(output["logprobs"]) == len(output["token_ids"])
@@ -161,6 +174,7 @@ def test_a_template_that_fails_fails_its_lines_alone(
         (["--tools=/no/such/file"], "cannot read tools /no/such/file: No such file"),
         (["--chat-template-kwargs={"], "--chat-template-kwargs is not JSON"),
         (["--chat-template-kwargs=[1]"], "--chat-template-kwargs must be a JSON object"),
+        (["--logit-bias=5"], "--logit-bias must be a JSON object"),
         (["--stop-token-id=-1"], "stop_token_ids must be >= 0"),
         (["--logprobs=1000"], "logprobs must be in"),
     ],
