@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters, StepDecided
-from rsd_engine.core.log_reader import LogReader, LogRecord
+from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
+from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
@@ -245,7 +245,7 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            self._pending.append(_decided(running.key, record))
+            self._pending.append(record.event(running.key))
             if record.finish:
                 self._pending.append(self._leave(record.slot, record.finish))
 
@@ -387,15 +387,3 @@ class EngineCore:
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
         ops.write_prm_step(state, slot, ids)
         ops.end_slot_step(state, slot, self.loop.tokens_per_page)
-
-
-def _decided(key: int, record: LogRecord) -> StepDecided:
-    return StepDecided(
-        key=key,
-        kind=record.kind,
-        source=record.source,
-        reward=record.reward,
-        token_ids=record.token_ids,
-        finish=record.finish,
-        logprobs=record.logprobs,
-    )

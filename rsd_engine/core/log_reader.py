@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsd_engine.core.events import TokenLogprobs
+from rsd_engine.core.events import StepDecided, TokenLogprobs
 from rsd_engine.core.mailbox import Mailbox
 from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, Finish, RecordKind, Role
 
@@ -23,6 +23,18 @@ class LogRecord:
     finish: Finish
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
+
+    def event(self, key: int) -> StepDecided:
+        """The same for those who know the request by its key."""
+        return StepDecided(
+            key=key,
+            kind=self.kind,
+            source=self.source,
+            reward=self.reward,
+            token_ids=self.token_ids,
+            finish=self.finish,
+            logprobs=self.logprobs,
+        )
 
 
 class LogReader:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from rsd_engine.core.events import TokenLogprobs
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import pages_for
+from rsd_kernels.state.slots import SlotState, pages_for
 
 
 def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLogprobs, ...]:
@@ -32,7 +31,7 @@ def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLog
     """
     state, found = loop.state, list[TokenLogprobs]()
     last = int(state.prompt_length[slot]) - 1
-    take_pages(state, role, slot, pages_for(last, loop.tokens_per_page[role]))
+    _take_pages(state, slot, role, pages_for(last, loop.tokens_per_page[role]))
     tokens = state.tokens[slot, 1 : last + 1].long()
     step = min(loop.logits.shape[0], loop.batch.num_rows)
     for start in range(0, last, step):
@@ -43,6 +42,14 @@ def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLog
     state.kv_len[role, slot] = last
     state.tokens_read[role, slot] += last
     return tuple(found)
+
+
+def _take_pages(state: SlotState, slot: int, role: Role, count: int) -> None:
+    """From the top of the stack, for a slot that has none."""
+    left = int(state.num_free) - count
+    state.page_table[role, slot, :count] = state.free_pages[left : left + count].flip(0)
+    state.num_pages[role, slot] = count
+    state.num_free.fill_(left)
 
 
 def _rows(loop: Loop, slot: int, role: Role, start: int, stop: int) -> RowBatch:
