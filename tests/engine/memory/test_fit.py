@@ -264,7 +264,9 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
 
 
 def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
-    opened = models.open_models(twice.draft, str(twice.target), twice.prm, revision=None, overrides={})
+    opened = models.open_models(
+        twice.draft, str(twice.target), twice.prm, revision=None, overrides={}
+    )
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]
     assert memory[Role.DRAFT] is memory[Role.TARGET]
