@@ -50,6 +50,7 @@ def test_the_page_cache_is_filled_by_what_is_free(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_half_a_billion_parameters_start_with_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     """On 24 GB, also while the page cache fills them."""
     _, starts = run(capsys, "--full-page-cache")
