@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
-from rsd_engine.models.checkpoints.weight_files import matrix_dtypes, read_tensors
+from rsd_engine.models.checkpoints.weight_files import stored_tensors
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -31,11 +28,8 @@ class FolderCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any]:
         return _read_json(self.folder / "config.json")
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return read_tensors(self.folder)
-
-    def has_bfloat16_matrices(self) -> bool:
-        return matrix_dtypes(self.folder) == {torch.bfloat16}
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        return stored_tensors(self.folder)
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
