@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.checkpoints.quantized import check_quantization
 from rsd_engine.models.decoders.family import DecoderFamily, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.rope_config import RopeConfig
@@ -53,7 +54,7 @@ class ModelConfig:
 
         Raises:
             ValueError: the architecture, activation or rope type is not known, the weights are
-                quantised, or a size is missing or does not fit the others.
+                quantised in an unknown format, or a size is missing or does not fit the others.
         """
         architecture, family = _architecture(raw)
         raw = {**family.defaults, **raw}
@@ -138,9 +139,7 @@ def _check_known(raw: Mapping[str, Any]) -> None:
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"hidden_act={activation!r} is not supported; only 'silu'")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(f"weights quantised with {method!r} are not supported; only plain weights")
+    check_quantization(raw.get("quantization_config"))
 
 
 def _dtype(raw: Mapping[str, Any]) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+from rsd_engine.models.checkpoints.quantized import expanded
 from rsd_engine.models.checkpoints.weight_files import stored_tensors
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -29,7 +30,8 @@ class FolderCheckpoint(Checkpoint):
         return _read_json(self.folder / "config.json")
 
     def tensors(self) -> Mapping[str, StoredTensor]:
-        return stored_tensors(self.folder)
+        stored = stored_tensors(self.folder)
+        return expanded(stored, self.config().get("quantization_config"))
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
