@@ -9,6 +9,7 @@ from typing import Any
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+from rsd_engine.models.checkpoints.lora import AdapterCheckpoint, base_folder, is_adapter
 from rsd_engine.models.checkpoints.quantized import expanded
 from rsd_engine.models.checkpoints.weight_files import stored_tensors
 
@@ -53,6 +54,8 @@ class FolderCheckpoint(Checkpoint):
 def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
     """Finds a model by folder, `.gguf` file or hub id; a hub id is downloaded unless it is cached.
 
+    The folder may be that of a LoRA adapter, which names its base.
+
     Raises:
         ValueError: `source` is none of the three, neither the hub nor the local cache has it, or
             `revision` is given for a local path.
@@ -62,6 +65,8 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     if revision is not None and path.exists():
         raise ValueError(f"revision={revision!r} has no meaning for the local path {str(path)!r}")
     if path.is_dir():
+        if is_adapter(path):
+            return AdapterCheckpoint(path, FolderCheckpoint(base_folder(path)))
         return FolderCheckpoint(path)
     if path.suffix == ".gguf":
         if not path.is_file():
