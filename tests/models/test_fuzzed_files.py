@@ -23,7 +23,7 @@ from tests.models.checkpoints import make_model, save
 _QUICK, _MANY = 40, 800
 _ODD: tuple[Any, ...] = (
     None, "", "..", "../x", "/etc/passwd", 0, -1, 2**31, 2**63, 1e308, True, [], {}, [[]], "F32",
-    "a" * 10_000, "BOOL", [2**40, 2**40], [0, 2**62], float("nan"),
+    "a" * 10_000, "a\nb", "BOOL", [2**40, 2**40], [0, 2**62], float("nan"),
 )  # fmt: skip
 _WORDS = (0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
@@ -103,9 +103,9 @@ def _damaged_json(text: str, rng: random.Random) -> str:
     for _ in range(rng.choice((1, 1, 3))):
         inner = content
         while isinstance(inner, dict) and inner:
-            key = rng.choice(list(inner))
+            key = rng.choice([key for key in inner if key != "metadata"] or list(inner))
             if rng.random() < 0.4 or not isinstance(inner[key], dict | list):
-                inner[rng.choice((key, key, key + "x"))] = rng.choice(_ODD)
+                inner[rng.choice((key, key, key + "x", "a\nb"))] = rng.choice(_ODD)
                 break
             if isinstance(inner[key], list):
                 place = rng.randrange(len(inner[key]) + 1)

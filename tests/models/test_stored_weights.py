@@ -107,7 +107,7 @@ def test_an_index_cannot_leave_its_folder(folder: Path, file: str) -> None:
         logits(folder)
 
 
-@pytest.mark.parametrize("file", [None, 3, ["a"], "", "a\n\x00b"])
+@pytest.mark.parametrize("file", [None, 3, ["a"], "", "a\n\x00b", "a" * 10_000])
 def test_an_index_names_files(folder: Path, file: object) -> None:
     write_index(folder, dict.fromkeys(weights_of(folder), file))
     with pytest.raises(ValueError, match=r"index\.json (is not an index|names files)") as caught:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from rsd_engine.models.checkpoints.weight_files import is_name
+
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
@@ -149,6 +151,8 @@ class _Reader:
     def _places(self, count: int) -> Iterator[tuple[str, _Place]]:
         for _ in range(count):
             name, rank = self._string(), self._number("I")
+            if not is_name(name):
+                raise ValueError(f"it names a tensor {ascii(name)[:100]}")
             if not 0 < rank <= _MAX_DIMENSIONS:
                 raise ValueError(f"tensor {name} has {rank} dimensions; 1 to {_MAX_DIMENSIONS}")
             dimensions = struct.unpack(f"<{rank}Q", self._bytes(8 * rank))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -19,6 +20,7 @@ from rsd_engine.models.checkpoints.base import StoredTensor
 _LOG = logging.getLogger(__name__)
 
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+_LONGEST_NAME = 200  # characters
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -84,7 +86,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Tensor -> name of its shard, a file of the index's folder."""
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not listed or not all(isinstance(f, str) and f.isprintable() for f in listed.values()):
+        if not listed or not all(is_name(name) and is_name(listed[name]) for name in listed):
             raise ValueError("weight_map must give the name of a file for every tensor")
     except Exception as error:
         raise ValueError(f"{index} is not an index of weight files: {reason(error)}") from error
@@ -104,7 +106,11 @@ def _leaves_folder(file: str) -> bool:
 
 
 def _open_file(path: Path) -> dict[str, StoredTensor]:
-    return _open_bin(path) if path.suffix == ".bin" else _open_safetensors(path)
+    found = _open_bin(path) if path.suffix == ".bin" else _open_safetensors(path)
+    odd = [name for name in found if not is_name(name)]
+    if odd:
+        raise ValueError(f"{path} names a tensor {ascii(odd[0])[:100]}; it is damaged")
+    return found
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -137,25 +143,33 @@ def _open_bin(path: Path) -> dict[str, StoredTensor]:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}; it must be a dict of tensors")
-    return {str(name): _plain(path, name, value) for name, value in state.items()}
+    return {name: _plain(path, name, value) for name, value in state.items()}
 
 
 def _unpickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format before zip files cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd pickles, beside the error
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before zip files cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _plain(path: Path, name: object, value: object) -> StoredTensor:
     if not isinstance(name, str) or not isinstance(value, Tensor):
         raise ValueError(
-            f"{path} holds a {type(value).__name__} under {name!r}; only tensors are allowed"
+            f"{path} holds a {type(value).__name__} under {repr(name)[:100]}; only tensors are "
+            "allowed"
         )
     tensor = value.detach()  # of a Parameter too
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise ValueError(f"{path}: tensor {name} is not a plain one; save it as a dense tensor")
     return StoredTensor(tuple(tensor.shape), tensor.dtype, path.name, tensor.nbytes, lambda: tensor)
+
+
+def is_name(value: object) -> bool:
+    """True for text that names a tensor or a file, and that a message can show."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable()
 
 
 def listing(names: Sequence[str], shown: int = 8) -> str:
