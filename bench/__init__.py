@@ -1,1 +1,1 @@
-"""Benchmarks. Each is a command, `python -m bench.NAME`; `bench/README.md` lists them all."""
+"""Benchmarks. Each is a command, `python -m bench.NAME`; `docs/benchmarks.md` lists them all."""

@@ -1,4 +1,4 @@
-"""Set-up of the whole suite: tests that need a GPU, and a Ctrl-C that interrupts."""
+"""Set-up of the whole suite: tests that need a GPU, threads, and a Ctrl-C that interrupts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def pytest_configure() -> None:
     """Shells start background jobs with Ctrl-C ignored, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread: more do not speed up products of a few rows, and wait long on busy cores."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from examples.demo_family.evaluate import auc
+from scipy.stats import mannwhitneyu
+
 from rsd_engine import CompletionOutput
 from rsd_engine.demo.problems import DELIMITER, Problem, check_step
 
@@ -41,8 +42,15 @@ class JudgedSteps:
         """The chance that a right step scores above a wrong one; None if there is only one kind."""
         if not 0 < self.num_wrong < len(self):
             return None
-        rewards, rights = zip(*self._verdicts.values(), strict=True)
-        return auc(rewards, rights)
+        right = [score for score, verdict in self._verdicts.values() if verdict]
+        wrong = [score for score, verdict in self._verdicts.values() if not verdict]
+        return auc(right, wrong)
+
+
+def auc(right: Sequence[float], wrong: Sequence[float]) -> float:
+    """The chance that a score of `right` is above one of `wrong`; ties count half."""
+    above = mannwhitneyu(right, wrong, method="asymptotic").statistic
+    return float(above) / (len(right) * len(wrong))
 
 
 def _scored(

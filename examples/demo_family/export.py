@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -17,7 +16,6 @@ from transformers import (
 from examples.demo_family.recipes import RewardModel
 from examples.demo_family.sampling import MAX_SOLUTION_TOKENS
 from examples.demo_family.tokenizer import save_tokenizer
-from rsd_engine.demo import ModelRole
 
 
 def export_language_model(
@@ -59,17 +57,3 @@ def export_reward_model(
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
-
-
-def load_language_model(folder: Path, role: ModelRole) -> LlamaForCausalLM:
-    """An exported draft or target, in single precision for the CPU."""
-    model = AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32)
-    return model.eval()
-
-
-def load_reward_model(folder: Path) -> RewardModel:
-    """The exported reward model, in single precision for the CPU."""
-    model = RewardModel("sdpa")
-    state = load_file(folder / "prm" / "model.safetensors")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return model.eval()

@@ -6,7 +6,6 @@
     python -m examples.demo_family.train sample --work DIR --minutes 10
     python -m examples.demo_family.train prm --work DIR --minutes 110
     python -m examples.demo_family.train export --work DIR
-    python -m examples.demo_family.train evaluate --work DIR
 
 Every stage resumes from its checkpoint in DIR; a larger --minutes extends a run.
 """
@@ -25,12 +24,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from examples.demo_family.data import Batch, batches, language_rows, pools
-from examples.demo_family.evaluate import report
 from examples.demo_family.export import (
     export_language_model,
     export_reward_model,
-    load_language_model,
-    load_reward_model,
 )
 from examples.demo_family.grow import grow
 from examples.demo_family.loop import Pools, Trainer, TrainingOptions
@@ -49,7 +45,6 @@ from examples.demo_family.reward_data import (
 )
 from examples.demo_family.tokenizer import save_tokenizer, train_tokenizer
 from rsd_engine.demo import ModelRole
-from rsd_engine.demo.problems import generate
 
 BATCH_TOKENS = {"draft": 4096, "target": 2048, "prm": 2048}
 
@@ -154,20 +149,6 @@ def export(args: argparse.Namespace) -> None:
         export_reward_model(load_average(args.work, "prm"), tokenizer, folder / "prm")
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Measures the exported models on held-out problems."""
-    folder = args.work / "export"
-    numbers = report(
-        load_language_model(folder, "draft"),
-        load_language_model(folder, "target"),
-        load_reward_model(folder),
-        load_tokenizer(args.work),
-        generate(args.seed, args.split, args.problems),
-    )
-    for name, value in numbers.items():
-        print(f"{name}: {value:.4f}")
-
-
 def _training_options(args: argparse.Namespace) -> TrainingOptions:
     path, rate = args.work / f"{args.stage}.pt", args.rate or LEARNING_RATE[args.stage]
     return TrainingOptions(
@@ -185,7 +166,6 @@ def main() -> None:
         "sample": collect_mistakes,
         "prm": train_reward_model,
         "export": export,
-        "evaluate": evaluate,
     }
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
@@ -196,8 +176,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all)")
     parser.add_argument("--grow-from", type=Path, help="draft checkpoint to start the prm from")
-    parser.add_argument("--problems", type=int, default=500)
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--draft-only", action="store_true", help="sample from the draft alone")
     parser.add_argument("--eager", action="store_true", help="do not compile the model")
     args = parser.parse_args()

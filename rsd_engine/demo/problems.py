@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -115,14 +114,6 @@ def check_step(problem: Problem, index: int, text: str) -> bool:
     Only the order of the two operands of a sum or a product may differ from the canonical step.
     """
     return index < len(problem.steps) and _canonical(text) == _canonical(problem.steps[index])
-
-
-def count_right_steps(problem: Problem, steps: Sequence[str]) -> int:
-    """The number of right steps before the first wrong one."""
-    for index, text in enumerate(steps):
-        if not check_step(problem, index, text):
-            return index
-    return len(steps)
 
 
 def check_answer(problem: Problem, text: str) -> bool:

@@ -1,8 +1,4 @@
-"""The buffers that a forward writes into, so that a captured forward allocates nothing.
-
-All are cut from one byte buffer. Passes run one at a time, so models can share it: give each the
-same `arena`, as large as the largest model needs.
-"""
+"""The buffers that a forward writes into, so that a captured forward allocates nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +8,6 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
-
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -30,37 +24,26 @@ class Activations:
 
     @classmethod
     def allocate(
-        cls,
-        config: ModelConfig,
-        max_rows: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        arena: Tensor | None = None,  # [bytes] uint8
+        cls, config: ModelConfig, max_rows: int, dtype: torch.dtype, device: torch.device
     ) -> Activations:
-        """Cuts the buffers from `arena`, or from a new one.
+        """Empty buffers.
 
         Raises:
-            ValueError: if `max_rows` is not positive or `arena` is too small.
+            ValueError: `max_rows` is not positive.
         """
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        needed = cls.num_bytes(config, max_rows, dtype)
-        if arena is None:
-            arena = torch.empty(needed, dtype=torch.uint8, device=device)
-        if arena.numel() < needed:
-            raise ValueError(f"arena has {arena.numel()} bytes; it must have at least {needed}")
-        buffers, start = {}, 0
-        for name, width in cls._widths(config).items():
-            size = max_rows * width * dtype.itemsize
-            buffers[name] = arena[start : start + size].view(dtype).view(max_rows, width)
-            start += _aligned(size)
-        return cls(**buffers)
+        return cls(
+            **{
+                name: torch.empty(max_rows, width, dtype=dtype, device=device)
+                for name, width in cls._widths(config).items()
+            }
+        )
 
     @classmethod
     def num_bytes(cls, config: ModelConfig, max_rows: int, dtype: torch.dtype) -> int:
-        """The size of the arena for `max_rows` rows of this model."""
-        widths = cls._widths(config).values()
-        return sum(_aligned(max_rows * width * dtype.itemsize) for width in widths)
+        """What `allocate` takes."""
+        return max_rows * sum(cls._widths(config).values()) * dtype.itemsize
 
     @staticmethod
     def _widths(config: ModelConfig) -> dict[str, int]:
@@ -81,7 +64,3 @@ class Activations:
     def narrow(self, num_rows: int) -> Activations:
         """Views of the first `num_rows` rows."""
         return Activations(**{f.name: getattr(self, f.name)[:num_rows] for f in fields(self)})
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -30,7 +30,6 @@ class Decoder:
         weights: filled weights, all on one device.
         max_rows: most rows a pass may have.
         max_positions: length of the rope tables; later positions are not supported.
-        arena: byte buffer for the activations, shared with other models.
     """
 
     def __init__(
@@ -40,13 +39,12 @@ class Decoder:
         *,
         max_rows: int,
         max_positions: int | None = None,
-        arena: Tensor | None = None,  # [bytes] uint8
     ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = weights.dtype
         self.device = weights.embedding.device
-        self.activations = Activations.allocate(config, max_rows, self.dtype, self.device, arena)
+        self.activations = Activations.allocate(config, max_rows, self.dtype, self.device)
         self.ops = model_ops(weights.final_norm, scheduled=True)
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)

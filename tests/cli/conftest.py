@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from rsd_engine.cli.app import app
@@ -28,11 +27,10 @@ def model_args(tiny: TinyModels) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _plain_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No colours from the environment, no fight over cores for models this small."""
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No colours from the environment."""
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from rsd_engine.demo.problems import (
     DELIMITER,
     check_answer,
     check_step,
-    count_right_steps,
     extract_answer,
     generate,
     split_of,
@@ -93,7 +92,7 @@ def test_equations_hold_and_depend_on_each_other() -> None:
 def test_the_checker_accepts_every_gold_solution() -> None:
     for problem in PROBLEMS:
         steps = problem.solution.split(DELIMITER)
-        assert count_right_steps(problem, steps) == len(steps)
+        assert all(check_step(problem, index, step) for index, step in enumerate(steps))
         assert check_answer(problem, problem.solution)
 
 
@@ -119,7 +118,6 @@ def test_the_checker_rejects_spoiled_steps() -> None:
             bumped += step[step.rindex(number) + len(number) :]
             assert not check_step(problem, index, bumped)
         assert not check_step(problem, len(problem.steps), problem.steps[-1])
-        assert count_right_steps(problem, (problem.steps[0], "No.", *problem.steps[1:])) == 1
 
 
 @pytest.mark.parametrize(

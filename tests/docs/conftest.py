@@ -1,19 +1,17 @@
-"""Documents show the engine on the demo family, whose models are too small for many threads."""
+"""The command line as documents show it."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from rsd_engine.cli.app import app
 
 
 @pytest.fixture(autouse=True)
-def _plain_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(1)
 
 
 class Shell:

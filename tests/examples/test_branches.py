@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from examples.demo_family.branches import HIDDEN, Branch, attention_mask, positions
 from examples.demo_family.data import batches
-from examples.demo_family.evaluate import scorer
-from examples.demo_family.export import load_reward_model
 from examples.demo_family.reward_data import (
     STEP_RIGHT,
     STEP_WRONG,
@@ -24,14 +21,10 @@ from examples.demo_family.reward_data import (
 )
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import check_step, generate
+from tests.examples.plain_loop import load_reward_model, scorer
 
 # Five tokens of trunk, then two branches of two tokens that stand in for tokens 2 and 4.
 BRANCHES = [Branch(5, 7, 2), Branch(7, 9, 4)]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(1)
 
 
 def solutions() -> list[Solution]:

@@ -16,12 +16,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from bench.compare.step_auc import auc
 from examples.demo_family.corrupt import corrupt
-from examples.demo_family.evaluate import alone, auc, scorer, speculate
-from examples.demo_family.export import load_language_model, load_reward_model
 from examples.demo_family.recipes import count_parameters
 from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.demo.problems import generate
+from tests.examples.plain_loop import (
+    accuracy,
+    load_language_model,
+    load_reward_model,
+    scorer,
+    speculate,
+)
 
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
 PROBLEMS = generate(21, "test", 12)
@@ -29,11 +35,6 @@ PROBLEMS = generate(21, "test", 12)
 
 def folder() -> Path:
     return checkpoint_dir("target").parent
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 
 def test_sizes_obey_the_limits() -> None:
@@ -82,27 +83,23 @@ def test_language_models_load_in_bfloat16(role: ModelRole) -> None:
 
 def test_the_target_solves_what_the_draft_often_does_not() -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("target"))
-    target, _, _ = alone(load_language_model(folder(), "target"), tokenizer, PROBLEMS)
-    assert target >= 0.8
+    assert accuracy(load_language_model(folder(), "target"), tokenizer, PROBLEMS) >= 0.8
 
 
 def test_the_reward_model_separates_right_from_spoiled_steps() -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint_dir("prm"))
     score = scorer(load_reward_model(folder()), tokenizer)
     rng = random.Random(0)
-    items, labels = [], []
+    right, spoiled = [], []
     for problem in PROBLEMS:
         for index, step in enumerate(problem.steps):
-            items.append((problem.question, problem.steps[: index + 1]))
-            labels.append(True)
+            right.append((problem.question, problem.steps[: index + 1]))
             wrong = corrupt(rng, problem, index)
             if wrong is not None and wrong != step:
-                items.append((problem.question, (*problem.steps[:index], wrong)))
-                labels.append(False)
-    scores = score(items)
-    assert auc(scores, labels) >= 0.98
-    rejected = [value < 0.7 for value, label in zip(scores, labels, strict=True) if not label]
-    assert sum(rejected) / len(rejected) >= 0.95
+                spoiled.append((problem.question, (*problem.steps[:index], wrong)))
+    low = score(spoiled)
+    assert auc(score(right), low) >= 0.98
+    assert sum(reward < 0.7 for reward in low) / len(low) >= 0.95
 
 
 def test_speculation_keeps_the_accuracy_at_less_cost() -> None:

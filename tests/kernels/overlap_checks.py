@@ -18,6 +18,7 @@ from torch import Tensor
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from rsd_kernels import overlap
+from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.launch import Launch, can_overlap
@@ -34,7 +35,8 @@ from tests.models.checkpoints import make_model, save
 from tests.models.driver import pack
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="plays a device in the interpreter")
-KERNELS = (projection, qkv_projection, paged_attention, rope_kv_write, rms_norm)
+LAUNCHERS = (projection, qkv_projection, paged_attention, rope_kv_write, rms_norm)
+WAITERS = (projection, qkv_projection, attend, rope_kv_write, rms_norm)
 
 
 @dataclass
@@ -78,7 +80,7 @@ def playing(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Tensor]], Played]
         monkeypatch.setattr(overlap, "gdc_wait", played.wait)
         for module in (overlap, projection):
             monkeypatch.setattr(module, "prefetch", played.prefetch)
-        for module in KERNELS:
+        for module in LAUNCHERS:
             monkeypatch.setattr(module, "overlapping", lambda num_rows: num_rows <= 16)
         return played
 
@@ -165,7 +167,7 @@ def test_a_forward_waits_before_it_touches_what_others_write(
 
 
 @interpreted
-@pytest.mark.parametrize("module", KERNELS)
+@pytest.mark.parametrize("module", WAITERS)
 def test_a_kernel_that_does_not_wait_is_found(
     module: Any,
     small: Callable[[str, int], Pass],

@@ -41,7 +41,7 @@ def paged_attention(
         which never starts early, comes between.
 
     Raises:
-        ValueError: an argument has a shape, dtype, strides or device that the kernel cannot take;
+        ValueError: an argument has an unsupported shape, dtype, stride or device;
             with RSD_DEBUG_KERNELS=1 also a page or a length that is out of range.
     """
     check_arguments(q, k_pages, v_pages, key_map, out=out)

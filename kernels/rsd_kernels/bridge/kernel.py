@@ -168,7 +168,7 @@ def bridge(
     scratch: of `bridge_scratch`; allocated if it is not given.
 
     Raises:
-        ValueError: a tensor has a shape, dtype, strides or device that the kernel cannot take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     check_state(state)
     check_tables(state, tables, merges)

@@ -110,7 +110,7 @@ def reward_accept(
     """Scores rows and accepts each with probability w(reward).
 
     Raises:
-        ValueError: a tensor's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     num_seqs = hidden.shape[0]
     check_hidden(hidden, num_seqs)

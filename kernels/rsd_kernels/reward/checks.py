@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
+    check_contiguous,
     check_devices,
     check_dtype,
     check_last_contiguous,
@@ -60,8 +61,7 @@ def _check_contiguous(
 ) -> None:
     check_shape(name, tensor, shape)
     check_dtype(name, tensor, *dtypes)
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
+    check_contiguous(name, tensor)
 
 
 def check_scratch(scratch: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -142,7 +142,7 @@ def score(
     A sequence is complete when the pass read its last pending row.
 
     Raises:
-        ValueError: a tensor's shape, dtype, strides or device is not one it can take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     check_state(state, batch)
     check_hidden(hidden, batch.num_rows)

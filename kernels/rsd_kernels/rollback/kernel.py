@@ -209,7 +209,7 @@ def rollback(
     """Rolls back every (role, slot) to `keep` tokens of K/V, for R = 1 to 3 roles.
 
     Raises:
-        ValueError: a tensor has a shape, dtype, strides or device that the kernel cannot take.
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     tensors = {
         "kv_len": kv_len, "num_pages": num_pages, "page_table": page_table,

@@ -126,7 +126,7 @@ def rope_kv_write(
         qualifies: `embed`, which never starts early, comes between.
 
     Raises:
-        ValueError: an argument has a shape, dtype, strides or device that the kernel cannot take;
+        ValueError: an argument has an unsupported shape, dtype, stride or device;
             with RSD_DEBUG_KERNELS=1 also a page, offset or position that is out of range.
     """
     check_arguments(

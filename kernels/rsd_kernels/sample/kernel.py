@@ -48,7 +48,7 @@ def sample_append(
     scratch: allocated if it is not given.
 
     Raises:
-        ValueError: a tensor has a shape, dtype, strides or device that the kernels cannot take, or
+        ValueError: an argument has an unsupported shape, dtype, stride or device, or
             `role` is not a role.
     """
     check_state(state, batch)

@@ -31,13 +31,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(autouse=True)
-def keep_threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
 

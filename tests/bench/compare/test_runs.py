@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from bench.compare import decode, effect
@@ -30,13 +29,6 @@ def target(models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path
     weights["lm_head.weight"][tiny_tokenizer().get_vocab_size() :, 0] = -50.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

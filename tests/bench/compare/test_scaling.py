@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from bench.compare import scaling
 from bench.compare.scaling_curves import fit, fits, slopes_of
@@ -25,13 +23,6 @@ def test_endless_draft_writes_text_to_the_last(writers: Writers) -> None:
     [result] = writers.ours(work)
     assert all(step.text for step in result.outputs[0].steps)
     assert writers.tokenizer.eos_token_id not in result.outputs[0].token_ids
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_linear_and_quadratic(writers: Writers) -> None:

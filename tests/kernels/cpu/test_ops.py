@@ -135,14 +135,10 @@ def test_a_rows_result_does_not_depend_on_the_others() -> None:
 
 def test_the_number_of_threads_changes_nothing() -> None:
     x, weight = randn(9, 700), LinearWeight(randn(611, 700, seed=1))  # enough work for several
-    before = torch.get_num_threads()
     found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(cpu_ops.linear(x, weight))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(cpu_ops.linear(x, weight))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
