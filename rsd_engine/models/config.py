@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.checkpoints.quantized import check_quantization
 from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
 
@@ -60,7 +61,7 @@ class ModelConfig:
 
         Raises:
             ValueError: the architecture, activation or rope type is not known, the weights are
-                quantised, or a size is missing or does not fit the others.
+                quantised in an unknown format, or a size is missing or does not fit the others.
         """
         architecture, family = _architecture(raw)
         raw = {**family.defaults, **raw}
@@ -169,9 +170,7 @@ def _check_known(raw: Mapping[str, Any], family: DecoderFamily) -> None:
     for name in family.refused:
         if raw.get(name):
             raise ValueError(f"{name}={raw[name]} is not supported; it must be absent")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(f"weights quantised with {method!r} are not supported; only plain weights")
+    check_quantization(raw.get("quantization_config"))
 
 
 def _check_rotation(ropes: Ropes, head_dim: int, *, partial: bool) -> None:

@@ -152,7 +152,7 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quant_method='hqq'"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide"),
         ({"head_dim": 15}, "head_dim=15 must be even"),
