@@ -38,14 +38,18 @@ def export_language_model(
 def export_reward_model(
     model: RewardModel, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """Writes the reward model in the format of Skywork-o1-Open-PRM."""
+    """Writes the reward model in the format of Skywork-o1-Open-PRM, but for its model type.
+
+    transformers gives every tokenizer of type qwen2 the words of Qwen2, whatever its
+    tokenizer.json says, and this one has its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     config = model.config.to_dict() | {
         "architectures": ["Qwen2ForPrmModel"],
-        "model_type": "qwen2",
+        "model_type": "qwen2_prm",
         "dtype": "bfloat16",
     }
     config.pop("_attn_implementation", None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ def build_engine(
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
     revision: str | None,
+    hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
 ) -> EngineParts:
     """See `Engine`."""
@@ -78,8 +80,13 @@ def build_engine(
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     models = load_models(
-        draft, target, prm, dtype=dtype, device=where, revision=revision, max_rows=MAX_ROWS
-    )
+        draft, target, prm,
+        dtype=dtype,
+        device=where,
+        revision=revision,
+        max_rows=MAX_ROWS,
+        overrides=hf_overrides or {},
+    )  # fmt: skip
     model_len = _model_len(models, max_model_len)
     max_len = _max_lengths(models, model_len)
     layout = size_pool(
@@ -230,6 +237,7 @@ def _rules(
         policy=policy,
         delimiters=delimiters,
         eos_ids=models.eos_ids,
+        special_ids={text: i for i, text in models.main.vocabulary.special_text.items()},
         num_ids=models.num_ids,
         max_model_len=model_len,
         prm_max_len=prm_max_len,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class Engine:
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
         step_delimiters: string or strings that end a step; None for plain decoding without steps.
         revision: branch, tag or commit of hub ids.
+        hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
+            replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
         executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
@@ -88,6 +90,7 @@ class Engine:
         gpu_memory_utilization: float = 0.9,
         step_delimiters: str | Sequence[str] | None = "\n\n",
         revision: str | None = None,
+        hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
     ) -> None:
         self._parts: EngineParts = build_engine(
@@ -101,6 +104,7 @@ class Engine:
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
             revision=revision,
+            hf_overrides=hf_overrides,
             executor=executor,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from rsd_engine.models.checkpoints.open import (
     load_tokenizer,
     open_checkpoint,
 )
+from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.loader import load_language_model, load_reward_model
 from rsd_engine.models.registry import reward_families
@@ -36,10 +37,11 @@ _WRITERS = {"draft": Role.DRAFT, "target": Role.TARGET}
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokenizer of a draft or target."""
+    """The tokenizer of a draft or target, and the ids that end its texts."""
 
     tokenizer: Any
     vocabulary: Vocabulary
+    stop_ids: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class WriterModel:
     tokenizer: Any
     vocabulary: Vocabulary
     generation_config: dict[str, Any]
+    stop_ids: frozenset[int]  # that end a text
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,9 @@ class ModelSet:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """End-of-text ids: all that any writer's generation config or tokenizer names."""
-        found: set[int] = set()
-        for writer in self.writers.values():
-            listed = writer.generation_config.get("eos_token_id", writer.tokenizer.eos_token_id)
-            listed = listed if isinstance(listed, list) else [listed]
-            found.update(i for i in listed if i is not None)
-        return frozenset(found)
+        """End-of-text ids: all that any writer names and that the models can write."""
+        named = {i for writer in self.writers.values() for i in writer.stop_ids}
+        return frozenset(i for i in named if i < self.num_ids)
 
 
 def load_models(
@@ -126,6 +125,7 @@ def load_models(
     device: torch.device,
     revision: str | None,
     max_rows: int,
+    overrides: Mapping[str, Mapping[str, Any]],
 ) -> ModelSet:
     """Loads the models that are given.
 
@@ -141,8 +141,11 @@ def load_models(
             f"got models for {sorted(names) or 'no role'}; give draft, target and prm, "
             "or target alone, or draft alone"
         )
+    _check_overrides(overrides, names)
     opened = {
-        name: _open(name, source, revision) for name, source in given.items() if source is not None
+        name: _open(name, source, revision, overrides.get(name, {}))
+        for name, source in given.items()
+        if source is not None
     }
     options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
     tokens = {name: _read_tokens(name, opened[name]) for name in _WRITERS if name in opened}
@@ -155,22 +158,47 @@ def load_models(
     reward_model = None
     if "prm" in opened:
         reward_model = _load_prm(opened["prm"], writers[Role.TARGET], options)
-    return ModelSet(writers, reward_model)
+    models = ModelSet(writers, reward_model)
+    _say_stop_ids(models)
+    return models
 
 
-def _open(name: str, source: ModelSource, revision: str | None) -> Checkpoint:
+def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
+    if not isinstance(overrides, Mapping):
+        raise ValueError(f"hf_overrides must be a dict with a dict per role, got {overrides!r}")
+    for name, values in overrides.items():
+        if name not in names:
+            raise ValueError(f"hf_overrides has {name!r}; the roles here are {sorted(names)}")
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
+            )
+
+
+def _open(
+    name: str, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
+) -> Checkpoint:
     if isinstance(source, Checkpoint):
+        if overrides:
+            raise ValueError(
+                f"hf_overrides[{name!r}] needs a folder, a hub id or a GGUF file; an open "
+                "checkpoint has its own overrides"
+            )
         return source
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
     with _naming(name):
-        return open_checkpoint(source, None if Path(source).expanduser().exists() else revision)
+        local = Path(source).expanduser().exists()
+        checkpoint = open_checkpoint(source, None if local else revision)
+    checkpoint.overrides = overrides
+    return checkpoint
 
 
 def _read_tokens(name: str, checkpoint: Checkpoint) -> _Tokens:
     with _naming(name):
         tokenizer = load_tokenizer(checkpoint)
-        return _Tokens(tokenizer, read_vocabulary(tokenizer))
+        stop_ids = read_stop_ids(checkpoint, tokenizer)
+        return _Tokens(tokenizer, read_vocabulary(tokenizer), stop_ids)
 
 
 def _load_writer(
@@ -179,8 +207,13 @@ def _load_writer(
     with _naming(name), _fitting(name, checkpoint, options["device"]):
         model = load_language_model(checkpoint, **options)
         _say(name, checkpoint, model)
-        generation_config = checkpoint.generation_config() or {}
-        return WriterModel(model, tokens.tokenizer, tokens.vocabulary, generation_config)
+        return WriterModel(
+            model,
+            tokens.tokenizer,
+            tokens.vocabulary,
+            checkpoint.generation_config() or {},
+            tokens.stop_ids,
+        )
 
 
 def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
@@ -245,3 +278,17 @@ def _say(name: str, checkpoint: Checkpoint, model: LanguageModel | RewardModel) 
         model.weight_bytes / 1e6,
         str(model.decoder.weights.matrix_dtype).removeprefix("torch."),
     )  # fmt: skip
+
+
+def _say_stop_ids(models: ModelSet) -> None:
+    named = {i for writer in models.writers.values() for i in writer.stop_ids}
+    tokenizer = models.main.tokenizer
+    ends = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(models.eos_ids)]
+    logger.info("end of text: %s", ", ".join(ends) or "no ids; outputs end by other limits")
+    beyond = sorted(named - models.eos_ids)
+    if beyond:
+        logger.warning(
+            "end of text: ids %s are ignored, ids of the models end at %d",
+            beyond,
+            models.num_ids - 1,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,6 +14,8 @@ from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy
 from rsd_kernels.state.enums import MAX_STOP_STATES, MAX_STOP_TOKENS, Mode
+
+logger = logging.getLogger("rsd_engine")
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -26,6 +29,7 @@ class RequestRules:
     policy: Policy
     delimiters: ByteAutomaton
     eos_ids: frozenset[int]
+    special_ids: Mapping[str, int]  # by the token's text
     num_ids: int
     max_model_len: int
     prm_max_len: int
@@ -79,18 +83,24 @@ def slot_request(
 
 
 def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What a request without parameters gets: the checkpoint's own sampling defaults."""
-    found = {
-        name: generation_config[name]
-        for name in _SAMPLING_DEFAULTS
-        if generation_config.get(name) is not None
-    }
+    """What a request without parameters gets: the checkpoint's own sampling defaults.
+
+    One that is not allowed is left out with a warning: it is no reason not to start.
+    """
+    found = {}
+    for name in _SAMPLING_DEFAULTS:
+        value = generation_config.get(name)
+        if value is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except ValueError as error:
+            logger.warning("generation_config.json: %s; ignored", error)
+        else:
+            found[name] = value
     if generation_config.get("do_sample") is False:
         found["temperature"] = 0.0
-    try:
-        return SamplingParams(**found)
-    except ValueError as error:
-        raise ValueError(f"the checkpoint's generation config: {error}") from error
+    return SamplingParams(**found)
 
 
 def changed_fields(params: SamplingParams) -> str:
@@ -147,7 +157,15 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
 
 def _stop_tokens(params: SamplingParams, rules: RequestRules) -> tuple[int, ...]:
     eos = frozenset() if params.ignore_eos else rules.eos_ids
-    found = sorted(eos | set(params.stop_token_ids or ()))
+    asked = params.stop_token_ids or ()
+    beyond = [i for i in asked if i >= rules.num_ids]
+    if beyond:
+        raise ValueError(
+            f"stop_token_ids must be in [0, {rules.num_ids - 1}], the vocabulary, got {beyond[0]}"
+        )
+    # A special token has no bytes that the search for stop strings could see.
+    special = [rules.special_ids[s] for s in params.stop_strings if s in rules.special_ids]
+    found = sorted(eos | {*asked, *special})
     if len(found) > MAX_STOP_TOKENS:
         raise ValueError(
             f"stop_token_ids and the model's end-of-text ids may be {MAX_STOP_TOKENS} in all, "

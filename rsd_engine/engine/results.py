@@ -93,7 +93,11 @@ class SampleBuilder:
         if event.logprobs:
             self._logprobs += event.logprobs
         if event.finish:
-            piece = self._detokenizer.finish(ids, stopped=event.finish == Finish.STOP_STRING)
+            special = self._stop_special(ids[-1]) if event.finish == Finish.STOP_TOKEN else None
+            text_ids = ids if special is None else ids[:-1]
+            piece = self._detokenizer.finish(text_ids, stopped=event.finish == Finish.STOP_STRING)
+            if special is not None and self._params.include_stop_str_in_output:
+                piece += special
         else:
             piece = self._detokenizer.push(ids)
         self._pieces.append(piece)
@@ -182,12 +186,20 @@ class SampleBuilder:
     def _stop_reason(self, token_ids: tuple[int, ...]) -> int | str | None:
         assert self.done is not None
         if self.done.finish == Finish.STOP_TOKEN:
-            return None if token_ids[-1] in self._eos_ids else token_ids[-1]
+            last = token_ids[-1]
+            if last in self._eos_ids:
+                return None
+            return self._stop_special(last) or last
         if self.done.finish == Finish.STOP_STRING:
             # The last token may complete a character, and with it the stop string.
             before = len(Detokenizer(self._vocabulary).push(token_ids[:-1]))
             return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
         return None
+
+    def _stop_special(self, token: int) -> str | None:
+        """The stop string that is this special token."""
+        text = self._vocabulary.special_text.get(token)
+        return text if text in self._params.stop_strings else None
 
     def _error(self) -> str | None:
         assert self.done is not None

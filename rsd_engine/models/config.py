@@ -16,12 +16,10 @@ from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.quantized import check_quantization
 from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
+from rsd_engine.models.rope_config import NO_ROPE
+from rsd_engine.models.schemas import KindSchema, ModelSchema
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_REQUIRED = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    max_position_embeddings: int
+    max_position_embeddings: int  # of the context, scaled as its rope is
     ropes: Ropes
     tie_word_embeddings: bool
     qkv_bias: bool
@@ -60,37 +58,39 @@ class ModelConfig:
         """Reads a config.json as written by transformers 4 or 5.
 
         Raises:
-            ValueError: the architecture, activation or rope type is not known, the weights are
-                quantised in an unknown format, or a size is missing or does not fit the others.
+            ValueError: a field is not what `ModelSchema` allows, the architecture, activation or
+                rope type is not known, the weights are quantised in an unknown format, or sizes do
+                not fit one another.
         """
-        architecture, family = _architecture(raw)
-        raw = {**family.defaults, **raw}
+        architecture, family = _architecture(KindSchema.check(raw, "config.json"))
+        raw = {**family.defaults, **ModelSchema.read(raw, "config.json")}
+        raw = _with_one_rope(raw)
         _check_known(raw, family)
-        num_q_heads = int(raw["num_attention_heads"])
-        num_kv_heads = int(raw.get("num_key_value_heads") or num_q_heads)
-        head_dim = int(raw.get("head_dim") or raw["hidden_size"] // num_q_heads)
+        num_q_heads = raw["num_attention_heads"]
+        num_kv_heads = raw.get("num_key_value_heads") or num_q_heads
+        head_dim = raw.get("head_dim") or raw["hidden_size"] // num_q_heads
         if num_q_heads % num_kv_heads:
             raise ValueError(
                 f"num_key_value_heads={num_kv_heads} must divide num_attention_heads={num_q_heads}"
             )
-        if head_dim % 2:
-            raise ValueError(f"head_dim={head_dim} must be even")
+        if head_dim < 2 or head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} must be even and at least 2")
         ropes, scales = family.ropes(raw), family.scales(raw)
         _check_rotation(ropes, head_dim, partial=family.partial_rotary)
         attention_bias = family.attention_bias and bool(raw.get("attention_bias", False))
         return cls(
             architecture=architecture,
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_layers=int(raw["num_hidden_layers"]),
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
             num_q_heads=num_q_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             # The residual stream is kept divided by `scales.residual`, so that a block's output is
             # added as it is: RMSNorm sees nothing of it but for eps.
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)) / scales.residual**2,
-            max_position_embeddings=int(raw["max_position_embeddings"]),
+            max_position_embeddings=_context(raw, ropes, family),
             ropes=ropes,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=family.qkv_bias or attention_bias,
@@ -147,21 +147,41 @@ class ModelConfig:
         return KVShape(self.num_layers, self.num_kv_heads, self.head_dim, dtype)
 
 
-def _architecture(raw: Mapping[str, Any]) -> tuple[str, DecoderFamily]:
-    """The architecture in config.json, and that of its decoder."""
+def _architecture(kind: KindSchema) -> tuple[str, DecoderFamily]:
+    """The architecture in config.json, and that of its decoder; without one, model_type decides."""
     allowed = dict(decoder_families())
     for family in reward_families().values():
         allowed |= family.architectures
-    found = list(raw.get("architectures") or [])
+    found = kind.architectures or _named_by_type(kind.model_type)
     if len(found) != 1 or found[0] not in allowed:
         raise ValueError(f"architectures={found} is not supported; one of {', '.join(allowed)}")
     return found[0], allowed[found[0]]
 
 
+def _named_by_type(model_type: str | None) -> list[str]:
+    """The language model that transformers loads for a model type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type or "")
+    return [] if name is None else [name]
+
+
+def _with_one_rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where both spellings of its rope are given, `rope_scaling` counts, as in transformers."""
+    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
+    if not old or not new or any(isinstance(value, dict) for value in new.values()):
+        return raw
+    return {**raw, "rope_parameters": {"rope_theta": new.get("rope_theta"), **old}}
+
+
+def _context(raw: Mapping[str, Any], ropes: Ropes, family: DecoderFamily) -> int:
+    given = int(raw["max_position_embeddings"])
+    if family.context_is_scaled:
+        return given
+    return max((rope.context(given) for rope in set(ropes) - {NO_ROPE}), default=given)
+
+
 def _check_known(raw: Mapping[str, Any], family: DecoderFamily) -> None:
-    missing = [name for name in _REQUIRED if raw.get(name) is None]
-    if missing:
-        raise ValueError(f"the model's config lacks {', '.join(missing)}")
     key, allowed = "hidden_act", ["silu", "swish"]
     if family.gelu:
         key, allowed = "hidden_activation", ["gelu_pytorch_tanh"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsd_engine.models.schemas import MAX_POSITIONS, RopeSchema
 from rsd_kernels.rope.tables import rope_tables
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
@@ -45,68 +46,49 @@ class RopeConfig:
         """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, of a config.json.
 
         Raises:
-            ValueError: the type is not one of `ROPE_TYPES`, or one of its numbers is missing.
+            ValueError: a field is not what `RopeSchema` allows, the type is not one of
+                `ROPE_TYPES`, or one of its numbers is missing.
         """
-        scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)))
-        rotated = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
-        common: dict[str, Any] = {"theta": theta, "rotated": float(rotated)}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+        scaling = RopeSchema.read(raw.get(name) or {}, f"config.json: {name}")
+        nested = [key for key, value in scaling.items() if isinstance(value, dict)]
+        if nested:
+            raise ValueError(f"{name} has parts for {', '.join(nested)}; only one is supported")
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope type {kind!r} is not supported; one of {', '.join(ROPE_TYPES)}")
-        if kind == "default":
-            factors = tuple(float(value) for value in scaling.get("frequency_factors") or ())
-            return cls(**common, frequency_factors=factors)
-        if kind == "longrope":
-            return cls._longrope(scaling, common, int(raw["max_position_embeddings"]))
-        factor = float(_need(scaling, kind, "factor"))
-        if kind == "linear":
-            return cls(**common, type=kind, factor=factor)
-        if kind == "llama3":
-            return cls(
-                **common,
-                type=kind,
-                factor=factor,
-                original_max_position=int(_need(scaling, kind, "original_max_position_embeddings")),
-                low_freq_factor=float(_need(scaling, kind, "low_freq_factor")),
-                high_freq_factor=float(_need(scaling, kind, "high_freq_factor")),
+        rope = cls(
+            type=kind,
+            theta=float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            rotated=float(
+                scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+            ),
+            **_FIELDS[kind](scaling, raw),
+        )
+        if rope.high_freq_factor <= rope.low_freq_factor:
+            raise ValueError(
+                f"{name}: high_freq_factor={rope.high_freq_factor} must be above "
+                f"low_freq_factor={rope.low_freq_factor}"
             )
-        return cls._yarn(scaling, common, factor, int(raw["max_position_embeddings"]))
+        return rope
 
-    @classmethod
-    def _yarn(
-        cls, scaling: Mapping[str, Any], common: dict[str, Any], factor: float, max_position: int
-    ) -> RopeConfig:
-        original = scaling.get("original_max_position_embeddings") or max_position
-        return cls(
-            **common,
-            type="yarn",
-            factor=factor,
-            original_max_position=int(original),
-            beta_fast=float(scaling.get("beta_fast") or 32.0),
-            beta_slow=float(scaling.get("beta_slow") or 1.0),
-            truncate=bool(scaling.get("truncate", True)),
-            attention_factor=_yarn_attention_factor(scaling, factor),
-        )
+    def context(self, max_position: int) -> int:
+        """The positions of a model whose config says `max_position`.
 
-    @classmethod
-    def _longrope(
-        cls, scaling: Mapping[str, Any], common: dict[str, Any], max_position: int
-    ) -> RopeConfig:
-        original = int(_need(scaling, "longrope", "original_max_position_embeddings"))
-        factor = float(scaling.get("factor") or max_position / original)
-        attention = scaling.get("attention_factor")
-        if attention is None:
-            stretched = factor > 1 and original > 1
-            attention = math.sqrt(1 + math.log(factor) / math.log(original)) if stretched else 1.0
-        return cls(
-            **common,
-            type="longrope",
-            original_max_position=original,
-            attention_factor=float(attention),
-            short_factor=tuple(map(float, _need(scaling, "longrope", "short_factor"))),
-            long_factor=tuple(map(float, _need(scaling, "longrope", "long_factor"))),
-        )
+        Yarn and linear scaling stretch the context that the model was first trained on by their
+        factor; configs give it as the original, or as `max_position`.
+
+        Raises:
+            ValueError: there are more than `MAX_POSITIONS`.
+        """
+        if self.type not in ("yarn", "linear"):
+            return max_position
+        scaled = int((self.original_max_position or max_position) * self.factor)
+        if not 2 <= scaled <= MAX_POSITIONS:
+            raise ValueError(
+                f"rope scaling to {scaled} positions is not supported; at most {MAX_POSITIONS}"
+            )
+        return scaled
 
     def rotated_dims(self, head_dim: int) -> int:
         """How many dimensions of a head are rotated.
@@ -194,14 +176,72 @@ class RopeConfig:
 
 NO_ROPE = RopeConfig(type="none")
 
+_Raw = Mapping[str, Any]
 
-def _need(scaling: Mapping[str, Any], kind: str, name: str) -> Any:
+
+def _default(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    return {"frequency_factors": tuple(map(float, scaling.get("frequency_factors") or ()))}
+
+
+def _linear(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = scaling.get("original_max_position_embeddings") or 0
+    return {"factor": _need(scaling, "factor"), "original_max_position": original}
+
+
+def _llama3(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    return {
+        "factor": _need(scaling, "factor"),
+        "original_max_position": _need(scaling, "original_max_position_embeddings"),
+        "low_freq_factor": _need(scaling, "low_freq_factor"),
+        "high_freq_factor": _need(scaling, "high_freq_factor"),
+    }
+
+
+def _yarn(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = scaling.get("original_max_position_embeddings") or raw["max_position_embeddings"]
+    factor, truncate = _need(scaling, "factor"), scaling.get("truncate")
+    return {
+        "factor": factor,
+        "original_max_position": original,
+        "beta_fast": scaling.get("beta_fast") or 32.0,
+        "beta_slow": scaling.get("beta_slow") or 1.0,
+        "truncate": True if truncate is None else truncate,
+        "attention_factor": _yarn_attention_factor(scaling, factor),
+    }
+
+
+def _longrope(scaling: _Raw, raw: _Raw) -> dict[str, Any]:
+    original = _need(scaling, "original_max_position_embeddings")
+    factor = scaling.get("factor") or raw["max_position_embeddings"] / original
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        stretched = factor > 1 and original > 1
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if stretched else 1.0
+    return {
+        "original_max_position": original,
+        "attention_factor": float(attention),
+        "short_factor": tuple(map(float, _need(scaling, "short_factor"))),
+        "long_factor": tuple(map(float, _need(scaling, "long_factor"))),
+    }
+
+
+_FIELDS = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+
+
+def _need(scaling: _Raw, name: str) -> Any:
     if scaling.get(name) is None:
+        kind = scaling.get("rope_type") or scaling.get("type")
         raise ValueError(f"rope type {kind!r} needs {name!r}, which the config does not give")
     return scaling[name]
 
 
-def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+def _yarn_attention_factor(scaling: _Raw, factor: float) -> float:
     given = scaling.get("attention_factor")
     if given is not None:
         return float(given)

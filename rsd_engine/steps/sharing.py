@@ -38,7 +38,7 @@ def shares_vocabulary(tokenizer: Any, prm_tokenizer: Any) -> bool:
     ours, theirs = read_vocabulary(tokenizer), read_vocabulary(prm_tokenizer)
     return (
         same_tokens(ours, theirs)
-        and _splits_text(tokenizer) == _splits_text(prm_tokenizer)
+        and splits_text(tokenizer) == splits_text(prm_tokenizer)
         and _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model)
     )
 
@@ -65,7 +65,8 @@ def _same_model(ours: Model, theirs: Model) -> bool:
     return all((first.get(name) or None) == (second.get(name) or None) for name in _MODEL_RULES)
 
 
-def _splits_text(tokenizer: Any) -> tuple[Any, ...]:
+def splits_text(tokenizer: Any) -> tuple[Any, ...]:
+    """What decides how a tokenizer cuts text into words, to be compared with another's."""
     backend = backend_of(tokenizer)
     return (
         _without(component(backend.pre_tokenizer), "trim_offsets"),  # offsets, not tokens

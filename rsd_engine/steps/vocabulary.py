@@ -92,7 +92,8 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     added = backend.get_added_tokens_decoder()
     special = {i: token.content for i, token in added.items() if token.special}
     for i in getattr(tokenizer, "all_special_ids", ()):
-        special.setdefault(i, str(backend.id_to_token(i)))
+        if i is not None:  # a special token that is "" has no id
+            special.setdefault(i, str(backend.id_to_token(i)))
     token_bytes = [b""] * (max(ids.values(), default=-1) + 1)
     for token, i in ids.items():
         if i not in special:

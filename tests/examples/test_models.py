@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 from bench.compare.step_auc import auc
@@ -51,7 +52,8 @@ def test_sizes_obey_the_limits() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_the_folders_are_complete(role: ModelRole) -> None:
     path = checkpoint_dir(role)
-    config = AutoConfig.from_pretrained(path)
+    kind = Qwen2Config if role == "prm" else AutoConfig
+    config = kind.from_pretrained(path)
     assert config.max_position_embeddings >= 1024
     assert json.loads((path / "tokenizer_config.json").read_text())["chat_template"]
     assert (path / "special_tokens_map.json").is_file()

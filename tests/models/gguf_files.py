@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,12 @@ def write_gguf(
     frequency_factors: Tensor | None = None,
     extra: dict[str, Tensor] | None = None,
     split_max_tensors: int = 0,
+    add: Callable[[gguf.GGUFWriter], object] | None = None,
 ) -> Path:
-    """A GGUF file with the weights of a transformers model; norms and biases stay fp32."""
+    """A GGUF file with the weights of a transformers model; norms and biases stay fp32.
+
+    `add` writes more metadata.
+    """
     config, family = model.config, model.config.model_type
     writer = gguf.GGUFWriter(path, family, split_max_tensors=split_max_tensors)
     writer.add_embedding_length(config.hidden_size)
@@ -43,7 +49,9 @@ def write_gguf(
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer)
+        add_tokenizer(writer, tokenizer)
+    if add is not None:
+        add(writer)
     if frequency_factors is not None:
         writer.add_tensor("rope_freqs.weight", frequency_factors.numpy())
     tensors = {_gguf_name(name, family): (name, t) for name, t in model.state_dict().items()}
@@ -85,14 +93,12 @@ def _gguf_name(name: str, family: str) -> str:
     return f"blk.{layer}.{back[part]}.{kind}"
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    import json
-
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str = "smollm") -> None:
     model = json.loads(tokenizer.to_str())
     vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda e: e[1])
     special = {entry["id"] for entry in model["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if index in special else 1 for _, index in vocabulary])
     writer.add_token_merges([" ".join(merge) for merge in model["model"]["merges"]])

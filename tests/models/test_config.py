@@ -186,14 +186,26 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
         ({**GEMMA3, "hidden_activation": "gelu"}, "hidden_activation='gelu'.*pytorch_tanh"),
         ({**GEMMA3, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0.*absent"),
         ({**GEMMA3, "use_bidirectional_attention": True}, "bidirectional_attention=True"),
-        ({**GEMMA3, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0.*more than 0"),
-        ({**GEMMA3, "sliding_window_pattern": 0}, "sliding_window_pattern=0.*more than 0"),
+        (
+            {**GEMMA3, "query_pre_attn_scalar": 0},
+            r"attn_scalar must be a number in \(0, .*got 0",
+        ),
+        (
+            {**GEMMA3, "sliding_window_pattern": 0},
+            "window_pattern must be an integer.*got 0",
+        ),
         ({**GEMMA3, "layer_types": ["full_attention"]}, "1 entries.*num_hidden_layers=4"),
-        ({**GRANITE, "residual_multiplier": 0.0}, "residual_multiplier=0.0.*more than 0"),
+        (
+            {**GRANITE, "residual_multiplier": 0.0},
+            r"multiplier must be a number in \(0, .*got 0.0",
+        ),
         ({**SMOLLM3, "no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
         ({**PHI3, "partial_rotary_factor": 0.5, **LONGROPE}, "short_factor.* 8 .*must have 4,"),
         ({**PHI3, "partial_rotary_factor": 0.45}, "rotates 7 dimensions of head_dim=16"),
-        ({**PHI3, "partial_rotary_factor": 1.5}, "rotates 24 dimensions of head_dim=16"),
+        (
+            {**PHI3, "partial_rotary_factor": 1.5},
+            r"factor must be a number in \(0, 1\], got 1.5",
+        ),
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM.*LlamaForCausalLM"),
         ({"architectures": None}, r"architectures=\[\]"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
@@ -204,9 +216,10 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quant_method='hqq'"),
-        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": None}, r"hidden_size must be an integer in \[1, 131072\], got None"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide"),
         ({"head_dim": 15}, "head_dim=15 must be even"),
+        ({"num_attention_heads": 128, "num_key_value_heads": 2}, "head_dim=0 must be even"),
         ({"torch_dtype": "int8"}, "dtype='int8'.*bfloat16"),
     ],
 )
@@ -246,3 +259,49 @@ def test_unknown_layer_type() -> None:
     changes = {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 4}
     with pytest.raises(ValueError, match="chunked_attention"):
         ModelConfig.from_dict(QWEN2 | changes)
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 2.5}, 320),
+        ({"type": "linear", "factor": 8.0}, 1024),
+        ({"type": "linear", "factor": 8.0, "original_max_position_embeddings": 32}, 256),
+        ({"rope_type": "llama3", **LLAMA3_ROPE}, 128),
+        ({"rope_type": "default"}, 128),
+        (None, 128),
+    ],
+)
+def test_scaled_rope_sets_the_context(rope: dict[str, Any] | None, context: int) -> None:
+    config = ModelConfig.from_dict(LLAMA | {"rope_scaling": rope})
+    assert config.max_position_embeddings == context
+
+
+def test_rope_scaling_is_read_before_rope_parameters() -> None:
+    """As in transformers; a checkpoint of transformers 5 has the latter only."""
+    given = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    }
+    config = ModelConfig.from_dict(LLAMA | given)
+    assert (config.ropes[0].type, config.ropes[0].theta) == ("yarn", 5e5)
+
+
+@pytest.mark.parametrize("listed", [None, []])
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("llama", "LlamaForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+    ],
+)
+def test_without_architectures_the_model_type_decides(
+    listed: list[str] | None, model_type: str, name: str
+) -> None:
+    config = ModelConfig.from_dict(LLAMA | {"architectures": listed, "model_type": model_type})
+    assert config.architecture == name
+    with pytest.raises(ValueError, match="architectures=.*is not supported"):
+        ModelConfig.from_dict(LLAMA | {"architectures": listed, "model_type": "t5"})

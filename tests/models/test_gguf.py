@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from rsd_engine.models.checkpoints.open import (  # noqa: E402
     load_tokenizer,
     open_checkpoint,
 )
+from rsd_engine.models.checkpoints.stop_ids import read_stop_ids  # noqa: E402
+from rsd_engine.models.config import ModelConfig  # noqa: E402
 from rsd_engine.models.loader import load_language_model  # noqa: E402
 from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
 from rsd_kernels.cpu import ops as cpu_ops  # noqa: E402
 from tests.models.checkpoints import ARCHITECTURES, file_behind, make_model  # noqa: E402
 from tests.models.driver import Driver  # noqa: E402
-from tests.models.gguf_files import write_gguf  # noqa: E402
+from tests.models.gguf_files import add_tokenizer, write_gguf  # noqa: E402
 
 TOKENS = [5, 1, 44, 60, 2, 17, 30, 30, 9]
 
@@ -123,6 +126,99 @@ def test_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "the cat"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "the cat<|end|>"
     assert checkpoint.generation_config() == {"eos_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("pre", "given", "added"),
+    [
+        ("llama-bpe", None, True),
+        ("llama-v3", None, True),
+        ("llama3", False, False),
+        ("llama-bpe", True, True),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_bos_as_llama_cpp_adds_it(
+    bpe: Tokenizer, tmp_path: Path, pre: str, given: bool | None, added: bool
+) -> None:
+    """Where the file does not say, the family decides: Llama 3 begins every text with bos."""
+
+    def add(writer: Any) -> None:
+        add_tokenizer(writer, bpe, pre)
+        writer.add_bos_token_id(7)
+        if given is not None:
+            writer.add_add_bos_token(given)
+
+    path = write_gguf(tmp_path / "m.gguf", make_model("llama2"), add=add)
+    tokenizer = load_tokenizer(open_checkpoint(path))
+    plain = tokenizer.encode("the cat", add_special_tokens=False)
+    assert tokenizer.encode("the cat") == [7] * added + plain
+
+
+def test_ends_of_text_and_turn(bpe: Tokenizer, tmp_path: Path) -> None:
+    def add(writer: Any) -> None:
+        add_tokenizer(writer, bpe)
+        writer.add_eot_token_id(5)
+        writer.add_eom_token_id(3)
+        writer.add_pad_token_id(2**32 - 1)  # some converters write -1 so
+
+    path = write_gguf(tmp_path / "m.gguf", make_model("llama2"), add=add)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.generation_config() == {"eos_token_id": [0, 3, 5]}
+    assert read_stop_ids(checkpoint, load_tokenizer(checkpoint)) == {0, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("add", "rope"),
+    [
+        (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), {"type": "linear", "factor": 4}),
+        (lambda w: w.add_rope_scaling_factor(4.0), {"type": "linear", "factor": 4}),
+        (
+            lambda w: (
+                w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+                w.add_rope_scaling_factor(4.0),
+                w.add_rope_scaling_orig_ctx_len(24),
+            ),
+            {"type": "yarn", "factor": 4, "original_max_position_embeddings": 24},
+        ),
+        (
+            lambda w: (
+                w.add_rope_scaling_type(gguf.RopeScalingType.NONE),
+                w.add_rope_scaling_factor(4.0),
+            ),
+            None,
+        ),
+        (lambda w: w.add_rope_dimension_count(8), None),
+    ],
+)
+def test_rope_keys_old_and_new(
+    tmp_path: Path, add: Callable[[Any], object], rope: dict[str, Any] | None
+) -> None:
+    theirs = make_model("llama2")
+    found = ModelConfig.from_dict(
+        open_checkpoint(write_gguf(tmp_path / "m.gguf", theirs, add=add)).config()
+    )
+    wanted = ModelConfig.from_dict(theirs.config.to_dict() | {"rope_scaling": rope})
+    assert found.ropes == wanted.ropes
+    assert found.max_position_embeddings == wanted.max_position_embeddings
+
+
+def test_rotating_a_part_of_each_head_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "m.gguf", make_model("llama2"), add=lambda w: w.add_rope_dimension_count(4)
+    )
+    with pytest.raises(ValueError, match="partial_rotary_factor=0.5"):
+        load_language_model(path, max_rows=1)
+
+
+def test_a_bad_size_names_the_metadata(tmp_path: Path) -> None:
+    theirs = make_model("llama2")
+    theirs.config.num_hidden_layers = 50_000
+    path = write_gguf(tmp_path / "m.gguf", theirs)
+    message = r"the file's metadata: num_hidden_layers must be .*, got 50000"
+    with pytest.raises(ValueError, match=message):
+        load_language_model(path, max_rows=1)
 
 
 def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

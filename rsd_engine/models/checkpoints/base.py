@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Checkpoint(ABC):
     """The config, weights and tokenizer of one model, each read when it is asked for."""
 
     source: str  # what the user called it, for messages
+    overrides: Mapping[str, Any] = MappingProxyType({})  # of the user, for single keys of `config`
 
     @abstractmethod
     def config(self) -> Mapping[str, Any]:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf_file import GgufFile, GgufTensor
-from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer
+from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer, special_ids
 from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families
+from rsd_engine.models.schemas import ModelSchema
 
 _SIZES = {
     "hidden_size": "embedding_length",
@@ -95,7 +96,7 @@ class GgufCheckpoint(Checkpoint):
         window = self._value("attention.sliding_window")
         # llama.cpp has no switch for biases: the file holds them or not. A window is that of every
         # layer.
-        return config | {
+        config |= {
             "architectures": [self._family.architecture],
             "vocab_size": self._tensor("token_embd.weight").shape[0],
             "tie_word_embeddings": "output.weight" not in self._tensors,
@@ -106,19 +107,34 @@ class GgufCheckpoint(Checkpoint):
             "max_window_layers": 0,
             "rope_scaling": self._rope_scaling(),
             "dtype": _PLAIN_FILE_TYPES.get(self.field("general.file_type"), "bfloat16"),
+            **self._rotated_share(),
+            **self.overrides,
         }
+        return ModelSchema.read(config, "the file's metadata")
+
+    def _rotated_share(self) -> dict[str, float]:
+        """The share of a head that is rotated, where it is not all of it."""
+        rotated, size = self._value("rope.dimension_count"), self._value("attention.key_length")
+        heads, width = (self._value(_SIZES[k]) for k in ("num_attention_heads", "hidden_size"))
+        if not all(isinstance(value, int) and value for value in (rotated, heads, width)):
+            return {}
+        share = rotated / (size or width // heads)
+        return {} if share == 1 else {"partial_rotary_factor": share}
 
     def _rope_scaling(self) -> dict[str, Any]:
-        kind = self._value("rope.scaling.type")
+        factor = self._value("rope.scaling.factor") or self._value("rope.scale_linear")  # the old
+        kind = self._value("rope.scaling.type") or ("linear" if factor else "none")
+        original = self._value("rope.scaling.original_context_length")
         scaling: dict[str, Any] = {"rope_type": "default"}
-        if kind not in (None, "none"):
-            original = self._value("rope.scaling.original_context_length")
-            scaling = {"rope_type": kind, "factor": self._value("rope.scaling.factor")}
+        if kind != "none":
+            scaling = {"rope_type": kind, "factor": factor}
             scaling["original_max_position_embeddings"] = original
-        factor = self._value("rope.scaling.attn_factor") or 1.0
-        if factor != 1.0:
-            raise ValueError(f"rope.scaling.attn_factor={factor} is not supported; only 1")
+        attention = self._value("rope.scaling.attn_factor") or 1.0
+        if attention != 1.0:
+            raise ValueError(f"rope.scaling.attn_factor={attention} is not supported; only 1")
         if _ROPE_FACTORS in self._tensors:  # how llama.cpp stores the llama3 scaling
+            if kind != "none":
+                raise ValueError(f"{_ROPE_FACTORS} beside rope scaling {kind!r} is not supported")
             factors = self._read(_ROPE_FACTORS)
             scaling["frequency_factors"] = factors.flatten().tolist()
         return scaling
@@ -184,12 +200,17 @@ class GgufCheckpoint(Checkpoint):
         return gguf_tokenizer(self.path, self.field)
 
     def generation_config(self) -> dict[str, Any] | None:
-        names = {"eos": "eos", "bos": "bos", "pad": "padding"}
-        found = {
-            f"{key}_token_id": self.field(f"tokenizer.ggml.{name}_token_id")
-            for key, name in names.items()
+        """Its ids; the ends of text, of a turn and of a message all end an output."""
+        ids = special_ids(self.field)
+        found: dict[str, Any] = {
+            f"{name}_token_id": ids[key]
+            for name, key in (("bos", "bos"), ("pad", "padding"))
+            if key in ids
         }
-        return {key: int(value) for key, value in found.items() if value is not None} or None
+        ends = sorted({ids[key] for key in ("eos", "eot", "eom") if key in ids})
+        if ends:
+            found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        return found or None
 
 
 def _import_gguf(path: Path) -> ModuleType:

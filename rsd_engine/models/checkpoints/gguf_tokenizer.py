@@ -7,6 +7,7 @@ transformers builds the rest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tokenizers import (
     processors,
 )
 
+_LOG = logging.getLogger(__name__)
+
 _CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
 
 # How the families cut text into words before BPE (the `pre` field), from their tokenizer.json.
@@ -29,57 +32,81 @@ _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # names of Llama 3's splitter
 _LLAMA3_WORDS = _QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
+_SPECIAL = ("bos", "eos", "eot", "eom", "padding", "unknown")
+_NAMED = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
-def gguf_tokenizer(path: Path, field: Callable[[str], Any]) -> Any:
+Field = Callable[[str], Any]
+"""Reads a value of a GGUF file's metadata; None if the file does not have it."""
+
+
+def gguf_tokenizer(path: Path, field: Field) -> Any:
     """The tokenizer as a transformers PreTrainedTokenizerFast.
 
     Args:
         path: the GGUF file.
-        field: reads a value of its metadata; None if the file does not have it.
+        field: reads its metadata.
+
+    Raises:
+        ValueError: the file lacks tokens or merges.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     pre = _pre_tokenizer(str(field("tokenizer.ggml.pre")))
     if field("tokenizer.ggml.model") != "gpt2" or pre is None:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    tokens = field("tokenizer.ggml.tokens")
-    tokenizer = _byte_level_bpe(tokens, field, pre)
-    special = {
-        name: tokens[field(f"tokenizer.ggml.{key}_token_id")]
-        for name, key in (
-            ("bos_token", "bos"),
-            ("eos_token", "eos"),
-            ("pad_token", "padding"),
-            ("unk_token", "unknown"),
+        return AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
         )
-        if field(f"tokenizer.ggml.{key}_token_id") is not None
-    }
-    if field("tokenizer.ggml.add_bos_token"):
-        bos = special["bos_token"]
+    tokens = _need(field, "tokenizer.ggml.tokens")
+    tokenizer = _byte_level_bpe(tokens, field, pre)
+    ids = special_ids(field)
+    if _adds_bos(field) and "bos" in ids:
+        bos = tokens[ids["bos"]]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A",
             pair=f"{bos} $A {bos} $B",
-            special_tokens=[(bos, field("tokenizer.ggml.bos_token_id"))],
+            special_tokens=[(bos, ids["bos"])],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=field("tokenizer.chat_template"),
         model_max_length=field(f"{field('general.architecture')}.context_length"),
         clean_up_tokenization_spaces=False,
-        **special,
+        **{name: tokens[ids[key]] for name, key in _NAMED.items() if key in ids},
     )
 
 
-def _byte_level_bpe(
-    tokens: list[str], field: Callable[[str], Any], pre: pre_tokenizers.PreTokenizer
-) -> Tokenizer:
+def special_ids(field: Field) -> dict[str, int]:
+    """The ids of the special tokens by llama.cpp's names; those of no token are left out."""
+    count = len(field("tokenizer.ggml.tokens") or ())
+    found = {key: field(f"tokenizer.ggml.{key}_token_id") for key in _SPECIAL}
+    wrong = {k: v for k, v in found.items() if v is not None and not 0 <= int(v) < count}
+    if wrong and count:
+        _LOG.warning("ids of no token are ignored: %s", wrong)
+    return {k: int(v) for k, v in found.items() if v is not None and k not in wrong}
+
+
+def _adds_bos(field: Field) -> bool:
+    """As llama.cpp: the file decides; where it does not say, its family does."""
+    given = field("tokenizer.ggml.add_bos_token")
+    return field("tokenizer.ggml.pre") in _LLAMA3 if given is None else bool(given)
+
+
+def _need(field: Field, name: str) -> Any:
+    found = field(name)
+    if not found:
+        raise ValueError(f"the file lacks {name}")
+    return found
+
+
+def _byte_level_bpe(tokens: list[str], field: Field, pre: pre_tokenizers.PreTokenizer) -> Tokenizer:
     family = field("tokenizer.ggml.pre")
     model = models.BPE(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=[tuple(merge.split(" ", 1)) for merge in field("tokenizer.ggml.merges")],
-        ignore_merges=family == "llama-bpe",
+        merges=[tuple(merge.split(" ", 1)) for merge in _need(field, "tokenizer.ggml.merges")],
+        ignore_merges=family in _LLAMA3,
     )
     tokenizer = Tokenizer(model)
     if family in ("qwen2", "deepseek-r1-qwen"):
@@ -107,7 +134,7 @@ def _pre_tokenizer(family: str) -> pre_tokenizers.PreTokenizer | None:
     words = {
         "qwen2": _QWEN2_WORDS,
         "deepseek-r1-qwen": _QWEN2_WORDS,
-        "llama-bpe": _LLAMA3_WORDS,
+        **dict.fromkeys(_LLAMA3, _LLAMA3_WORDS),
     }.get(family)
     if words is None:
         return None

@@ -92,7 +92,7 @@ class AdapterCheckpoint(Checkpoint):
         self._scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
     def config(self) -> Mapping[str, Any]:
-        return self._base.config()
+        return {**self._base.config(), **self.overrides}
 
     def tensors(self) -> Mapping[str, StoredTensor]:
         found = dict(self._base.tensors())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
 from rsd_engine.models.checkpoints.lora import AdapterCheckpoint, base_folder, is_adapter
 from rsd_engine.models.checkpoints.quantized import expanded
+from rsd_engine.models.checkpoints.tokenizer_folder import folder_tokenizer
 from rsd_engine.models.checkpoints.weight_files import stored_tensors
+from rsd_engine.models.schemas import read_json
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
@@ -28,27 +28,18 @@ class FolderCheckpoint(Checkpoint):
             raise ValueError(f"model {self.source!r} has no config.json")
 
     def config(self) -> Mapping[str, Any]:
-        return _read_json(self.folder / "config.json")
+        return {**read_json(self.folder / "config.json"), **self.overrides}
 
     def tensors(self) -> Mapping[str, StoredTensor]:
         stored = stored_tensors(self.folder)
         return expanded(stored, self.config().get("quantization_config"))
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        # AutoTokenizer of transformers 5 rebuilds a tokenizer by model type and may split text
-        # otherwise than the checkpoint's own tokenizer.json.
-        if (self.folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(self.folder)
-        # Without any of these, transformers silently makes an empty tokenizer.
-        if not any(next(self.folder.glob(name), None) for name in _VOCABULARIES):
-            raise ValueError(f"it has none of {', '.join(_VOCABULARIES)}")
-        return AutoTokenizer.from_pretrained(self.folder)
+        return folder_tokenizer(self.folder)
 
     def generation_config(self) -> dict[str, Any] | None:
         path = self.folder / "generation_config.json"
-        return dict(_read_json(path)) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
 
 def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -85,10 +76,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     try:
         return checkpoint.tokenizer()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"model {checkpoint.source!r} has no readable tokenizer: {error}"
-        ) from error
+    except ImportError:
+        raise
+    except BaseException as error:  # the tokenizers library raises all kinds, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())
+        raise ValueError(f"model {checkpoint.source!r} has no readable tokenizer: {why}") from error
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -112,13 +106,3 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"model {name!r} is not a local path, and the hub did not give it: {why}"
         ) from error
     return folder
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content

@@ -48,18 +48,6 @@ def layer_kinds(raw: Mapping[str, Any], otherwise: Sequence[str]) -> Sequence[st
     return list(kinds)
 
 
-def positive(raw: Mapping[str, Any], name: str) -> float:
-    """The number of that name in the config.
-
-    Raises:
-        ValueError: it is not more than 0.
-    """
-    value = float(raw[name])
-    if not value > 0:
-        raise ValueError(f"{name}={raw[name]} is not supported; it must be more than 0")
-    return value
-
-
 def one_rope(raw: Mapping[str, Any]) -> Ropes:
     """The same rotation in every layer."""
     return (RopeConfig.from_dict(raw),) * int(raw["num_hidden_layers"])
@@ -110,6 +98,8 @@ class DecoderFamily:
     pre_norms: bool = True  # RMSNorm of what a block reads
     post_norms: bool = False  # RMSNorm of what a block adds
     norm_offset: float = 0.0  # the checkpoint's norm weights lack this
+    # max_position_embeddings is that of the context after linear or yarn scaling.
+    context_is_scaled: bool = False
     partial_rotary: bool = False  # the config may say that a part of each head is rotated
     # These read the config with `defaults` filled in.
     sliding_windows: Callable[[Mapping[str, Any]], Windows] = full_attention

@@ -14,14 +14,13 @@ from rsd_engine.models.decoders.family import (
     Scales,
     Windows,
     layer_kinds,
-    positive,
 )
 from rsd_engine.models.rope_config import RopeConfig
 
 
 def _kinds(raw: Mapping[str, Any]) -> Sequence[str]:
     """By `layer_types`, or the last of every `sliding_window_pattern` layers sees everything."""
-    pattern = positive(raw, "sliding_window_pattern")
+    pattern = raw["sliding_window_pattern"]
     layers = range(1, int(raw["num_hidden_layers"]) + 1)
     return layer_kinds(raw, [SLIDING if i % pattern else FULL for i in layers])
 
@@ -37,7 +36,7 @@ def _ropes(raw: Mapping[str, Any]) -> Ropes:
     given = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or {}
     by_kind = {
-        FULL: {"rope_theta": raw["rope_theta"], **scaling, **(given.get(FULL) or {})},
+        FULL: {"rope_theta": raw["rope_theta"], **(given.get(FULL) or {}), **scaling},
         SLIDING: {"rope_theta": raw["rope_local_base_freq"], **(given.get(SLIDING) or {})},
     }
     ropes = {
@@ -48,7 +47,7 @@ def _ropes(raw: Mapping[str, Any]) -> Ropes:
 
 
 def _scales(raw: Mapping[str, Any]) -> Scales:
-    attention = positive(raw, "query_pre_attn_scalar") ** -0.5
+    attention = raw["query_pre_attn_scalar"] ** -0.5
     return Scales(embedding=math.sqrt(int(raw["hidden_size"])), attention=attention)
 
 
@@ -71,6 +70,7 @@ GEMMA3 = DecoderFamily(
     qk_norm=True,
     post_norms=True,
     norm_offset=1.0,
+    context_is_scaled=True,
     sliding_windows=_sliding_windows,
     ropes=_ropes,
     scales=_scales,

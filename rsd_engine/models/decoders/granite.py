@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rsd_engine.models.decoders.family import DecoderFamily, GgufRules, Scales, positive
+from rsd_engine.models.decoders.family import DecoderFamily, GgufRules, Scales
 
 
 def _scales(raw: Mapping[str, Any]) -> Scales:
     return Scales(
-        embedding=positive(raw, "embedding_multiplier"),
-        attention=positive(raw, "attention_multiplier"),
-        residual=positive(raw, "residual_multiplier"),
-        logits=1 / positive(raw, "logits_scaling"),
+        embedding=raw["embedding_multiplier"],
+        attention=raw["attention_multiplier"],
+        residual=raw["residual_multiplier"],
+        logits=1 / raw["logits_scaling"],
     )
 
 

@@ -14,7 +14,6 @@ from rsd_engine.models.decoders.family import (
     Windows,
     full_attention,
     layer_kinds,
-    positive,
 )
 from rsd_engine.models.rope_config import NO_ROPE, RopeConfig
 
@@ -27,7 +26,7 @@ def _rotates(raw: Mapping[str, Any]) -> list[bool]:
     """
     num_layers, listed = int(raw["num_hidden_layers"]), raw.get("no_rope_layers")
     if listed is None:
-        interval = positive(raw, "no_rope_layer_interval")
+        interval = raw["no_rope_layer_interval"]
         return [(i + 1) % interval != 0 for i in range(num_layers)]
     if len(listed) < num_layers:
         raise ValueError(

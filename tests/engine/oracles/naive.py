@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from rsd_engine.steps.policies import Policy
 from rsd_kernels.philox.twin import uniform
@@ -48,7 +48,7 @@ class NaiveModels:
     def load(cls, draft: Path, target: Path, prm: Path) -> NaiveModels:
         weights = {n: w.float() for n, w in load_file(prm / "model.safetensors").items()}
         head = {n: weights.pop(n) for n in list(weights) if n.startswith("v_head")}
-        backbone = AutoModel.from_config(AutoConfig.from_pretrained(prm), dtype=torch.float32)
+        backbone = AutoModel.from_config(Qwen2Config.from_pretrained(prm), dtype=torch.float32)
         weights = {n.removeprefix("model."): w for n, w in weights.items() if n != "lm_head.weight"}
         backbone.load_state_dict(weights)
 
