@@ -222,7 +222,7 @@ def test_the_log_says_what_memory_it_takes(
         ({"quant_method": "mxfp4"}, "'mxfp4' is not supported"),
         ({"bits": 4}, "quant_method=None is not supported"),
         ({"quant_method": ["gptq"]}, "is not supported"),
-        (["gptq"], "quantization_config must be an object"),
+        (["gptq"], "quantization_config must be a JSON object"),
         (gptq_settings(bits=3), "bits=3 is not supported by gptq; 4, 8"),
         (gptq_settings(bits=4.0), "bits=4.0 is not supported"),
         (gptq_settings(checkpoint_format="marlin"), "checkpoint_format='marlin' is not supported"),

@@ -53,7 +53,7 @@ def expanded(stored: dict[str, StoredTensor], settings: object) -> dict[str, Sto
 
 def _format(settings: object) -> _Format:
     if not isinstance(settings, Mapping):
-        raise ValueError(f"quantization_config must be an object, got {settings!r}")
+        raise ValueError(f"quantization_config must be a JSON object, got {settings!r}")
     method = settings.get("quant_method")
     found = _FORMATS.get(method) if isinstance(method, str) else None
     if found is None:
