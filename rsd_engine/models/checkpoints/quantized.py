@@ -27,6 +27,7 @@ _FORMATS = {
     "gptq": _Format(packed_int.check_gptq, packed_int.expand_gptq),
     "awq": _Format(packed_int.check_awq, packed_int.expand_awq),
     "fp8": _Format(fp8.check, fp8.expand),
+    "compressed-tensors": _Format(fp8.check_compressed, fp8.expand),
 }
 
 
