@@ -17,8 +17,9 @@ class Logprob:
     """Log-probability of a token under the model that wrote it, before temperature."""
 
     logprob: float
-    rank: int | None  # 1 = most likely; None if it is not among the number asked for
-    decoded_token: str
+    rank: int  # 1 = most likely
+    decoded_token: str  # U+FFFD where it is part of a character
+    bytes: tuple[int, ...]  # of the text that the token adds; those of a special token are none
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RejectedStep:
 class Step:
     """A kept step."""
 
-    text: str  # with its delimiter
+    text: str  # with its delimiter; the texts of all steps add up to the output's
     token_ids: tuple[int, ...]
     source: StepSource  # the model that wrote it
     reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
@@ -47,7 +48,8 @@ class CompletionOutput:
 
     Attributes:
         index: number of the sample, from 0.
-        text: the output; without stop string and special tokens, unless the request wants them.
+        text: the output; without the stop string or stop token that ended it, and without special
+            tokens, unless the request wants them.
         token_ids: all ids of the output, those left out of `text` included.
         finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
             a context, "steps" at `max_steps`, "abort", or "error".
@@ -142,6 +144,7 @@ class RequestOutput:
     metrics: Metrics
     seed: int  # the given one, or the one drawn
     finished: bool = True
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; NaN rewards become None."""
@@ -152,7 +155,10 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """A decided step, in a stream. Kept steps are final: their texts add up to the output's."""
+    """A decided step, in a stream. Kept steps are final: their texts add up to the output's.
+
+    Where no PRM scores steps, each token is final at once, and an event is one or a few of them.
+    """
 
     request_id: str
     index: int  # which of the n samples
@@ -161,6 +167,7 @@ class StepEvent:
     token_ids: tuple[int, ...]
     source: StepSource
     reward: float | None
+    logprobs: tuple[dict[int, Logprob], ...] | None = None  # as in `CompletionOutput`
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+
 from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.steps.policies import Policy, check_policy
-from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS
+from rsd_kernels.state.enums import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
 MAX_SEED = 2**63 - 1
+_INTEGERS: tuple[tuple[str, int, int | None], ...] = (
+    ("n", 1, None),
+    ("top_k", -1, None),
+    ("seed", -1, MAX_SEED),
+    ("max_tokens", 1, None),
+    ("min_tokens", 0, None),
+    ("max_step_tokens", 1, None),
+    ("max_steps", 1, None),
+    ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("truncate_prompt_tokens", 1, None),
+)
+_MAY_BE_NONE = (
+    "seed", "max_tokens", "max_step_tokens", "logprobs", "prompt_logprobs",
+    "truncate_prompt_tokens",
+)  # fmt: skip
+_NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
+    ("temperature", 0.0, math.inf, ">= 0 and finite", False),
+    ("top_p", 0.0, 1.0, "in (0, 1]", True),
+    ("min_p", 0.0, 1.0, "in [0, 1]", False),
+    ("repetition_penalty", 0.0, math.inf, "> 0 and finite", True),
+    ("presence_penalty", -2.0, 2.0, "in [-2, 2]", False),
+    ("frequency_penalty", -2.0, 2.0, "in [-2, 2]", False),
+)
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
@@ -27,8 +53,16 @@ class SamplingParams:
         top_k: sample from this many most likely tokens; 0 or -1 takes all.
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1].
         repetition_penalty: > 0; above 1 makes tokens of prompt and output less likely.
-        seed: in [0, 2^63 - 1]; None draws one and reports it in the result.
-        max_tokens: most tokens of the output; the context of a model may end it earlier.
+        presence_penalty: in [-2, 2]; lowers the logit of every token that is in the output.
+        frequency_penalty: in [-2, 2]; the same for every time that it is there. Neither looks at
+            the prompt, or at steps that were not kept.
+        logit_bias: token id -> what is added to its logit, in [-100, 100].
+        allowed_token_ids: the only ids that may be sampled.
+        bad_words: texts that are not written, with or without a space before them. As in vLLM they
+            are looked for as tokens, so the same letters may come by way of other tokens.
+        seed: in [0, 2^63 - 1]; None or -1 draws one and reports it in the result.
+        max_tokens: most tokens of the output; None is as many as the contexts hold, which may end
+            it earlier in any case.
         min_tokens: no stop token or stop string ends the output before this many tokens.
         max_step_tokens: ends a step at this many tokens, without a delimiter; None means no limit.
         max_steps: most kept steps.
@@ -40,8 +74,14 @@ class SamplingParams:
         skip_special_tokens: whether to leave special tokens out of the text.
         logprobs: how many of the most likely tokens to report at each position, besides the one
             taken; None reports none.
+        prompt_logprobs: the same for the tokens of the prompt, by the model that `mode` names, or
+            the target.
+        truncate_prompt_tokens: read only this many tokens of the prompt, the last ones; None reads
+            all of them.
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
+
+    numpy's numbers and arrays of ids are taken like Python's.
 
     Raises:
         ValueError: an argument is not allowed; the message names it, its value and what is allowed.
@@ -53,8 +93,13 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
     seed: int | None = None
-    max_tokens: int = 2048
+    max_tokens: int | None = 2048
     min_tokens: int = 0
     max_step_tokens: int | None = None
     max_steps: int = 100
@@ -64,15 +109,18 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_stops()
+        self._check_biases()
         for name in _FLAGS:
-            check_flag(name, getattr(self, name))
-        if self.min_tokens > self.max_tokens:
+            self._set(name, check_flag(name, getattr(self, name)))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
@@ -96,29 +144,20 @@ class SamplingParams:
             raise ValueError(f"unknown sampling parameters {unknown}; allowed: {sorted(known)}")
         return cls(**values)
 
+    def _set(self, name: str, value: object) -> None:
+        """Stores a checked value: Python's own type in place of numpy's."""
+        object.__setattr__(self, name, value)
+
     def _check_numbers(self) -> None:
-        check_integer("n", self.n, 1)
-        check_number("temperature", self.temperature, 0.0, math.inf, ">= 0 and finite")
-        check_number("top_p", self.top_p, 0.0, 1.0, "in (0, 1]", open_low=True)
-        check_integer("top_k", self.top_k, -1)
-        check_number("min_p", self.min_p, 0.0, 1.0, "in [0, 1]")
-        check_number(
-            "repetition_penalty",
-            self.repetition_penalty,
-            0.0,
-            math.inf,
-            "> 0 and finite",
-            open_low=True,
-        )
-        if self.seed is not None:
-            check_integer("seed", self.seed, 0, MAX_SEED)
-        check_integer("max_tokens", self.max_tokens, 1)
-        check_integer("min_tokens", self.min_tokens, 0)
-        if self.max_step_tokens is not None:
-            check_integer("max_step_tokens", self.max_step_tokens, 1)
-        check_integer("max_steps", self.max_steps, 1)
-        if self.logprobs is not None:
-            check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name, low, high in _INTEGERS:
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                self._set(name, check_integer(name, value, low, high))
+        for name, least, most, allowed, open_low in _NUMBERS:
+            value = getattr(self, name)
+            self._set(name, check_number(name, value, least, most, allowed, open_low=open_low))
+        if self.seed == -1:
+            self._set("seed", None)
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str | Collection | None):
@@ -126,10 +165,46 @@ class SamplingParams:
         for string in self.stop_strings:
             if not isinstance(string, str) or not string:
                 raise ValueError(f"stop must hold non-empty strings, got {string!r}")
-        if not isinstance(self.stop_token_ids, Collection | None):
-            raise ValueError(f"stop_token_ids must be a list of ids, got {self.stop_token_ids!r}")
-        for token in self.stop_token_ids or ():
-            check_integer("stop_token_ids", token, 0)
-        count = len(self.stop_token_ids or ())
-        if count > MAX_STOP_TOKENS:
-            raise ValueError(f"stop_token_ids may hold at most {MAX_STOP_TOKENS} ids, got {count}")
+        if self.stop_token_ids is not None:
+            ids = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKENS)
+            self._set("stop_token_ids", ids)
+
+    def _check_biases(self) -> None:
+        if self.logit_bias is not None:
+            self._set("logit_bias", _biases(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            ids = _ids("allowed_token_ids", self.allowed_token_ids, MAX_BIASED_TOKENS)
+            if not ids:
+                raise ValueError("allowed_token_ids is empty; it needs at least one id, or be None")
+            self._set("allowed_token_ids", tuple(dict.fromkeys(ids)))
+        words = self.bad_words
+        if words is not None and (isinstance(words, str) or not isinstance(words, Collection)):
+            raise ValueError(f"bad_words must be a list of strings, got {words!r}")
+        for word in words or ():
+            if not isinstance(word, str) or not word.strip():
+                raise ValueError(f"bad_words must hold strings that are not blank, got {word!r}")
+
+
+def _ids(name: str, ids: object, most: int) -> tuple[int, ...]:
+    """Token ids as a tuple; ValueError unless they are at most `most` integers >= 0."""
+    listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    if not isinstance(listed, Collection) or isinstance(listed, str | bytes | Mapping):
+        raise ValueError(f"{name} must be a list of ids, got {ids!r}")
+    if len(listed) > most:
+        raise ValueError(f"{name} may hold at most {most} ids, got {len(listed)}")
+    return tuple(check_integer(name, token, 0) for token in listed)
+
+
+def _biases(given: object) -> dict[int, float]:
+    """`logit_bias` with plain numbers; an id may be written as text, as JSON has it."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {given!r}")
+    if len(given) > MAX_BIASED_TOKENS:
+        raise ValueError(f"logit_bias may hold at most {MAX_BIASED_TOKENS} ids, got {len(given)}")
+    found = {}
+    for token, bias in given.items():
+        number = int(token) if isinstance(token, str) and token.isdecimal() else token
+        name = f"logit_bias[{token!r}]"
+        number = check_integer("a token id of logit_bias", number, 0)
+        found[number] = check_number(name, bias, -100.0, 100.0, "in [-100, 100]")
+    return found

@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.values import Check, checked, flag, integer, number, policy, size, text, texts
+from rsd_engine.cli.values import (
+    Check,
+    checked,
+    flag,
+    integer,
+    json_object,
+    number,
+    policy,
+    size,
+    text,
+    texts,
+)
 
 ENGINE: Mapping[str, Check] = {
     "draft": text,
@@ -39,11 +50,15 @@ ENGINE: Mapping[str, Check] = {
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
     "revision": text,
+    "hf_overrides": json_object,
     "executor": text,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,
     "system": text,
+    "chat_template": text,
+    "chat_template_kwargs": json_object,
+    "tools": text,
     "show_steps": flag,
     "json": flag,
     "verbose": flag,

@@ -26,6 +26,14 @@ Draft = Annotated[
 Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
 Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
 Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
+HfOverrides = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        'JSON of fields of config.json to replace, by role: {"target": {"rope_scaling": ...}}',
+        "--hf-overrides",
+    ),
+]
 
 Device = Annotated[
     str | None, option(_MEMORY, "auto, cpu, cuda, cuda:1, ... (default: auto)", "--device")
@@ -111,6 +119,30 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, option(_SAMPLING, "Values above 1 avoid repetition.", "--repetition-penalty")
 ]
+PresencePenalty = Annotated[
+    float | None,
+    option(_SAMPLING, "Values above 0 avoid tokens of the output.", "--presence-penalty"),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    option(_SAMPLING, "The same, for every time that a token is there.", "--frequency-penalty"),
+]
+LogitBias = Annotated[
+    str | None,
+    option(_SAMPLING, 'JSON of token ids and what to add, such as {"13": -5}.', "--logit-bias"),
+]
+AllowedTokenIds = Annotated[
+    list[int] | None,
+    option(
+        _SAMPLING,
+        "Token id that may be sampled (default: all); may be repeated.",
+        "--allowed-token-id",
+    ),
+]
+BadWords = Annotated[
+    list[str] | None,
+    option(_SAMPLING, r"Text not to write, \n allowed; may be repeated.", "--bad-word"),
+]
 Seed = Annotated[
     int | None,
     option(
@@ -127,12 +159,57 @@ Stop = Annotated[
     option(_SAMPLING, r"Text that ends the output, \n allowed; may be repeated.", "--stop"),
 ]
 
+MinTokens = Annotated[
+    int | None,
+    option(_SAMPLING, "Nothing ends the output before this many tokens.", "--min-tokens"),
+]
+StopTokenIds = Annotated[
+    list[int] | None,
+    option(_SAMPLING, "Token id that ends the output; may be repeated.", "--stop-token-id"),
+]
+IgnoreEos = Annotated[
+    bool | None,
+    option(_SAMPLING, "Go on after end-of-text ids (default: no)", "--ignore-eos/--no-ignore-eos"),
+]
+IncludeStop = Annotated[
+    bool | None,
+    option(
+        _SAMPLING,
+        "Leave what ended the output in its text (default: no)",
+        "--include-stop-str-in-output/--no-include-stop-str-in-output",
+    ),
+]
+SkipSpecialTokens = Annotated[
+    bool | None,
+    option(
+        _SAMPLING,
+        "Leave special tokens out of the text (default: yes)",
+        "--skip-special-tokens/--no-skip-special-tokens",
+    ),
+]
+Logprobs = Annotated[
+    int | None,
+    option(_SAMPLING, "Report this many likely tokens at each position, in JSON.", "--logprobs"),
+]
+PromptLogprobs = Annotated[
+    int | None,
+    option(_SAMPLING, "The same for the tokens of the prompt.", "--prompt-logprobs"),
+]
+TruncatePromptTokens = Annotated[
+    int | None,
+    option(
+        _SAMPLING,
+        "Read the last tokens of the prompt only (default: all)",
+        "--truncate-prompt-tokens",
+    ),
+]
+
 Input = Annotated[
     Path | None,
     option(
         _FILES,
         'JSONL file, or "-" for stdin. Each line is an object with "prompt", "question", '
-        '"messages" or "prompt_token_ids", and maybe "id" and "params".',
+        '"messages" (maybe with "question") or "prompt_token_ids", and maybe "id" and "params".',
         "--input",
         "-i",
     ),
@@ -160,6 +237,21 @@ Chat = Annotated[
     ),
 ]
 System = Annotated[str | None, option(_FILES, "System message of the chat.", "--system")]
+ChatTemplate = Annotated[
+    Path | None,
+    option(_FILES, "File of the chat template (default: the tokenizer's)", "--chat-template"),
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    option(
+        _FILES,
+        'Variables of the chat template as JSON, such as {"enable_thinking": false}.',
+        "--chat-template-kwargs",
+    ),
+]
+Tools = Annotated[
+    Path | None, option(_FILES, "JSON file of tools for the chat template.", "--tools")
+]
 ShowSteps = Annotated[
     bool | None, option(_FILES, "Show each step as it is decided.", "--show-steps/--text-only")
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
@@ -72,6 +74,36 @@ def texts(name: str, value: Any) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise UsageError(f"{name} must be text or a list of texts, got {value!r}")
     return listed
+
+
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object as text, or a TOML table."""
+    found = _from_json(name, value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise UsageError(f'{name} must be a JSON object such as {{"a": 1}}, got {value!r}')
+    return found
+
+
+def json_file(name: str, path: str | Path) -> Any:
+    """What a JSON file holds."""
+    return _from_json(f"{name} {path}", text_file(name, path))
+
+
+def text_file(name: str, path: str | Path) -> str:
+    """What a text file holds."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {name} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} {path} is not UTF-8 text: {error}") from None
+
+
+def _from_json(name: str, given: str) -> Any:
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON: {error}") from None
 
 
 def policy(name: str, value: Any) -> Any:

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rsd_engine.core.events import Event, RequestDone, RoleCounters, StepDecided
-from rsd_engine.core.log_reader import LogReader, LogRecord
+from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
+from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
+from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
 from rsd_engine.loop.executors.base import Executor
@@ -244,7 +245,7 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            self._pending.append(_decided(running.key, record))
+            self._pending.append(record.event(running.key))
             if record.finish:
                 self._pending.append(self._leave(record.slot, record.finish))
 
@@ -289,6 +290,10 @@ class EngineCore:
                 self.state, slot, request, generation=self._generation, arrival=self._arrivals
             )
             self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
+            if request.prompt_logprobs >= 0:
+                role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
+                read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
+                self._pending.append(PromptRead(key, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
@@ -382,15 +387,3 @@ class EngineCore:
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
         ops.write_prm_step(state, slot, ids)
         ops.end_slot_step(state, slot, self.loop.tokens_per_page)
-
-
-def _decided(key: int, record: LogRecord) -> StepDecided:
-    return StepDecided(
-        key=key,
-        kind=record.kind,
-        source=record.source,
-        reward=record.reward,
-        token_ids=record.token_ids,
-        finish=record.finish,
-        logprobs=record.logprobs,
-    )

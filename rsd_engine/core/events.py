@@ -12,12 +12,24 @@ class TokenLogprobs:
     """Log-probabilities at one position: of the token taken, and of the most likely ones."""
 
     logprob: float
+    rank: int  # of the token taken; 1 = most likely
     top: dict[int, float]  # token id -> log-probability, most likely first
 
 
 @dataclass(frozen=True)
+class PromptRead:
+    """The log-probabilities of a prompt, where a request asks for them."""
+
+    key: int
+    logprobs: tuple[TokenLogprobs, ...]  # of every token but the first
+
+
+@dataclass(frozen=True)
 class StepDecided:
-    """A step was kept, rejected, or dropped because its request failed while writing it."""
+    """A step was kept, rejected, or dropped because its request failed while writing it.
+
+    A PART brings new tokens of a step that goes on; the event that ends it brings the rest.
+    """
 
     key: int  # the request's key in the core
     kind: RecordKind
@@ -47,4 +59,4 @@ class RequestDone:
     nan_rewards: int
 
 
-Event = StepDecided | RequestDone
+Event = PromptRead | StepDecided | RequestDone

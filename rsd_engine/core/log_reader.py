@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsd_engine.core.events import TokenLogprobs
+from rsd_engine.core.events import StepDecided, TokenLogprobs
 from rsd_engine.core.mailbox import Mailbox
-from rsd_kernels.state.enums import LOG_HEADER, Finish, RecordKind, Role
+from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, Finish, RecordKind, Role
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class LogRecord:
     finish: Finish
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
+
+    def event(self, key: int) -> StepDecided:
+        """The same for those who know the request by its key."""
+        return StepDecided(
+            key=key,
+            kind=self.kind,
+            source=self.source,
+            reward=self.reward,
+            token_ids=self.token_ids,
+            finish=self.finish,
+            logprobs=self.logprobs,
+        )
 
 
 class LogReader:
@@ -69,11 +81,13 @@ def _logprobs(words: np.ndarray, num_tokens: int) -> tuple[TokenLogprobs, ...] |
     if num_tokens == 0 or len(words) == 0:
         return None
     blocks = words.reshape(num_tokens, -1)
-    k = (blocks.shape[1] - 1) // 2
-    ids = blocks[:, 1 : 1 + k]
+    k = (blocks.shape[1] - LOGPROB_WORDS) // 2
+    ranks, ids = blocks[:, 1].tolist(), blocks[:, LOGPROB_WORDS : LOGPROB_WORDS + k]
     own = np.ascontiguousarray(blocks[:, :1]).view(np.float32)[:, 0]
-    values = np.ascontiguousarray(blocks[:, 1 + k :]).view(np.float32)
+    values = np.ascontiguousarray(blocks[:, LOGPROB_WORDS + k :]).view(np.float32)
     return tuple(
-        TokenLogprobs(float(own[i]), dict(zip(ids[i].tolist(), values[i].tolist(), strict=True)))
+        TokenLogprobs(
+            float(own[i]), ranks[i], dict(zip(ids[i].tolist(), values[i].tolist(), strict=True))
+        )
         for i in range(num_tokens)
     )

@@ -35,15 +35,29 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
+    prompt_logprobs: int = -1  # -1 = none
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    biases: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), all different
+    only_biased: bool = False  # no token that is not in `biases` may be sampled
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be written
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether a penalty of the output, a bias or a bad word changes logits."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.biases or self.only_biased or self.bad_words)
 
 
 _COPIED = (  # from the request, under the same name
     "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_k",
     "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
+    "stream_tokens", "adjusts", "presence_penalty", "frequency_penalty", "only_biased",
 )  # fmt: skip
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards",
+    "stop_committed", "nan_rewards", "told",
 )  # fmt: skip
 
 
@@ -66,6 +80,7 @@ def fill_slot(
         column[slot] = len(prompt)
     for column in (state.prm_length, state.prm_committed):
         column[slot] = len(prm_prompt)
+    _fill_biases(state, slot, request)
     for name in _COPIED:
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
@@ -75,6 +90,16 @@ def fill_slot(
     state.arrival[slot] = arrival
     state.active[slot] = 1
     state.phase[slot] = Phase.TARGET if request.mode == Mode.TARGET else Phase.DRAFT
+
+
+def _fill_biases(state: SlotState, slot: int, request: SlotRequest) -> None:
+    state.num_biased[slot] = count = len(request.biases)
+    state.biased_token[slot, :count] = torch.tensor([t for t, _ in request.biases]).int()
+    state.bias[slot, :count] = torch.tensor([bias for _, bias in request.biases])
+    state.num_bad_words[slot] = len(request.bad_words)
+    for i, word in enumerate(request.bad_words):
+        state.bad_words[slot, i] = -1
+        state.bad_words[slot, i, -len(word) :] = torch.tensor(word, dtype=torch.int32)
 
 
 def _fill_automaton(next_state: Tensor, match: Tensor, automaton: ByteAutomaton) -> None:

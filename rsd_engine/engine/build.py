@@ -36,6 +36,7 @@ from rsd_kernels.state.slots import ANY_ROWS, SlotState
 
 logger = logging.getLogger("rsd_engine")
 
+STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -75,7 +76,7 @@ def build_engine(
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
-    delimiters = (step_delimiters,) if isinstance(step_delimiters, str) else step_delimiters or ()
+    delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
@@ -124,6 +125,13 @@ def _check_sizes(
     if kv_cache_memory_bytes is not None:
         check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
     check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
+
+
+def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence[str]:
+    """Steps matter to a PRM; a model alone writes on, as it would anywhere else."""
+    if asked == "auto":
+        return (STEP_DELIMITER,) if has_prm else ()
+    return (asked,) if isinstance(asked, str) else asked or ()
 
 
 def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
@@ -239,6 +247,7 @@ def _rules(
         eos_ids=models.eos_ids,
         special_ids={text: i for i, text in models.main.vocabulary.special_text.items()},
         num_ids=models.num_ids,
+        encode=partial(models.main.tokenizer.encode, add_special_tokens=False),
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.core.events import Event, PromptRead, RequestDone
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.prompts import ResolvedPrompt
@@ -185,8 +185,11 @@ class Dispatcher:
         for event in events:
             if isinstance(event, RequestDone):
                 self._finish(event)
+                continue
+            _, sample = self._samples[event.key]
+            if isinstance(event, PromptRead):
+                sample.prompt_read = event
             else:
-                _, sample = self._samples[event.key]
                 self._publish(sample.request_id, sample.push(event))
 
     def _add(self, request: CheckedRequest) -> str:

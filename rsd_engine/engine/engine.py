@@ -12,19 +12,18 @@ import torch
 from tqdm.auto import tqdm
 
 from rsd_engine.engine.build import EngineParts, build_engine
+from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
-from rsd_engine.engine.prompts import (
-    Message,
-    Prompt,
-    ResolvedPrompt,
-    resolve_any,
-    resolve_chats,
-    resolve_mixed,
-    resolve_prompts,
+from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt, naming
+from rsd_engine.engine.requests import (
+    changed_fields,
+    default_params,
+    params_of_each,
+    slot_request,
+    truncated,
 )
-from rsd_engine.engine.requests import changed_fields, default_params, params_of_each, slot_request
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -61,7 +60,9 @@ class Engine:
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what is free
             within `gpu_memory_utilization`, on a CPU a quarter of the free memory.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
-        step_delimiters: string or strings that end a step; None for plain decoding without steps.
+        step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
+            line where a PRM scores steps, and None for a model alone. A token that runs past a
+            delimiter is cut there, which changes what the model reads next.
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
@@ -88,7 +89,7 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
-        step_delimiters: str | Sequence[str] | None = "\n\n",
+        step_delimiters: str | Sequence[str] | None = "auto",
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
@@ -108,6 +109,7 @@ class Engine:
             executor=executor,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts)
+        self._reader = PromptReader(self._parts.models.main.tokenizer)
         self._closed = False
         self._pid = os.getpid()
         self._default_params = default_params(self._parts.models.main.generation_config)
@@ -140,7 +142,7 @@ class Engine:
         Raises:
             ValueError: a prompt or its parameters are not allowed; no request was started.
         """
-        return self._run(resolve_prompts(prompts, self.get_tokenizer()), sampling_params, use_tqdm)
+        return self._run(self._prompt_reader().prompts(prompts), sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -148,22 +150,46 @@ class Engine:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: Progress = True,
+        question: str | Sequence[str | None] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
     ) -> list[RequestOutput]:
-        """Answers conversations, by way of the tokenizer's chat template.
+        """Answers conversations, by way of a chat template, as transformers and vLLM do.
 
         Args:
             messages: one conversation or a list of them; each is a list of messages such as
-                {"role": "user", "content": "Hi"}. The PRM's question is the last user message.
+                {"role": "user", "content": "Hi"}. Content is text, a list of parts such as
+                {"type": "text", "text": "Hi"}, or None in a message of the assistant. A template
+                that cannot read parts gets their texts, joined by line breaks.
             sampling_params: as in `generate`.
             use_tqdm: as in `generate`.
+            question: what the PRM reads as the problem, one for all conversations or one for each;
+                None takes the last user message, or without one the last message with text.
+            chat_template: a Jinja template, or the name of one of the tokenizer's; None takes the
+                tokenizer's own. It runs in a process of its own, for at most 2 seconds.
+            chat_template_kwargs: more variables for it, such as {"enable_thinking": False}.
+            tools: functions that the model may call: JSON schemas, or Python functions with type
+                hints and a docstring.
+            add_generation_prompt: whether to end with the beginning of the assistant's message;
+                None does so unless `continue_final_message`.
+            continue_final_message: whether the model continues the last message in place of
+                beginning a new one. The result has the continuation only.
 
         Returns:
             One result per conversation, in the same order.
 
         Raises:
-            ValueError: as in `generate`; or the tokenizer has no chat template.
+            ValueError: as in `generate`; or there is no chat template, or it fails.
         """
-        return self._run(resolve_chats(messages, self.get_tokenizer()), sampling_params, use_tqdm)
+        options = ChatOptions(
+            chat_template, chat_template_kwargs, tools,
+            add_generation_prompt, continue_final_message,
+        )  # fmt: skip
+        resolved = self._prompt_reader().conversations(messages, question, options)
+        return self._run(resolved, sampling_params, use_tqdm)
 
     def as_completed(
         self,
@@ -173,13 +199,14 @@ class Engine:
         """Yields (index of the prompt, result) as requests finish; leaving it aborts the rest.
 
         Args:
-            prompts: as in `generate`; a list of messages in place of a prompt is a conversation.
+            prompts: as in `generate`; a list of messages in place of a prompt is a conversation,
+                and so is a dict with "messages" and maybe "question" and other options of `chat`.
             sampling_params: as in `generate`.
 
         Raises:
             ValueError: as in `generate`, before it returns.
         """
-        return self._completed(resolve_mixed(prompts, self.get_tokenizer()), sampling_params)
+        return self._completed(self._prompt_reader().mixed(prompts), sampling_params)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -191,19 +218,20 @@ class Engine:
         ...         print(event.text, end="")
 
         Kept steps are final, and their texts add up to the result's text. Rejected steps are events
-        too. The last event is a `FinishedEvent` with the result. Leaving the loop early aborts the
-        request. The call itself waits until the running tick has ended; beside an event loop use
-        `await asyncio.to_thread(engine.stream, ...)`.
+        too. A model alone streams its tokens, as kept events. The last event is a `FinishedEvent`
+        with the result. Leaving the loop early aborts the request. The call itself waits until the
+        running tick has ended; beside an event loop use `await asyncio.to_thread(engine.stream,
+        ...)`.
 
         Args:
-            prompt: a prompt as in `generate`, or a list of messages as in `chat`.
+            prompt: a prompt or a conversation, as in `as_completed`.
             sampling_params: None takes the defaults of the checkpoint.
 
         Raises:
             ValueError: the prompt or its parameters are not allowed.
         """
-        resolved = resolve_any(prompt, self.get_tokenizer())
-        [request_id] = self._add_all([resolved], sampling_params)
+        resolved = self._prompt_reader().one(prompt)
+        [request_id] = self._add_all([resolved], sampling_params, stream=True)
         return Stream(self._alive(), request_id)
 
     def abort(self, request_id: str) -> None:
@@ -270,8 +298,9 @@ class Engine:
         try:
             if os.getpid() == self._pid:
                 self._dispatcher.close()
+                self._reader.close()
         finally:
-            del self._parts, self._dispatcher
+            del self._parts, self._dispatcher, self._reader
 
     def __enter__(self) -> Engine:
         return self
@@ -299,27 +328,33 @@ class Engine:
             )
         return self._dispatcher
 
+    def _prompt_reader(self) -> PromptReader:
+        self._alive()
+        return self._reader
+
     def _add_all(
         self,
         prompts: Sequence[ResolvedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        stream: bool = False,
     ) -> list[str]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         checked = []
         each = params_of_each(params, len(prompts), self._default_params)
         for position, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
-            try:
-                checked.append(self._check(prompt, p))
-            except ValueError as error:
-                where = f"prompt {position}: " if len(prompts) > 1 else ""
-                raise ValueError(f"{where}{error}") from error
+            with naming(position, len(prompts)):
+                checked.append(self._check(prompt, p, stream))
         return dispatcher.add_all(checked)
 
-    def _check(self, prompt: ResolvedPrompt, params: SamplingParams) -> CheckedRequest:
+    def _check(
+        self, prompt: ResolvedPrompt, params: SamplingParams, stream: bool
+    ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        prompt = truncated(prompt, params)
         slots = [
-            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i)
+            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
             for i in range(params.n)
         ]
         problem = self._parts.core.check(slots[0])

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from numbers import Integral
+from typing import Any
 
-from jinja2 import TemplateError
+from rsd_engine.arguments import check_text, is_list, kind
+from rsd_engine.engine.chat.conversation import (
+    MESSAGES,
+    OPTION_NAMES,
+    ChatOptions,
+    Message,
+    check_messages,
+    default_question,
+)
+from rsd_engine.engine.chat.renderer import TemplateRenderer
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Mapping[str, Any]
 _PROMPT_KEYS = {"prompt", "prompt_token_ids", "question"}
+_CHAT_KEYS = {"messages", "question"} | OPTION_NAMES
 _PROMPT = "text, a list of token ids or a dict"
-_CONVERSATION = "a list of messages such as {'role': 'user', 'content': 'Hi'}"
 
 
 @dataclass(frozen=True)
@@ -24,35 +34,80 @@ class ResolvedPrompt:
     question: str  # what the PRM reads
 
 
-def resolve_prompts(prompts: Prompt | Sequence[Prompt], tokenizer: Any) -> list[ResolvedPrompt]:
-    """One prompt or several, as `generate` takes them."""
-    return [resolve_prompt(prompt, tokenizer) for prompt in _as_list(prompts)]
+class PromptReader:
+    """Reads the prompts and conversations of one engine.
 
+    Args:
+        tokenizer: of draft and target, with their chat template.
+    """
 
-def resolve_mixed(
-    prompts: Prompt | Sequence[Prompt | Sequence[Message]], tokenizer: Any
-) -> list[ResolvedPrompt]:
-    """One prompt, or several prompts and conversations, as `as_completed` takes them."""
-    return [resolve_any(prompt, tokenizer) for prompt in _as_list(prompts)]
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = TemplateRenderer()
 
+    def prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[ResolvedPrompt]:
+        """One prompt or several, as `generate` takes them."""
+        return _each(lambda prompt: resolve_prompt(prompt, self._tokenizer), _as_list(prompts))
 
-def resolve_chats(
-    messages: Sequence[Message] | Sequence[Sequence[Message]], tokenizer: Any
-) -> list[ResolvedPrompt]:
-    """One conversation or several, as `chat` takes them."""
-    if not _is_list(messages):
-        raise ValueError(
-            f"messages must be {_CONVERSATION}, or a list of such lists, got {_kind(messages)}"
+    def mixed(self, prompts: Prompt | Sequence[Prompt | Sequence[Message]]) -> list[ResolvedPrompt]:
+        """One prompt, or several prompts and conversations, as `as_completed` takes them."""
+        return _each(self.one, _as_list(prompts))
+
+    def one(self, prompt: Prompt | Sequence[Message]) -> ResolvedPrompt:
+        """One prompt or one conversation, as `stream` takes it."""
+        if isinstance(prompt, Mapping) and "messages" in prompt:
+            return self._conversation_dict(prompt)
+        if is_list(prompt) and prompt and isinstance(prompt[0], Mapping):
+            return self._conversation(prompt, None, ChatOptions())
+        return resolve_prompt(prompt, self._tokenizer)
+
+    def conversations(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        question: str | Sequence[str | None] | None,
+        options: ChatOptions,
+    ) -> list[ResolvedPrompt]:
+        """One conversation or several, as `chat` takes them."""
+        if not is_list(messages):
+            raise ValueError(
+                f"messages must be {MESSAGES}, or a list of such lists, got {kind(messages)}"
+            )
+        is_single = not messages or isinstance(messages[0], Mapping)
+        chats: Sequence[Any] = [messages] if is_single else messages
+        pairs = list(zip(chats, _questions(question, len(chats)), strict=True))
+        return _each(lambda pair: self._conversation(pair[0], pair[1], options), pairs)
+
+    def close(self) -> None:
+        """Ends the process that renders templates, if it has started."""
+        self._renderer.close()
+
+    def _conversation_dict(self, prompt: Mapping[str, Any]) -> ResolvedPrompt:
+        unknown = sorted(set(prompt) - _CHAT_KEYS, key=str)
+        if unknown:
+            raise ValueError(
+                f"a prompt dict with 'messages' may have {sorted(_CHAT_KEYS - {'messages'})}, got "
+                f"{unknown}"
+            )
+        options = {name: prompt[name] for name in OPTION_NAMES & set(prompt)}
+        return self._conversation(
+            prompt["messages"], prompt.get("question"), ChatOptions(**options)
         )
-    is_single = not messages or isinstance(messages[0], Mapping)
-    return [resolve_chat(chat, tokenizer) for chat in ([messages] if is_single else messages)]
 
+    def _conversation(
+        self, messages: object, question: str | None, options: ChatOptions
+    ) -> ResolvedPrompt:
+        """A conversation, by way of the chat template.
 
-def resolve_any(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
-    """One prompt or one conversation."""
-    if _is_list(prompt) and prompt and isinstance(prompt[0], Mapping):
-        return resolve_chat(prompt, tokenizer)
-    return resolve_prompt(prompt, tokenizer)
+        Raises:
+            ValueError: a message or an option is not allowed, or the template cannot use them.
+        """
+        checked = check_messages(messages)
+        if question is None:
+            question = default_question(checked)
+        check_text("question", question)
+        text = self._renderer.render(checked, options.arguments(self._tokenizer))
+        ids = _encode(text, self._tokenizer, add_special_tokens=False)
+        return ResolvedPrompt(text, _not_empty(ids), question)
 
 
 def resolve_prompt(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
@@ -66,47 +121,58 @@ def resolve_prompt(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
         _check_keys(prompt)
         question = prompt.get("question")
         if question is not None:
-            _check_text("question", question)
+            check_text("question", question)
         prompt = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
     text, ids = _text_and_ids(prompt, tokenizer)
-    if not ids:
-        raise ValueError("prompt is empty; it needs at least one token")
-    return ResolvedPrompt(text, tuple(ids), text if question is None else question)
+    return ResolvedPrompt(text, _not_empty(ids), text if question is None else question)
 
 
-def resolve_chat(messages: Sequence[Message], tokenizer: Any) -> ResolvedPrompt:
-    """A conversation, by way of the chat template; the PRM's question is the last user message.
+def check_ids(ids: Sequence[int], num_ids: int) -> None:
+    """Raises ValueError unless every id is in [0, num_ids - 1]."""
+    bad = [i for i in ids if not 0 <= i < num_ids]
+    if bad:
+        raise ValueError(f"prompt_token_ids must be in [0, {num_ids - 1}], got {bad[0]}")
 
-    Raises:
-        ValueError: there are no messages, one has no role or content, none of the user or the last
-            of the user is not text, the template refuses them, or the tokenizer has no template.
-    """
-    if not _is_list(messages):
-        raise ValueError(f"a conversation must be {_CONVERSATION}, got {_kind(messages)}")
-    if not messages:
-        raise ValueError("messages is empty; it needs at least one message")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f"a message needs 'role' and 'content', got {message!r}")
-    questions = [m["content"] for m in messages if m["role"] == "user"]
-    if not questions:
-        raise ValueError("messages has no user message; the PRM reads the last one as the question")
-    _check_text("the content of a user message", questions[-1])
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the tokenizer has no chat template; use generate() with raw text")
+
+@contextmanager
+def naming(index: int, count: int) -> Iterator[None]:
+    """Says which of several prompts an error is about."""
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
+        yield
+    except ValueError as error:
+        if count == 1:
+            raise
+        raise ValueError(f"prompts[{index}]: {error}") from error
+
+
+def _each(resolve: Callable[[Any], ResolvedPrompt], prompts: Sequence[Any]) -> list[ResolvedPrompt]:
+    found = []
+    for index, prompt in enumerate(prompts):
+        with naming(index, len(prompts)):
+            found.append(resolve(prompt))
+    return found
+
+
+def _questions(given: object, count: int) -> Sequence[str | None]:
+    """The question of each of `count` conversations, from one for all, one for each, or None."""
+    if given is None or isinstance(given, str):
+        return [given] * count
+    if not is_list(given):
+        raise ValueError(
+            f"question must be text, or a list with one per conversation, got {given!r}"
         )
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template cannot use these messages: {error}") from error
-    ids = _encode(text, tokenizer, add_special_tokens=False)
-    return ResolvedPrompt(text, tuple(ids), questions[-1])
+    if len(given) != count:
+        raise ValueError(
+            f"question must have one entry per conversation ({count}), got {len(given)}"
+        )
+    return given
 
 
 def _check_keys(prompt: Mapping[str, Any]) -> None:
     if "role" in prompt:
         raise ValueError("a prompt must not be a message; pass a list of messages to chat()")
+    if "messages" in prompt:
+        raise ValueError("generate() takes no messages; pass them to chat()")
     unknown = set(prompt) - _PROMPT_KEYS
     if unknown or len({"prompt", "prompt_token_ids"} & set(prompt)) != 1:
         raise ValueError(
@@ -118,55 +184,33 @@ def _check_keys(prompt: Mapping[str, Any]) -> None:
 def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
     if isinstance(prompt, str):
         return prompt, _encode(prompt, tokenizer)
-    if not _is_list(prompt):
-        raise ValueError(f"a prompt must be {_PROMPT}, got {_kind(prompt)}")
+    if not is_list(prompt):
+        raise ValueError(f"a prompt must be {_PROMPT}, got {kind(prompt)}")
     for token in prompt:
-        if type(token) is not int:
-            raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {_kind(token)}")
-    ids = list(prompt)
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {kind(token)}")
+    ids = [int(token) for token in prompt]
     check_ids(ids, len(tokenizer))
     return tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
-def check_ids(ids: Sequence[int], num_ids: int) -> None:
-    """Raises ValueError unless every id is in [0, num_ids - 1]."""
-    bad = [i for i in ids if not 0 <= i < num_ids]
-    if bad:
-        raise ValueError(f"prompt_token_ids must be in [0, {num_ids - 1}], got {bad[0]}")
-
-
 def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:
-    _check_text("prompt", text)
+    check_text("prompt", text)
     # Not verbose: the engine itself says whether a prompt is too long.
     return list(tokenizer.encode(text, verbose=False, **options))
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {value!r}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} must be text that UTF-8 can encode, got half of a surrogate pair at "
-            f"character {error.start}"
-        ) from None
+def _not_empty(ids: list[int]) -> tuple[int, ...]:
+    if not ids:
+        raise ValueError("prompt is empty; it needs at least one token")
+    return tuple(ids)
 
 
 def _as_list(prompts: Any) -> Sequence[Any]:
     """The prompts; a list of their own for a single one, which may be a list of token ids."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if not _is_list(prompts):
-        raise ValueError(f"prompts must be a prompt or a list of prompts, got {_kind(prompts)}")
-    is_single = len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    if not is_list(prompts):
+        raise ValueError(f"prompts must be a prompt or a list of prompts, got {kind(prompts)}")
+    is_single = len(prompts) > 0 and all(isinstance(item, Integral) for item in prompts)
     return [prompts] if is_single else prompts
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
-
-
-def _kind(value: Any) -> str:
-    hint = " (use .tolist())" if hasattr(value, "tolist") else ""
-    return f"{type(value).__name__}{hint}"

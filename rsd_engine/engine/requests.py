@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rsd_engine.core.slots import SlotRequest
@@ -13,7 +13,13 @@ from rsd_engine.models.reward.family import PrmFormat
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.state.enums import MAX_STOP_STATES, MAX_STOP_TOKENS, Mode
+from rsd_kernels.state.enums import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_STOP_STATES,
+    MAX_STOP_TOKENS,
+    Mode,
+)
 
 logger = logging.getLogger("rsd_engine")
 
@@ -31,15 +37,25 @@ class RequestRules:
     eos_ids: frozenset[int]
     special_ids: Mapping[str, int]  # by the token's text
     num_ids: int
+    encode: Callable[[str], Sequence[int]]  # the ids of a text, without special ones around it
     max_model_len: int
     prm_max_len: int
     prm_format: PrmFormat | None
 
 
 def slot_request(
-    prompt: ResolvedPrompt, params: SamplingParams, rules: RequestRules, *, seed: int, sample: int
+    prompt: ResolvedPrompt,
+    params: SamplingParams,
+    rules: RequestRules,
+    *,
+    seed: int,
+    sample: int,
+    stream: bool = False,
 ) -> SlotRequest:
     """One sample of a request.
+
+    Args:
+        stream: whether someone reads its events; without a PRM it then tells every token.
 
     Raises:
         ValueError: the prompt does not fit or has unknown ids, the mode needs models that are not
@@ -58,7 +74,7 @@ def slot_request(
     length = len(prompt.token_ids)
     room = _room(length, len(prm_prompt), params.max_steps, rules)
     policy = params.policy or rules.policy
-    max_tokens = min(params.max_tokens, room)
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
         prompt=prompt.token_ids,
         prm_prompt=prm_prompt,
@@ -79,7 +95,21 @@ def slot_request(
         sample_index=sample,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
+        stream_tokens=stream and rules.prm_format is None,
+        prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        biases=_biases(params, rules),
+        only_biased=params.allowed_token_ids is not None,
+        bad_words=_bad_words(params, rules),
     )
+
+
+def truncated(prompt: ResolvedPrompt, params: SamplingParams) -> ResolvedPrompt:
+    """The prompt's last tokens, if the request wants no more; its text stays as it was given."""
+    if params.truncate_prompt_tokens is None:
+        return prompt
+    return replace(prompt, token_ids=prompt.token_ids[-params.truncate_prompt_tokens :])
 
 
 def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
@@ -170,5 +200,38 @@ def _stop_tokens(params: SamplingParams, rules: RequestRules) -> tuple[int, ...]
         raise ValueError(
             f"stop_token_ids and the model's end-of-text ids may be {MAX_STOP_TOKENS} in all, "
             f"got {len(found)}"
+        )
+    return tuple(found)
+
+
+def _biases(params: SamplingParams, rules: RequestRules) -> tuple[tuple[int, float], ...]:
+    """The ids that may be sampled, if only some may, with their biases; or those with a bias."""
+    bias, allowed = params.logit_bias or {}, params.allowed_token_ids
+    for name, ids in (("logit_bias", bias), ("allowed_token_ids", allowed or ())):
+        unknown = [i for i in ids if i >= rules.num_ids]
+        if unknown:
+            raise ValueError(f"{name} must have ids in [0, {rules.num_ids - 1}], got {unknown[0]}")
+    if allowed is None:
+        return tuple(bias.items())
+    return tuple((token, bias.get(token, 0.0)) for token in allowed)
+
+
+def _bad_words(params: SamplingParams, rules: RequestRules) -> tuple[tuple[int, ...], ...]:
+    """Each word as tokens; also with a space before it where that makes it another first token."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in params.bad_words or ():
+        plain, spaced = (tuple(rules.encode(space + word.lstrip())) for space in ("", " "))
+        if len(plain) > MAX_BAD_WORD_TOKENS:
+            raise ValueError(
+                f"a word of bad_words may have {MAX_BAD_WORD_TOKENS} tokens, got {word!r} of "
+                f"{len(plain)}. Give a shorter part of it"
+            )
+        found[plain] = None
+        if len(spaced) == len(plain) and spaced[0] != plain[0]:
+            found[spaced] = None
+    if len(found) > MAX_BAD_WORDS:
+        raise ValueError(
+            f"bad_words may be {MAX_BAD_WORDS} token sequences, a word being one or two of them, "
+            f"got {len(found)}. Give fewer words"
         )
     return tuple(found)

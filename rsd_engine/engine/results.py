@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rsd_engine.core.events import RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.outputs import (
     CompletionOutput,
@@ -54,6 +54,7 @@ class SampleBuilder:
         self.request_id = request_id
         self.index = index
         self.done: RequestDone | None = None
+        self.prompt_read: PromptRead | None = None
         self._params = params
         self._vocabulary = vocabulary
         self._eos_ids = eos_ids
@@ -64,7 +65,9 @@ class SampleBuilder:
             params.include_stop_str_in_output,
         )
         self._pieces: list[str] = []
-        self._steps: list[Step] = []
+        self._steps: list[Step] = []  # their texts are cut from the whole one in the end
+        self._ends: list[int] = []  # characters up to the end of each step
+        self._part: list[StepDecided] = []  # what is told of the step being written
         self._rejected: list[RejectedStep] = []
         self._to_rewrite: RejectedStep | None = None  # the next kept step stands in its place
         self._logprobs: list[TokenLogprobs] = []
@@ -77,35 +80,48 @@ class SampleBuilder:
             return None
         if event.kind == RecordKind.REJECTED:
             return self._reject(event)
-        return self._keep(event)
+        piece = self._add_text(event)
+        self._pieces.append(piece)
+        self._logprobs += event.logprobs or ()
+        self._part.append(event)
+        if event.kind == RecordKind.KEPT:
+            self._end_step()
+        return self._event("kept", piece, event)
+
+    def _add_text(self, event: StepDecided) -> str:
+        """What a kept step, or a part of one, adds to the text."""
+        ids = event.token_ids
+        if not event.finish:
+            return self._detokenizer.push(ids)
+        if event.finish != Finish.STOP_TOKEN:
+            return self._detokenizer.finish(ids, stopped=event.finish == Finish.STOP_STRING)
+        if not self._params.include_stop_str_in_output:
+            return self._detokenizer.finish(ids[:-1])
+        special = self._stop_special(ids[-1])
+        if special is None:
+            return self._detokenizer.finish(ids)
+        return self._detokenizer.finish(ids[:-1]) + special
+
+    def _end_step(self) -> None:
+        """Makes a step of the parts told so far."""
+        last = self._part[-1]
+        ids = tuple(i for event in self._part for i in event.token_ids)
+        self._steps.append(Step("", ids, _SOURCES[last.source], _reward_of(last), self._to_rewrite))
+        self._ends.append(self._detokenizer.num_decoded)
+        self._to_rewrite = None
+        self._part.clear()
 
     def _reject(self, event: StepDecided) -> StepEvent:
-        text = self._text_of(event.token_ids)
+        text = self._detokenizer.text_if_last(event.token_ids)
         self._to_rewrite = RejectedStep(text, event.token_ids, event.reward)
         self._rejected.append(self._to_rewrite)
         return self._event("rejected", text, event)
 
-    def _keep(self, event: StepDecided) -> StepEvent:
-        ids = event.token_ids
-        source, reward = _SOURCES[event.source], _reward_of(event)
-        self._steps.append(Step(self._text_of(ids), ids, source, reward, self._to_rewrite))
-        self._to_rewrite = None
-        if event.logprobs:
-            self._logprobs += event.logprobs
-        if event.finish:
-            special = self._stop_special(ids[-1]) if event.finish == Finish.STOP_TOKEN else None
-            text_ids = ids if special is None else ids[:-1]
-            piece = self._detokenizer.finish(text_ids, stopped=event.finish == Finish.STOP_STRING)
-            if special is not None and self._params.include_stop_str_in_output:
-                piece += special
-        else:
-            piece = self._detokenizer.push(ids)
-        self._pieces.append(piece)
-        return self._event("kept", piece, event)
-
     def close(self, done: RequestDone) -> StepEvent | None:
         """Ends the sample; an abort or error may release text that was held back."""
         self.done = done
+        if self._part:
+            self._end_step()  # its request failed or was aborted, but what was told stays
         if self._steps and done.finish not in (None, Finish.ERROR) and self._dropped is None:
             return None
         rest = self._detokenizer.finish()
@@ -119,18 +135,27 @@ class SampleBuilder:
         """The output of the sample, once it is closed."""
         assert self.done is not None
         token_ids = tuple(i for step in self._steps for i in step.token_ids)
+        text = "".join(self._pieces)
         logprobs = self._logprobs if self._params.logprobs is not None else None
         return CompletionOutput(
             index=self.index,
-            text="".join(self._pieces),
+            text=text,
             token_ids=token_ids,
             finish_reason=_REASONS[self.done.finish],
             stop_reason=self._stop_reason(token_ids),
-            steps=tuple(self._steps),
+            steps=self._steps_of(text),
             cumulative_logprob=None if logprobs is None else sum(p.logprob for p in logprobs),
             logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
             error=self._error(),
         )
+
+    def prompt_logprobs(
+        self, token_ids: tuple[int, ...]
+    ) -> tuple[dict[int, Logprob] | None, ...] | None:
+        """Of each token of the prompt; None unless asked for, and for the first token."""
+        if self.prompt_read is None:
+            return None
+        return (None, *self._named_logprobs(token_ids[1:], self.prompt_read.logprobs))
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
@@ -144,6 +169,17 @@ class SampleBuilder:
             steps_accepted=sum(step.reward is not None for step in self._steps),
             steps_rejected=len(self._rejected),
             nan_rewards=self.done.nan_rewards,
+        )
+
+    def _steps_of(self, text: str) -> tuple[Step, ...]:
+        """The steps with their texts, which add up to `text`: each character comes once.
+
+        A character whose bytes two steps wrote belongs to the second one.
+        """
+        ends = [*self._ends[:-1], len(text)]
+        return tuple(
+            replace(step, text=text[start:end])
+            for step, start, end in zip(self._steps, [0, *ends], ends, strict=False)
         )
 
     def _role_metrics(self, role: Role) -> RoleMetrics:
@@ -178,7 +214,12 @@ class SampleBuilder:
 
     def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
         source, reward = _SOURCES[event.source], _reward_of(event)
-        return StepEvent(self.request_id, self.index, kind, text, event.token_ids, source, reward)
+        logprobs = None
+        if self._params.logprobs is not None:
+            logprobs = self._named_logprobs(event.token_ids, event.logprobs or ())
+        return StepEvent(
+            self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
+        )
 
     def _text_of(self, ids: tuple[int, ...]) -> str:
         return self._vocabulary.join(ids).decode("utf-8", errors="replace")
@@ -206,20 +247,27 @@ class SampleBuilder:
         if self.done.finish != Finish.ERROR:
             return None
         role = self._dropped.source.name.lower() if self._dropped else "a"
-        return f"the {role} model gave logits that are not finite (NaN or infinite)"
+        error = f"the {role} model gave logits that are not finite (NaN or infinite)"
+        if self._params.allowed_token_ids or self._params.bad_words:
+            error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
+        return error
 
     def _named_logprobs(
-        self, token_ids: tuple[int, ...], logprobs: list[TokenLogprobs]
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> tuple[dict[int, Logprob], ...]:
         named = []
         for token, entry in zip(token_ids, logprobs, strict=True):
             top = {
-                t: Logprob(value, rank, self._text_of((t,)))
+                t: self._logprob(t, value, rank)
                 for rank, (t, value) in enumerate(entry.top.items(), start=1)
             }
-            top.setdefault(token, Logprob(entry.logprob, None, self._text_of((token,))))
+            top.setdefault(token, self._logprob(token, entry.logprob, entry.rank))
             named.append(top)
         return tuple(named)
+
+    def _logprob(self, token: int, value: float, rank: int) -> Logprob:
+        data = self._vocabulary.token_bytes[token]
+        return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
 
 
 def _reward_of(event: StepDecided) -> float | None:
@@ -252,4 +300,5 @@ class RequestBuilder:
             outputs=tuple(s.completion() for s in self.samples),
             metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
             seed=self._seed,
+            prompt_logprobs=self.samples[0].prompt_logprobs(self._prompt.token_ids),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
-from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
+from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
 from rsd_kernels.state.slots import SlotSizes, pages_for
 
 MIN_TOKENS_PER_PAGE = 16  # of the role with the largest tokens; pages of the others hold more
@@ -105,7 +105,7 @@ def slot_sizes(layout: PoolLayout, max_len: Mapping[Role, int], max_num_seqs: in
     A context may briefly be `MAX_CUT_TOKENS` longer, where a token is cut at a delimiter.
     """
     longest = max(length for role, length in max_len.items() if role != Role.PRM) + MAX_CUT_TOKENS
-    words_per_token = 2 + 2 * MAX_LOGPROBS
+    words_per_token = 1 + LOGPROB_WORDS + 2 * MAX_LOGPROBS
     return SlotSizes(
         num_slots=max_num_seqs,
         max_len=longest,

@@ -39,10 +39,11 @@ class Detokenizer:
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self.num_decoded = 0  # characters of all ids so far, those held back included
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` add, but for what must wait for the next ids."""
-        text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids)))
+        text = self._held + self._decode(ids)
         keep = _possible_stop(text, self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -55,13 +56,24 @@ class Detokenizer:
             stopped: a stop string ended the output, inside or at the end of the last token; the
                 text is cut there. A stop string before that (before `min_tokens`) stays.
         """
-        text = self._held + self._decoder.decode(b"".join(map(self._bytes, ids[:-1])))
+        text = self._held + self._decode(ids[:-1])
         before = len(text)
-        text += self._decoder.decode(b"".join(map(self._bytes, ids[-1:])), final=True)
+        text += self._decode(ids[-1:], final=True)
         self._held = ""
         if not stopped:
             return text
         return cut_at_stop(text, self._stop, self._include_stop, before)[0]
+
+    def text_if_last(self, ids: Iterable[int]) -> str:
+        """The text that `ids` would add here if nothing followed them; nothing changes."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.setstate(self._decoder.getstate())
+        return decoder.decode(b"".join(map(self._bytes, ids)), final=True)
+
+    def _decode(self, ids: Iterable[int], final: bool = False) -> str:
+        text = self._decoder.decode(b"".join(map(self._bytes, ids)), final=final)
+        self.num_decoded += len(text)
+        return text
 
     def _bytes(self, token: int) -> bytes:
         if token in self._special:

@@ -172,7 +172,7 @@ def test_a_threshold_that_is_not_a_number() -> None:
         ("min_p", -0.1),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
-        ("seed", -1),
+        ("seed", -2),
         ("seed", 2**63),
         ("n", 0),
         ("min_tokens", -1),
@@ -221,6 +221,7 @@ def test_unknown_sampling_parameters() -> None:
         ({"prompt": "a", "question": 7}, ["question", "7"]),
         ({"prompt": "a", "question": "\udcff"}, ["question", "surrogate"]),
         ({"role": "user", "content": "a"}, ["chat()"]),
+        ({"messages": [{"role": "user", "content": "a"}]}, ["chat()"]),
         ([3.5, 2.5], ["float"]),
         ([[3, 2.5]], ["token ids", "a list that holds float"]),
         ([True, False], ["bool"]),
@@ -244,17 +245,13 @@ def test_bad_prompts(engine: Engine, prompt: object, words: list[str]) -> None:
     ("messages", "words"),
     [
         ([], "messages is empty"),
-        ([{"role": "user"}], "'content'"),
-        ([{"role": "system", "content": "be kind"}], "user message"),
+        ([{"role": "user"}], "content"),
         (None, "messages must be a list"),
         ("Hi", "messages must be a list"),
         ({"role": "user", "content": "Hi"}, "messages must be a list"),
         (["Hi"], "a conversation must be a list"),
-        ([{"role": "user", "content": None}], "user message must be text, got None"),
-        (
-            [{"role": "system", "content": None}, {"role": "user", "content": "Hi"}],
-            "the chat template cannot use these messages",
-        ),
+        ([{"role": "user", "content": None}], "role 'user' must be text .* got None"),
+        ([{"role": "system", "content": None}], "role 'system' must be text .* got None"),
     ],
 )
 def test_bad_conversations(engine: Engine, messages: object, words: str) -> None:
@@ -263,7 +260,7 @@ def test_bad_conversations(engine: Engine, messages: object, words: str) -> None
 
 
 def test_a_bad_prompt_among_good_ones_starts_nothing(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="prompt 1: prompt has"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]: prompt has"):
         engine.generate([[5, 6], [5] * CONTEXT], SamplingParams(max_tokens=4), use_tqdm=False)
     assert not engine.parts.core.has_work
 

@@ -95,7 +95,7 @@ def test_steps_change_nothing_in_what_one_model_writes(tiny: TinyModels) -> None
     params = SamplingParams(temperature=0.0, max_tokens=64)
     with (
         Engine(target=tiny.target, step_delimiters=None, device="cpu") as plain,
-        Engine(target=tiny.target, device="cpu") as stepped,
+        Engine(target=tiny.target, step_delimiters="\n\n", device="cpu") as stepped,
     ):
         three = plain.get_tokenizer().convert_tokens_to_ids("ĊĊĊ")
         compared = 0

@@ -63,7 +63,7 @@ def test_stop_token_ids(engine: Engine) -> None:
     tokenizer = engine.get_tokenizer()
     [b] = tokenizer.encode("b", add_special_tokens=False)
     completion = write(engine, "abc</s>", replace(GREEDY, stop_token_ids=[b]))
-    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("ab", "stop", b)
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("a", "stop", b)
     completion = write(engine, "acd</s>", replace(GREEDY, stop_token_ids=[b]))
     assert (completion.text, completion.finish_reason, completion.stop_reason) == (
         "acd", "stop", None,
@@ -142,7 +142,7 @@ def test_tokens_past_the_delimiter_are_cut(engine: Engine) -> None:
 
 
 def test_plain_decoding_has_one_step(tiny: TinyModels) -> None:
-    with Engine(target=tiny.target, step_delimiters=None, device="cpu") as engine:
+    with Engine(target=tiny.target, device="cpu") as engine:
         params = SamplingParams(temperature=1.0, seed=1, max_tokens=60, ignore_eos=True)
         [result] = generate(engine, [PROMPTS[0]], params)
     assert len(result.outputs[0].steps) == 1 and "\n\n" in result.outputs[0].text

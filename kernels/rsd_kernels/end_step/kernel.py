@@ -3,6 +3,7 @@
 keep:   committed = length, prm_committed = prm_length, stop_committed = stop_state
 reject: length = committed, prm_length = prm_committed, stop_state = stop_committed, K/V cut to them
 drop:   the output ends without the step
+part:   told = length; the step goes on, and nothing else changes
 
 Twin: `rsd_kernels.end_step.twin`. A launch has one program, so the order of log records and of
 freed pages is that of the lanes: slots here, the sequences of the pass in `reward.kernel`.
@@ -26,6 +27,7 @@ from rsd_kernels.tick_clock.kernel import end_tick
 KEPT = tl.constexpr(int(RecordKind.KEPT))
 REJECTED = tl.constexpr(int(RecordKind.REJECTED))
 _DROPPED = tl.constexpr(int(RecordKind.DROPPED))
+_PART = tl.constexpr(int(RecordKind.PART))
 DRAFT = tl.constexpr(int(Role.DRAFT))
 _PHASE_DRAFT = tl.constexpr(int(Phase.DRAFT))
 _PHASE_SCORE = tl.constexpr(int(Phase.SCORE))
@@ -47,13 +49,16 @@ def transition(
     state: tl.tuple,
     b_slot: tl.tensor,  # [lanes] int32, a slot at most once
     m_lane: tl.tensor,  # [lanes] whose step is decided
-    b_kind: tl.tensor,  # [lanes] kept, rejected or dropped
+    b_kind: tl.tensor,  # [lanes] kept, rejected, dropped or part
     b_source: tl.tensor,  # [lanes] the role that wrote the step
     b_reward_bits: tl.tensor,  # [lanes] its reward as it goes into the log
     tokens_per_page: tl.tuple,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Logs the step of every lane in `m_lane` and puts its slot into the next phase."""
+    """Logs the step of every lane in `m_lane` and puts its slot into the next phase.
+
+    A part is logged only.
+    """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_last = tl.load(state.length + b_slot, mask=m_lane, other=0)
     b_prm_first = tl.load(state.prm_committed + b_slot, mask=m_lane, other=0)
@@ -66,10 +71,12 @@ def transition(
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
+    m_part = m_lane & (b_kind == _PART)
     b_finish = tl.where((b_finish == 0) & (b_steps >= b_max_steps), _FINISH_STEPS, b_finish)
-    b_finish = tl.where(m_rejected, _FINISH_NONE, b_finish)
+    b_finish = tl.where(m_rejected | m_part, _FINISH_NONE, b_finish)
     # `publish` has a barrier: every warp has read the columns before one of them is overwritten.
     publish(state, m_lane, b_slot, b_kind, b_source, b_reward_bits, b_finish, CHUNK)
+    tl.store(state.told + b_slot, b_last, mask=m_part)
     tl.store(state.num_steps + b_slot, b_steps, mask=m_kept)
     tl.store(state.committed + b_slot, b_last, mask=m_kept)
     tl.store(state.prm_committed + b_slot, b_prm_last, mask=m_kept)
@@ -85,7 +92,7 @@ def transition(
     b_writer = tl.where(b_mode == _MODE_TARGET, _PHASE_TARGET, _PHASE_DRAFT)
     b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
     b_phase = tl.where(m_rejected, _PHASE_TARGET, b_phase)
-    tl.store(state.phase + b_slot, b_phase, mask=m_lane)
+    tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
     b_keep = tl.where(m_rejected, b_first, 0)
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
@@ -94,6 +101,19 @@ def transition(
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
         state.num_slots, state.num_columns, 3, CHUNK,
     )  # fmt: skip
+
+
+@triton.jit
+def _streams(
+    state: tl.tuple, b_slot: tl.tensor, m_lane: tl.tensor, b_phase: tl.tensor
+) -> tl.tensor:
+    """Whether each slot is writing a step that is told token by token, and has a new one."""
+    b_streams = tl.load(state.stream_tokens + b_slot, mask=m_lane, other=0)
+    b_told = tl.load(state.told + b_slot, mask=m_lane, other=0)
+    b_told = tl.maximum(b_told, tl.load(state.committed + b_slot, mask=m_lane, other=0))
+    b_length = tl.load(state.length + b_slot, mask=m_lane, other=0)
+    m_writes = (b_phase == _PHASE_DRAFT) | (b_phase == _PHASE_TARGET)
+    return (b_streams != 0) & (b_length > b_told) & m_writes
 
 
 @triton.jit
@@ -111,19 +131,22 @@ def end_step_kernel(
     b_slot = first + tl.arange(0, BLOCK_S)
     m_lane = b_slot < first + count
     b_phase = tl.load(state.phase + b_slot, mask=m_lane, other=0)
+    m_part = m_lane & (b_slot < 0)
     if ONLY_ENDED:
         b_ended = tl.load(state.ended + b_slot, mask=m_lane, other=0)
+        m_part = m_lane & (b_ended == 0) & _streams(state, b_slot, m_lane, b_phase)
         m_lane = m_lane & (b_ended != 0) & (b_phase != _PHASE_WAIT_HOST)
-    b_source = tl.load(state.step_source + b_slot, mask=m_lane, other=0)
+    b_source = tl.load(state.step_source + b_slot, mask=m_lane | m_part, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
     m_dropped = (b_finish == _FINISH_ERROR) | (b_finish == _FINISH_PRM_FULL)
     m_score = m_lane & ~m_dropped & (b_source == DRAFT) & (b_mode == _MODE_RSD)
     tl.debug_barrier()
     tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
+    b_kind = tl.where(m_part, _PART, tl.where(m_dropped, _DROPPED, KEPT))
     transition(
-        state, b_slot, m_lane & ~m_score, tl.where(m_dropped, _DROPPED, KEPT), b_source,
-        b_slot * 0 + NAN_BITS, tokens_per_page, CHUNK,
+        state, b_slot, (m_lane & ~m_score) | m_part, b_kind, b_source, b_slot * 0 + NAN_BITS,
+        tokens_per_page, CHUNK,
     )  # fmt: skip
     if ONLY_ENDED:
         end_tick(state, CLOCK)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.state.columns import host, number, write_at
 from rsd_kernels.state.enums import Finish, Mode, Phase, RecordKind, Role
@@ -19,11 +21,31 @@ _NOTHING = (0, 0, 0)
 
 
 def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
-    """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored."""
+    """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
+
+    Of an unscored step that goes on, the new tokens are told where the request streams them.
+    """
+    streams = _streams(state)
     for b, ended in enumerate(host(state.ended).tolist()):
         if ended and number(state.phase, b) != Phase.WAIT_HOST:
             end_slot_step(state, b, tokens_per_page)
+        elif not ended and streams[b]:
+            _tell_part(state, b)
     end_tick(state)
+
+
+def _streams(state: SlotState) -> list[bool]:
+    """Whether each slot is writing a step that is told token by token, and has a new one."""
+    told = np.maximum(host(state.committed), host(state.told))
+    new = (host(state.stream_tokens) != 0) & (host(state.length) > told)
+    writes = np.isin(host(state.phase), (Phase.DRAFT, Phase.TARGET))
+    return list((new & writes).tolist())
+
+
+def _tell_part(state: SlotState, b: int) -> None:
+    source = number(state.step_source, b)
+    publish(state, b, kind=RecordKind.PART, source=source, reward=UNSCORED, finish=Finish.NONE)
+    write_at(state.told, b, host(state.length)[b])
 
 
 def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:

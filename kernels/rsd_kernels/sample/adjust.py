@@ -1,7 +1,7 @@
-"""First half of sampling: finiteness, logprobs, penalties, largest logit. Greedy slots end here.
+"""First half of sampling: finiteness, logprobs, what a request changes, largest logit.
 
-Repetition penalty p: x / p if x > 0 else x p for every id in the context; -inf for stop tokens
-before min_length.
+Greedy slots end here. In vLLM's order: biases and forbidden ids (`forbid`), then penalties
+(`penalties`). The model's own logits are kept in `raw` where they are still needed.
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rsd_kernels.state.enums import MAX_LOGPROBS, MAX_STOP_TOKENS, NOT_FINITE
+from rsd_kernels.sample.forbid import add_biases, forbid_bad_words, forbid_stops
+from rsd_kernels.sample.penalties import penalise_context, penalise_output
+from rsd_kernels.state.enums import MAX_LOGPROBS, NOT_FINITE
 
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
 _MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
-_MAX_STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
@@ -113,49 +114,15 @@ def _top_logprobs(
 
 
 @triton.jit
-def _penalise(
-    state: tl.tuple,
-    scratch: tl.tuple,
-    p_logits: tl.tensor,
-    i_seq: tl.tensor,
-    slot: tl.tensor,
-    length: tl.tensor,
-    penalty: tl.tensor,
-    vocabulary: tl.tensor,
-    BLOCK: tl.constexpr,
+def _copy(
+    p_logits: tl.tensor, p_raw: tl.tensor, vocabulary: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
-    """In place. All logits are read before one is written, so a repeated id is penalised once."""
-    p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
-    p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len
     start = 0
-    while start < length:
-        o_token = start + tl.arange(0, BLOCK)
-        b_token = tl.load(p_tokens + o_token, mask=o_token < length, other=_NO_ID)
-        m_token = b_token < vocabulary
-        b_x = tl.load(p_logits + b_token, mask=m_token, other=0.0)
-        tl.store(p_seen + o_token, b_x, mask=m_token)
+    while start < vocabulary:
+        b_id = start + tl.arange(0, BLOCK)
+        b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
+        tl.store(p_raw + b_id, b_x, mask=b_id < vocabulary)
         start += BLOCK
-    tl.debug_barrier()
-    start = 0
-    while start < length:
-        o_token = start + tl.arange(0, BLOCK)
-        b_token = tl.load(p_tokens + o_token, mask=o_token < length, other=_NO_ID)
-        m_token = b_token < vocabulary
-        b_x = tl.load(p_seen + o_token, mask=m_token, other=0.0)
-        b_x = tl.where(b_x > 0, tl.div_rn(b_x, penalty), b_x * penalty)
-        tl.store(p_logits + b_token, b_x, mask=m_token)
-        start += BLOCK
-    tl.debug_barrier()
-
-
-@triton.jit
-def _forbid_stops(
-    state: tl.tuple, p_logits: tl.tensor, slot: tl.tensor, vocabulary: tl.tensor
-) -> None:
-    o_stop = tl.arange(0, _MAX_STOP_TOKENS)
-    b_stop = tl.load(state.stop_tokens + slot * _MAX_STOP_TOKENS + o_stop)
-    m_stop = (b_stop >= 0) & (b_stop < vocabulary)
-    tl.store(p_logits + b_stop, tl.where(m_stop, float("-inf"), 0.0), mask=m_stop)
     tl.debug_barrier()
 
 
@@ -194,6 +161,7 @@ def adjust_kernel(
     draws = slot * 0
     if slot >= 0:
         p_logits = logits + i_seq.to(tl.int64) * stride_logits
+        p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
         bad, top, first, lse = _sequence_stats(scratch, i_seq, BLOCKS)
         if bad != 0:
             tl.store(state.next_token + slot, _NOT_FINITE)
@@ -203,16 +171,31 @@ def adjust_kernel(
             if wanted >= 0:
                 tl.store(scratch.seq_lse + i_seq, lse)
                 _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
-                tl.debug_barrier()
             penalty = tl.load(state.repetition_penalty + slot)
             early = length < tl.load(state.min_length + slot)
-            if penalty != 1.0:
-                _penalise(state, scratch, p_logits, i_seq, slot, length, penalty, vocabulary, BLOCK)
+            adjusts = tl.load(state.adjusts + slot) != 0
+            changes = early | (penalty != 1.0) | adjusts
+            only = adjusts & (tl.load(state.only_biased + slot) != 0)
+            copies = changes & (only | (wanted >= 0))
+            tl.store(scratch.seq_raw + i_seq, tl.where(copies, 1, 0))
+            if copies:
+                _copy(p_logits, p_raw, vocabulary, BLOCK)
+            if adjusts:
+                add_biases(state, p_logits, p_raw, slot, only, vocabulary, BLOCK)
+                forbid_bad_words(state, p_logits, slot, length, vocabulary)
             if early:
-                _forbid_stops(state, p_logits, slot, vocabulary)
-            if early | (penalty != 1.0):
+                forbid_stops(state, p_logits, slot, vocabulary)
+            if penalty != 1.0:
+                penalise_context(
+                    state, scratch, p_logits, i_seq, slot, length, penalty, vocabulary, BLOCK
+                )
+            if adjusts:
+                penalise_output(state, scratch, p_logits, i_seq, slot, length, vocabulary, BLOCK)
+            if changes:
                 top, first = _scan(p_logits, vocabulary, top, BLOCK)
+            none = top == float("-inf")  # every id is forbidden
             tl.store(scratch.seq_max + i_seq, top)
-            tl.store(state.next_token + slot, first)  # greedy; a draw replaces it
-            draws = tl.where(tl.load(state.temperature + slot) != 0.0, 1, 0)
+            # The greedy token; a draw replaces it.
+            tl.store(state.next_token + slot, tl.where(none, _NOT_FINITE, first))
+            draws = tl.where((tl.load(state.temperature + slot) != 0.0) & ~none, 1, 0)
     tl.store(scratch.seq_draws + i_seq, draws)

@@ -95,6 +95,7 @@ def _write_replacement(
         tl.store(state.tokens + o_token + i, tl.load(tables.prefix_token + first + i))
         if i > 0:
             tl.store(state.token_logprob + o_token + i, 0.0)
+            tl.store(state.token_rank + o_token + i, 1)
             tl.store(state.top_logprob + (o_token + i) * _MAX_LOGPROBS + o_top, b_value, mask=m_top)
             tl.store(state.top_token + (o_token + i) * _MAX_LOGPROBS + o_top, b_id, mask=m_top)
         i += 1

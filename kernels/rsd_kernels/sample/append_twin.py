@@ -75,6 +75,7 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
         write_at(state.tokens, (b, slice(first, last)), after.tokens)
         if last > first + 1:  # the first token carries all the logprob
             state.token_logprob[b, first + 1 : last] = 0.0
+            state.token_rank[b, first + 1 : last] = 1
             state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
             state.top_token[b, first + 1 : last] = state.top_token[b, first]
     columns = zip(*(after.columns for after in appended), strict=True)

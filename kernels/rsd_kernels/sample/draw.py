@@ -140,25 +140,29 @@ def _token_logprob(
     i_seq: tl.tensor,
     slot: tl.tensor,
     token: tl.tensor,
+    vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Writes the model's own logprob of the token: a penalised logit is looked up as it was."""
-    length = tl.load(state.length + slot)
-    o_context = slot.to(tl.int64) * state.max_len
-    logit = tl.load(p_logits + token)
-    if tl.load(state.repetition_penalty + slot) != 1.0:
-        seen = logit * 0.0 + float("-inf")
-        start = 0
-        while start < length:
-            o_token = start + tl.arange(0, BLOCK)
-            b_token = tl.load(state.tokens + o_context + o_token, mask=o_token < length, other=-1)
-            p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len + o_token
-            b_seen = tl.load(p_seen, mask=b_token == token, other=float("-inf"))
-            seen = tl.maximum(seen, tl.max(b_seen))
-            start += BLOCK
-        logit = tl.where(seen > float("-inf"), seen, logit)
+    """Writes the model's own logprob and rank of the token, from its logits as they were."""
+    raw = tl.load(scratch.seq_raw + i_seq) != 0
+    p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
+    logit = tl.load(p_raw + token, mask=raw, other=0.0)
+    logit = tl.where(raw, logit, tl.load(p_logits + token))
+    rank = token * 0 + 1
+    start = 0
+    while start < vocabulary:
+        b_id = start + tl.arange(0, BLOCK)
+        m_id = b_id < vocabulary
+        b_raw = tl.load(p_raw + b_id, mask=m_id & raw, other=0.0)
+        b_x = tl.load(p_logits + b_id, mask=m_id & (raw == 0), other=0.0)
+        b_x = tl.where(raw, b_raw, b_x)
+        m_before = (b_x > logit) | ((b_x == logit) & (b_id < token))
+        rank += tl.sum(tl.where(m_id & m_before, 1, 0))
+        start += BLOCK
     lse = tl.load(scratch.seq_lse + i_seq)
-    tl.store(state.token_logprob + o_context + length, logit - lse)
+    o_token = slot.to(tl.int64) * state.max_len + tl.load(state.length + slot)
+    tl.store(state.token_logprob + o_token, logit - lse)
+    tl.store(state.token_rank + o_token, rank)
 
 
 @triton.jit
@@ -185,5 +189,5 @@ def draw_kernel(
             token = _draw(state, scratch, p_logits, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
-            _token_logprob(state, scratch, p_logits, i_seq, slot, token, BLOCK)
+            _token_logprob(state, scratch, p_logits, i_seq, slot, token, vocabulary, BLOCK)
         append_token(state, tables, slot, token, role)

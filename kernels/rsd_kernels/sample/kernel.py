@@ -73,6 +73,7 @@ def sample_append(
     blocks = ceil_div(logits.shape[1], VOCABULARY_BLOCK)
     check_shape("scratch.block_max", scratch.block_max, (state.num_slots, blocks))
     check_shape("scratch.seen", scratch.seen, tuple(state.tokens.shape))
+    check_shape("scratch.raw", scratch.raw, (state.num_slots, logits.shape[1]))
     check_devices(length=state.length, scratch=scratch.seen)
     for launch in sample_append_launches(state, batch, logits, tables, role, scratch):
         launch.run()

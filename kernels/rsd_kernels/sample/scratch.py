@@ -17,12 +17,12 @@ NUM_CUTS = 16  # coarse thresholds; the last one keeps everything
 MAX_CANDIDATES = 4096  # the longest list of ids that a coarse threshold may leave
 
 
-S, NB, L = "num_seqs", "num_blocks", "max_len"
+S, NB, L, V = "num_seqs", "num_blocks", "max_len", "vocabulary"
 
 
 @dataclass(frozen=True)
 class SampleScratch:
-    """S sequences, NB blocks of the vocabulary, contexts of at most L tokens.
+    """S sequences, NB blocks of the vocabulary, contexts of at most L tokens, V ids.
 
     Two states may be sampled from at the same time on different streams: each needs its own.
     """
@@ -35,15 +35,18 @@ class SampleScratch:
     cut_mass: Annotated[Tensor, float64, S, NB, NUM_CUTS]  # their exp
     seq_max: Annotated[Tensor, float32, S]  # after penalties
     seq_lse: Annotated[Tensor, float32, S]  # log of the sum of exp, before penalties
+    seq_raw: Annotated[Tensor, int32, S]  # 1 if `raw` has the sequence's logits
     seq_draws: Annotated[Tensor, int32, S]  # 1 if a token is still to be drawn
     candidate: Annotated[Tensor, int32, S, MAX_CANDIDATES]  # ids that a coarse threshold leaves
-    seen: Annotated[Tensor, float32, S, L]  # the context's logits before the repetition penalty
+    seen: Annotated[Tensor, float32, S, L]  # the context's logits before a penalty
+    raw: Annotated[Tensor, float32, S, V]  # the model's logits, where others take their place
 
     @classmethod
     def allocate(cls, state: SlotState, vocabulary: int) -> SampleScratch:
         """For a sequence in every slot and `vocabulary` logits each."""
         num_slots, max_len = state.tokens.shape
-        sizes = {S: num_slots, NB: ceil_div(vocabulary, VOCABULARY_BLOCK), L: max_len}
+        blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
+        sizes = {S: num_slots, NB: blocks, L: max_len, V: vocabulary}
         return cls(**allocate(cls, sizes, state.tokens.device))
 
 

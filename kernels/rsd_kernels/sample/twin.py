@@ -65,14 +65,19 @@ def sample(
         if greedy is not None:
             token = greedy[s]
         else:
-            adjusted = _adjust(state, b, logits[s])
-            token = (
-                int(adjusted.argmax()) if temperature[b] == 0 else _draw(state, b, adjusted, role)
-            )
+            token = _choose(state, b, logits[s], role, greedy=temperature[b] == 0)
         tokens[b] = token
-        if num_logprobs[b] >= 0:
+        if num_logprobs[b] >= 0 and token != NOT_FINITE:
             _record_logprobs(state, b, logits[s], token)
     write_at(state.next_token, list(tokens), list(tokens.values()))
+
+
+def _choose(state: SlotState, slot: int, logits: Tensor, role: int, *, greedy: bool) -> int:
+    """The next token of one sequence; NOT_FINITE if every id is forbidden."""
+    adjusted = _adjust(state, slot, logits)
+    if adjusted is not logits and bool(torch.isneginf(adjusted.max())):
+        return NOT_FINITE
+    return int(adjusted.argmax()) if greedy else _draw(state, slot, adjusted, role)
 
 
 def _all_plain(state: SlotState, slots: list[int]) -> bool:
@@ -80,6 +85,7 @@ def _all_plain(state: SlotState, slots: list[int]) -> bool:
     plain = (
         (host(state.temperature)[slots] == 0)
         & (host(state.repetition_penalty)[slots] == 1)
+        & (host(state.adjusts)[slots] == 0)
         & (host(state.length)[slots] >= host(state.min_length)[slots])
     )
     return bool(plain.all())
@@ -103,22 +109,59 @@ def _largest(logits: Tensor) -> list[int]:
 
 
 def _adjust(state: SlotState, slot: int, logits: Tensor) -> Tensor:
-    """Repetition penalty over prompt and output; no stop token before `min_length`."""
-    length = int(state.length[slot])
+    """Biases, ids that may not be sampled, then penalties, as in vLLM.
+
+    The logits themselves, if the request changes nothing.
+    """
+    length = number(state.length, slot)
+    adjusts, early = number(state.adjusts, slot), length < number(state.min_length, slot)
     penalty = float(state.repetition_penalty[slot])
-    adjusted = logits
+    if not adjusts and not early and penalty == 1:
+        return logits
+    adjusted = _biased(state, slot, logits) if adjusts else logits.clone()
+    if adjusts:
+        adjusted[_ends_of_bad_words(state, slot, length)] = -torch.inf
+    if early:
+        stops = state.stop_tokens[slot]
+        adjusted[stops[(stops >= 0) & (stops < logits.shape[0])].long()] = -torch.inf
     if penalty != 1:
         seen = state.tokens[slot, :length].long()
         seen = seen[seen < logits.shape[0]]
-        values = logits[seen]
-        adjusted = logits.clone()
+        values = adjusted[seen]
         adjusted[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if length < int(state.min_length[slot]):
-        stops = state.stop_tokens[slot]
-        stops = stops[(stops >= 0) & (stops < logits.shape[0])].long()
-        adjusted = adjusted.clone()
-        adjusted[stops] = -torch.inf
+    if adjusts:
+        _penalise_output(state, slot, length, adjusted)
     return adjusted
+
+
+def _biased(state: SlotState, slot: int, logits: Tensor) -> Tensor:
+    """Adds the request's biases; other ids keep their logits, or may not be sampled at all."""
+    count = int(state.num_biased[slot])
+    ids = state.biased_token[slot, :count].long()
+    biased = torch.full_like(logits, -torch.inf) if state.only_biased[slot] else logits.clone()
+    biased[ids] = logits[ids] + state.bias[slot, :count]
+    return biased
+
+
+def _ends_of_bad_words(state: SlotState, slot: int, length: int) -> Tensor:
+    """Ids that would complete a bad word; the words are looked for in the output alone."""
+    words = state.bad_words[slot, : int(state.num_bad_words[slot])]  # [words, tokens of each]
+    before = words.shape[1] - 1
+    output = state.tokens[slot, int(state.prompt_length[slot]) : length][-before:]
+    tail = torch.full((before,), -2, dtype=torch.int32, device=words.device)
+    tail[before - len(output) :] = output
+    begun = ((words[:, :-1] == tail) | (words[:, :-1] < 0)).all(1)
+    return words[begun, -1].long()
+
+
+def _penalise_output(state: SlotState, slot: int, length: int, logits: Tensor) -> None:
+    """Frequency penalty for every time that an id is in the output, presence penalty once."""
+    frequency, presence = state.frequency_penalty[slot], state.presence_penalty[slot]
+    if not (frequency or presence):
+        return
+    output = state.tokens[slot, int(state.prompt_length[slot]) : length].long()
+    ids, counts = output[output < logits.shape[0]].unique(return_counts=True)
+    logits[ids] = logits[ids] - frequency * counts - presence
 
 
 def filtered_probabilities(
@@ -171,10 +214,12 @@ def _draw(state: SlotState, slot: int, logits: Tensor, role: int) -> int:
 
 
 def _record_logprobs(state: SlotState, slot: int, logits: Tensor, token: int) -> None:
-    """The model's own logprobs, before temperature and filters, as in vLLM."""
+    """The model's own logprobs, before anything changes them, as in vLLM."""
     position, k = int(state.length[slot]), int(state.num_logprobs[slot])
     logprobs = logits.log_softmax(-1)
     state.token_logprob[slot, position] = logprobs[token]
+    ties = int((logits[:token] == logits[token]).sum())
+    state.token_rank[slot, position] = int((logits > logits[token]).sum()) + ties + 1
     values, ids = logprobs.topk(min(k, logprobs.shape[0]))
     state.top_logprob[slot, position, : len(values)] = values
     state.top_token[slot, position, : len(ids)] = ids.int()

@@ -20,12 +20,21 @@ from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.schedule.pack import MAX_SLOTS, pack, pad
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
-from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
+from rsd_kernels.state.enums import (
+    LOG_HEADER,
+    LOGPROB_WORDS,
+    MAX_CUT_TOKENS,
+    NUM_ROLES,
+    HostRequest,
+    Phase,
+    Role,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import begin_tick, end_tick
 
 _HEADER = tl.constexpr(LOG_HEADER)
+_LOGPROB_WORDS = tl.constexpr(LOGPROB_WORDS)
 _CUT_TOKENS = tl.constexpr(MAX_CUT_TOKENS)
 _NUM_ROLES = tl.constexpr(NUM_ROLES)
 _STARVED_AFTER = tl.constexpr(STARVED_AFTER)
@@ -70,7 +79,7 @@ def _must_return(
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
     b_tokens = b_length - b_committed + _CUT_TOKENS
-    b_words = b_tokens * tl.where(b_top < 0, 1, 2 + 2 * b_top) + _HEADER
+    b_words = b_tokens * tl.where(b_top < 0, 1, 2 * b_top + 1 + _LOGPROB_WORDS) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
     waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))

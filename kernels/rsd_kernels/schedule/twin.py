@@ -17,7 +17,15 @@ import numpy as np
 
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
-from rsd_kernels.state.enums import LOG_HEADER, MAX_CUT_TOKENS, NUM_ROLES, HostRequest, Phase, Role
+from rsd_kernels.state.enums import (
+    LOG_HEADER,
+    LOGPROB_WORDS,
+    MAX_CUT_TOKENS,
+    NUM_ROLES,
+    HostRequest,
+    Phase,
+    Role,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState, pages_for
 from rsd_kernels.tick_clock.twin import begin_tick, end_tick
@@ -107,7 +115,7 @@ def _must_return(state: SlotState) -> bool:
 def _log_words_of_a_tick(state: SlotState) -> int:
     """The most words that one tick can append: every slot decides a step."""
     asked = host(state.num_logprobs)
-    words_per_token = np.where(asked < 0, 1, 2 + 2 * asked)
+    words_per_token = np.where(asked < 0, 1, 1 + LOGPROB_WORDS + 2 * asked)
     step_tokens = host(state.length) - host(state.committed) + MAX_CUT_TOKENS
     return int((step_tokens * words_per_token + LOG_HEADER).sum())
 

@@ -12,8 +12,12 @@ MAX_DELIMITER_STATES = 64
 MAX_STOP_STATES = 256
 MAX_STOP_TOKENS = 32
 MAX_LOGPROBS = 20
+MAX_BIASED_TOKENS = 1024  # ids of a request's logit_bias, or of its allowed_token_ids
+MAX_BAD_WORDS = 128  # token sequences; a word has one or two
+MAX_BAD_WORD_TOKENS = 16
 MAX_CUT_TOKENS = 8  # most tokens that replace one that runs past a delimiter
 LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
+LOGPROB_WORDS = 2  # words of a token's logprobs in a record, besides two for each of the likeliest
 NOT_FINITE = -1  # in `next_token`: the logits cannot be sampled from
 
 
@@ -70,6 +74,7 @@ class RecordKind(IntEnum):
     KEPT = 1
     REJECTED = 2
     DROPPED = 3  # the output ends without them
+    PART = 4  # kept, and the step goes on: nothing scores it, so its tokens need not wait
 
 
 class Purpose(IntEnum):

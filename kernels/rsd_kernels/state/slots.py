@@ -15,6 +15,9 @@ from torch import Tensor, float32, int16, int32, int64
 from rsd_kernels.launch import ceil_div
 from rsd_kernels.state.columns import allocate
 from rsd_kernels.state.enums import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASED_TOKENS,
     MAX_DELIMITER_STATES,
     MAX_LOGPROBS,
     MAX_STOP_STATES,
@@ -82,6 +85,8 @@ class SlotState:
     ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
     # steps
     num_steps: Annotated[Tensor, int32, B]  # kept steps
+    stream_tokens: Annotated[Tensor, int32, B]  # 1: an unscored step is told token by token
+    told: Annotated[Tensor, int32, B]  # tokens in the log, where these are more than `committed`
     max_steps: Annotated[Tensor, int32, B]
     max_step_tokens: Annotated[Tensor, int32, B]
     min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output
@@ -102,6 +107,16 @@ class SlotState:
     top_p: Annotated[Tensor, float32, B]
     min_p: Annotated[Tensor, float32, B]
     repetition_penalty: Annotated[Tensor, float32, B]
+    adjusts: Annotated[Tensor, int32, B]  # 0: the request uses none of the next eight columns
+    presence_penalty: Annotated[Tensor, float32, B]  # over the output's tokens, like the next one
+    frequency_penalty: Annotated[Tensor, float32, B]
+    num_biased: Annotated[Tensor, int32, B]
+    biased_token: Annotated[Tensor, int32, B, MAX_BIASED_TOKENS]  # none of them twice
+    bias: Annotated[Tensor, float32, B, MAX_BIASED_TOKENS]
+    only_biased: Annotated[Tensor, int32, B]  # 1: no other id may be sampled
+    num_bad_words: Annotated[Tensor, int32, B]
+    # after the first tokens of a row, its last one may not be sampled; -1 fills it from the left
+    bad_words: Annotated[Tensor, int32, B, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS]
     seed: Annotated[Tensor, int64, B]
     sample_index: Annotated[Tensor, int32, B]  # which of the request's n samples
     num_logprobs: Annotated[Tensor, int32, B]  # -1: none asked for
@@ -111,6 +126,7 @@ class SlotState:
     reward: Annotated[Tensor, float32, B]  # of the step last scored
     # logprobs of the context's tokens, written only for slots that ask
     token_logprob: Annotated[Tensor, float32, B, L]
+    token_rank: Annotated[Tensor, int32, B, L]  # 1: the most likely; of equals, the first id
     top_logprob: Annotated[Tensor, float32, B, L, MAX_LOGPROBS]
     top_token: Annotated[Tensor, int32, B, L, MAX_LOGPROBS]
     # counters

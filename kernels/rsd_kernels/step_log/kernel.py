@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 
 from rsd_kernels.launch import interpreting
-from rsd_kernels.state.enums import LOG_HEADER, MAX_LOGPROBS
+from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, MAX_LOGPROBS
 
 _FENCE = tl.constexpr(not interpreting())  # the interpreter has no threads to order
 _HEADER = tl.constexpr(LOG_HEADER)
+_OWN_WORDS = tl.constexpr(LOGPROB_WORDS)
 _MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
 
 
@@ -27,15 +28,16 @@ def publish(
     b_finish: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Appends a record of the step committed:length of each lane's slot (a slot at most once).
+    """Appends what the log lacks of the step committed:length of each lane's slot (all different).
 
     It has a barrier: what any thread read before the call may be overwritten after it.
     """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
+    b_first = tl.maximum(b_first, tl.load(state.told + b_slot, mask=m_lane, other=0))
     b_count = tl.load(state.length + b_slot, mask=m_lane, other=0) - b_first
     b_generation = tl.load(state.generation + b_slot, mask=m_lane, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_lane, other=-1)
-    b_words = tl.where(b_top >= 0, b_count * (1 + 2 * b_top), 0)  # of logprobs
+    b_words = tl.where(b_top >= 0, b_count * (2 * b_top + _OWN_WORDS), 0)  # of logprobs
     b_size = tl.where(m_lane, _HEADER + b_count + b_words, 0)
     head = tl.load(state.log_head)
     b_at = head + tl.cumsum(b_size, 0) - b_size
@@ -90,23 +92,27 @@ def _copy_logprobs(
     b_top: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
-    """A block for each token: its own logprob, then ids, then the logprobs of these."""
+    """A block for each token: its own logprob and rank, then ids, then the logprobs of these."""
     most = tl.max(b_words)
     done = 0
     while done < most:
         o_word = done + tl.arange(0, CHUNK)[None, :]
         m_word = o_word < b_words[:, None]
         b_k = tl.maximum(b_top, 0)[:, None]
-        b_block = 1 + 2 * b_k
+        b_block = 2 * b_k + _OWN_WORDS
         o_from = o_token[:, None] + o_word // b_block
         b_place = o_word % b_block
         m_own = m_word & (b_place == 0)
-        m_id = m_word & (b_place > 0) & (b_place <= b_k)
-        m_value = m_word & (b_place > b_k)
-        o_top = o_from * _MAX_LOGPROBS + b_place - 1
+        m_rank = m_word & (b_place == 1)
+        m_id = m_word & (b_place >= _OWN_WORDS) & (b_place < b_k + _OWN_WORDS)
+        m_value = m_word & (b_place >= b_k + _OWN_WORDS)
+        o_top = o_from * _MAX_LOGPROBS + b_place - _OWN_WORDS
         b_own = tl.load(state.token_logprob + o_from, mask=m_own, other=0.0)
+        b_rank = tl.load(state.token_rank + o_from, mask=m_rank, other=0)
         b_id = tl.load(state.top_token + o_top, mask=m_id, other=0)
         b_value = tl.load(state.top_logprob + o_top - b_k, mask=m_value, other=0.0)
         b_float = tl.where(m_own, b_own, b_value).to(tl.int32, bitcast=True)
-        tl.store(state.log + b_at[:, None] + o_word, tl.where(m_id, b_id, b_float), mask=m_word)
+        b_whole = tl.where(m_rank, b_rank, b_id)
+        b_word = tl.where(m_rank | m_id, b_whole, b_float)
+        tl.store(state.log + b_at[:, None] + o_word, b_word, mask=m_word)
         done += CHUNK

@@ -1,7 +1,7 @@
 """The append-only log of decided steps: all that the host learns of a running loop.
 
 A record is LOG_HEADER words, the step's tokens and, for slots that asked for logprobs, a block of
-1 + 2k words for each token: its logprob, the k best ids, their logprobs (floats as their bits).
+2 + 2k words for each token: its logprob and rank, the k best ids, their logprobs (floats as bits).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from rsd_kernels.state.slots import SlotState
 def publish(
     state: SlotState, slot: int, *, kind: RecordKind, source: int, reward: float, finish: int
 ) -> None:
-    """Appends the step committed:length of a slot. `reward` is NaN if it was not scored."""
-    first, last = number(state.committed, slot), number(state.length, slot)
+    """Appends what the log lacks of the step committed:length; `reward` is NaN if unscored."""
+    first = max(number(state.committed, slot), number(state.told, slot))
+    last = number(state.length, slot)
     num_logprobs = number(state.num_logprobs, slot)
     parts = [host(state.tokens)[slot, first:last]]
     if num_logprobs >= 0:
@@ -35,6 +36,7 @@ def publish(
 
 def _logprob_words(state: SlotState, slot: int, first: int, last: int, k: int) -> np.ndarray:
     own = host(state.token_logprob)[slot, first:last].view(np.int32)[:, None]
+    rank = host(state.token_rank)[slot, first:last, None]
     ids = host(state.top_token)[slot, first:last, :k]
     values = np.ascontiguousarray(host(state.top_logprob)[slot, first:last, :k]).view(np.int32)
-    return np.concatenate([own, ids, values], axis=1).ravel()
+    return np.concatenate([own, rank, ids, values], axis=1).ravel()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.demo.summary import Score, print_summary
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate.command import make_engine
+from rsd_engine.cli.generate.settings import make_engine
 from rsd_engine.cli.show import StepView, make_console
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,29 +13,18 @@ from rsd_engine.cli.errors import FAILED, UsageError, caused_by_interrupt, print
 from rsd_engine.cli.generate.questions import (
     InputLine,
     Question,
-    engine_prompt,
     line_seed,
     parse_question,
     read_lines,
 )
 from rsd_engine.cli.generate.results_file import ResultsFile, encode_record
+from rsd_engine.cli.generate.settings import RunSettings
 from rsd_engine.cli.progress import Progress
 
 if TYPE_CHECKING:
     from rsd_engine import Engine, SamplingParams
 
 _CHUNK = 1024  # questions passed to the engine at once; slots idle only at the end of a chunk
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is the same for every line of a run."""
-
-    make_engine: Callable[[], Engine]
-    sampling: dict[str, Any]  # fields of SamplingParams, from the command line and the config
-    chat: bool | None  # None: if the tokenizer has a template
-    system: str | None
-    digest: str  # of all settings that decide the results
 
 
 class _Sink(Protocol):
@@ -140,10 +129,10 @@ def _questions(run: _Run, lines: Sequence[InputLine]) -> Iterator[Question]:
 
 
 def _answer(settings: RunSettings, run: _Run, engine: Engine, questions: list[Question]) -> None:
-    chat = has_template(engine) if settings.chat is None else settings.chat
+    chat = settings.chat.of(engine.get_tokenizer())
     ready, prompts, params = [], [], []
     for question in questions:
-        prompt = engine_prompt(question.given, chat=chat, system=settings.system)
+        prompt = chat.engine_prompt(question.given)
         try:
             wanted = _params(engine, settings, question)
             # The engine starts all requests or none, so each question is tried alone first.
@@ -163,11 +152,6 @@ def _params(engine: Engine, settings: RunSettings, question: Question) -> Sampli
     own = sampling_values(question.params) if question.params else {}
     values = {**settings.sampling, "seed": seed, **own}
     return replace(engine.get_default_sampling_params(), **values)
-
-
-def has_template(engine: Engine) -> bool:
-    """Whether the tokenizer of draft and target has a chat template."""
-    return bool(getattr(engine.get_tokenizer(), "chat_template", None))
 
 
 def _report_stop(done: int, total: int, output: Path | None) -> None:

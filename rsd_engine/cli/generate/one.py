@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.errors import FAILED, UsageError, print_stderr
-from rsd_engine.cli.generate.file import RunSettings, has_template
-from rsd_engine.cli.generate.questions import engine_prompt
+from rsd_engine.cli.generate.settings import RunSettings
 from rsd_engine.cli.show import StepView, make_console
 
 if TYPE_CHECKING:
@@ -36,9 +35,8 @@ def read_prompt(argument: str) -> str:
 def run_one(settings: RunSettings, prompt: str, *, show_steps: bool, as_json: bool) -> int:
     """Answers one prompt; returns the exit code."""
     engine = settings.make_engine()
-    chat = has_template(engine) if settings.chat is None else settings.chat
     params = replace(engine.get_default_sampling_params(), **settings.sampling)
-    given = engine_prompt({"prompt": prompt}, chat=chat, system=settings.system)
+    given = settings.chat.of(engine.get_tokenizer()).engine_prompt({"prompt": prompt})
     result = _answer(engine, given, params, live=not as_json, show_steps=show_steps)
     if as_json:
         from rsd_engine.cli.generate.records import result_record

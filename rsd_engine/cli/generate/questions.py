@@ -7,13 +7,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
 
-_PROMPT_KEYS = ("prompt", "question", "messages", "prompt_token_ids")
+_MAIN_KEYS = ("prompt", "messages", "prompt_token_ids")
+_PROMPT_KEYS = (*_MAIN_KEYS, "question", "tools")
 # Fields that are surely meant for the engine, unlike "seed" or "mode", which data may have.
 _SAMPLING = {"temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "stop"}
 _MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
@@ -38,8 +39,43 @@ class Question:
 
     line: InputLine
     id: str | int | None
-    given: Mapping[str, Any]  # the keys of _PROMPT_KEYS that the line has
+    given: Mapping[str, Any]  # those of _PROMPT_KEYS that the line has
     params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How questions become what the engine takes."""
+
+    chat: bool | None = None  # None: if there is a template
+    system: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of Engine.chat
+
+    def of(self, tokenizer: Any) -> ChatSettings:
+        """The same, with `chat` decided for the tokenizer of draft and target."""
+        if self.chat is not None:
+            return self
+        has_template = "chat_template" in self.options or getattr(tokenizer, "chat_template", None)
+        return replace(self, chat=bool(has_template))
+
+    def engine_prompt(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompt of a question, as the engine takes it.
+
+        With `chat`, a "prompt" or "question" by itself becomes a conversation. A prompt with a
+        question beside it is taken as it is, and so are token ids.
+        """
+        tools = {"tools": given["tools"]} if "tools" in given else {}
+        main = {key: value for key, value in given.items() if key != "tools"}
+        if "messages" in main:
+            return {**self.options, **tools, **main}
+        if len(main) > 1 or "prompt_token_ids" in main:
+            return main
+        text = next(iter(main.values()))
+        if not self.chat:
+            return {"prompt": text, "question": text}
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*head, {"role": "user", "content": text}]
+        return {**self.options, **tools, "messages": messages}
 
 
 def read_lines(path: Path) -> list[InputLine]:
@@ -81,11 +117,11 @@ def parse_question(line: InputLine) -> Question:
 
 
 def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
-    main = [key for key in given if key != "question"] or list(given)
-    if len(main) != 1 or ("messages" in given and "question" in given):
+    main = [key for key in given if key in _MAIN_KEYS] or [key for key in given if key != "tools"]
+    if len(main) != 1:
         raise ValueError(
             'needs one of "prompt", "question", "messages" or "prompt_token_ids" ("question" may '
-            f'also accompany "prompt" or "prompt_token_ids"), got keys {keys}'
+            f"also accompany the others), got keys {keys}"
         )
     for key in ("prompt", "question"):
         if key in given and not isinstance(given[key], str):
@@ -100,24 +136,6 @@ def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
         or any(not isinstance(m, dict) for m in messages)
     ):
         raise ValueError(f"messages must be a list of objects, got {_short(messages)}")
-
-
-def engine_prompt(given: Mapping[str, Any], *, chat: bool, system: str | None) -> Any:
-    """The prompt of a question, as the engine takes it: messages or a prompt dict.
-
-    With `chat`, a "prompt" or "question" by itself becomes a conversation. A prompt with a question
-    beside it is taken as it is, and so are token ids.
-    """
-    if "messages" in given:
-        return given["messages"]
-    alone = len(given) == 1 and "prompt_token_ids" not in given
-    if not alone:
-        return dict(given)
-    text = next(iter(given.values()))
-    if not chat:
-        return {"prompt": text, "question": text}
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": text}]
 
 
 def line_seed(seed: int, line: int) -> int:

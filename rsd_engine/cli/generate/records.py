@@ -16,7 +16,8 @@ _DECIMALS = 4
 
 def result_record(result: RequestOutput) -> dict[str, Any]:
     """Seed, outputs and counts of one request; `error` if a sample failed."""
-    outputs = result.to_dict()["outputs"]
+    values = result.to_dict()
+    outputs = values["outputs"]
     for output in outputs:
         for key in ("cumulative_logprob", "logprobs", "error"):
             if output[key] is None:
@@ -26,6 +27,8 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
             if step["rejected"] is not None:
                 _round(step["rejected"])
     record: dict[str, Any] = {"seed": result.seed, "outputs": outputs}
+    if values["prompt_logprobs"] is not None:
+        record["prompt_logprobs"] = values["prompt_logprobs"]
     record["metrics"] = _counts(result.metrics)
     errors = [output.error for output in result.outputs if output.error]
     return {"error": errors[0], **record} if errors else record

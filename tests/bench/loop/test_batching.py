@@ -100,7 +100,7 @@ def step(ids: str, reward: float = 0.5, top: str = "", gap: float = 0.0, **chang
     """A step of one token a letter; `top`: the two best at each, `gap` apart."""
     pairs = top.split() or [letter + "z" for letter in ids]
     logprobs = tuple(
-        TokenLogprobs(-1.0, {ord(best): -1.0, ord(other): -1.0 - gap})
+        TokenLogprobs(-1.0, 1, {ord(best): -1.0, ord(other): -1.0 - gap})
         for best, other in map(tuple, pairs)
     )
     made = StepDecided(

@@ -27,11 +27,14 @@ BAD: dict[int, tuple[Any, str]] = {
     7: ({"prompt_token_ids": [0, 99999]}, "prompt_token_ids must be in"),
     8: ({"prompt": "x", "params": {"temprature": 1}}, "unknown sampling parameters"),
     10: ({"prompt": "x", "id": "last", "params": {"policy": "clap"}}, "policy = 'clap'"),
-    11: ({"messages": [{"role": "system", "content": "x"}]}, "no user message"),
+    11: ({"messages": [{"content": "x"}]}, "a message needs 'role' and 'content'"),
     12: ({"prompt": "x", "params": {"stop": 5}}, "stop must be"),
     13: ({"prompt_token_ids": []}, "prompt is empty"),
-    14: ({"messages": [{"role": "user", "content": None}]}, "must be text, got None"),
-    15: ({"messages": [{"role": "alien"}]}, "a message needs 'role' and 'content'"),
+    14: (
+        {"messages": [{"role": "user", "content": None}]},
+        "must be text or a list of text parts, got None",
+    ),
+    15: ({"messages": [{"role": "alien"}]}, "role 'alien' must be text or a list of text parts"),
     16: ({"prompt": "x", "temperature": 0}, "['temperature'] must be inside"),
 }
 

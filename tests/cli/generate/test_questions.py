@@ -10,14 +10,15 @@ import pytest
 
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.generate.questions import (
+    ChatSettings,
     InputLine,
-    engine_prompt,
     line_seed,
     parse_question,
     read_lines,
 )
 
 USER = {"role": "user", "content": "hi"}
+SYSTEM = {"role": "system", "content": "Sys"}
 
 
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:
@@ -48,7 +49,8 @@ def test_the_mark_that_windows_puts_before_text_is_not_part_of_it(tmp_path: Path
         (b"{}", "needs one of"),
         (b'{"answer": 4}', r"got keys \['answer'\]"),
         (b'{"prompt": "a", "messages": []}', "needs one of"),
-        (b'{"question": "a", "messages": [{}]}', "needs one of"),
+        (b'{"prompt": "a", "prompt_token_ids": [1]}', "needs one of"),
+        (b'{"tools": []}', "needs one of"),
         (b'{"prompt": 5}', "prompt must be text, got 5"),
         (b'{"prompt": "a", "question": 5}', "question must be text, got 5"),
         (b'{"prompt_token_ids": "abc"}', "must be a list of integers"),
@@ -72,9 +74,9 @@ def test_bad_lines_say_what_is_wrong(raw: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "chat", "system", "expected"),
     [
-        ({"prompt": "hi"}, True, None, [USER]),
-        ({"question": "hi", "answer": 3}, True, None, [USER]),
-        ({"question": "hi"}, True, "Sys", [{"role": "system", "content": "Sys"}, USER]),
+        ({"prompt": "hi"}, True, None, {"messages": [USER]}),
+        ({"question": "hi", "answer": 3}, True, None, {"messages": [USER]}),
+        ({"question": "hi"}, True, "Sys", {"messages": [SYSTEM, USER]}),
         ({"prompt": "hi"}, False, "Sys", {"prompt": "hi", "question": "hi"}),
         ({"prompt": "a", "question": "b"}, True, "Sys", {"prompt": "a", "question": "b"}),
         ({"prompt_token_ids": [1]}, True, "Sys", {"prompt_token_ids": [1]}),
@@ -84,12 +86,29 @@ def test_bad_lines_say_what_is_wrong(raw: bytes, message: str) -> None:
             None,
             {"prompt_token_ids": [1], "question": "b"},
         ),
-        ({"messages": [USER]}, False, "Sys", [USER]),
+        ({"messages": [USER]}, False, "Sys", {"messages": [USER]}),
+        (
+            {"messages": [USER], "question": "b", "tools": [1]},
+            False,
+            None,
+            {"messages": [USER], "question": "b", "tools": [1]},
+        ),
+        ({"prompt": "hi", "tools": [1]}, True, None, {"messages": [USER], "tools": [1]}),
+        ({"prompt": "hi", "tools": [1]}, False, None, {"prompt": "hi", "question": "hi"}),
     ],
 )
 def test_engine_prompt(values: dict[str, Any], chat: bool, system: str | None, expected) -> None:  # type: ignore[no-untyped-def]
     question = parse_question(InputLine(1, json.dumps(values).encode()))
-    assert engine_prompt(question.given, chat=chat, system=system) == expected
+    assert ChatSettings(chat, system).engine_prompt(question.given) == expected
+
+
+def test_options_of_the_chat_go_along() -> None:
+    settings = ChatSettings(True, None, {"tools": [1], "chat_template_kwargs": {"a": 1}})
+    for given in ({"prompt": "hi"}, {"messages": [USER]}):
+        assert settings.engine_prompt(given) == {**settings.options, "messages": [USER]}
+    assert settings.engine_prompt({"prompt": "hi", "tools": [2]})["tools"] == [2]
+    raw = {"prompt": "a", "question": "b"}
+    assert settings.engine_prompt(raw) == raw
 
 
 def test_seeds_of_lines_are_fixed_and_all_different() -> None:

@@ -104,7 +104,7 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
         (PolicyKind.SIGMOIDAL, 0.0, 0.0),
         (PolicyKind.LOGISTIC, 5.0, 0.5),
     )
-    return [
+    requests = [
         toy_request(
             "".join(rng.choice("abcdef") for _ in range(rng.randint(1, 25))),
             mode=rng.choice([Mode.RSD, Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
@@ -125,6 +125,10 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
             policy=rng.choice(policies),
         )
         for _ in range(count)
+    ]
+    return [
+        replace(request, stream_tokens=i % 2 == 0 and request.mode != Mode.RSD)
+        for i, request in enumerate(requests)
     ]
 
 

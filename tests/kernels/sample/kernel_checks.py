@@ -53,7 +53,29 @@ def a_state(num_slots: int, seed: int) -> SlotState:
         state.max_step_tokens[b] = rng.choice([ROW, 4])
         state.delimiter_next[b, :, ord("\n")] = 1  # and 0 after any other byte
         state.delimiter_match[b, 1] = 1
+        if b % 2:
+            ask_for_more(state, b, random.Random(seed + b))
     return state
+
+
+def ask_for_more(state: SlotState, b: int, rng: random.Random) -> None:
+    """Biases, ids that may not be sampled, penalties of the output."""
+    state.adjusts[b] = 1
+    state.prompt_length[b] = rng.randint(1, int(state.length[b]))
+    state.presence_penalty[b] = rng.choice([0.0, 0.5, -1.0])
+    state.frequency_penalty[b] = rng.choice([0.0, 0.25, 2.0])
+    count = rng.choice([0, 1, 20])
+    state.num_biased[b] = count
+    state.only_biased[b] = int(count == 20 and rng.random() < 0.7)
+    state.biased_token[b, :count] = torch.tensor(rng.sample(range(60), count)).int()
+    state.bias[b, :count] = torch.tensor([rng.uniform(-3, 3) for _ in range(count)])
+    state.num_bad_words[b] = 4
+    state.bad_words[b, :4] = -1
+    length = int(state.length[b])
+    for word, size in enumerate((1, 2, 3, 16)):
+        before = state.tokens[b, max(length - size + 1, 0) : length]  # the word may be begun
+        state.bad_words[b, word, -1] = rng.randrange(60)
+        state.bad_words[b, word, -1 - len(before) : -1] = before
 
 
 def some_tables(vocabulary: int) -> StepTables:
@@ -112,6 +134,7 @@ def test_the_tokens_and_logprobs_of_the_twin(vocabulary: int, scale: float, seed
     state = a_state(8, seed)
     if vocabulary < 20:  # else nothing would be left to sample
         state.min_length.zero_()
+        state.adjusts.zero_()
     batch = a_batch(state, seed)
     ours, theirs = sampled(state, batch, some_logits(8, vocabulary, scale, seed))
     # Equal logits have no order of their own.
@@ -133,6 +156,24 @@ def test_logits_that_are_not_finite(bad: float) -> None:
     bad_slots = theirs.next_token == -1
     assert int(bad_slots.sum()) >= 2
     assert set(theirs.finish[bad_slots].tolist()) == {Finish.ERROR}
+
+
+def test_no_token_is_left() -> None:
+    state = a_state(4, 3)
+    state.num_logprobs.fill_(-1)
+    state.adjusts.fill_(1)
+    state.num_biased.fill_(1)
+    state.only_biased.copy_(torch.tensor([1, 0, 1, 0]))
+    state.biased_token[:, 0] = 7
+    state.bias.zero_()
+    state.num_bad_words.fill_(1)
+    state.bad_words[:, 0] = -1
+    state.bad_words[:, 0, -1] = 7
+    batch = a_batch(state, 3)
+    batch.seq_complete.fill_(1)
+    ours, theirs = sampled(state, batch, some_logits(4, 70, 1.0, 3))
+    assert not differences_but_rounding(ours, theirs)
+    assert (theirs.next_token == -1).tolist() == [True, False, True, False]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -159,7 +200,7 @@ def test_the_distribution() -> None:
     state = a_state(count, 0)
     for name, value in {
         "temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.05, "repetition_penalty": 1.0,
-        "min_length": 0, "num_logprobs": -1, "seed": 7,
+        "min_length": 0, "num_logprobs": -1, "seed": 7, "adjusts": 0,
     }.items():  # fmt: skip
         getattr(state, name).fill_(value)
     batch = a_batch(state, 0)

@@ -1,0 +1,81 @@
+"""Log-probabilities of a prompt's tokens, between two launches of the loop.
+
+A forward leaves the logits after the last row of each sequence. Here every row is a sequence of its
+own; K and V of all rows are stored before any of them attends, so nothing else changes. They stay
+in the slot's pages, and the loop goes on from there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsd_engine.core.events import TokenLogprobs
+from rsd_engine.loop.rsd import Loop
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState, pages_for
+
+
+def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLogprobs, ...]:
+    """Lets `role` read the prompt of a slot that was just filled, up to its last token.
+
+    Args:
+        loop: not running; free pages for the prompt are the caller's care.
+        slot: of the request.
+        role: a writer.
+        count: how many of the most likely tokens to report at each position.
+
+    Returns:
+        For every token of the prompt but the first: its log-probability, after those before it.
+    """
+    state, found = loop.state, list[TokenLogprobs]()
+    last = int(state.prompt_length[slot]) - 1
+    _take_pages(state, slot, role, pages_for(last, loop.tokens_per_page[role]))
+    tokens = state.tokens[slot, 1 : last + 1].long()
+    step = min(loop.logits.shape[0], loop.batch.num_rows)
+    for start in range(0, last, step):
+        stop = min(start + step, last)
+        loop.forwards[role](_rows(loop, slot, role, start, stop))
+        found += _logprobs(loop.logits[: stop - start], tokens[start:stop], count)
+        state.passes[role, slot] += 1
+    state.kv_len[role, slot] = last
+    state.tokens_read[role, slot] += last
+    return tuple(found)
+
+
+def _take_pages(state: SlotState, slot: int, role: Role, count: int) -> None:
+    """From the top of the stack, for a slot that has none."""
+    left = int(state.num_free) - count
+    state.page_table[role, slot, :count] = state.free_pages[left : left + count].flip(0)
+    state.num_pages[role, slot] = count
+    state.num_free.fill_(left)
+
+
+def _rows(loop: Loop, slot: int, role: Role, start: int, stop: int) -> RowBatch:
+    """Tokens start:stop of the slot's context, each as a sequence."""
+    state, size = loop.state, loop.tokens_per_page[role]
+    batch = RowBatch.allocate(stop - start, stop - start, state.length.device)
+    position = torch.arange(start, stop, device=state.length.device)
+    batch.token.copy_(state.tokens[slot, start:stop])
+    batch.slot.fill_(slot)
+    batch.position.copy_(position)
+    batch.page.copy_(state.page_table[role, slot, position // size])
+    batch.offset.copy_(position % size)
+    batch.seq_slot.fill_(slot)
+    batch.seq_start.copy_(torch.arange(stop - start + 1))
+    batch.seq_kv_len.copy_(position + 1)
+    return batch
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[TokenLogprobs]:
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, tokens[:, None])
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    before = (logprobs > own) | ((logprobs == own) & (ids < tokens[:, None]))
+    values, best = logprobs.topk(min(count, logits.shape[1]))
+    columns = (own[:, 0], before.sum(1) + 1, best, values)
+    return [
+        TokenLogprobs(own, rank, dict(zip(best, values, strict=True)))
+        for own, rank, best, values in zip(*(c.tolist() for c in columns), strict=True)
+    ]
