@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from rsd_engine.loop.executors.factory import resolve_executor
+from rsd_engine.memory.available import host_available_bytes
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cuda import decode_projection
 from rsd_kernels.cuda import library as cuda_library
@@ -74,7 +75,8 @@ def report() -> DoctorReport:
         ValueError: RSD_DECODE_PROJECTION names no implementation.
     """
     threads = torch.get_num_threads()
-    cpu = Device("cpu", f"{platform.machine()}, {threads} threads")
+    memory = f"{host_available_bytes() / 2**30:.1f} GiB of memory available"
+    cpu = Device("cpu", f"{platform.machine()}, {threads} threads, {memory}")
     gpus = _gpus()
     return DoctorReport(
         python=platform.python_version(),

@@ -6,12 +6,15 @@ up too, with as many byte-level tokens as the real one has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +26,7 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
-_QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; embeddings past them are padding
+QWEN_TOKENS = 151665  # ids of Qwen2.5's tokenizer; embeddings past them are padding
 _META = torch.device("meta")
 
 
@@ -84,7 +87,7 @@ class RandomTriple:
 
 
 def _qwen(draft: str, target: str, prm: str) -> RandomTriple:
-    return RandomTriple(PRESETS[draft], PRESETS[target], PRESETS[prm], _QWEN_TOKENS)
+    return RandomTriple(PRESETS[draft], PRESETS[target], PRESETS[prm], QWEN_TOKENS)
 
 
 TRIPLES: dict[str, RandomTriple] = {
@@ -159,6 +162,15 @@ class RandomCheckpoint(Checkpoint):
         return None
 
 
+def write_checkpoint(checkpoint: RandomCheckpoint, folder: Path) -> None:
+    """Writes it as transformers would, with all weights in one file."""
+    folder.mkdir(parents=True)
+    weights = {name: stored.read() for name, stored in checkpoint.tensors().items()}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(checkpoint.config())), encoding="utf-8")
+    checkpoint.tokenizer().save_pretrained(folder)
+
+
 @cache
 def random_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of this many tokens: bytes, pairs and triples of them, and special tokens.
@@ -201,6 +213,6 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _with_context(raw: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """The config with at least this context; it costs nothing but longer rope tables."""
+    """The config with at least this context; which costs nothing in itself."""
     context = max(max_positions, raw["max_position_embeddings"])
     return dict(raw) | {"max_position_embeddings": context}

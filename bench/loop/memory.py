@@ -23,7 +23,8 @@ from bench.lib.options import command_parser, positive
 from bench.lib.random_models import TRIPLES
 from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.engine.memory_report import MemoryReport, megabytes
+from rsd_engine.engine.memory_report import MemoryReport
+from rsd_engine.memory.available import megabytes
 
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = Path("/proc/self/clear_refs")

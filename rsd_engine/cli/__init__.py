@@ -1,4 +1,4 @@
-"""The command `rsd`: a demo, generation, plans, profiles and facts about the installation."""
+"""The command `rsd`: a demo, generation, plans, profiles, facts about models and machine."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import clean_errors
 from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate.command import generate
+from rsd_engine.cli.inspect.command import HELP as INSPECT_HELP
+from rsd_engine.cli.inspect.command import inspect
 from rsd_engine.cli.plan.command import HELP as PLAN_HELP
 from rsd_engine.cli.plan.command import plan
 from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
@@ -61,5 +63,6 @@ def doctor() -> None:
 
 app.command(help=DEMO_HELP)(demo)
 app.command(help=GENERATE_HELP)(generate)
+app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)

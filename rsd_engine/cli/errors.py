@@ -47,10 +47,10 @@ def clean_errors() -> Iterator[None]:
         # The reader of our output has gone, as in `rsd demo | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         if caused_by_interrupt(error):
             raise _interrupted() from None
-        print_stderr(f"error: {error}")
+        print_stderr(f"error: {str(error) or type(error).__name__}")
         raise SystemExit(USAGE if isinstance(error, UsageError) else FAILED) from None
     except Exception as error:
         if caused_by_interrupt(error):

@@ -56,7 +56,7 @@ KvCacheMemory = Annotated[
     str | None,
     option(
         _MEMORY,
-        "Memory for keys and values, such as 2GiB (default: from the free memory)",
+        "Memory for keys and values, such as 2GiB (default: from what is available)",
         "--kv-cache-memory",
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +16,17 @@ from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore, HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
-from rsd_engine.engine.memory_estimate import MAX_ROWS, max_length_of
-from rsd_engine.engine.memory_report import MemoryReport, megabytes, report_memory
-from rsd_engine.engine.models import ModelSet, ModelSource, load_models
+from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
+from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
+from rsd_engine.engine.memory_report import MemoryReport, report_memory
+from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
 from rsd_engine.engine.requests import RequestRules
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
-from rsd_engine.memory.budget import PoolLayout, size_pool, slot_sizes
+from rsd_engine.memory.available import megabytes, told_when_full
+from rsd_engine.memory.budget import PoolLayout, slot_sizes
 from rsd_engine.memory.page_pool import PagePool
+from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.merge_tables import build_merge_tables
@@ -48,6 +52,7 @@ class EngineParts:
     pool: PagePool
     core: EngineCore
     rules: RequestRules
+    start_seconds: Mapping[str, float]  # by stage of the start, in order
 
     def memory(self) -> MemoryReport:
         """What the memory holds now; call it between launches."""
@@ -80,37 +85,45 @@ def build_engine(
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
-    models = load_models(
-        draft, target, prm,
-        dtype=dtype,
-        device=where,
-        revision=revision,
-        max_rows=MAX_ROWS,
-        overrides=hf_overrides or {},
-    )  # fmt: skip
-    model_len = _model_len(models, max_model_len)
-    max_len = _max_lengths(models, model_len)
-    layout = size_pool(
-        models.kv_shapes,
-        max_len,
-        max_num_seqs=max_num_seqs,
-        max_model_len=model_len,
-        kv_cache_memory_bytes=kv_cache_memory_bytes,
-        gpu_memory_utilization=gpu_memory_utilization,
-        device=where,
-        page_multiple=max(m.decoder.ops.page_multiple for m in models.models.values()),
+    clock = _StageClock()
+    opened = open_models(draft, target, prm, revision=revision, overrides=hf_overrides or {})
+    memory = memory_of(opened, dtype, where)
+    clock.end("read configs and tokenizers")
+    options = MemoryOptions(
+        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
     )
-    pool = _allocate_pool(layout, where)
-    sizes = replace(slot_sizes(layout, max_len, max_num_seqs), row_buckets=buckets)
-    state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
-    loop = _loop(models, pool, layout, state, delimiters, where)
-    runs = make_executor(executor, build_program(loop), where)
+    fit = fit_memory(memory, options, where, _page_multiple(memory, where))
+    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
+    clock.end("read weights")
+    pool = _allocate_pool(fit.layout, where)
+    sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)
+    advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
+    with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
+        state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
+        loop = _loop(models, pool, fit.layout, state, delimiters, where)
+        clock.end("build")
+        runs = make_executor(executor, build_program(loop), where)
+        clock.end("warm up and capture")
     core = EngineCore(loop, runs, mailbox, text_bridge=_text_bridge(models, loop))
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, model_len, max_len.get(Role.PRM, 0))
-    parts = EngineParts(models, pool, core, rules)
-    _say(parts, layout, model_len)
+    rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
+    parts = EngineParts(models, pool, core, rules, clock.seconds)
+    _say(parts, fit)
     return parts
+
+
+class _StageClock:
+    """Seconds of the stages of a start, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """The stage that began when the last one ended is over."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
 
 
 def _check_sizes(
@@ -140,31 +153,18 @@ def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
     return ANY_ROWS if exact else (*ROW_BUCKETS, MAX_ROWS)
 
 
-def _model_len(models: ModelSet, asked: int | None) -> int:
-    allowed = min(w.model.config.max_position_embeddings for w in models.writers.values())
-    if asked is None:
-        return allowed
-    if not 2 <= asked <= allowed:
-        raise ValueError(
-            f"max_model_len must be in [2, {allowed}], the context of draft and target, got {asked}"
-        )
-    return asked
-
-
-def _max_lengths(models: ModelSet, model_len: int) -> dict[Role, int]:
-    return {
-        role: max_length_of(role, model_len, model.config) for role, model in models.models.items()
-    }
+def _page_multiple(memory: Mapping[Role, ModelMemory], device: torch.device) -> int:
+    """What the tokens of a page must be a multiple of, for the attention of every model."""
+    dtypes = {model.dtype for model in memory.values()}
+    return max(page_multiple(dtype, device) for dtype in dtypes)
 
 
 def _allocate_pool(layout: PoolLayout, device: torch.device) -> PagePool:
-    try:
+    advice = (
+        "lower kv_cache_memory_bytes or gpu_memory_utilization, or max_num_seqs or max_model_len"
+    )
+    with told_when_full("the KV pages", layout.num_bytes, device, advice):
         return PagePool(layout.num_pages, layout.page_bytes, device, layout.page_multiple)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        raise MemoryError(
-            f"the KV pages need {layout.num_bytes} bytes and {device} does not have them; lower "
-            "kv_cache_memory_bytes or gpu_memory_utilization, or max_num_seqs or max_model_len"
-        ) from error
 
 
 def _loop(
@@ -202,7 +202,9 @@ def _passes(
     models: ModelSet, pool: PagePool, layout: PoolLayout, state: SlotState, logits: Tensor
 ) -> tuple[dict[Role, Forward], Forward | None]:
     """The models bound to their pages: the forward of each role, and the op after the PRM's."""
-    pages = {role: pool.view(shape) for role, shape in models.kv_shapes.items()}
+    shapes = models.kv_shapes
+    views = {shape: pool.view(shape) for shape in set(shapes.values())}
+    pages = {role: views[shape] for role, shape in shapes.items()}
     tables = state.page_table
     forwards: dict[Role, Forward] = {
         role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits)
@@ -254,12 +256,12 @@ def _rules(
     )
 
 
-def _say(parts: EngineParts, layout: PoolLayout, model_len: int) -> None:
-    models, memory = parts.models, parts.memory()
+def _say(parts: EngineParts, fit: MemoryFit) -> None:
+    models, memory, layout = parts.models, parts.memory(), fit.layout
     full = layout.num_pages // layout.pages_per_sequence
     logger.info(
         "KV: %d pages of %d bytes (%.1f MB); %d requests of max_model_len=%d tokens fit at once",
-        layout.num_pages, layout.page_bytes, layout.num_bytes / 1e6, full, model_len,
+        layout.num_pages, layout.page_bytes, layout.num_bytes / 1e6, full, fit.model_len,
     )  # fmt: skip
     weights = sum(memory.weights.values())
     logger.info(
@@ -272,3 +274,5 @@ def _say(parts: EngineParts, layout: PoolLayout, model_len: int) -> None:
         "attention: %s; executor: %s; modes: %s",
         backend, parts.core.executor.name, ", ".join(models.modes),
     )  # fmt: skip
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in parts.start_seconds.items())
+    logger.info("start: %s", stages)

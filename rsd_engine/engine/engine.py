@@ -56,9 +56,11 @@ class Engine:
         dtype: of weights and computation: "auto" (the checkpoint's on a GPU, float32 on a CPU),
             "float32", "bfloat16", "float16" or a `torch.dtype`.
         max_num_seqs: most requests that run at once (slots).
-        max_model_len: most tokens of prompt and output; by default what draft and target allow.
-        kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what is free
-            within `gpu_memory_utilization`, on a CPU a quarter of the free memory.
+        max_model_len: most tokens of prompt and output; by default what draft and target allow, or
+            as many as the pages hold, if these are fewer.
+        kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what the models
+            leave of `gpu_memory_utilization`, on a CPU a quarter of the available memory that they
+            leave.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
@@ -74,6 +76,7 @@ class Engine:
     Raises:
         ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
             was started.
+        MemoryError: the models, or contexts of a useful length, do not fit into the memory.
     """
 
     def __init__(

@@ -7,17 +7,18 @@ scratch, some 30 MB, need tokenizers and kernels and are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from rsd_engine.engine.memory_report import by_role_name
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotState, pages_for
+
+T = TypeVar("T")
 
 MAX_ROWS = 256  # packed rows of one pass
 
@@ -27,12 +28,13 @@ class MemoryEstimate:
     """Bytes that an engine needs on a device.
 
     Attributes:
-        weights: of each role; a reward head, which is small, is left out.
+        weights: of each role; a reward head, which is small, is left out. 0 for a role that uses
+            those of another.
         kv_bytes_per_token: K and V of one token, all layers, of each role.
         layout: size and contents of a page.
         activations: buffers of the forwards, logits and rewards.
         state: slots, their contexts, page tables and the step log.
-        tables: cosines and sines of the rotary embeddings, for every position of each model.
+        tables: cosines and sines of the rotary embeddings, for every position of a context.
         available: the memory that the engine may use.
     """
 
@@ -45,10 +47,19 @@ class MemoryEstimate:
     available: int
 
     @property
+    def needed(self) -> int:
+        """Bytes of all but the pages."""
+        return sum(self.weights.values()) + self.activations + self.state + self.tables
+
+    @property
+    def growing(self) -> int:
+        """Bytes that contexts take beside pages: all that grows with `max_model_len`."""
+        return self.state + self.tables
+
+    @property
     def pool(self) -> int:
         """Bytes left for pages; below 0 if the rest does not fit."""
-        others = self.activations + self.state + self.tables
-        return self.available - sum(self.weights.values()) - others
+        return self.available - self.needed
 
     def sequences(self, length: int, step_tokens: int) -> int:
         """How many sequences of `length` tokens the pages hold at once, for all models."""
@@ -85,6 +96,35 @@ class MemoryEstimate:
         }
 
 
+@dataclass(frozen=True)
+class ModelMemory:
+    """What decides how much memory a model takes.
+
+    Attributes:
+        config: its sizes.
+        dtype: that it computes in, also of its K and V.
+        matrix_dtype: that its matrices are held in.
+    """
+
+    config: ModelConfig
+    dtype: torch.dtype
+    matrix_dtype: torch.dtype
+
+    @property
+    def weights(self) -> int:
+        """Bytes, all counted as matrices: norms and biases are few."""
+        return self.config.num_parameters * self.matrix_dtype.itemsize
+
+    @property
+    def activations(self) -> int:
+        return Activations.num_bytes(self.config, MAX_ROWS, self.dtype)
+
+    def rope_tables(self, length: int) -> int:
+        """Cosines and sines of `length` positions, for each rotation among the layers."""
+        num_tables = 2 * len(set(self.config.ropes))
+        return num_tables * length * self.config.head_dim * torch.float32.itemsize
+
+
 def estimate_memory(
     configs: Mapping[Role, ModelConfig],
     *,
@@ -94,7 +134,7 @@ def estimate_memory(
     max_num_seqs: int,
     max_model_len: int,
 ) -> MemoryEstimate:
-    """The memory of an engine of these models.
+    """The memory of an engine of these models, each with weights of its own.
 
     Args:
         configs: the model of each role.
@@ -104,21 +144,47 @@ def estimate_memory(
         max_num_seqs: slots.
         max_model_len: most tokens of prompt and output.
     """
-    dtypes = {role: dtype or config.dtype for role, config in configs.items()}
-    shapes = {role: config.kv_shape(dtypes[role]) for role, config in configs.items()}
+    models = {
+        role: ModelMemory(config, dtype or config.dtype, dtype or config.dtype)
+        for role, config in configs.items()
+    }
+    available = int(memory_bytes * utilization)
+    return estimate_models(
+        models, available, max_num_seqs=max_num_seqs, max_model_len=max_model_len
+    )
+
+
+def estimate_models(
+    models: Mapping[Role, ModelMemory],
+    available: int,
+    *,
+    max_num_seqs: int,
+    max_model_len: int,
+    page_multiple: int = 1,
+) -> MemoryEstimate:
+    """The memory of an engine of these models, which may take `available` bytes.
+
+    Roles with the same object in `models` share one model. The other arguments are as in
+    `estimate_memory` and `page_layout`.
+    """
+    configs = {role: model.config for role, model in models.items()}
+    shapes = {role: model.config.kv_shape(model.dtype) for role, model in models.items()}
     max_len = {role: max_length_of(role, max_model_len, config) for role, config in configs.items()}
-    layout = page_layout(shapes, max_len)
+    layout = page_layout(shapes, max_len, page_multiple)
     num_ids = min(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
-    forwards = sum(Activations.num_bytes(c, MAX_ROWS, dtypes[role]) for role, c in configs.items())
+    own: dict[Role, ModelMemory] = {}
+    for role, model in models.items():
+        if not any(model is other for other in own.values()):
+            own[role] = model
     return MemoryEstimate(
-        weights={role: c.num_parameters * dtypes[role].itemsize for role, c in configs.items()},
+        weights={role: model.weights if role in own else 0 for role, model in models.items()},
         kv_bytes_per_token={role: shape.bytes_per_token for role, shape in shapes.items()},
         layout=layout,
-        activations=forwards + logits,
+        activations=sum(model.activations for model in own.values()) + logits,
         state=_state_bytes(layout, max_len, max_num_seqs),
-        tables=sum(_rope_bytes(config) for config in configs.values()),
-        available=int(memory_bytes * utilization),
+        tables=sum(model.rope_tables(max_len[role]) for role, model in own.items()),
+        available=available,
     )
 
 
@@ -129,24 +195,16 @@ def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:
     return min(config.max_position_embeddings, 2 * model_len + 128)
 
 
+def by_role_name(values: Mapping[Role, T]) -> dict[str, T]:
+    """The same values by "draft", "target" and "prm", as JSON wants them."""
+    return {role.name.lower(): value for role, value in values.items()}
+
+
 def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
     """Tokens of a role's context at `length` tokens of text: the PRM's has a separator per step."""
     return length + length // step_tokens if role == Role.PRM else length
 
 
-def _rope_bytes(config: ModelConfig) -> int:
-    """Cosines and sines of every position, for each rotation among the layers."""
-    return (
-        2
-        * len(set(config.ropes))
-        * config.max_position_embeddings
-        * config.head_dim
-        * torch.float32.itemsize
-    )
-
-
 def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:
     pool = PoolLayout(**vars(layout), num_pages=layout.pages_per_sequence * max_num_seqs)
-    sizes = slot_sizes(pool, max_len, max_num_seqs)
-    state = SlotState.allocate(sizes, torch.device("meta"))
-    return sum(getattr(state, field.name).nbytes for field in fields(state))
+    return SlotState.num_bytes(slot_sizes(pool, max_len, max_num_seqs))

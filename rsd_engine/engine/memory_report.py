@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
+from rsd_engine.engine.memory_estimate import by_role_name
 from rsd_engine.engine.models import ModelSet
 from rsd_engine.loop.rsd import Loop
+from rsd_engine.memory.available import megabytes
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotState
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,20 +105,6 @@ class MemoryReport:
         values["weights"] = by_role_name(self.weights)
         values["pages"] = {name: vars(use) for name, use in by_role_name(self.pages).items()}
         return values | {"total": self.total, "page_waste": self.page_waste}
-
-
-def by_role_name(values: Mapping[Role, T]) -> dict[str, T]:
-    """The same values by "draft", "target" and "prm", as JSON wants them."""
-    return {role.name.lower(): value for role, value in values.items()}
-
-
-def megabytes(num_bytes: float) -> str:
-    """A size for people, in MB or GB of 10^6 or 10^9 bytes."""
-    if num_bytes >= 1e10:
-        return f"{num_bytes / 1e9:.1f} GB"
-    if num_bytes >= 1e9:
-        return f"{num_bytes / 1e9:.2f} GB"
-    return f"{num_bytes / 1e6:.1f} MB"
 
 
 def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:

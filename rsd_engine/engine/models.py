@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
     Checkpoint,
@@ -18,8 +20,15 @@ from rsd_engine.models.checkpoints.open import (
     open_checkpoint,
 )
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
+from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.models.loader import load_language_model, load_reward_model
+from rsd_engine.models.loader import (
+    load_language_model,
+    load_reward_model,
+    read_language_config,
+    read_reward_config,
+    weight_dtypes,
+)
 from rsd_engine.models.registry import reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.sharing import shares_vocabulary
@@ -32,16 +41,15 @@ ModelSource = str | Path | Checkpoint
 """A folder, hub id or GGUF file, or a checkpoint that was opened already."""
 
 
-_WRITERS = {"draft": Role.DRAFT, "target": Role.TARGET}
-
-
 @dataclass(frozen=True)
-class _Tokens:
-    """The tokenizer of a draft or target, and the ids that end its texts."""
+class OpenModel:
+    """A checkpoint of which all but the weights was read."""
 
+    checkpoint: Checkpoint
+    config: ModelConfig
     tokenizer: Any
     vocabulary: Vocabulary
-    stop_ids: frozenset[int]
+    stop_ids: frozenset[int]  # they end its texts; of a PRM none
 
 
 @dataclass(frozen=True)
@@ -116,49 +124,104 @@ class ModelSet:
         return frozenset(i for i in named if i < self.num_ids)
 
 
-def load_models(
+def open_models(
     draft: ModelSource | None,
     target: ModelSource | None,
     prm: ModelSource | None,
     *,
-    dtype: str | torch.dtype,
-    device: torch.device,
     revision: str | None,
-    max_rows: int,
     overrides: Mapping[str, Mapping[str, Any]],
-) -> ModelSet:
-    """Loads the models that are given.
+) -> dict[Role, OpenModel]:
+    """Reads configs and tokenizers of the models that are given.
+
+    A checkpoint that is both draft and target is opened once: both roles get the same object.
 
     Raises:
         ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
             draft and target do not share their tokens.
-        MemoryError: the weights do not fit on the device.
     """
-    given = {"draft": draft, "target": target, "prm": prm}
-    names = {name for name, source in given.items() if source is not None}
-    if names not in ({"draft", "target", "prm"}, {"target"}, {"draft"}):
+    given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
+    sources = {role: source for role, source in given.items() if source is not None}
+    if set(sources) not in (set(given), {Role.TARGET}, {Role.DRAFT}):
         raise ValueError(
-            f"got models for {sorted(names) or 'no role'}; give draft, target and prm, "
-            "or target alone, or draft alone"
+            f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
+            "prm, or target alone, or draft alone"
         )
-    _check_overrides(overrides, names)
-    opened = {
-        name: _open(name, source, revision, overrides.get(name, {}))
-        for name, source in given.items()
-        if source is not None
-    }
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_rows": max_rows}
-    tokens = {name: _read_tokens(name, opened[name]) for name in _WRITERS if name in opened}
-    if len(tokens) == 2:  # before the weights, which take long
-        _check_same_tokens(tokens["draft"], tokens["target"])
-    writers = {
-        _WRITERS[name]: _load_writer(name, opened[name], found, options)
-        for name, found in tokens.items()
-    }
-    reward_model = None
-    if "prm" in opened:
-        reward_model = _load_prm(opened["prm"], writers[Role.TARGET], options)
-    models = ModelSet(writers, reward_model)
+    _check_overrides(overrides, set(map(_name, sources)))
+    changed = {role: overrides.get(_name(role), {}) for role in sources}
+    opened: dict[Role, OpenModel] = {}
+    for role, source in sources.items():
+        is_same = role == Role.TARGET and _is_same(draft, target)
+        if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
+            opened[role] = opened[Role.DRAFT]
+        else:
+            opened[role] = _read(role, _open(role, source, revision, changed[role]))
+    if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
+        _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
+    return opened
+
+
+def memory_of(
+    opened: Mapping[Role, OpenModel], dtype: str | torch.dtype, device: torch.device
+) -> dict[Role, ModelMemory]:
+    """What decides how much memory the models take; roles with the same model get the same object.
+
+    Raises:
+        ValueError: `dtype` is not supported, or weights are missing.
+    """
+    found: dict[Role, ModelMemory] = {}
+    for role, model in opened.items():
+        same = next((memory for other, memory in found.items() if opened[other] is model), None)
+        with _naming(role):
+            found[role] = same or ModelMemory(
+                model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
+            )
+    return found
+
+
+def load_models(
+    opened: Mapping[Role, OpenModel],
+    memory: Mapping[Role, ModelMemory],
+    *,
+    device: torch.device,
+    max_rows: int,
+    max_positions: Mapping[Role, int],
+) -> ModelSet:
+    """Reads the weights of models from `open_models`; roles with the same model share them.
+
+    Args:
+        opened: the models.
+        memory: their dtypes and sizes, see `memory_of`.
+        device: of the weights.
+        max_rows: most rows of a pass.
+        max_positions: length of each role's rope tables.
+
+    Raises:
+        ValueError: the weights are bad.
+        MemoryError: they do not fit on the device.
+    """
+    writers: dict[Role, WriterModel] = {}
+    prm = None
+    for role, model in opened.items():
+        same = next((writer for other, writer in writers.items() if opened[other] is model), None)
+        if same is not None:
+            logger.info("%s: the same model as the draft, with the same weights", _name(role))
+            writers[role] = same
+            continue
+        options: dict[str, Any] = {
+            "dtype": memory[role].dtype,
+            "device": device,
+            "max_rows": max_rows,
+            "max_positions": max_positions[role],
+        }
+        advice = "take a dtype of fewer bytes, a smaller model or another device"
+        what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
+        with _naming(role), told_when_full(what, size, device, advice):
+            if role == Role.PRM:
+                prm = _load_prm(model, writers[Role.TARGET], options)
+            else:
+                writers[role] = _load_writer(role, model, options)
+    models = ModelSet(writers, prm)
     _say_stop_ids(models)
     return models
 
@@ -175,63 +238,67 @@ def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]
             )
 
 
+def _name(role: Role) -> str:
+    return role.name.lower()
+
+
+def _is_same(draft: ModelSource | None, target: ModelSource | None) -> bool:
+    """Whether both are the same open checkpoint, path or hub id."""
+    if isinstance(draft, str | Path) and isinstance(target, str | Path):
+        one, other = (Path(source).expanduser() for source in (draft, target))
+        return one.resolve() == other.resolve() if one.exists() else one == other
+    return draft is target
+
+
 def _open(
-    name: str, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
+    role: Role, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
 ) -> Checkpoint:
     if isinstance(source, Checkpoint):
         if overrides:
             raise ValueError(
-                f"hf_overrides[{name!r}] needs a folder, a hub id or a GGUF file; an open "
+                f"hf_overrides[{_name(role)!r}] needs a folder, a hub id or a GGUF file; an open "
                 "checkpoint has its own overrides"
             )
         return source
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
-    with _naming(name):
+        raise ValueError(f"{_name(role)} must be a folder, a hub id or a GGUF file, got {source!r}")
+    with _naming(role):
         local = Path(source).expanduser().exists()
         checkpoint = open_checkpoint(source, None if local else revision)
     checkpoint.overrides = overrides
     return checkpoint
 
 
-def _read_tokens(name: str, checkpoint: Checkpoint) -> _Tokens:
-    with _naming(name):
-        tokenizer = load_tokenizer(checkpoint)
-        stop_ids = read_stop_ids(checkpoint, tokenizer)
-        return _Tokens(tokenizer, read_vocabulary(tokenizer), stop_ids)
+def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
+    with _naming(role):
+        read_config = read_reward_config if role == Role.PRM else read_language_config
+        config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
+        is_writer = role != Role.PRM
+        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
+        return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
 
 
-def _load_writer(
-    name: str, checkpoint: Checkpoint, tokens: _Tokens, options: dict[str, Any]
-) -> WriterModel:
-    with _naming(name), _fitting(name, checkpoint, options["device"]):
-        model = load_language_model(checkpoint, **options)
-        _say(name, checkpoint, model)
-        return WriterModel(
-            model,
-            tokens.tokenizer,
-            tokens.vocabulary,
-            checkpoint.generation_config() or {},
-            tokens.stop_ids,
-        )
+def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
+    loaded = load_language_model(model.checkpoint, **options)
+    _say(role, model.checkpoint, loaded)
+    generation_config = model.checkpoint.generation_config() or {}
+    return WriterModel(loaded, model.tokenizer, model.vocabulary, generation_config, model.stop_ids)
 
 
-def _load_prm(checkpoint: Checkpoint, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    with _naming("prm"), _fitting("prm", checkpoint, options["device"]):
-        tokenizer = load_tokenizer(checkpoint)
-        model = load_reward_model(checkpoint, **options)
-        _say("prm", checkpoint, model)
-        family = reward_families()[model.config.architecture]
-        return PrmModel(
-            model=model,
-            family=family,
-            tokenizer=tokenizer,
-            format=family.format(tokenizer),
-            shares_vocabulary=shares_vocabulary(writer.tokenizer, tokenizer),
-        )
+def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
+    loaded = load_reward_model(model.checkpoint, **options)
+    _say(Role.PRM, model.checkpoint, loaded)
+    family = reward_families()[loaded.config.architecture]
+    return PrmModel(
+        model=loaded,
+        family=family,
+        tokenizer=model.tokenizer,
+        format=family.format(model.tokenizer),
+        shares_vocabulary=shares_vocabulary(writer.tokenizer, model.tokenizer),
+    )
 
 
-def _check_same_tokens(draft: _Tokens, target: _Tokens) -> None:
+def _check_same_tokens(draft: OpenModel, target: OpenModel) -> None:
     shared = range(min(draft.vocabulary.num_tokens, target.vocabulary.num_tokens))
     ours, theirs = draft.vocabulary.special_text, target.vocabulary.special_text
     clash = [i for i in shared if ours.get(i) != theirs.get(i)]
@@ -249,32 +316,18 @@ def _check_same_tokens(draft: _Tokens, target: _Tokens) -> None:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(role: Role) -> Iterator[None]:
     """Says which of the three models an error is about."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{_name(role)}: {error}") from error
 
 
-@contextmanager
-def _fitting(name: str, checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
-    """Says what to change when a model does not fit into memory."""
-    try:
-        yield
-    except RuntimeError as error:  # a CPU's allocator has no error of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        raise MemoryError(
-            f"{name}: {checkpoint.source} does not fit into the memory of {device}; choose a dtype "
-            "of fewer bytes, a smaller model or another device"
-        ) from error
-
-
-def _say(name: str, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:
+def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:
     logger.info(
         "%s: %s, %s, %.1f M parameters, %.1f MB of weights in %s",
-        name, checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
+        _name(role), checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
         model.weight_bytes / 1e6,
         str(model.decoder.weights.matrix_dtype).removeprefix("torch."),
     )  # fmt: skip

@@ -188,6 +188,11 @@ class Decoder:
             self.ops.rms_norm(buffers.normed, norm, eps, residual=hidden, out=hidden)
 
 
+def page_multiple(dtype: torch.dtype, device: torch.device) -> int:
+    """What the tokens of a page should be a multiple of, for a decoder of this dtype."""
+    return model_ops(torch.empty(0, dtype=dtype, device=device), scheduled=True).page_multiple
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What the layers share in one pass. `q` is a view of `heads`, and `heads` of `buffers.qkv`."""

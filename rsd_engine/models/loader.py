@@ -42,6 +42,7 @@ def load_language_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     max_rows: int,
+    max_positions: int | None = None,
 ) -> LanguageModel:
     """Loads a draft or target model.
 
@@ -53,13 +54,14 @@ def load_language_model(
             fp32 as they are stored, with the same results.
         device: of the weights.
         max_rows: most rows of a pass.
+        max_positions: length of the rope tables; by default what the config allows.
 
     Raises:
         ValueError: there is no such model, it is not a supported language model, or its weights do
             not match its config.
     """
-    checkpoint, config = _read_config(source, revision)
-    _check_kind(checkpoint, config, "a language model", decoder_families())
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    config = read_language_config(checkpoint)
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     config, stored = _settle_embeddings(config, stored, checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
@@ -77,7 +79,8 @@ def load_language_model(
     weights, lm_head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)
-    return LanguageModel(Decoder(config, weights, max_rows=max_rows), lm_head)
+    decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
+    return LanguageModel(decoder, lm_head)
 
 
 def load_reward_model(
@@ -87,10 +90,11 @@ def load_reward_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     max_rows: int,
+    max_positions: int | None = None,
 ) -> RewardModel:
     """Loads a process reward model; arguments and errors as in `load_language_model`."""
-    checkpoint, config = _read_config(source, revision)
-    _check_kind(checkpoint, config, "a reward model", reward_families())
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    config = read_reward_config(checkpoint)
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
     family = reward_families()[config.architecture]
@@ -105,7 +109,26 @@ def load_reward_model(
     weights, head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)
-    return RewardModel(Decoder(config, weights, max_rows=max_rows), head)
+    decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
+    return RewardModel(decoder, head)
+
+
+def read_language_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a draft or target model.
+
+    Raises:
+        ValueError: it is not that of a supported language model.
+    """
+    return _read_config(checkpoint, "a language model", decoder_families())
+
+
+def read_reward_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a process reward model.
+
+    Raises:
+        ValueError: it is not that of a supported reward model.
+    """
+    return _read_config(checkpoint, "a reward model", reward_families())
 
 
 def check_dtype(dtype: str | torch.dtype) -> None:
@@ -147,24 +170,17 @@ def weight_dtypes(
     return dtype, torch.bfloat16 if keep else dtype
 
 
-def _read_config(
-    source: str | Path | Checkpoint, revision: str | None
-) -> tuple[Checkpoint, ModelConfig]:
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+def _read_config(checkpoint: Checkpoint, kind: str, allowed: Collection[str]) -> ModelConfig:
     try:
-        return checkpoint, ModelConfig.from_dict(checkpoint.config())
+        config = ModelConfig.from_dict(checkpoint.config())
     except ValueError as error:
         raise ValueError(f"model {checkpoint.source!r}: {error}") from error
-
-
-def _check_kind(
-    checkpoint: Checkpoint, config: ModelConfig, kind: str, allowed: Collection[str]
-) -> None:
     if config.architecture not in allowed:
         raise ValueError(
             f"model {checkpoint.source!r} is a {config.architecture}, not {kind}; "
             f"one of {', '.join(allowed)}"
         )
+    return config
 
 
 def _choose(

@@ -33,23 +33,56 @@ def shares_vocabulary(tokenizer: Any, prm_tokenizer: Any) -> bool:
     Raises:
         ValueError: as `read_vocabulary`.
     """
+    return first_difference(tokenizer, prm_tokenizer) is None
+
+
+def first_difference(
+    tokenizer: Any, prm_tokenizer: Any, names: tuple[str, str] = ("one", "the other")
+) -> str | None:
+    """Why two tokenizers do not share a vocabulary (`shares_vocabulary`); None if they do.
+
+    Args:
+        tokenizer: the first.
+        prm_tokenizer: the second.
+        names: what to call the two.
+
+    Raises:
+        ValueError: as `read_vocabulary`.
+    """
     if backend_of(tokenizer) is backend_of(prm_tokenizer):
-        return True
+        return None
     ours, theirs = read_vocabulary(tokenizer), read_vocabulary(prm_tokenizer)
-    return (
-        same_tokens(ours, theirs)
-        and splits_text(tokenizer) == splits_text(prm_tokenizer)
-        and _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model)
-    )
+    token = _first_differing_id(ours, theirs)
+    if token is not None:
+        first, second = (_shown(_bytes_at(v, token)) for v in (ours, theirs))
+        return f"id {token} is {first} in {names[0]} and {second} in {names[1]}"
+    if splits_text(tokenizer) != splits_text(prm_tokenizer):
+        return "they cut text into words differently (pre_tokenizer, normalizer)"
+    if not _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model):
+        return "they put tokens together differently (merges)"
+    return None
 
 
-def same_tokens(ours: Vocabulary, theirs: Vocabulary) -> bool:
-    """True if the ids that are added tokens in neither vocabulary have the same bytes in both."""
+def _first_differing_id(ours: Vocabulary, theirs: Vocabulary) -> int | None:
+    """The first id that is an added token in neither and does not have the same bytes in both."""
     either_added = ours.added_ids | theirs.added_ids
     longer = max(ours.num_tokens, theirs.num_tokens)
-    return all(
-        _bytes_at(ours, i) == _bytes_at(theirs, i) for i in range(longer) if i not in either_added
+    return next(
+        (
+            i
+            for i in range(longer)
+            if i not in either_added and _bytes_at(ours, i) != _bytes_at(theirs, i)
+        ),
+        None,
     )
+
+
+def _shown(data: bytes) -> str:
+    """A token for people; part of a character is shown as bytes."""
+    try:
+        return repr(data.decode("utf-8")) if data else "no token"
+    except UnicodeDecodeError:
+        return str(data).removeprefix("b")
 
 
 def _bytes_at(vocabulary: Vocabulary, token: int) -> bytes:

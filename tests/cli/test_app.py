@@ -55,7 +55,7 @@ def test_the_package_says_its_version() -> None:
 def test_doctor(rsd: Rsd) -> None:
     result = rsd("doctor")
     assert result.exit_code == 0
-    assert "torch" in result.stdout and "executor" in result.stdout
+    assert all(word in result.stdout for word in ("torch", "executor", "GiB of memory available"))
 
 
 @pytest.mark.parametrize("args", [["--frobnicate"], ["demo", "0"], ["demo", "many"], ["nothing"]])
@@ -64,7 +64,7 @@ def test_wrong_use_is_exit_code_2(rsd: Rsd, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "plan"))]
+    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "inspect", "plan"))]
 )
 def test_help_needs_no_torch(args: list[str]) -> None:
     """A package that stands in for `rsd_engine` shows what the command line itself imports."""

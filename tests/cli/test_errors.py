@@ -21,6 +21,8 @@ def outcome(error: BaseException) -> int:
         (ValueError("no such model"), 1, "error: no such model\n"),
         (FileNotFoundError("no demo"), 1, "error: no demo\n"),
         (ImportError("install gguf"), 1, "error: install gguf\n"),
+        (MemoryError("the models need 9 GB"), 1, "error: the models need 9 GB\n"),
+        (MemoryError(), 1, "error: MemoryError\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -25,8 +25,13 @@ def logits(folder: Path) -> Tensor:
     return Driver(load_language_model(folder, max_rows=8)).run((0, TOKENS))
 
 
-def make_adapter(folder: Path, base: Path, **changes: Any) -> dict[str, Tensor]:
-    """An adapter as peft saves it; returns the products B A by the names of the base's weights."""
+def make_adapter(
+    folder: Path, base: Path, *, strength: float = 0.1, **changes: Any
+) -> dict[str, Tensor]:
+    """An adapter as peft saves it; returns the products B A by the names of the base's weights.
+
+    `strength` is the scale of B.
+    """
     folder.mkdir()
     config = {
         "peft_type": "LORA",
@@ -45,15 +50,15 @@ def make_adapter(folder: Path, base: Path, **changes: Any) -> dict[str, Tensor]:
     weights = load_file(base / "model.safetensors")
     generator = torch.Generator().manual_seed(2)
     factors, products = {}, {}
-    for layer in range(3):
-        for target in TARGETS:
-            name = f"model.layers.{layer}.{target}"
-            outputs, inputs = weights[f"{name}.weight"].shape
+    for name in sorted(weights):
+        stem = name.removesuffix(".weight")
+        if stem.endswith(TARGETS):
+            outputs, inputs = weights[name].shape
             a = torch.randn(RANK, inputs, generator=generator) * 0.1
-            b = torch.randn(outputs, RANK, generator=generator) * 0.1
-            factors[f"base_model.model.{name}.lora_A.weight"] = a
-            factors[f"base_model.model.{name}.lora_B.weight"] = b
-            products[f"{name}.weight"] = b @ a
+            b = torch.randn(outputs, RANK, generator=generator) * strength
+            factors[f"base_model.model.{stem}.lora_A.weight"] = a
+            factors[f"base_model.model.{stem}.lora_B.weight"] = b
+            products[name] = b @ a
     save_file(factors, folder / "adapter_model.safetensors")
     return products
 

@@ -205,6 +205,23 @@ def test_fp8_with_a_scale_for_a_tensor(tmp_path: Path, scale_shape: str) -> None
     torch.testing.assert_close(logits(made), logits(dense), atol=1e-5, rtol=1e-5)
 
 
+def compressed(**changes: Any) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel"} | changes
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+
+
+@pytest.mark.parametrize(("strategy", "scale_shape"), [("tensor", "one"), ("channel", "rows")])
+def test_fp8_in_compressed_tensors(tmp_path: Path, strategy: str, scale_shape: str) -> None:
+    settings = compressed(strategy=strategy)
+    made, dense = quantise(tmp_path, lambda shape: fp8(shape, None, scale_shape), settings)
+    torch.testing.assert_close(logits(made), logits(dense), atol=1e-5, rtol=1e-5)
+
+
 def test_the_log_says_what_memory_it_takes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +246,11 @@ def test_the_log_says_what_memory_it_takes(
         (gptq_settings(group_size=0), "group_size=0 must be -1 or from 1"),
         (AWQ_SETTINGS | {"version": "gemv"}, "version='gemv' is not supported by awq; 'gemm'"),
         (AWQ_SETTINGS | {"zero_point": False}, "zero_point=False is not supported by awq"),
+        (compressed() | {"format": "pack-quantized"}, "format='pack-quantized' is supported only"),
+        (compressed(num_bits=4), "supported only as float-quantized, 8 bits"),
+        (compressed(strategy="block"), "strategy tensor or channel"),
+        (compressed() | {"config_groups": [1]}, "supported only as float-quantized"),
+        (compressed() | {"transform_config": {"a": 1}}, "without transform_config"),
         ({"quant_method": "fp8", "weight_block_size": [0, 1]}, "must be null or two numbers"),
     ],
 )

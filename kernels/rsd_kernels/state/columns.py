@@ -6,7 +6,8 @@ its size, numpy on the same memory a tenth of that; a small model's whole forwar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -21,12 +22,24 @@ def allocate(columns: type, sizes: Mapping[str, int], device: torch.device) -> d
 
     A dimension of a shape is a number or a name in `sizes`.
     """
-    tensors = {}
+    return {
+        name: torch.zeros(shape, dtype=dtype, device=device)
+        for name, dtype, shape in _columns(columns, sizes)
+    }
+
+
+def num_bytes(columns: type, sizes: Mapping[str, int]) -> int:
+    """What `allocate` would take."""
+    return sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in _columns(columns, sizes))
+
+
+def _columns(
+    columns: type, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, torch.dtype, list[int]]]:
+    """Name, dtype and shape of each field."""
     for name, column in get_type_hints(columns, include_extras=True).items():
         dtype, *dims = column.__metadata__
-        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
-        tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
-    return tensors
+        yield name, dtype, [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
 
 
 def host(tensor: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, float32, int16, int32, int64
 
 from rsd_kernels.launch import ceil_div
-from rsd_kernels.state.columns import allocate
+from rsd_kernels.state.columns import allocate, num_bytes
 from rsd_kernels.state.enums import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -161,9 +161,17 @@ class SlotState:
     @classmethod
     def allocate(cls, sizes: SlotSizes, device: torch.device) -> SlotState:
         """All zeros, every page free, page 0 on top of the stack."""
-        dims = {**asdict(sizes), K: len(sizes.row_buckets)}
-        state = cls(**allocate(cls, dims, device))
+        state = cls(**allocate(cls, _dims(sizes), device))
         torch.arange(sizes.num_pages - 1, -1, -1, out=state.free_pages)
         state.num_free.fill_(sizes.num_pages)
         state.row_buckets.copy_(torch.tensor(sizes.row_buckets))
         return state
+
+    @classmethod
+    def num_bytes(cls, sizes: SlotSizes) -> int:
+        """What a state of these sizes takes."""
+        return num_bytes(cls, _dims(sizes))
+
+
+def _dims(sizes: SlotSizes) -> dict[str, int]:
+    return {**asdict(sizes), K: len(sizes.row_buckets)}

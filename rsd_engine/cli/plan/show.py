@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from rsd_engine.cli.plan.run import Plan
-from rsd_engine.engine.memory_report import by_role_name, megabytes
+from rsd_engine.engine.memory_estimate import by_role_name
+from rsd_engine.memory.available import megabytes
 from rsd_kernels.state.enums import Role
 
 

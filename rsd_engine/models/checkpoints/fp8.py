@@ -28,6 +28,28 @@ def check(settings: Mapping[str, Any]) -> None:
         )
 
 
+def check_compressed(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless compressed-tensors holds FP8 with a scale for a tensor or output."""
+    groups = settings.get("config_groups")
+    kinds = [
+        group.get("weights") if isinstance(group, Mapping) else None
+        for group in (groups.values() if isinstance(groups, Mapping) else ())
+    ]
+    is_known = all(
+        isinstance(kind, Mapping)
+        and (kind.get("type"), kind.get("num_bits")) == ("float", 8)
+        and kind.get("strategy") in ("tensor", "channel")
+        for kind in kinds
+    )
+    others = [name for name in ("sparsity_config", "transform_config") if settings.get(name)]
+    if settings.get("format") != "float-quantized" or not kinds or not is_known or others:
+        raise ValueError(
+            f"quantization_config: compressed-tensors of format={settings.get('format')!r} is "
+            "supported only as float-quantized, 8 bits of type float, strategy tensor or channel"
+            + "".join(f", without {name}" for name in others)
+        )
+
+
 def expand(stored: dict[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Plain tensors in place of each FP8 tensor and its scale.
 

@@ -42,10 +42,17 @@ class FolderCheckpoint(Checkpoint):
         return read_json(path) if path.is_file() else None
 
 
-def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path, revision: str | None = None, *, weights: bool = True
+) -> Checkpoint:
     """Finds a model by folder, `.gguf` file or hub id; a hub id is downloaded unless it is cached.
 
     The folder may be that of a LoRA adapter, which names its base.
+
+    Args:
+        source: the model.
+        revision: branch, tag or commit of a hub id.
+        weights: whether to download the weights of a hub id too.
 
     Raises:
         ValueError: `source` is none of the three, neither the hub nor the local cache has it, or
@@ -65,7 +72,7 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         return GgufCheckpoint(path)
     if path.exists():
         raise ValueError(f"model {str(path)!r} is a file; give the folder that it is in")
-    return FolderCheckpoint(_from_hub(str(source), revision), str(source))
+    return FolderCheckpoint(_from_hub(str(source), revision, weights), str(source))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -85,17 +92,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ValueError(f"model {checkpoint.source!r} has no readable tokenizer: {why}") from error
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     """The local snapshot of a hub id, with safetensors where there are any, else .bin files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        for weights in _WEIGHTS:
-            patterns = [*_DOWNLOADED, weights]
+        for files in _WEIGHTS if weights else ():
+            patterns = [*_DOWNLOADED, files]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-            if any(folder.glob(weights)):
+            if any(folder.glob(files)):
                 return folder
+        if not weights:
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOADED))
+            )
     except HFValidationError as error:
         raise ValueError(
             f"model {name!r} is not a folder, not a .gguf file and not a hub id (owner/name)"

@@ -27,6 +27,7 @@ _FORMATS = {
     "gptq": _Format(packed_int.check_gptq, packed_int.expand_gptq),
     "awq": _Format(packed_int.check_awq, packed_int.expand_awq),
     "fp8": _Format(fp8.check, fp8.expand),
+    "compressed-tensors": _Format(fp8.check_compressed, fp8.expand),
 }
 
 
@@ -53,7 +54,7 @@ def expanded(stored: dict[str, StoredTensor], settings: object) -> dict[str, Sto
 
 def _format(settings: object) -> _Format:
     if not isinstance(settings, Mapping):
-        raise ValueError(f"quantization_config must be an object, got {settings!r}")
+        raise ValueError(f"quantization_config must be a JSON object, got {settings!r}")
     method = settings.get("quant_method")
     found = _FORMATS.get(method) if isinstance(method, str) else None
     if found is None:
