@@ -54,15 +54,16 @@ class Decoder:
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
         size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
         self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)
-        positions = max_positions or config.max_position_embeddings
+        self.max_positions = max_positions or config.max_position_embeddings
         self._rope_tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
         for rope in set(config.ropes):
             if rope.type == "longrope":
                 _LOG.info(
                     "LongRoPE: the %s factors, for a context of %d where the original is %d",
-                    rope.factors_for(positions), positions, rope.original_max_position,
+                    rope.factors_for(self.max_positions), self.max_positions,
+                    rope.original_max_position,
                 )  # fmt: skip
-            cos, sin = rope.tables(config.head_dim, positions)
+            cos, sin = rope.tables(config.head_dim, self.max_positions)
             self._rope_tables[rope] = cos.to(self.device), sin.to(self.device)
         self._whole = self.ops.whole_decoder(self._parts())
 

@@ -196,6 +196,9 @@ class TokenizerConfigSchema(Schema):
     add_eos_token: bool | None = _flag()
     clean_up_tokenization_spaces: bool | None = _flag()
     split_special_tokens: bool | None = _flag()
+    auto_map: dict[str, Any] | list[str | None] | None = Field(
+        default=None, description="an object or a list of names of classes, or null"
+    )
     model_max_length: int | float | None = Field(default=None, description="a number or null")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
+from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import decoder_families, reward_families
@@ -121,7 +122,7 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
         family=_family(config.architecture),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
-        stop_tokens=_named(_stop_ids(checkpoint, tokenizer), vocabulary),
+        stop_tokens=_named(sorted(read_stop_ids(checkpoint, tokenizer)), vocabulary),
         special_tokens=_special_tokens(tokenizer, vocabulary),
         has_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         prm=None if reward is None else _prm_facts(reward, tokenizer, vocabulary),
@@ -132,15 +133,6 @@ def _family(architecture: str) -> str:
     reward = reward_families().get(architecture)
     decoder = (reward.architectures if reward else decoder_families())[architecture]
     return decoder.architecture.removesuffix("ForCausalLM")
-
-
-def _stop_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
-    """Ids that end a text: of the generation config, the config and the tokenizer together."""
-    places = (checkpoint.generation_config() or {}, checkpoint.config())
-    found: set[int | None] = {tokenizer.eos_token_id}
-    for listed in (place.get("eos_token_id") for place in places):
-        found.update(listed if isinstance(listed, list) else [listed])
-    return sorted(i for i in found if i is not None)
 
 
 def _special_tokens(tokenizer: Any, vocabulary: Vocabulary) -> dict[str, NamedId]:
