@@ -153,7 +153,7 @@ def _write_folder(checkpoint: GgufCheckpoint, folder: Path) -> None:
     config.save_pretrained(folder)
     GenerationConfig(**special, do_sample=False).save_pretrained(folder)
     checkpoint.tokenizer().save_pretrained(folder)
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.tensors()}
+    weights = {name: stored.read().contiguous() for name, stored in checkpoint.tensors().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
 

@@ -7,9 +7,9 @@ up too, with as many byte-level tokens as the real one has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import reward_families
 from rsd_engine.models.weights import DecoderWeights
@@ -134,19 +134,26 @@ class RandomCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any]:
         return self._raw
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        config = ModelConfig.from_dict(self._raw)
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The same every time, if they are read once each and in this order."""
         generator = torch.Generator(self.device).manual_seed(self._seed)
-        for name, place in _places(config).items():
-            tensor = torch.empty(place.shape, dtype=self.dtype, device=self.device)
-            if name.endswith("norm.weight"):
-                tensor.fill_(1)
-            else:
-                tensor.normal_(0, place.shape[-1] ** -0.5, generator=generator)
-            yield name, tensor
 
-    def has_bfloat16_matrices(self) -> bool:
-        return self.dtype == torch.bfloat16
+        def draw(name: str, shape: torch.Size) -> Tensor:
+            tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+            if name.endswith("norm.weight"):
+                return tensor.fill_(1)
+            return tensor.normal_(0, shape[-1] ** -0.5, generator=generator)
+
+        return {
+            name: StoredTensor(
+                tuple(place.shape),
+                self.dtype,
+                file=self.source,
+                nbytes=place.numel() * self.dtype.itemsize,
+                read=partial(draw, name, place.shape),
+            )
+            for name, place in _places(ModelConfig.from_dict(self._raw)).items()
+        }
 
     def tokenizer(self) -> Any:
         return random_tokenizer(self._num_tokens)
@@ -158,7 +165,7 @@ class RandomCheckpoint(Checkpoint):
 def write_checkpoint(checkpoint: RandomCheckpoint, folder: Path) -> None:
     """Writes it as transformers would, with all weights in one file."""
     folder.mkdir(parents=True)
-    weights = dict(checkpoint.tensors())
+    weights = {name: stored.read() for name, stored in checkpoint.tensors().items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(dict(checkpoint.config())), encoding="utf-8")
     checkpoint.tokenizer().save_pretrained(folder)

@@ -104,8 +104,8 @@ def _model(
         model = kind.from_config(config, dtype=source.dtype).eval()
     parameters = dict(model.named_parameters())
     others = {}
-    for name, tensor in source.tensors():
-        own = name.removeprefix(prefix)
+    for name, stored in source.tensors().items():
+        tensor, own = stored.read(), name.removeprefix(prefix)
         if own in parameters:
             parameters.pop(own).data.copy_(tensor)
         else:

@@ -50,6 +50,7 @@ ENGINE: Mapping[str, Check] = {
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
     "revision": text,
+    "hf_overrides": json_object,
     "executor": text,
 }
 GENERATE: Mapping[str, Check] = {

@@ -26,6 +26,14 @@ Draft = Annotated[
 Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
 Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
 Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
+HfOverrides = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        'JSON of fields of config.json to replace, by role: {"target": {"rope_scaling": ...}}',
+        "--hf-overrides",
+    ),
+]
 
 Device = Annotated[
     str | None, option(_MEMORY, "auto, cpu, cuda, cuda:1, ... (default: auto)", "--device")

@@ -120,9 +120,9 @@ class ModelMemory:
         return Activations.num_bytes(self.config, MAX_ROWS, self.dtype)
 
     def rope_tables(self, length: int) -> int:
-        """Cosines and sines of every position of `length`, for each rotation among the layers."""
-        angles = len(set(self.config.ropes)) * length * self.config.head_dim
-        return 2 * angles * torch.float32.itemsize
+        """Cosines and sines of `length` positions, for each rotation among the layers."""
+        num_tables = 2 * len(set(self.config.ropes))
+        return num_tables * length * self.config.head_dim * torch.float32.itemsize
 
 
 def estimate_memory(

@@ -49,7 +49,7 @@ class OpenModel:
     config: ModelConfig
     tokenizer: Any
     vocabulary: Vocabulary
-    stop_ids: frozenset[int]  # that end a text
+    stop_ids: frozenset[int]  # they end its texts; of a PRM none
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,14 @@ def open_models(
             "prm, or target alone, or draft alone"
         )
     _check_overrides(overrides, set(map(_name, sources)))
-    same_config = overrides.get("draft") == overrides.get("target")
+    changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
-        if role == Role.TARGET and same_config and _is_same(draft, target):
+        is_same = role == Role.TARGET and _is_same(draft, target)
+        if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
             opened[role] = opened[Role.DRAFT]
         else:
-            checkpoint = _open(role, source, revision, overrides.get(_name(role), {}))
-            opened[role] = _read(role, checkpoint)
+            opened[role] = _read(role, _open(role, source, revision, changed[role]))
     if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
         _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
     return opened
@@ -226,18 +226,6 @@ def load_models(
     return models
 
 
-def _name(role: Role) -> str:
-    return role.name.lower()
-
-
-def _is_same(draft: ModelSource | None, target: ModelSource | None) -> bool:
-    """Whether both are the same open checkpoint, path or hub id."""
-    if isinstance(draft, str | Path) and isinstance(target, str | Path):
-        one, other = (Path(source).expanduser() for source in (draft, target))
-        return one.resolve() == other.resolve() if one.exists() else one == other
-    return draft is target
-
-
 def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
     if not isinstance(overrides, Mapping):
         raise ValueError(f"hf_overrides must be a dict with a dict per role, got {overrides!r}")
@@ -248,6 +236,18 @@ def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]
             raise ValueError(
                 f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
             )
+
+
+def _name(role: Role) -> str:
+    return role.name.lower()
+
+
+def _is_same(draft: ModelSource | None, target: ModelSource | None) -> bool:
+    """Whether both are the same open checkpoint, path or hub id."""
+    if isinstance(draft, str | Path) and isinstance(target, str | Path):
+        one, other = (Path(source).expanduser() for source in (draft, target))
+        return one.resolve() == other.resolve() if one.exists() else one == other
+    return draft is target
 
 
 def _open(
@@ -273,7 +273,8 @@ def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
     with _naming(role):
         read_config = read_reward_config if role == Role.PRM else read_language_config
         config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
-        stop_ids = read_stop_ids(checkpoint, tokenizer)
+        is_writer = role != Role.PRM
+        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
         return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rsd_engine.memory.page_pool import KVShape
+from rsd_engine.models.checkpoints.quantized import check_quantization
 from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
 from rsd_engine.models.registry import decoder_families, reward_families
 from rsd_engine.models.rope_config import NO_ROPE
@@ -58,7 +59,8 @@ class ModelConfig:
 
         Raises:
             ValueError: a field is not what `ModelSchema` allows, the architecture, activation or
-                rope type is not known, the weights are quantised, or sizes do not fit one another.
+                rope type is not known, the weights are quantised in an unknown format, or sizes do
+                not fit one another.
         """
         architecture, family = _architecture(KindSchema.check(raw, "config.json"))
         raw = {**family.defaults, **ModelSchema.read(raw, "config.json")}
@@ -188,9 +190,7 @@ def _check_known(raw: Mapping[str, Any], family: DecoderFamily) -> None:
     for name in family.refused:
         if raw.get(name):
             raise ValueError(f"{name}={raw[name]} is not supported; it must be absent")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(f"weights quantised with {method!r} are not supported; only plain weights")
+    check_quantization(raw.get("quantization_config"))
 
 
 def _check_rotation(ropes: Ropes, head_dim: int, *, partial: bool) -> None:

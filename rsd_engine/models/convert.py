@@ -12,23 +12,26 @@ What an architecture would do at every forward is done once, where it comes to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_engine.models.config import ModelConfig
 
 _FINAL_NORM = "model.norm.weight"
 
 
 def as_computed(
-    tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, *, source: str
-) -> Iterator[tuple[str, Tensor]]:
+    stored: Mapping[str, StoredTensor], config: ModelConfig, source: str
+) -> dict[str, StoredTensor]:
     """The tensors under the names of a Llama checkpoint; those that need no change as they are.
 
     Args:
-        tensors: those of a checkpoint, by name.
+        stored: the checkpoint's tensors by plain names.
         config: of the same checkpoint.
         source: name of the model, for messages.
 
@@ -36,14 +39,16 @@ def as_computed(
         ValueError: a merged tensor does not have as many rows as its parts; the message names it.
     """
     order = _order_of_head(config)
-    for whole_name, whole in tensors:
-        for name, tensor in _parts(whole_name, whole, config, source):
-            yield name, _changed(name, tensor, config, order)
+    return {
+        name: _changed(name, tensor, config, order)
+        for whole_name, whole in stored.items()
+        for name, tensor in _parts(whole_name, whole, config, source)
+    }
 
 
 def _parts(
-    name: str, tensor: Tensor, config: ModelConfig, source: str
-) -> Iterator[tuple[str, Tensor]]:
+    name: str, whole: StoredTensor, config: ModelConfig, source: str
+) -> Iterator[tuple[str, StoredTensor]]:
     stem, _, kind = name.rpartition(".")
     block, _, part = stem.rpartition(".")
     q, kv, inter = config.q_width, config.kv_width, config.intermediate_size
@@ -52,26 +57,46 @@ def _parts(
         "gate_up_proj": {"gate_proj": inter, "up_proj": inter},
     }.get(part)
     if merged is None:
-        yield name, tensor
+        yield name, whole
         return
-    num_rows = sum(merged.values())
-    if tensor.dim() == 0 or tensor.shape[0] != num_rows:
+    num_rows, start = sum(merged.values()), 0
+    if whole.shape[:1] != (num_rows,):
         raise ValueError(
-            f"model {source!r}: tensor {name} has shape {list(tensor.shape)}; by its config it "
-            f"must have {num_rows} rows"
+            f"model {source!r}: tensor {name} in {whole.file} has shape {list(whole.shape)}; by "
+            f"the config it must have {num_rows} rows: config and weights are of different models, "
+            "give those that belong together"
         )
-    for part_name, rows in zip(merged, tensor.split(list(merged.values())), strict=True):
-        yield f"{block}.{part_name}.{kind}", rows
+    for part_name, rows in merged.items():
+        yield f"{block}.{part_name}.{kind}", _rows(whole, start, rows)
+        start += rows
 
 
-def _changed(name: str, tensor: Tensor, config: ModelConfig, order: Tensor | None) -> Tensor:
-    if config.norm_offset and name.endswith("norm.weight"):
-        tensor = tensor.float() + config.norm_offset
-    if config.logits_scale != 1.0 and name == _FINAL_NORM:
-        tensor = tensor.float() * config.logits_scale
+def _rows(whole: StoredTensor, start: int, count: int) -> StoredTensor:
+    return replace(
+        whole,
+        shape=(count, *whole.shape[1:]),
+        nbytes=whole.nbytes * count // whole.shape[0],
+        read=lambda: whole.read().narrow(0, start, count),
+    )
+
+
+def _changed(
+    name: str, stored: StoredTensor, config: ModelConfig, order: Tensor | None
+) -> StoredTensor:
+    offset, scale = 0.0, 1.0
+    if name.endswith("norm.weight"):
+        offset, scale = config.norm_offset, config.logits_scale if name == _FINAL_NORM else 1.0
+    if (offset, scale) != (0.0, 1.0) and stored.dtype.is_floating_point:
+        read = partial(_scaled, stored.read, offset, scale)
+        return replace(stored, dtype=torch.float32, read=read)
     if order is not None and (".q_proj." in name or ".k_proj." in name):
-        return _reordered(tensor, config.head_dim, order)
-    return tensor
+        return replace(stored, read=partial(_reordered, stored.read, config.head_dim, order))
+    return stored
+
+
+def _scaled(read: Callable[[], Tensor], offset: float, scale: float) -> Tensor:
+    """(w + offset) * scale in fp32, to be rounded once."""
+    return (read().float() + offset) * scale
 
 
 def _order_of_head(config: ModelConfig) -> Tensor | None:
@@ -89,9 +114,8 @@ def _order_of_head(config: ModelConfig) -> Tensor | None:
     return torch.cat((low, rest_low, high, rest_high))
 
 
-def _reordered(tensor: Tensor, head_dim: int, order: Tensor) -> Tensor:
-    """The rows of every head in this order; a tensor that is not made of heads as it is."""
-    if tensor.dim() == 0 or tensor.shape[0] % head_dim:
-        return tensor
-    heads = tensor.view(-1, head_dim, *tensor.shape[1:])
+def _reordered(read: Callable[[], Tensor], head_dim: int, order: Tensor) -> Tensor:
+    """The rows of every head in this order."""
+    tensor = read()
+    heads = tensor.reshape(-1, head_dim, *tensor.shape[1:])
     return heads.index_select(1, order).view(tensor.shape)

@@ -6,6 +6,7 @@ It advances no cursor: what it wrote counts only once the loop says so.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from rsd_kernels.cpu.decoder import DecoderParts
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.state.rows import RowBatch
+
+_LOG = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -54,6 +57,12 @@ class Decoder:
         self.max_positions = max_positions or config.max_position_embeddings
         self._rope_tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
         for rope in set(config.ropes):
+            if rope.type == "longrope":
+                _LOG.info(
+                    "LongRoPE: the %s factors, for a context of %d where the original is %d",
+                    rope.factors_for(self.max_positions), self.max_positions,
+                    rope.original_max_position,
+                )  # fmt: skip
             cos, sin = rope.tables(config.head_dim, self.max_positions)
             self._rope_tables[rope] = cos.to(self.device), sin.to(self.device)
         self._whole = self.ops.whole_decoder(self._parts())

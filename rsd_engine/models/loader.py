@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.models.convert import as_computed
 from rsd_engine.models.decoder import Decoder
+from rsd_engine.models.filling import choose, fill, log_expansion
 from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_engine.models.names import num_layers, with_plain_names
 from rsd_engine.models.registry import decoder_families, reward_families
-from rsd_engine.models.weights import DecoderWeights, fill
+from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.reward.heads import RewardHead
+
+_LOG = logging.getLogger(__name__)
+
+_EMBEDDING, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+Dtypes = tuple[torch.dtype, torch.dtype]
+"""What a model computes in, and what its matrices are held in."""
+Head = TypeVar("Head", LinearWeight, RewardHead)
+Parts = tuple[DecoderWeights, Head, dict[str, Tensor]]
+"""Unfilled weights, the head, and name of a tensor in the checkpoint -> where it goes."""
 
 
 def load_language_model(
@@ -46,13 +62,23 @@ def load_language_model(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
     config = read_language_config(checkpoint)
-    weights = _allocate(checkpoint, config, dtype, torch.device(device))
-    places, ignored = weights.places(config), frozenset({"lm_head.weight"})
-    lm_head = LinearWeight(weights.embedding)
-    if not config.tie_word_embeddings:
-        lm_head = LinearWeight(torch.empty_like(weights.embedding))
-        places["lm_head.weight"] = lm_head.matrix
-    fill(places, _tensors(checkpoint, config), source=checkpoint.source, ignored=ignored)
+    stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
+    config, stored = _settle_embeddings(config, stored, checkpoint.source)
+    stored = as_computed(stored, config, checkpoint.source)
+
+    def allocate(dtypes: Dtypes, device: torch.device) -> Parts[LinearWeight]:
+        weights = DecoderWeights.allocate(config, dtypes[0], device, dtypes[1])
+        lm_head, places = LinearWeight(weights.embedding), weights.places(config)
+        if not config.tie_word_embeddings:
+            lm_head = LinearWeight(torch.empty_like(weights.embedding))
+            places[_LM_HEAD] = lm_head.matrix
+        return weights, lm_head, places
+
+    dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
+    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.",))
+    weights, lm_head, places = allocate(dtypes, torch.device(device))
+    log_expansion(checkpoint.source, chosen, places)
+    fill(places, chosen)
     decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
     return LanguageModel(decoder, lm_head)
 
@@ -69,15 +95,20 @@ def load_reward_model(
     """Loads a process reward model; arguments and errors as in `load_language_model`."""
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
     config = read_reward_config(checkpoint)
-    weights = _allocate(checkpoint, config, dtype, torch.device(device))
+    stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
+    stored = as_computed(stored, config, checkpoint.source)
     family = reward_families()[config.architecture]
-    head = family.allocate_head(weights.final_norm, config.rms_norm_eps)
-    fill(
-        weights.places(config) | family.places(head),
-        _tensors(checkpoint, config),
-        source=checkpoint.source,
-        ignored=frozenset({"lm_head.weight"}),
-    )
+
+    def allocate(dtypes: Dtypes, device: torch.device) -> Parts[RewardHead]:
+        weights = DecoderWeights.allocate(config, dtypes[0], device, dtypes[1])
+        head = family.allocate_head(weights.final_norm, config.rms_norm_eps)
+        return weights, head, weights.places(config) | family.places(head)
+
+    dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
+    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=(_LM_HEAD,))
+    weights, head, places = allocate(dtypes, torch.device(device))
+    log_expansion(checkpoint.source, chosen, places)
+    fill(places, chosen)
     decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
     return RewardModel(decoder, head)
 
@@ -125,7 +156,7 @@ def resolve_dtype(
 
 def weight_dtypes(
     checkpoint: Checkpoint, config: ModelConfig, dtype: str | torch.dtype, device: torch.device
-) -> tuple[torch.dtype, torch.dtype]:
+) -> Dtypes:
     """The dtype that a model computes in, and the one that its matrices are held in.
 
     They differ where the CPU library multiplies bf16 matrices in fp32 as they are stored.
@@ -152,12 +183,54 @@ def _read_config(checkpoint: Checkpoint, kind: str, allowed: Collection[str]) ->
     return config
 
 
-def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    return as_computed(checkpoint.tensors(), config, source=checkpoint.source)
+def _choose(
+    allocate: Callable[[Dtypes, torch.device], Parts[Head]],
+    stored: Mapping[str, StoredTensor],
+    config: ModelConfig,
+    source: str,
+    *,
+    ignored: tuple[str, ...],
+) -> dict[str, StoredTensor]:
+    """The tensors to read, checked before any memory is taken."""
+    found = num_layers(stored)
+    if found != config.num_layers:
+        raise ValueError(
+            f"model {source!r}: the config says num_hidden_layers={config.num_layers}, and the "
+            f"weights hold {found} layers: give a config and weights that belong together"
+        )
+    try:
+        _, _, wanted = allocate((torch.float32, torch.float32), torch.device("meta"))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"model {source!r}: the sizes in its config are too large for any tensor"
+        ) from error
+    return choose(stored, wanted, source=source, ignored=ignored)
 
 
-def _allocate(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: str | torch.dtype, device: torch.device
-) -> DecoderWeights:
-    dtype, matrix_dtype = weight_dtypes(checkpoint, config, dtype, device)
-    return DecoderWeights.allocate(config, dtype, device, matrix_dtype)
+def _settle_embeddings(
+    config: ModelConfig, stored: dict[str, StoredTensor], source: str
+) -> tuple[ModelConfig, dict[str, StoredTensor]]:
+    """Whether embedding and LM head are one tensor, as transformers decides it.
+
+    The config's switch counts unless the files hold two that differ: then they are two. Of a tied
+    model the files may hold either.
+    """
+    if not config.tie_word_embeddings or _LM_HEAD not in stored:
+        return config, stored
+    head = stored[_LM_HEAD]
+    others = {name: tensor for name, tensor in stored.items() if name != _LM_HEAD}
+    if _EMBEDDING not in stored:
+        return config, others | {_EMBEDDING: head}
+    if _same(head, stored[_EMBEDDING]):
+        return config, others
+    _LOG.warning(
+        "%s: its config ties lm_head to the embedding, but its files hold two that differ; both "
+        "are used as stored", source,
+    )  # fmt: skip
+    return replace(config, tie_word_embeddings=False), stored
+
+
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.read(), b.read())

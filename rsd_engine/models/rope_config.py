@@ -112,6 +112,10 @@ class RopeConfig:
                 )
         return count
 
+    def factors_for(self, num_positions: int) -> str:
+        """Which factors of longrope a context of this length takes, "short" or "long"."""
+        return "long" if num_positions > self.original_max_position else "short"
+
     def tables(self, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines, see `rope_tables`, for a context of `num_positions`."""
         inv_freq = self.inv_freq(head_dim, num_positions)
@@ -136,7 +140,7 @@ class RopeConfig:
         exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         plain = 1.0 / (self.theta**exponent)
         if self.type == "longrope":
-            long = num_positions > self.original_max_position
+            long = self.factors_for(num_positions) == "long"
             return plain / torch.tensor(self.long_factor if long else self.short_factor)
         if self.type == "linear":
             return plain / self.factor

@@ -196,6 +196,9 @@ class TokenizerConfigSchema(Schema):
     add_eos_token: bool | None = _flag()
     clean_up_tokenization_spaces: bool | None = _flag()
     split_special_tokens: bool | None = _flag()
+    auto_map: dict[str, Any] | list[str | None] | None = Field(
+        default=None, description="an object or a list of names of classes, or null"
+    )
     model_max_length: int | float | None = Field(default=None, description="a number or null")
 
 
@@ -245,6 +248,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The weights of a decoder as it computes with them, and how a checkpoint fills them.
+"""The weights of a decoder as it computes with them, and where a checkpoint's tensors go.
 
 q, k and v are merged into one weight, and so are gate and up, so that one product computes them. A
 checkpoint's tensor is copied straight into its place in the merged one: no second copy of the model
@@ -7,8 +7,6 @@ is ever held.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,9 +15,6 @@ from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.linear.weight import LinearWeight
-
-# Buffers that some checkpoints hold beside the weights.
-_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 
 
 @dataclass(frozen=True)
@@ -143,45 +138,3 @@ class DecoderWeights:
         for index, layer in enumerate(self.layers):
             found |= layer.places(config, f"model.layers.{index}.")
         return found
-
-
-def fill(
-    places: dict[str, Tensor],
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    source: str,
-    ignored: frozenset[str] = frozenset(),
-) -> None:
-    """Copies every tensor to its place, converting the dtype.
-
-    Args:
-        places: name of a tensor in the checkpoint -> where it goes.
-        tensors: the checkpoint's tensors by name.
-        source: name of the model, for messages.
-        ignored: names that the checkpoint may have although the model does not use them.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected or of the wrong shape; the message names it.
-    """
-    missing, unexpected = dict(places), []
-    for name, tensor in tensors:
-        place = missing.pop(name, None)
-        if place is None:
-            if name not in ignored and not _BUFFERS.search(name):
-                unexpected.append(name)
-        elif place.shape != tensor.shape:
-            raise ValueError(
-                f"model {source!r}: tensor {name} has shape {list(tensor.shape)}; by its config "
-                f"it must be {list(place.shape)}"
-            )
-        else:
-            place.copy_(tensor)
-    if missing:
-        raise ValueError(f"model {source!r} lacks {_listed(sorted(missing))}")
-    if unexpected:
-        raise ValueError(f"model {source!r} has unexpected tensors: {_listed(sorted(unexpected))}")
-
-
-def _listed(names: list[str], shown: int = 8) -> str:
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -14,6 +14,7 @@ from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.test_fidelity import same_or_tie, transformers_tokens
 from tests.models.checkpoints import make_model
 from tests.models.test_loading import weights_of, write_shards
+from tests.models.test_lora import make_adapter
 from tests.steps.toy_tokenizers import smollm_like
 from tests.tiny_models import TinyModels
 
@@ -35,6 +36,18 @@ def test_shards_and_bin_files_in_one_engine(
     wanted = generate(engine, PROMPTS, PARAMS)
     assert [decisions(result) for result in found] == [decisions(result) for result in wanted]
     assert any(step.rejected for result in found for step in result.outputs[0].steps)
+
+
+def test_a_lora_adapter_as_the_target(engine: Engine, tiny: TinyModels, tmp_path: Path) -> None:
+    """One that adds nothing: the base's tokens with the base's tokenizer; and one that does."""
+    wanted = [decisions(result) for result in generate(engine, PROMPTS, PARAMS)]
+    for strength in (0.0, 5.0):
+        adapter = tmp_path / f"adapter-{strength}"
+        make_adapter(adapter, tiny.target, strength=strength)
+        sources = tiny.sources() | {"target": adapter}
+        with Engine(**sources, max_num_seqs=4, device="cpu") as other:
+            found = [decisions(result) for result in generate(other, PROMPTS, PARAMS)]
+        assert (found == wanted) == (strength == 0)
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:

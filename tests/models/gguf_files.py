@@ -24,6 +24,7 @@ def write_gguf(
     tokenizer: Tokenizer | None = None,
     frequency_factors: Tensor | None = None,
     extra: dict[str, Tensor] | None = None,
+    split_max_tensors: int = 0,
     add: Callable[[gguf.GGUFWriter], object] | None = None,
 ) -> Path:
     """A GGUF file with the weights of a transformers model; norms and biases stay fp32.
@@ -31,7 +32,7 @@ def write_gguf(
     `add` writes more metadata.
     """
     config, family = model.config, model.config.model_type
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, family, split_max_tensors=split_max_tensors)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -84,6 +84,57 @@ def test_concrete_model() -> None:
     assert set(config.sliding_windows) == {None}
 
 
+_LONGROPE48 = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_parameters"),
+    [
+        pytest.param(
+            {
+                "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152,
+                "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
+                "num_key_value_heads": 1, "vocab_size": 262144, "sliding_window": 512,
+                "rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None,
+            },
+            999_885_952, id="Gemma 3 1B",
+        ),
+        pytest.param(
+            {
+                "architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048,
+                "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+                "num_key_value_heads": 4, "vocab_size": 128256, "rope_theta": 5000000.0,
+                "no_rope_layers": [1, 1, 1, 0] * 9, "layer_types": ["full_attention"] * 36,
+            },
+            3_075_098_624, id="SmolLM3-3B",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Phi3ForCausalLM"], "hidden_size": 3072,
+                "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24,
+                "num_key_value_heads": 8, "vocab_size": 200064, "sliding_window": 262144,
+                "partial_rotary_factor": 0.75, "rope_scaling": _LONGROPE48,
+                "original_max_position_embeddings": 4096, "max_position_embeddings": 131072,
+                "tie_word_embeddings": True,
+            },
+            3_836_021_760, id="Phi-4-mini",
+        ),
+        pytest.param(
+            {
+                "architectures": ["Olmo2ForCausalLM"], "hidden_size": 2048,
+                "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 16,
+                "num_key_value_heads": 16, "vocab_size": 100352, "rope_theta": 500000,
+                "tie_word_embeddings": False,
+            },
+            1_484_916_736, id="OLMo 2 1B",
+        ),
+    ],
+)  # fmt: skip
+def test_real_sizes(changes: dict[str, Any], num_parameters: int) -> None:
+    """What the configs of releases say, and how many weights they have."""
+    assert ModelConfig.from_dict(LLAMA | changes).num_parameters == num_parameters
+
+
 @pytest.mark.parametrize(
     ("changes", "windows"),
     [
@@ -164,7 +215,7 @@ def test_rope_equals_transformers(scaling: dict[str, Any]) -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised with 'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quant_method='hqq'"),
         ({"hidden_size": None}, r"hidden_size must be an integer in \[1, 131072\], got None"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must divide"),
         ({"head_dim": 15}, "head_dim=15 must be even"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from tests.models.checkpoints import ARCHITECTURES, make_model, save
@@ -105,3 +108,19 @@ def test_page_sizes(pair: Pair, tokens_per_page: int) -> None:
     assert_close(driver.run((1, tokens[:20])), wanted[19:20])
     for i in range(20, 29):
         assert_close(driver.run((1, tokens[i : i + 1])), wanted[i : i + 1])
+
+
+@pytest.mark.parametrize("context", [24, 25])
+def test_the_context_chooses_the_factors_of_longrope(
+    context: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers chooses anew for every text, by whether it is longer than the original."""
+    theirs = make_model("phi4-mini-long", original_max_position_embeddings=24)
+    loaded = load_language_model(save(theirs, tmp_path), max_rows=64)
+    config, weights = loaded.config, loaded.decoder.weights
+    with caplog.at_level(logging.INFO, "rsd_engine"):
+        decoder = Decoder(config, weights, max_rows=64, max_positions=context)
+    assert f"the {'short' if context == 24 else 'long'} factors, for a context" in caplog.text
+    tokens = random_tokens(context, 1)
+    logits = Driver(LanguageModel(decoder, loaded.lm_head)).run((0, tokens))
+    assert_close(logits, expected(theirs, tokens)[-1:])

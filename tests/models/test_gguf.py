@@ -24,7 +24,7 @@ from rsd_engine.models.config import ModelConfig  # noqa: E402
 from rsd_engine.models.loader import load_language_model  # noqa: E402
 from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
 from rsd_kernels.cpu import ops as cpu_ops  # noqa: E402
-from tests.models.checkpoints import ARCHITECTURES, make_model  # noqa: E402
+from tests.models.checkpoints import ARCHITECTURES, file_behind, make_model  # noqa: E402
 from tests.models.driver import Driver  # noqa: E402
 from tests.models.gguf_files import add_tokenizer, write_gguf  # noqa: E402
 
@@ -80,7 +80,7 @@ def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO, "rsd_engine"):
         path = write_gguf(tmp_path / "m.gguf", theirs, quantise=kind)
         assert_equals_transformers(path, theirs)
-    assert "Q8_0" in caplog.text and "MiB in fp32" in caplog.text
+    assert "Q8_0" in caplog.text and "MiB in memory" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
@@ -265,3 +265,51 @@ def test_absent_and_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model, but long enough to be read as one")
     with pytest.raises(ValueError, match="damaged or not a GGUF file"):
         open_checkpoint(tmp_path / "text.gguf")
+
+
+def split(tmp_path: Path, model: Any) -> list[Path]:
+    write_gguf(tmp_path / "m.gguf", model, split_max_tensors=8)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) > 2
+    return parts
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2-tied"])
+def test_any_part_of_a_split_file(tmp_path: Path, name: str) -> None:
+    theirs = make_model(name)
+    parts = split(tmp_path, theirs)
+    for part in (parts[0], parts[1], parts[-1]):
+        assert_equals_transformers(part, theirs)
+
+
+def test_missing_part(tmp_path: Path) -> None:
+    parts = split(tmp_path, make_model("llama2"))
+    parts[1].unlink()
+    with pytest.raises(
+        ValueError, match=rf"is one of {len(parts)} parts; .* lacks {parts[1].name}"
+    ):
+        open_checkpoint(parts[0])
+
+
+def test_a_part_under_another_name(tmp_path: Path) -> None:
+    parts = split(tmp_path, make_model("llama2"))
+    parts[0].rename(tmp_path / "first.gguf")
+    with pytest.raises(ValueError, match=rf"is one of {len(parts)} parts; their names must end in"):
+        open_checkpoint(tmp_path / "first.gguf")
+
+
+def test_the_same_tensor_in_two_parts(tmp_path: Path) -> None:
+    parts = split(tmp_path, make_model("llama2"))
+    parts[1].write_bytes(parts[0].read_bytes())
+    with pytest.raises(ValueError, match=r"holds \S+, as another part does"):
+        open_checkpoint(parts[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_plain_tensors_stay_in_the_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_model("qwen2-untied"))
+    content = path.read_bytes()
+    embedding = load_language_model(path, max_rows=1).decoder.weights.embedding
+    assert file_behind(embedding) == str(path)
+    embedding.zero_()
+    assert path.read_bytes() == content

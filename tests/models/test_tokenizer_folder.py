@@ -90,12 +90,17 @@ def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nobody_answers")
 @pytest.mark.parametrize("vocabulary", [None, "vocab.json", "qwen.tiktoken"])
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
-def test_remote_code_is_never_run(folder: Path, vocabulary: str | None, file: str) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_remote_code_is_never_run(
+    folder: Path, vocabulary: str | None, file: str, old: bool
+) -> None:
     (folder / "tokenizer.json").unlink()
     if vocabulary is not None:
         (folder / vocabulary).write_text("{}")
     (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
-    auto_map = {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Config"}
+    auto_map: Any = {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Config"}
+    if old:
+        auto_map = ["own.Own", None] if file == "tokenizer_config.json" else {"AutoConfig": "own.C"}
     edit(folder / file, lambda content: content.update(auto_map=auto_map, model_type="own"))
     message = refusal(folder)
     if file == "tokenizer_config.json":

@@ -21,6 +21,7 @@ class GenerateOptions:
     target: o.Target = None
     prm: o.Prm = None
     revision: o.Revision = None
+    hf_overrides: o.HfOverrides = None
     input: o.Input = None
     output: o.Output = None
     overwrite: o.Overwrite = False

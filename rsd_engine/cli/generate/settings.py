@@ -96,6 +96,8 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
     found = config.engine | _given(options, _ENGINE)
     if options.kv_cache_memory is not None:
         found["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", options.kv_cache_memory)
+    if options.hf_overrides is not None:
+        found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
     if options.policy is not None:
         found["policy"] = values.policy("--policy", options.policy)
     if options.step_delimiter:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint that is known by its header and not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype  # as `read` returns it
+    file: str  # name of the file that holds it, for messages
+    nbytes: int  # in the file
+    read: Callable[[], Tensor]  # on the CPU; often a view of the mapped file, never written to
+    packing: str | None = None  # how it is quantised in the file, such as "GPTQ"; None: plain
 
 
 class Checkpoint(ABC):
@@ -21,12 +35,17 @@ class Checkpoint(ABC):
         """The config with the keys of a config.json."""
 
     @abstractmethod
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor once, on the CPU, under its name in transformers."""
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor under its name in transformers; only headers are read.
 
-    @abstractmethod
+        Raises:
+            ValueError: there are no weights, or a file is missing, damaged or not supported.
+        """
+
     def has_bfloat16_matrices(self) -> bool:
-        """True if every matrix among the tensors is stored in bfloat16."""
+        """True if every matrix is stored in bfloat16; a single row, as of a value head, is none."""
+        matrices = [t for t in self.tensors().values() if len(t.shape) == 2 and min(t.shape) > 1]
+        return all(tensor.dtype == torch.bfloat16 for tensor in matrices)
 
     @abstractmethod
     def tokenizer(self) -> Any:

@@ -1,14 +1,13 @@
 """Reads a GGUF file (llama.cpp's format) as if it were a Hugging Face folder.
 
 Quantised tensors are dequantised when they are loaded: the engine computes with plain weights, so
-a GGUF file saves download and disk here, not memory.
+such a file saves download and disk here, not memory. Others are views of the mapped file.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
+from rsd_engine.models.checkpoints.gguf_file import GgufFile, GgufTensor
 from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer, special_ids
 from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families
 from rsd_engine.models.schemas import ModelSchema
-
-_LOG = logging.getLogger(__name__)
 
 _SIZES = {
     "hidden_size": "embedding_length",
@@ -58,26 +56,24 @@ TENSOR_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAIN_FILE_TYPES = {0: "float32", 1: "float16"}
 
 
 class GgufCheckpoint(Checkpoint):
-    """A single GGUF file of an architecture in `models.decoders`."""
+    """A GGUF file of an architecture in `models.decoders`, or any part of a split one."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.source = str(path)
         self._gguf = _import_gguf(path)
-        try:
-            self._reader = self._gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{path} is damaged or not a GGUF file: {error}") from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        file = GgufFile.open(path, self._gguf.GGML_QUANT_SIZES)
+        self.path = file.path
+        self._fields = file.fields
+        self._tensors = file.tensors
 
     def field(self, name: str) -> Any:
         """A value of the file's metadata, None where it is not given."""
-        found = self._reader.fields.get(name)
-        return None if found is None else found.contents()
+        return self._fields.get(name)
 
     @cached_property
     def _family(self) -> DecoderFamily:
@@ -102,7 +98,7 @@ class GgufCheckpoint(Checkpoint):
         # layer.
         config |= {
             "architectures": [self._family.architecture],
-            "vocab_size": int(self._tensor("token_embd.weight").shape[1]),
+            "vocab_size": self._tensor("token_embd.weight").shape[0],
             "tie_word_embeddings": "output.weight" not in self._tensors,
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
             "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
@@ -139,60 +135,64 @@ class GgufCheckpoint(Checkpoint):
         if _ROPE_FACTORS in self._tensors:  # how llama.cpp stores the llama3 scaling
             if kind != "none":
                 raise ValueError(f"{_ROPE_FACTORS} beside rope scaling {kind!r} is not supported")
-            factors = self._expand(self._tensors[_ROPE_FACTORS])
+            factors = self._read(_ROPE_FACTORS)
             scaling["frequency_factors"] = factors.flatten().tolist()
         return scaling
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        self._announce()
-        rules = self._family.gguf
-        paired_heads = rules is not None and rules.paired_heads
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        found = {}
         for name, tensor in self._tensors.items():
             if name == _ROPE_FACTORS:
                 continue
-            value = self._expand(tensor)
-            stem, kind = name.rsplit(".", 1)
+            stem, _, kind = name.rpartition(".")
             block, _, part = stem.rpartition(".")
-            if paired_heads and part in ("attn_q", "attn_k"):
-                value = self._unpermuted(value, part)
             prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
-            yield f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}", value
+            found[f"{prefix}{TENSOR_NAMES.get(part, part)}.{kind}"] = StoredTensor(
+                shape=tensor.shape,
+                dtype=_PLAIN_TYPES.get(self._kind(tensor), torch.float32),
+                file=tensor.file,
+                nbytes=tensor.data.nbytes,
+                read=partial(self._read, name, part),
+                packing=None if self._kind(tensor) in _PLAIN_TYPES else self._kind(tensor),
+            )
+        return found
 
-    def has_bfloat16_matrices(self) -> bool:
-        matrices = [tensor for tensor in self._tensors.values() if len(tensor.shape) == 2]
-        return all(tensor.tensor_type.name == "BF16" for tensor in matrices)
-
-    def _announce(self) -> None:
-        kinds = sorted({tensor.tensor_type.name for tensor in self._tensors.values()})
-        count = sum(int(tensor.n_elements) for tensor in self._tensors.values())
-        _LOG.info(
-            "%s: expanding %d weights stored as %s (%.0f MiB on disk); they take %.0f MiB in fp32, "
-            "half of that in 16 bits",
-            self.path.name, count, ", ".join(kinds), self.path.stat().st_size / 2**20,
-            count * 4 / 2**20,
-        )  # fmt: skip
-
-    def _tensor(self, name: str) -> Any:
+    def _tensor(self, name: str) -> GgufTensor:
         if name not in self._tensors:
             raise ValueError(f"GGUF file {str(self.path)!r} lacks tensor {name}")
         return self._tensors[name]
 
-    def _expand(self, tensor: Any) -> Tensor:
-        """The tensor in fp32; GGUF lists dimensions in the opposite order."""
+    def _kind(self, tensor: GgufTensor) -> str:
+        return str(self._gguf.GGMLQuantizationType(tensor.type).name)
+
+    def _read(self, name: str, part: str = "") -> Tensor:
+        """The tensor, expanded to fp32 if it is quantised, in transformers' order."""
+        tensor = self._tensors[name]
+        dtype = _PLAIN_TYPES.get(self._kind(tensor))
+        if dtype is None:
+            value = self._expand(name, tensor)
+        else:
+            value = torch.from_numpy(tensor.data).view(dtype).view(tensor.shape)
+        rules = self._family.gguf
+        if rules is not None and rules.paired_heads and part in ("attn_q", "attn_k"):
+            return self._unpermuted(value, part)
+        return value
+
+    def _expand(self, name: str, tensor: GgufTensor) -> Tensor:
+        kind = self._gguf.GGMLQuantizationType(tensor.type)
         try:
-            values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            values = self._gguf.quants.dequantize(tensor.data, kind)
         except NotImplementedError as error:
             raise ValueError(
-                f"GGUF file {str(self.path)!r}: tensor {tensor.name} is stored as "
-                f"{tensor.tensor_type.name}, which the gguf package cannot expand"
+                f"GGUF file {str(self.path)!r}: tensor {name} is stored as {kind.name}, which the "
+                "gguf package cannot expand"
             ) from error
-        shape = [int(size) for size in reversed(tensor.shape)]
-        return torch.tensor(values, dtype=torch.float32).view(shape)
+        return torch.from_numpy(values).float().view(tensor.shape)
 
     def _unpermuted(self, value: Tensor, part: str) -> Tensor:
         """Rows in transformers' order, where the file has that of `GgufRules.paired_heads`."""
         heads = "attention.head_count" if part == "attn_q" else "attention.head_count_kv"
-        num_heads = int(self._value(heads))
+        num_heads = int(self._value(heads) or self._value("attention.head_count"))
         pairs = value.view(num_heads, -1, 2, *value.shape[1:])
         return pairs.transpose(1, 2).reshape(value.shape)
 

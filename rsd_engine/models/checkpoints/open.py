@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+from rsd_engine.models.checkpoints.lora import AdapterCheckpoint, base_folder, is_adapter
+from rsd_engine.models.checkpoints.quantized import expanded
 from rsd_engine.models.checkpoints.tokenizer_folder import folder_tokenizer
-from rsd_engine.models.checkpoints.weight_files import matrix_dtypes, read_tensors
+from rsd_engine.models.checkpoints.weight_files import stored_tensors
 from rsd_engine.models.schemas import read_json
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -31,11 +30,9 @@ class FolderCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any]:
         return {**read_json(self.folder / "config.json"), **self.overrides}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return read_tensors(self.folder)
-
-    def has_bfloat16_matrices(self) -> bool:
-        return matrix_dtypes(self.folder) == {torch.bfloat16}
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        stored = stored_tensors(self.folder)
+        return expanded(stored, self.config().get("quantization_config"))
 
     def tokenizer(self) -> Any:
         return folder_tokenizer(self.folder)
@@ -49,6 +46,8 @@ def open_checkpoint(
     source: str | Path, revision: str | None = None, *, weights: bool = True
 ) -> Checkpoint:
     """Finds a model by folder, `.gguf` file or hub id; a hub id is downloaded unless it is cached.
+
+    The folder may be that of a LoRA adapter, which names its base.
 
     Args:
         source: the model.
@@ -64,6 +63,8 @@ def open_checkpoint(
     if revision is not None and path.exists():
         raise ValueError(f"revision={revision!r} has no meaning for the local path {str(path)!r}")
     if path.is_dir():
+        if is_adapter(path):
+            return AdapterCheckpoint(path, FolderCheckpoint(base_folder(path)))
         return FolderCheckpoint(path)
     if path.suffix == ".gguf":
         if not path.is_file():

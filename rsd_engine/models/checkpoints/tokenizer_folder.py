@@ -57,7 +57,8 @@ def folder_tokenizer(folder: Path) -> Any:
         return tokenizer
     # Without any of these, transformers silently makes an empty tokenizer.
     found = [name for name in _VOCABULARIES if next(folder.glob(name), None)]
-    if "AutoTokenizer" in (contents.get("tokenizer_config.json", {}).get("auto_map") or ()):
+    auto_map = contents.get("tokenizer_config.json", {}).get("auto_map") or ()
+    if "AutoTokenizer" in auto_map or isinstance(auto_map, list):  # which is how it began
         raise ValueError(
             "it has code for its tokenizer (auto_map in tokenizer_config.json), which is never "
             "run, and no tokenizer.json; convert the tokenizer to one"
@@ -106,7 +107,7 @@ def _compare_with_auto(folder: Path, content: dict[str, Any], tokenizer: Any) ->
             "%s: AutoTokenizer of transformers reads it as %s, which replaces how the checkpoint's "
             "tokenizer.json cuts text into words; the engine keeps to tokenizer.json, so other "
             "programs may give the same text other tokens",
-            folder.name, type(auto).__name__,
+            folder, type(auto).__name__,
         )  # fmt: skip
 
 

@@ -38,10 +38,10 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 def test_untied_and_prm_heads_are_there() -> None:
     raw = tiny_config(32) | {"tie_word_embeddings": False}
-    names = dict(RandomCheckpoint("x", raw, CPU, num_tokens=300, seed=1).tensors())
+    names = RandomCheckpoint("x", raw, CPU, num_tokens=300, seed=1).tensors()
     assert names["lm_head.weight"].shape == (320, 32)
     raw = tiny_config(32, "Qwen2ForProcessRewardModel")
-    names = dict(RandomCheckpoint("x", raw, CPU, num_tokens=300, seed=1).tensors())
+    names = RandomCheckpoint("x", raw, CPU, num_tokens=300, seed=1).tensors()
     assert names["score.2.weight"].shape == (2, 32) and "lm_head.weight" not in names
 
 

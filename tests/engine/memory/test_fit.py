@@ -184,11 +184,11 @@ def test_it_is_told_before_weights_are_read(
 
 
 def test_tables_are_as_long_as_the_context(tiny: TinyModels, tmp_path: Path) -> None:
-    """A config that allows 10 million positions costs no more than the context that is used."""
+    """A config that allows 16 million positions costs no more than the context that is used."""
     folder = tmp_path / "long"
     shutil.copytree(tiny.target, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = 10_000_000
+    config["max_position_embeddings"] = 16_000_000
     (folder / "config.json").write_text(json.dumps(config))
     with Engine(target=folder, device="cpu", max_num_seqs=2, max_model_len=300) as engine:
         memory = engine.memory
