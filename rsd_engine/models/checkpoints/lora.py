@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
-from rsd_engine.models.checkpoints.weight_files import listing, reason, stored_tensors
+from rsd_engine.models.checkpoints.tokenizer_folder import folder_tokenizer
+from rsd_engine.models.checkpoints.weight_files import listing, stored_tensors
+from rsd_engine.models.schemas import read_json
 
 _CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -46,7 +47,7 @@ def base_folder(adapter: Path) -> Path:
     Raises:
         ValueError: the config names no folder of a model.
     """
-    name = _read_config(adapter).get("base_model_name_or_path")
+    name = read_json(adapter / _CONFIG).get("base_model_name_or_path")
     if isinstance(name, str) and name and "\0" not in name:
         for folder in (Path(name).expanduser(), adapter / name):
             if (folder / "config.json").is_file() and not is_adapter(folder):
@@ -74,7 +75,7 @@ class AdapterCheckpoint(Checkpoint):
         self.folder = folder
         self.source = str(folder)
         self._base = base
-        config = _read_config(folder)
+        config = read_json(folder / _CONFIG)
         kind, rank, alpha = config.get("peft_type"), config.get("r"), config.get("lora_alpha")
         if kind != "LORA":
             raise ValueError(f"{folder / _CONFIG}: peft_type={kind!r} is not supported; only LORA")
@@ -143,12 +144,9 @@ class AdapterCheckpoint(Checkpoint):
         return StoredTensor(base.shape, torch.float32, base.file, nbytes, read, base.packing)
 
     def tokenizer(self) -> Any:
-        own = (self.folder / "tokenizer.json").is_file()
-        if not own:
-            return self._base.tokenizer()
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(self.folder)
+        if (self.folder / "tokenizer.json").is_file():
+            return folder_tokenizer(self.folder)
+        return self._base.tokenizer()
 
     def generation_config(self) -> dict[str, Any] | None:
         return self._base.generation_config()
@@ -156,14 +154,3 @@ class AdapterCheckpoint(Checkpoint):
 
 def _merge(base: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) -> Tensor:
     return torch.addmm(base.read().float(), b.read().float(), a.read().float(), alpha=scale)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is not valid JSON: {reason(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(config).__name__}")
-    return config

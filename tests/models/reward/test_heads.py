@@ -98,7 +98,7 @@ def test_language_model_is_no_reward_model(tmp_path: Path) -> None:
 
 def test_reward_model_is_no_language_model(tmp_path: Path) -> None:
     save_prm(tmp_path, "Qwen2ForPrmModel", PrmHeads.value(32))
-    with pytest.raises(ValueError, match="Qwen2ForPrmModel, not a language model; one of .*Llama"):
+    with pytest.raises(ValueError, match="Qwen2ForPrmModel, not a language model; one of Gemma3"):
         load_language_model(tmp_path, max_rows=4)
 
 
