@@ -65,6 +65,7 @@ class PreparedExecutor:
     def __init__(self, inner: Executor, prepare: Callable[[], None]) -> None:
         self.name = inner.name
         self.ticks_per_launch = inner.ticks_per_launch
+        self.blocks = inner.blocks
         self.started: float | None = None
         self._inner = inner
         self._prepare = prepare

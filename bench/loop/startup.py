@@ -29,8 +29,6 @@ from rsd_engine.memory.available import host_available_bytes, megabytes
 from rsd_engine.roofline.presets import PRESETS
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LEFT_FREE = 1 << 29  # bytes that filling the page cache leaves
-_MOST_FILES = 4
 _PIECE = 1 << 24  # bytes read at once
 _TIMEOUT = 600  # seconds
 
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_checkpoint(_checkpoint(given.preset), folder / "model")
         starts = [_start("as it is", folder / "model")]
         if given.full_page_cache:
-            fill_page_cache(folder)
+            fill_page_cache(folder / "zeros")
             starts.append(_start("full", folder / "model"))
     print(_table(starts))
     report.print_json(
@@ -68,23 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fill_page_cache(folder: Path) -> None:
-    """Makes files that the page cache holds instead of free memory, until they are deleted.
+def fill_page_cache(path: Path) -> None:
+    """Makes a file that the page cache holds instead of free memory, until it is deleted.
 
-    The files are sparse: they take no room on the disk. Other programs may free memory meanwhile,
-    so that one file is not always enough.
+    The file is sparse: it takes no room on the disk. The kernel keeps some memory free.
     """
+    with path.open("wb") as file:
+        file.truncate(_free_bytes())
     piece = bytearray(_PIECE)
-    for number in range(_MOST_FILES):
-        size = _free_bytes() - _LEFT_FREE
-        if size < _LEFT_FREE:
-            return
-        path = folder / f"zeros-{number}"
-        with path.open("wb") as file:
-            file.truncate(size)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(piece):
-                pass
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
 
 
 def _start(page_cache: str, folder: Path) -> Start:

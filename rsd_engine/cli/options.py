@@ -90,7 +90,7 @@ StepDelimiter = Annotated[
     list[str] | None,
     option(
         _STEPS,
-        r"Text that ends a step, \n allowed; may be repeated (default: \n\n)",
+        r"Text that ends a step, \n allowed; may be repeated (default: \n\n with a PRM)",
         "--step-delimiter",
     ),
 ]

@@ -26,6 +26,8 @@ from rsd_kernels.state.slots import SlotState, pages_for
 HostBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
 
+STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
+
 _ROLES_OF_MODE = {
     Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
     Mode.DRAFT: (Role.DRAFT,),
@@ -200,7 +202,7 @@ class EngineCore:
         state = self.state
         self._log.rewind()
         state.tick.zero_()
-        state.tick_cap.fill_(self.ticks_per_launch)
+        state.tick_cap.fill_(self._most_ticks())
         waiting = bool(self._queue) or bool(self._slots_with(active=False))
         self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
         if self._asked:
@@ -212,6 +214,12 @@ class EngineCore:
         self.executor.start()
         self._in_flight = True
         self.stats.launches += 1
+
+    def _most_ticks(self) -> int:
+        """Few where someone waits for tokens that are told only when the launch has ended."""
+        waits = any(running and running.request.stream_tokens for running in self._slots)
+        most = self.ticks_per_launch
+        return min(most, STREAM_TICKS) if waits and self.executor.blocks else most
 
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False

@@ -94,8 +94,10 @@ def fill_slot(
 
 def _fill_biases(state: SlotState, slot: int, request: SlotRequest) -> None:
     state.num_biased[slot] = count = len(request.biases)
-    state.biased_token[slot, :count] = torch.tensor([t for t, _ in request.biases]).int()
-    state.bias[slot, :count] = torch.tensor([bias for _, bias in request.biases])
+    if request.biases:
+        ids, biases = zip(*request.biases, strict=True)
+        state.biased_token[slot, :count] = torch.tensor(ids, dtype=torch.int32)
+        state.bias[slot, :count] = torch.tensor(biases)
     state.num_bad_words[slot] = len(request.bad_words)
     for i, word in enumerate(request.bad_words):
         state.bad_words[slot, i] = -1

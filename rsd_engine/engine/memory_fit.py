@@ -157,7 +157,8 @@ def _too_large(least: _Candidate) -> str:
     return (
         f"the models need {megabytes(found.needed)} without KV pages ({each} of weights), and "
         f"{megabytes(found.available)} of memory are available on {least.device}; take smaller "
-        f"models or a dtype of fewer bytes, lower max_num_seqs{more} or free memory"
+        "models or a dtype of fewer bytes, lower max_num_seqs or max_model_len"
+        f"{more} or free memory"
     )
 
 

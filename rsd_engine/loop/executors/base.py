@@ -14,6 +14,7 @@ class Executor(Protocol):
 
     name: str
     ticks_per_launch: int  # a launch returns after this many ticks at the latest
+    blocks: bool  # whether `start` runs the whole launch, and nothing can be told before its end
 
     def start(self) -> None:
         """Begins a launch. Leave the state alone until `poll` has returned True."""

@@ -21,6 +21,8 @@ class DeviceLoopExecutor:
         GraphRefused: CUDA does not make the graph executable.
     """
 
+    blocks = False
+
     def __init__(
         self, program: Block, runtime: GraphRuntime, *, name: str, ticks_per_launch: int
     ) -> None:

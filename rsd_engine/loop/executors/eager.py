@@ -10,6 +10,7 @@ class EagerExecutor:
     """Runs a whole launch in `start`."""
 
     name = "eager"
+    blocks = True
 
     def __init__(self, program: Block, *, ticks_per_launch: int = 16) -> None:
         check_program(program)

@@ -42,6 +42,8 @@ class HostGraphsExecutor:
         GraphError: an op cannot be captured.
     """
 
+    blocks = False
+
     def __init__(
         self,
         program: Block,

@@ -44,21 +44,18 @@ def test_a_start_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_page_cache_is_filled_by_what_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = 1_000_000
-    free = iter([3_000_000, 2_500_000, 1_700_000])  # the last is little enough
-    monkeypatch.setattr(startup, "_LEFT_FREE", left)
-    monkeypatch.setattr(startup, "_free_bytes", lambda: next(free))
-    startup.fill_page_cache(tmp_path)
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert sizes == {"zeros-0": 2_000_000, "zeros-1": 1_500_000}
+    monkeypatch.setattr(startup, "_free_bytes", lambda: 3_000_000)
+    startup.fill_page_cache(tmp_path / "zeros")
+    assert (tmp_path / "zeros").stat().st_size == 3_000_000
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_half_a_billion_parameters_start_with_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     """On 24 GB, also while the page cache fills them."""
     _, starts = run(capsys, "--full-page-cache")
     assert [start["page_cache"] for start in starts] == ["as it is", "full"]
-    assert starts[1]["free"] < 2_000_000_000 < starts[1]["available"]
+    assert starts[1]["free"] < 5_000_000_000 < starts[1]["available"]  # the kernel keeps some free
     for start in starts:
         assert start["facts"]["max_model_len"] == 32768
         assert start["facts"]["num_tokens"] == 1

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent, Threshold
+from rsd_engine.core.engine_core import STREAM_TICKS
 from rsd_engine.sampling_params import ModeName
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, Fresh, decisions, generate, harsh, short_launches
@@ -123,11 +124,15 @@ def test_a_model_alone_streams_its_tokens(alone: Engine, params: SamplingParams)
 
 def test_tokens_come_while_the_model_goes_on(alone: Engine) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
-    with short_launches(alone, 2), alone.stream(PROMPTS[0], params) as stream:
-        events = iter(stream)
-        first = next(events)
-        assert isinstance(first, StepEvent) and len(first.token_ids) == 1
-        assert alone.parts.core.has_work
+    with alone.stream(PROMPTS[0], params) as stream:
+        core, compared = alone.parts.core, 0
+        for count, event in enumerate(stream, 1):
+            for slot in (slot for slot, key in enumerate(core.slot_keys) if key is not None):
+                written = int(core.state.length[slot] - core.state.prompt_length[slot])
+                assert isinstance(event, StepEvent) and len(event.token_ids) == 1
+                assert count <= written < count + STREAM_TICKS
+                compared += 1
+        assert compared > 90
 
 
 def test_what_was_streamed_stays_when_the_request_fails(alone: Engine) -> None:

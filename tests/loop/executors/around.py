@@ -28,6 +28,7 @@ class Around:
     ) -> None:
         self.name = executor.name
         self.ticks_per_launch = executor.ticks_per_launch
+        self.blocks = executor.blocks
         self._executor, self._before, self._after = executor, before, after
 
     def start(self) -> None:
