@@ -34,7 +34,7 @@ def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPat
     shown = rsd("generate", "--help").stdout
     assert "(default: the threshold of the PRM's family)" in shown
     assert "constant:p, threshold[:threshold]" in shown
-    assert r"(default: \n\n)" in shown
+    assert r"(default: \n\n with a PRM)" in shown
     assert "[engine], [sampling] and [generate]" in shown
 
 

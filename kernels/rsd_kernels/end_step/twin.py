@@ -36,10 +36,13 @@ def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
 
 def _streams(state: SlotState) -> list[bool]:
     """Whether each slot is writing a step that is told token by token, and has a new one."""
-    told = np.maximum(host(state.committed), host(state.told))
-    new = (host(state.stream_tokens) != 0) & (host(state.length) > told)
-    writes = np.isin(host(state.phase), (Phase.DRAFT, Phase.TARGET))
-    return list((new & writes).tolist())
+    asked = host(state.stream_tokens) != 0
+    if not asked.any():
+        return [False] * state.num_slots
+    new = host(state.length) > np.maximum(host(state.committed), host(state.told))
+    phase = host(state.phase)
+    writes = (phase == Phase.DRAFT) | (phase == Phase.TARGET)
+    return list((asked & new & writes).tolist())
 
 
 def _tell_part(state: SlotState, b: int) -> None:
