@@ -100,7 +100,7 @@ def test_named_pages_decide_the_context(available: Available) -> None:
 
 def test_one_number_of_a_config_cannot_take_all_memory(available: Available) -> None:
     """What slots hold for each token of a context counts, which for small models is most."""
-    available(10_000_000_000)
+    available(20_000_000_000)
     config = replace(find_config("qwen2.5-0.5b"), max_position_embeddings=16_000_000)
     memory = {Role.TARGET: ModelMemory(config, torch.float32, torch.bfloat16)}
     for pages in (None, 10_000_000_000):
