@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -78,7 +79,8 @@ def test_decode_part(
     for name in ("batch1", "batch2"):
         assert found[name]["ratio"] > 0
         assert found[name]["spread"] >= 0
-        assert found[name]["limit_share"] > 0
+        # A difference of two times: on a busy machine it may be below 0.
+        assert math.isfinite(found[name]["limit_share"])
     assert (found["new_tokens"], found["dtype"]) == (5, "float32")
     assert set(found["not_available"]) == {"llama.cpp", "vLLM"}
 
