@@ -95,10 +95,12 @@ class Forward {
     }
 
     RsdRopeWrite rope_write(const RsdLayer& w) const {
-        return {d_.qkv,          pages(w),    pass_.page,       pass_.offset,
-                pass_.position,  w.cos,       w.sin,            w.q_norm,
-                w.k_norm,        rows_,       d_.num_positions, d_.num_q_heads,
-                d_.num_kv_heads, d_.head_dim, qkv_width(),      d_.eps};
+        return {d_.qkv,          pages(w),         pass_.page,
+                pass_.offset,    pass_.position,   w.cos,
+                w.sin,           w.q_norm,         w.k_norm,
+                rows_,           d_.num_positions, d_.num_q_heads,
+                d_.num_kv_heads, d_.head_dim,      qkv_width(),
+                d_.eps};
     }
 
     RsdAttention attention(const RsdLayer& w) const {

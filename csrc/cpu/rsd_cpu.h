@@ -133,8 +133,8 @@ typedef struct {
     float *hidden, *normed, *qkv, *attended, *gate_up, *gated;
     int64_t num_layers, vocab_size, hidden_size, intermediate_size, num_positions, max_rows;
     int64_t num_q_heads, num_kv_heads, head_dim;
-    int64_t matrix_type;  // of the embedding and of all matrices of the layers
-    RsdPages pages;       // k and v are those of the layers
+    int64_t matrix_type;    // of the embedding and of all matrices of the layers
+    RsdPages pages;         // k and v are those of the layers
     float eps, scale;       // of the norms, and of the attention scores
     float embedding_scale;  // multiplies the rows of the embedding
 } RsdDecoder;
