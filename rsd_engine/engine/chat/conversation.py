@@ -52,12 +52,8 @@ class ChatOptions:
         tools = None if self.tools is None else _tool_schemas(self.tools)
         begin = self.add_generation_prompt
         extra = self.chat_template_kwargs or {}
-        taken = sorted(set(extra) & _own_arguments(tokenizer), key=str)
-        if taken:
-            raise ValueError(
-                f"chat_template_kwargs must hold variables of the template, got {taken[0]!r}, "
-                "which is an argument of transformers; remove it, or use chat()'s own argument"
-            )
+        if extra:
+            _check_variables(extra, tokenizer)
         return {
             **tokenizer.special_tokens_map,
             **extra,
@@ -184,7 +180,12 @@ def _template(tokenizer: Any, given: str | None, tools: list[dict[str, Any]] | N
     return str(found)
 
 
-def _own_arguments(tokenizer: Any) -> set[str]:
-    """What `apply_chat_template` takes itself, but for the template's `documents`."""
+def _check_variables(extra: Mapping[str, Any], tokenizer: Any) -> None:
+    """None of them may be what `apply_chat_template` takes itself, but for `documents`."""
     named = inspect.signature(tokenizer.apply_chat_template).parameters
-    return {*named, "messages"} - {"documents"}
+    taken = sorted(set(extra) & ({*named, "messages"} - {"documents"}), key=str)
+    if taken:
+        raise ValueError(
+            f"chat_template_kwargs must hold variables of the template, got {taken[0]!r}, "
+            "which is an argument of transformers; remove it, or use chat()'s own argument"
+        )
