@@ -55,7 +55,8 @@ def test_half_a_billion_parameters_start_with_defaults(capsys: pytest.CaptureFix
     """On 24 GB, also while the page cache fills them."""
     _, starts = run(capsys, "--full-page-cache")
     assert [start["page_cache"] for start in starts] == ["as it is", "full"]
-    assert starts[1]["free"] < 5_000_000_000 < starts[1]["available"]  # the kernel keeps some free
+    # How much the kernel keeps free is its own affair; most of what is available is not.
+    assert 2 * starts[1]["free"] < starts[1]["available"]
     for start in starts:
         assert start["facts"]["max_model_len"] == 32768
         assert start["facts"]["num_tokens"] == 1
