@@ -69,6 +69,8 @@ def run_demo(options: DemoOptions) -> None:
     params = SamplingParams(
         temperature=0.0, max_tokens=_MAX_TOKENS, max_step_tokens=_MAX_STEP_TOKENS
     )
+    # The first chat starts the process that renders templates; neither run is to pay for it.
+    engine.chat(_messages(problems[0]), replace(params, max_tokens=1), use_tqdm=False)
     guided = _solve_in_view(engine, view, problems, params)
     view.line()
     view.line("The same problems with the target alone ...", "dim")
