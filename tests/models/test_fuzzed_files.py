@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from rsd_engine.models.loader import load_language_model
 from tests.models.checkpoints import make_model, save
 
-_QUICK, _MANY = 40, 800
+_QUICK, _MANY = 40, 840
 _ODD: tuple[Any, ...] = (
     None, "", "..", "../x", "/etc/passwd", 0, -1, 2**31, 2**63, 1e308, True, [], {}, [[]], "F32",
     "a" * 10_000, "a\nb", "BOOL", [2**40, 2**40], [0, 2**62], float("nan"),
