@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
+from rsd_engine.core.host_steps import HostBridge, HostSteps
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
+from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_at, pages_for_longest_step
 from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
@@ -21,18 +22,9 @@ from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
-from rsd_kernels.state.slots import SlotState, pages_for
-
-HostBridge = Callable[[list[int], int, Finish], list[int]]
-"""(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
+from rsd_kernels.state.slots import SlotState
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
-
-_ROLES_OF_MODE = {
-    Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
-    Mode.DRAFT: (Role.DRAFT,),
-    Mode.TARGET: (Role.TARGET,),
-}
 
 
 @dataclass
@@ -91,7 +83,7 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
-        self._text_bridge = text_bridge
+        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
         self._queue: deque[tuple[int, SlotRequest]] = deque()
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0
@@ -111,7 +103,7 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return self._pages_at(request, request.length_limit)
+        return pages_at(request, request.length_limit, self.loop.tokens_per_page)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -224,7 +216,9 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._serve_waiting()
+        served = self._host_steps.serve(self.state)
+        if served:
+            self._collect()
         if not served and not self._pending and not self._was_asked() and self._is_stuck():
             self.preempt_youngest()
         self._free_slots()
@@ -267,7 +261,7 @@ class EngineCore:
                 passes=int(state.passes[role, slot]),
                 seconds=int(state.nanoseconds[role, slot]) * 1e-9,
             )
-            for role in _ROLES_OF_MODE[running.request.mode]
+            for role in ROLES_OF_MODE[running.request.mode]
         }
         done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
         self._leaving.append(slot)
@@ -323,17 +317,8 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        longest = min(request.length_limit, length + request.max_step_tokens)
-        return self._pages_at(request, longest) <= int(self.state.num_free)
-
-    def _pages_at(self, request: SlotRequest, length: int) -> int:
-        """Pages of all its roles when its context has `length` tokens."""
-        output = length - len(request.prompt)
-        prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
-        return sum(
-            pages_for(prm_length if role == Role.PRM else length, self.loop.tokens_per_page[role])
-            for role in _ROLES_OF_MODE[request.mode]
-        )
+        need = pages_for_longest_step(request, length, self.loop.tokens_per_page)
+        return need <= int(self.state.num_free)
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:
         """The requests that are active, or that are preempted, and their slots."""
@@ -373,25 +358,3 @@ class EngineCore:
 
     def _release(self, slot: int) -> None:
         ops.truncate_kv(self.state, slot, (0, 0, 0), self.loop.tokens_per_page)
-
-    # ------------------------------------------------------------------ the text path
-
-    def _serve_waiting(self) -> bool:
-        """Bridges the steps that wait for the host and collects their records."""
-        waiting = [s for s, p in enumerate(self.state.phase.tolist()) if p == Phase.WAIT_HOST]
-        for slot in waiting:
-            self._bridge_on_host(slot)
-        if waiting:
-            int(self.state.log_head)  # host read: waits until the device has ended these steps
-            self._collect()
-        return bool(waiting)
-
-    def _bridge_on_host(self, slot: int) -> None:
-        state = self.state
-        assert self._text_bridge is not None
-        first, last = int(state.committed[slot]), int(state.length[slot])
-        step = state.tokens[slot, first:last].tolist()
-        finish = Finish(int(state.finish[slot]))
-        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
-        ops.write_prm_step(state, slot, ids)
-        ops.end_slot_step(state, slot, self.loop.tokens_per_page)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
-from rsd_engine.core.engine_core import EngineCore, HostBridge
+from rsd_engine.core.engine_core import EngineCore
+from rsd_engine.core.host_steps import HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory

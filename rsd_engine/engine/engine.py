@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,21 +12,16 @@ from tqdm.auto import tqdm
 
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
-from rsd_engine.engine.dispatcher import CheckedRequest, Dispatcher
+from rsd_engine.engine.checker import RequestChecker
+from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
-from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt, naming
-from rsd_engine.engine.requests import (
-    changed_fields,
-    default_params,
-    params_of_each,
-    slot_request,
-    truncated,
-)
+from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
+from rsd_engine.engine.requests import changed_fields, default_params
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
-from rsd_engine.sampling_params import MAX_SEED, SamplingParams
+from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
 
 logger = logging.getLogger("rsd_engine")
@@ -116,6 +110,7 @@ class Engine:
         self._closed = False
         self._pid = os.getpid()
         self._default_params = default_params(self._parts.models.main.generation_config)
+        self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
             changed = changed_fields(self._default_params)
             logger.info("sampling defaults of the checkpoint: %s", changed)
@@ -303,7 +298,7 @@ class Engine:
                 self._dispatcher.close()
                 self._reader.close()
         finally:
-            del self._parts, self._dispatcher, self._reader
+            del self._parts, self._dispatcher, self._reader, self._checker
 
     def __enter__(self) -> Engine:
         return self
@@ -344,29 +339,7 @@ class Engine:
     ) -> list[str]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
-        checked = []
-        each = params_of_each(params, len(prompts), self._default_params)
-        for position, (prompt, p) in enumerate(zip(prompts, each, strict=True)):
-            with naming(position, len(prompts)):
-                checked.append(self._check(prompt, p, stream))
-        return dispatcher.add_all(checked)
-
-    def _check(
-        self, prompt: ResolvedPrompt, params: SamplingParams, stream: bool
-    ) -> CheckedRequest:
-        seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
-        prompt = truncated(prompt, params)
-        slots = [
-            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
-            for i in range(params.n)
-        ]
-        problem = self._parts.core.check(slots[0])
-        if problem:
-            raise ValueError(
-                f"max_tokens={params.max_tokens}: {problem}; "
-                "lower max_tokens or raise kv_cache_memory_bytes"
-            )
-        return CheckedRequest(prompt, params, seed, slots)
+        return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))
 
     # ------------------------------------------------------------------ running
 

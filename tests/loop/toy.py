@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rsd_engine.core.engine_core import EngineCore, HostBridge
+from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone, StepDecided
+from rsd_engine.core.host_steps import HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor

@@ -1,0 +1,33 @@
+"""How many KV pages a request holds, by the length of its context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rsd_engine.core.slots import SlotRequest
+from rsd_kernels.state.enums import Mode, Role
+from rsd_kernels.state.slots import pages_for
+
+ROLES_OF_MODE = {
+    Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
+    Mode.DRAFT: (Role.DRAFT,),
+    Mode.TARGET: (Role.TARGET,),
+}
+
+
+def pages_at(request: SlotRequest, length: int, tokens_per_page: Sequence[int]) -> int:
+    """Pages of all its roles when its context has `length` tokens."""
+    output = length - len(request.prompt)
+    prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
+    return sum(
+        pages_for(prm_length if role == Role.PRM else length, tokens_per_page[role])
+        for role in ROLES_OF_MODE[request.mode]
+    )
+
+
+def pages_for_longest_step(
+    request: SlotRequest, length: int, tokens_per_page: Sequence[int]
+) -> int:
+    """Pages of all its roles when one step more, as long as it may be, follows `length` tokens."""
+    longest = min(request.length_limit, length + request.max_step_tokens)
+    return pages_at(request, longest, tokens_per_page)
