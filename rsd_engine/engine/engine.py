@@ -232,6 +232,39 @@ class Engine:
         [request_id] = self._add_all([resolved], sampling_params, stream=True)
         return Stream(self._alive(), request_id)
 
+    def streams(
+        self,
+        prompts: Sequence[Prompt | Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        by_token: bool = True,
+    ) -> list[Stream]:
+        """Starts several requests, all of them or none; see `stream`.
+
+        Args:
+            prompts: as in `as_completed`.
+            sampling_params: as in `generate`.
+            by_token: whether a model alone streams its tokens, or its steps as the others do.
+
+        Raises:
+            ValueError: as in `generate`; no request was started.
+        """
+        resolved = self._prompt_reader().mixed(prompts)
+        request_ids = self._add_all(resolved, sampling_params, stream=by_token)
+        return [Stream(self._alive(), request_id) for request_id in request_ids]
+
+    def tokenize_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The token ids that `chat` makes of a conversation.
+
+        Raises:
+            ValueError: as in `chat`.
+        """
+        options = ChatOptions(add_generation_prompt=add_generation_prompt)
+        [resolved] = self._prompt_reader().conversations(messages, "-", options)
+        return list(resolved.token_ids)
+
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
 

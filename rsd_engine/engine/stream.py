@@ -35,6 +35,14 @@ class Stream:
         if self._output is None:
             self._dispatcher.drop(self.request_id)
 
+    def take(self) -> list[StreamEvent]:
+        """The events that wait, for those who iterate several streams; see `run`."""
+        return self._dispatcher.take(self.request_id)
+
+    def run(self) -> None:
+        """Runs the engine until something happened, unless an event of this stream waits."""
+        self._dispatcher.pump(self.request_id)
+
     def __iter__(self) -> Iterator[StreamEvent]:
         try:
             while not self._closed and self._output is None:
@@ -62,9 +70,9 @@ class Stream:
 
     def _advance(self) -> None:
         """Takes the events that wait; if there are none, runs the core once."""
-        self._ready.extend(self._dispatcher.take(self.request_id))
+        self._ready.extend(self.take())
         if not self._ready:
-            self._dispatcher.pump(self.request_id)
+            self.run()
 
     def _next(self) -> StreamEvent:
         event = self._ready.popleft()

@@ -1,0 +1,155 @@
+"""Runs the prompts of one request and notes what came of it: metrics and one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from rsd_engine.engine.async_engine import AsyncRequest
+from rsd_engine.engine.dispatcher import StreamEvent
+from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
+from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server.errors import ApiError
+from rsd_engine.server.service import Service
+
+logger = logging.getLogger("rsd_engine.server.requests")
+
+
+class Answering:
+    """One request of a client: one or more prompts with the same parameters.
+
+    Args:
+        service: that runs it.
+        request_id: the client's, or one made for it.
+        kind: of the request, for the log.
+    """
+
+    def __init__(self, service: Service, request_id: str, kind: str) -> None:
+        self._service = service
+        self._request_id = request_id
+        self._kind = kind
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        self._requests: list[AsyncRequest] = []
+        self._samples = 0
+        self._results: dict[int, RequestOutput] = {}
+
+    async def start(
+        self, prompts: Sequence[Any], params: SamplingParams, *, by_token: bool
+    ) -> None:
+        """Queues the prompts.
+
+        Raises:
+            ApiError: see `Service.submit`.
+        """
+        self._requests = await self._service.submit(prompts, params, by_token=by_token)
+        self._samples = len(prompts) * params.n
+
+    async def results(self) -> list[RequestOutput]:
+        """All results, in order of the prompts.
+
+        Raises:
+            ApiError: a sample failed.
+        """
+        async for _ in self.events():
+            continue
+        found = [self._results[index] for index in range(len(self._requests))]
+        for result in found:
+            check_result(result)
+        return found
+
+    async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """(which prompt, event) as they come; leaving it aborts what still runs."""
+        queue: asyncio.Queue[tuple[int, StreamEvent] | BaseException | None] = asyncio.Queue()
+        readers = [
+            asyncio.ensure_future(_read(index, request, queue))
+            for index, request in enumerate(self._requests)
+        ]
+        left = len(readers)
+        try:
+            while left:
+                found = await queue.get()
+                if found is None:
+                    left -= 1
+                    continue
+                if isinstance(found, BaseException):
+                    raise ApiError(503, str(found)) from found
+                self._note(*found)
+                yield found
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            self._end()
+
+    def _note(self, index: int, event: StreamEvent) -> None:
+        if isinstance(event, FinishedEvent):
+            self._results[index] = event.output
+            self._service.metrics.count_result(event.output, self._seconds())
+            return
+        self._service.metrics.count_step(event)
+        if self._first is None and event.kind == "kept":
+            self._first = self._seconds()
+            self._service.metrics.count_first(self._first)
+
+    def _end(self) -> None:
+        for request in self._requests:
+            request.close()
+        self._service.release(self._samples)
+        self._samples = 0
+        logger.info("%s", json.dumps(self._line()))
+
+    def _line(self) -> dict[str, Any]:
+        """What is logged: no text of anybody's."""
+        results = list(self._results.values())
+        metrics = [result.metrics for result in results]
+        reasons = [output.finish_reason for result in results for output in result.outputs]
+        return {
+            "request_id": self._request_id,
+            "kind": self._kind,
+            "model": self._service.model,
+            "prompts": len(self._requests),
+            "prompt_tokens": sum(len(result.prompt_token_ids) for result in results),
+            "completion_tokens": sum(
+                len(output.token_ids) for result in results for output in result.outputs
+            ),
+            "steps_accepted": sum(m.steps_accepted for m in metrics),
+            "steps_rejected": sum(m.steps_rejected for m in metrics),
+            "seconds_to_first_text": self._first,
+            "seconds": self._seconds(),
+            "finish_reasons": reasons if len(results) == len(self._requests) else "client gone",
+        }
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+
+def check_result(result: RequestOutput) -> None:
+    """Raises ApiError if a sample of the result failed, or was ended by the server."""
+    for output in result.outputs:
+        if output.finish_reason == "error":
+            raise ApiError(500, f"the request failed: {output.error}")
+        if output.finish_reason == "abort":
+            raise ApiError(503, "the server stopped before the request ended")
+
+
+def is_text(event: StreamEvent) -> bool:
+    """Whether a client sees it as text."""
+    return isinstance(event, StepEvent) and event.kind == "kept"
+
+
+async def _read(
+    index: int,
+    request: AsyncRequest,
+    queue: asyncio.Queue[tuple[int, StreamEvent] | BaseException | None],
+) -> None:
+    try:
+        async for found in request:
+            queue.put_nowait((index, found))
+    except RuntimeError as error:
+        queue.put_nowait(error)
+    queue.put_nowait(None)

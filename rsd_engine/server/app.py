@@ -1,0 +1,31 @@
+"""Puts the server together: routes, errors, keys, limits."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+import rsd_engine
+from rsd_engine.server.auth import BearerAuth
+from rsd_engine.server.body_limit import BodyLimit
+from rsd_engine.server.errors import add_error_handlers
+from rsd_engine.server.routes.chat import chat_routes
+from rsd_engine.server.routes.completions import completion_routes
+from rsd_engine.server.routes.facts import fact_routes
+from rsd_engine.server.routes.tokens import token_routes
+from rsd_engine.server.service import Service
+
+
+def make_app(service: Service) -> FastAPI:
+    """The ASGI app of a service. It closes neither service nor engine.
+
+    >>> engine = AsyncEngine(Engine(draft, target, prm))
+    >>> app = make_app(Service(engine, ServerOptions(model_names=("my-model",))))
+    """
+    app = FastAPI(title="rsd-engine", version=rsd_engine.__version__)
+    for routes in (chat_routes, completion_routes, fact_routes, token_routes):
+        app.include_router(routes(service))
+    add_error_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)
+    if service.options.api_keys:
+        app.add_middleware(BearerAuth, keys=service.options.api_keys)
+    return app

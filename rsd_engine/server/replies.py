@@ -1,0 +1,159 @@
+"""Parts that the answers of both kinds of completion share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rsd_engine.outputs import CompletionOutput, Logprob, Metrics, RequestOutput, Step, StepEvent
+from rsd_engine.server.protocol.requests import FinishReason
+
+Json = dict[str, Any]
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "steps": "length"}
+
+
+def finish_reason(output: CompletionOutput) -> FinishReason:
+    """OpenAI's word; `rsd.finish_reason` has the engine's, which knows "steps" too."""
+    return _FINISH.get(output.finish_reason, "abort")
+
+
+def usage(results: Sequence[RequestOutput]) -> Json:
+    """Tokens of prompts and outputs.
+
+    A prediction of OpenAI's is a draft's token here. `completion_tokens` has kept tokens alone:
+    rejected predictions are beside it, not in it.
+    """
+    prompt = sum(len(result.prompt_token_ids) for result in results)
+    completion = sum(len(o.token_ids) for result in results for o in result.outputs)
+    drafts = [result.metrics.draft for result in results if _has_steps(result.metrics)]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(d.tokens_generated for d in drafts),
+            "rejected_prediction_tokens": sum(d.tokens_discarded for d in drafts),
+        },
+    }
+
+
+def summed(results: Sequence[RequestOutput]) -> Metrics:
+    """The metrics of several requests together."""
+    return sum((result.metrics for result in results), start=Metrics())
+
+
+def speculative_metrics(metrics: Metrics) -> Json | None:
+    """vLLM's per-request numbers of speculation, a step being one of its rounds."""
+    steps = metrics.steps_accepted + metrics.steps_rejected
+    if not steps:
+        return None
+    accepted = metrics.draft.tokens_generated
+    written = accepted + metrics.draft.tokens_discarded
+    return {
+        "speculative_decoding": {
+            "num_spec_steps": steps,
+            "num_draft_tokens": written,
+            "num_accepted_draft_tokens": accepted,
+            "draft_acceptance_rate": accepted / written if written else 0.0,
+            "mean_acceptance_length": accepted / steps,
+        }
+    }
+
+
+def rsd_object(result: RequestOutput) -> Json:
+    """What the engine knows beyond OpenAI's fields, each sample with its steps."""
+    metrics = result.to_dict()["metrics"]
+    return {
+        "seed": result.seed,
+        "metrics": metrics,
+        "choices": [
+            {
+                "index": output.index,
+                "finish_reason": output.finish_reason,
+                "steps": [_step(step) for step in output.steps],
+            }
+            for output in result.outputs
+        ],
+    }
+
+
+def step_event(event: StepEvent) -> Json:
+    """A decided step of a stream, the rejected ones included."""
+    return {
+        "index": event.index,
+        "kind": event.kind,
+        "source": event.source,
+        "reward": _number(event.reward),
+        "text": event.text,
+        "num_tokens": len(event.token_ids),
+    }
+
+
+def chat_logprobs(token_ids: Sequence[int], logprobs: Sequence[dict[int, Logprob]]) -> Json:
+    """In the shape of chat completions."""
+    content = []
+    for token, top in zip(token_ids, logprobs, strict=True):
+        best = sorted(top.values(), key=lambda found: found.rank)
+        entry = _chat_logprob(top[token])
+        content.append(entry | {"top_logprobs": [_chat_logprob(found) for found in best]})
+    return {"content": content}
+
+
+def completion_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[dict[int, Logprob] | None], offset: int
+) -> Json:
+    """In the shape of the older completions.
+
+    Args:
+        token_ids: of prompt or output.
+        logprobs: of each; None where there is none, as for the first token of a prompt.
+        offset: of the first token, in characters.
+    """
+    shape: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token, top in zip(token_ids, logprobs, strict=True):
+        text = "" if top is None else top[token].decoded_token
+        shape["tokens"].append(text)
+        shape["token_logprobs"].append(None if top is None else _finite(top[token].logprob))
+        shape["top_logprobs"].append(
+            None if top is None else {f.decoded_token: _finite(f.logprob) for f in top.values()}
+        )
+        shape["text_offset"].append(offset)
+        offset += len(text)
+    return shape
+
+
+def _chat_logprob(found: Logprob) -> Json:
+    return {
+        "token": found.decoded_token,
+        "logprob": _finite(found.logprob),
+        "bytes": list(found.bytes),
+    }
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for what cannot be."""
+    return max(value, -9999.0)
+
+
+def _step(step: Step) -> Json:
+    rejected = step.rejected
+    return {
+        "text": step.text,
+        "source": step.source,
+        "reward": _number(step.reward),
+        "num_tokens": len(step.token_ids),
+        "rejected": rejected
+        and {
+            "text": rejected.text,
+            "reward": _number(rejected.reward),
+            "num_tokens": len(rejected.token_ids),
+        },
+    }
+
+
+def _number(reward: float | None) -> float | None:
+    return None if reward is None or reward != reward else reward
+
+
+def _has_steps(metrics: Metrics) -> bool:
+    return metrics.steps_accepted + metrics.steps_rejected > 0

@@ -1,0 +1,171 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from rsd_engine.outputs import CompletionOutput, FinishedEvent, RequestOutput, StepEvent
+from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server import replies
+from rsd_engine.server.answering import Answering, check_result
+from rsd_engine.server.errors import ApiError, error_body
+from rsd_engine.server.protocol.requests import ChatRequest
+from rsd_engine.server.routes.common import answer_id, now, request_id, streamed, whole_answer
+from rsd_engine.server.sampling import chat_params
+from rsd_engine.server.service import Service
+from rsd_engine.server.streaming import DONE, event, event_stream
+
+
+def chat_routes(service: Service) -> APIRouter:
+    """The route of chats."""
+    router = APIRouter(tags=["completions"])
+
+    @router.post("/v1/chat/completions")
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+        """Answers a conversation."""
+        service.check_model(body.model)
+        params = chat_params(body, service.default_params, service.options.max_samples)
+        prompt = _prompt(body, service)
+        own_id = request_id(request)
+        answering = Answering(service, own_id, "chat")
+        if not body.stream:
+            return await whole_answer(
+                request, own_id, _whole(service, answering, body, prompt, params)
+            )
+        await answering.start([prompt], params, by_token=True)
+        events = _stream(service, answering, body)
+        return streamed(event_stream(events, service.options.keep_alive_seconds), own_id)
+
+    return router
+
+
+def _prompt(body: ChatRequest, service: Service) -> dict[str, Any]:
+    """The conversation as `Engine.streams` takes it.
+
+    Raises:
+        ApiError: it asks for something that is not here.
+    """
+    if body.tools or body.tool_choice not in (None, "none"):
+        raise ApiError(400, "tools are not supported; leave tools and tool_choice out", "tools")
+    if body.response_format is not None and body.response_format.type != "text":
+        kind = body.response_format.type
+        raise ApiError(
+            400, f"response_format must be of type 'text', got {kind!r}", "response_format"
+        )
+    if body.chat_template is not None and not service.options.trust_chat_templates:
+        raise ApiError(
+            400,
+            "chat_template: this server takes no templates of requests; start it with "
+            "--trust-chat-templates to allow them",
+            "chat_template",
+        )
+    prompt: dict[str, Any] = {
+        "messages": body.messages,
+        "continue_final_message": body.continue_final_message,
+    }
+    for name in ("add_generation_prompt", "chat_template", "chat_template_kwargs"):
+        if getattr(body, name) is not None:
+            prompt[name] = getattr(body, name)
+    if body.rsd is not None and body.rsd.question is not None:
+        prompt["question"] = body.rsd.question
+    return prompt
+
+
+async def _whole(
+    service: Service,
+    answering: Answering,
+    body: ChatRequest,
+    prompt: dict[str, Any],
+    params: SamplingParams,
+) -> dict[str, Any]:
+    await answering.start([prompt], params, by_token=False)
+    [result] = await answering.results()
+    answer: dict[str, Any] = {
+        "id": answer_id("chatcmpl"),
+        "object": "chat.completion",
+        "created": now(),
+        "model": service.model,
+        "choices": [_choice(output) for output in result.outputs],
+        "usage": replies.usage([result]),
+        "metrics": replies.speculative_metrics(result.metrics),
+    }
+    if body.rsd is not None and body.rsd.steps:
+        answer["rsd"] = replies.rsd_object(result)
+    return answer
+
+
+def _choice(output: CompletionOutput) -> dict[str, Any]:
+    logprobs = output.logprobs
+    return {
+        "index": output.index,
+        "message": {"role": "assistant", "content": output.text},
+        "logprobs": None if logprobs is None else replies.chat_logprobs(output.token_ids, logprobs),
+        "finish_reason": replies.finish_reason(output),
+        "stop_reason": output.stop_reason,
+    }
+
+
+async def _stream(
+    service: Service, answering: Answering, body: ChatRequest
+) -> AsyncIterator[bytes]:
+    chunks = _Chunks(service, body)
+    try:
+        for index in range(body.n or 1):
+            yield event(chunks.delta(index, {"role": "assistant", "content": ""}))
+        async for _, found in answering.events():
+            for chunk in chunks.of(found):
+                yield event(chunk)
+    except ApiError as error:
+        yield event(error_body(error.status, error.message, error.param))
+    yield DONE
+
+
+class _Chunks:
+    """The chunks of one streamed answer."""
+
+    def __init__(self, service: Service, body: ChatRequest) -> None:
+        self._head = {
+            "id": answer_id("chatcmpl"),
+            "object": "chat.completion.chunk",
+            "created": now(),
+            "model": service.model,
+        }
+        self._shows_steps = body.rsd is not None and body.rsd.steps
+        self._shows_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def of(self, found: StepEvent | FinishedEvent) -> list[dict[str, Any]]:
+        if isinstance(found, FinishedEvent):
+            return self._last(found.output)
+        own = {"rsd": {"step": replies.step_event(found)}} if self._shows_steps else {}
+        if found.kind == "rejected":
+            return [{**self._head, "choices": [], **own}] if own else []
+        if not found.text and found.logprobs is None and not own:
+            return []
+        logprobs = None
+        if found.logprobs is not None:
+            logprobs = replies.chat_logprobs(found.token_ids, found.logprobs)
+        return [self.delta(found.index, {"content": found.text}, logprobs=logprobs) | own]
+
+    def delta(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {**self._head, "choices": [choice | more]}
+
+    def _last(self, result: RequestOutput) -> list[dict[str, Any]]:
+        check_result(result)
+        ends = [
+            self.delta(
+                output.index,
+                {},
+                finish_reason=replies.finish_reason(output),
+                stop_reason=output.stop_reason,
+            )
+            for output in result.outputs
+        ]
+        if self._shows_usage:
+            usage = {"usage": replies.usage([result])}
+            metrics = {"metrics": replies.speculative_metrics(result.metrics)}
+            ends.append({**self._head, "choices": [], **usage, **metrics})
+        return ends

@@ -1,0 +1,86 @@
+"""What is served, whether it works, how it does: models, health, version, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+import rsd_engine
+from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server.errors import ApiError
+from rsd_engine.server.service import Service
+
+READY_SECONDS = 10.0  # that a probe waits for its token
+
+
+def fact_routes(service: Service) -> APIRouter:
+    """The routes that tell about the server."""
+    router = APIRouter(tags=["facts"])
+
+    @router.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The names that requests may give."""
+        return {
+            "object": "list",
+            "data": [_model(service, name) for name in service.options.model_names],
+        }
+
+    @router.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        service.check_model(name)
+        return _model(service, name)
+
+    @router.get("/health")
+    async def health() -> Response:
+        """200 while the engine is alive."""
+        service.check_health()
+        return Response()
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """200 if the engine has just written a token."""
+        await _write_a_token(service)
+        return Response()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": rsd_engine.__version__}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        pages = service.engine.page_share
+        service.metrics.set_load(service.num_running, service.num_waiting, pages)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "rsd-engine",
+        "root": service.model,
+        "max_model_len": service.engine.engine.parts.rules.max_model_len,
+    }
+
+
+async def _write_a_token(service: Service) -> None:
+    service.check_health()
+    if service.draining:
+        raise ApiError(503, "the server is about to stop")
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    prompt = {"prompt_token_ids": [0], "question": "?"}
+    [request] = await service.engine.submit([prompt], params, by_token=False)
+    try:
+        result = await asyncio.wait_for(request.result(), READY_SECONDS)
+    except TimeoutError:
+        raise ApiError(503, f"no token within {READY_SECONDS:g} seconds") from None
+    if result.outputs[0].finish_reason == "error":
+        raise ApiError(503, f"the engine cannot write: {result.outputs[0].error}")

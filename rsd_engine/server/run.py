@@ -1,0 +1,67 @@
+"""Runs the app until a signal asks it to stop, then lets running requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from rsd_engine.server.service import Service
+
+logger = logging.getLogger("rsd_engine.server")
+
+_GRACE = 5.0  # seconds to send the ends of requests that took too long
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a deadline: what still runs then ends with a clean error.
+
+    Args:
+        app: see `make_app`.
+        service: behind it.
+        host: address to listen at.
+        port: of it; 0 takes a free one.
+    """
+
+    def __init__(self, app: FastAPI, service: Service, *, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(service.options.drain_seconds + _GRACE),
+        )
+        super().__init__(config)
+        self._service = service
+        self._drain: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At a signal: no new requests; a second one does not wait for the others."""
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for running requests, at most `drain_seconds`."""
+        self._drain = asyncio.ensure_future(self._end_late())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self._drain.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for address in (listening.getsockname() for listening in server.sockets):
+                logger.info("serving %s at http://%s:%d", self._service.model, *address[:2])
+
+    async def _end_late(self) -> None:
+        await asyncio.sleep(self._service.options.drain_seconds)
+        left = self._service.engine.num_open
+        if left:
+            logger.warning("%d requests did not end in time and are aborted", left)
+            self._service.engine.abort_all()

@@ -1,0 +1,93 @@
+"""The fields of a request as `SamplingParams`."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server.errors import ApiError
+from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, SamplingFields
+from rsd_engine.steps.policies import Policy, Threshold, parse_policy
+
+COMPLETION_TOKENS = 16  # of /v1/completions, where the request names no number, as OpenAI has it
+_OWN_NAMES = {field.name for field in fields(SamplingParams)}
+
+
+def chat_params(request: ChatRequest, default: SamplingParams, most_samples: int) -> SamplingParams:
+    """The parameters of a chat; without `max_tokens` it may fill the context.
+
+    Raises:
+        ApiError: a field is not allowed.
+    """
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    most = request.max_completion_tokens
+    changed: dict[str, Any] = {"max_tokens": request.max_tokens if most is None else most}
+    if request.logprobs:
+        changed["logprobs"] = request.top_logprobs or 0
+    return _params(request, default, changed, most_samples)
+
+
+def completion_params(
+    request: CompletionRequest, default: SamplingParams, most_samples: int
+) -> SamplingParams:
+    """The parameters of a completion.
+
+    Raises:
+        ApiError: a field is not allowed.
+    """
+    if request.suffix:
+        raise ApiError(400, "suffix is not supported; leave it out", "suffix")
+    if request.best_of not in (None, request.n or 1):
+        raise ApiError(400, "best_of must equal n; leave it out", "best_of")
+    most = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    changed: dict[str, Any] = {"max_tokens": most, "logprobs": request.logprobs}
+    if request.echo and request.logprobs is not None:
+        changed["prompt_logprobs"] = request.logprobs
+    return _params(request, default, changed, most_samples)
+
+
+def _params(
+    request: SamplingFields, default: SamplingParams, changed: dict[str, Any], most_samples: int
+) -> SamplingParams:
+    if (request.n or 1) > most_samples:
+        raise ApiError(400, f"n must be at most {most_samples} here, got {request.n}", "n")
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    given = {
+        name: value
+        for name in _OWN_NAMES - {"policy", "mode", "logprobs", "max_tokens"}
+        if (value := getattr(request, name, None)) is not None
+    }
+    try:
+        return replace(default, **given, **changed, **_rsd_fields(request))
+    except ValueError as error:
+        raise ApiError(400, str(error), _named_field(str(error))) from None
+
+
+def _rsd_fields(request: SamplingFields) -> dict[str, Any]:
+    own = request.rsd
+    if own is None:
+        return {}
+    found: dict[str, Any] = {
+        name: value
+        for name in ("mode", "max_steps", "max_step_tokens")
+        if (value := getattr(own, name)) is not None
+    }
+    policy = _policy(own.policy, own.threshold)
+    return found if policy is None else {**found, "policy": policy}
+
+
+def _policy(text: str | None, threshold: float | None) -> Policy | None:
+    if text is not None and threshold is not None:
+        raise ApiError(400, "give either rsd.policy or rsd.threshold", "rsd")
+    if threshold is not None:
+        return Threshold(threshold)
+    return None if text is None else parse_policy(text)
+
+
+def _named_field(message: str) -> str | None:
+    """The field that an error of `SamplingParams` begins with."""
+    name = message.split(maxsplit=1)[0].rstrip(":") if message else ""
+    return name if name in _OWN_NAMES else None
