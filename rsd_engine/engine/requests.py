@@ -55,7 +55,7 @@ def slot_request(
     """One sample of a request.
 
     Args:
-        stream: whether someone reads its events; without a PRM it then tells every token.
+        stream: whether someone reads its events; a model alone then tells every token.
 
     Raises:
         ValueError: the prompt does not fit or has unknown ids, the mode needs models that are not
@@ -95,7 +95,7 @@ def slot_request(
         sample_index=sample,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
-        stream_tokens=stream and rules.prm_format is None,
+        stream_tokens=stream and mode != "rsd",
         prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,

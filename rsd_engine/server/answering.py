@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from rsd_engine.engine.async_engine import AsyncRequest
@@ -62,7 +62,7 @@ class Answering:
             check_result(result)
         return found
 
-    async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+    async def events(self) -> AsyncGenerator[tuple[int, StreamEvent], None]:
         """(which prompt, event) as they come; leaving it aborts what still runs."""
         queue: asyncio.Queue[tuple[int, StreamEvent] | BaseException | None] = asyncio.Queue()
         readers = [
@@ -84,7 +84,7 @@ class Answering:
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
-            self._end()
+            self.end()
 
     def _note(self, index: int, event: StreamEvent) -> None:
         if isinstance(event, FinishedEvent):
@@ -96,7 +96,10 @@ class Answering:
             self._first = self._seconds()
             self._service.metrics.count_first(self._first)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Aborts what still runs and logs the request; again it does nothing."""
+        if not self._samples:
+            return
         for request in self._requests:
             request.close()
         self._service.release(self._samples)

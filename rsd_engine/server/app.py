@@ -8,6 +8,7 @@ import rsd_engine
 from rsd_engine.server.auth import BearerAuth
 from rsd_engine.server.body_limit import BodyLimit
 from rsd_engine.server.errors import add_error_handlers
+from rsd_engine.server.request_ids import RequestIds
 from rsd_engine.server.routes.chat import chat_routes
 from rsd_engine.server.routes.completions import completion_routes
 from rsd_engine.server.routes.facts import fact_routes
@@ -28,4 +29,5 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)
     if service.options.api_keys:
         app.add_middleware(BearerAuth, keys=service.options.api_keys)
+    app.add_middleware(RequestIds)  # the last one added is the first to see a request
     return app

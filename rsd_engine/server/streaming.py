@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -26,13 +27,30 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def event_stream(events: AsyncIterator[bytes], keep_alive_seconds: float) -> StreamingResponse:
-    """An answer in pieces; proxies would cut it in a long silence without comment lines."""
-    return StreamingResponse(
-        with_keep_alive(events, keep_alive_seconds),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+class EventStream(StreamingResponse):
+    """An answer in pieces; proxies would cut it in a long silence without comment lines.
+
+    Args:
+        events: as bytes, see `event`.
+        keep_alive_seconds: of silence until a comment line comes.
+        end: called once nothing more is sent, even if the client went before the first event.
+    """
+
+    def __init__(
+        self, events: AsyncIterator[bytes], keep_alive_seconds: float, end: Callable[[], None]
+    ) -> None:
+        super().__init__(
+            with_keep_alive(events, keep_alive_seconds),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
 
 
 async def with_keep_alive(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,10 +14,10 @@ from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
 from rsd_engine.server.protocol.requests import ChatRequest
-from rsd_engine.server.routes.common import answer_id, now, request_id, streamed, whole_answer
+from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import chat_params
 from rsd_engine.server.service import Service
-from rsd_engine.server.streaming import DONE, event, event_stream
+from rsd_engine.server.streaming import DONE, EventStream, event
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -29,15 +30,13 @@ def chat_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         params = chat_params(body, service.default_params, service.options.max_samples)
         prompt = _prompt(body, service)
-        own_id = request_id(request)
-        answering = Answering(service, own_id, "chat")
+        answering = Answering(service, request_id(request), "chat")
         if not body.stream:
-            return await whole_answer(
-                request, own_id, _whole(service, answering, body, prompt, params)
-            )
+            work = _whole(service, answering, body, prompt, params)
+            return await whole_answer(request, work)
         await answering.start([prompt], params, by_token=True)
         events = _stream(service, answering, body)
-        return streamed(event_stream(events, service.options.keep_alive_seconds), own_id)
+        return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
     return router
 
@@ -115,9 +114,10 @@ async def _stream(
     try:
         for index in range(body.n or 1):
             yield event(chunks.delta(index, {"role": "assistant", "content": ""}))
-        async for _, found in answering.events():
-            for chunk in chunks.of(found):
-                yield event(chunk)
+        async with aclosing(answering.events()) as found_events:
+            async for _, found in found_events:
+                for chunk in chunks.of(found):
+                    yield event(chunk)
     except ApiError as error:
         yield event(error_body(error.status, error.message, error.param))
     yield DONE

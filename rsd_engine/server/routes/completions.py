@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,10 +14,10 @@ from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
 from rsd_engine.server.protocol.requests import CompletionRequest
-from rsd_engine.server.routes.common import answer_id, now, request_id, streamed, whole_answer
+from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import completion_params
 from rsd_engine.server.service import Service
-from rsd_engine.server.streaming import DONE, event, event_stream
+from rsd_engine.server.streaming import DONE, EventStream, event
 
 
 def completion_routes(service: Service) -> APIRouter:
@@ -29,16 +30,15 @@ def completion_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         params = completion_params(body, service.default_params, service.options.max_samples)
         prompts = _prompts(body, service)
-        own_id = request_id(request)
-        answering = Answering(service, own_id, "completion")
+        answering = Answering(service, request_id(request), "completion")
         if not body.stream:
             work = _whole(service, answering, body, prompts, params)
-            return await whole_answer(request, own_id, work)
+            return await whole_answer(request, work)
         if body.echo:
             raise ApiError(400, "echo and stream exclude each other here", "echo")
         await answering.start(prompts, params, by_token=True)
         events = _stream(service, answering, body)
-        return streamed(event_stream(events, service.options.keep_alive_seconds), own_id)
+        return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
     return router
 
@@ -122,9 +122,10 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     chunks = _Chunks(service, body)
     try:
-        async for position, found in answering.events():
-            for chunk in chunks.of(position, found):
-                yield event(chunk)
+        async with aclosing(answering.events()) as found_events:
+            async for position, found in found_events:
+                for chunk in chunks.of(position, found):
+                    yield event(chunk)
         if body.stream_options is not None and body.stream_options.include_usage:
             yield event(chunks.usage())
     except ApiError as error:

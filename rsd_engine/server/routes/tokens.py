@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from rsd_engine.arguments import check_text
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.protocol.requests import DetokenizeRequest, TokenizeRequest
 from rsd_engine.server.service import Service
@@ -50,5 +51,6 @@ def _ids(service: Service, body: TokenizeRequest) -> list[int]:
     engine = service.engine.engine
     if body.messages is not None:
         return engine.tokenize_chat(body.messages, add_generation_prompt=body.add_generation_prompt)
+    check_text("prompt", body.prompt)
     tokenizer = engine.get_tokenizer()
     return list(tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens))

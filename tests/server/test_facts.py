@@ -1,0 +1,85 @@
+"""Models, health, metrics, tokens, ids and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from rsd_engine import Engine
+from tests.server.conftest import Client
+from tests.server.test_chat import QUESTIONS, conversation
+
+
+def test_models(client: Client) -> None:
+    found = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in found] == ["demo", "other-name"]
+    assert client.get("/v1/models/other-name").json()["root"] == "demo"
+    assert client.get("/v1/models/nobody").status_code == 404
+
+
+def test_health(client: Client) -> None:
+    assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 200
+    assert "version" in client.get("/version").json()
+
+
+def test_tokens_there_and_back(client: Client, engine: Engine) -> None:
+    tokenizer = engine.get_tokenizer()
+    found = client.post("/tokenize", {"prompt": "The answer is 12."}).json()
+    assert found["tokens"] == tokenizer.encode("The answer is 12.")
+    assert found["count"] == len(found["tokens"])
+    text = client.post("/detokenize", {"tokens": found["tokens"]}).json()["prompt"]
+    assert text == "The answer is 12."
+    messages = conversation(QUESTIONS[0])
+    chat = client.post("/tokenize", {"messages": messages}).json()["tokens"]
+    answer = client.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1}).json()
+    assert len(chat) == answer["usage"]["prompt_tokens"]
+
+
+def test_metrics_add_up(client: Client) -> None:
+    usage = []
+    for question in QUESTIONS:
+        body = {"messages": conversation(question), "temperature": 0}
+        usage.append(client.post("/v1/chat/completions", body).json()["usage"])
+    lines = client.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+    def value(name: str, labels: str = "") -> float:
+        return float(values[f'rsd:{name}{{{labels}model_name="demo"}}'])
+
+    assert value("prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage)
+    assert value("generation_tokens_total") == sum(u["completion_tokens"] for u in usage)
+    assert value("request_success_total", 'finished_reason="stop",') == len(QUESTIONS)
+    assert value("time_to_first_token_seconds_count") == len(QUESTIONS)
+    details = [u["completion_tokens_details"] for u in usage]
+    kept = sum(d["accepted_prediction_tokens"] for d in details)
+    discarded = sum(d["rejected_prediction_tokens"] for d in details)
+    assert value("draft_tokens_total", 'fate="kept",') == kept
+    assert value("draft_tokens_total", 'fate="discarded",') == discarded
+    scored = value("spec_decode_num_drafts_total")
+    assert scored == value("reward_count") > 0
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc-1", True), ("x" * 200, False), ("", False)])
+def test_request_ids_and_one_line_a_request(
+    client: Client, caplog: pytest.LogCaptureFixture, given: str, *, kept: bool
+) -> None:
+    body = {"messages": conversation("a secret question"), "max_tokens": 2}
+    with caplog.at_level(logging.INFO, "rsd_engine.server.requests"):
+        answer = client.post("/v1/chat/completions", body, headers={"X-Request-Id": given})
+    found = answer.headers["X-Request-Id"]
+    assert (found == given) == kept
+    [line] = [json.loads(record.message) for record in caplog.records]
+    assert line["request_id"] == found
+    assert line["completion_tokens"] == 2
+    assert line["finish_reasons"] == ["length"]
+    assert "secret" not in caplog.text
+
+
+def test_a_refused_request_is_logged_too(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "rsd_engine.server.requests"):
+        client.post("/v1/chat/completions", {})
+    [line] = [json.loads(record.message) for record in caplog.records]
+    assert (line["status"], line["path"]) == (400, "/v1/chat/completions")
