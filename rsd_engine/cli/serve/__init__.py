@@ -1,0 +1,1 @@
+"""`rsd serve`: an OpenAI-compatible server."""
