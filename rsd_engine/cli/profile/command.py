@@ -30,10 +30,11 @@ def profile(
     kv_cache_memory: o.KvCacheMemory = None,
     policy: o.PolicyOption = None,
     problems: Annotated[
-        int, typer.Option("--problems", help="How many questions to answer.", min=1)
+        int,
+        typer.Option("--problems", help="How many questions to answer.", min=1, max=o.MAX_PROBLEMS),
     ] = 32,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="Most tokens per answer.", min=1)
+        int, typer.Option("--max-tokens", help="Most tokens per answer.", min=1, max=o.MAX_COUNT)
     ] = 256,
     trace: Annotated[
         Path | None,
@@ -43,7 +44,7 @@ def profile(
     verbose: o.Verbose = None,
 ) -> None:
     """See HELP."""
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         if len({draft is None, target is None, prm is None}) > 1:
             raise UsageError("give --draft, --target and --prm, or none for the demo family")
         engine: dict[str, Any] = {
