@@ -67,6 +67,10 @@ def integer(name: str, value: Any) -> int:
 def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise UsageError(f"{name} must fit a float, got {reprlib.repr(value)}") from None
     return value
 
 

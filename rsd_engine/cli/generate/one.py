@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rsd_engine.cli.errors import FAILED, UsageError, print_stderr
 from rsd_engine.cli.generate.settings import RunSettings
 from rsd_engine.cli.show import StepView, make_console
+from rsd_engine.engine.reward_watch import reward_problem
 
 if TYPE_CHECKING:
     from rsd_engine import Engine, RequestOutput, SamplingParams
@@ -44,6 +45,8 @@ def run_one(settings: RunSettings, prompt: str, *, show_steps: bool, as_json: bo
         _print_samples(result, show_steps)
     if show_steps and not as_json:
         print_stderr(_facts(result))
+        if problem := reward_problem(result.metrics):
+            print_stderr(f"note: {problem}")
     return _report(result)
 
 

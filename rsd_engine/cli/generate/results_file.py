@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError, print_stderr
 from rsd_engine.cli.generate.locked_file import leads_to, lock, open_locked
-from rsd_engine.cli.generate.old_results import Span, check_results, read_results
+from rsd_engine.cli.generate.old_results import OldResults, Span, check_results, read_results
 from rsd_engine.cli.generate.questions import InputLine
 from rsd_engine.cli.generate.records import encode_record
 
@@ -48,16 +48,17 @@ class ResultsFile:
         self._settings = settings
         self._spans: dict[int, Span] = {}
         self._end = 0  # of the last record; there is more only as long as nothing is overwritten
-        try:
+        with _opening(path):
             self._file = open_locked(self._target)
-        except OSError as error:
-            raise UsageError(f"cannot use {path} for results: {error.strerror}") from None
         try:
-            if overwrite:
-                with open(self._file, "rb", closefd=False) as file:
+            with _opening(path), open(self._file, "rb", closefd=False) as file:
+                if overwrite:
                     check_results(file, path)
-            else:
-                self._take_over(lines)
+                else:
+                    inputs = {line.number: line for line in lines}
+                    found = read_results(file, path, settings, inputs)
+            if not overwrite:
+                self._take_over(found)
         except BaseException:
             self.close()
             raise
@@ -111,11 +112,8 @@ class ResultsFile:
         """Closes the file, which unlocks it."""
         os.close(self._file)
 
-    def _take_over(self, lines: Sequence[InputLine]) -> None:
-        with open(self._file, "rb", closefd=False) as file:
-            found = read_results(
-                file, self.path, self._settings, {line.number: line for line in lines}
-            )
+    def _take_over(self, found: OldResults) -> None:
+        """Keeps what is good, and removes the rest."""
         self._spans = found.spans
         self._end = sum(stop - start for start, stop in self._spans.values())
         if found.torn:
@@ -207,6 +205,15 @@ class ResultsFile:
 
     def _count(self) -> str:
         return "1 result" if len(self._spans) == 1 else f"{len(self._spans)} results"
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turns errors of the system into one that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot use {path} for results: {error.strerror}") from None
 
 
 def _write(file: int, data: bytes, at: int) -> None:

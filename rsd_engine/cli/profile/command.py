@@ -61,9 +61,19 @@ def profile(
             engine["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", kv_cache_memory)
         if policy is not None:
             engine["policy"] = values.policy("--policy", policy)
+        if trace is not None:
+            _check_writable(trace)
         from rsd_engine.cli.profile.run import ProfileOptions, run_profile
         from rsd_engine.cli.profile.show import print_json, print_profile
 
         given = {name: value for name, value in engine.items() if value is not None}
         options = ProfileOptions(given, problems, max_tokens, trace, bool(verbose))
         (print_json if json else print_profile)(run_profile(options))
+
+
+def _check_writable(trace: Path) -> None:
+    """PyTorch writes its trace at the end, and only logs that it could not."""
+    try:
+        trace.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"cannot write the trace {trace}: {error.strerror}") from None
