@@ -11,6 +11,7 @@ from rsd_engine.cli.errors import (
     FAILED,
     INTERRUPTED,
     caused_by_interrupt,
+    clean_errors,
     error_line,
     flush,
     leave,
@@ -28,9 +29,10 @@ def main() -> None:
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal that is not UTF-8 gets escapes, not an error.
                 stream.reconfigure(errors="backslashreplace")
-        from rsd_engine.cli.app import app
+        with clean_errors():
+            from rsd_engine.cli.app import app
 
-        app(prog_name="rsd")
+            app(prog_name="rsd")
     except SystemExit as end:
         _end(end.code)
     except BaseException as error:

@@ -20,6 +20,7 @@ INTERRUPTED = 130  # Ctrl-C, as shells report it
 # What a value, a file or a machine may cause; anything else is a fault of the program.
 EXPECTED = (ValueError, OSError, ImportError, MemoryError, RecursionError, OverflowError)
 
+_SHOW_CURSOR = b"\x1b[?25h\ninterrupted\n"  # a progress bar hides it
 _MAX_JOINED = 300  # characters of a message of several lines
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -44,7 +45,10 @@ def notice_interrupts() -> None:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if _interrupts:
-            leave(INTERRUPTED)
+            # Printing may be what it interrupts, so nothing is flushed.
+            with suppress(OSError):
+                os.write(2, _SHOW_CURSOR if os.isatty(2) else b"interrupted\n")
+            os._exit(INTERRUPTED)
         _interrupts.append(number)
         raise KeyboardInterrupt
 

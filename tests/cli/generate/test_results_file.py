@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -189,6 +193,33 @@ def test_a_second_run_is_told_who_writes_the_file(half: ResultsFile, name: str) 
     assert half.path.read_bytes() == before
 
 
+def test_the_lock_of_a_killed_process_is_gone(path: Path) -> None:
+    before = filled(path, (0,))
+    code = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); "
+    code += "print(flush=True); sys.stdin.read()"
+    args = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match=f"process {other.pid}|another process"):
+            ResultsFile(path, "s", LINES)
+        other.kill()
+    assert done(path) == {1}
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsupported(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    assert done(path) == frozenset()
+    assert "r.jsonl cannot be locked on this file system" in capsys.readouterr().err
+
+
 def test_the_lock_outlasts_replacing_the_file_and_ends_with_it(path: Path) -> None:
     filled(path, (3, 0))
     with closing(ResultsFile(path, "s", LINES)) as results:
@@ -261,6 +292,22 @@ def test_a_full_disk_keeps_whole_lines(half: ResultsFile, monkeypatch: pytest.Mo
     monkeypatch.undo()
     half.append(LINES[0], {"text": "a"})
     assert numbers(half.path) == [5, 4, 1]
+
+
+def test_a_real_limit_of_the_system_keeps_whole_lines(half: ResultsFile) -> None:
+    before = half.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write .*r.jsonl: .* keeps its 2 results"):
+            half.append(LINES[0], {"text": "a" * 100})
+        with pytest.raises(OSError, match="cannot write"):
+            half.append(LINES[0], {"text": "a" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert half.path.read_bytes() == before
+    half.finish()
+    assert numbers(half.path) == [4, 5]
 
 
 @pytest.mark.parametrize("call", ["open", "pwrite", "fsync", "replace"])

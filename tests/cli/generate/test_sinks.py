@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -123,6 +124,24 @@ def test_a_slow_reader_is_waited_for(tmp_path: Path) -> None:
 def test_an_endless_input_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot read /dev/zero: it is a device; give a file"):
         read_lines(Path("/dev/zero"))
+
+
+def test_two_runs_on_one_file(rsd: Rsd, tmp_path: Path) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", ["nope"])
+    output = tmp_path / "r.jsonl"
+    args = ["generate", "--target=/no/such/model", "-i", questions, "-o", output]
+    with closing(open_sink(output, "s", [LINE], overwrite=False)) as first:
+        first.append(LINE, {"error": "x"})
+        before = output.read_bytes()
+        for more in ([], ["--overwrite"]):
+            second = rsd(*args, *more)
+            assert second.exit_code == 2
+            assert re.fullmatch(
+                r"error: .*r\.jsonl is being written by .*; wait until .*\n", second.stderr
+            )
+        assert output.read_bytes() == before
+        first.finish()
+    assert rsd(*args).exit_code == 1  # its one line is bad, and recorded
 
 
 def test_a_dash_is_stdout(rsd: Rsd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
