@@ -95,7 +95,7 @@ def read_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        found = tomllib.loads(text_file("config file", path))
+        found = tomllib.loads(text_file("the config file", path))
     except UsageError:
         raise
     except ValueError as error:
