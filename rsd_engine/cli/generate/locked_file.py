@@ -10,12 +10,26 @@ import errno
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rsd_engine.cli.errors import UsageError, print_stderr
 
+_WRONG_NAME = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+)  # fmt: skip
 _CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Makes an error of the system name the path: a UsageError, if there can be no such file."""
+    try:
+        yield
+    except OSError as error:
+        kind = UsageError if error.errno in _WRONG_NAME else OSError
+        raise kind(f"cannot use {path} for results: {error.strerror}") from None
 
 
 def open_locked(path: Path) -> int:

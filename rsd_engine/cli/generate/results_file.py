@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rsd_engine.cli.errors import UsageError, print_stderr
-from rsd_engine.cli.generate.locked_file import leads_to, lock, open_locked
+from rsd_engine.cli.errors import print_stderr
+from rsd_engine.cli.generate.locked_file import leads_to, lock, open_locked, opening
 from rsd_engine.cli.generate.old_results import OldResults, Span, check_results, read_results
 from rsd_engine.cli.generate.questions import InputLine
 from rsd_engine.cli.generate.records import encode_record
@@ -34,9 +34,9 @@ class ResultsFile:
         overwrite: discard the results that the file has, as soon as there is a new one.
 
     Raises:
-        UsageError: the file cannot be opened, another run writes it, or it holds something other
+        UsageError: there can be no such file, another run writes it, or it holds something other
             than results of these settings and lines.
-        OSError: what a crash left in it cannot be removed.
+        OSError: the system does not let it be written.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ResultsFile:
         self._settings = settings
         self._spans: dict[int, Span] = {}
         self._end = 0  # of the last record; there is more only as long as nothing is overwritten
-        with _opening(path):
+        with opening(path):
             self._file = open_locked(self._target)
         try:
-            with _opening(path), open(self._file, "rb", closefd=False) as file:
+            with opening(path), open(self._file, "rb", closefd=False) as file:
                 if overwrite:
                     check_results(file, path)
                 else:
@@ -205,15 +205,6 @@ class ResultsFile:
 
     def _count(self) -> str:
         return "1 result" if len(self._spans) == 1 else f"{len(self._spans)} results"
-
-
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Turns errors of the system into one that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot use {path} for results: {error.strerror}") from None
 
 
 def _write(file: int, data: bytes, at: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from rsd_engine.cli.errors import UsageError
+from rsd_engine.cli.generate.locked_file import opening
 from rsd_engine.cli.generate.questions import InputLine
 from rsd_engine.cli.generate.records import encode_record
 from rsd_engine.cli.generate.results_file import ResultsFile
@@ -48,12 +51,9 @@ def open_sink(
     """
     if output is None:
         return Stdout(settings)
-    try:
+    mode = stat.S_IFREG  # to be made, if it is not there; its folder may be missing
+    with opening(output), suppress(FileNotFoundError):
         mode = output.stat().st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG  # to be made; its folder may be missing
-    except OSError as error:
-        raise UsageError(f"cannot use {output} for results: {error.strerror}") from None
     if stat.S_ISREG(mode):
         return ResultsFile(output, settings, lines, overwrite=overwrite)
     for is_kind, kind in _KINDS:
@@ -93,14 +93,14 @@ class Special:
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._settings = settings
-        try:
-            # Opening a pipe that nobody reads would wait for its reader, maybe for ever.
-            self._file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError as error:
-            why = error.strerror
-            if path.is_fifo():
-                why = "nobody reads this pipe; start its reader first"
-            raise UsageError(f"cannot use {path} for results: {why}") from None
+        with opening(path):
+            try:
+                # Opening a pipe that nobody reads would wait for its reader, maybe for ever.
+                self._file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError as error:
+                if error.errno == errno.ENXIO and path.is_fifo():
+                    error.strerror = "nobody reads this pipe; start its reader first"
+                raise
         os.set_blocking(self._file, True)
 
     def append(self, line: InputLine, record: dict[str, Any]) -> None:

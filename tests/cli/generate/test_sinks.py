@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import stat
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,25 @@ def test_what_cannot_hold_results_is_refused(kind: str, why: str, tmp_path: Path
     with pytest.raises(UsageError, match=f"cannot use .* for results: .*{why}"):
         open_sink(path, "s", [LINE], overwrite=True)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_folder_that_cannot_be_written_is_exit_code_1(
+    code: int, rsd: Rsd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", ["nope"])
+    real = os.open
+
+    def refuse(path: Any, flags: int, *mode: int) -> int:
+        if str(path).endswith("r.jsonl"):
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr("os.open", refuse)
+    result = rsd("generate", "--target=/no/such/model", "-i", questions, "-o", tmp_path / "r.jsonl")
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: cannot use ") and line.endswith(os.strerror(code))
 
 
 @pytest.mark.parametrize("linked", [False, True])
