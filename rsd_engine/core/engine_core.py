@@ -7,7 +7,7 @@ and acts on what it finds once the launch has returned, so all executors share t
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
@@ -84,7 +84,7 @@ class EngineCore:
         self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
         self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
-        self._queue: deque[tuple[int, SlotRequest]] = deque()
+        self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0
         self._generation = 0
@@ -107,7 +107,7 @@ class EngineCore:
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
-        self._queue.append((key, request))
+        self._queue[key] = request
         if self._in_flight and len(self._queue) == 1:
             self._ask(HostRequest.RETURN if self._may_start else HostRequest.RETURN_WHEN_FREE)
 
@@ -118,10 +118,8 @@ class EngineCore:
             The events of all requests up to now; the last one is the end of this request, unless
             its key is unknown or it had ended already.
         """
-        for i, (queued, _) in enumerate(self._queue):
-            if queued == key:
-                del self._queue[i]
-                return [RequestDone(key, None, {}, 0)]
+        if self._queue.pop(key, None) is not None:
+            return [RequestDone(key, None, {}, 0)]
         if any(running and running.key == key for running in self._slots):
             self._return_now()
         events = self._take_pending()
@@ -281,10 +279,10 @@ class EngineCore:
         while self._queue and self._may_start:
             if self._slots_with(active=False):
                 return  # preempted requests are older and go first
-            _, request = self._queue[0]
+            key, request = next(iter(self._queue.items()))
             if not self._has_room(request, len(request.prompt)):
                 return
-            key, request = self._queue.popleft()
+            del self._queue[key]
             slot = self._slots.index(None)
             self._generation += 1
             self._arrivals += 1

@@ -213,7 +213,7 @@ class Dispatcher:
     def _finish(self, done: RequestDone) -> None:
         builder, sample = self._samples.pop(done.key)
         self._publish(sample.request_id, sample.close(done))
-        if not builder.finished:
+        if not builder.end_sample():
             return
         output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]

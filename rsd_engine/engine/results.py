@@ -282,13 +282,15 @@ class RequestBuilder:
     ) -> None:
         self.request_id = request_id
         self.samples = samples
+        self._open = len(samples)
         self._prompt = prompt
         self._seed = seed
         self._arrived = time.perf_counter()
 
-    @property
-    def finished(self) -> bool:
-        return all(sample.done for sample in self.samples)
+    def end_sample(self) -> bool:
+        """Counts a closed sample; whether it was the last one."""
+        self._open -= 1
+        return self._open == 0
 
     def output(self, parameters: Mapping[Role, int]) -> RequestOutput:
         """The result, once all samples are closed."""
