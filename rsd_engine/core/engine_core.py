@@ -6,11 +6,14 @@ and acts on what it finds once the launch has returned, so all executors share t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
+from rsd_engine.core.failures import Failure, Suspects, restart_step, slots_of_pass
 from rsd_engine.core.host_steps import HostBridge, HostSteps
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
@@ -19,10 +22,14 @@ from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
 from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.program import OpFailed
 from rsd_engine.loop.rsd import Loop
+from rsd_engine.outputs import EngineDeadError
 from rsd_kernels import ops
 from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
+
+logger = logging.getLogger("rsd_engine")
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
 
@@ -70,6 +77,7 @@ class EngineCore:
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
+        self.device_type = self.state.length.device.type
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
         self.max_running: int = self.state.num_slots
@@ -78,6 +86,8 @@ class EngineCore:
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
+        self._suspects = Suspects()
+        self._death: Exception | None = None
         self._in_flight = False
         self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
@@ -120,6 +130,8 @@ class EngineCore:
         """
         if self._queue.pop(key, None) is not None:
             return [RequestDone(key, None, {}, 0)]
+        if self._death:
+            return self._forget(key)
         if any(running and running.key == key for running in self._slots):
             self._return_now()
         events = self._take_pending()
@@ -162,8 +174,9 @@ class EngineCore:
 
     def close(self) -> None:
         """Ends a running launch and frees the executor's graphs."""
-        self._return_now()
-        self.executor.close()
+        if self._death is None:
+            self._return_now()
+            self.executor.close()
 
     # ------------------------------------------------------------------ one launch
 
@@ -171,15 +184,32 @@ class EngineCore:
         """Runs until a step is decided or the launch returns; returns the events since last time.
 
         Before it starts a launch it admits the requests that fit.
+
+        Raises:
+            EngineDeadError: the GPU has failed, now or before.
         """
+        try:
+            if self._death is None:
+                return self._next_events()
+        except Exception as error:
+            if self.device_type != "cuda":
+                raise
+            self._death = error
+        raise EngineDeadError(
+            f"the GPU failed, and the requests that ran are lost ({self._death}); "
+            "start a new process with a new engine"
+        ) from self._death
+
+    def _next_events(self) -> list[Event]:
+        returned = False
         if not self._in_flight:
             self._collect()  # records of a launch that ended with an error
             self._free_slots()
             self._resume()
             self._admit()
-            self._launch()
+            returned = self._launch()
         while True:
-            returned = self.executor.poll()
+            returned = returned or self._turn(self.executor.poll)
             self._collect()
             if returned:
                 self._after_launch()
@@ -188,7 +218,15 @@ class EngineCore:
                 return self._take_pending()
             self._watchdog.look()
 
-    def _launch(self) -> None:
+    def _turn(self, move: Callable[[], bool | None]) -> bool:
+        """One move of the executor; whether the launch has returned, as after a failed op."""
+        try:
+            return bool(move())
+        except OpFailed as failure:
+            self._blame(failure)
+            return True
+
+    def _launch(self) -> bool:
         state = self.state
         self._log.rewind()
         state.tick.zero_()
@@ -201,12 +239,15 @@ class EngineCore:
         if self._returned_at is not None:
             self.stats.gap_seconds += time.perf_counter() - self._returned_at
         self._watchdog.start()
-        self.executor.start()
+        returned = self._turn(self.executor.start)
         self._in_flight = True
         self.stats.launches += 1
+        return returned
 
     def _most_ticks(self) -> int:
         """Few where someone waits for tokens that are told only when the launch has ended."""
+        if self._suspects:
+            return 1
         waits = any(running and running.request.stream_tokens for running in self._slots)
         most = self.ticks_per_launch
         return min(most, STREAM_TICKS) if waits and self.executor.blocks else most
@@ -214,7 +255,7 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._host_steps.serve(self.state)
+        served = self._host_steps.serve(self.state, self._fail)
         if served:
             self._collect()
         if not served and not self._pending and not self._was_asked() and self._is_stuck():
@@ -227,7 +268,7 @@ class EngineCore:
         if not self._in_flight:
             return
         self.ask_to_return()
-        while not self.executor.poll():
+        while not self._turn(self.executor.poll):
             self._watchdog.look()
         self._collect()
         self._after_launch()
@@ -246,10 +287,13 @@ class EngineCore:
             if running is None or record.generation != running.generation:
                 continue
             self._pending.append(record.event(running.key))
+            self._suspects.clear(running.generation)
             if record.finish:
                 self._pending.append(self._leave(record.slot, record.finish))
 
-    def _leave(self, slot: int, finish: Finish | None) -> RequestDone:
+    def _leave(
+        self, slot: int, finish: Finish | None, failure: Failure | None = None
+    ) -> RequestDone:
         running = self._slots[slot]
         assert running is not None
         state = self.state
@@ -261,7 +305,8 @@ class EngineCore:
             )
             for role in ROLES_OF_MODE[running.request.mode]
         }
-        done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
+        done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]), failure)
+        self._suspects.clear(running.generation)
         self._leaving.append(slot)
         self._slots[slot] = None
         return done
@@ -272,6 +317,39 @@ class EngineCore:
             self.state.phase[slot] = Phase.FREE
             self.state.active[slot] = 0
         self._leaving.clear()
+
+    # ------------------------------------------------------------------ failures
+
+    def _blame(self, failure: OpFailed) -> None:
+        """Ends the request that an op failed for, if that is known, or begins to look for it."""
+        self._collect()
+        active = self._slots_with(active=True)
+        if not active:
+            raise failure
+        if self._suspects:  # it ran alone, for the second time
+            cause = failure.__cause__ or failure
+            self._fail(active[0][1], Failure.of("op", failure.op, cause))
+            return
+        passed = set(slots_of_pass(self.state, self.loop.batch))
+        suspects = [(r, s) for r, s in active if s in passed]
+        for _, slot in suspects:
+            restart_step(self.state, slot)
+        for _, slot in active:
+            self._deactivate(slot)
+        self._suspects.accuse(running.generation for running, _ in suspects)
+
+    def _fail(self, slot: int, failure: Failure) -> None:
+        """Ends the request in a slot with an error."""
+        logger.error("a request ends: %s", failure.message, exc_info=True)
+        self._release(slot)
+        self._pending.append(self._leave(slot, Finish.ERROR, failure))
+
+    def _forget(self, key: int) -> list[Event]:
+        """Ends a request without a look at the state: the device does not answer any more."""
+        found = [slot for slot, running in enumerate(self._slots) if running and running.key == key]
+        for slot in found:
+            self._slots[slot] = None
+        return [RequestDone(key, None, {}, 0) for _ in found]
 
     # ------------------------------------------------------------------ admission and pages
 
@@ -284,25 +362,50 @@ class EngineCore:
                 return
             del self._queue[key]
             slot = self._slots.index(None)
-            self._generation += 1
-            self._arrivals += 1
-            fill_slot(
-                self.state, slot, request, generation=self._generation, arrival=self._arrivals
-            )
-            self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
-            if request.prompt_logprobs >= 0:
-                role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
-                read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
-                self._pending.append(PromptRead(key, read))
+            try:
+                self._start(slot, key, request)
+            except Exception as error:
+                self._refuse(slot, key, Failure.of("admission", "starting the request", error))
+
+    def _start(self, slot: int, key: int, request: SlotRequest) -> None:
+        self._generation += 1
+        self._arrivals += 1
+        arrival, generation = self._arrivals, self._generation
+        fill_slot(self.state, slot, request, generation=generation, arrival=arrival)
+        self._slots[slot] = _Running(key, request, arrival, generation)
+        if request.prompt_logprobs >= 0:
+            role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
+            read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
+            self._pending.append(PromptRead(key, read))
+
+    def _refuse(self, slot: int, key: int, failure: Failure) -> None:
+        """Ends a request that could not be started; its slot may be half filled."""
+        logger.error("a request ends: %s", failure.message, exc_info=True)
+        self._release(slot)
+        self._slots[slot] = None
+        self._leaving.append(slot)
+        self._free_slots()
+        self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
+        if self._suspects:
+            self._resume_suspect()
+            return
         for running, slot in sorted(
             self._slots_with(active=False), key=lambda found: found[0].arrival
         ):
             if not self._has_room(running.request, int(self.state.length[slot])):
                 return
             self.state.active[slot] = 1
+
+    def _resume_suspect(self) -> None:
+        """Only the next suspect runs, with the pool to itself."""
+        for running, slot in self._slots_with(active=True):
+            if not self._suspects.is_next(running.generation):
+                self._deactivate(slot)
+        for running, slot in self._slots_with(active=False):
+            self.state.active[slot] = int(self._suspects.is_next(running.generation))
 
     def _has_room(self, request: SlotRequest, length: int) -> bool:
         """Whether pages for its tokens and one longest step are free, or it would run alone.
@@ -349,10 +452,13 @@ class EngineCore:
         if len(active) < 2:
             return None
         _, slot = max(active, key=lambda found: found[0].arrival)
-        self._release(slot)
-        self.state.active[slot] = 0
+        self._deactivate(slot)
         self.num_preemptions += 1
         return slot
+
+    def _deactivate(self, slot: int) -> None:
+        self._release(slot)
+        self.state.active[slot] = 0
 
     def _release(self, slot: int) -> None:
         ops.truncate_kv(self.state, slot, (0, 0, 0), self.loop.tokens_per_page)
