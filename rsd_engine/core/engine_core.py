@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure, Suspects, restart_step, slots_of_pass
 from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_at, pages_for_longest_step
@@ -171,6 +172,13 @@ class EngineCore:
         """
         self._asked = True
         self._ask(HostRequest.RETURN)
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with pages, cursors and phases; a running launch ends after its tick."""
+        self._return_now()
+        running = [self.state.phase[slot] for slot, found in enumerate(self._slots) if found]
+        lost = ["a running request has a free slot"] * sum(int(p) == Phase.FREE for p in running)
+        return lost + find_problems(self.state, self.loop.tokens_per_page)
 
     def close(self) -> None:
         """Ends a running launch and frees the executor's graphs."""

@@ -104,6 +104,11 @@ class Dispatcher:
             for key in list(self._keys.get(request_id, ())):
                 self._deliver(self._core.abort(key))
 
+    def check_integrity(self) -> list[str]:
+        """What is wrong with the core's state, between two launches."""
+        with self._ahead():
+            return self._core.check_integrity()
+
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
         with self._ahead():
