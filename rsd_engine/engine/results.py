@@ -280,6 +280,8 @@ class SampleBuilder:
             return None
         role = self._dropped.source.name.lower() if self._dropped else "a"
         error = f"the {role} model gave logits that are not finite (NaN or infinite)"
+        if 0 < self._params.temperature < 1:
+            error += f", or are not when divided by temperature={self._params.temperature}"
         if self._params.allowed_token_ids or self._params.bad_words:
             error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
         return error

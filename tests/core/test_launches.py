@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rsd_engine.core import engine_core
+from rsd_engine.core import host_steps
 from rsd_engine.core.events import Event
 from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
 from rsd_kernels.state.enums import Mode, Role
@@ -142,7 +142,7 @@ def test_steps_ended_by_the_host_reach_the_log_late(
     """On a GPU the host queues the transition of a bridged step and reads the log by itself."""
     core = core_of(3, 400, ticks, text=True)
     lagging = Lagging(core.state)
-    end_slot_step = engine_core.ops.end_slot_step
+    end_slot_step = host_steps.ops.end_slot_step
     delayed = 0
 
     def queue_it(state: Lagging, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
@@ -150,7 +150,7 @@ def test_steps_ended_by_the_host_reach_the_log_late(
         delayed += 1
         state.queued.append(lambda: end_slot_step(state.real, slot, tokens_per_page))
 
-    monkeypatch.setattr(engine_core.ops, "end_slot_step", queue_it)
+    monkeypatch.setattr(host_steps.ops, "end_slot_step", queue_it)
     core.state = lagging  # type: ignore[assignment]
     assert {key: story(found) for key, found in run(core, REQUESTS).items()} == wanted
     assert delayed > 10

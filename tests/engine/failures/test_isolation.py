@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
-from rsd_engine.core import engine_core
+from rsd_engine.core import engine_core, running
 from rsd_engine.engine.results import SampleBuilder
 from rsd_engine.loop.program import Call
 from rsd_engine.outputs import Endings, EngineDeadError, Errors
@@ -145,7 +145,7 @@ def assert_fine(engine: Engine, wanted: list[RequestOutput]) -> None:
     assert [decisions(r) for r in again] == [decisions(r) for r in wanted]
 
 
-@pytest.mark.parametrize("name", ["fill_slot", "read_prompt"])
+@pytest.mark.parametrize("name", ["running.fill_slot", "engine_core.read_prompt"])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_request_that_cannot_be_started(
     engine: Engine,
@@ -154,7 +154,9 @@ def test_a_request_that_cannot_be_started(
     wanted: list[RequestOutput],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = getattr(engine_core, name)
+    module = {"running": running, "engine_core": engine_core}[name.split(".")[0]]
+    name = name.split(".")[1]
+    real = getattr(module, name)
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         bad = len(BAD) + 1 in (len(getattr(args[-1], "prompt", ())), given_length(engine, args))
@@ -165,7 +167,7 @@ def test_a_request_that_cannot_be_started(
             raise MemoryError("no memory")
         return found
 
-    monkeypatch.setattr(engine_core, name, fails)
+    monkeypatch.setattr(module, name, fails)
     params = replace(PARAMS, prompt_logprobs=1)
     results = generate(engine, [*GOOD, BAD], params)
     assert results[-1].metrics.errors == Errors(admission=1)
@@ -242,7 +244,9 @@ def test_a_gpu_that_dies_ends_every_reader(tiny: TinyModels) -> None:
         core.device_type = "cuda"
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(core.executor, "start", lambda: raised(RuntimeError("CUDA error 700")))
-            patched.setattr(core, "_release", lambda slot: raised(RuntimeError("CUDA error 700")))
+            patched.setattr(
+                core._slots, "release", lambda slot: raised(RuntimeError("CUDA error 700"))
+            )
             for stream in streams:
                 with pytest.raises(EngineDeadError, match="CUDA error 700"):
                     list(stream)
