@@ -65,7 +65,7 @@ class CompletionOutput:
         steps: the kept steps, in order.
         cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
         logprobs: per token, id -> log-probability; None unless asked for.
-        error: what went wrong, if `finish_reason` is "error".
+        error: what went wrong, in one line, if `finish_reason` is "error".
     """
 
     index: int
@@ -139,7 +139,7 @@ class Errors:
     Attributes:
         logits: they were not finite, or no token was left to sample.
         admission: putting the request into its slot failed, or reading its prompt's logprobs.
-        op: an op of the loop raised an error, such as MemoryError.
+        op: an op of the loop raised an error, such as MemoryError, and again for it alone.
         bridge: bringing a step to another tokenizer failed.
         result: turning tokens into text, steps and results failed.
     """

@@ -201,6 +201,15 @@ def test_the_bridge_of_the_text_path(other_prm: TinyModels) -> None:
         )
 
 
+@pytest.mark.parametrize("op", ["DRAFT.bridge", "DRAFT.end_step", "PRM.score"])
+def test_an_op_that_fails_on_the_text_path(other_prm: TinyModels, op: str) -> None:
+    with Engine(**other_prm.sources(), device="cpu", max_num_seqs=4) as engine:
+        good = generate(engine, GOOD, PARAMS)
+        with failing(engine, op, MemoryError("no memory")):
+            results = generate(engine, [*GOOD, BAD], PARAMS)
+        assert_only_bad_failed(engine, results, good, f"{op} failed: MemoryError: no memory")
+
+
 Attribute = tuple[type, str]
 
 
@@ -254,6 +263,36 @@ def test_a_gpu_that_dies_ends_every_reader(tiny: TinyModels) -> None:
                 generate(engine, GOOD, PARAMS)
             assert not core.has_work
             engine.close()
+
+
+@pytest.mark.parametrize("op", ["forward", "sample_append", "bridge", "end_step"])
+@pytest.mark.parametrize("pass_number", [1, 7, 8])
+def test_a_stream_of_tokens_goes_on_after_a_passing_failure(
+    tiny: TinyModels, op: str, pass_number: int
+) -> None:
+    """What was told is not told again: the pieces add up to the text of a run without failure."""
+    params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, ignore_eos=True)
+    with Engine(target=tiny.target, device="cpu", max_num_seqs=2) as engine:
+        [plain, _] = generate(engine, ["ab", "abc"], params)
+        count = 0
+
+        def once(call: Call) -> None:
+            nonlocal count
+            count += call.name == f"TARGET.{op}"
+            fails = count == pass_number and call.name == f"TARGET.{op}"
+            RUN(replace(call, fn=lambda: raised(MemoryError())) if fails else call)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Call, "run", once)
+            other = engine.stream("abc", params)
+            *events, last = engine.stream("ab", params)
+            other.close()
+        assert isinstance(last, FinishedEvent) and count > pass_number
+        assert last.output.outputs[0].token_ids == plain.outputs[0].token_ids
+        told = [event for event in events if not isinstance(event, FinishedEvent)]
+        assert "".join(event.text for event in told) == plain.outputs[0].text
+        assert [i for event in told for i in event.token_ids] == [*plain.outputs[0].token_ids]
+        assert engine.check_integrity() == []
 
 
 def test_endings_are_counted(engine: Engine) -> None:
