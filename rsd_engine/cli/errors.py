@@ -106,7 +106,7 @@ def error_line(error: Exception) -> str:
     line = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(lines))
     if len(lines) > 1 and len(line) > _MAX_JOINED:
         line = f"{line[:_MAX_JOINED]} ... (--verbose shows the rest)"
-    if isinstance(error, EXPECTED):
+    if isinstance(error, EXPECTED) or type(error).__module__.startswith("rsd_engine."):
         return line or _unnamed(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{os.path.basename(frames[-1].filename)}, line {frames[-1].lineno}; " if frames else ""
