@@ -16,11 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone
+from rsd_engine.core.events import Event, PromptRead, RequestDone, StepDecided
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.engine.reward_watch import RewardWatch
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
@@ -42,6 +43,7 @@ class Dispatcher:
 
     def __init__(self, parts: EngineParts) -> None:
         self.metrics = Metrics()  # of finished requests; `seconds` is time in launches
+        self._reward_watch = RewardWatch()
         self._parts = parts
         self._core = parts.core
         self._lock = threading.RLock()
@@ -103,6 +105,11 @@ class Dispatcher:
         with self._ahead():
             for key in list(self._keys.get(request_id, ())):
                 self._deliver(self._core.abort(key))
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with the core's state, between two launches."""
+        with self._ahead():
+            return self._core.check_integrity()
 
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
@@ -182,15 +189,24 @@ class Dispatcher:
         call.set_result(events)
 
     def _deliver(self, events: list[Event]) -> None:
-        for event in events:
+        left = deque(events)
+        while left:
+            event = left.popleft()
             if isinstance(event, RequestDone):
                 self._finish(event)
                 continue
             _, sample = self._samples[event.key]
-            if isinstance(event, PromptRead):
-                sample.prompt_read = event
-            else:
-                self._publish(sample.request_id, sample.push(event))
+            try:
+                self._push(sample, event)
+            except Exception as error:
+                sample.fail(error)
+                left.extend(self._core.abort(event.key))
+
+    def _push(self, sample: SampleBuilder, event: StepDecided | PromptRead) -> None:
+        if isinstance(event, PromptRead):
+            sample.prompt_read = event
+        elif not sample.failed:
+            self._publish(sample.request_id, sample.push(event))
 
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)
@@ -212,12 +228,16 @@ class Dispatcher:
 
     def _finish(self, done: RequestDone) -> None:
         builder, sample = self._samples.pop(done.key)
-        self._publish(sample.request_id, sample.close(done))
-        if not builder.finished:
+        try:
+            self._publish(sample.request_id, sample.close(done))
+        except Exception as error:
+            sample.fail(error)
+        if not builder.end_sample():
             return
         output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]
         self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
+        self._reward_watch.look(self.metrics)
         self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
 
     def _publish(self, request_id: str, event: StreamEvent | None) -> None:
