@@ -11,7 +11,7 @@ from rsd_engine.core import engine_core
 from rsd_engine.core.events import Event
 from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExecutor
 from rsd_kernels.state.enums import Mode, Role
-from tests.core.test_random_histories import break_passes, core_of, make_request
+from tests.core.test_random_histories import Broken, break_passes, core_of, make_request
 from tests.loop.executors.around import around_launches
 from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import run, story, toy_request

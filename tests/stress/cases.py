@@ -72,8 +72,8 @@ BAD: tuple[Callable[[Engine], object], ...] = (
 )  # raise ValueError, and start nothing
 
 
-def told(result: RequestOutput) -> list[tuple[object, ...]]:
-    """All of a result that does not depend on what else runs."""
+def told(result: RequestOutput) -> list[tuple[str, str, list[tuple[object, ...]]]]:
+    """All of a result that does not depend on what else runs: reason of its end, text, steps."""
     return [
         (output.finish_reason, output.text, decisions(result, i))
         for i, output in enumerate(result.outputs)

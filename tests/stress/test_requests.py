@@ -131,6 +131,6 @@ def compared(tally: Tally, alone: Sequence[RequestOutput]) -> tuple[int, int]:
         for (reason, text, steps), (whole_reason, whole, whole_steps) in zip(
             found, wanted, strict=True
         ):
-            assert steps == whole_steps[: len(steps)] and str(whole).startswith(str(text))  # type: ignore[index,arg-type]
             assert reason in ("abort", whole_reason)
+            assert whole.startswith(text) and steps == whole_steps[: len(steps)]
     return read, cut

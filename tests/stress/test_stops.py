@@ -1,4 +1,4 @@
-"""`rsd generate` over a file, stopped and started again: the file is that of a run without stops."""
+"""`rsd generate` over a file, stopped and started again, writes what a run without stops writes."""
 
 from __future__ import annotations
 
