@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 
@@ -20,7 +21,8 @@ class Claim:
     def __init__(self, drop: Callable[[str], None], abandon: Callable[[list[str]], None]) -> None:
         self.waiting: dict[str, int] = {}
         self._drop = drop
-        self._abandon = abandon
+        self._release = weakref.finalize(self, _give_up, self.waiting, abandon)
+        self._release.atexit = False  # nor later: then the libraries below us are half gone
 
     def close(self) -> None:
         """Drops what is left, and returns once it is gone."""
@@ -30,10 +32,11 @@ class Claim:
 
     def release(self) -> None:
         """Gives up what is left, without waiting for it to end."""
-        left = list(self.waiting)
-        self.waiting.clear()
-        if left:
-            self._abandon(left)
+        self._release()
 
-    def __del__(self) -> None:
-        self.release()
+
+def _give_up(waiting: dict[str, int], abandon: Callable[[list[str]], None]) -> None:
+    left = list(waiting)
+    waiting.clear()
+    if left:
+        abandon(left)

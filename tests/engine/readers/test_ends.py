@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +23,7 @@ from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, short_launches
 from tests.engine.harness.scripted import replaced
+from tests.tiny_models import TinyModels
 
 LONG = SamplingParams(temperature=1.0, seed=3, max_tokens=300, ignore_eos=True)
 SHORT = SamplingParams(temperature=1.0, seed=4, max_tokens=8)
@@ -339,6 +343,30 @@ def test_a_reader_that_goes_after_an_interrupt(
         gc.collect()
     assert waits == 2  # of the reader, and of its close
     assert_nothing_left(engine)
+
+
+PROGRAM = """
+import sys, threading
+from rsd_engine import Engine, SamplingParams
+params = SamplingParams(max_tokens=400, ignore_eos=True, temperature=1.0, seed=1)
+engine = Engine(*sys.argv[1:], device="cpu", max_num_seqs=4)
+streams = [engine.stream("abc", params) for _ in range(3)]
+half = iter(engine.stream("b", params))
+next(half)
+completed = engine.as_completed(["a", "b"], params)
+cycle = [engine.stream("abc", params)]
+cycle.append(cycle)
+"""
+
+
+def test_a_program_ends_with_readers_left(tiny: TinyModels) -> None:
+    """Whatever goes while Python shuts down touches nothing that is half gone."""
+    models = [str(path) for path in tiny.sources().values()]
+    program = [sys.executable, "-c", PROGRAM, *models]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(program, env=paths, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr and "ignored" not in ended.stderr
 
 
 def assert_nothing_left(engine: Engine) -> None:
