@@ -14,9 +14,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone
@@ -73,9 +73,7 @@ class Dispatcher:
     def pump(self, request_id: str) -> None:
         """Runs the core once, unless this request was dropped or already has an event waiting."""
         self._home.check()
-        with self._door:
-            self._lock.acquire()
-        with self._holding():
+        with self._locked(self._queue_up):
             if request_id not in self._events or self._events[request_id]:
                 return
             self._run_core()
@@ -85,8 +83,7 @@ class Dispatcher:
         self._home.check()
         if not self._events.get(request_id):
             return []
-        self._lock.acquire()
-        with self._holding():
+        with self._locked(self._lock.acquire):
             queue = self._events.get(request_id, deque())
             events = list(queue)
             queue.clear()
@@ -131,21 +128,37 @@ class Dispatcher:
             finally:
                 self._worker.shutdown()
 
-    @contextmanager
-    def _ahead(self) -> Iterator[None]:
-        """Takes the lock ahead of callers that would only run the core once more."""
+    def _ahead(self) -> AbstractContextManager[None]:
+        """Holds the lock ahead of callers that would only run the core once more."""
         self._home.check()
+        return self._locked(self._push_ahead)
+
+    def _queue_up(self) -> None:
+        with self._door:
+            self._lock.acquire()
+
+    def _push_ahead(self) -> None:
         if not self._lock.acquire(blocking=False):
             self._core.ask_to_return()
             with self._door:
                 self._core.ask_to_return()  # the last holder of the door may have launched since
                 self._lock.acquire()
-        with self._holding():
-            yield
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """For a holder of the lock: the core rests, and what was abandoned is gone. Releases it."""
+    def _locked(self, acquire: Callable[[], object]) -> Iterator[None]:
+        """Holds the lock, which `acquire` takes; meanwhile the core rests."""
+        acquire()
+        try:
+            with self._at_work():
+                yield
+        finally:
+            self._lock.release()
+        if self._abandoned:  # since this holder looked last
+            self._drop_if_free()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """For the holder of the lock: keeps finalizers out, and does what they leave."""
         busy, self._busy = self._busy, True
         try:
             self._wait_for_core()
@@ -154,9 +167,6 @@ class Dispatcher:
             self._drop_abandoned()
         finally:
             self._busy = busy
-            self._lock.release()
-        if self._abandoned:  # since this holder looked last
-            self._drop_if_free()
 
     def _abandon(self, request_ids: list[str]) -> None:
         """Has requests dropped whose reader is gone. It waits for nothing.
@@ -173,10 +183,12 @@ class Dispatcher:
         """Drops what was abandoned, unless the lock has a holder, who does it before it lets go."""
         if self._busy or not self._lock.acquire(blocking=False):
             return
-        if self._in_core is None:
-            with self._holding():
-                return
-        self._lock.release()  # an interrupted caller left the core running; the next one waits
+        try:
+            if self._in_core is None:  # otherwise an interrupted caller left the core running
+                with self._at_work():
+                    pass
+        finally:
+            self._lock.release()
 
     def _drop_abandoned(self) -> None:
         while self._abandoned:
