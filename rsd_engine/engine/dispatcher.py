@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone
+from rsd_engine.core.events import Event, PromptRead, RequestDone, StepDecided
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.claim import Claim
@@ -110,6 +110,11 @@ class Dispatcher:
         """Ends a request at once; does nothing if it has finished or is unknown."""
         with self._ahead():
             self._abort(request_id)
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with the core's state, between two launches."""
+        with self._ahead():
+            return self._core.check_integrity()
 
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
@@ -250,15 +255,24 @@ class Dispatcher:
         call.set_result(events)
 
     def _deliver(self, events: list[Event]) -> None:
-        for event in events:
+        left = deque(events)
+        while left:
+            event = left.popleft()
             if isinstance(event, RequestDone):
                 self._finish(event)
                 continue
             _, sample = self._samples[event.key]
-            if isinstance(event, PromptRead):
-                sample.prompt_read = event
-            else:
-                self._publish(sample.request_id, sample.push(event))
+            try:
+                self._push(sample, event)
+            except Exception as error:
+                sample.fail(error)
+                left.extend(self._core.abort(event.key))
+
+    def _push(self, sample: SampleBuilder, event: StepDecided | PromptRead) -> None:
+        if isinstance(event, PromptRead):
+            sample.prompt_read = event
+        elif not sample.failed:
+            self._publish(sample.request_id, sample.push(event))
 
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)
@@ -280,8 +294,11 @@ class Dispatcher:
 
     def _finish(self, done: RequestDone) -> None:
         builder, sample = self._samples.pop(done.key)
-        self._publish(sample.request_id, sample.close(done))
-        if not builder.finished:
+        try:
+            self._publish(sample.request_id, sample.close(done))
+        except Exception as error:
+            sample.fail(error)
+        if not builder.end_sample():
             return
         output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]

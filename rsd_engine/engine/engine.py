@@ -270,6 +270,14 @@ class Engine:
         self._alive()
         return self._parts.memory()
 
+    def check_integrity(self) -> list[str]:
+        """What is wrong with pages, lengths and phases of the slots, a line each; nothing if empty.
+
+        It may be called from any thread, and waits for the end of the running tick. It reads the
+        whole page table, so call it when in doubt, not all the time.
+        """
+        return self._alive().check_integrity()
+
     @property
     def op_times(self) -> dict[str, OpTime]:
         """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
