@@ -115,7 +115,7 @@ def nobody_left(engine: Engine) -> None:
     Resources.now()  # collects garbage
     generate(engine, ["x"], SamplingParams(max_tokens=1, seed=0))
     assert not core.has_work and not any(core.slot_keys) and all_pages_free(engine)
-    check_integrity(core.state, core.loop.tokens_per_page)
+    assert engine.check_integrity() == []
 
 
 def compared(tally: Tally, alone: Sequence[RequestOutput]) -> tuple[int, int]:
