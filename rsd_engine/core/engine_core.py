@@ -6,7 +6,6 @@ and acts on what it finds once the launch has returned, so all executors share t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,8 +29,6 @@ from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import EngineDeadError
 from rsd_kernels.state.enums import Finish, HostRequest, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
-
-logger = logging.getLogger("rsd_engine")
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
 
@@ -299,11 +296,10 @@ class EngineCore:
             self._suspects.accuse(active)
             return
         [(_, slot)] = active  # it ran alone, for the second time
-        self._fail(slot, Failure.of("op", failure.op, failure.__cause__ or failure))
+        self._fail(slot, Failure.caught("op", failure.op, failure.__cause__ or failure))
 
     def _fail(self, slot: int, failure: Failure) -> None:
         """Ends the request in a slot with an error."""
-        logger.error("a request ends: %s", failure.message, exc_info=True)
         self._slots.release(slot)
         self._pending.append(self._slots.leave(slot, Finish.ERROR, failure))
 
@@ -320,8 +316,7 @@ class EngineCore:
             try:
                 self._start(key, request)
             except Exception as error:
-                failure = Failure.of("admission", "starting the request", error)
-                logger.error("a request ends: %s", failure.message, exc_info=True)
+                failure = Failure.caught("admission", "starting the request", error)
                 self._slots.cancel(key)
                 self._slots.free()
                 self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure))

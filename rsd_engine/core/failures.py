@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from rsd_engine.outputs import ErrorKind
+
+logger = logging.getLogger("rsd_engine")
 
 _MOST_SHOWN = 500  # characters of an error
 
@@ -17,8 +20,11 @@ class Failure:
     message: str
 
     @classmethod
-    def of(cls, kind: ErrorKind, what: str, error: BaseException) -> Failure:
-        """`error` in one line, after `what` failed."""
+    def caught(cls, kind: ErrorKind, what: str, error: BaseException) -> Failure:
+        """`error` in one line, after `what` failed; the log has it too, its traceback as debug."""
         said = " ".join(str(error).split())[:_MOST_SHOWN]
         name = type(error).__name__
-        return cls(kind, f"{what} failed: {name}: {said}" if said else f"{what} failed: {name}")
+        message = f"{what} failed: {name}: {said}" if said else f"{what} failed: {name}"
+        logger.error("a request ends with an error: %s", message)
+        logger.debug("its traceback:", exc_info=error)
+        return cls(kind, message)

@@ -32,7 +32,7 @@ class HostSteps:
             try:
                 self._end_step(state, slot)
             except Exception as error:
-                fail(slot, Failure.of("bridge", "bringing a step to the PRM", error))
+                fail(slot, Failure.caught("bridge", "bringing a step to the PRM", error))
         if waiting:
             int(state.log_head)  # host read: waits until the device has ended these steps
         return bool(waiting)

@@ -84,7 +84,7 @@ class SampleBuilder:
 
     def fail(self, error: Exception) -> None:
         """Its result could not be built: it ends with this error, and what it had until then."""
-        self._failure = Failure.of("result", "building the result", error)
+        self._failure = Failure.caught("result", "building the result", error)
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""

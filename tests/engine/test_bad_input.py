@@ -351,6 +351,7 @@ def test_a_closed_engine(tiny: TinyModels) -> None:
         lambda: engine.abort("0"),
         lambda: engine.metrics,
         lambda: engine.num_preemptions,
+        lambda: engine.check_integrity(),
         lambda: engine.get_tokenizer(),
     ]
     for call in calls:
