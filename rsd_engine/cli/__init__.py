@@ -10,6 +10,7 @@ import sys
 from rsd_engine.cli.errors import (
     FAILED,
     INTERRUPTED,
+    Interrupted,
     caused_by_interrupt,
     clean_errors,
     error_line,
@@ -33,19 +34,19 @@ def main() -> None:
             from rsd_engine.cli.app import app
 
             app(prog_name="rsd")
-    except SystemExit as end:
-        _end(end.code)
-    except BaseException as error:
-        if not caused_by_interrupt(error):
-            raise
-        print_stderr("interrupted")
+    except Interrupted:
         leave(INTERRUPTED)
+    except BaseException as error:
+        if caused_by_interrupt(error):
+            print_stderr("interrupted")
+            leave(INTERRUPTED)
+        if not isinstance(error, SystemExit):
+            raise
+        _end(error.code)
 
 
 def _end(code: str | int | None) -> None:
     """Ends the process; output that cannot be written is an error, too."""
-    if code == INTERRUPTED or caused_by_interrupt(None):
-        leave(INTERRUPTED)
     flush(sys.stderr)
     if error := flush(sys.stdout):
         if not isinstance(error, BrokenPipeError):

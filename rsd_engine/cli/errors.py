@@ -27,6 +27,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _interrupts: list[int] = []
 
 
+class Interrupted(SystemExit):
+    """Ends the process after Ctrl-C, which the user has been told."""
+
+
 class UsageError(ValueError):
     """The command line, the config file or a file that they name cannot be used as it is."""
 
@@ -45,14 +49,24 @@ def notice_interrupts() -> None:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if _interrupts:
-            # Printing may be what it interrupts, so nothing is flushed.
-            with suppress(OSError):
-                os.write(2, _SHOW_CURSOR if os.isatty(2) else b"interrupted\n")
-            os._exit(INTERRUPTED)
+            _end_now()
         _interrupts.append(number)
         raise KeyboardInterrupt
 
+    def handle_lost(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            _end_now()
+        sys.__unraisablehook__(lost)
+
     signal.signal(signal.SIGINT, handle)
+    sys.unraisablehook = handle_lost  # where Python ignores errors, as in `__del__`
+
+
+def _end_now() -> NoReturn:
+    """Ends the process. Printing may be what was interrupted, so nothing is flushed."""
+    with suppress(OSError):
+        os.write(2, _SHOW_CURSOR if os.isatty(2) else b"interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def leave(code: int) -> NoReturn:
@@ -120,9 +134,9 @@ def _unnamed(error: Exception) -> str:
     return type(error).__name__
 
 
-def _interrupted() -> SystemExit:
+def _interrupted() -> Interrupted:
     print_stderr("interrupted")
-    return SystemExit(INTERRUPTED)
+    return Interrupted(INTERRUPTED)
 
 
 def caused_by_interrupt(error: BaseException | None) -> bool:
