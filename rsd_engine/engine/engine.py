@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
@@ -13,7 +12,9 @@ from tqdm.auto import tqdm
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.checker import RequestChecker
+from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher
+from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
@@ -91,6 +92,7 @@ class Engine:
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
     ) -> None:
+        self._home = HomeProcess()
         self._parts: EngineParts = build_engine(
             draft, target, prm,
             policy=policy,
@@ -105,10 +107,9 @@ class Engine:
             hf_overrides=hf_overrides,
             executor=executor,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._parts)
+        self._dispatcher = Dispatcher(self._parts, self._home)
         self._reader = PromptReader(self._parts.models.main.tokenizer)
         self._closed = False
-        self._pid = os.getpid()
         self._default_params = default_params(self._parts.models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
@@ -229,8 +230,7 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        [request_id] = self._add_all([resolved], sampling_params, stream=True)
-        return Stream(self._alive(), request_id)
+        return Stream(self._alive(), self._add_all([resolved], sampling_params, stream=True))
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -302,7 +302,7 @@ class Engine:
             return
         self._closed = True
         try:
-            if os.getpid() == self._pid:
+            if self._home.is_here:
                 self._dispatcher.close()
                 self._reader.close()
         finally:
@@ -313,6 +313,9 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_copy("an Engine")
 
     # ------------------------------------------------------------------ requests
 
@@ -327,11 +330,7 @@ class Engine:
         """The dispatcher, if this engine can be used here."""
         if self._closed:
             raise ValueError("the engine is closed; make a new one")
-        if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
-            raise RuntimeError(
-                f"this engine belongs to process {self._pid}, and this is process {os.getpid()}; "
-                "make one in each process"
-            )
+        self._home.check()
         return self._dispatcher
 
     def _prompt_reader(self) -> PromptReader:
@@ -344,7 +343,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> list[str]:
+    ) -> Claim:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))
