@@ -239,7 +239,7 @@ class EngineCore:
 
     def _most_ticks(self) -> int:
         """Few where someone waits for tokens that are told only when the launch has ended."""
-        if self._suspects:
+        if self._suspects.any_left():
             return 1
         waits = any(running and running.request.stream_tokens for running in self._slots)
         most = self.ticks_per_launch
@@ -292,7 +292,7 @@ class EngineCore:
         active = self._slots.where(active=True)
         if not active:
             raise failure
-        if not self._suspects:
+        if not self._suspects.any_left():
             self._suspects.accuse(active)
             return
         [(_, slot)] = active  # it ran alone, for the second time
@@ -307,7 +307,7 @@ class EngineCore:
 
     def _admit(self) -> None:
         while self._queue and self._may_start:
-            if self._suspects or self._slots.where(active=False):
+            if self._suspects.any_left() or self._slots.where(active=False):
                 return  # preempted requests are older and go first
             key, request = next(iter(self._queue.items()))
             if not self._has_room(request, len(request.prompt)):
@@ -330,7 +330,7 @@ class EngineCore:
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
-        if self._suspects:
+        if self._suspects.any_left():
             self._suspects.resume_next()
             return
         for running, slot in sorted(
