@@ -6,22 +6,33 @@ and acts on what it finds once the launch has returned, so all executors share t
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
-from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters, StepDecided
+from rsd_engine.core.host_steps import HostBridge, HostSteps, waiting_slots
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
-from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_at, pages_for_longest_step
+from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_for_longest_step, pages_when_full
 from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.watchdog import Watchdog
+from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
-from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
+from rsd_kernels.state.enums import (
+    NUM_ROLES,
+    Finish,
+    HostRequest,
+    Mode,
+    Phase,
+    RecordKind,
+    Role,
+)
 from rsd_kernels.state.slots import SlotState
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
@@ -35,6 +46,7 @@ class _Running:
     request: SlotRequest
     arrival: int
     generation: int
+    contexts: WriterContexts | None  # of writers with vocabularies of their own
 
 
 @dataclass
@@ -53,7 +65,10 @@ class EngineCore:
         loop: the state, the tables and the models.
         executor: runs the loop's program.
         mailbox: the host's side of the state's log and request word.
-        text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+        text_bridges: for each writer, used where the PRM or the other writer has another
+            vocabulary; None if the device bridges.
+        translate: for each writer, used where the other one has another vocabulary. Requests of
+            mode RSD then have a `target`.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
@@ -66,7 +81,8 @@ class EngineCore:
         executor: Executor,
         mailbox: Mailbox,
         *,
-        text_bridge: HostBridge | None = None,
+        text_bridges: Mapping[Role, HostBridge] | None = None,
+        translate: Mapping[Role, Translate] | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -83,7 +99,8 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
-        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
+        self._host_steps = HostSteps(loop.tokens_per_page, text_bridges or {})
+        self._translate = translate or {}
         self._queue: deque[tuple[int, SlotRequest]] = deque()
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0
@@ -103,7 +120,7 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return pages_at(request, request.length_limit, self.loop.tokens_per_page)
+        return pages_when_full(request, self.state, self.loop.tokens_per_page)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -216,13 +233,38 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._host_steps.serve(self.state)
-        if served:
-            self._collect()
+        served = self._serve_waiting()
         if not served and not self._pending and not self._was_asked() and self._is_stuck():
             self.preempt_youngest()
         self._free_slots()
         self._returned_at = time.perf_counter() if self._has_requests else None
+
+    def _serve_waiting(self) -> bool:
+        """Does what slots wait for the host to do; whether there were any."""
+        ended, rejected = waiting_slots(self.state)
+        self._host_steps.end_steps(self.state, ended)
+        if ended:
+            self._collect()
+        for slot in rejected:
+            self._give_to(slot, Role.TARGET)
+        for slot in ended:
+            running = self._slots[slot]
+            contexts = running.contexts if running else None
+            if contexts and contexts.writer == Role.TARGET:
+                self._give_to(slot, Role.DRAFT)
+        return bool(ended or rejected)
+
+    def _give_to(self, slot: int, writer: Role) -> None:
+        """Puts a writer's context into a slot; the output ends if that is full."""
+        running = self._slots[slot]
+        assert running is not None and running.contexts is not None
+        if running.contexts.enter(self.state, slot, writer):
+            return
+        self._release(slot)
+        nothing = StepDecided(
+            running.key, RecordKind.DROPPED, writer, math.nan, (), Finish.LENGTH, None
+        )
+        self._pending += [nothing, self._leave(slot, Finish.LENGTH)]
 
     def _return_now(self) -> None:
         """Ends a running launch; its events wait in `_pending`."""
@@ -248,6 +290,8 @@ class EngineCore:
             if running is None or record.generation != running.generation:
                 continue
             self._pending.append(record.event(running.key))
+            if running.contexts and record.kind == RecordKind.KEPT:
+                running.contexts.keep(record.source, record.token_ids)
             if record.finish:
                 self._pending.append(self._leave(record.slot, record.finish))
 
@@ -282,7 +326,7 @@ class EngineCore:
             if self._slots_with(active=False):
                 return  # preempted requests are older and go first
             _, request = self._queue[0]
-            if not self._has_room(request, len(request.prompt)):
+            if not self._has_room(request, 0):
                 return
             key, request = self._queue.popleft()
             slot = self._slots.index(None)
@@ -291,23 +335,37 @@ class EngineCore:
             fill_slot(
                 self.state, slot, request, generation=self._generation, arrival=self._arrivals
             )
-            self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
+            contexts = WriterContexts(request, self._translate) if request.target else None
+            running = _Running(key, request, self._arrivals, self._generation, contexts)
+            self._slots[slot] = running
             if request.prompt_logprobs >= 0:
-                role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
-                read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
-                self._pending.append(PromptRead(key, read))
+                self._read_prompt(running, slot)
+
+    def _read_prompt(self, running: _Running, slot: int) -> None:
+        """Tells the log-probabilities of a prompt: the draft's if it writes alone."""
+        request, contexts = running.request, running.contexts
+        role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
+        if contexts:
+            contexts.enter(self.state, slot, role)
+        read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
+        if contexts:
+            contexts.enter(self.state, slot, Role.DRAFT)
+        self._pending.append(PromptRead(running.key, role, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
         for running, slot in sorted(
             self._slots_with(active=False), key=lambda found: found[0].arrival
         ):
-            if not self._has_room(running.request, int(self.state.length[slot])):
+            written = int(self.state.length[slot]) - int(self.state.prompt_length[slot])
+            if running.contexts:
+                written = max(written, running.contexts.output_length)
+            if not self._has_room(running.request, written):
                 return
             self.state.active[slot] = 1
 
-    def _has_room(self, request: SlotRequest, length: int) -> bool:
-        """Whether pages for its tokens and one longest step are free, or it would run alone.
+    def _has_room(self, request: SlotRequest, output: int) -> bool:
+        """Whether pages for its output and one longest step are free, or it would run alone.
 
         Nothing is admitted while a running request lacks pages: it would take the pages just freed.
         """
@@ -317,7 +375,7 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, length, self.loop.tokens_per_page)
+        need = pages_for_longest_step(request, output, self.loop.tokens_per_page)
         return need <= int(self.state.num_free)
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:

@@ -1,11 +1,11 @@
-"""Steps that wait for the host: their PRM has another tokenizer, so they reach it through text."""
+"""Steps that wait for the host, since they reach a model with another tokenizer through text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rsd_kernels import ops
-from rsd_kernels.state.enums import Finish, Phase
+from rsd_kernels.state.enums import Finish, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 HostBridge = Callable[[list[int], int, Finish], list[int]]
@@ -13,28 +13,43 @@ HostBridge = Callable[[list[int], int, Finish], list[int]]
 
 
 class HostSteps:
-    """Serves slots in phase WAIT_HOST, between launches."""
+    """Serves slots in phase WAIT_HOST, between launches.
+
+    Args:
+        tokens_per_page: by role.
+        text_bridges: for each writer, how its steps reach the PRM; empty if the device bridges.
+    """
 
     def __init__(
-        self, tokens_per_page: tuple[int, int, int], text_bridge: HostBridge | None
+        self, tokens_per_page: tuple[int, int, int], text_bridges: Mapping[Role, HostBridge]
     ) -> None:
         self._tokens_per_page = tokens_per_page
-        self._text_bridge = text_bridge
+        self._text_bridges = text_bridges
 
-    def serve(self, state: SlotState) -> bool:
-        """Ends the steps that wait, and tells their records; whether there were any."""
-        waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
-        for slot in waiting:
+    def end_steps(self, state: SlotState, slots: list[int]) -> None:
+        """Ends the steps of slots that wait with one, and tells their records."""
+        for slot in slots:
             self._end_step(state, slot)
-        if waiting:
+        if slots:
             int(state.log_head)  # host read: waits until the device has ended these steps
-        return bool(waiting)
 
     def _end_step(self, state: SlotState, slot: int) -> None:
-        assert self._text_bridge is not None
         first, last = int(state.committed[slot]), int(state.length[slot])
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
-        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
-        ops.write_prm_step(state, slot, ids)
+        bridge = self._text_bridges[Role(int(state.step_source[slot]))]
+        ops.write_prm_step(state, slot, bridge(step, int(state.match_bytes[slot]), finish))
         ops.end_slot_step(state, slot, self._tokens_per_page)
+
+
+def waiting_slots(state: SlotState) -> tuple[list[int], list[int]]:
+    """The slots that wait for the host: with an ended step, and, without tokens, for the target.
+
+    A step never has no tokens; a rejected one has been rolled back.
+    """
+    waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
+    if not waiting:
+        return [], []
+    first, last = state.committed.tolist(), state.length.tolist()
+    ended = [slot for slot in waiting if first[slot] < last[slot]]
+    return ended, [slot for slot in waiting if slot not in ended]

@@ -188,7 +188,7 @@ def test_the_engine_agrees(
         assert parts.models.prm is not None
         shared = found["links"]["target-prm"]["shares_vocabulary"]
         assert parts.models.prm.shares_vocabulary == shared != own_prm_tokenizer
-        assert {t["id"] for t in found["models"][0]["stop_tokens"]} == parts.rules.eos_ids
+        assert {t["id"] for t in found["models"][0]["stop_tokens"]} == parts.models.eos_ids
         assert parts.rules.max_model_len == found["max_model_len"]
         assert parts.rules.prm_max_len == found["prm_max_len"]
         for model, role in zip(found["models"], memory.weights, strict=True):

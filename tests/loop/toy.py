@@ -35,6 +35,8 @@ NUM_IDS = EOS + 1
 SEPARATOR = 99  # only on the PRM row
 NEWLINE = CHARS.index("\n")
 
+WRITERS = (Role.DRAFT, Role.TARGET)
+
 Writer = Callable[[tuple[int, ...]], Sequence[float]]  # row so far -> logits
 Scorer = Callable[[tuple[int, ...]], float]  # PRM row so far -> reward
 MakeExecutor = Callable[[Block, int], Executor]  # program, ticks a launch
@@ -127,16 +129,17 @@ def toy_core(
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
-        tables=toy_tables(),
+        tables=dict.fromkeys(WRITERS, toy_tables()),
         merges=toy_merges() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: read},
         score=score,
-        logits=logits,
+        logits=dict.fromkeys(WRITERS, logits),
         rule=rule,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
-    return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)
+    bridges = dict.fromkeys(WRITERS, text_bridge) if text_bridge else None
+    return EngineCore(loop, executor, mailbox, text_bridges=bridges)
 
 
 def toy_request(

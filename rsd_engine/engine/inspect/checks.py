@@ -11,7 +11,7 @@ from rsd_engine.engine.inspect.facts import ModelFacts, NamedId
 from rsd_engine.engine.inspect.finding import Finding, ok, problem
 from rsd_engine.engine.inspect.roles import Roles
 from rsd_engine.engine.memory_fit import MemoryFit
-from rsd_engine.steps.sharing import first_difference
+from rsd_engine.steps.sharing import first_difference, first_special_difference
 from rsd_kernels.state.enums import Role
 
 
@@ -35,18 +35,8 @@ def find_link(first: Role, second: Role, roles: Roles) -> Link:
     names = (f"the {_name(first)}", f"the {_name(second)}")
     ours, theirs = roles[first], roles[second]
     difference = first_difference(ours.tokenizer, theirs.tokenizer, names)
-    return Link(difference is None, difference, _special_difference(ours, theirs, names))
-
-
-def _special_difference(ours: ModelFacts, theirs: ModelFacts, names: tuple[str, str]) -> str | None:
-    """The first id of both that is a special token in one and not the same in the other."""
-    first, second = ours.vocabulary.special_text, theirs.vocabulary.special_text
-    shared = min(ours.vocabulary.num_tokens, theirs.vocabulary.num_tokens)
-    for i in sorted(first.keys() | second.keys()):
-        if i < shared and first.get(i) != second.get(i):
-            one, other = (repr(v[i]) if i in v else "no special token" for v in (first, second))
-            return f"id {i} is {one} in {names[0]} and {other} in {names[1]}"
-    return None
+    special = first_special_difference(ours.vocabulary, theirs.vocabulary, names)
+    return Link(difference is None, difference, special)
 
 
 def check_stored(role: Role, model: ModelFacts) -> list[Finding]:
@@ -75,19 +65,14 @@ def check_stored(role: Role, model: ModelFacts) -> list[Finding]:
 
 
 def check_writers(roles: Roles, link: Link) -> list[Finding]:
-    """Whether draft and target can continue each other's tokens."""
+    """How steps of draft and target reach each other."""
     difference = link.special_difference or link.difference
     if difference is None:
         count = roles[Role.TARGET].vocabulary.num_tokens
         text = f"draft and target share one vocabulary of {count} tokens"
         return [ok("vocabulary", text)]
-    return [
-        problem(
-            "vocabulary",
-            "draft and target must share one tokenizer, for each continues the other's tokens; "
-            f"{difference}; use two models of one family",
-        )
-    ]
+    text = "draft and target have different tokenizers: steps go from one to the other through text"
+    return [ok("vocabulary", f"{text}, on the host ({difference})")]
 
 
 def check_prm(prm: ModelFacts, link: Link | None) -> list[Finding]:
