@@ -30,7 +30,7 @@ def scripted(
     engine: Engine, *texts: str | list[int], role: Role = Role.DRAFT, split_characters: bool = False
 ) -> Iterator[None]:
     """`role` writes a text (or ids) after any prompt; the i-th for sample i."""
-    tokenizer = engine.get_tokenizer()
+    tokenizer = engine.parts.models.writers[role].tokenizer
     scripts = [_ids(tokenizer, text, split_characters) for text in texts]
     state = engine.parts.core.state
 
