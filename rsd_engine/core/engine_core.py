@@ -336,6 +336,8 @@ class EngineCore:
                 self.state, slot, request, generation=self._generation, arrival=self._arrivals
             )
             contexts = WriterContexts(request, self._translate) if request.target else None
+            if contexts:
+                contexts.enter(self.state, slot, Role.DRAFT)
             running = _Running(key, request, self._arrivals, self._generation, contexts)
             self._slots[slot] = running
             if request.prompt_logprobs >= 0:
@@ -375,7 +377,7 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, output, self.loop.tokens_per_page)
+        need = pages_for_longest_step(request, output, self.state, self.loop.tokens_per_page)
         return need <= int(self.state.num_free)
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:

@@ -16,17 +16,6 @@ ROLES_OF_MODE = {
 }
 
 
-def pages_at(request: SlotRequest, output: int, tokens_per_page: Sequence[int]) -> int:
-    """Pages of all its roles when its output has `output` tokens, in the context of each writer."""
-    target = request.target or request
-    lengths = {
-        Role.DRAFT: len(request.prompt) + output,
-        Role.TARGET: len(target.prompt) + output,
-        Role.PRM: len(request.prm_prompt) + output + min(output, request.max_steps),
-    }
-    return _pages(request, lengths, tokens_per_page)
-
-
 def pages_when_full(request: SlotRequest, state: SlotState, tokens_per_page: Sequence[int]) -> int:
     """Pages of all its roles at the end of its output, however long that becomes.
 
@@ -34,18 +23,32 @@ def pages_when_full(request: SlotRequest, state: SlotState, tokens_per_page: Seq
     vocabularies of their own, every context may become full.
     """
     if request.target is None:
-        return pages_at(request, request.max_tokens, tokens_per_page)
+        return _pages_at(request, request.max_tokens, state, tokens_per_page)
     lengths = dict.fromkeys(Role, longest_context(state))
     lengths[Role.PRM] = state.prm_tokens.shape[1]
     return _pages(request, lengths, tokens_per_page)
 
 
 def pages_for_longest_step(
-    request: SlotRequest, output: int, tokens_per_page: Sequence[int]
+    request: SlotRequest, output: int, state: SlotState, tokens_per_page: Sequence[int]
 ) -> int:
     """Pages of all its roles when one step more, as long as it may be, follows `output` tokens."""
     longest = min(request.max_tokens, output + request.max_step_tokens)
-    return pages_at(request, max(output, longest), tokens_per_page)
+    return _pages_at(request, longest, state, tokens_per_page)
+
+
+def _pages_at(
+    request: SlotRequest, output: int, state: SlotState, tokens_per_page: Sequence[int]
+) -> int:
+    """Pages of all its roles when its output has `output` tokens, in the context of each writer."""
+    target, full = request.target or request, state.tokens.shape[1]
+    prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
+    lengths = {
+        Role.DRAFT: min(len(request.prompt) + output, full),
+        Role.TARGET: min(len(target.prompt) + output, full),
+        Role.PRM: min(prm_length, state.prm_tokens.shape[1]),
+    }
+    return _pages(request, lengths, tokens_per_page)
 
 
 def _pages(

@@ -100,6 +100,8 @@ def slot_request(
         prm_prompt = tuple(rules.prm_format.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
     room = _room(length, len(prm_prompt), params.max_steps, rules)
+    if mode == "rsd" and rules.separate:
+        room = 2 * rules.max_model_len  # of both contexts; whoever writes is held to his own
     policy = params.policy or rules.policy
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
