@@ -6,14 +6,13 @@ and acts on what it finds once the launch has returned, so all executors share t
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters, StepDecided
-from rsd_engine.core.host_steps import HostBridge, HostSteps, waiting_slots
+from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters, nothing_written
+from rsd_engine.core.host_steps import HostBridge, HostSteps
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_for_longest_step, pages_when_full
@@ -24,15 +23,7 @@ from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
-from rsd_kernels.state.enums import (
-    NUM_ROLES,
-    Finish,
-    HostRequest,
-    Mode,
-    Phase,
-    RecordKind,
-    Role,
-)
+from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
@@ -233,38 +224,17 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._serve_waiting()
+        served, full = self._host_steps.serve(self.state, self._contexts_of, self._collect)
+        for slot, writer in full:
+            self._end_before(slot, writer)
         if not served and not self._pending and not self._was_asked() and self._is_stuck():
             self.preempt_youngest()
         self._free_slots()
         self._returned_at = time.perf_counter() if self._has_requests else None
 
-    def _serve_waiting(self) -> bool:
-        """Does what slots wait for the host to do; whether there were any."""
-        ended, rejected = waiting_slots(self.state)
-        self._host_steps.end_steps(self.state, ended)
-        if ended:
-            self._collect()
-        for slot in rejected:
-            self._give_to(slot, Role.TARGET)
-        for slot in ended:
-            running = self._slots[slot]
-            contexts = running.contexts if running else None
-            if contexts and contexts.writer == Role.TARGET:
-                self._give_to(slot, Role.DRAFT)
-        return bool(ended or rejected)
-
-    def _give_to(self, slot: int, writer: Role) -> None:
-        """Puts a writer's context into a slot; the output ends if that is full."""
+    def _contexts_of(self, slot: int) -> WriterContexts | None:
         running = self._slots[slot]
-        assert running is not None and running.contexts is not None
-        if running.contexts.enter(self.state, slot, writer):
-            return
-        self._release(slot)
-        nothing = StepDecided(
-            running.key, RecordKind.DROPPED, writer, math.nan, (), Finish.LENGTH, None
-        )
-        self._pending += [nothing, self._leave(slot, Finish.LENGTH)]
+        return running.contexts if running else None
 
     def _return_now(self) -> None:
         """Ends a running launch; its events wait in `_pending`."""
@@ -289,9 +259,10 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            self._pending.append(record.event(running.key))
-            if running.contexts and record.kind == RecordKind.KEPT:
-                running.contexts.keep(record.source, record.token_ids)
+            step = record.event(running.key)
+            self._pending.append(step)
+            if running.contexts:
+                running.contexts.learn(step)
             if record.finish:
                 self._pending.append(self._leave(record.slot, record.finish))
 
@@ -311,6 +282,12 @@ class EngineCore:
         self._leaving.append(slot)
         self._slots[slot] = None
         return done
+
+    def _end_before(self, slot: int, writer: Role) -> None:
+        """Ends an output whose next writer's context is full."""
+        self._release(slot)
+        done = self._leave(slot, Finish.LENGTH)
+        self._pending += [nothing_written(done.key, writer), done]
 
     def _free_slots(self) -> None:
         """Frees the slots of ended requests: while a launch runs only the device may write them."""
@@ -338,21 +315,10 @@ class EngineCore:
             contexts = WriterContexts(request, self._translate) if request.target else None
             if contexts:
                 contexts.enter(self.state, slot, Role.DRAFT)
-            running = _Running(key, request, self._arrivals, self._generation, contexts)
-            self._slots[slot] = running
+            self._slots[slot] = _Running(key, request, self._arrivals, self._generation, contexts)
             if request.prompt_logprobs >= 0:
-                self._read_prompt(running, slot)
-
-    def _read_prompt(self, running: _Running, slot: int) -> None:
-        """Tells the log-probabilities of a prompt: the draft's if it writes alone."""
-        request, contexts = running.request, running.contexts
-        role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
-        if contexts:
-            contexts.enter(self.state, slot, role)
-        read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
-        if contexts:
-            contexts.enter(self.state, slot, Role.DRAFT)
-        self._pending.append(PromptRead(running.key, role, read))
+                role, read = read_prompt(self.loop, slot, request, contexts)
+                self._pending.append(PromptRead(key, role, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from rsd_engine.core.events import StepDecided
 from rsd_engine.core.slots import SlotRequest, fill_writer
-from rsd_kernels.state.enums import MAX_CUT_TOKENS, Phase, Role
+from rsd_kernels.state.enums import MAX_CUT_TOKENS, Phase, RecordKind, Role
 from rsd_kernels.state.slots import SlotState
 
 Translate = Callable[[Sequence[int]], list[int]]
@@ -49,11 +50,13 @@ class WriterContexts:
         views = self._requests.items()
         return max(len(self._ids[role]) - len(view.prompt) for role, view in views)
 
-    def keep(self, source: Role, token_ids: Sequence[int]) -> None:
-        """Adds a kept step that `source` wrote."""
-        self._ids[source] += token_ids
-        self._ids[_OTHER[source]] += self._translate[source](token_ids)
-        self._num_written += len(token_ids)
+    def learn(self, step: StepDecided) -> None:
+        """Adds a step that was kept."""
+        if step.kind != RecordKind.KEPT:
+            return
+        self._ids[step.source] += step.token_ids
+        self._ids[_OTHER[step.source]] += self._translate[step.source](step.token_ids)
+        self._num_written += len(step.token_ids)
 
     def enter(self, state: SlotState, slot: int, writer: Role) -> bool:
         """Gives the slot to a writer, with its context, between two steps.
