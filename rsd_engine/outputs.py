@@ -139,7 +139,7 @@ class RequestOutput:
     """The result of one prompt."""
 
     request_id: str
-    prompt: str | None
+    prompt: str | None  # the target's, where draft and target read it differently; so are the ids
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]  # one per sample
     metrics: Metrics
