@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -27,19 +28,21 @@ class Family:
     engine: Engine
     two: TwoVocabularies
 
-    def check(self, params: SamplingParams, capacity: int = 512) -> list[Naive]:
-        """Runs all prompts in the engine and in the naive loop, and compares them."""
+    def check(
+        self, params: SamplingParams, prompts: Sequence[str] = PROMPTS, capacity: int = 512
+    ) -> list[Naive]:
+        """Runs prompts in the engine and in the naive loop, and compares them."""
         assert params.policy is not None and params.seed is not None and params.max_tokens
-        results, naive = generate(self.engine, PROMPTS, params), []
-        for prompt, result in zip(PROMPTS, results, strict=True):
-            prompts = {w: self.two.tokenizer(w).encode(prompt) for w in ("draft", "target")}
+        results, naive = generate(self.engine, prompts, params), []
+        for prompt, result in zip(prompts, results, strict=True):
+            ids = {w: self.two.tokenizer(w).encode(prompt) for w in ("draft", "target")}
             asked = Asked(
-                prompts, prompt, params.policy, params.max_tokens, params.seed,
+                ids, prompt, params.policy, params.max_tokens, params.seed,
                 params.temperature, params.min_tokens, capacity,
             )  # fmt: skip
             theirs = Naive(self.two, asked).run()
             assert_same(engine_steps(result), theirs.steps)
-            assert result.prompt_token_ids == tuple(prompts["target"])
+            assert result.prompt_token_ids == tuple(ids["target"])
             assert self._ids(result.outputs[0].steps, asked) == theirs.contexts["target"]
             naive.append(theirs)
         assert all_pages_free(self.engine)

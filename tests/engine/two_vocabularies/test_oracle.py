@@ -12,7 +12,8 @@ from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, genera
 from tests.engine.two_vocabularies.families import Family
 
 POLICIES: list[Policy] = [Threshold(0.5), Constant(0.5), Logistic(10.0, 0.5)]
-MAX_TOKENS = 32
+MAX_TOKENS = 28
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
@@ -26,11 +27,11 @@ def test_the_engine_against_the_naive_loop(
     assert sum(step.rejected is not None for step in steps) >= 2
 
 
-def test_every_token_is_read_once(family: Family) -> None:
+def test_every_token_is_read_once(one_family: Family) -> None:
     """Rejected tokens apart: a context only grows, and what a model has read of it stays."""
-    params = SamplingParams(temperature=0.0, max_tokens=60, policy=Threshold(0.5), seed=5)
-    naive = family.check(params)
-    results = generate(family.engine, PROMPTS, params)
+    params = SamplingParams(temperature=0.0, max_tokens=40, policy=Threshold(0.5), seed=5)
+    naive = one_family.check(params)
+    results = generate(one_family.engine, PROMPTS, params)
     for one, result in zip(naive, results, strict=True):
         assert result.metrics.target.tokens_read == one.read["target"]
         # The last token of a rejected step is not read.
@@ -39,7 +40,7 @@ def test_every_token_is_read_once(family: Family) -> None:
     assert sum(one.read["target"] > 0 for one in naive) >= 2
 
 
-@pytest.mark.parametrize("max_tokens", [1, 5, 60])
+@pytest.mark.parametrize("max_tokens", [1, 9, pytest.param(60, marks=SLOW)])
 def test_lengths(one_family: Family, max_tokens: int) -> None:
     """`max_tokens` and `min_tokens` count the kept tokens of both writers."""
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=3, policy=Constant(0.5))
@@ -50,16 +51,17 @@ def test_lengths(one_family: Family, max_tokens: int) -> None:
         assert min(lengths) >= minimum and max(lengths) <= max_tokens
 
 
-@pytest.mark.parametrize("length", [110, 116, 125])
+@pytest.mark.parametrize("length", [112, *(pytest.param(n, marks=SLOW) for n in (109, 118, 135))])
 def test_a_context_that_becomes_full(one_family: Family, length: int) -> None:
     """Of any writer: of the one that has just written, or of the one whose turn would be next."""
     folders = one_family.folders
     with Engine(**folders.sources(), max_model_len=length, max_num_seqs=3, device="cpu") as engine:
         small = replace(one_family, engine=engine)
+        prompts = [PROMPTS[3], PROMPTS[3] + "x", PROMPTS[3][:80]]
         for policy in (Constant(0.5), Constant(0.0), Constant(0.9)):
             params = SamplingParams(temperature=1.0, max_tokens=400, seed=2, policy=policy)
-            small.check(params, capacity=length)
-            results = generate(engine, PROMPTS, params)
+            small.check(params, prompts, capacity=length)
+            results = generate(engine, prompts, params)
             reasons = [result.outputs[0].finish_reason for result in results]
             assert set(reasons) <= {"length", "stop"} and "length" in reasons
             for result in results:
@@ -68,11 +70,11 @@ def test_a_context_that_becomes_full(one_family: Family, length: int) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_preemption(family: Family, temperature: float) -> None:
+def test_preemption(one_family: Family, temperature: float) -> None:
     """Both contexts are the host's, so nothing is lost with the pages."""
-    engine = family.engine
+    engine = one_family.engine
     params = SamplingParams(
-        temperature=temperature, max_tokens=40, seed=1, policy=Logistic(8.0, 0.5)
+        temperature=temperature, max_tokens=30, seed=1, policy=Logistic(8.0, 0.5)
     )
     wanted, before = generate(engine, PROMPTS, params), engine.num_preemptions
     with harsh(engine):
@@ -85,11 +87,11 @@ def test_preemption(family: Family, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("executor", ["simulated-loop"])
-def test_every_executor_decides_alike(family: Family, executor: str) -> None:
+def test_every_executor_decides_alike(one_family: Family, executor: str) -> None:
     for temperature in (0.0, 1.0):
         params = SamplingParams(temperature=temperature, max_tokens=30, seed=9, policy=Clip())
-        wanted = generate(family.engine, PROMPTS, params)
-        sources = family.folders.sources()
+        wanted = generate(one_family.engine, PROMPTS, params)
+        sources = one_family.folders.sources()
         with Engine(**sources, max_num_seqs=3, device="cpu", executor=executor) as engine:
             found = generate(engine, PROMPTS, params)
         assert list(map(decisions, found)) == list(map(decisions, wanted))
