@@ -51,13 +51,13 @@ def test_lengths(one_family: Family, max_tokens: int) -> None:
         assert min(lengths) >= minimum and max(lengths) <= max_tokens
 
 
-@pytest.mark.parametrize("length", [112, *(pytest.param(n, marks=SLOW) for n in (109, 118, 135))])
+@pytest.mark.parametrize("length", [112, *(pytest.param(n, marks=SLOW) for n in (111, 118, 135))])
 def test_a_context_that_becomes_full(one_family: Family, length: int) -> None:
     """Of any writer: of the one that has just written, or of the one whose turn would be next."""
     folders = one_family.folders
     with Engine(**folders.sources(), max_model_len=length, max_num_seqs=3, device="cpu") as engine:
         small = replace(one_family, engine=engine)
-        prompts = [PROMPTS[3], PROMPTS[3] + "x", PROMPTS[3][:80]]
+        prompts = [PROMPTS[3], PROMPTS[3] + "x", *("abc" * n for n in (33, 34, 36))]
         for policy in (Constant(0.5), Constant(0.0), Constant(0.9)):
             params = SamplingParams(temperature=1.0, max_tokens=400, seed=2, policy=policy)
             small.check(params, prompts, capacity=length)
