@@ -142,3 +142,19 @@ def test_debug_mode_says_which_value_is_wrong(
     getattr(state, name)[index] = value
     with pytest.raises(ValueError, match=message):
         end_step_kernel.end_step(state, core.loop.tokens_per_page)
+
+
+def test_debug_mode_knows_contexts_that_are_not_in_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")
+    core = random_core(0)
+    state = copied(core.state)
+    state.num_pages.fill_(1)
+    state.length.fill_(9)
+    state.kv_len[1, 0] = 50
+    state.separate_contexts[0] = 1
+    end_step_kernel.end_step(state, core.loop.tokens_per_page)
+    state.kv_len[1, 0] = 97
+    with pytest.raises(ValueError, match=r"kv_len\[TARGET\]\[0\] is 97; allowed: 0 to 96"):
+        end_step_kernel.end_step(state, core.loop.tokens_per_page)

@@ -152,7 +152,9 @@ def test_logprobs_have_the_names_of_their_writer(one_family: Family) -> None:
         for step in output.steps:
             sources.add(step.source)
             tokenizer = one_family.two.tokenizer(step.source)
-            names = [next(entries)[token].decoded_token for token in step.token_ids]
+            named = [next(entries)[token] for token in step.token_ids]
+            assert {entry.rank for entry in named} == {1}, "greedy"
+            names = [entry.decoded_token for entry in named]
             assert "".join(names) == tokenizer.decode(
                 list(step.token_ids), skip_special_tokens=True
             )
