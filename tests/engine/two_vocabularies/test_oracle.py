@@ -29,9 +29,10 @@ def test_the_engine_against_the_naive_loop(
 
 def test_every_token_is_read_once(one_family: Family) -> None:
     """Rejected tokens apart: a context only grows, and what a model has read of it stays."""
-    params = SamplingParams(temperature=0.0, max_tokens=40, policy=Threshold(0.5), seed=5)
-    naive = one_family.check(params)
-    results = generate(one_family.engine, PROMPTS, params)
+    params = SamplingParams(temperature=0.0, max_tokens=40, policy=Threshold(0.6), seed=5)
+    prompts = [*PROMPTS, "abc" * 30]  # 30 tokens for the draft, and 90 for the target
+    naive = one_family.check(params, prompts)
+    results = generate(one_family.engine, prompts, params)
     for one, result in zip(naive, results, strict=True):
         assert result.metrics.target.tokens_read == one.read["target"]
         # The last token of a rejected step is not read.

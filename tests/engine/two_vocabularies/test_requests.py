@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,18 +69,37 @@ def test_stop_strings(
     assert output.text == "".join(step.text for step in output.steps)
 
 
+@contextmanager
+def rejecting_from_the_second_step_on(engine: Engine) -> Iterator[None]:
+    """Whatever the rewards are."""
+    state = engine.parts.core.state
+
+    def change() -> None:
+        state.policy_a.copy_(state.num_steps.float() * 1.1)
+
+    with short_launches(engine, 1), around_launches(engine.parts.core, before=change):
+        yield
+
+
+def test_limits_count_tokens_as_they_were_written(engine: Engine) -> None:
+    """The draft's step has 5 tokens of its own, and 13 of the target's."""
+    texts = {Role.DRAFT: "abc" * 4 + "\n\nq\n\n", Role.TARGET: "abc" * 4 + "\n\nx</s>"}
+    for minimum, maximum, wanted in ((0, 40, 7), (8, 40, 9), (0, 6, 6)):
+        params = SamplingParams(
+            temperature=0.0, policy=KEEP, min_tokens=minimum, max_tokens=maximum
+        )
+        with rejecting_from_the_second_step_on(engine):
+            output = write(engine, texts, params)
+        assert [step.source for step in output.steps] == ["draft", "target"]
+        assert len(output.steps[0].token_ids) == 5 and len(output.token_ids) == wanted
+        assert output.finish_reason == ("length" if wanted == maximum else "stop")
+
+
 def test_a_stop_string_across_steps_of_both_writers(engine: Engine) -> None:
     """The draft's first step is kept, its second one is not; `c\\n\\nd` has letters of both."""
-    core, texts = engine.parts.core, {Role.DRAFT: "abc\n\nabc</s>", Role.TARGET: "abc\n\ndef</s>"}
-
-    def reject_from_the_second_step_on() -> None:
-        core.state.policy_a.copy_(core.state.num_steps.float() * 1.1)
-
+    texts = {Role.DRAFT: "abc\n\nabc</s>", Role.TARGET: "abc\n\ndef</s>"}
     params = SamplingParams(temperature=0.0, stop="c\n\nd", policy=KEEP)
-    with (
-        short_launches(engine, 1),
-        around_launches(core, before=reject_from_the_second_step_on),
-    ):
+    with rejecting_from_the_second_step_on(engine):
         output = write(engine, texts, params)
     assert output.text == "ab" and output.stop_reason == "c\n\nd"
     assert [step.source for step in output.steps] == ["draft", "target"]
