@@ -22,6 +22,7 @@ class PromptRead:
     """The log-probabilities of a prompt, where a request asks for them."""
 
     key: int
+    role: Role  # whose
     logprobs: tuple[TokenLogprobs, ...]  # of every token but the first
 
 

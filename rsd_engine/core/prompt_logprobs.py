@@ -33,11 +33,12 @@ def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLog
     last = int(state.prompt_length[slot]) - 1
     _take_pages(state, slot, role, pages_for(last, loop.tokens_per_page[role]))
     tokens = state.tokens[slot, 1 : last + 1].long()
-    step = min(loop.logits.shape[0], loop.batch.num_rows)
+    logits = loop.logits[role]
+    step = min(logits.shape[0], loop.batch.num_rows)
     for start in range(0, last, step):
         stop = min(start + step, last)
         loop.forwards[role](_rows(loop, slot, role, start, stop))
-        found += _logprobs(loop.logits[: stop - start], tokens[start:stop], count)
+        found += _logprobs(logits[: stop - start], tokens[start:stop], count)
         state.passes[role, slot] += 1
     state.kv_len[role, slot] = last
     state.tokens_read[role, slot] += last

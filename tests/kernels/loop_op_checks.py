@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from rsd_kernels import ops
+from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
@@ -39,6 +40,20 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
+    assert all(calls[name] > 0 for name in kernels), calls
+
+
+def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected steps wait for the host, and so do all that end."""
+    kernels: dict[str, Op] = {
+        "schedule": schedule_kernel.schedule,
+        "advance": schedule_kernel.advance,
+        "wait_for_host": bridge_kernel.wait_for_host,
+        "end_step": end_step_kernel.end_step,
+        "end_slot_step": end_step_kernel.end_slot_step,
+        "truncate_kv": rollback_kernel.truncate_kv,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 1, count=6, two=True)
     assert all(calls[name] > 0 for name in kernels), calls
 
 
