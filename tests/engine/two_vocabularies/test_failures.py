@@ -30,7 +30,7 @@ def test_a_step_that_cannot_be_translated(
     real = WriterContexts.__init__
 
     def init(self: Any, request: Any, translate: Any) -> None:
-        bad = {role: lambda ids: 1 // 0 for role in Role}
+        bad: Any = {role: lambda ids: [1 // 0] for role in Role}
         real(self, request, bad if [*request.prompt] == ids else translate)
 
     monkeypatch.setattr(WriterContexts, "__init__", init)
