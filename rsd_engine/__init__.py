@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rsd_engine.engine.engine import Engine
     from rsd_engine.outputs import (
         CompletionOutput,
+        EngineDeadError,
         FinishedEvent,
         Metrics,
         RejectedStep,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
-        "StepEvent",
+        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
+        "RequestOutput", "Step", "StepEvent",
     ),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
@@ -40,6 +41,7 @@ show_on_stderr()
 __all__ = [
     "CompletionOutput",
     "Engine",
+    "EngineDeadError",
     "FinishedEvent",
     "Metrics",
     "RejectedStep",

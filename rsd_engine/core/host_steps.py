@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rsd_engine.core.writer_contexts import WriterContexts
+from rsd_engine.core.events import Event, nothing_written
+from rsd_engine.core.failures import Failure
+from rsd_engine.core.running import RunningRequests
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase, Role
 from rsd_kernels.state.slots import SlotState
@@ -17,46 +19,48 @@ class HostSteps:
     """Serves slots in phase WAIT_HOST, between launches.
 
     Args:
+        slots: the requests.
         tokens_per_page: by role.
         text_bridges: for each writer, how its steps reach the PRM; empty if the device bridges.
     """
 
     def __init__(
-        self, tokens_per_page: tuple[int, int, int], text_bridges: Mapping[Role, HostBridge]
+        self,
+        slots: RunningRequests,
+        tokens_per_page: tuple[int, int, int],
+        text_bridges: Mapping[Role, HostBridge],
     ) -> None:
+        self._slots = slots
         self._tokens_per_page = tokens_per_page
         self._text_bridges = text_bridges
 
     def serve(
-        self,
-        state: SlotState,
-        contexts_of: Callable[[int], WriterContexts | None],
-        collect: Callable[[], None],
-    ) -> tuple[bool, list[tuple[int, Role]]]:
-        """Ends the steps that wait, and gives slots to the writers whose turn it is.
+        self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
+    ) -> bool:
+        """Does what slots wait for the host to do; whether there were any.
 
         Args:
-            state: of the slots.
-            contexts_of: those of the request in a slot, if its writers have one each.
-            collect: tells the records in the log, and the contexts of the steps in them.
-
-        Returns:
-            Whether any slot waited, and the slots whose next writer has no room in its context.
+            state: at rest.
+            collect: takes the records of the steps that have ended.
+            tell: takes the events of requests that end here, with an error or a full context.
         """
-        ended, rejected = _waiting(state)
+        ended, rejected = _waiting_slots(state)
         for slot in ended:
-            self._end_step(state, slot)
+            try:
+                self._end_step(state, slot)
+            except Exception as error:
+                failure = Failure.caught("bridge", "bringing a step to the PRM", error)
+                tell(self._slots.fail(slot, failure))
         if ended:
             int(state.log_head)  # host read: waits until the device has ended these steps
             collect()
-        turns = [(slot, Role.TARGET) for slot in rejected]
-        turns += [(slot, Role.DRAFT) for slot in ended]
-        full = list[tuple[int, Role]]()
-        for slot, writer in turns:
-            contexts = contexts_of(slot)
-            if contexts and contexts.writer != writer and not contexts.enter(state, slot, writer):
-                full.append((slot, writer))
-        return bool(turns), full
+        for slot in rejected:
+            self._give_to(state, slot, Role.TARGET, tell)
+        for slot in ended:
+            contexts = self._slots.contexts_of(slot)
+            if contexts and contexts.writer == Role.TARGET:
+                self._give_to(state, slot, Role.DRAFT, tell)
+        return bool(ended or rejected)
 
     def _end_step(self, state: SlotState, slot: int) -> None:
         first, last = int(state.committed[slot]), int(state.length[slot])
@@ -66,8 +70,26 @@ class HostSteps:
         ops.write_prm_step(state, slot, bridge(step, int(state.match_bytes[slot]), finish))
         ops.end_slot_step(state, slot, self._tokens_per_page)
 
+    def _give_to(
+        self, state: SlotState, slot: int, writer: Role, tell: Callable[[Event], None]
+    ) -> None:
+        """Puts a writer's context into a slot; the output ends if that is full."""
+        running = self._slots[slot]
+        assert running is not None and running.contexts is not None
+        try:
+            entered = running.contexts.enter(state, slot, writer)
+        except Exception as error:
+            failure = Failure.caught("bridge", "bringing the steps to the other writer", error)
+            tell(self._slots.fail(slot, failure))
+            return
+        if entered:
+            return
+        self._slots.release(slot)
+        tell(nothing_written(running.key, writer))
+        tell(self._slots.leave(slot, Finish.LENGTH))
 
-def _waiting(state: SlotState) -> tuple[list[int], list[int]]:
+
+def _waiting_slots(state: SlotState) -> tuple[list[int], list[int]]:
     """The slots that wait for the host: with an ended step, and, without tokens, for the target.
 
     A step never has no tokens; a rejected one has been rolled back.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import longest_context
-from rsd_kernels.state.enums import Mode, Role
+from rsd_kernels.state.enums import NUM_ROLES, Mode, Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
 ROLES_OF_MODE = {
@@ -56,3 +56,12 @@ def _pages(
 ) -> int:
     roles = ROLES_OF_MODE[request.mode]
     return sum(pages_for(lengths[role], tokens_per_page[role]) for role in roles)
+
+
+def is_stuck(state: SlotState) -> bool:
+    """Whether the last launch found a slot that lacks pages and no slot that could go on.
+
+    A launch that ended at its tick cap proves nothing: others may go on in the next one.
+    """
+    went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
+    return not went_on and bool(state.lacks_pages.any())

@@ -41,6 +41,7 @@ class WriterContexts:
         self._requests = {Role.DRAFT: request, Role.TARGET: request.target}
         self._translate = translate
         self._ids = {role: list(view.prompt) for role, view in self._requests.items()}
+        self._error: Exception | None = None
         self._num_written = 0  # tokens of kept steps, as their writers wrote them
         self.writer = Role.DRAFT  # whose context the slot holds
 
@@ -55,7 +56,10 @@ class WriterContexts:
         if step.kind != RecordKind.KEPT:
             return
         self._ids[step.source] += step.token_ids
-        self._ids[_OTHER[step.source]] += self._translate[step.source](step.token_ids)
+        try:
+            self._ids[_OTHER[step.source]] += self._translate[step.source](step.token_ids)
+        except Exception as error:
+            self._error = error  # a launch may be running: `enter` tells it between two
         self._num_written += len(step.token_ids)
 
     def enter(self, state: SlotState, slot: int, writer: Role) -> bool:
@@ -63,7 +67,12 @@ class WriterContexts:
 
         Returns:
             False if its context has no room for another token; nothing was changed then.
+
+        Raises:
+            Exception: what translating a step has raised.
         """
+        if self._error:
+            raise self._error
         ids, view = self._ids[writer], self._requests[writer]
         length, longest = len(ids), longest_context(state)
         if length >= longest:

@@ -15,6 +15,7 @@ from rsd_engine.engine.requests import (
     check_clear,
     mode_of,
     params_of_each,
+    sample_request,
     slot_request,
     truncated,
 )
@@ -63,8 +64,8 @@ class RequestChecker:
     ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         views = self._views(prompt, params)
-        slots = [self._slot(views, params, seed, i, stream) for i in range(params.n)]
-        problem = self._parts.core.check(slots[0])
+        first = self._slot(views, params, seed, stream)
+        problem = self._parts.core.check(first)
         if problem:
             raise ValueError(
                 f"max_tokens={params.max_tokens}: {problem}; "
@@ -72,7 +73,8 @@ class RequestChecker:
             )
         main = self._parts.rules.main
         prompt = views.get(main) or next(iter(views.values()))
-        return CheckedRequest(prompt, params, seed, slots)
+        others = [sample_request(first, i) for i in range(1, params.n)]
+        return CheckedRequest(prompt, params, seed, [first, *others])
 
     def _views(self, prompt: ResolvedPrompt, params: SamplingParams) -> dict[Role, ResolvedPrompt]:
         """The prompt for each writer that reads it in its own way, the one that begins first."""
@@ -93,16 +95,14 @@ class RequestChecker:
         views: Mapping[Role, ResolvedPrompt],
         params: SamplingParams,
         seed: int,
-        sample: int,
         stream: bool,
     ) -> SlotRequest:
+        """The first sample."""
         rules, found = self._parts.rules, list[SlotRequest]()
         for role, view in views.items():
             with naming_model(role.name.lower()) if len(views) > 1 else nullcontext():
                 found.append(
-                    slot_request(
-                        view, params, rules, seed=seed, sample=sample, stream=stream, writer=role
-                    )
+                    slot_request(view, params, rules, seed=seed, stream=stream, writer=role)
                 )
         first, *others = found
         return replace(first, target=others[0]) if others else first
