@@ -25,10 +25,10 @@ class Suspects:
         self._batch = batch
         self._left: deque[int] = deque()
 
-    def __bool__(self) -> bool:
+    def any_left(self) -> bool:
+        """Whether one has yet to decide a step; those that have left their slots are let go."""
         running = {found.generation for found in self._slots if found}
-        while self._left and self._left[0] not in running:
-            self._left.popleft()
+        self._left = deque(generation for generation in self._left if generation in running)
         return bool(self._left)
 
     def accuse(self, active: Sequence[tuple[Running, int]]) -> None:

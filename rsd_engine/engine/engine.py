@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
@@ -13,7 +12,9 @@ from tqdm.auto import tqdm
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.checker import RequestChecker
+from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher
+from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
@@ -23,6 +24,7 @@ from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
+from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
@@ -42,7 +44,8 @@ class Engine:
 
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
-        target: the big model, likewise. Draft or target given alone writes alone, without RSD.
+        target: the big model, likewise. Draft or target given alone writes alone, without RSD. If
+            both have different tokenizers, steps go from one to the other through text.
         prm: the process reward model, of a family in `rsd_engine.models.reward`.
         policy: from the reward of a step to the chance to keep it; by default the threshold of the
             PRM's family. A request may bring its own.
@@ -91,6 +94,7 @@ class Engine:
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
     ) -> None:
+        self._home = HomeProcess()
         self._parts: EngineParts = build_engine(
             draft, target, prm,
             policy=policy,
@@ -105,11 +109,12 @@ class Engine:
             hf_overrides=hf_overrides,
             executor=executor,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._parts)
-        self._reader = PromptReader(self._parts.models.main.tokenizer)
+        self._dispatcher = Dispatcher(self._parts, self._home)
+        models = self._parts.models
+        draft_tokenizer = models.writers[Role.DRAFT].tokenizer if models.separate else None
+        self._reader = PromptReader(models.main.tokenizer, draft_tokenizer)
         self._closed = False
-        self._pid = os.getpid()
-        self._default_params = default_params(self._parts.models.main.generation_config)
+        self._default_params = default_params(models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
             changed = changed_fields(self._default_params)
@@ -229,8 +234,8 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        [request_id] = self._add_all([resolved], sampling_params, stream=True)
-        return Stream(self._alive(), request_id)
+        [claim] = self._add_all([resolved], sampling_params, stream=True)
+        return Stream(self._alive(), claim)
 
     def streams(
         self,
@@ -250,8 +255,8 @@ class Engine:
             ValueError: as in `generate`; no request was started.
         """
         resolved = self._prompt_reader().mixed(prompts)
-        request_ids = self._add_all(resolved, sampling_params, stream=by_token)
-        return [Stream(self._alive(), request_id) for request_id in request_ids]
+        claims = self._add_all(resolved, sampling_params, stream=by_token)
+        return [Stream(self._alive(), claim) for claim in claims]
 
     def tokenize_chat(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
@@ -321,7 +326,7 @@ class Engine:
         self._timed_recorder().reset()
 
     def get_tokenizer(self) -> Any:
-        """The transformers tokenizer that draft and target share."""
+        """The transformers tokenizer that draft and target share, or the target's."""
         self._alive()
         return self._parts.models.main.tokenizer
 
@@ -335,7 +340,7 @@ class Engine:
             return
         self._closed = True
         try:
-            if os.getpid() == self._pid:
+            if self._home.is_here:
                 self._dispatcher.close()
                 self._reader.close()
         finally:
@@ -346,6 +351,9 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_copy("an Engine")
 
     # ------------------------------------------------------------------ requests
 
@@ -360,11 +368,7 @@ class Engine:
         """The dispatcher, if this engine can be used here."""
         if self._closed:
             raise ValueError("the engine is closed; make a new one")
-        if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
-            raise RuntimeError(
-                f"this engine belongs to process {self._pid}, and this is process {os.getpid()}; "
-                "make one in each process"
-            )
+        self._home.check()
         return self._dispatcher
 
     def _prompt_reader(self) -> PromptReader:
@@ -377,7 +381,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> list[str]:
+    ) -> list[Claim]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

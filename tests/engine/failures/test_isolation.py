@@ -228,19 +228,19 @@ def test_results_that_cannot_be_built(
     wanted: list[RequestOutput],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the request that skips no special tokens."""
+    """Of the request that keeps stop strings in its text."""
     owner, name = attribute
     real: Callable[..., Any] = getattr(owner, name)
 
     def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = getattr(self, "_params", None)
-        bad = not params.skip_special_tokens if params else bool(self._special)
+        bad = params.include_stop_str_in_output if params else self._include_stop
         if bad:
             raise KeyError("no such token")
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, fails)
-    odd = replace(PARAMS, skip_special_tokens=False)
+    odd = replace(PARAMS, include_stop_str_in_output=True)
     results = generate(engine, [*GOOD, BAD], [*[PARAMS] * 3, odd])
     assert results[-1].metrics.errors == Errors(result=1)
     assert_only_bad_failed(engine, results, wanted, "building the result failed: KeyError")
