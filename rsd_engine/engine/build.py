@@ -224,7 +224,8 @@ def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
     if prm is None or loop.merges is not None:
         return None
     logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
+    form = prm.format
+    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, form.separator_ids, form.encode_step)
     return bridge.step_tokens
 
 
