@@ -30,6 +30,13 @@ class PrmFormat:
     # that reads it before that is not supported: the row may belong to an earlier pass.
     separator_ids: tuple[int, ...]
     encoder: Tokenizer = field(repr=False, compare=False)  # special tokens are letters to it
+    before_step: tuple[int, ...] = ()  # ids in front of every step but the first
+    num_transient: int = 0  # of the last separator ids: they leave the context once they are read
+
+    @property
+    def step_ids(self) -> int:
+        """Ids that a kept step adds to the context beside its own."""
+        return len(self.before_step) + len(self.separator_ids) - self.num_transient
 
     def prompt_ids(self, question: str) -> list[int]:
         """The PRM's context before the first step."""
