@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 
 HostBridge = Callable[[list[int], int, Finish, bool], list[int]]
 """(ids of a step, bytes of the delimiter that ended it, finish, is it the first) -> the PRM's ids.
@@ -17,8 +18,12 @@ class HostSteps:
     """Serves slots in phase WAIT_HOST, between launches."""
 
     def __init__(
-        self, tokens_per_page: tuple[int, int, int], text_bridge: HostBridge | None
+        self,
+        tables: StepTables,
+        tokens_per_page: tuple[int, int, int],
+        text_bridge: HostBridge | None,
     ) -> None:
+        self._tables = tables
         self._tokens_per_page = tokens_per_page
         self._text_bridge = text_bridge
 
@@ -38,5 +43,5 @@ class HostSteps:
         finish = Finish(int(state.finish[slot]))
         is_first = not int(state.num_steps[slot])
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish, is_first)
-        ops.write_prm_step(state, slot, ids)
+        ops.write_prm_step(state, slot, ids, self._tables)
         ops.end_slot_step(state, slot, self._tokens_per_page)

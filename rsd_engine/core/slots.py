@@ -35,6 +35,8 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    prm_step_ids: int = 1  # what each step adds to the PRM's context beside its own tokens
+    prm_transient: int = 0  # ids that leave that context once they are read
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
     prompt_logprobs: int = -1  # -1 = none
     presence_penalty: float = 0.0
@@ -78,7 +80,7 @@ def fill_slot(
         column[:, slot] = 0
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
-    for column in (state.prm_length, state.prm_committed):
+    for column in (state.prm_length, state.prm_committed, state.prm_keep):
         column[slot] = len(prm_prompt)
     _fill_biases(state, slot, request)
     for name in _COPIED:

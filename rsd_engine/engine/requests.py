@@ -68,9 +68,9 @@ def slot_request(
         )
     check_ids(prompt.token_ids, rules.num_ids)
     prm_prompt: tuple[int, ...] = ()
-    if mode == "rsd":
-        assert rules.prm_format is not None
-        prm_prompt = tuple(rules.prm_format.prompt_ids(prompt.question))
+    form = rules.prm_format if mode == "rsd" else None
+    if form is not None:
+        prm_prompt = tuple(form.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
     room = _room(length, len(prm_prompt), params.max_steps, rules)
     policy = params.policy or rules.policy
@@ -95,6 +95,8 @@ def slot_request(
         sample_index=sample,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
+        prm_step_ids=form.step_ids if form else 0,
+        prm_transient=form.num_transient if form else 0,
         stream_tokens=stream and rules.prm_format is None,
         prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
@@ -166,7 +168,7 @@ def params_of_each(
 
 
 def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> int:
-    """Output tokens that fit every context; each step adds a separator to the PRM's."""
+    """Output tokens that fit every context; each step adds a few ids to the PRM's."""
     room = rules.max_model_len - length
     if room < 1:
         raise ValueError(
@@ -175,8 +177,10 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
         )
     if not prm_length:
         return room
-    prm_room = rules.prm_max_len - prm_length
-    prm_room = max(prm_room - max_steps, prm_room // 2)
+    assert rules.prm_format is not None
+    added = rules.prm_format.step_ids
+    prm_room = rules.prm_max_len - prm_length - rules.prm_format.num_transient
+    prm_room = max(prm_room - max_steps * added, prm_room // (1 + added))
     if prm_room < 1:
         raise ValueError(
             f"the question takes {prm_length} tokens of the PRM's context, which holds "

@@ -2,7 +2,7 @@
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
-vocabulary, and the separator is added.
+vocabulary; ids that stand before a step and the separator are added.
 
 Twin: `rsd_kernels.bridge.twin`.
 """
@@ -62,6 +62,25 @@ def _strip(
 
 
 @triton.jit
+def _write_ids(
+    p_out: tl.tensor,
+    at: tl.tensor,
+    ids: tl.tensor,
+    count: tl.tensor,
+    capacity: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """Writes `count` ids as far as they fit; returns where they end."""
+    done = 0
+    while done < count:
+        o_id = done + tl.arange(0, CHUNK)
+        b_id = tl.load(ids + o_id, mask=o_id < count, other=0)
+        tl.store(p_out + at + o_id, b_id, mask=(o_id < count) & (at + o_id < capacity))
+        done += CHUNK
+    return at + count
+
+
+@triton.jit
 def _write_step(
     state: tl.tuple,
     tables: tl.tuple,
@@ -74,13 +93,15 @@ def _write_step(
 ) -> tl.tensor:
     """Maps the tokens first:first + count, then `word` ids of the scratch; drops unmapped ones.
 
-    Adds the separator and returns the new length, even if that does not fit: writes stop at the
-    capacity.
+    Adds what stands before and behind a step and returns the new length, even if that does not fit:
+    writes stop at the capacity.
     """
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
-    at = start
+    not_first = tl.load(state.num_steps + slot) > 0
+    num_before = tl.where(not_first, tables.num_before, 0)
+    at = _write_ids(p_out, start, tables.before_step, num_before, state.prm_max_len, CHUNK)
     done = 0
     while done < count + word:
         o_id = done + tl.arange(0, CHUNK)
@@ -93,14 +114,8 @@ def _write_step(
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
         at += tl.sum(b_one)
         done += CHUNK
-    done = 0
-    while done < tables.num_separators:
-        o_id = done + tl.arange(0, CHUNK)
-        m_id = o_id < tables.num_separators
-        b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
-        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_max_len))
-        done += CHUNK
-    return at + tables.num_separators
+    count = slot * 0 + tables.num_separators
+    return _write_ids(p_out, at, tables.separator, count, state.prm_max_len, CHUNK)
 
 
 @triton.jit
@@ -140,6 +155,7 @@ def bridge_kernel(
         fits = stop <= state.prm_max_len
         tl.debug_barrier()  # every thread has read how the step ended
         tl.store(state.prm_length + slot, stop, mask=fits)
+        tl.store(state.prm_keep + slot, stop - tables.num_transient, mask=fits)
         tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_max_len)
 
 
@@ -163,7 +179,7 @@ def bridge_scratch(state: SlotState) -> Tensor:
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+    """Extends `prm_tokens` by the step that ended in each RSD slot; see the twin.
 
     scratch: of `bridge_scratch`; allocated if it is not given.
 

@@ -19,7 +19,7 @@ from rsd_kernels.state.tables import MergeTables, StepTables
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+    """Extends `prm_tokens` by the step that ended in each RSD slot; see `write_prm_step`.
 
     scratch: for the kernel alone.
     """
@@ -29,11 +29,16 @@ def bridge(
         if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
             step.pop()
         kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, merges)
-        write_prm_step(state, b, kept)
+        write_prm_step(state, b, kept, tables)
 
 
-def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
-    """Appends tokens to the PRM's context; `finish` becomes PRM_FULL if they do not fit."""
+def write_prm_step(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:
+    """Extends the PRM's context by a step with its separator; sets `prm_length` and `prm_keep`.
+
+    `finish` becomes PRM_FULL if they do not fit.
+    """
+    if int(state.num_steps[slot]):
+        tokens = [*tables.before_step.tolist(), *tokens]
     start = int(state.prm_committed[slot])
     stop = start + len(tokens)
     if stop > state.prm_tokens.shape[1]:
@@ -41,6 +46,7 @@ def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
         return
     state.prm_tokens[slot, start:stop] = torch.tensor(tokens, dtype=torch.int32)
     state.prm_length[slot] = stop
+    state.prm_keep[slot] = stop - tables.num_transient
 
 
 def wait_for_host(state: SlotState) -> None:

@@ -41,6 +41,11 @@ class PrmFormat:
     )
     trims_question: bool = False  # of spaces in front, as chat templates do
 
+    @property
+    def step_ids(self) -> int:
+        """Ids that a kept step adds to the context beside its own."""
+        return len(self.before_step) + len(self.separator_ids) - self.num_transient
+
     def prompt_ids(self, question: str) -> list[int]:
         """The PRM's context before the first step."""
         question = question.lstrip() if self.trims_question else question
