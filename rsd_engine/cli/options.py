@@ -100,6 +100,15 @@ MaxStepTokens = Annotated[
 ]
 MaxSteps = Annotated[int | None, option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
 
+PrmOverflow = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "When the PRM's context is full: stop, target or accept (default: stop)",
+        "--prm-overflow",
+    ),
+]
+
 N = Annotated[int | None, option(_SAMPLING, "Samples per prompt (default: 1)", "--n", "-n")]
 Temperature = Annotated[
     float | None,

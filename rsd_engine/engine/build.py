@@ -38,6 +38,7 @@ from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.tables import BY_TEXT
 
 logger = logging.getLogger("rsd_engine")
 
@@ -221,9 +222,22 @@ def _passes(
 
 def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
     prm = models.prm
-    if prm is None or loop.merges is not None:
+    if prm is None:
         return None
-    logger.info("prm: its steps are tokenised from text, on the host (slower)")
+    if loop.merges is None:
+        logger.info("prm: its steps are tokenised from text, on the host (slower)")
+    else:
+        vocabulary = models.main.vocabulary
+        missing = (loop.tables.prm_token == BY_TEXT).nonzero().flatten().tolist()
+        if not missing:
+            return None
+        tokens = ", ".join(
+            repr(vocabulary.token_bytes[i].decode("utf-8", "replace")) for i in missing[:3]
+        )
+        logger.info(
+            "prm: it reads the letters of tokens that it lacks (%s%s); steps with them are "
+            "tokenised from text, on the host", tokens, ", ..." if len(missing) > 3 else "",
+        )  # fmt: skip
     bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
     return bridge.step_tokens
 

@@ -2,7 +2,7 @@
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
-vocabulary, and the separator is added.
+vocabulary, and the separator is added. A step with a token that the PRM lacks waits for the host.
 
 Twin: `rsd_kernels.bridge.twin`.
 """
@@ -19,13 +19,14 @@ from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import MAX_WORD_BYTES, MergeTables, StepTables
+from rsd_kernels.state.tables import BY_TEXT, MAX_WORD_BYTES, MergeTables, StepTables
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
 _ERROR = tl.constexpr(int(Finish.ERROR))
 _PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 _WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_BY_TEXT = tl.constexpr(BY_TEXT)
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, then the word
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
@@ -71,16 +72,17 @@ def _write_step(
     p_word: tl.tensor,
     word: tl.tensor,
     CHUNK: tl.constexpr,
-) -> tl.tensor:
-    """Maps the tokens first:first + count, then `word` ids of the scratch; drops unmapped ones.
+) -> tuple[tl.tensor, ...]:
+    """Maps the tokens first:first + count, then `word` ids of the scratch, and adds the separator.
 
-    Adds the separator and returns the new length, even if that does not fit: writes stop at the
-    capacity.
+    Returns the new length, even if that does not fit (writes stop at the capacity), and how many
+    tokens were left out because they must go as text.
     """
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
     at = start
+    by_text = start * 0
     done = 0
     while done < count + word:
         o_id = done + tl.arange(0, CHUNK)
@@ -92,6 +94,7 @@ def _write_step(
         o_out = at + tl.cumsum(b_one, 0) - 1
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
         at += tl.sum(b_one)
+        by_text += tl.sum(tl.where(b_mapped == _BY_TEXT, 1, 0))
         done += CHUNK
     done = 0
     while done < tables.num_separators:
@@ -100,7 +103,7 @@ def _write_step(
         b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
         tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_max_len))
         done += CHUNK
-    return at + tables.num_separators
+    return at + tables.num_separators, by_text
 
 
 @triton.jit
@@ -136,11 +139,14 @@ def bridge_kernel(
                 )
                 last = tl.minimum(last, first + begin)
                 word = before + merge_word(merges, p_word + before, size, CHUNK)
-        stop = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
-        fits = stop <= state.prm_max_len
+        stop, by_text = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
+        is_full = (by_text == 0) & (stop > state.prm_max_len)
+        overflow_mode = tl.load(state.overflow_mode + slot)
         tl.debug_barrier()  # every thread has read how the step ended
-        tl.store(state.prm_length + slot, stop, mask=fits)
-        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_max_len)
+        tl.store(state.phase + slot, _WAIT_HOST, mask=by_text > 0)
+        tl.store(state.prm_length + slot, stop, mask=(by_text == 0) & (stop <= state.prm_max_len))
+        tl.store(state.mode + slot, overflow_mode, mask=is_full)
+        tl.store(state.finish + slot, _PRM_FULL, mask=is_full & (overflow_mode == _MODE_RSD))
 
 
 @triton.jit

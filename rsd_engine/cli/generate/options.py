@@ -47,6 +47,7 @@ class GenerateOptions:
     no_steps: o.NoSteps = False
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
+    prm_overflow: o.PrmOverflow = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None
