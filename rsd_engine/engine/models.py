@@ -27,9 +27,9 @@ from rsd_engine.models.loader import (
     load_reward_model,
     read_language_config,
     read_reward_config,
+    reward_family_of,
     weight_dtypes,
 )
-from rsd_engine.models.registry import reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
@@ -50,6 +50,7 @@ class OpenModel:
     tokenizer: Any
     vocabulary: Vocabulary
     stop_ids: frozenset[int]  # they end its texts; of a PRM none
+    family: RewardFamily | None = None  # of a PRM
 
 
 @dataclass(frozen=True)
@@ -271,11 +272,14 @@ def _open(
 
 def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
     with _naming(role):
-        read_config = read_reward_config if role == Role.PRM else read_language_config
-        config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
-        is_writer = role != Role.PRM
-        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
-        return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
+        family = reward_family_of(checkpoint) if role == Role.PRM else None
+        config = (
+            read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        stop_ids = frozenset[int]() if family else read_stop_ids(checkpoint, tokenizer)
+        vocabulary = read_vocabulary(tokenizer)
+        return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
 def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
@@ -286,9 +290,10 @@ def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> Write
 
 
 def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    loaded = load_reward_model(model.checkpoint, **options)
+    family = model.family
+    assert family is not None
+    loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
-    family = reward_families()[loaded.config.architecture]
     return PrmModel(
         model=loaded,
         family=family,

@@ -62,6 +62,8 @@ def accept_value_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     stride_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -70,7 +72,19 @@ def accept_value_kernel(
     b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_lane = b_lane < num_lanes
     b_reward = value_rewards(
-        hidden, stride_row, b_lane, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
+        hidden,
+        stride_row,
+        b_lane,
+        m_lane,
+        norm_weight,
+        weight,
+        bias,
+        eps,
+        scale,
+        offset,
+        WIDTH,
+        BLOCK_S,
+        BLOCK_H,
     )
     _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
 

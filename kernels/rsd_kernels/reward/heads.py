@@ -1,4 +1,4 @@
-"""Weights that turn a hidden state into a reward in [0, 1], the final norm included."""
+"""Weights that turn a hidden state into a reward, the final norm included."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ class _Head:
 
     def own_tensors(self) -> list[Tensor]:
         """The weights of the head itself, without the norm's."""
-        return [getattr(self, field.name) for field in fields(self)[2:]]
+        values = [getattr(self, field.name) for field in fields(self)[1:]]
+        return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
 class ValueHead(_Head):
-    """sigmoid(w · norm(h) + b)."""
+    """offset + scale * sigmoid(w · norm(h) + b).
+
+    The softmax of two classes is the same with w and b the difference of their rows.
+    """
 
     weight: Tensor  # [1, hidden]
     bias: Tensor  # [1]
+    scale: float = 1.0
+    offset: float = 0.0
 
     @classmethod
     def allocate(cls, norm_weight: Tensor, eps: float, dtype: torch.dtype) -> ValueHead:

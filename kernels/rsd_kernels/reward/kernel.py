@@ -95,6 +95,8 @@ def score_value_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     stride_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -105,7 +107,19 @@ def score_value_kernel(
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
     b_reward = value_rewards(
-        hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
+        hidden,
+        stride_row,
+        o_row,
+        m_lane,
+        norm_weight,
+        weight,
+        bias,
+        eps,
+        scale,
+        offset,
+        WIDTH,
+        BLOCK_S,
+        BLOCK_H,
     )
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)

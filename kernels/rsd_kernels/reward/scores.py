@@ -1,6 +1,6 @@
 """Hidden rows to rewards, for Triton kernels: final norm and reward head.
 
-value head:     r = sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
+value head:     r = offset + scale sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
 two-class head: z = W2 relu(W1 norm(h) + b1) + b2, r = sigmoid(z1 - z0); a launch of its own leaves
                 one partial sum of z for every block of inner units
 
@@ -34,6 +34,8 @@ def value_rewards(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -53,7 +55,7 @@ def value_rewards(
         b_product += b_h * (b_n * b_w)[None, :]
     b_scale = tl.rsqrt(tl.sum(b_square, 1) / WIDTH + eps)
     b_score = tl.sum(b_product, 1) * b_scale + tl.load(bias).to(tl.float32)
-    return 1.0 / (1.0 + tl.exp(-b_score))
+    return offset + scale / (1.0 + tl.exp(-b_score))
 
 
 @triton.jit
@@ -149,7 +151,8 @@ def value_args(hidden: Tensor, head: ValueHead, lanes: int) -> dict[str, object]
     width = hidden.shape[1]
     return {
         "hidden": hidden, "norm_weight": head.norm_weight, "weight": head.weight,
-        "bias": head.bias, "eps": head.eps, "stride_row": hidden.stride(0), "WIDTH": width,
+        "bias": head.bias, "eps": head.eps, "scale": head.scale, "offset": head.offset,
+        "stride_row": hidden.stride(0), "WIDTH": width,
         "BLOCK_H": min(max(_TILE // lanes, 32), next_power_of_2(width)),
     }  # fmt: skip
 

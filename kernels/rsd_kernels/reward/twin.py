@@ -33,7 +33,7 @@ def rewards(
     normed = rms_norm(hidden, head.norm_weight, head.eps)
     if isinstance(head, ValueHead):
         score = linear(normed.to(head.weight.dtype), LinearWeight(head.weight, head.bias))
-        return torch.sigmoid(score.squeeze(1).to(wide))
+        return head.offset + head.scale * torch.sigmoid(score.squeeze(1).to(wide))
     inner = linear(normed, LinearWeight(head.inner, head.inner_bias)).relu_()
     scores = linear(inner, LinearWeight(head.classes, head.classes_bias))
     return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.registry import decoder_families, reward_families
+from rsd_engine.models.registry import decoder_families, find_reward_family, reward_architectures
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.models.rope_config import RopeConfig
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
@@ -113,12 +113,12 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
     config = ModelConfig.from_dict(checkpoint.config())
     tokenizer = load_tokenizer(checkpoint)
     vocabulary = read_vocabulary(tokenizer)
-    reward = reward_families().get(config.architecture)
+    reward = find_reward_family(config.architecture, checkpoint)
     return ModelFacts(
         checkpoint=checkpoint,
         is_local=is_local,
         storage=find_storage(checkpoint),
-        config=config,
+        config=replace(config, is_reward_model=reward is not None),
         family=_family(config.architecture),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
@@ -130,8 +130,7 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
 
 
 def _family(architecture: str) -> str:
-    reward = reward_families().get(architecture)
-    decoder = (reward.architectures if reward else decoder_families())[architecture]
+    decoder = (decoder_families() | reward_architectures())[architecture]
     return decoder.architecture.removesuffix("ForCausalLM")
 
 
