@@ -83,7 +83,7 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
-        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
+        self._host_steps = HostSteps(loop.tables, loop.tokens_per_page, text_bridge)
         self._queue: deque[tuple[int, SlotRequest]] = deque()
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0

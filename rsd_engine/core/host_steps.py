@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 
 HostBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
@@ -16,8 +17,12 @@ class HostSteps:
     """Serves slots in phase WAIT_HOST, between launches."""
 
     def __init__(
-        self, tokens_per_page: tuple[int, int, int], text_bridge: HostBridge | None
+        self,
+        tables: StepTables,
+        tokens_per_page: tuple[int, int, int],
+        text_bridge: HostBridge | None,
     ) -> None:
+        self._tables = tables
         self._tokens_per_page = tokens_per_page
         self._text_bridge = text_bridge
 
@@ -36,5 +41,5 @@ class HostSteps:
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
-        ops.write_prm_step(state, slot, ids)
+        ops.write_prm_step(state, slot, ids, self._tables)
         ops.end_slot_step(state, slot, self._tokens_per_page)

@@ -38,6 +38,8 @@ class SlotRequest:
     overflow_mode: Mode = Mode.RSD  # when the PRM's context is full; RSD: the output ends
     prm_max_len: int = 2**31 - 1  # tokens that the PRM's context holds
     prm_limits: bool = False  # `length_limit` is what fits there, less than the request wants
+    prm_step_ids: int = 1  # what each step adds to the PRM's context beside its own tokens
+    prm_transient: int = 0  # ids that leave that context once they are read
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
     prompt_logprobs: int = -1  # -1 = none
     presence_penalty: float = 0.0
@@ -82,7 +84,7 @@ def fill_slot(
         column[:, slot] = 0
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
-    for column in (state.prm_length, state.prm_committed):
+    for column in (state.prm_length, state.prm_committed, state.prm_keep):
         column[slot] = len(prm_prompt)
     _fill_biases(state, slot, request)
     for name in _COPIED:

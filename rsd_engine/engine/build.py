@@ -191,6 +191,8 @@ def _loop(
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
+            before_step=prm.format.before_step if prm else (),
+            num_transient=prm.format.num_transient if prm else 0,
         ),
         merges=merges,
         tokens_per_page=layout.tokens_per_page,

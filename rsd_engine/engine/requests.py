@@ -69,9 +69,9 @@ def slot_request(
         )
     check_ids(prompt.token_ids, rules.num_ids)
     prm_prompt: tuple[int, ...] = ()
-    if mode == "rsd":
-        assert rules.prm_format is not None
-        prm_prompt = tuple(rules.prm_format.prompt_ids(prompt.question))
+    form = rules.prm_format if mode == "rsd" else None
+    if form is not None:
+        prm_prompt = tuple(form.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
     room, prm_limits = _room(length, len(prm_prompt), params, rules)
     policy = params.policy or rules.policy
@@ -99,6 +99,8 @@ def slot_request(
         overflow_mode=_OVERFLOW_MODES[params.prm_overflow],
         prm_max_len=rules.prm_max_len,
         prm_limits=prm_limits and (params.max_tokens is None or params.max_tokens > room),
+        prm_step_ids=form.step_ids if form else 0,
+        prm_transient=form.num_transient if form else 0,
         stream_tokens=stream and rules.prm_format is None,
         prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
@@ -174,7 +176,7 @@ def _room(
 ) -> tuple[int, bool]:
     """Output tokens that fit the contexts, and whether it is the PRM's that holds no more.
 
-    Each step adds a separator to the PRM's. A request may go on when that is full.
+    Each step adds a few ids to the PRM's. A request may go on when that is full.
     """
     room = rules.max_model_len - length
     if room < 1:
@@ -184,8 +186,10 @@ def _room(
         )
     if not prm_length:
         return room, False
-    prm_room = rules.prm_max_len - prm_length
-    prm_room = max(prm_room - params.max_steps, prm_room // 2)
+    assert rules.prm_format is not None
+    added = rules.prm_format.step_ids
+    prm_room = rules.prm_max_len - prm_length - rules.prm_format.num_transient
+    prm_room = max(prm_room - params.max_steps * added, prm_room // (1 + added))
     if prm_room < 1:
         raise ValueError(
             f"the question takes {prm_length} tokens of the PRM's context, which holds "

@@ -28,6 +28,9 @@ def build_step_tables(
     delimiters: Sequence[str],
     separator_ids: Sequence[int],
     device: torch.device | str,
+    *,
+    before_step: Sequence[int] = (),
+    num_transient: int = 0,
 ) -> StepTables:
     """The tables for a vocabulary, delimiters and a PRM that shares the vocabulary.
 
@@ -38,11 +41,18 @@ def build_step_tables(
         delimiters: every string that may end a step, of all requests.
         separator_ids: PRM ids that follow each step, from the PRM's format.
         device: where the tables will be.
+        before_step: PRM ids in front of every step but the first.
+        num_transient: how many of the last separator ids leave the PRM's context once read.
 
     Raises:
-        ValueError: `prm_tokenizer` does not share the vocabulary, or a tokenizer is not supported
-            (`read_vocabulary`).
+        ValueError: `num_transient` is more than there are separator ids, `prm_tokenizer` does not
+            share the vocabulary, or a tokenizer is not supported (`read_vocabulary`).
     """
+    if not 0 <= num_transient <= len(separator_ids):
+        raise ValueError(
+            f"num_transient is {num_transient}; it must be 0 to {len(separator_ids)}, the number "
+            "of separator ids"
+        )
     vocabulary = read_vocabulary(tokenizer)
     if prm_tokenizer is not None and not shares_vocabulary(tokenizer, prm_tokenizer):
         raise ValueError(
@@ -64,6 +74,8 @@ def build_step_tables(
         prefix_token=_int_tensor(tokens, device),
         prm_token=_int_tensor(_prm_tokens(vocabulary, prm_tokenizer), device),
         separator=_int_tensor(list(separator_ids), device),
+        before_step=_int_tensor(list(before_step), device),
+        num_transient=num_transient,
     )
 
 

@@ -20,6 +20,7 @@ from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import NUM_ROLES, Finish, Mode, Phase
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.shadow import (
     Op,
@@ -50,8 +51,8 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: Counter[tuple[int, int]] = Counter()
     write = bridge_twin.write_prm_step
 
-    def counted(state: SlotState, slot: int, tokens: list[int]) -> None:
-        write(state, slot, tokens)
+    def counted(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:
+        write(state, slot, tokens, tables)
         modes[int(state.overflow_mode[slot]), int(state.finish[slot])] += int(state.mode[slot]) or (
             int(state.finish[slot]) == Finish.PRM_FULL
         )

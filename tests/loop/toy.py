@@ -6,6 +6,7 @@ One token is one byte, so the tables are written by hand; models are functions o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -58,6 +59,18 @@ def toy_tables() -> StepTables:
         prefix_token=torch.zeros(0, dtype=torch.int32),
         prm_token=torch.tensor([*range(len(CHARS)), -1], dtype=torch.int32),
         separator=torch.tensor([SEPARATOR], dtype=torch.int32),
+        before_step=torch.zeros(0, dtype=torch.int32),
+        num_transient=0,
+    )
+
+
+def around_steps(tables: StepTables) -> StepTables:
+    """`h` before every step but the first; of `|ij` behind it `ij` leave the context again."""
+    return replace(
+        tables,
+        separator=torch.tensor([SEPARATOR, *encode("ij")], dtype=torch.int32),
+        before_step=torch.tensor(encode("h"), dtype=torch.int32),
+        num_transient=2,
     )
 
 
@@ -92,6 +105,7 @@ def toy_core(
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
+    tables: StepTables | None = None,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -128,7 +142,7 @@ def toy_core(
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
-        tables=toy_tables(),
+        tables=tables or toy_tables(),
         merges=toy_merges() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
         forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: read},
@@ -159,6 +173,8 @@ def toy_request(
     sample_index: int = 0,
     num_logprobs: int = -1,
     policy: tuple[int, float, float] = (PolicyKind.THRESHOLD, 0.5, 0.0),
+    prm_step_ids: int = 1,
+    prm_transient: int = 0,
 ) -> SlotRequest:
     ids = encode(prompt)
     return SlotRequest(
@@ -181,6 +197,8 @@ def toy_request(
         sample_index=sample_index,
         num_logprobs=num_logprobs,
         policy=policy,
+        prm_step_ids=prm_step_ids,
+        prm_transient=prm_transient,
     )
 
 

@@ -108,6 +108,15 @@ def test_bytes_and_prm_ids() -> None:
     assert tables.token_byte.dtype == torch.uint8
 
 
+def test_ids_around_a_step() -> None:
+    made = build_step_tables(
+        qwen_like(), None, ["\n\n"], [5, 6], "cpu", before_step=[7], num_transient=2
+    )
+    assert (made.before_step.tolist(), made.num_transient) == ([7], 2)
+    with pytest.raises(ValueError, match="num_transient is 3; it must be 0 to 2"):
+        build_step_tables(qwen_like(), None, ["\n\n"], [5, 6], "cpu", num_transient=3)
+
+
 def test_without_a_prm_no_token_has_a_place() -> None:
     tables = build_step_tables(qwen_like(), None, ["\n\n"], [], "cpu")
     assert set(tables.prm_token.tolist()) == {NOT_READ}

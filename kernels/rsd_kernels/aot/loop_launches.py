@@ -83,7 +83,7 @@ def _step_tables() -> StepTables:
     size = _VOCABULARY
     return StepTables(
         _table(1 << 20, torch.uint8), _table(size + 1), _table(size), _table(4096), _table(4096),
-        _table(size), _table(1),
+        _table(size), _table(1), _table(1), num_transient=1,
     )  # fmt: skip
 
 

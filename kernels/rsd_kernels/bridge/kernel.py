@@ -2,7 +2,8 @@
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
-vocabulary, and the separator is added. A step with a token that the PRM lacks waits for the host.
+vocabulary; ids that stand before a step and the separator are added. A step with a token that the
+PRM lacks waits for the host.
 
 Twin: `rsd_kernels.bridge.twin`.
 """
@@ -63,6 +64,25 @@ def _strip(
 
 
 @triton.jit
+def _write_ids(
+    p_out: tl.tensor,
+    at: tl.tensor,
+    ids: tl.tensor,
+    count: tl.tensor,
+    capacity: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """Writes `count` ids as far as they fit; returns where they end."""
+    done = 0
+    while done < count:
+        o_id = done + tl.arange(0, CHUNK)
+        b_id = tl.load(ids + o_id, mask=o_id < count, other=0)
+        tl.store(p_out + at + o_id, b_id, mask=(o_id < count) & (at + o_id < capacity))
+        done += CHUNK
+    return at + count
+
+
+@triton.jit
 def _write_step(
     state: tl.tuple,
     tables: tl.tuple,
@@ -75,13 +95,15 @@ def _write_step(
 ) -> tuple[tl.tensor, ...]:
     """Maps the tokens first:first + count, then `word` ids of the scratch, and adds the separator.
 
-    Returns the new length, even if that does not fit (writes stop at the capacity), and how many
-    tokens were left out because they must go as text.
+    Adds what stands before and behind a step. Returns the new length, even if that does not fit
+    (writes stop at the capacity), and how many tokens were left out because they must go as text.
     """
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
-    at = start
+    not_first = tl.load(state.num_steps + slot) > 0
+    num_before = tl.where(not_first, tables.num_before, 0)
+    at = _write_ids(p_out, start, tables.before_step, num_before, state.prm_max_len, CHUNK)
     by_text = start * 0
     done = 0
     while done < count + word:
@@ -96,14 +118,9 @@ def _write_step(
         at += tl.sum(b_one)
         by_text += tl.sum(tl.where(b_mapped == _BY_TEXT, 1, 0))
         done += CHUNK
-    done = 0
-    while done < tables.num_separators:
-        o_id = done + tl.arange(0, CHUNK)
-        m_id = o_id < tables.num_separators
-        b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
-        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_max_len))
-        done += CHUNK
-    return at + tables.num_separators, by_text
+    count = slot * 0 + tables.num_separators
+    at = _write_ids(p_out, at, tables.separator, count, state.prm_max_len, CHUNK)
+    return at, by_text
 
 
 @triton.jit
@@ -143,8 +160,10 @@ def bridge_kernel(
         is_full = (by_text == 0) & (stop > state.prm_max_len)
         overflow_mode = tl.load(state.overflow_mode + slot)
         tl.debug_barrier()  # every thread has read how the step ended
+        fits = (by_text == 0) & (stop <= state.prm_max_len)
         tl.store(state.phase + slot, _WAIT_HOST, mask=by_text > 0)
-        tl.store(state.prm_length + slot, stop, mask=(by_text == 0) & (stop <= state.prm_max_len))
+        tl.store(state.prm_length + slot, stop, mask=fits)
+        tl.store(state.prm_keep + slot, stop - tables.num_transient, mask=fits)
         tl.store(state.mode + slot, overflow_mode, mask=is_full)
         tl.store(state.finish + slot, _PRM_FULL, mask=is_full & (overflow_mode == _MODE_RSD))
 
@@ -169,7 +188,7 @@ def bridge_scratch(state: SlotState) -> Tensor:
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+    """Extends `prm_tokens` by the step that ended in each RSD slot; see the twin.
 
     scratch: of `bridge_scratch`; allocated if it is not given.
 

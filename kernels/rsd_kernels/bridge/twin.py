@@ -20,7 +20,7 @@ from rsd_kernels.state.tables import BY_TEXT, MergeTables, StepTables
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+    """Extends `prm_tokens` by the step that ended in each RSD slot; see `write_prm_step`.
 
     scratch: for the kernel alone.
     """
@@ -33,15 +33,17 @@ def bridge(
         if kept is None:
             state.phase[b] = Phase.WAIT_HOST
         else:
-            write_prm_step(state, b, kept)
+            write_prm_step(state, b, kept, tables)
 
 
-def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
-    """Appends tokens to the PRM's context.
+def write_prm_step(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:
+    """Extends the PRM's context by a step with its separator; sets `prm_length` and `prm_keep`.
 
     If they do not fit, no more steps are scored: the slot goes on in its `overflow_mode`, or, if
     that is RSD, `finish` becomes PRM_FULL.
     """
+    if int(state.num_steps[slot]):
+        tokens = [*tables.before_step.tolist(), *tokens]
     start = int(state.prm_committed[slot])
     stop = start + len(tokens)
     if stop > state.prm_tokens.shape[1]:
@@ -51,6 +53,7 @@ def write_prm_step(state: SlotState, slot: int, tokens: list[int]) -> None:
         return
     state.prm_tokens[slot, start:stop] = torch.tensor(tokens, dtype=torch.int32)
     state.prm_length[slot] = stop
+    state.prm_keep[slot] = stop - tables.num_transient
 
 
 def wait_for_host(state: SlotState) -> None:

@@ -1,7 +1,8 @@
 """What becomes of an ended step, for every slot in one launch: to the PRM, kept or dropped.
 
-keep:   committed = length, prm_committed = prm_length, stop_committed = stop_state
-reject: length = committed, prm_length = prm_committed, stop_state = stop_committed, K/V cut to them
+keep:   committed = length, prm_committed = prm_length = prm_keep, stop_committed = stop_state
+reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed
+both:   K/V cut to length and prm_length
 drop:   the output ends without the step
 part:   told = length; the step goes on, and nothing else changes
 
@@ -62,7 +63,7 @@ def transition(
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_last = tl.load(state.length + b_slot, mask=m_lane, other=0)
     b_prm_first = tl.load(state.prm_committed + b_slot, mask=m_lane, other=0)
-    b_prm_last = tl.load(state.prm_length + b_slot, mask=m_lane, other=0)
+    b_prm_last = tl.load(state.prm_keep + b_slot, mask=m_lane, other=0)
     b_stop_first = tl.load(state.stop_committed + b_slot, mask=m_lane, other=0)
     b_stop_last = tl.load(state.stop_state + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
@@ -82,7 +83,9 @@ def transition(
     tl.store(state.prm_committed + b_slot, b_prm_last, mask=m_kept)
     tl.store(state.stop_committed + b_slot, b_stop_last, mask=m_kept)
     tl.store(state.length + b_slot, b_first, mask=m_rejected)
-    tl.store(state.prm_length + b_slot, b_prm_first, mask=m_rejected)
+    b_prm = tl.where(m_rejected, b_prm_first, b_prm_last)
+    tl.store(state.prm_length + b_slot, b_prm, mask=m_kept | m_rejected)
+    tl.store(state.prm_keep + b_slot, b_prm, mask=m_rejected)
     tl.store(state.stop_state + b_slot, b_stop_first, mask=m_rejected)
     m_next = m_kept | m_rejected
     b_zero = b_slot * 0
@@ -93,11 +96,11 @@ def transition(
     b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
     b_phase = tl.where(m_rejected, _PHASE_TARGET, b_phase)
     tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
-    b_keep = tl.where(m_rejected, b_first, 0)
+    b_keep = tl.where(b_finish != 0, 0, tl.where(m_rejected, b_first, b_last))
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-        b_slot, m_rejected | (m_lane & (b_finish != 0)),
-        b_keep, b_keep, tl.where(m_rejected, b_prm_first, 0),
+        b_slot, m_lane & ~m_part,
+        b_keep, b_keep, tl.where(b_finish != 0, 0, b_prm),
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
         state.num_slots, state.num_columns, 3, CHUNK,
     )  # fmt: skip

@@ -76,7 +76,8 @@ def keep(
     publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
     write_at(state.num_steps, b, num_steps)
     write_at(state.committed, b, host(state.length)[b])
-    write_at(state.prm_committed, b, host(state.prm_length)[b])
+    for cursor in (state.prm_committed, state.prm_length):
+        write_at(cursor, b, host(state.prm_keep)[b])
     write_at(state.stop_committed, b, host(state.stop_state)[b])
     _start_step(state, b)
     if finish:
@@ -85,6 +86,7 @@ def keep(
     else:
         by_target = number(state.mode, b) == Mode.TARGET
         write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
+        _truncate_to_cursors(state, b, tokens_per_page)
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
@@ -93,11 +95,16 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
     write_at(state.length, b, host(state.committed)[b])
-    write_at(state.prm_length, b, host(state.prm_committed)[b])
+    for cursor in (state.prm_length, state.prm_keep):
+        write_at(cursor, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
     write_at(state.phase, b, Phase.TARGET)
-    length, prm_length = number(state.committed, b), number(state.prm_committed, b)
+    _truncate_to_cursors(state, b, tokens_per_page)
+
+
+def _truncate_to_cursors(state: SlotState, b: int, tokens_per_page: tuple[int, int, int]) -> None:
+    length, prm_length = number(state.length, b), number(state.prm_length, b)
     truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
 
 

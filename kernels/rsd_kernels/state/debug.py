@@ -22,6 +22,7 @@ def check_values(state: SlotState) -> None:
         _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
         committed = "committed" if name == "length" else "prm_committed"
         _check_range(committed, getattr(state, committed).cpu(), getattr(state, name).tolist())
+    _check_range("prm_keep", state.prm_keep.cpu(), state.prm_length.tolist())
     _check_range("log_head", state.log_head.cpu(), [state.log.shape[0]])
     check_pages(state.num_pages, state.page_table, state.free_pages, state.num_free)
 

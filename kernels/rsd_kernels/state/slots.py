@@ -68,6 +68,7 @@ class SlotState:
     prm_tokens: Annotated[Tensor, int32, B, PRM_L]  # other prompt, other separators
     prm_length: Annotated[Tensor, int32, B]
     prm_committed: Annotated[Tensor, int32, B]
+    prm_keep: Annotated[Tensor, int32, B]  # its length once the step is kept
     # K/V memory
     kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens whose K/V the model holds
     page_table: Annotated[Tensor, int32, NUM_ROLES, B, P]

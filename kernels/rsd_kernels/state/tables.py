@@ -27,6 +27,8 @@ class StepTables:
     prefix_token: Tensor  # [total] int32: ids of the drafting vocabulary
     prm_token: Tensor  # [V] int32: the PRM's id of the same token; or NOT_READ, or BY_TEXT
     separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
+    before_step: Tensor  # [j] int32: PRM ids in front of every step but the first
+    num_transient: int  # of the separator's last ids: out of the context again once they are read
 
 
 NOT_READ = -1  # in `prm_token`: the token has no text, and the PRM never sees it

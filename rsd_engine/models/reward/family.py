@@ -40,6 +40,11 @@ class PrmFormat:
         default=None, repr=False, compare=False
     )
 
+    @property
+    def step_ids(self) -> int:
+        """Ids that a kept step adds to the context beside its own."""
+        return len(self.before_step) + len(self.separator_ids) - self.num_transient
+
     def prompt_ids(self, question: str) -> list[int]:
         """The PRM's context before the first step."""
         segment = encode(self.encoder, self.prefix + question + self.suffix)

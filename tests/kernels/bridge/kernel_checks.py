@@ -103,6 +103,16 @@ def two_for_one(tables: StepTables) -> StepTables:
     )
 
 
+def around_steps(tables: StepTables) -> StepTables:
+    """Two ids before every step but the first and three behind it, of which one leaves again."""
+    return replace(
+        tables,
+        separator=torch.tensor([3, 4, 5], dtype=torch.int32),
+        before_step=torch.tensor([6, 7], dtype=torch.int32),
+        num_transient=1,
+    )
+
+
 def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
     """How many tokens replaced the one drawn; 0 if it was kept."""
     first = int(before[slot])
@@ -117,10 +127,12 @@ def restart_ended(state: SlotState) -> None:
         if not int(state.ended[b]):
             continue
         state.committed[b] = state.length[b]
-        state.prm_committed[b] = state.prm_length[b]
+        state.num_steps[b] += 1
+        state.prm_committed[b] = state.prm_keep[b]
         state.stop_committed[b] = state.stop_state[b]
         if int(state.finish[b]) or int(state.length[b]) > ROW - 20:
-            for name in ("length", "committed", "prm_length", "prm_committed", "stop_state"):
+            cursors = ("length", "committed", "prm_length", "prm_committed", "prm_keep")
+            for name in (*cursors, "stop_state", "num_steps"):
                 getattr(state, name)[b] = 0
             state.mode[b] = Mode.DRAFT if b == 1 else Mode.RSD
         for name in ("delimiter_state", "match_bytes", "finish", "ended"):
@@ -135,7 +147,7 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
     rng = random.Random(name)
     state = a_state(made, rng, prm_max_len)
     streams = [token_stream(made, rng) for _ in range(SLOTS)]
-    plain = two_for_one(made.tables) if name == "math" else made.tables
+    plain = around_steps(two_for_one(made.tables)) if name == "math" else made.tables
     tables, merges = copied(plain), copied(made.merges)
     finishes, modes, replaced = set(), set(), [0, 0]
     for _ in range(60):

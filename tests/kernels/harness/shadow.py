@@ -22,7 +22,15 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import Mode
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
-from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
+from tests.loop.toy import (
+    NUM_IDS,
+    EngineCore,
+    around_steps,
+    run,
+    toy_core,
+    toy_request,
+    toy_tables,
+)
 
 Op = Callable[..., None]
 LOGPROBS = ("token_logprob", "top_logprob")
@@ -51,6 +59,7 @@ def differences(twin: Any, kernel: Any) -> list[str]:
         f.name
         for f in fields(twin)
         if f.name not in TIMES
+        and isinstance(getattr(twin, f.name), Tensor)
         and not torch.equal(_bits(getattr(twin, f.name)), _bits(getattr(kernel, f.name).cpu()))
     ]
 
@@ -123,6 +132,8 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
             sample_index=rng.randint(0, 3),
             num_logprobs=rng.choice([-1, -1, 0, 4]) if logprobs else -1,
             policy=rng.choice(policies),
+            prm_step_ids=2,
+            prm_transient=2,
         )
         for _ in range(count)
     ]
@@ -153,7 +164,7 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
 def random_core(
     seed: int, num_slots: int = 8, max_rows: int = 16, prm_max_len: int | None = None
 ) -> EngineCore:
-    """So few pages that slots lack some and are preempted."""
+    """So few pages that slots lack some and are preempted; ids around steps for an odd seed."""
 
     def score(row: Sequence[int]) -> float:
         rng = random.Random(hash((seed, *row)))
@@ -162,6 +173,7 @@ def random_core(
     return toy_core(
         random_writer(seed), random_writer(seed + 1), score,
         num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
+        tables=around_steps(toy_tables()) if seed % 2 else None,
     )  # fmt: skip
 
 
