@@ -229,18 +229,17 @@ def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
     if loop.merges is None:
         logger.info("prm: its steps are tokenised from text, on the host (slower)")
     else:
-        vocabulary = models.main.vocabulary
         missing = (loop.tables.prm_token == BY_TEXT).nonzero().flatten().tolist()
         if not missing:
             return None
-        tokens = ", ".join(
-            repr(vocabulary.token_bytes[i].decode("utf-8", "replace")) for i in missing[:3]
-        )
+        data = models.main.vocabulary.token_bytes
+        tokens = ", ".join(repr(data[i].decode("utf-8", "replace")) for i in missing[:3])
         logger.info(
             "prm: it reads the letters of tokens that it lacks (%s%s); steps with them are "
             "tokenised from text, on the host", tokens, ", ..." if len(missing) > 3 else "",
         )  # fmt: skip
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
+    form = prm.format
+    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, form.separator_ids, form.encode_step)
     return bridge.step_tokens
 
 

@@ -72,7 +72,8 @@ class PrmModel:
     family: RewardFamily
     tokenizer: Any
     format: PrmFormat
-    shares_vocabulary: bool  # with the writers: its tokens can be written on the device
+    # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
+    shares_vocabulary: bool
 
 
 @dataclass(frozen=True)
@@ -294,12 +295,14 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
     assert family is not None
     loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
+    form = family.format(model.tokenizer)
+    is_device_path = form.encode_step is None
     return PrmModel(
         model=loaded,
         family=family,
         tokenizer=model.tokenizer,
-        format=family.format(model.tokenizer),
-        shares_vocabulary=shares_vocabulary(writer.tokenizer, model.tokenizer),
+        format=form,
+        shares_vocabulary=is_device_path and shares_vocabulary(writer.tokenizer, model.tokenizer),
     )
 
 

@@ -3,6 +3,7 @@
 value head:     r = offset + scale sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
 two-class head: z = W2 relu(W1 norm(h) + b1) + b2, r = sigmoid(z1 - z0); a launch of its own leaves
                 one partial sum of z for every block of inner units
+ensemble:       see `reward.ensemble`
 
 with h the hidden row at the end of a step and n the weight of the norm. Nothing of the size of h
 is written. Twin: `rewards` in `rsd_kernels.reward.twin`.
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.launch import Launch, ceil_div, interpreting, next_power_of_2
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
 
 _TILE = 8192  # elements of hidden rows a program holds at a time
 VALUE_WARPS = 16
@@ -143,6 +144,8 @@ def class_rewards(
 
 def scratch_shape(head: RewardHead, num_seqs: int) -> tuple[int, int, int]:
     """Shape of the float32 scratch that scoring up to `num_seqs` rows takes."""
+    if isinstance(head, EnsembleHead):
+        return (head.inner.shape[0], num_seqs, 1)
     blocks = ceil_div(head.inner.shape[0], INNER_BLOCK) if isinstance(head, TwoClassHead) else 0
     return (blocks, num_seqs, 2)
 

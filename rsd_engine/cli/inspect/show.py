@@ -24,6 +24,7 @@ from rsd_kernels.state.enums import Role
 _HEADS = {
     "ValueHead": "one value per step, through a sigmoid",
     "TwoClassHead": "two classes, good and bad",
+    "EnsembleHead": "the mean of an ensemble of heads",
 }
 
 

@@ -39,6 +39,7 @@ class PrmFormat:
     encode_step: Callable[[str, bool], list[int]] | None = field(
         default=None, repr=False, compare=False
     )
+    trims_question: bool = False  # of spaces in front, as chat templates do
 
     @property
     def step_ids(self) -> int:
@@ -47,6 +48,7 @@ class PrmFormat:
 
     def prompt_ids(self, question: str) -> list[int]:
         """The PRM's context before the first step."""
+        question = question.lstrip() if self.trims_question else question
         segment = encode(self.encoder, self.prefix + question + self.suffix)
         return [*self.before, *segment, *self.after]
 
@@ -134,6 +136,27 @@ def token_id(tokenizer: Any, token: str) -> int:
     if found is None:
         raise ValueError(f"prm tokenizer: has no token {token!r}, which this PRM's format needs")
     return found
+
+
+def spelled(tokenizer: Any, *parts: str) -> tuple[int, ...]:
+    """The ids of special tokens, written `<|..|>`, and of the texts between them.
+
+    Raises:
+        ValueError: the tokenizer lacks a special token.
+    """
+    encoder = plain_encoder(tokenizer)
+    ids = (
+        [token_id(tokenizer, part)] if part.startswith("<|") else encode(encoder, part)
+        for part in parts
+    )
+    return tuple(i for of_part in ids for i in of_part)
+
+
+def leading_ids(tokenizer: Any) -> tuple[int, ...]:
+    """What the tokenizer puts before every text: its bos, or nothing."""
+    backend = backend_of(tokenizer)
+    alone, whole = (backend.encode("a", add_special_tokens=s).ids for s in (False, True))
+    return tuple(whole[: whole.index(alone[0])])
 
 
 def one_token(tokenizer: Any, text: str) -> int:

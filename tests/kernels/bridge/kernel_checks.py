@@ -139,7 +139,7 @@ def restart_ended(state: SlotState) -> None:
             getattr(state, name)[b] = 0
 
 
-@pytest.mark.parametrize(("name", "prm_max_len"), [("qwen", 300), ("math", 300), ("smollm", 40)])
+@pytest.mark.parametrize(("name", "prm_max_len"), [("qwen", 300), ("math", 300), ("smollm", 25)])
 def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = count_merged_words(monkeypatch)
     made = FAMILIES[name]
@@ -175,8 +175,8 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
     assert {Finish.ERROR, Finish.STOP_STRING} <= finishes
     assert name == "smollm" or replaced[name == "math"]
     assert merged or name == "smollm"  # whose delimiter never shares a word with text
-    assert (Finish.PRM_FULL in finishes) == (prm_max_len == 40)
-    assert ({(m, m) for m in (Mode.TARGET, Mode.DRAFT)} <= modes) == (prm_max_len == 40)
+    assert (Finish.PRM_FULL in finishes) == (prm_max_len == 25)
+    assert ({(m, m) for m in (Mode.TARGET, Mode.DRAFT)} <= modes) == (prm_max_len == 25)
 
 
 def count_merged_words(monkeypatch: pytest.MonkeyPatch) -> list[int]:
