@@ -20,6 +20,8 @@ class GenerateOptions:
     draft: o.Draft = None
     target: o.Target = None
     prm: o.Prm = None
+    prm_format: o.PrmFormat = None
+    prm_separator: o.PrmSeparator = None
     revision: o.Revision = None
     hf_overrides: o.HfOverrides = None
     input: o.Input = None
