@@ -19,7 +19,7 @@ def pages_at(request: SlotRequest, length: int, tokens_per_page: Sequence[int]) 
     """Pages of all its roles when its context has `length` tokens."""
     output = length - len(request.prompt)
     added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
-    prm_length = len(request.prm_prompt) + output + added
+    prm_length = min(len(request.prm_prompt) + output + added, request.prm_max_len)
     return sum(
         pages_for(prm_length if role == Role.PRM else length, tokens_per_page[role])
         for role in ROLES_OF_MODE[request.mode]

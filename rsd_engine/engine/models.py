@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
@@ -27,7 +28,6 @@ from rsd_engine.models.loader import (
     load_reward_model,
     read_language_config,
     read_reward_config,
-    reward_family_of,
     weight_dtypes,
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
@@ -133,6 +133,7 @@ def open_models(
     *,
     revision: str | None,
     overrides: Mapping[str, Mapping[str, Any]],
+    prm_options: PrmOptions,
 ) -> dict[Role, OpenModel]:
     """Reads configs and tokenizers of the models that are given.
 
@@ -150,6 +151,9 @@ def open_models(
             "prm, or target alone, or draft alone"
         )
     _check_overrides(overrides, set(map(_name, sources)))
+    for name in ("format", "separator"):
+        if prm is None and getattr(prm_options, name) is not None:
+            raise ValueError(f"prm_{name} is given and no prm; give one, or leave it out")
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
@@ -157,7 +161,8 @@ def open_models(
         if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
             opened[role] = opened[Role.DRAFT]
         else:
-            opened[role] = _read(role, _open(role, source, revision, changed[role]))
+            checkpoint = _open(role, source, revision, changed[role])
+            opened[role] = _read(role, checkpoint, prm_options)
     if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
         _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
     return opened
@@ -271,9 +276,9 @@ def _open(
     return checkpoint
 
 
-def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
+def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenModel:
     with _naming(role):
-        family = reward_family_of(checkpoint) if role == Role.PRM else None
+        family = prm_options.family_of(checkpoint) if role == Role.PRM else None
         config = (
             read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
         )

@@ -84,6 +84,8 @@ class RewardFamily:
     head_sizes: Callable[[Mapping[str, Any]], dict[str, int]] = lambda raw: {}
     reads_lm_head: bool = False  # the head is made of rows of the LM head, which logits come from
     reward_range: tuple[float, float] = (0.0, 1.0)
+    # Its separator is what the steps of a solution are split by, not a token of its own.
+    follows_delimiters: bool = False
 
     def allocate_head(
         self, norm_weight: Tensor, eps: float, raw: Mapping[str, Any] | None = None

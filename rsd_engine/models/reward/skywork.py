@@ -43,4 +43,5 @@ SKYWORK = RewardFamily(
     head_dtype=torch.float32,  # as in the authors' code, whatever the decoder computes in
     format=_format,
     threshold=0.7,
+    follows_delimiters=True,  # its authors split solutions by a newline, RSD's by a blank line
 )

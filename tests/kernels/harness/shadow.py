@@ -137,8 +137,13 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
         )
         for _ in range(count)
     ]
+    overflow_modes = (Mode.RSD, Mode.TARGET, Mode.DRAFT)
     return [
-        replace(request, stream_tokens=i % 2 == 0 and request.mode != Mode.RSD)
+        replace(
+            request,
+            stream_tokens=i % 2 == 0 and request.mode != Mode.RSD,
+            overflow_mode=overflow_modes[i % 3],
+        )
         for i, request in enumerate(requests)
     ]
 
@@ -156,7 +161,9 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
     return logits
 
 
-def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore:
+def random_core(
+    seed: int, num_slots: int = 8, max_rows: int = 16, prm_max_len: int | None = None
+) -> EngineCore:
     """So few pages that slots lack some and are preempted; ids around steps for an odd seed."""
 
     def score(row: Sequence[int]) -> float:
@@ -165,7 +172,7 @@ def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore
 
     return toy_core(
         random_writer(seed), random_writer(seed + 1), score,
-        num_slots=num_slots, num_pages=62, max_rows=max_rows,
+        num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
         tables=around_steps(toy_tables()) if seed % 2 else None,
     )  # fmt: skip
 
