@@ -45,7 +45,7 @@ def put(name: str, value: torch.Tensor | None) -> Callable[[Prm], None]:
 
 
 def test_there_is_a_case_for_every_family() -> None:
-    others = {"skywork-o1-open-prm"}  # in `tests/engine/test_rewards.py`
+    others = {"skywork-o1-open-prm"}  # in `tests/engine/prms/test_rewards.py`
     assert {name.lower() for name in CASES} | others == set(reward_families())
 
 
