@@ -49,8 +49,10 @@ def check_head(head: RewardHead, hidden: Tensor) -> None:
             "out": (count, units, 1), "out_bias": (count, 1),
         }  # fmt: skip
     else:
-        allowed = ", ".join(kind.__name__ for kind in get_args(RewardHead))
-        raise ValueError(f"head is a {type(head).__name__}; allowed: {allowed}")
+        raise ValueError(
+            f"head is a {type(head).__name__}; "
+            f"allowed: {', '.join(kind.__name__ for kind in get_args(RewardHead))}"
+        )
     tensors: dict[str, Tensor] = {name: getattr(head, name) for name in shapes}
     check_devices(hidden=hidden, **tensors)
     for name, shape in shapes.items():
