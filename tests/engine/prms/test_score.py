@@ -189,7 +189,7 @@ def test_without_free_pages_it_waits_its_turn(
         pool = roomy.parts.pool
         memory = roomy.parts.core.state.free_pages.shape[0] // 2 * pool.page_bytes
         [wanted] = roomy.score("What?", steps)
-    params = replace(KEEP_ALL, ignore_eos=True, max_tokens=140)
+    params = replace(KEEP_ALL, ignore_eos=True, max_tokens=140, policy=Threshold(0.5))
     told: list[tuple[bool, list[int | None]]] = []
     read_some = SolutionRewards.read_some
 
@@ -201,10 +201,10 @@ def test_without_free_pages_it_waits_its_turn(
     with Engine(**tiny.sources(), **sizes, kv_cache_memory_bytes=memory) as tight:
         core = tight.parts.core
         core.ticks_per_launch = 1
-        streams = [tight.stream(prompt, params) for prompt in ("abc", "b", "c")]
+        streams = [iter(tight.stream(prompt, params)) for prompt in ("abc", "b", "c")]
         needed = -(-280 // core.loop.tokens_per_page[Role.PRM])
         while int(core.state.num_free) >= needed:
-            next(iter(streams[0]))
+            next(streams[0])
         with ThreadPoolExecutor(4) as threads:
             scoring = threads.submit(tight.score, "What?", steps)
             ends = [threads.submit(lambda s=s: list(s)[-1]) for s in streams]  # type: ignore[misc]
