@@ -122,8 +122,10 @@ def named(*parts: str) -> Callable[[Checkpoint], bool]:
     """
 
     def recognise(checkpoint: Checkpoint) -> bool:
-        called = str(checkpoint.config().get("_name_or_path") or "")
-        names = f"{Path(checkpoint.source).name}\n{called}".lower()
+        path = Path(checkpoint.source)
+        if path.parent.name == "snapshots":  # of a hub cache
+            path = path.parent.parent
+        names = f"{path.name}\n{checkpoint.config().get('_name_or_path') or ''}".lower()
         return any(part in names for part in parts)
 
     return recognise
