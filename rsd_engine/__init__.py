@@ -13,6 +13,7 @@ from rsd_engine.steps.policies import *  # noqa: F403
 if TYPE_CHECKING:
     __version__: str
     from rsd_engine.engine.engine import Engine
+    from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
         FinishedEvent,
@@ -31,6 +32,7 @@ _HOMES = {
         "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
         "StepEvent",
     ),
+    "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -42,6 +44,7 @@ __all__ = [
     "Engine",
     "FinishedEvent",
     "Metrics",
+    "PrmTemplate",
     "RejectedStep",
     "RequestOutput",
     "SamplingParams",

@@ -53,7 +53,8 @@ class CompletionOutput:
         token_ids: all ids of the output, those left out of `text` included.
         finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
             a context, "steps" at `max_steps`, "abort", or "error".
-        stop_reason: the stop token id or stop string; None for end-of-text.
+        stop_reason: the stop token id or stop string; "prm_context" if the output ended for lack of
+            room in the PRM's context; None otherwise, as at end-of-text.
         steps: the kept steps, in order.
         cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
         logprobs: per token, id -> log-probability; None unless asked for.

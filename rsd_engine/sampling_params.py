@@ -14,6 +14,7 @@ from rsd_engine.steps.policies import Policy, check_policy
 from rsd_kernels.state.enums import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_STOP_TOKENS
 
 ModeName = Literal["rsd", "target", "draft"]
+OverflowName = Literal["stop", "target", "accept"]
 MAX_SEED = 2**63 - 1
 _INTEGERS: tuple[tuple[str, int, int | None], ...] = (
     ("n", 1, None),
@@ -81,6 +82,10 @@ class SamplingParams:
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
+        prm_overflow: what follows when the PRM's context is full, and no step can be scored any
+            more. "stop" ends the output (with stop_reason "prm_context"), "target" lets the target
+            write the rest, "accept" the draft.
+
     numpy's numbers and arrays of ids are taken like Python's.
 
     Raises:
@@ -113,6 +118,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None
+    prm_overflow: OverflowName = "stop"
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -126,6 +132,10 @@ class SamplingParams:
             )
         if self.mode not in (None, "rsd", "target", "draft"):
             raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {self.mode!r}")
+        if self.prm_overflow not in ("stop", "target", "accept"):
+            raise ValueError(
+                f"prm_overflow must be 'stop', 'target' or 'accept', got {self.prm_overflow!r}"
+            )
         if self.policy is not None:
             check_policy(self.policy)
 

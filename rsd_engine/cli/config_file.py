@@ -32,6 +32,7 @@ from rsd_engine.cli.values import (
     json_object,
     number,
     policy,
+    prm_format,
     size,
     text,
     texts,
@@ -52,6 +53,8 @@ ENGINE: Mapping[str, Check] = {
     "revision": text,
     "hf_overrides": json_object,
     "executor": text,
+    "prm_format": prm_format,
+    "prm_separator": text,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,

@@ -25,6 +25,23 @@ Draft = Annotated[
 ]
 Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
 Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
+PrmFormat = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        "How the PRM is fed: the name of a family, or JSON of a format of your own (default: what "
+        "its checkpoint tells)",
+        "--prm-format",
+    ),
+]
+PrmSeparator = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        r"What follows every step in the PRM's context, \n allowed (default: its family's)",
+        "--prm-separator",
+    ),
+]
 Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
 HfOverrides = Annotated[
     str | None,
@@ -99,6 +116,15 @@ MaxStepTokens = Annotated[
     int | None, option(_STEPS, "Most tokens per step (default: no limit)", "--max-step-tokens")
 ]
 MaxSteps = Annotated[int | None, option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
+
+PrmOverflow = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "When the PRM's context is full: stop, target or accept (default: stop)",
+        "--prm-overflow",
+    ),
+]
 
 N = Annotated[int | None, option(_SAMPLING, "Samples per prompt (default: 1)", "--n", "-n")]
 Temperature = Annotated[

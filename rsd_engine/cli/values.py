@@ -116,6 +116,12 @@ def policy(name: str, value: Any) -> Any:
         raise UsageError(str(error)) from None
 
 
+def prm_format(name: str, value: Any) -> Any:
+    """A family's name, or a format of one's own: a JSON object as text, or a TOML table."""
+    is_table = not isinstance(value, str) or value.lstrip().startswith("{")
+    return json_object(name, value) if is_table else value
+
+
 def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
     """The values of a config table, checked; UsageError if a key or value is not allowed."""
     unknown = sorted(set(values) - set(checks))

@@ -9,8 +9,9 @@ from rsd_kernels.state.enums import Finish, Phase
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
 
-HostBridge = Callable[[list[int], int, Finish], list[int]]
-"""(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
+HostBridge = Callable[[list[int], int, Finish, bool], list[int]]
+"""(ids of a step, bytes of the delimiter that ended it, finish, is it the first) -> the PRM's ids.
+"""
 
 
 class HostSteps:
@@ -40,6 +41,7 @@ class HostSteps:
         first, last = int(state.committed[slot]), int(state.length[slot])
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
-        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
+        is_first = not int(state.num_steps[slot])
+        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish, is_first)
         ops.write_prm_step(state, slot, ids, self._tables)
         ops.end_slot_step(state, slot, self._tokens_per_page)

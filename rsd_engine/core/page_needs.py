@@ -24,7 +24,7 @@ def pages_at(
     """
     output = length - len(request.prompt)
     added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
-    prm_length = len(request.prm_prompt) + output + added
+    prm_length = min(len(request.prm_prompt) + output + added, request.prm_max_len)
     longest = dict.fromkeys(ROLES_OF_MODE[request.mode], length)
     if longest.pop(Role.PRM, None) is not None:
         longest[prm_kv] = max(prm_length, longest.get(prm_kv, 0))

@@ -35,6 +35,9 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    overflow_mode: Mode = Mode.RSD  # when the PRM's context is full; RSD: the output ends
+    prm_max_len: int = 2**31 - 1  # tokens that the PRM's context holds
+    prm_limits: bool = False  # `length_limit` is what fits there, less than the request wants
     prm_step_ids: int = 1  # what each step adds to the PRM's context beside its own tokens
     prm_transient: int = 0  # ids that leave that context once they are read
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
@@ -53,9 +56,10 @@ class SlotRequest:
 
 
 _COPIED = (  # from the request, under the same name
-    "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_k",
-    "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
-    "stream_tokens", "adjusts", "presence_penalty", "frequency_penalty", "only_biased",
+    "length_limit", "mode", "overflow_mode", "max_steps", "max_step_tokens", "min_length",
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "sample_index",
+    "num_logprobs", "stream_tokens", "adjusts", "presence_penalty", "frequency_penalty",
+    "only_biased",
 )  # fmt: skip
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",

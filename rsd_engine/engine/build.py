@@ -21,6 +21,7 @@ from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
+from rsd_engine.engine.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.requests import RequestRules
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
@@ -34,14 +35,15 @@ from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
+from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.tables import BY_TEXT
 
 logger = logging.getLogger("rsd_engine")
 
-STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -76,6 +78,8 @@ def build_engine(
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
+    prm_format: PrmFormatLike | None,
+    prm_separator: str | None,
 ) -> EngineParts:
     """See `Engine`."""
     _check_sizes(max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization)
@@ -84,10 +88,14 @@ def build_engine(
     check_dtype(dtype)
     delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
+    prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
-    opened = open_models(draft, target, prm, revision=revision, overrides=hf_overrides or {})
+    opened = open_models(
+        draft, target, prm,
+        revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
+    )  # fmt: skip
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
     options = MemoryOptions(
@@ -109,6 +117,7 @@ def build_engine(
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
+    _say_prm(models, fit)
     _say(parts, fit)
     return parts
 
@@ -223,10 +232,22 @@ def _passes(
 
 def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
     prm = models.prm
-    if prm is None or loop.merges is not None:
+    if prm is None:
         return None
-    logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
+    if loop.merges is None:
+        logger.info("prm: its steps are tokenised from text, on the host (slower)")
+    else:
+        missing = (loop.tables.prm_token == BY_TEXT).nonzero().flatten().tolist()
+        if not missing:
+            return None
+        data = models.main.vocabulary.token_bytes
+        tokens = ", ".join(repr(data[i].decode("utf-8", "replace")) for i in missing[:3])
+        logger.info(
+            "prm: it reads the letters of tokens that it lacks (%s%s); steps with them are "
+            "tokenised from text, on the host", tokens, ", ..." if len(missing) > 3 else "",
+        )  # fmt: skip
+    form = prm.format
+    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, form.separator_ids, form.encode_step)
     return bridge.step_tokens
 
 
@@ -236,6 +257,25 @@ def _default_policy(models: ModelSet) -> Policy:
     family = models.prm.family
     logger.info("policy: threshold %g, the default of %s", family.threshold, family.name)
     return Threshold(family.threshold)
+
+
+def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
+    if models.prm is None:
+        return
+    family, form = models.prm.family, models.prm.format
+    text = backend_of(models.prm.tokenizer).decode(
+        list(form.separator_ids), skip_special_tokens=False
+    )
+    logger.info(
+        "prm: read as %s, with rewards from %g to %g; %r follows every step",
+        family.name, *family.reward_range, text,
+    )  # fmt: skip
+    if fit.max_len[Role.PRM] < fit.model_len:
+        logger.warning(
+            "prm: its context holds %d tokens, the writers' %d; an output ends where it is full, "
+            "unless its request says otherwise (prm_overflow)",
+            fit.max_len[Role.PRM], fit.model_len,
+        )  # fmt: skip
 
 
 def _rules(

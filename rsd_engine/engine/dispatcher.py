@@ -197,9 +197,12 @@ class Dispatcher:
         self._num_requests += 1
         models, params = self._parts.models, request.params
         samples = [
-            SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
-            for i in range(params.n)
-        ]
+            SampleBuilder(
+                request_id, i, params, models.main.vocabulary, models.eos_ids,
+                prm_limits=slot.prm_limits,
+            )
+            for i, slot in enumerate(request.slots)
+        ]  # fmt: skip
         builder = RequestBuilder(request_id, request.prompt, request.seed, samples)
         keys = list(range(self._num_keys, self._num_keys + params.n))
         self._num_keys += params.n

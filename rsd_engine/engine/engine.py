@@ -16,6 +16,7 @@ from rsd_engine.engine.checker import RequestChecker
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
+from rsd_engine.engine.prm_options import PrmFormatLike
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
 from rsd_engine.engine.stream import Stream
@@ -66,6 +67,10 @@ class Engine:
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
             profiling, "profile" times every op (see `op_times`).
+        prm_format: how the PRM is fed and read: the name of a family, or a format of one's own, a
+            `PrmTemplate`; by default what its checkpoint tells.
+        prm_separator: what follows every step in the PRM's context; by default the family's. Those
+            that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
 
     Raises:
         ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
@@ -90,6 +95,8 @@ class Engine:
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
+        prm_format: PrmFormatLike | None = None,
+        prm_separator: str | None = None,
     ) -> None:
         self._parts: EngineParts = build_engine(
             draft, target, prm,
@@ -104,6 +111,8 @@ class Engine:
             revision=revision,
             hf_overrides=hf_overrides,
             executor=executor,
+            prm_format=prm_format,
+            prm_separator=prm_separator,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts)
         self._reader = PromptReader(self._parts.models.main.tokenizer)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
@@ -29,7 +30,6 @@ from rsd_engine.models.loader import (
     read_reward_config,
     weight_dtypes,
 )
-from rsd_engine.models.registry import reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
@@ -50,6 +50,7 @@ class OpenModel:
     tokenizer: Any
     vocabulary: Vocabulary
     stop_ids: frozenset[int]  # they end its texts; of a PRM none
+    family: RewardFamily | None = None  # of a PRM
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class PrmModel:
     family: RewardFamily
     tokenizer: Any
     format: PrmFormat
-    shares_vocabulary: bool  # with the writers: its tokens can be written on the device
+    # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
+    shares_vocabulary: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def open_models(
     *,
     revision: str | None,
     overrides: Mapping[str, Mapping[str, Any]],
+    prm_options: PrmOptions,
 ) -> dict[Role, OpenModel]:
     """Reads configs and tokenizers of the models that are given.
 
@@ -148,6 +151,9 @@ def open_models(
             "prm, or target alone, or draft alone"
         )
     _check_overrides(overrides, set(map(_name, sources)))
+    for name in ("format", "separator"):
+        if prm is None and getattr(prm_options, name) is not None:
+            raise ValueError(f"prm_{name} is given and no prm; give one, or leave it out")
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
@@ -155,7 +161,8 @@ def open_models(
         if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
             opened[role] = opened[Role.DRAFT]
         else:
-            opened[role] = _read(role, _open(role, source, revision, changed[role]))
+            checkpoint = _open(role, source, revision, changed[role])
+            opened[role] = _read(role, checkpoint, prm_options)
     if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
         _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
     return opened
@@ -269,13 +276,16 @@ def _open(
     return checkpoint
 
 
-def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
+def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenModel:
     with _naming(role):
-        read_config = read_reward_config if role == Role.PRM else read_language_config
-        config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
-        is_writer = role != Role.PRM
-        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
-        return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
+        family = prm_options.family_of(checkpoint) if role == Role.PRM else None
+        config = (
+            read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        stop_ids = frozenset[int]() if family else read_stop_ids(checkpoint, tokenizer)
+        vocabulary = read_vocabulary(tokenizer)
+        return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
 def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
@@ -286,15 +296,18 @@ def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> Write
 
 
 def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    loaded = load_reward_model(model.checkpoint, **options)
+    family = model.family
+    assert family is not None
+    loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
-    family = reward_families()[loaded.config.architecture]
+    form = family.format(model.tokenizer)
+    is_device_path = form.encode_step is None
     return PrmModel(
         model=loaded,
         family=family,
         tokenizer=model.tokenizer,
-        format=family.format(model.tokenizer),
-        shares_vocabulary=shares_vocabulary(writer.tokenizer, model.tokenizer),
+        format=form,
+        shares_vocabulary=is_device_path and shares_vocabulary(writer.tokenizer, model.tokenizer),
     )
 
 

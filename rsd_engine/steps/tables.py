@@ -17,7 +17,7 @@ from torch import Tensor
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
 from rsd_kernels.state.enums import MAX_CUT_TOKENS
-from rsd_kernels.state.tables import StepTables
+from rsd_kernels.state.tables import BY_TEXT, NOT_READ, StepTables
 
 Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> its tokens
 
@@ -38,7 +38,7 @@ def build_step_tables(
     Args:
         tokenizer: fast tokenizer of draft and target.
         prm_tokenizer: the PRM's; None if there is no PRM or the host writes its context by way of
-            text (`TextBridge`). `prm_token` is then -1 everywhere.
+            text (`TextBridge`). `prm_token` is then NOT_READ everywhere.
         delimiters: every string that may end a step, of all requests.
         separator_ids: PRM ids that follow each step, from the PRM's format.
         device: where the tables will be.
@@ -160,14 +160,17 @@ def _prefix_table(
 
 
 def _prm_tokens(vocabulary: Vocabulary, prm_tokenizer: Any | None) -> list[int]:
-    """The PRM's id of each token: the same id if it has the same bytes there, else -1."""
+    """The PRM's id of each token: the same id if it has the same bytes there."""
     if prm_tokenizer is None:
-        return [-1] * vocabulary.num_tokens
+        return [NOT_READ] * vocabulary.num_tokens
     theirs = read_vocabulary(prm_tokenizer).token_bytes
-    return [
-        token if data and token < len(theirs) and theirs[token] == data else -1
-        for token, data in enumerate(vocabulary.token_bytes)
-    ]
+
+    def found(token: int, data: bytes) -> int:
+        if not data:
+            return NOT_READ
+        return token if token < len(theirs) and theirs[token] == data else BY_TEXT
+
+    return [found(token, data) for token, data in enumerate(vocabulary.token_bytes)]
 
 
 def _int_tensor(values: list[int], device: torch.device | str) -> Tensor:

@@ -49,7 +49,7 @@ def score(row: tuple[int, ...]) -> float:
     return noise(b"prm", row, 0)
 
 
-def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+def by_text(step: list[int], delimiter_bytes: int, finish: Finish, is_first: bool) -> list[int]:
     """The bridge as the host does it, by way of text; one token is one byte."""
     kept = [token for token in step if token <= NEWLINE]
     return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 from rsd_kernels import ops
+from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
+from rsd_kernels.state.enums import NUM_ROLES, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.shadow import (
     Op,
+    Shadow,
     copied,
     copied_on_cpu,
     differences,
@@ -28,7 +32,7 @@ from tests.kernels.harness.shadow import (
     random_requests,
     run_shadowed,
 )
-from tests.loop.toy import run, story
+from tests.loop.toy import run, story, toy_request
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +45,33 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
     calls += run_shadowed(monkeypatch, kernels, 2, count=5)
     assert all(calls[name] > 0 for name in kernels), calls
+
+
+def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that end there, and outputs that draft or target continue."""
+    modes: Counter[tuple[int, int]] = Counter()
+    write = bridge_twin.write_prm_step
+
+    def counted(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:
+        write(state, slot, tokens, tables)
+        modes[int(state.overflow_mode[slot]), int(state.finish[slot])] += int(state.mode[slot]) or (
+            int(state.finish[slot]) == Finish.PRM_FULL
+        )
+
+    monkeypatch.setattr(bridge_twin, "write_prm_step", counted)
+    shadow = Shadow(monkeypatch, {"end_step": end_step_kernel.end_step})
+    requests = [
+        replace(
+            toy_request("abc", temperature=1.0, seed=i, max_tokens=24, max_step_tokens=5),
+            overflow_mode=mode,
+        )
+        for i, mode in enumerate([*Mode] * 4)
+    ]
+    run(random_core(3, prm_max_len=14), requests)
+    assert shadow.calls["end_step"] > 20
+    assert {mode for mode, count in modes.items() if count} >= {
+        (Mode.RSD, Finish.PRM_FULL), (Mode.TARGET, Finish.NONE), (Mode.DRAFT, Finish.NONE),
+    }, modes  # fmt: skip
 
 
 def _changed(state: SlotState, rng: random.Random) -> None:

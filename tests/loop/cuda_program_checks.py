@@ -23,7 +23,7 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.models.registry import reward_families
+from rsd_engine.models.registry import find_reward_family
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
@@ -75,7 +75,8 @@ def language_model(name: str) -> LanguageModel:
 
 def reward_model(name: str) -> RewardModel:
     made = decoder(name)
-    family = reward_families()[made.config.architecture]
+    family = find_reward_family(made.config.architecture)
+    assert family is not None
     head = family.allocate_head(made.weights.final_norm, made.config.rms_norm_eps)
     return RewardModel(made, head)
 

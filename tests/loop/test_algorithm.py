@@ -55,7 +55,9 @@ def test_accept_reject_rewrite_accept() -> None:
 def test_ids_around_a_step_and_ids_that_leave_the_context(by_host: bool) -> None:
     """`h` stands before every step but the first; of `|ij` behind a step `ij` leave again."""
 
-    def tokens_of(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+    def tokens_of(
+        step: list[int], delimiter_bytes: int, finish: Finish, is_first: bool
+    ) -> list[int]:
         text = decode(step).removesuffix("\n\n" if delimiter_bytes else "$")
         return [*encode(text), SEPARATOR, *encode("ij")]
 

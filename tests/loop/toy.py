@@ -106,6 +106,7 @@ def toy_core(
     num_pages: int = 400,
     tokens_per_page: tuple[int, int, int] = (3, 2, 5),
     max_len: int = 96,
+    prm_max_len: int | None = None,
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: HostBridge | None = None,
@@ -118,7 +119,7 @@ def toy_core(
     sizes = SlotSizes(
         num_slots=num_slots,
         max_len=max_len,
-        prm_max_len=2 * max_len,
+        prm_max_len=prm_max_len or 2 * max_len,
         pages_per_role=max_len,
         num_pages=num_pages,
         log_words=num_slots * 60 * max_len,

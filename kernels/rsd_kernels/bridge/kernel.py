@@ -2,7 +2,8 @@
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
-vocabulary; ids that stand before a step and the separator are added.
+vocabulary; ids that stand before a step and the separator are added. A step with a token that the
+PRM lacks waits for the host.
 
 Twin: `rsd_kernels.bridge.twin`.
 """
@@ -19,13 +20,14 @@ from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import MAX_WORD_BYTES, MergeTables, StepTables
+from rsd_kernels.state.tables import BY_TEXT, MAX_WORD_BYTES, MergeTables, StepTables
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
 _ERROR = tl.constexpr(int(Finish.ERROR))
 _PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 _WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_BY_TEXT = tl.constexpr(BY_TEXT)
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, then the word
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
@@ -94,11 +96,11 @@ def _write_step(
     p_word: tl.tensor,
     word: tl.tensor,
     CHUNK: tl.constexpr,
-) -> tl.tensor:
-    """Maps the tokens first:first + count, then `word` ids of the scratch; drops unmapped ones.
+) -> tuple[tl.tensor, ...]:
+    """Maps the tokens first:first + count, then `word` ids of the scratch, and adds the separator.
 
-    Adds what stands before and behind a step and returns the new length, even if that does not fit:
-    writes stop at the capacity.
+    Adds what stands before and behind a step. Returns the new length, even if that does not fit
+    (writes stop at the capacity), and how many tokens were left out because they must go as text.
     """
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
@@ -107,6 +109,7 @@ def _write_step(
     not_first = tl.load(state.num_steps + slot) > 0
     num_before = tl.where(not_first, tables.num_before, 0)
     at = _write_ids(p_out, start, tables.before_step, num_before, state.prm_max_len, CHUNK)
+    by_text = start * 0
     done = 0
     while done < count + word:
         o_id = done + tl.arange(0, CHUNK)
@@ -120,9 +123,11 @@ def _write_step(
         o_out = at + tl.cumsum(b_one, 0) - 1
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
         at += tl.sum(b_one)
+        by_text += tl.sum(tl.where(b_mapped == _BY_TEXT, 1, 0))
         done += CHUNK
     count = slot * 0 + tables.num_separators
-    return _write_ids(p_out, at, tables.separator, count, state.prm_max_len, CHUNK)
+    at = _write_ids(p_out, at, tables.separator, count, state.prm_max_len, CHUNK)
+    return at, by_text
 
 
 @triton.jit
@@ -164,12 +169,16 @@ def bridge_kernel(
                 )
                 last = tl.minimum(last, first + begin)
                 word = before + merge_word(merges, p_word + before, size, CHUNK)
-        stop = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
-        fits = stop <= state.prm_max_len
+        stop, by_text = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
+        is_full = (by_text == 0) & (stop > state.prm_max_len)
+        overflow_mode = tl.load(state.overflow_mode + slot)
         tl.debug_barrier()  # every thread has read how the step ended
+        fits = (by_text == 0) & (stop <= state.prm_max_len)
+        tl.store(state.phase + slot, _WAIT_HOST, mask=by_text > 0)
         tl.store(state.prm_length + slot, stop, mask=fits)
         tl.store(state.prm_keep + slot, stop - tables.num_transient, mask=fits)
-        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_max_len)
+        tl.store(state.mode + slot, overflow_mode, mask=is_full)
+        tl.store(state.finish + slot, _PRM_FULL, mask=is_full & (overflow_mode == _MODE_RSD))
 
 
 @triton.jit

@@ -143,10 +143,14 @@ def end_step_kernel(
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
     m_dropped = (b_finish == _FINISH_ERROR) | (b_finish == _FINISH_PRM_FULL)
-    m_score = m_lane & ~m_dropped & (b_source == DRAFT) & (b_mode == _MODE_RSD)
+    m_draft = m_lane & ~m_dropped & (b_source == DRAFT)
+    m_score = m_draft & (b_mode == _MODE_RSD)
+    # The step did not fit the PRM's context, and the request lets the target write from there on.
+    m_again = m_draft & (b_mode == _MODE_TARGET)
     tl.debug_barrier()
     tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
-    b_kind = tl.where(m_part, _PART, tl.where(m_dropped, _DROPPED, KEPT))
+    b_kind = tl.where(m_dropped, _DROPPED, tl.where(m_again, REJECTED, KEPT))
+    b_kind = tl.where(m_part, _PART, b_kind)
     transition(
         state, b_slot, (m_lane & ~m_score) | m_part, b_kind, b_source, b_slot * 0 + NAN_BITS,
         tokens_per_page, CHUNK,

@@ -58,6 +58,9 @@ def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, 
         _drop(state, slot, role, tokens_per_page)
     elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
         write_at(state.phase, slot, Phase.SCORE)
+    elif role == Role.DRAFT and number(state.mode, slot) == Mode.TARGET:
+        # It did not fit the PRM's context, and the request lets the target write from there on.
+        reject(state, slot, UNSCORED, tokens_per_page)
     else:
         keep(state, slot, role, UNSCORED, tokens_per_page)
 

@@ -1,6 +1,6 @@
 """Reward and decision for the running batch: head, policy, draw and transition of the slot.
 
-One launch with the value head, two with the two-class head, see `reward.scores`. Twin: `score` in
+One launch with the value head, two with the others, see `reward.scores`. Twin: `score` in
 `rsd_kernels.reward.twin`.
 """
 
@@ -17,7 +17,8 @@ from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
-from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
+from rsd_kernels.reward.heads import EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.reward.scores import (
     VALUE_WARPS,
     class_rewards,
@@ -95,6 +96,8 @@ def score_value_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     stride_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -105,7 +108,19 @@ def score_value_kernel(
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
     b_reward = value_rewards(
-        hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
+        hidden,
+        stride_row,
+        o_row,
+        m_lane,
+        norm_weight,
+        weight,
+        bias,
+        eps,
+        scale,
+        offset,
+        WIDTH,
+        BLOCK_S,
+        BLOCK_H,
     )
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
@@ -125,6 +140,23 @@ def score_classes_kernel(
 ) -> None:
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
+
+
+@triton.jit
+def score_ensemble_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    scratch: tl.tensor,
+    num_heads: tl.tensor,
+    BLOCK_S: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
+) -> None:
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
+    b_reward = mean_rewards(scratch, b_lane, m_lane, batch.max_seqs, num_heads)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
@@ -160,7 +192,7 @@ def score_launches(
     tokens_per_page: Sequence[int],
     scratch: Tensor,
 ) -> list[Launch]:
-    """One for the value head, two for the two-class head."""
+    """One for the value head, two for the others."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),
@@ -170,6 +202,11 @@ def score_launches(
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)
         return [Launch(score_value_kernel, (1,), args, num_warps=VALUE_WARPS)]
+    lanes_of = (batch.num_seqs, batch.seq_start, state.num_seqs)
+    if isinstance(head, EnsembleHead):
+        args |= ensemble_args(head, scratch)
+        first = heads_launch(hidden, head, scratch, *lanes_of)
+        return [first, Launch(score_ensemble_kernel, (1,), args, num_warps=4)]
     args |= classes_args(head, scratch)
-    first = inner_launch(hidden, head, scratch, batch.num_seqs, batch.seq_start, state.num_seqs)
+    first = inner_launch(hidden, head, scratch, *lanes_of)
     return [first, Launch(score_classes_kernel, (1,), args, num_warps=4)]

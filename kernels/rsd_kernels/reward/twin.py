@@ -13,7 +13,7 @@ from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
-from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.reward.heads import EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.state.columns import add_at, host, number, write_at
 from rsd_kernels.state.enums import Purpose, Role
 from rsd_kernels.state.rows import RowBatch
@@ -27,16 +27,31 @@ def rewards(
 ) -> Tensor:
     """[S] float32 (float64 of float64): the reward of every row.
 
-    Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head).
+    Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head), Duan et al., 2025
+    (ensemble).
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     normed = rms_norm(hidden, head.norm_weight, head.eps)
     if isinstance(head, ValueHead):
         score = linear(normed.to(head.weight.dtype), LinearWeight(head.weight, head.bias))
-        return torch.sigmoid(score.squeeze(1).to(wide))
+        return head.offset + head.scale * torch.sigmoid(score.squeeze(1).to(wide))
+    if isinstance(head, EnsembleHead):
+        return _mean_of_heads(normed.to(head.inner.dtype), head, wide)
     inner = linear(normed, LinearWeight(head.inner, head.inner_bias)).relu_()
     scores = linear(inner, LinearWeight(head.classes, head.classes_bias))
     return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]
+
+
+def _mean_of_heads(
+    normed: Tensor,  # [S, hidden]
+    head: EnsembleHead,
+    wide: torch.dtype,
+) -> Tensor:
+    rows = normed.expand(head.inner.shape[0], *normed.shape)
+    inner = torch.baddbmm(head.inner_bias[:, None], rows, head.inner).relu_()
+    middle = torch.baddbmm(head.middle_bias[:, None], inner, head.middle).relu_()
+    scores = torch.baddbmm(head.out_bias[:, None], middle, head.out)
+    return torch.sigmoid(scores.squeeze(2).to(wide)).mean(0)
 
 
 def reward_accept(

@@ -41,7 +41,10 @@ class Phase(IntEnum):
 
 
 class Mode(IntEnum):
-    """Which models write: all three in turn, or one alone, unscored."""
+    """Which models write: all three in turn, or one alone, unscored.
+
+    RSD turns into one of the others when the PRM's context is full (`overflow_mode`).
+    """
 
     RSD = 0
     DRAFT = 1

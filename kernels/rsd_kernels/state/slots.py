@@ -78,6 +78,8 @@ class SlotState:
     # life of a slot
     phase: Annotated[Tensor, int32, B]  # Phase
     mode: Annotated[Tensor, int32, B]  # Mode
+    # Mode from the step on that does not fit the PRM's context; RSD: the output ends without it
+    overflow_mode: Annotated[Tensor, int32, B]
     active: Annotated[Tensor, int32, B]  # 0 while preempted
     generation: Annotated[Tensor, int32, B]  # which request sits in the slot
     arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest

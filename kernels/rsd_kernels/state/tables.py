@@ -25,13 +25,18 @@ class StepTables:
     prefix_entry: Tensor  # [V] int32: first entry of token t, -1 if none
     prefix_start: Tensor  # [entries + 1] int32
     prefix_token: Tensor  # [total] int32: ids of the drafting vocabulary
-    prm_token: Tensor  # [V] int32: the same token in the PRM's vocabulary; -1: it is not in it
+    prm_token: Tensor  # [V] int32: the PRM's id of the same token; or NOT_READ, or BY_TEXT
     separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
     before_step: Tensor  # [j] int32: PRM ids in front of every step but the first
     num_transient: int  # of the separator's last ids: out of the context again once they are read
     # 1: the PRM reads steps as they were written, delimiters too, and `prm_token` maps no id
     as_written: int
 
+
+NOT_READ = -1  # in `prm_token`: the token has no text, and the PRM never sees it
+# The PRM has no such token: it reads the letters. How they join the text around them the device
+# cannot know, so the host writes a step with such a token, by way of text.
+BY_TEXT = -2
 
 JOINS_NEXT = 1  # no word ends between this token and a delimiter
 JOINS_PREVIOUS = 2  # no word ends between this token and a JOINS_NEXT token before it

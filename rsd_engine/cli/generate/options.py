@@ -20,6 +20,8 @@ class GenerateOptions:
     draft: o.Draft = None
     target: o.Target = None
     prm: o.Prm = None
+    prm_format: o.PrmFormat = None
+    prm_separator: o.PrmSeparator = None
     revision: o.Revision = None
     hf_overrides: o.HfOverrides = None
     input: o.Input = None
@@ -47,6 +49,7 @@ class GenerateOptions:
     no_steps: o.NoSteps = False
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
+    prm_overflow: o.PrmOverflow = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None

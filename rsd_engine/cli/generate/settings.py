@@ -98,6 +98,10 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
         found["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", options.kv_cache_memory)
     if options.hf_overrides is not None:
         found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
+    if options.prm_format is not None:
+        found["prm_format"] = values.prm_format("--prm-format", options.prm_format)
+    if options.prm_separator is not None:
+        found["prm_separator"] = values.unescape("--prm-separator", options.prm_separator)
     if options.policy is not None:
         found["policy"] = values.policy("--policy", options.policy)
     if options.step_delimiter:

@@ -143,8 +143,13 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
             replace(request, prm_prompt=request.prompt if request.prm_prompt else ())
             for request in requests
         ]
+    overflow_modes = (Mode.RSD, Mode.TARGET, Mode.DRAFT)
     return [
-        replace(request, stream_tokens=i % 2 == 0 and request.mode != Mode.RSD)
+        replace(
+            request,
+            stream_tokens=i % 2 == 0 and request.mode != Mode.RSD,
+            overflow_mode=overflow_modes[i % 3],
+        )
         for i, request in enumerate(requests)
     ]
 
@@ -162,7 +167,9 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
     return logits
 
 
-def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore:
+def random_core(
+    seed: int, num_slots: int = 8, max_rows: int = 16, prm_max_len: int | None = None
+) -> EngineCore:
     """So few pages that slots lack some and are preempted.
 
     For an odd seed there are ids around steps. For one that leaves 2 when divided by 4 the target
@@ -176,7 +183,7 @@ def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore
     own = seed % 4 == 2
     return toy_core(
         random_writer(seed), random_writer(seed + 1), score,
-        num_slots=num_slots, num_pages=62, max_rows=max_rows,
+        num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
         tables=as_written("ij") if own else around_steps(toy_tables()) if seed % 2 else None,
         prm_kv=Role.TARGET if own else Role.PRM,
     )  # fmt: skip
