@@ -106,7 +106,8 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return pages_at(request, request.length_limit, self.loop.tokens_per_page)
+        loop = self.loop
+        return pages_at(request, request.length_limit, loop.tokens_per_page, loop.prm_kv)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -326,7 +327,8 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, length, self.loop.tokens_per_page)
+        loop = self.loop
+        need = pages_for_longest_step(request, length, loop.tokens_per_page, loop.prm_kv)
         return need <= int(self.state.num_free)
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:
