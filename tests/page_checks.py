@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rsd_engine.memory.page_pool import PagePool
+from rsd_kernels.state.debug import longest_kv
 from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
@@ -14,14 +15,16 @@ def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> 
     num_free = int(state.num_free)
     owned = state.free_pages[:num_free].tolist()
     phases = state.phase.tolist()
+    longest = longest_kv(state)
     for slot in range(state.num_slots):
         for role in range(NUM_ROLES):
             held = int(state.num_pages[role, slot])
             kv_len = int(state.kv_len[role, slot])
-            length = state.prm_length if role == Role.PRM else state.length
             owned += state.page_table[role, slot, :held].tolist()
             where = f"slot {slot}, {Role(role).name}"
-            assert kv_len <= int(length[slot]), f"{where}: kv_len {kv_len} past its context"
+            assert kv_len <= int(longest[Role(role)][slot]), (
+                f"{where}: kv_len {kv_len} past its context"
+            )
             assert pages_for(kv_len, tokens_per_page[role]) <= held, f"{where}: too few pages"
             if phases[slot] in (Phase.FREE, Phase.DONE):
                 assert held == 0, f"{where}: an idle slot holds {held} pages"

@@ -151,6 +151,7 @@ def _tables() -> StepTables:
         separator=table(0),
         before_step=table(),
         num_transient=0,
+        as_written=0,
     )
 
 

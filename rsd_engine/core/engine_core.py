@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
@@ -58,6 +59,7 @@ class EngineCore:
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class EngineCore:
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
         self.max_running: int = self.state.num_slots
+        self.num_waiting = 0
         self.num_preemptions = 0
         self.stats = LaunchStats()
         self._mailbox = mailbox
@@ -103,7 +106,8 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return pages_at(request, request.length_limit, self.loop.tokens_per_page)
+        loop = self.loop
+        return pages_at(request, request.length_limit, loop.tokens_per_page, loop.prm_kv)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -161,6 +165,12 @@ class EngineCore:
         """
         self._asked = True
         self._ask(HostRequest.RETURN)
+
+    def run_between(self, work: Callable[[], object]) -> list[Event]:
+        """Runs `work` while no launch runs; returns the events since last time."""
+        self._return_now()
+        work()
+        return self._take_pending()
 
     def close(self) -> None:
         """Ends a running launch and frees the executor's graphs."""
@@ -278,7 +288,7 @@ class EngineCore:
     # ------------------------------------------------------------------ admission and pages
 
     def _admit(self) -> None:
-        while self._queue and self._may_start:
+        while self._queue and self._may_start and not self.num_waiting:
             if self._slots_with(active=False):
                 return  # preempted requests are older and go first
             _, request = self._queue[0]
@@ -317,7 +327,8 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, length, self.loop.tokens_per_page)
+        loop = self.loop
+        need = pages_for_longest_step(request, length, loop.tokens_per_page, loop.prm_kv)
         return need <= int(self.state.num_free)
 
     def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:

@@ -15,20 +15,25 @@ ROLES_OF_MODE = {
 }
 
 
-def pages_at(request: SlotRequest, length: int, tokens_per_page: Sequence[int]) -> int:
-    """Pages of all its roles when its context has `length` tokens."""
+def pages_at(
+    request: SlotRequest, length: int, tokens_per_page: Sequence[int], prm_kv: Role = Role.PRM
+) -> int:
+    """Pages of all its roles when its context has `length` tokens.
+
+    prm_kv: whose pages the PRM's passes use; if a writer's, its context has the longer of the two.
+    """
     output = length - len(request.prompt)
     added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
     prm_length = min(len(request.prm_prompt) + output + added, request.prm_max_len)
-    return sum(
-        pages_for(prm_length if role == Role.PRM else length, tokens_per_page[role])
-        for role in ROLES_OF_MODE[request.mode]
-    )
+    longest = dict.fromkeys(ROLES_OF_MODE[request.mode], length)
+    if longest.pop(Role.PRM, None) is not None:
+        longest[prm_kv] = max(prm_length, longest.get(prm_kv, 0))
+    return sum(pages_for(tokens, tokens_per_page[role]) for role, tokens in longest.items())
 
 
 def pages_for_longest_step(
-    request: SlotRequest, length: int, tokens_per_page: Sequence[int]
+    request: SlotRequest, length: int, tokens_per_page: Sequence[int], prm_kv: Role = Role.PRM
 ) -> int:
     """Pages of all its roles when one step more, as long as it may be, follows `length` tokens."""
     longest = min(request.length_limit, length + request.max_step_tokens)
-    return pages_at(request, longest, tokens_per_page)
+    return pages_at(request, longest, tokens_per_page, prm_kv)

@@ -45,6 +45,7 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     logits: Tensor  # [num_slots, vocabulary] float32: the ids that may be sampled
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
+    prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
 
     @cached_property
     def sample_scratch(self) -> SampleScratch | None:
@@ -60,7 +61,9 @@ class Loop:
 def build_program(loop: Loop) -> Block:
     """The tree that every executor runs; it has a body for each role and number of rows."""
     state = loop.state
-    schedule = partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule)
+    schedule = partial(
+        ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule, loop.prm_kv
+    )
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
     tick = (
@@ -79,7 +82,7 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
     rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
     return (
         Call(f"{role.name}.forward", partial(_forward, loop, role, rows, exact=exact)),
-        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role)),
+        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
         *(_score(loop, rows) if role == Role.PRM else _write(loop, role, rows)),
     )
 

@@ -31,6 +31,7 @@ def build_step_tables(
     *,
     before_step: Sequence[int] = (),
     num_transient: int = 0,
+    as_written: bool = False,
 ) -> StepTables:
     """The tables for a vocabulary, delimiters and a PRM that shares the vocabulary.
 
@@ -43,6 +44,7 @@ def build_step_tables(
         device: where the tables will be.
         before_step: PRM ids in front of every step but the first.
         num_transient: how many of the last separator ids leave the PRM's context once read.
+        as_written: whether the PRM reads steps as they were written, delimiters too.
 
     Raises:
         ValueError: `num_transient` is more than there are separator ids, `prm_tokenizer` does not
@@ -76,6 +78,7 @@ def build_step_tables(
         separator=_int_tensor(list(separator_ids), device),
         before_step=_int_tensor(list(before_step), device),
         num_transient=num_transient,
+        as_written=int(as_written),
     )
 
 

@@ -133,7 +133,7 @@ def program(prm: str) -> list[Call]:
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
         tables=StepTables(
             empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
-            empty(NUM_IDS), empty(1), empty(0), 0,
+            empty(NUM_IDS), empty(1), empty(0), 0, 0,
         ),
         merges=MergeTables(
             empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000),

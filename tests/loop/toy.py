@@ -42,7 +42,8 @@ MakeExecutor = Callable[[Block, int], Executor]  # program, ticks a launch
 
 
 def encode(text: str) -> tuple[int, ...]:
-    return tuple(EOS if c == "$" else CHARS.index(c) for c in text)
+    signs = {"$": EOS, "|": SEPARATOR}
+    return tuple(signs[c] if c in signs else CHARS.index(c) for c in text)
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -61,6 +62,7 @@ def toy_tables() -> StepTables:
         separator=torch.tensor([SEPARATOR], dtype=torch.int32),
         before_step=torch.zeros(0, dtype=torch.int32),
         num_transient=0,
+        as_written=0,
     )
 
 
@@ -72,6 +74,12 @@ def around_steps(tables: StepTables) -> StepTables:
         before_step=torch.tensor(encode("h"), dtype=torch.int32),
         num_transient=2,
     )
+
+
+def as_written(question: str) -> StepTables:
+    """The PRM reads the writers' own tokens and a question, which leaves again."""
+    ids = torch.tensor(encode(question), dtype=torch.int32)
+    return replace(toy_tables(), separator=ids, num_transient=len(ids), as_written=1)
 
 
 def toy_merges() -> MergeTables:
@@ -106,6 +114,7 @@ def toy_core(
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
     tables: StepTables | None = None,
+    prm_kv: Role = Role.PRM,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -149,6 +158,7 @@ def toy_core(
         score=score,
         logits=logits,
         rule=rule,
+        prm_kv=prm_kv,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)
@@ -173,13 +183,15 @@ def toy_request(
     sample_index: int = 0,
     num_logprobs: int = -1,
     policy: tuple[int, float, float] = (PolicyKind.THRESHOLD, 0.5, 0.0),
+    prm_prompt: str | None = None,
     prm_step_ids: int = 1,
     prm_transient: int = 0,
 ) -> SlotRequest:
     ids = encode(prompt)
+    read = encode(prompt + "|" if prm_prompt is None else prm_prompt)
     return SlotRequest(
         prompt=ids,
-        prm_prompt=(*ids, SEPARATOR) if mode == Mode.RSD else (),
+        prm_prompt=read if mode == Mode.RSD else (),
         mode=mode,
         length_limit=len(ids) + max_tokens,
         max_steps=max_steps,

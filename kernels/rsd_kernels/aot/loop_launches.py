@@ -48,6 +48,9 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
             )
             for rule in BatchingRule
         },
+        "schedule_own_context": schedule.schedule_launch(
+            state, batch, tokens_per_page, BatchingRule.MOST_READY, Role.TARGET
+        ),
         "advance": schedule.advance_launch(state, batch, Role.DRAFT),
         "end_step": end_step.end_step_launch(state, tokens_per_page),
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
@@ -83,7 +86,7 @@ def _step_tables() -> StepTables:
     size = _VOCABULARY
     return StepTables(
         _table(1 << 20, torch.uint8), _table(size + 1), _table(size), _table(4096), _table(4096),
-        _table(size), _table(1), _table(1), num_transient=1,
+        _table(size), _table(1), _table(1), num_transient=1, as_written=0,
     )  # fmt: skip
 
 

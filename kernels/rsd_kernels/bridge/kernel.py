@@ -36,14 +36,18 @@ _CHUNK = 128  # ids looked at in a turn
 
 @triton.jit
 def _strip(
-    state: tl.tuple, tables: tl.tuple, slot: tl.tensor, first: tl.tensor, last: tl.tensor
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    remaining: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Takes the delimiter off the tokens first:last of a step.
+    """Takes the `remaining` bytes of the delimiter off the tokens first:last of a step.
 
     Returns where the tokens before it end; then, of the token that the delimiter begins in: the
     range of its prefix's tokens (empty: the token stays whole), its id, and 1 if there is one.
     """
-    remaining = tl.load(state.match_bytes + slot)
     o_context = slot.to(tl.int64) * state.max_len
     piece_first, piece_count = slot * 0, slot * 0
     token, inside = slot * 0, slot * 0
@@ -101,6 +105,7 @@ def _write_step(
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
+    as_written = (slot * 0 + tables.as_written) != 0
     not_first = tl.load(state.num_steps + slot) > 0
     num_before = tl.where(not_first, tables.num_before, 0)
     at = _write_ids(p_out, start, tables.before_step, num_before, state.prm_max_len, CHUNK)
@@ -111,7 +116,9 @@ def _write_step(
         m_token, m_word = o_id < count, (o_id >= count) & (o_id < count + word)
         b_id = tl.load(state.tokens + o_token + o_id, mask=m_token, other=0)
         b_id += tl.load(p_word + o_id - count, mask=m_word, other=0)
-        b_mapped = tl.load(tables.prm_token + b_id, mask=m_token | m_word, other=-1)
+        m_id = m_token | m_word
+        b_mapped = tl.load(tables.prm_token + b_id, mask=m_id & ~as_written, other=-1)
+        b_mapped = tl.where(m_id & as_written, b_id, b_mapped)
         b_one = tl.where(b_mapped >= 0, 1, 0)
         o_out = at + tl.cumsum(b_one, 0) - 1
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
@@ -133,10 +140,16 @@ def bridge_kernel(
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD) & (finish != _ERROR)
     if wanted:
         first, last = tl.load(state.committed + slot), tl.load(state.length + slot)
-        # The PRM sees no stop token; one that completes a delimiter is dropped with the delimiter.
-        dropped = (finish == _STOP_TOKEN) & (tl.load(state.match_bytes + slot) == 0)
+        as_written = (slot * 0 + tables.as_written) != 0
+        delimiter = tl.load(state.match_bytes + slot)
+        # See `drops_stop_token` in the twin.
+        dropped = tl.where(as_written, slot * 0 + tables.num_separators > 0, delimiter == 0)
+        dropped = dropped & (finish == _STOP_TOKEN)
         last = tl.where(dropped & (last > first), last - 1, last)
-        last, piece_first, piece_count, token, inside = _strip(state, tables, slot, first, last)
+        delimiter = tl.where(as_written, 0, delimiter)
+        last, piece_first, piece_count, token, inside = _strip(
+            state, tables, slot, first, last, delimiter
+        )
         p_word = scratch + slot.to(tl.int64) * _SCRATCH_WIDTH
         word = slot * 0
         if inside != 0:

@@ -26,14 +26,26 @@ def bridge(
     """
     for b in _ended_rsd_slots(state):
         step = state.tokens[b, int(state.committed[b]) : int(state.length[b])].tolist()
-        # The PRM sees no stop token; one that completes a delimiter is dropped with the delimiter.
-        if int(state.finish[b]) == Finish.STOP_TOKEN and not int(state.match_bytes[b]):
+        if drops_stop_token(int(state.finish[b]), int(state.match_bytes[b]), tables):
             step.pop()
-        kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, merges)
+        kept: list[int] | None = step + tables.separator.tolist()
+        if not tables.as_written:
+            kept = prm_step_tokens(step, int(state.match_bytes[b]), tables, merges)
         if kept is None:
             state.phase[b] = Phase.WAIT_HOST
         else:
             write_prm_step(state, b, kept, tables)
+
+
+def drops_stop_token(finish: int, match_bytes: int, tables: StepTables) -> bool:
+    """Whether the stop token that ends a step is no part of it for the PRM.
+
+    One that completes a delimiter is dropped with the delimiter. Where the PRM reads steps as they
+    were written, it sees the stop token unless something follows.
+    """
+    if finish != Finish.STOP_TOKEN:
+        return False
+    return len(tables.separator) > 0 if tables.as_written else not match_bytes
 
 
 def write_prm_step(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:

@@ -29,6 +29,8 @@ class StepTables:
     separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
     before_step: Tensor  # [j] int32: PRM ids in front of every step but the first
     num_transient: int  # of the separator's last ids: out of the context again once they are read
+    # 1: the PRM reads steps as they were written, delimiters too, and `prm_token` maps no id
+    as_written: int
 
 
 NOT_READ = -1  # in `prm_token`: the token has no text, and the PRM never sees it

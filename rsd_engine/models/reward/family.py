@@ -52,6 +52,12 @@ class PrmFormat:
         segment = encode(self.encoder, self.prefix + question + self.suffix)
         return [*self.before, *segment, *self.after]
 
+    def step_tokens(self, text: str, is_first: bool) -> list[int]:
+        """A step's ids, with those that stand before and after it."""
+        before = () if is_first else self.before_step
+        ids = self.encode_step(text, is_first) if self.encode_step else encode(self.encoder, text)
+        return [*before, *ids, *self.separator_ids]
+
 
 Tensors = Mapping[str, StoredTensor]
 """Tensors of a checkpoint by their names."""

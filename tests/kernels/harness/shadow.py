@@ -19,13 +19,14 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import Mode
+from rsd_kernels.state.enums import Mode, Role
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import (
     NUM_IDS,
     EngineCore,
     around_steps,
+    as_written,
     run,
     toy_core,
     toy_request,
@@ -137,6 +138,11 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
         )
         for _ in range(count)
     ]
+    if seed % 4 == 2:
+        requests = [
+            replace(request, prm_prompt=request.prompt if request.prm_prompt else ())
+            for request in requests
+        ]
     overflow_modes = (Mode.RSD, Mode.TARGET, Mode.DRAFT)
     return [
         replace(
@@ -164,16 +170,22 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
 def random_core(
     seed: int, num_slots: int = 8, max_rows: int = 16, prm_max_len: int | None = None
 ) -> EngineCore:
-    """So few pages that slots lack some and are preempted; ids around steps for an odd seed."""
+    """So few pages that slots lack some and are preempted.
+
+    For an odd seed there are ids around steps. For one that leaves 2 when divided by 4 the target
+    scores its own context.
+    """
 
     def score(row: Sequence[int]) -> float:
         rng = random.Random(hash((seed, *row)))
         return float("nan") if rng.random() < 0.03 else rng.random()
 
+    own = seed % 4 == 2
     return toy_core(
         random_writer(seed), random_writer(seed + 1), score,
         num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
-        tables=around_steps(toy_tables()) if seed % 2 else None,
+        tables=as_written("ij") if own else around_steps(toy_tables()) if seed % 2 else None,
+        prm_kv=Role.TARGET if own else Role.PRM,
     )  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def some_tables(vocabulary: int) -> StepTables:
         separator=whole(0),
         before_step=whole(),
         num_transient=0,
+        as_written=0,
     )
 
 
