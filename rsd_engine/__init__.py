@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
+        EngineDeadError,
         FinishedEvent,
         Metrics,
         RejectedStep,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput",
-        "ScoredSolution", "ScoredStep", "Step", "StepEvent",
+        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
+        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
@@ -45,6 +46,7 @@ show_on_stderr()
 __all__ = [
     "CompletionOutput",
     "Engine",
+    "EngineDeadError",
     "FinishedEvent",
     "Metrics",
     "PrmTemplate",
