@@ -272,6 +272,7 @@ class EngineCore:
                 seconds=int(state.nanoseconds[role, slot]) * 1e-9,
             )
             for role in ROLES_OF_MODE[running.request.mode]
+            if role in self.loop.forwards
         }
         done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
         self._leaving.append(slot)

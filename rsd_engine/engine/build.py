@@ -23,6 +23,7 @@ from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
 from rsd_engine.engine.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.requests import RequestRules
+from rsd_engine.engine.scorers import add_scorer, check_given, prepare_scorer, say_scorer
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -33,6 +34,7 @@ from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
+from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
 from rsd_engine.steps.vocabulary import backend_of
@@ -80,13 +82,16 @@ def build_engine(
     executor: str,
     prm_format: PrmFormatLike | None,
     prm_separator: str | None,
+    scorer: Scorer | None,
 ) -> EngineParts:
     """See `Engine`."""
     _check_sizes(max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization)
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
-    delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
+    check_given(scorer, {"draft": draft, "target": target, "prm": prm})
+    scored = prm is not None or scorer is not None
+    delimiters = _delimiters(step_delimiters, scored=scored)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
@@ -95,14 +100,19 @@ def build_engine(
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
+        scored=scorer is not None,
     )  # fmt: skip
+    own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
     options = MemoryOptions(
         max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
     )
-    fit = fit_memory(memory, options, where, _page_multiple(memory, where))
-    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
+    context = own.context if own else None
+    fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
+    positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
+    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=positions)
+    models = add_scorer(models, scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
     sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)
@@ -117,7 +127,10 @@ def build_engine(
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
-    _say_prm(models, fit)
+    if scorer is not None:
+        say_scorer(models)
+    else:
+        _say_prm(models, fit)
     _say(parts, fit)
     return parts
 
@@ -150,10 +163,10 @@ def _check_sizes(
     check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
 
 
-def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence[str]:
-    """Steps matter to a PRM; a model alone writes on, as it would anywhere else."""
+def _delimiters(asked: str | Sequence[str] | None, *, scored: bool) -> Sequence[str]:
+    """Steps matter where they are scored; a model alone writes on, as it would anywhere else."""
     if asked == "auto":
-        return (STEP_DELIMITER,) if has_prm else ()
+        return (STEP_DELIMITER,) if scored else ()
     return (asked,) if isinstance(asked, str) else asked or ()
 
 
@@ -201,12 +214,14 @@ def _loop(
             device,
             before_step=prm.format.before_step if prm else (),
             num_transient=prm.format.num_transient if prm else 0,
+            as_written=prm is not None and prm.format.as_written,
         ),
         merges=merges,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
+        prm_kv=prm.kv if prm else Role.PRM,
     )
 
 
@@ -224,8 +239,8 @@ def _passes(
     }
     if models.prm is None:
         return forwards, None
-    prm, role = models.prm.model, Role.PRM
-    forwards[role] = partial(prm.read, kv=pages[role], page_table=tables[role])
+    prm, kv = models.prm.model, models.prm.kv
+    forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
 
@@ -252,6 +267,10 @@ def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
 
 
 def _default_policy(models: ModelSet) -> Policy:
+    if models.scorer is not None:
+        threshold = models.scorer.default_threshold
+        logger.info("policy: threshold %.3g, the default of %s", threshold, models.scorer.title)
+        return Threshold(threshold)
     if models.prm is None:
         return Threshold()
     family = models.prm.family

@@ -25,6 +25,7 @@ from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.scorers import Scorer
 
 logger = logging.getLogger("rsd_engine")
 
@@ -72,6 +73,8 @@ class Engine(StepScoring):
             `PrmTemplate`; by default what its checkpoint tells.
         prm_separator: what follows every step in the PRM's context; by default the family's. Those
             that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
+        scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
+            `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
     Raises:
         ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
@@ -98,6 +101,7 @@ class Engine(StepScoring):
         executor: str = "auto",
         prm_format: PrmFormatLike | None = None,
         prm_separator: str | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._parts: EngineParts = build_engine(
             draft, target, prm,
@@ -114,6 +118,7 @@ class Engine(StepScoring):
             executor=executor,
             prm_format=prm_format,
             prm_separator=prm_separator,
+            scorer=scorer,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts)
         self._reader = PromptReader(self._parts.models.main.tokenizer)

@@ -31,6 +31,7 @@ from rsd_engine.models.loader import (
     weight_dtypes,
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
+from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
@@ -74,14 +75,16 @@ class PrmModel:
     format: PrmFormat
     # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
     shares_vocabulary: bool
+    kv: Role = Role.PRM  # whose K/V it uses
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """What an engine runs: all three roles, or one writer alone."""
+    """What an engine runs: all three roles, two and a scorer, or one writer alone."""
 
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
+    scorer: Scorer | None = None  # given in place of a PRM; one with a head is `prm` as well
 
     @property
     def main(self) -> WriterModel:
@@ -91,9 +94,9 @@ class ModelSet:
     @property
     def modes(self) -> tuple[str, ...]:
         """What a request may ask for; the first is the default."""
-        return (
-            ("rsd", "target", "draft") if self.prm else tuple(r.name.lower() for r in self.writers)
-        )
+        if self.prm or self.scorer:
+            return ("rsd", "target", "draft")
+        return tuple(role.name.lower() for role in self.writers)
 
     @property
     def num_ids(self) -> int:
@@ -134,8 +137,11 @@ def open_models(
     revision: str | None,
     overrides: Mapping[str, Mapping[str, Any]],
     prm_options: PrmOptions,
+    scored: bool = False,
 ) -> dict[Role, OpenModel]:
     """Reads configs and tokenizers of the models that are given.
+
+    scored: whether a scorer stands in for the PRM.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
@@ -145,10 +151,12 @@ def open_models(
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
-    if set(sources) not in (set(given), {Role.TARGET}, {Role.DRAFT}):
+    writers = {Role.DRAFT, Role.TARGET}
+    allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
+    if set(sources) not in allowed:
         raise ValueError(
             f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm, or target alone, or draft alone"
+            "prm or scorer, or target alone, or draft alone"
         )
     _check_overrides(overrides, set(map(_name, sources)))
     for name in ("format", "separator"):
@@ -163,7 +171,7 @@ def open_models(
         else:
             checkpoint = _open(role, source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
-    if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
+    if writers <= set(opened) and opened[Role.DRAFT] is not opened[Role.TARGET]:
         _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
     return opened
 

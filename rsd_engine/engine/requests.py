@@ -71,7 +71,8 @@ def slot_request(
     prm_prompt: tuple[int, ...] = ()
     form = rules.prm_format if mode == "rsd" else None
     if form is not None:
-        prm_prompt = tuple(form.prompt_ids(prompt.question))
+        as_written = form.as_written
+        prm_prompt = prompt.token_ids if as_written else tuple(form.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
     room, prm_limits = _room(length, len(prm_prompt), params, rules)
     policy = params.policy or rules.policy
@@ -101,7 +102,7 @@ def slot_request(
         prm_limits=prm_limits and (params.max_tokens is None or params.max_tokens > room),
         prm_step_ids=form.step_ids if form else 0,
         prm_transient=form.num_transient if form else 0,
-        stream_tokens=stream and rules.prm_format is None,
+        stream_tokens=stream and "rsd" not in rules.modes,
         prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,

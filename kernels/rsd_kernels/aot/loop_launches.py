@@ -13,7 +13,7 @@ from rsd_kernels.launch import Launch
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
-from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample import kernel as sample_append
 from rsd_kernels.sample.scratch import SampleScratch
@@ -136,4 +136,5 @@ def _heads(width: int) -> dict[str, RewardHead]:
             weight(width), 1e-6, weight(width, width), weight(width), weight(2, width), weight(2)
         ),
         "ensemble": EnsembleHead.allocate(weight(width), 1e-6, torch.bfloat16, num_heads=32),
+        "digits": ClassesHead.allocate(weight(width), 1e-6, torch.bfloat16, num_classes=10),
     }

@@ -16,7 +16,7 @@ from rsd_kernels.launch import (
     check_last_contiguous,
     check_shape,
 )
-from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, TwoClassHead, ValueHead
 
 
 def check_hidden(hidden: Tensor, num_rows: int) -> None:
@@ -48,6 +48,9 @@ def check_head(head: RewardHead, hidden: Tensor) -> None:
             "middle": (count, units, units), "middle_bias": (count, units),
             "out": (count, units, 1), "out_bias": (count, 1),
         }  # fmt: skip
+    elif isinstance(head, ClassesHead):
+        count = head.weight.shape[0]
+        shapes |= {"weight": (count, width), "bias": (count,), "values": (count,)}
     else:
         raise ValueError(
             f"head is a {type(head).__name__}; "

@@ -89,4 +89,23 @@ class EnsembleHead(_Head):
         )  # fmt: skip
 
 
-RewardHead = ValueHead | TwoClassHead | EnsembleHead
+@dataclass(frozen=True)
+class ClassesHead(_Head):
+    """The mean of `values` under softmax(W norm(h) + b); `greedy`: that of the likeliest class."""
+
+    weight: Tensor  # [classes, hidden]
+    bias: Tensor  # [classes]
+    values: Tensor  # [classes] float32
+    greedy: bool = False
+
+    @classmethod
+    def allocate(
+        cls, norm_weight: Tensor, eps: float, dtype: torch.dtype, *, num_classes: int
+    ) -> ClassesHead:
+        """Unfilled weights on the norm's device."""
+        weight = norm_weight.new_empty(num_classes, norm_weight.shape[0], dtype=dtype)
+        values = weight.new_empty(num_classes, dtype=torch.float32)
+        return cls(norm_weight, eps, weight, weight.new_empty(num_classes), values)
+
+
+RewardHead = ValueHead | TwoClassHead | EnsembleHead | ClassesHead

@@ -1,6 +1,6 @@
 """Reward and decision for the running batch: head, policy, draw and transition of the slot.
 
-One launch with the value head, two with the others, see `reward.scores`. Twin: `score` in
+One launch with a head of one layer, two with the others, see `reward.scores`. Twin: `score` in
 `rsd_kernels.reward.twin`.
 """
 
@@ -18,7 +18,7 @@ from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
 from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
-from rsd_kernels.reward.heads import EnsembleHead, RewardHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.reward.scores import (
     VALUE_WARPS,
     class_rewards,
@@ -28,6 +28,7 @@ from rsd_kernels.reward.scores import (
     value_args,
     value_rewards,
 )
+from rsd_kernels.reward.valued import CLASSES_WARPS, LEAST_LANES, valued_args, valued_rewards
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -127,6 +128,37 @@ def score_value_kernel(
 
 
 @triton.jit
+def score_valued_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    hidden: tl.tensor,
+    stride_row: tl.tensor,
+    norm_weight: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    values: tl.tensor,
+    eps: tl.tensor,
+    num_classes: tl.tensor,
+    WIDTH: tl.constexpr,
+    GREEDY: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
+) -> None:
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
+    o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
+    b_reward = valued_rewards(
+        hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, values, eps, num_classes,
+        WIDTH, GREEDY, BLOCK_S, BLOCK_C, BLOCK_H,
+    )  # fmt: skip
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
+
+
+@triton.jit
 def score_classes_kernel(
     state: tl.tuple,
     batch: tl.tuple,
@@ -192,7 +224,7 @@ def score_launches(
     tokens_per_page: Sequence[int],
     scratch: Tensor,
 ) -> list[Launch]:
-    """One for the value head, two for the others."""
+    """One for heads of one layer, two for the others."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),
@@ -202,6 +234,9 @@ def score_launches(
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)
         return [Launch(score_value_kernel, (1,), args, num_warps=VALUE_WARPS)]
+    if isinstance(head, ClassesHead):
+        args |= valued_args(hidden, head) | {"BLOCK_S": max(lanes, LEAST_LANES)}
+        return [Launch(score_valued_kernel, (1,), args, num_warps=CLASSES_WARPS)]
     lanes_of = (batch.num_seqs, batch.seq_start, state.num_seqs)
     if isinstance(head, EnsembleHead):
         args |= ensemble_args(head, scratch)

@@ -13,7 +13,7 @@ from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
-from rsd_kernels.reward.heads import EnsembleHead, RewardHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.state.columns import add_at, host, number, write_at
 from rsd_kernels.state.enums import Purpose, Role
 from rsd_kernels.state.rows import RowBatch
@@ -37,9 +37,23 @@ def rewards(
         return head.offset + head.scale * torch.sigmoid(score.squeeze(1).to(wide))
     if isinstance(head, EnsembleHead):
         return _mean_of_heads(normed.to(head.inner.dtype), head, wide)
+    if isinstance(head, ClassesHead):
+        return _value_of_classes(normed.to(head.weight.dtype), head, wide)
     inner = linear(normed, LinearWeight(head.inner, head.inner_bias)).relu_()
     scores = linear(inner, LinearWeight(head.classes, head.classes_bias))
     return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]
+
+
+def _value_of_classes(
+    normed: Tensor,  # [S, hidden]
+    head: ClassesHead,
+    wide: torch.dtype,
+) -> Tensor:
+    shares = torch.softmax(linear(normed, LinearWeight(head.weight, head.bias)), -1, dtype=wide)
+    values = head.values.to(wide)
+    if head.greedy:
+        return torch.where(shares.isnan().any(-1), torch.nan, values[shares.argmax(-1)])
+    return shares @ values
 
 
 def _mean_of_heads(

@@ -34,6 +34,7 @@ class PrmFormat:
     encoder: Tokenizer = field(repr=False, compare=False)  # special tokens are letters to it
     before_step: tuple[int, ...] = ()  # ids in front of every step but the first
     num_transient: int = 0  # of the last separator ids: they leave the context once they are read
+    as_written: bool = False  # the context is the writer's own: its prompt, steps with delimiters
     # Ids of a step by its text and whether it is the first, where it is tokenised together with
     # what stands around it: such a PRM goes by way of text. None: a step is tokenised alone.
     encode_step: Callable[[str, bool], list[int]] | None = field(

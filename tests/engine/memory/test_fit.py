@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -272,7 +273,7 @@ def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]
     assert memory[Role.DRAFT] is memory[Role.TARGET]
-    sizes = {"max_num_seqs": 2, "max_model_len": 128}
+    sizes: Any = {"max_num_seqs": 2, "max_model_len": 128}
     once = estimate_models(memory, 10**9, **sizes)
     both = estimate_models(memory | {Role.DRAFT: replace(memory[Role.DRAFT])}, 10**9, **sizes)
     assert once.weights[Role.TARGET] == 0

@@ -17,7 +17,13 @@ from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward import accept as accept_kernel
 from rsd_kernels.reward import kernel, twin
 from rsd_kernels.reward import scores as reward_scores
-from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import (
+    ClassesHead,
+    EnsembleHead,
+    RewardHead,
+    TwoClassHead,
+    ValueHead,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.shadow import copied, differences, random_core, random_requests
@@ -72,11 +78,24 @@ def ensemble_head(width: int, dtype: torch.dtype, generator: torch.Generator) ->
     )
 
 
+def digits_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ClassesHead:
+    weight = (4 * torch.randn(10, width, generator=generator) / width**0.5).to(dtype)
+    norm_weight = (1 + 0.1 * torch.randn(width, generator=generator)).to(dtype)
+    bias = torch.randn(10, generator=generator).to(dtype)
+    return ClassesHead(norm_weight, 1e-6, weight, bias, torch.arange(10) / 9)
+
+
+def greedy_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ClassesHead:
+    return replace(digits_head(width, dtype, generator), greedy=True)
+
+
 HEADS: dict[str, MakeHead] = {
     "value": value_head,
     "ranged": ranged_head,
     "classes": two_class_head,
     "ensemble": ensemble_head,
+    "digits": digits_head,
+    "greedy": greedy_head,
 }
 
 
@@ -91,7 +110,7 @@ def close(result: Tensor, plain: Tensor, exact: Tensor, head: RewardHead) -> Non
     assert bool(result.isfinite().all()), "not finite"
     error = (result.double() - exact).abs().max().item()
     of_pytorch = (plain.double() - exact).abs().max().item()
-    weight = head.weight if isinstance(head, ValueHead) else head.inner
+    weight = head.weight if isinstance(head, ValueHead | ClassesHead) else head.inner
     rounding = torch.finfo(weight.dtype).eps * (4 if weight.dtype == torch.float32 else 1)
     assert error <= max(2 * of_pytorch, rounding), f"error {error:.3g}, PyTorch {of_pytorch:.3g}"
 
@@ -231,7 +250,7 @@ def score_a_run(kind: str, monkeypatch: pytest.MonkeyPatch, count: int) -> int:
     return calls
 
 
-@pytest.mark.parametrize("kind", ["value", "classes", "ensemble"])
+@pytest.mark.parametrize("kind", ["value", "classes", "ensemble", "digits"])
 def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert score_a_run(kind, monkeypatch, 10) > 7
 
