@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
@@ -65,7 +64,9 @@ if not TYPE_CHECKING:  # a type checker must see that other names do not exist
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return importlib.metadata.version("rsd-engine")
+            from importlib import metadata
+
+            return metadata.version("rsd-engine")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME_OF[name]), name)

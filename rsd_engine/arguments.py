@@ -7,15 +7,14 @@ device holds integers in int32 and other numbers in float32: what these cannot h
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-import numpy as np
-
 MAX_INT32 = 2**31 - 1
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
-_TINY = float(np.finfo(np.float32).tiny)  # below it a device may read 0
+MAX_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+_TINY = 2.0**-126  # below it a device may read 0
 _MOST_SHOWN = 100  # characters of a value in an error message
 
 
@@ -54,7 +53,9 @@ def check_number(
 
 def check_flag(name: str, value: object) -> bool:
     """`value` as a bool; ValueError unless it is True or False."""
-    if not isinstance(value, bool | np.bool_):
+    # The command line starts without numpy, and then no value can be one of its booleans.
+    numpy = sys.modules.get("numpy")
+    if not isinstance(value, bool) and not (numpy and isinstance(value, numpy.bool_)):
         raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 

@@ -152,9 +152,10 @@ class SamplingParams:
             )
         if not isinstance(self.mode, str | None) or self.mode not in _MODES:
             raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {shown(self.mode)}")
-        if not isinstance(self.prm_overflow, str) or self.prm_overflow not in _OVERFLOWS:
+        overflow = self.prm_overflow
+        if not isinstance(overflow, str) or overflow not in _OVERFLOWS:
             raise ValueError(
-                f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(self.prm_overflow)}"
+                f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(overflow)}"
             )
         if self.policy is not None:
             check_policy(self.policy)

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone
 from rsd_engine.core.failures import Failure
@@ -29,6 +30,8 @@ from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import EngineDeadError
 from rsd_kernels.state.enums import Finish, HostRequest, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
+
+Result = TypeVar("Result")
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
 
@@ -162,8 +165,12 @@ class EngineCore:
         self._ask(HostRequest.RETURN)
 
     def run_between(self, work: Callable[[], object]) -> list[Event]:
-        """Runs `work` while no launch runs; returns the events since last time."""
-        self._return_now()
+        """Runs `work` while no launch runs; returns the events since last time.
+
+        Raises:
+            EngineDeadError: the GPU has failed.
+        """
+        self._guarded(self._return_now)
         work()
         return self._take_pending()
 
@@ -190,9 +197,13 @@ class EngineCore:
         Raises:
             EngineDeadError: the GPU has failed, now or before.
         """
+        return self._guarded(self._next_events)
+
+    def _guarded(self, run: Callable[[], Result]) -> Result:
+        """Runs a part of the loop; EngineDeadError if the GPU fails, or has failed."""
         try:
             if self._death is None:
-                return self._next_events()
+                return run()
         except Exception as error:
             if self.device_type != "cuda":
                 raise

@@ -36,7 +36,7 @@ def _pages(state: SlotState) -> Iterator[str]:
 
 def _slots(state: SlotState, tokens_per_page: Sequence[int]) -> Iterator[str]:
     phases = [Phase(phase) for phase in state.phase.tolist()]
-    longest = {role: most.tolist() for role, most in longest_kv(state).items()}
+    longest = longest_kv(state)
     for slot, phase in enumerate(phases):
         length, committed = int(state.length[slot]), int(state.committed[slot])
         if not 0 <= committed <= length <= state.tokens.shape[1]:

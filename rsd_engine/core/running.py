@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from rsd_engine.core.events import RequestDone, RoleCounters
@@ -29,14 +29,19 @@ class RunningRequests:
 
     Between launches it fills slots and empties them. While a launch runs only the device may write
     them, so a slot that a request has left is freed later, by `free`.
+
+    Args:
+        state: whose slots they are.
+        tokens_per_page: by role.
+        roles: that have passes.
     """
 
     def __init__(
-        self, state: SlotState, tokens_per_page: tuple[int, int, int], roles: Container[Role]
+        self, state: SlotState, tokens_per_page: tuple[int, int, int], roles: Collection[Role]
     ) -> None:
         self._state = state
-        self._roles = roles  # that have passes
         self._tokens_per_page = tokens_per_page
+        self._roles = roles
         self._slots: list[Running | None] = [None] * state.num_slots
         self._left: list[int] = []  # slots to be freed
         self._started = 0  # requests so far

@@ -294,8 +294,8 @@ def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
         list(form.separator_ids), skip_special_tokens=False
     )
     logger.info(
-        "prm: read as %s, with rewards from %g to %g; %r follows every step",
-        family.name, *family.reward_range, text,
+        "prm: read as %s, with rewards from %g to %g and a threshold of %g by default; %r follows "
+        "every step", family.name, *family.reward_range, family.threshold, text,
     )  # fmt: skip
     if fit.max_len[Role.PRM] < fit.model_len:
         logger.warning(

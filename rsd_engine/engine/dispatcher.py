@@ -28,6 +28,7 @@ from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.home_process import HomeProcess
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.engine.reward_watch import RewardWatch
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
@@ -49,6 +50,7 @@ class Dispatcher:
 
     def __init__(self, parts: EngineParts, home: HomeProcess) -> None:
         self.metrics = Metrics()  # of finished requests; `seconds` is time in launches
+        self._reward_watch = RewardWatch()
         self._parts = parts
         self._core = parts.core
         self._home = home
@@ -147,14 +149,9 @@ class Dispatcher:
 
     def _run_requests(self) -> None:
         """Runs the core once, for whoever waits for its events."""
-        with self._door:
-            self._lock.acquire()
-        try:
-            self._wait_for_core()
+        with self._locked(self._queue_up):
             if self._core.has_work:
                 self._run_core()
-        finally:
-            self._lock.release()
 
     def close(self) -> None:
         """Aborts everything and ends the worker."""
@@ -341,6 +338,7 @@ class Dispatcher:
         output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]
         self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
+        self._reward_watch.look(self.metrics)
         self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
 
     def _publish(self, request_id: str, event: StreamEvent | None) -> None:

@@ -50,7 +50,7 @@ class StepScoring:
             ValueError: the engine has no PRM, or a solution is not allowed; none is read then.
         """
         dispatcher, prm = self._alive(), self._parts.models.prm
-        if prm is None:
+        if prm is None or self._parts.models.scorer is not None:
             raise ValueError("score needs a PRM; make the engine with draft, target and prm")
         rules = self._parts.rules
         reader = SolutionReader(rules.delimiters, prm.format, rules.prm_max_len)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
+from rsd_engine import Engine, RequestOutput, SamplingParams, TargetJudge, Threshold
 from rsd_engine.core import solution_rewards
 from rsd_engine.core.solution_rewards import SolutionRewards
 from rsd_engine.models.heads import RewardModel
@@ -257,5 +257,8 @@ def test_it_needs_a_prm_and_an_open_engine(tiny: TinyModels) -> None:
     match = "score needs a PRM"
     with Engine(target=tiny.target, device="cpu") as alone, pytest.raises(ValueError, match=match):
         alone.score("x", ["a"])
+    judged = Engine(tiny.draft, tiny.target, scorer=TargetJudge(), device="cpu")
+    with judged, pytest.raises(ValueError, match=match):
+        judged.score("x", ["a"])
     with pytest.raises(ValueError, match="the engine is closed"):
         alone.score("x", ["a"])
