@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         Metrics,
         RejectedStep,
         RequestOutput,
+        ScoredSolution,
+        ScoredStep,
         Step,
         StepEvent,
     )
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
-        "StepEvent",
+        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput",
+        "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
@@ -49,6 +51,8 @@ __all__ = [
     "RejectedStep",
     "RequestOutput",
     "SamplingParams",
+    "ScoredSolution",
+    "ScoredStep",
     "Step",
     "StepEvent",
 ]

@@ -155,6 +155,32 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
+class ScoredStep:
+    """A given step and its reward."""
+
+    text: str  # as it was given
+    reward: float  # NaN if the PRM gave none
+
+
+@dataclass(frozen=True)
+class ScoredSolution:
+    """The rewards of one solution's steps."""
+
+    question: str
+    steps: tuple[ScoredStep, ...]
+    tokens_read: int  # by the PRM
+
+    @property
+    def rewards(self) -> list[float]:
+        """Of each step, in order."""
+        return [step.reward for step in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; NaN rewards become None."""
+        return dict(_plain(asdict(self)))
+
+
+@dataclass(frozen=True)
 class StepEvent:
     """A decided step, in a stream. Kept steps are final: their texts add up to the output's.
 

@@ -32,6 +32,7 @@ __all__ = [
     "bridge_scratch",
     "end_slot_step",
     "end_step",
+    "rewards",
     "sample_append",
     "sample_scratch",
     "schedule",
@@ -68,6 +69,20 @@ end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(reward_twin.score, "reward")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
+
+
+def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
+    """[S] float32: the rewards of hidden rows [S, hidden], which are before the final norm."""
+    if not hidden.shape[0]:
+        return hidden.new_empty(0, dtype=torch.float32)
+    if not runs_on(hidden):
+        return reward_twin.rewards(hidden, head)
+    size, device = hidden.shape[:1], hidden.device
+    reward, real = (torch.zeros(size, device=device) for _ in range(2))
+    kind, accept = (torch.zeros(size, dtype=torch.int32, device=device) for _ in range(2))
+    kernel = import_module("rsd_kernels.reward.accept")
+    kernel.reward_accept(hidden, head, kind, real, real, real, reward=reward, accept=accept)
+    return reward
 
 
 def sample_scratch(state: SlotState, vocabulary: int) -> SampleScratch | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
@@ -58,6 +59,7 @@ class EngineCore:
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class EngineCore:
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
         self.max_running: int = self.state.num_slots
+        self.num_waiting = 0
         self.num_preemptions = 0
         self.stats = LaunchStats()
         self._mailbox = mailbox
@@ -162,6 +165,12 @@ class EngineCore:
         """
         self._asked = True
         self._ask(HostRequest.RETURN)
+
+    def run_between(self, work: Callable[[], object]) -> list[Event]:
+        """Runs `work` while no launch runs; returns the events since last time."""
+        self._return_now()
+        work()
+        return self._take_pending()
 
     def close(self) -> None:
         """Ends a running launch and frees the executor's graphs."""
@@ -280,7 +289,7 @@ class EngineCore:
     # ------------------------------------------------------------------ admission and pages
 
     def _admit(self) -> None:
-        while self._queue and self._may_start:
+        while self._queue and self._may_start and not self.num_waiting:
             if self._slots_with(active=False):
                 return  # preempted requests are older and go first
             _, request = self._queue[0]

@@ -19,6 +19,7 @@ from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prm_options import PrmFormatLike
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -31,7 +32,7 @@ logger = logging.getLogger("rsd_engine")
 Progress = bool | Callable[..., Any]
 
 
-class Engine:
+class Engine(StepScoring):
     """Reward-Guided Speculative Decoding (RSD) with three models in one process, on one device.
 
     >>> engine = Engine("models/draft", "models/target", "models/prm", policy=Threshold(0.7))

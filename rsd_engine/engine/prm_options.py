@@ -94,6 +94,11 @@ def _format(asked: PrmFormatLike | None) -> PrmTemplate | RewardFamily | None:
 def _with_separator(family: RewardFamily, separator: str, tokenizer: Any) -> PrmFormat:
     """The family's format with another separator; what is read and forgotten again stays."""
     form = family.format(tokenizer)
+    if form.encode_step is not None:
+        raise ValueError(
+            f"prm_separator={separator!r} is given for a PRM of {family.name}, which reads a step "
+            "together with the text around it; leave it out"
+        )
     kept = len(form.separator_ids) - form.num_transient
     ids = (*separator_ids(tokenizer, separator), *form.separator_ids[kept:])
     return replace(form, separator_ids=ids)

@@ -53,6 +53,12 @@ class PrmFormat:
         segment = encode(self.encoder, self.prefix + question + self.suffix)
         return [*self.before, *segment, *self.after]
 
+    def step_tokens(self, text: str, is_first: bool) -> list[int]:
+        """A step's ids, with those that stand before and after it."""
+        before = () if is_first else self.before_step
+        ids = self.encode_step(text, is_first) if self.encode_step else encode(self.encoder, text)
+        return [*before, *ids, *self.separator_ids]
+
 
 Tensors = Mapping[str, StoredTensor]
 """Tensors of a checkpoint by their names."""
@@ -117,8 +123,10 @@ def named(*parts: str) -> Callable[[Checkpoint], bool]:
     """
 
     def recognise(checkpoint: Checkpoint) -> bool:
-        called = str(checkpoint.config().get("_name_or_path") or "")
-        names = f"{Path(checkpoint.source).name}\n{called}".lower()
+        path = Path(checkpoint.source)
+        if path.parent.name == "snapshots":  # of a hub cache
+            path = path.parent.parent
+        names = f"{path.name}\n{checkpoint.config().get('_name_or_path') or ''}".lower()
         return any(part in names for part in parts)
 
     return recognise

@@ -10,8 +10,8 @@ from rsd_engine.models.reward.family import PrmFormat, named
 from rsd_engine.models.reward.qwen_math_prm import QWEN_MATH_PRM, chat_format
 
 _QWEN2_5 = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-# As a chat template spells it: `\n` for a newline and two backslashes for one.
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system\\n([^'\"]+?)<\|im_end\|>")
+# As a chat template spells it: mostly `\n` for a newline, and two backslashes for one.
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"]+?)<\|im_end\|>")
 
 
 def _format(tokenizer: Any) -> PrmFormat:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rsd_engine.engine.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.loader import load_reward_model, reward_family_of
 from rsd_engine.models.registry import reward_families, reward_family
@@ -209,6 +210,16 @@ def test_a_tokenizer_that_lacks_a_token(name: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         reward_family(name).format(qwen_like())
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["Math-Shepherd", "RLHFlow-PRM", "Universal-PRM"])
+def test_a_separator_for_a_family_that_takes_none(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    prm = case.make(tmp_path / case.folder)
+    checkpoint = open_checkpoint(prm.folder)
+    family = PrmOptions(separator="##").family_of(checkpoint)
+    with pytest.raises(ValueError, match=f"prm_separator='##' is given for a PRM of {name}, which"):
+        family.format(load_tokenizer(checkpoint))
 
 
 def test_a_sign_that_is_no_token(tmp_path: Path) -> None:
