@@ -23,7 +23,7 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.models.registry import find_reward_family
+from rsd_engine.models.registry import find_reward_family, reward_family
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
@@ -74,8 +74,10 @@ def language_model(name: str) -> LanguageModel:
 
 
 def reward_model(name: str) -> RewardModel:
-    made = decoder(name)
-    family = find_reward_family(made.config.architecture)
+    """Of a preset; `preset/family` has the head of that family."""
+    preset, _, head_of = name.partition("/")
+    made = decoder(preset)
+    family = reward_family(head_of) if head_of else find_reward_family(made.config.architecture)
     assert family is not None
     head = family.allocate_head(made.weights.final_norm, made.config.rms_norm_eps)
     return RewardModel(made, head)
@@ -150,7 +152,9 @@ def kernels(work: Work) -> Counter[str]:
     return Counter(launch.kernel.__name__ for launch in work.launches)
 
 
-@pytest.mark.parametrize("prm", ["skywork-prm-1.5b", "qwen2.5-math-prm-7b"])
+@pytest.mark.parametrize(
+    "prm", ["skywork-prm-1.5b", "qwen2.5-math-prm-7b", "qwen2.5-math-prm-7b/actprm"]
+)
 def test_every_op_reaches_the_device_and_allocates_nothing(prm: str, work: Work) -> None:
     """A read by the host would raise: these tensors have no values."""
     ops = program(prm)

@@ -165,8 +165,8 @@ def spelled(tokenizer: Any, *parts: str) -> tuple[int, ...]:
 
 def leading_ids(tokenizer: Any) -> tuple[int, ...]:
     """What the tokenizer puts before every text: its bos, or nothing."""
-    backend = backend_of(tokenizer)
-    alone, whole = (backend.encode("a", add_special_tokens=s).ids for s in (False, True))
+    encoder = plain_encoder(tokenizer)  # it does not pad
+    alone, whole = (encoder.encode("a", add_special_tokens=s).ids for s in (False, True))
     return tuple(whole[: whole.index(alone[0])])
 
 
