@@ -33,6 +33,7 @@ from rsd_engine.cli.values import (
     number,
     policy,
     prm_format,
+    scorer,
     size,
     text,
     text_file,
@@ -56,6 +57,7 @@ ENGINE: Mapping[str, Check] = {
     "executor": text,
     "prm_format": prm_format,
     "prm_separator": text,
+    "scorer": scorer,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,

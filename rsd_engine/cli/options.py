@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rsd_engine.steps.policies import POLICY_FORMS
+from rsd_engine.steps.scorers import SCORER_FORMS
 
 _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
@@ -27,6 +28,14 @@ Draft = Annotated[
 ]
 Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
 Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
+ScorerOption = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        f"What scores the steps in place of a PRM: {SCORER_FORMS}",
+        "--scorer",
+    ),
+]
 PrmFormat = Annotated[
     str | None,
     option(

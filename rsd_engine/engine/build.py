@@ -23,7 +23,13 @@ from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
 from rsd_engine.engine.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.engine.scorers import add_scorer, check_given, prepare_scorer, say_scorer
+from rsd_engine.engine.scorers import (
+    add_scorer,
+    check_given,
+    confidence_kind,
+    prepare_scorer,
+    say_scorer,
+)
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -207,6 +213,7 @@ def _loop(
     device: torch.device,
 ) -> Loop:
     prm, logits = models.prm, torch.empty(state.num_slots, models.num_ids, device=device)
+    confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
     merges = None
     if prm is None or prm.shares_vocabulary:
@@ -229,7 +236,8 @@ def _loop(
         forwards=forwards,
         score=score,
         logits=logits,
-        prm_kv=prm.kv if prm else Role.PRM,
+        confidence=confidence,
+        prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
     )
 
 

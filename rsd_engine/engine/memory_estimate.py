@@ -201,7 +201,10 @@ def estimate_models(
         layout=layout,
         activations=sum(model.activations for model in held.values()) + logits,
         state=_state_bytes(layout, max_len, max_num_seqs),
-        tables=sum(model.rope_tables(max_len[role]) for role, model in held.items()),
+        tables=sum(
+            model.rope_tables(max(max_len[role] for role, same in models.items() if same is model))
+            for model in held.values()
+        ),
         available=available,
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.merged import is_merged
 from rsd_engine.engine.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
@@ -52,6 +53,7 @@ class OpenModel:
     vocabulary: Vocabulary
     stop_ids: frozenset[int]  # they end its texts; of a PRM none
     family: RewardFamily | None = None  # of a PRM
+    merged: bool = False  # a PRM on the target's decoder
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,9 @@ def open_models(
         else:
             checkpoint = _open(role, source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
+    if Role.PRM in opened:
+        alike = changed[Role.TARGET] == changed[Role.PRM]
+        opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
     if writers <= set(opened) and opened[Role.DRAFT] is not opened[Role.TARGET]:
         _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
     return opened
@@ -187,6 +192,7 @@ def memory_of(
     found: dict[Role, ModelMemory] = {}
     for role, model in opened.items():
         same = next((memory for other, memory in found.items() if opened[other] is model), None)
+        same = found[Role.TARGET] if model.merged else same
         with _naming(role):
             found[role] = same or ModelMemory(
                 model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
@@ -227,7 +233,7 @@ def load_models(
             "dtype": memory[role].dtype,
             "device": device,
             "max_rows": max_rows,
-            "max_positions": max_positions[role],
+            "max_positions": _longest(role, opened, max_positions),
         }
         advice = "take a dtype of fewer bytes, a smaller model or another device"
         what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
@@ -296,6 +302,21 @@ def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenMo
         return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
+def _merged(target: OpenModel, prm: OpenModel, *, alike: bool) -> OpenModel:
+    """The PRM, as one on the target's decoder if it is; `alike`: both have the same overrides."""
+    checkpoints = (target.checkpoint, prm.checkpoint)
+    return replace(prm, merged=alike and is_merged(*checkpoints, target.config, prm.config))
+
+
+def _longest(
+    role: Role, opened: Mapping[Role, OpenModel], max_positions: Mapping[Role, int]
+) -> int:
+    """Positions of a model's rope tables: those of a merged PRM count for the target too."""
+    is_target = opened[role] is opened.get(Role.TARGET)
+    shares = is_target and Role.PRM in opened and opened[Role.PRM].merged
+    return max(max_positions[role], max_positions[Role.PRM] if shares else 0)
+
+
 def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
     loaded = load_language_model(model.checkpoint, **options)
     _say(role, model.checkpoint, loaded)
@@ -306,6 +327,9 @@ def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> Write
 def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
     family = model.family
     assert family is not None
+    if model.merged:
+        logger.info("prm: the target's weights, with a head of its own")
+        options["decoder"] = writer.model.decoder
     loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
     form = family.format(model.tokenizer)

@@ -16,10 +16,10 @@ from rsd_engine.engine.models import ModelSet, OpenModel, PrmModel
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.probe import ProbeFile
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
-from rsd_engine.steps.scorers import Probe, Scorer, TargetJudge, check_scorer
+from rsd_engine.steps.scorers import Confidence, Probe, Scorer, TargetJudge, check_scorer
 from rsd_engine.steps.vocabulary import plain_encoder
 from rsd_kernels.reward.heads import ClassesHead, RewardHead
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import ConfidenceKind, Role
 
 logger = logging.getLogger("rsd_engine")
 
@@ -104,6 +104,13 @@ def add_scorer(models: ModelSet, scorer: Scorer | None, own: OwnScorer | None) -
     model = RewardModel(writer.model.decoder, head)
     prm = PrmModel(model, family, writer.tokenizer, form, shares_vocabulary=True, kv=own.role)
     return replace(models, prm=prm, scorer=scorer)
+
+
+def confidence_kind(scorer: Scorer | None) -> ConfidenceKind:
+    """What of the draft's distributions the loop sums up for a scorer."""
+    if not isinstance(scorer, Confidence):
+        return ConfidenceKind.NONE
+    return ConfidenceKind[scorer.measure.upper()]
 
 
 def say_scorer(models: ModelSet) -> None:

@@ -23,7 +23,7 @@ from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -45,6 +45,7 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     logits: Tensor  # [num_slots, vocabulary] float32: the ids that may be sampled
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
+    confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
     prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
 
     @cached_property
@@ -103,13 +104,15 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
         if loop.merges is None
         else partial(ops.bridge, state, tables, loop.merges, loop.bridge_scratch)
     )
+    measured = loop.confidence if role == Role.DRAFT else ConfidenceKind.NONE
     sample_append = partial(
-        ops.sample_append, state, rows, logits, tables, role, loop.sample_scratch
+        ops.sample_append, state, rows, logits, tables, role, loop.sample_scratch, measured
     )
+    end_step = partial(ops.end_step, state, loop.tokens_per_page, loop.confidence)
     return (
         Call(f"{role.name}.sample_append", sample_append),
-        Call(f"{role.name}.bridge", bridge),
-        Call(f"{role.name}.end_step", partial(ops.end_step, state, loop.tokens_per_page)),
+        *(() if loop.confidence else (Call(f"{role.name}.bridge", bridge),)),
+        Call(f"{role.name}.end_step", end_step),
     )
 
 

@@ -82,7 +82,7 @@ def load_language_model(
         return weights, lm_head, places
 
     dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
-    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.",))
+    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.", "score."))
     weights, lm_head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)
@@ -99,17 +99,19 @@ def load_reward_model(
     max_rows: int,
     max_positions: int | None = None,
     family: RewardFamily | None = None,
+    decoder: Decoder | None = None,
 ) -> RewardModel:
     """Loads a process reward model.
 
     Args:
-        source: as in `load_language_model`, like all that follow but the last.
+        source: as in `load_language_model`, like all that follow but the last two.
         revision: see there.
         dtype: see there.
         device: see there.
         max_rows: see there.
         max_positions: see there.
         family: what the model is; by default what its checkpoint tells, see `reward_family_of`.
+        decoder: of the same weights; None loads one.
 
     Raises:
         ValueError: as `load_language_model`, or the tokenizer lacks a token that the head is made
@@ -129,6 +131,11 @@ def load_reward_model(
 
     dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
     chosen = _choose(allocate, stored, config, checkpoint.source, ignored=(_LM_HEAD,))
+    if decoder is not None:
+        head = kind.allocate_head(decoder.weights.final_norm, config.rms_norm_eps, raw)
+        own = kind.places(head)
+        fill(own, {name: chosen[name] for name in own})
+        return RewardModel(decoder, head)
     weights, head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)

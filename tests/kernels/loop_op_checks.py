@@ -14,10 +14,11 @@ from rsd_kernels import ops
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
+from rsd_kernels.sample import kernel as sample_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import NUM_ROLES, Finish, Mode, Phase, Role
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -71,6 +72,18 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shadow.calls["end_step"] > 20
     assert {mode for (mode, _), count in modes.items() if count} == set(Mode), modes
     assert modes[Mode.RSD, Finish.PRM_FULL], modes
+
+
+@pytest.mark.parametrize("kind", [ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY])
+def test_confidence_in_every_state_of_a_run(
+    kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: dict[str, Op] = {
+        "sample_append": sample_kernel.sample_append,
+        "end_step": end_step_kernel.end_step,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
+    assert min(calls.values()) > 20, calls
 
 
 def _changed(state: SlotState, rng: random.Random) -> None:

@@ -24,7 +24,13 @@ from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
+from rsd_kernels.state.enums import (
+    MAX_DELIMITER_STATES,
+    MAX_STOP_STATES,
+    ConfidenceKind,
+    Mode,
+    Role,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -115,6 +121,7 @@ def toy_core(
     rule: BatchingRule = BatchingRule.MOST_READY,
     tables: StepTables | None = None,
     prm_kv: Role = Role.PRM,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -148,17 +155,21 @@ def toy_core(
     def score(batch: RowBatch) -> None:
         reward_twin.decide(state, batch, rewards, tokens_per_page)
 
+    forwards = {Role.DRAFT: writer(draft), Role.TARGET: writer(target)}
+    if not confidence:
+        forwards[Role.PRM] = read
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
         tables=tables or toy_tables(),
         merges=toy_merges() if text_bridge is None else None,
         tokens_per_page=tokens_per_page,
-        forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: read},
+        forwards=forwards,
         score=score,
         logits=logits,
         rule=rule,
         prm_kv=prm_kv,
+        confidence=confidence,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)

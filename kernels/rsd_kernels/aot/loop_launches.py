@@ -19,7 +19,7 @@ from rsd_kernels.sample import kernel as sample_append
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -53,6 +53,9 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
         ),
         "advance": schedule.advance_launch(state, batch, Role.DRAFT),
         "end_step": end_step.end_step_launch(state, tokens_per_page),
+        "end_step_by_confidence": end_step.end_step_launch(
+            state, tokens_per_page, confidence=ConfidenceKind.LOGPROB
+        ),
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
@@ -71,7 +74,18 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
+    measuring = {
+        kind: sample_append.sample_append_launches(
+            state, batch, logits, tables, Role.DRAFT, scratch, kind
+        )
+        for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
+    }
     return {
+        **{
+            f"sample_append_{kind.name.lower()}_{i}": launches[i]
+            for kind, launches in measuring.items()
+            for i in (1, 3)
+        },
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
         "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
         "wait_for_host": bridge.wait_for_host_launch(state),

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
+from rsd_kernels.end_step.decision import NAN_BITS, decide
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.rollback.kernel import truncate_lanes
 from rsd_kernels.state.args import check_state, page_sizes, state_args, warps_for
-from rsd_kernels.state.enums import Finish, Mode, Phase, RecordKind, Role
+from rsd_kernels.state.enums import ConfidenceKind, Finish, Mode, Phase, RecordKind, Role
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.kernel import publish
 from rsd_kernels.tick_clock.kernel import end_tick
@@ -41,7 +42,7 @@ _FINISH_NONE = tl.constexpr(int(Finish.NONE))
 _FINISH_STEPS = tl.constexpr(int(Finish.STEPS))
 _FINISH_ERROR = tl.constexpr(int(Finish.ERROR))
 _FINISH_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
-NAN_BITS = tl.constexpr(0x7FC00000)
+_LOGPROB = tl.constexpr(int(ConfidenceKind.LOGPROB))
 STEP_CHUNK = 16  # words and pages a slot copies at a time; more would spill registers
 
 
@@ -126,6 +127,7 @@ def end_step_kernel(
     first: tl.tensor,
     count: tl.tensor,
     ONLY_ENDED: tl.constexpr,
+    CONFIDENCE: tl.constexpr,
     BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
@@ -147,26 +149,41 @@ def end_step_kernel(
     m_score = m_draft & (b_mode == _MODE_RSD)
     # The step did not fit the PRM's context, and the request lets the target write from there on.
     m_again = m_draft & (b_mode == _MODE_TARGET)
-    tl.debug_barrier()
-    tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
     b_kind = tl.where(m_dropped, _DROPPED, tl.where(m_again, REJECTED, KEPT))
     b_kind = tl.where(m_part, _PART, b_kind)
+    b_bits = b_slot * 0 + NAN_BITS
+    if CONFIDENCE == 0:
+        tl.debug_barrier()
+        tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
+        m_lane = m_lane & ~m_score
+    else:
+        b_reward = tl.load(state.confidence + b_slot, mask=m_score, other=0.0)
+        if CONFIDENCE == _LOGPROB:
+            b_reward = tl.exp(b_reward)
+        m_accept, b_scored = decide(state, b_slot, m_score, b_reward)
+        b_kind = tl.where(m_score & ~m_accept, REJECTED, b_kind)
+        b_bits = tl.where(m_score, b_scored, b_bits)
     transition(
-        state, b_slot, (m_lane & ~m_score) | m_part, b_kind, b_source, b_slot * 0 + NAN_BITS,
-        tokens_per_page, CHUNK,
+        state, b_slot, m_lane | m_part, b_kind, b_source, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
     if ONLY_ENDED:
         end_tick(state, CLOCK)
 
 
-def end_step(state: SlotState, tokens_per_page: Sequence[int]) -> None:
+def end_step(
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+) -> None:
     """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
+
+    confidence: by which a draft's step is decided at once, in place of a PRM.
 
     Raises:
         ValueError: the state is not contiguous or not on one device that runs Triton.
     """
     check_state(state)
-    end_step_launch(state, tokens_per_page).run()
+    end_step_launch(state, tokens_per_page, confidence=confidence).run()
 
 
 def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> None:
@@ -182,7 +199,10 @@ def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -
 
 
 def end_step_launch(
-    state: SlotState, tokens_per_page: Sequence[int], slot: int | None = None
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    slot: int | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> Launch:
     """Over every slot whose step ended, or over `slot` alone."""
     count = state.num_slots if slot is None else 1
@@ -192,6 +212,7 @@ def end_step_launch(
         "first": slot or 0,
         "count": count,
         "ONLY_ENDED": slot is None,
+        "CONFIDENCE": int(confidence),
         "BLOCK_S": max(next_power_of_2(count), 2),
         "CHUNK": STEP_CHUNK,
         "CLOCK": not interpreting(),

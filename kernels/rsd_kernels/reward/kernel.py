@@ -12,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.end_step.kernel import DRAFT, KEPT, NAN_BITS, REJECTED, STEP_CHUNK, transition
+from rsd_kernels.end_step.decision import decide
+from rsd_kernels.end_step.kernel import DRAFT, KEPT, REJECTED, STEP_CHUNK, transition
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
-from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
-from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
 from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
@@ -30,12 +29,9 @@ from rsd_kernels.reward.scores import (
 )
 from rsd_kernels.reward.valued import CLASSES_WARPS, LEAST_LANES, valued_args, valued_rewards
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
-from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import end_tick
-
-_PRM = tl.constexpr(int(Role.PRM))
 
 
 @triton.jit
@@ -63,24 +59,7 @@ def _decide(
     CHUNK: tl.constexpr,
 ) -> None:
     """Accepts each lane's step with probability w(reward), else rejects it."""
-    b_kind = tl.load(state.policy_kind + b_slot, mask=m_lane, other=0)
-    b_a = tl.load(state.policy_a + b_slot, mask=m_lane, other=0.0)
-    b_b = tl.load(state.policy_b + b_slot, mask=m_lane, other=0.0)
-    b_uniform = uniform(
-        tl.load(state.seed + b_slot, mask=m_lane, other=0),
-        tl.load(state.sample_index + b_slot, mask=m_lane, other=0),
-        tl.load(state.num_steps + b_slot, mask=m_lane, other=0),
-        tl.load(state.length + b_slot, mask=m_lane, other=0),
-        _PRM,
-        PURPOSE_ACCEPT,
-    )
-    m_nan = m_lane & (b_reward != b_reward)
-    b_nan = tl.load(state.nan_rewards + b_slot, mask=m_nan, other=0) + 1
-    m_accept = accepts(b_kind, b_a, b_b, b_reward, b_uniform)
-    tl.debug_barrier()
-    tl.store(state.reward + b_slot, b_reward, mask=m_lane)
-    tl.store(state.nan_rewards + b_slot, b_nan, mask=m_nan)
-    b_bits = tl.where(m_nan, NAN_BITS, b_reward.to(tl.int32, bitcast=True))
+    m_accept, b_bits = decide(state, b_slot, m_lane, b_reward)
     transition(
         state, b_slot, m_lane, tl.where(m_accept, KEPT, REJECTED), b_slot * 0 + DRAFT, b_bits,
         tokens_per_page, CHUNK,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from rsd_kernels.end_step.twin import keep, reject
+from rsd_kernels.end_step.twin import decide_step
 from rsd_kernels.linear.twin import linear
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
-from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
-from rsd_kernels.state.columns import add_at, host, number, write_at
-from rsd_kernels.state.enums import Purpose, Role
+from rsd_kernels.state.columns import host, number
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.twin import end_tick
@@ -119,30 +115,5 @@ def decide(
     for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
         if not complete[s]:
             continue
-        write_at(state.reward, b, scored[s])
-        reward = float(host(state.reward)[b])
-        if math.isnan(reward):
-            add_at(state.nan_rewards, b, 1)
-        if _accepts(state, b, reward):
-            keep(state, b, Role.DRAFT, reward, tokens_per_page)
-        else:
-            reject(state, b, reward, tokens_per_page)
+        decide_step(state, b, scored[s], tokens_per_page)
     end_tick(state)
-
-
-def _accepts(state: SlotState, slot: int, reward: float) -> bool:
-    probability = accept_probability(
-        number(state.policy_kind, slot),
-        float(host(state.policy_a)[slot]),
-        float(host(state.policy_b)[slot]),
-        reward,
-    )
-    u = draw_uniform(
-        number(state.seed, slot),
-        number(state.sample_index, slot),
-        num_steps=number(state.num_steps, slot),
-        position=number(state.length, slot),
-        role=Role.PRM,
-        purpose=Purpose.ACCEPT,
-    )
-    return u < probability

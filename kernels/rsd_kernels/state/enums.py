@@ -80,6 +80,14 @@ class RecordKind(IntEnum):
     PART = 4  # kept, and the step goes on: nothing scores it, so its tokens need not wait
 
 
+class ConfidenceKind(IntEnum):
+    """By what of its own distributions a draft scores its steps."""
+
+    NONE = 0  # it does not
+    LOGPROB = 1  # exp of the mean log-probability of the tokens
+    ENTROPY = 2  # 1 - the mean entropy as a share of the largest
+
+
 class Purpose(IntEnum):
     """What a draw decides."""
 

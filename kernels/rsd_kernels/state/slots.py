@@ -95,6 +95,7 @@ class SlotState:
     min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output
     finish: Annotated[Tensor, int32, B]  # Finish of the step being written; counts once it is kept
     step_source: Annotated[Tensor, int32, B]  # Role that wrote the step
+    confidence: Annotated[Tensor, float32, B]  # mean over the step's tokens, by `ConfidenceKind`
     match_bytes: Annotated[Tensor, int32, B]  # bytes of the delimiter that ended the step, or 0
     delimiter_state: Annotated[Tensor, int32, B]  # automaton over the current step
     stop_state: Annotated[Tensor, int32, B]  # automaton over the whole output

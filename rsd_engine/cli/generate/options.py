@@ -20,6 +20,7 @@ class GenerateOptions:
     draft: o.Draft = None
     target: o.Target = None
     prm: o.Prm = None
+    scorer: o.ScorerOption = None
     prm_format: o.PrmFormat = None
     prm_separator: o.PrmSeparator = None
     revision: o.Revision = None

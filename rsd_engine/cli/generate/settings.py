@@ -98,6 +98,8 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
         found["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", options.kv_cache_memory)
     if options.hf_overrides is not None:
         found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
+    if options.scorer is not None:
+        found["scorer"] = values.scorer("--scorer", options.scorer)
     if options.prm_format is not None:
         found["prm_format"] = values.prm_format("--prm-format", options.prm_format)
     if options.prm_separator is not None:
@@ -114,8 +116,8 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
         found["step_delimiters"] = None
     if not {"draft", "target"} & set(found):
         raise UsageError(
-            "no model is given; give --draft, --target and --prm, or --draft or --target alone, or "
-            "name them in the [engine] table of --config"
+            "no model is given; give --draft, --target and --prm or --scorer, or --draft or "
+            "--target alone, or name them in the [engine] table of --config"
         )
     return found
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import Mode, Role
+from rsd_kernels.state.enums import ConfidenceKind, Mode, Role
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import (
@@ -34,7 +34,7 @@ from tests.loop.toy import (
 )
 
 Op = Callable[..., None]
-LOGPROBS = ("token_logprob", "top_logprob")
+LOGPROBS = ("token_logprob", "top_logprob", "confidence")
 TIMES = (  # clocks differ
     "pass_start", "nanoseconds", "tick_end", "tick_nanoseconds", "idle_nanoseconds",
 )  # fmt: skip
@@ -168,7 +168,11 @@ def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
 
 
 def random_core(
-    seed: int, num_slots: int = 8, max_rows: int = 16, prm_max_len: int | None = None
+    seed: int,
+    num_slots: int = 8,
+    max_rows: int = 16,
+    prm_max_len: int | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> EngineCore:
     """So few pages that slots lack some and are preempted.
 
@@ -185,7 +189,8 @@ def random_core(
         random_writer(seed), random_writer(seed + 1), score,
         num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
         tables=as_written("ij") if own else around_steps(toy_tables()) if seed % 2 else None,
-        prm_kv=Role.TARGET if own else Role.PRM,
+        prm_kv=Role.DRAFT if confidence else Role.TARGET if own else Role.PRM,
+        confidence=confidence,
     )  # fmt: skip
 
 
@@ -194,8 +199,9 @@ def run_shadowed(
     kernels: dict[str, Op],
     seed: int,
     count: int = 6,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
-    run(random_core(seed), random_requests(seed, count))
+    run(random_core(seed, confidence=confidence), random_requests(seed, count))
     return shadow.calls

@@ -33,7 +33,7 @@ from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
-from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, HostRequest, Phase
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.tick_clock import kernel as tick_clock
@@ -147,6 +147,7 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, loop_ops, 1, count=3)
+        run_shadowed(monkeypatch, loop_ops, 4, count=2, confidence=ConfidenceKind.LOGPROB)
         reward_checks.score_a_run("value", monkeypatch, 3)
         draws()
         rare_steps()
