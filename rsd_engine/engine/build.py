@@ -21,9 +21,9 @@ from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
-from rsd_engine.engine.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.engine.scorers import (
+from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
+from rsd_engine.engine.rewards.scorers import (
     add_scorer,
     check_given,
     confidence_kind,

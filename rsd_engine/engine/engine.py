@@ -17,9 +17,9 @@ from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
-from rsd_engine.engine.prm_options import PrmFormatLike
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.rewards.prm_options import PrmFormatLike
 from rsd_engine.engine.scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
