@@ -143,11 +143,15 @@ def keep(
     else:
         by_target = number(state.mode, b) == Mode.TARGET
         write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
-        _truncate_to_cursors(state, b, tokens_per_page)
+        _truncate_to_cursors(state, b, source, tokens_per_page)
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
-    """Slot b goes back to its last kept step, and the target writes this one."""
+    """Slot b goes back to its last kept step, and the target writes this one.
+
+    A target with a context of its own keeps what it has read of it, and waits for the host, which
+    knows the slot by its step without tokens.
+    """
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
@@ -156,13 +160,21 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
         write_at(cursor, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
-    write_at(state.phase, b, Phase.TARGET)
-    _truncate_to_cursors(state, b, tokens_per_page)
+    separate = number(state.separate_contexts, b)
+    write_at(state.phase, b, Phase.WAIT_HOST if separate else Phase.TARGET)
+    _truncate_to_cursors(state, b, Role.DRAFT, tokens_per_page)
 
 
-def _truncate_to_cursors(state: SlotState, b: int, tokens_per_page: tuple[int, int, int]) -> None:
-    length, prm_length = number(state.length, b), number(state.prm_length, b)
-    truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
+def _truncate_to_cursors(
+    state: SlotState, b: int, writer: int, tokens_per_page: tuple[int, int, int]
+) -> None:
+    """Cuts K/V to what is kept; that of another context than the writer's stays."""
+    keep = [number(state.length, b)] * 2 + [number(state.prm_length, b)]
+    if number(state.separate_contexts, b):
+        other = Role.TARGET if writer == Role.DRAFT else Role.DRAFT
+        keep[other] = number(state.kv_len, (other, b))
+    draft, target, prm = keep
+    truncate_kv(state, b, (draft, target, prm), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

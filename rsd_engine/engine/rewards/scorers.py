@@ -12,7 +12,7 @@ import torch
 from rsd_engine.engine.chat.conversation import ChatOptions
 from rsd_engine.engine.chat.renderer import TemplateRenderer
 from rsd_engine.engine.memory_estimate import OwnContext
-from rsd_engine.engine.models import ModelSet, OpenModel, PrmModel
+from rsd_engine.engine.models import ModelSet, OpenModel, PrmModel, difference_of_writers
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.probe import ProbeFile
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
@@ -69,6 +69,14 @@ def prepare_scorer(scorer: Scorer | None, opened: Mapping[Role, OpenModel]) -> O
     Raises:
         ValueError: the scorer does not fit the models.
     """
+    if scorer is None:
+        return None
+    difference = difference_of_writers(opened)
+    if difference:
+        raise ValueError(
+            "scorer: draft and target must have one tokenizer, for it scores the writers' own "
+            f"tokens; these differ ({difference}). Give another draft, or a prm in its place"
+        )
     if isinstance(scorer, Probe):
         role = Role[scorer.role.upper()]
         probe = ProbeFile(scorer.file, opened[role].config.hidden_size)

@@ -1,0 +1,53 @@
+"""How steps go through text to a model with another vocabulary."""
+
+from __future__ import annotations
+
+import logging
+
+from rsd_engine.core.host_steps import HostBridge
+from rsd_engine.core.writer_contexts import Translate
+from rsd_engine.engine.models import ModelSet, WriterModel
+from rsd_engine.loop.rsd import Loop
+from rsd_engine.steps.text_bridge import TextBridge
+from rsd_engine.steps.translation import StepTranslator
+from rsd_kernels.state.enums import Role
+from rsd_kernels.state.tables import BY_TEXT
+
+logger = logging.getLogger("rsd_engine")
+
+
+def text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
+    prm = models.prm
+    if prm is None:
+        return None
+    if loop.merges is not None:
+        missing = (loop.tables[Role.DRAFT].prm_token == BY_TEXT).nonzero().flatten().tolist()
+        if not missing:
+            return None
+        data = models.main.vocabulary.token_bytes
+        tokens = ", ".join(repr(data[i].decode("utf-8", "replace")) for i in missing[:3])
+        logger.info(
+            "prm: it reads the letters of tokens that it lacks (%s%s); steps with them are "
+            "tokenised from text, on the host", tokens, ", ..." if len(missing) > 3 else "",
+        )  # fmt: skip
+    elif not models.separate:
+        logger.info("prm: its steps are tokenised from text, on the host (slower)")
+
+    def bridge(writer: WriterModel) -> HostBridge:
+        form = prm.format
+        made = TextBridge(writer.tokenizer, prm.tokenizer, form.separator_ids, form.encode_step)
+        return made.step_tokens
+
+    return models.of_vocabularies(bridge)
+
+
+def translations(models: ModelSet) -> dict[Role, Translate] | None:
+    if not models.separate:
+        return None
+    draft, target = models.writers[Role.DRAFT], models.writers[Role.TARGET]
+
+    def translate(writer: WriterModel, reader: WriterModel) -> Translate:
+        num_ids = models.num_ids_of(reader)
+        return StepTranslator(writer.vocabulary, reader.tokenizer, num_ids).translate
+
+    return {Role.DRAFT: translate(draft, target), Role.TARGET: translate(target, draft)}
