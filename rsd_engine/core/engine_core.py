@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
-from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_at, pages_for_longest_step
@@ -54,6 +54,7 @@ class EngineCore:
         executor: runs the loop's program.
         mailbox: the host's side of the state's log and request word.
         text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+        text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
@@ -67,6 +68,7 @@ class EngineCore:
         mailbox: Mailbox,
         *,
         text_bridge: HostBridge | None = None,
+        text_ends: HostEnds | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -83,7 +85,7 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._leaving: list[int] = []  # slots to be freed when the launch has returned
-        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
+        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge, text_ends)
         self._queue: deque[tuple[int, SlotRequest]] = deque()
         self._slots: list[_Running | None] = [None] * self.state.num_slots
         self._arrivals = 0

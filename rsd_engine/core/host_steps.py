@@ -1,4 +1,8 @@
-"""Steps that wait for the host: their PRM has another tokenizer, so they reach it through text."""
+"""Steps that wait for the host, which works by way of their text.
+
+A step that has ended waits where its PRM has another tokenizer. A step that was kept waits where
+the device cannot tell the tokens of its end.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,33 @@ from rsd_kernels.state.slots import SlotState
 HostBridge = Callable[[list[int], int, Finish], list[int]]
 """(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
 
+HostEnds = Callable[[list[int], int], tuple[int, list[int]]]
+"""(context, where its last step begins) -> (begin, the tokens from `begin` on)."""
+
 
 class HostSteps:
     """Serves slots in phase WAIT_HOST, between launches."""
 
     def __init__(
-        self, tokens_per_page: tuple[int, int, int], text_bridge: HostBridge | None
+        self,
+        tokens_per_page: tuple[int, int, int],
+        text_bridge: HostBridge | None,
+        text_ends: HostEnds | None,
     ) -> None:
         self._tokens_per_page = tokens_per_page
         self._text_bridge = text_bridge
+        self._text_ends = text_ends
 
     def serve(self, state: SlotState) -> bool:
         """Ends the steps that wait, and tells their records; whether there were any."""
         waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
         for slot in waiting:
-            self._end_step(state, slot)
+            if int(state.length[slot]) > int(state.committed[slot]):
+                self._end_step(state, slot)
+            else:
+                state.phase[slot] = Phase.DRAFT
+            if self._text_ends is not None and int(state.phase[slot]) == Phase.DRAFT:
+                self._settle_end(state, slot, self._text_ends)
         if waiting:
             int(state.log_head)  # host read: waits until the device has ended these steps
         return bool(waiting)
@@ -38,3 +54,8 @@ class HostSteps:
         ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
         ops.write_prm_step(state, slot, ids)
         ops.end_slot_step(state, slot, self._tokens_per_page)
+
+    def _settle_end(self, state: SlotState, slot: int, text_ends: HostEnds) -> None:
+        context = state.tokens[slot, : int(state.length[slot])].tolist()
+        begin, tokens = text_ends(context, int(state.kept_from[slot]))
+        ops.replace_end(state, slot, begin, tokens)

@@ -57,7 +57,7 @@ _COPIED = (  # from the request, under the same name
 )  # fmt: skip
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told",
+    "stop_committed", "nan_rewards", "told", "shortened",
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def fill_slot(
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
         getattr(state, name)[slot] = 0
+    state.kept_from[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
     state.generation[slot] = generation
     state.arrival[slot] = arrival

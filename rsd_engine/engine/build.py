@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.host_steps import HostBridge
+from rsd_engine.core.host_steps import HostBridge, HostEnds
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
@@ -30,8 +30,9 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_merge_tables
+from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
+from rsd_engine.steps.step_ends import StepEnds
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
 from rsd_kernels import ops
@@ -42,6 +43,7 @@ from rsd_kernels.state.slots import ANY_ROWS, SlotState
 logger = logging.getLogger("rsd_engine")
 
 STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
+STEP_ENDS = ("text", "tokens")
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -73,6 +75,7 @@ def build_engine(
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
+    step_ends: str,
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
@@ -83,6 +86,7 @@ def build_engine(
         check_policy(policy)
     check_dtype(dtype)
     delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
+    text_ends = _text_ends(step_ends) and prm is not None and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
@@ -101,11 +105,14 @@ def build_engine(
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
-        loop = _loop(models, pool, fit.layout, state, delimiters, where)
+        loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
-    core = EngineCore(loop, runs, mailbox, text_bridge=_text_bridge(models, loop))
+    core = EngineCore(
+        loop, runs, mailbox,
+        text_bridge=_text_bridge(models, loop), text_ends=_host_ends(models, loop, delimiters),
+    )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
@@ -148,6 +155,13 @@ def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence
     return (asked,) if isinstance(asked, str) else asked or ()
 
 
+def _text_ends(step_ends: str) -> bool:
+    if step_ends not in STEP_ENDS:
+        allowed = " or ".join(map(repr, STEP_ENDS))
+        raise ValueError(f"step_ends is {step_ends!r}; it must be {allowed}")
+    return step_ends == "text"
+
+
 def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
     """A graph reads a fixed number of rows; eager on a CPU reads exactly those of the pass."""
     exact = executor in ("eager", "profile") and device.type == "cpu"
@@ -174,28 +188,30 @@ def _loop(
     layout: PoolLayout,
     state: SlotState,
     delimiters: Sequence[str],
+    text_ends: bool,
     device: torch.device,
 ) -> Loop:
     prm, logits = models.prm, torch.empty(state.num_slots, models.num_ids, device=device)
     forwards, score = _passes(models, pool, layout, state, logits)
-    merges = None
-    if prm is None or prm.shares_vocabulary:
-        merges = build_merge_tables(models.main.tokenizer, delimiters, device)
+    tokenizer = models.main.tokenizer
+    merges = build_merge_tables(tokenizer, delimiters, device)
     return Loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
         tables=build_step_tables(
-            models.main.tokenizer,
+            tokenizer,
             prm.tokenizer if prm and prm.shares_vocabulary else None,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
         ),
-        merges=merges,
+        merges=merges if prm is None or prm.shares_vocabulary else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
+        text_ends=text_ends,
+        end_merges=merges if text_ends and settles_ends(tokenizer, delimiters) else None,
     )
 
 
@@ -226,6 +242,14 @@ def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
     logger.info("prm: its steps are tokenised from text, on the host (slower)")
     bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
     return bridge.step_tokens
+
+
+def _host_ends(models: ModelSet, loop: Loop, delimiters: Sequence[str]) -> HostEnds | None:
+    if not loop.text_ends:
+        return None
+    if loop.end_merges is None:
+        logger.info("step ends: tokenised again from text, on the host (slower)")
+    return StepEnds(models.main.tokenizer, delimiters).end_tokens
 
 
 def _default_policy(models: ModelSet) -> Policy:

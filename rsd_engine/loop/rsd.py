@@ -44,6 +44,8 @@ class Loop:
     forwards: dict[Role, Forward]
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     logits: Tensor  # [num_slots, vocabulary] float32: the ids that may be sampled
+    text_ends: bool = False  # the end of a kept step is read as the tokens of its text
+    end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
 
     @cached_property
@@ -107,10 +109,21 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
         Call(f"{role.name}.sample_append", sample_append),
         Call(f"{role.name}.bridge", bridge),
         Call(f"{role.name}.end_step", partial(ops.end_step, state, loop.tokens_per_page)),
+        *(_retokenise(loop, role) if role == Role.TARGET else ()),
     )
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
     """Scores the steps that were read; each is kept, or rolled back and rewritten."""
     assert loop.score is not None
-    return (Call("PRM.score", partial(loop.score, rows)),)
+    return (Call("PRM.score", partial(loop.score, rows)), *_retokenise(loop, Role.PRM))
+
+
+def _retokenise(loop: Loop, role: Role) -> Block:
+    """Settles the ends of the steps that were kept."""
+    if not loop.text_ends:
+        return ()
+    retokenise = partial(
+        ops.retokenise, loop.state, loop.tables, loop.end_merges, loop.bridge_scratch
+    )
+    return (Call(f"{role.name}.retokenise", retokenise),)

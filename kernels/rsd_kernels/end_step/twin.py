@@ -72,6 +72,7 @@ def keep(
         finish = int(Finish.STEPS)
     publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
     write_at(state.num_steps, b, num_steps)
+    write_at(state.kept_from, b, host(state.committed)[b])
     write_at(state.committed, b, host(state.length)[b])
     write_at(state.prm_committed, b, host(state.prm_length)[b])
     write_at(state.stop_committed, b, host(state.stop_state)[b])
