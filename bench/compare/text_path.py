@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from bench.lib import report
 from bench.lib.options import command_parser, positive
 from rsd_engine import CompletionOutput, Engine, SamplingParams, Step, Threshold
 from rsd_engine.demo.problems import generate
+from rsd_engine.steps.vocabulary import read_vocabulary
 
 THRESHOLD = 0.5
 ENDS = ("text", "tokens")
@@ -182,19 +183,24 @@ def _look_into(
 
 
 def tokens_inside(steps: Sequence[Step], prompt: str, writer: EagerWriter) -> str:
-    """Tokens inside the steps that are not those of the text, for people; "" if all are."""
-    tokenizer = writer.tokenizer
-    for number, step in enumerate(steps):
-        body = step.text.removesuffix(DELIMITER)
-        # The letters between the first word and the last, whose neighbours cannot change them.
-        before = prompt + "".join(s.text for s in steps[:number])
-        [whole, start] = writer.encode([before + body, before])
-        written = _pieces(tokenizer, step.token_ids)
-        canonical = _pieces(tokenizer, whole[len(start) - 1 :])
-        missing = [piece for piece in written if piece.strip() and piece not in canonical]
-        if missing:
-            return f"{missing} in {body!r}"
-    return ""
+    """Where steps have tokens that are not those of the text, their ends apart; "" if nowhere."""
+    token_bytes = read_vocabulary(writer.tokenizer).token_bytes
+    [before, whole] = writer.encode([prompt, prompt + "".join(step.text for step in steps)])
+    written = before + [token for step in steps for token in step.token_ids]
+    data = b"".join(token_bytes[token] for token in written)
+    at = sum(len(token_bytes[token]) for token in before)
+    ends = set[int]()  # bytes of delimiters
+    for step in steps:
+        at += len(step.text.encode())
+        ends |= set(range(at - len(DELIMITER), at))
+    cuts = [set(accumulate(len(token_bytes[i]) for i in ids)) for ids in (whole, written)]
+    differing = cuts[0] ^ cuts[1]
+    inside = [
+        data[start:end].decode(errors="replace")
+        for start, end in pairwise(sorted({0} | (cuts[0] & cuts[1])))
+        if any(start < cut < end for cut in differing) and ends.isdisjoint(range(start, end))
+    ]
+    return ", ".join(map(repr, inside))
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

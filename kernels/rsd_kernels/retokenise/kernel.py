@@ -165,7 +165,6 @@ def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
     b_kept_from = tl.load(state.kept_from + b_slot, mask=m_slot, other=-1)
     m_wait = (b_phase == _PHASE_DRAFT) & (b_mode == _MODE_RSD) & (b_kept_from >= 0)
-    tl.debug_barrier()  # every thread has read the phases
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
 
 

@@ -15,6 +15,7 @@ from rsd_kernels.state.enums import Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.retokenise.contexts import kept, written
 from tests.steps.test_prm_tokens import BLANK, FAMILIES, Family
+from tests.steps.toy_tokenizers import id_of
 
 
 def tokens_of(state: SlotState, slot: int = 0) -> list[int]:
@@ -111,14 +112,14 @@ def test_sentencepiece_puts_no_space_before_the_end() -> None:
     ids = made.tokenizer.encode("we add\n\n", add_special_tokens=False).ids
     assert by_text(ends, ids, 0) == ids
     # "sum" written letter by letter stays; only the delimiter's tokens could change
-    letters = [made.tokenizer.token_to_id(letter) for letter in "▁we"]
+    letters = [id_of(made.tokenizer, letter) for letter in "▁we"]
     assert by_text(ends, [*ids, *letters, *ids[-2:]], len(ids)) == [*ids, *letters, *ids[-2:]]
 
 
 def test_special_tokens_and_parts_of_characters_stay() -> None:
     made = FAMILIES["qwen"]
     ends = StepEnds(made.tokenizer, [BLANK])
-    special = made.tokenizer.token_to_id("<|im_start|>")
+    special = id_of(made.tokenizer, "<|im_start|>")
     newline, two = ids_of(made.tokenizer, "\n", "\n\n")
     assert by_text(ends, [special, newline, newline], 1) == [special, two]
     assert by_text(ends, [newline, special, newline, newline], 2) == [newline, special, two]

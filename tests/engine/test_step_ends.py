@@ -1,0 +1,120 @@
+"""The ends of kept steps as text has them: what code answers that passes text between models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from bench.compare.paper.arrangement import Answer, Limits, PaperArrangement
+from bench.compare.text_path import compare
+from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
+from rsd_engine.engine import build
+from rsd_kernels.state.enums import Phase
+from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
+from tests.tiny_models import TinyModels
+
+QUESTIONS = [*PROMPTS, *(f"{n} + {n * 7} = ?" for n in range(10))]
+TOKENS = 56  # compared; a few more are written
+PARAMS = SamplingParams(temperature=0.0, max_tokens=TOKENS + 16, policy=Threshold(0.5))
+
+
+@pytest.fixture(scope="module")
+def arrangement(tiny: TinyModels) -> PaperArrangement:
+    return PaperArrangement(
+        tiny.draft, tiny.target, tiny.prm, threshold=0.5, limits=Limits(TOKENS + 16)
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs(arrangement: PaperArrangement) -> list[Answer]:
+    return arrangement.solve(QUESTIONS)
+
+
+def answers(engine: Engine) -> list[RequestOutput]:
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    return engine.chat(chats, PARAMS, use_tqdm=False)
+
+
+def verdicts(
+    ours: Sequence[RequestOutput], theirs: Sequence[Answer], arrangement: PaperArrangement
+) -> Counter[str]:
+    pairs = zip(ours, theirs, strict=True)
+    return Counter(compare(o.outputs[0], t, arrangement, TOKENS).kind for o, t in pairs)
+
+
+@pytest.mark.parametrize("executor", ["eager", "simulated-loop"])
+@pytest.mark.parametrize("way", ["device", "host"])
+def test_the_answers_of_text_between_models(
+    way: str,
+    executor: str,
+    tiny: TinyModels,
+    theirs: list[Answer],
+    arrangement: PaperArrangement,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if way == "host":
+        monkeypatch.setattr(build, "settles_ends", lambda *_: False)
+    with Engine(
+        **tiny.sources(), step_ends="text", max_num_seqs=5, device="cpu", executor=executor
+    ) as engine:
+        assert (engine.parts.core.loop.end_merges is None) == (way == "host")
+        plain = answers(engine)
+        assert verdicts(plain, theirs, arrangement) == {"same": len(QUESTIONS)}
+        if executor == "eager":
+            with harsh(engine):  # preempted, with NaN where nothing may be read
+                again = answers(engine)
+            assert list(map(decisions, again)) == list(map(decisions, plain))
+        assert all_pages_free(engine)
+    steps = [step for one in plain for step in one.outputs[0].steps]
+    assert any(step.rejected for step in steps) and any(step.source == "draft" for step in steps)
+    assert any(step.text == "\n\n" for step in steps)
+
+
+def test_tokens_as_written_give_other_answers(
+    tiny: TinyModels, theirs: list[Answer], arrangement: PaperArrangement
+) -> None:
+    """So the comparison can fail."""
+    with Engine(**tiny.sources(), step_ends="tokens", max_num_seqs=5, device="cpu") as engine:
+        found = verdicts(answers(engine), theirs, arrangement)
+    assert found["different"] > 2 and found["same"] > 0
+
+
+def test_outputs_have_the_tokens_that_were_written(engine: Engine) -> None:
+    """With as many as were asked for, though the context got shorter meanwhile."""
+    params = SamplingParams(
+        temperature=0.0, max_tokens=40, ignore_eos=True, policy=Threshold(0.5), logprobs=0
+    )
+    core, shortened = engine.parts.core, 0
+    for result in generate(engine, PROMPTS, params):
+        [output] = result.outputs
+        assert output.finish_reason == "length" and len(output.token_ids) == 40
+        assert output.logprobs is not None and len(output.logprobs) == 40
+        text = b"".join(
+            engine.parts.models.main.vocabulary.token_bytes[i] for i in output.token_ids
+        )
+        assert text.decode(errors="replace") == output.text
+    shortened = int(core.state.shortened.sum())
+    assert shortened > 0
+
+
+def test_a_prm_with_another_tokenizer(other_prm: TinyModels, tiny: TinyModels) -> None:
+    """Both wait for the host in turn: the step to be scored, and its end once it is kept."""
+    with Engine(**other_prm.sources(), max_num_seqs=4, device="cpu") as engine:
+        assert engine.parts.core.loop.merges is None
+        assert engine.parts.core.loop.end_merges is not None
+        with harsh(engine):
+            found = generate(engine, PROMPTS, PARAMS)
+        kept = [d for result in found for d in decisions(result)]
+        assert len(kept) > 20
+        assert int(engine.parts.core.state.shortened.sum()) > 0
+        assert Phase.WAIT_HOST not in engine.parts.core.state.phase.tolist()
+        assert all_pages_free(engine)
+
+
+def test_plain_engines_do_not_look(tiny: TinyModels) -> None:
+    with Engine(target=tiny.target, step_delimiters="\n\n", device="cpu") as engine:
+        assert not engine.parts.core.loop.text_ends
+    with pytest.raises(ValueError, match=r"step_ends is 'both'; it must be 'text' or 'tokens'"):
+        Engine(target=tiny.target, step_ends="both", device="cpu")
