@@ -1,6 +1,6 @@
 """Step ends: does the engine read what code reads that passes text from model to model?
 
-    python -m bench.compare.text_path --prompts gsm8k.jsonl
+    python -m bench.text_path --prompts gsm8k.jsonl
 
 Answers prompts with SmolLM2 as draft and target and a stand-in reward model, greedily: once in the
 paper's arrangement, where every call tokenises the whole text, and with this engine under each
@@ -266,7 +266,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", default="read again", help="of the paper's arrangement")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -13,17 +13,27 @@ from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.engine import build
 from rsd_kernels.state.enums import Phase
 from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
-from tests.tiny_models import TinyModels
+from tests.tiny_models import TinyModels, make_tiny_models
 
-QUESTIONS = [*PROMPTS, *(f"{n} + {n * 7} = ?" for n in range(10))]
+QUESTIONS = [*PROMPTS, *(f"{n} + {n * 7} = ?" for n in range(8))]
 TOKENS = 56  # compared; a few more are written
 PARAMS = SamplingParams(temperature=0.0, max_tokens=TOKENS + 16, policy=Threshold(0.5))
 
 
 @pytest.fixture(scope="module")
-def arrangement(tiny: TinyModels) -> PaperArrangement:
+def newline_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Models that like newlines: some of their steps are empty, some end in two tokens."""
+    return make_tiny_models(tmp_path_factory.mktemp("newlines"), seed=41)
+
+
+@pytest.fixture(scope="module")
+def arrangement(newline_models: TinyModels) -> PaperArrangement:
     return PaperArrangement(
-        tiny.draft, tiny.target, tiny.prm, threshold=0.5, limits=Limits(TOKENS + 16)
+        newline_models.draft,
+        newline_models.target,
+        newline_models.prm,
+        threshold=0.5,
+        limits=Limits(TOKENS + 16),
     )
 
 
@@ -49,7 +59,7 @@ def verdicts(
 def test_the_answers_of_text_between_models(
     way: str,
     executor: str,
-    tiny: TinyModels,
+    newline_models: TinyModels,
     theirs: list[Answer],
     arrangement: PaperArrangement,
     monkeypatch: pytest.MonkeyPatch,
@@ -57,7 +67,11 @@ def test_the_answers_of_text_between_models(
     if way == "host":
         monkeypatch.setattr(build, "settles_ends", lambda *_: False)
     with Engine(
-        **tiny.sources(), step_ends="text", max_num_seqs=5, device="cpu", executor=executor
+        **newline_models.sources(),
+        step_ends="text",
+        max_num_seqs=5,
+        device="cpu",
+        executor=executor,
     ) as engine:
         assert (engine.parts.core.loop.end_merges is None) == (way == "host")
         plain = answers(engine)
@@ -73,10 +87,12 @@ def test_the_answers_of_text_between_models(
 
 
 def test_tokens_as_written_give_other_answers(
-    tiny: TinyModels, theirs: list[Answer], arrangement: PaperArrangement
+    newline_models: TinyModels, theirs: list[Answer], arrangement: PaperArrangement
 ) -> None:
     """So the comparison can fail."""
-    with Engine(**tiny.sources(), step_ends="tokens", max_num_seqs=5, device="cpu") as engine:
+    with Engine(
+        **newline_models.sources(), step_ends="tokens", max_num_seqs=5, device="cpu"
+    ) as engine:
         found = verdicts(answers(engine), theirs, arrangement)
     assert found["different"] > 2 and found["same"] > 0
 
@@ -99,7 +115,7 @@ def test_outputs_have_the_tokens_that_were_written(engine: Engine) -> None:
     assert shortened > 0
 
 
-def test_a_prm_with_another_tokenizer(other_prm: TinyModels, tiny: TinyModels) -> None:
+def test_a_prm_with_another_tokenizer(other_prm: TinyModels, newline_models: TinyModels) -> None:
     """Both wait for the host in turn: the step to be scored, and its end once it is kept."""
     with Engine(**other_prm.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None
@@ -113,8 +129,8 @@ def test_a_prm_with_another_tokenizer(other_prm: TinyModels, tiny: TinyModels) -
         assert all_pages_free(engine)
 
 
-def test_plain_engines_do_not_look(tiny: TinyModels) -> None:
-    with Engine(target=tiny.target, step_delimiters="\n\n", device="cpu") as engine:
+def test_plain_engines_do_not_look(newline_models: TinyModels) -> None:
+    with Engine(target=newline_models.target, step_delimiters="\n\n", device="cpu") as engine:
         assert not engine.parts.core.loop.text_ends
     with pytest.raises(ValueError, match=r"step_ends is 'both'; it must be 'text' or 'tokens'"):
-        Engine(target=tiny.target, step_ends="both", device="cpu")
+        Engine(target=newline_models.target, step_ends="both", device="cpu")
