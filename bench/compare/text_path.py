@@ -2,11 +2,11 @@
 
     python -m bench.text_path --prompts gsm8k.jsonl
 
-Answers prompts with SmolLM2 as draft and target and a stand-in reward model, greedily: once in the
-paper's arrangement, where every call tokenises the whole text, and with this engine under each
-value of `step_ends`. The first `--tokens` tokens of each answer are compared, step by step: texts,
-decisions, and rewards. An answer that diverges is looked into: there is a tie within rounding, or
-an earlier step has tokens inside it that are not those of its text, or it is an error.
+Answers prompts with SmolLM2 as draft and target and a stand-in reward model, greedily, under each
+value of `step_ends`. Every step is then compared with what the paper's arrangement writes there: it
+tokenises the whole text again for every step, and its reward model reads everything again. Where an
+answer departs, there is a tie within rounding, or an earlier step has tokens inside it that are not
+those of its text, or it is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,34 +23,29 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from bench.compare.paper.agreement import REWARD_ERROR, TIE, as_kept_step, logit_gap
-from bench.compare.paper.arrangement import DELIMITER, Answer, KeptStep, Limits, PaperArrangement
+from bench.compare.paper.agreement import TIE
+from bench.compare.paper.arrangement import DELIMITER
+from bench.compare.paper.replay import Replay, TextWriter
+from bench.compare.paper.reward_model import EagerPrm
 from bench.compare.paper.stand_in_prm import write_stand_in_prm
-from bench.compare.paper.writers import EagerWriter, Loaded
+from bench.compare.paper.writers import Loaded
 from bench.compare.smollm2 import checkpoint_folder
 from bench.lib import report
 from bench.lib.options import command_parser, positive
-from rsd_engine import CompletionOutput, Engine, SamplingParams, Step, Threshold
+from rsd_engine import (
+    CompletionOutput,
+    Engine,
+    RequestOutput,
+    SamplingParams,
+    Step,
+    Threshold,
+)
 from rsd_engine.demo.problems import generate
 from rsd_engine.steps.vocabulary import read_vocabulary
 
 THRESHOLD = 0.5
 ENDS = ("text", "tokens")
-VERDICTS = ("same", "tie", "other tokens inside", "different")
-_MARGIN = 8  # tokens written past those compared: the two programs count them differently
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How one answer compares with the paper's arrangement.
-
-    Attributes:
-        kind: of `VERDICTS`.
-        shown: what differs, for people.
-    """
-
-    kind: str
-    shown: str = ""
+VERDICTS = SAME, TIED, INSIDE, DIFFERENT = ("same", "tie", "other tokens inside", "different")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, questions in sets.items():
             found[name] = measure(folder, writer, prm, questions, options)
             print(show(name, found[name]), flush=True)
-    wrong = sum(one["text"]["verdicts"]["different"] for one in found.values())
+    wrong = sum(one["text"]["verdicts"][DIFFERENT] for one in found.values() if "text" in one)
     report.print_json(
         {
             "bench": "text_path", "model": folder.name, "tokens": options.tokens,
@@ -105,87 +99,51 @@ def measure(
     folder: Path, writer: Loaded, prm: Path, questions: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """The verdicts and counts of each value of `step_ends`."""
-    limit = options.tokens + _MARGIN
-    arrangement = PaperArrangement(
-        writer, writer, prm, threshold=THRESHOLD, limits=Limits(limit), calls=options.calls
+    reader = TextWriter(writer)
+    replay = Replay(reader, reader, EagerPrm(prm, DELIMITER), THRESHOLD)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=options.tokens, seed=0, policy=Threshold(THRESHOLD)
     )
-    answers = [
-        answer
-        for at in range(0, len(questions), options.slots)
-        for answer in arrangement.solve(questions[at : at + options.slots])
-    ]
-    params = SamplingParams(temperature=0.0, max_tokens=limit, seed=0, policy=Threshold(THRESHOLD))
     found: dict[str, Any] = {}
-    for ends in ENDS:
+    for ends in options.step_ends:
         with Engine(
             folder, folder, prm, dtype="float32", device="cpu", max_num_seqs=options.slots,
             max_model_len=2048, step_ends=ends,
         ) as engine:  # fmt: skip
             chats = [[{"role": "user", "content": question}] for question in questions]
             results = engine.chat(chats, params, use_tqdm=False)
-            read = sum(result.metrics.draft.tokens_read for result in results)
-        completions = [result.outputs[0] for result in results]
-        verdicts = [
-            compare(one, answer, arrangement, options.tokens)
-            for one, answer in zip(completions, answers, strict=True)
-        ]
-        for index, verdict in enumerate(verdicts):
-            if (verdict.kind == "different" and ends == "text") or verdict.kind == VERDICTS[2]:
-                print(f"{ends}, answer {index}: {verdict.kind}: {verdict.shown}")
-        counts = Counter(verdict.kind for verdict in verdicts)
+        verdicts: Counter[str] = Counter()
+        for index, (question, result) in enumerate(zip(questions, results, strict=True)):
+            kind, shown = verdict(replay, question, result)
+            verdicts[kind] += 1
+            if kind == INSIDE or (kind == DIFFERENT and ends == "text"):
+                print(f"{ends}, answer {index}: {kind}: {shown}", flush=True)
         found[ends] = {
-            "verdicts": {kind: counts[kind] for kind in VERDICTS},
-            "draft_tokens_read": read,
-            "steps": _step_kinds(completions, writer.tokenizer),
+            "verdicts": {kind: verdicts[kind] for kind in VERDICTS},
+            "draft_tokens_read": sum(result.metrics.draft.tokens_read for result in results),
+            "steps": _step_kinds([result.outputs[0] for result in results], writer.tokenizer),
         }
     return found
 
 
-def compare(
-    ours: CompletionOutput, theirs: Answer, arrangement: PaperArrangement, tokens: int
-) -> Verdict:
-    """Compares the first `tokens` tokens of an answer; what they begin counts as text alone."""
-    ends = list(accumulate(len(step.token_ids) for step in ours.steps))
-    whole = [s for s, end in zip(ours.steps, ends, strict=True) if end <= tokens and _is_whole(s)]
-    mine = [as_kept_step(step) for step in whole]
-    at = _first_difference(mine, theirs.steps)
-    if at is None:
-        rest = _first_tokens(ours.steps[len(whole) :], tokens - sum(ends[len(whole) - 1 :][:1]))
-        kept = "".join(step.text for step in whole)
-        text = kept + arrangement.draft.tokenizer.decode(rest, skip_special_tokens=True)
-        if theirs.written.startswith(text.removesuffix(DELIMITER)):
-            return Verdict("same")
-        at = len(whole)
-    return _look_into(ours.steps, theirs, at, arrangement)
+def verdict(replay: Replay, question: str, result: RequestOutput) -> tuple[str, str]:
+    """One of `VERDICTS`, and what differs, for people."""
+    [answer] = result.outputs
+    prompt = replay.draft.tokenizer.decode(result.prompt_token_ids)
+    found = replay.departure(prompt, question, answer)
+    if found is None:
+        return SAME, ""
+    if found.gap <= TIE:
+        return TIED, found.what
+    inside = tokens_inside(answer.steps[: found.step], prompt, replay.draft)
+    return (INSIDE, inside) if inside else (DIFFERENT, f"step {found.step}: {found.what}")
 
 
-def _look_into(
-    steps: Sequence[Step], theirs: Answer, at: int, arrangement: PaperArrangement
-) -> Verdict:
-    """Why step `at` differs."""
-    a = as_kept_step(steps[at]) if at < len(steps) else None
-    b = theirs.steps[at] if at < len(theirs.steps) else None
-    if a is None or b is None:
-        return Verdict("different", f"{len(steps)} steps of ours, {len(theirs.steps)} of theirs")
-    before = theirs.prompt + "".join(step.text + DELIMITER for step in theirs.steps[:at])
-    for writer, left, right in (
-        (arrangement.draft, a.drafted, b.drafted), (arrangement.target, a.text, b.text),
-    ):  # fmt: skip
-        if left != right and logit_gap(writer, before, left, right) <= TIE:
-            return Verdict("tie")
-    if a.text == b.text and all(abs(s.reward - arrangement.threshold) <= TIE for s in (a, b)):
-        return Verdict("tie")
-    inside = tokens_inside(steps[:at], theirs.prompt, arrangement.draft)
-    shown = (
-        f"ours {a.text!r} {a.source} {a.reward:.4f}, theirs {b.text!r} {b.source} {b.reward:.4f}"
-    )
-    return Verdict(VERDICTS[2], inside) if inside else Verdict("different", f"step {at}: {shown}")
-
-
-def tokens_inside(steps: Sequence[Step], prompt: str, writer: EagerWriter) -> str:
+def tokens_inside(steps: Sequence[Step], prompt: str, writer: TextWriter) -> str:
     """Where steps have tokens that are not those of the text, their ends apart; "" if nowhere."""
     token_bytes = read_vocabulary(writer.tokenizer).token_bytes
-    [before, whole] = writer.encode([prompt, prompt + "".join(step.text for step in steps)])
+    before = writer.encode(prompt)
+    whole = writer.encode(prompt + "".join(step.text for step in steps))
     written = before + [token for step in steps for token in step.token_ids]
     data = b"".join(token_bytes[token] for token in written)
     at = sum(len(token_bytes[token]) for token in before)
@@ -209,21 +167,6 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 def _is_whole(step: Step) -> bool:
     return step.text.endswith(DELIMITER)
-
-
-def _first_tokens(steps: Sequence[Step], count: int) -> list[int]:
-    return [token for step in steps for token in step.token_ids][: max(count, 0)]
-
-
-def _first_difference(mine: Sequence[KeptStep], theirs: Sequence[KeptStep]) -> int | None:
-    for at, a in enumerate(mine):
-        if at == len(theirs):
-            return at
-        b = theirs[at]
-        same = (a.text, a.source, a.drafted) == (b.text, b.source, b.drafted)
-        if not same or abs(a.reward - b.reward) > REWARD_ERROR:
-            return at
-    return None
 
 
 def _step_kinds(completions: Sequence[CompletionOutput], tokenizer: Any) -> dict[str, int]:
@@ -250,7 +193,9 @@ def show(name: str, found: dict[str, Any]) -> str:
         for ends, one in found.items()
     ]
     table = report.format_table(("step_ends", *VERDICTS, "draft reads"), rows)
-    steps = ", ".join(f"{kind}: {count}" for kind, count in found["text"]["steps"].items())
+    steps = ", ".join(
+        f"{kind}: {count}" for kind, count in next(iter(found.values()))["steps"].items()
+    )
     return f"{name}\n{table}\n{steps}"
 
 
@@ -263,6 +208,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=positive, default=64, help="compared of each answer")
     parser.add_argument("--slots", type=positive, default=16, help="prompts answered at once")
     parser.add_argument("--model", help="folder or GGUF file (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--calls", default="read again", help="of the paper's arrangement")
+    parser.add_argument("--step-ends", nargs="*", choices=ENDS, default=list(ENDS))
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     return parser

@@ -86,16 +86,16 @@ def _is_tie(
     a, b = mine[at], answer.steps[at]
     before = answer.prompt + "".join(step.text + DELIMITER for step in answer.steps[:at])
     if a.drafted != b.drafted:
-        return logit_gap(arrangement.draft, before, a.drafted, b.drafted) <= TIE
+        return _gap(arrangement.draft, before, a.drafted, b.drafted) <= TIE
     if a.source != b.source:
         return all(abs(step.reward - arrangement.threshold) <= TIE for step in (a, b))
     if a.text != b.text:
-        return logit_gap(arrangement.target, before, a.text, b.text) <= TIE
+        return _gap(arrangement.target, before, a.text, b.text) <= TIE
     return False  # the same text, another reward
 
 
 @torch.inference_mode()
-def logit_gap(writer: EagerWriter, before: str, left: str, right: str) -> float:
+def _gap(writer: EagerWriter, before: str, left: str, right: str) -> float:
     """Difference of the logits of the first two tokens that differ, after their common prefix."""
     a, b = writer.encode([before + left + DELIMITER, before + right + DELIMITER])
     pairs = enumerate(zip(a, b, strict=False))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
+from bench.compare.paper.agreement import REWARD_ERROR, as_kept_step
 from bench.compare.paper.arrangement import Answer, Limits, PaperArrangement
-from bench.compare.text_path import compare
+from bench.compare.paper.replay import Replay, TextWriter
+from bench.compare.paper.writers import Loaded
+from bench.compare.text_path import DIFFERENT, SAME, verdict
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.engine import build
 from rsd_kernels.state.enums import Phase
@@ -47,11 +50,24 @@ def answers(engine: Engine) -> list[RequestOutput]:
     return engine.chat(chats, PARAMS, use_tqdm=False)
 
 
-def verdicts(
-    ours: Sequence[RequestOutput], theirs: Sequence[Answer], arrangement: PaperArrangement
-) -> Counter[str]:
-    pairs = zip(ours, theirs, strict=True)
-    return Counter(compare(o.outputs[0], t, arrangement, TOKENS).kind for o, t in pairs)
+def same(ours: RequestOutput, theirs: Answer) -> bool:
+    """Whether the first tokens of two answers are the same, step by step."""
+    [output] = ours.outputs
+    ends = accumulate(len(step.token_ids) for step in output.steps)
+    for number, (step, end) in enumerate(zip(output.steps, ends, strict=True)):
+        if end > TOKENS or not step.text.endswith("\n\n"):
+            begun = "".join(one.text for one in output.steps[:number])
+            return theirs.written.startswith(
+                begun + step.text[: max(0, TOKENS - end + len(step.token_ids))]
+            )
+        if number >= len(theirs.steps):
+            return False
+        mine, other = as_kept_step(step), theirs.steps[number]
+        texts = (mine.text, mine.source, mine.drafted)
+        if texts != (other.text, other.source, other.drafted):
+            return False
+        assert mine.reward == pytest.approx(other.reward, abs=REWARD_ERROR)
+    return True
 
 
 @pytest.mark.parametrize("executor", ["eager", "simulated-loop"])
@@ -61,7 +77,6 @@ def test_the_answers_of_text_between_models(
     executor: str,
     newline_models: TinyModels,
     theirs: list[Answer],
-    arrangement: PaperArrangement,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if way == "host":
@@ -75,7 +90,7 @@ def test_the_answers_of_text_between_models(
     ) as engine:
         assert (engine.parts.core.loop.end_merges is None) == (way == "host")
         plain = answers(engine)
-        assert verdicts(plain, theirs, arrangement) == {"same": len(QUESTIONS)}
+        assert all(map(same, plain, theirs))
         if executor == "eager":
             with harsh(engine):  # preempted, with NaN where nothing may be read
                 again = answers(engine)
@@ -89,35 +104,42 @@ def test_the_answers_of_text_between_models(
 def test_tokens_as_written_give_other_answers(
     newline_models: TinyModels, theirs: list[Answer], arrangement: PaperArrangement
 ) -> None:
-    """So the comparison can fail."""
+    """So the comparison can fail; and a replay sees where, without writing the answers again."""
+    draft, target = (
+        TextWriter(Loaded.of(path)) for path in (newline_models.draft, newline_models.target)
+    )
+    replay = Replay(draft, target, arrangement.prm, threshold=0.5)
     with Engine(
         **newline_models.sources(), step_ends="tokens", max_num_seqs=5, device="cpu"
     ) as engine:
-        found = verdicts(answers(engine), theirs, arrangement)
-    assert found["different"] > 2 and found["same"] > 0
+        ours = answers(engine)
+    different = [not same(mine, other) for mine, other in zip(ours, theirs, strict=True)]
+    assert 2 < sum(different) < len(QUESTIONS)
+    for question, mine, wrong in zip(QUESTIONS, ours, different, strict=True):
+        kind, _ = verdict(replay, question, mine)
+        assert kind in (SAME, DIFFERENT) and (kind == DIFFERENT) >= wrong
 
 
-def test_outputs_have_the_tokens_that_were_written(engine: Engine) -> None:
+def test_outputs_have_the_tokens_that_were_written(newline_models: TinyModels) -> None:
     """With as many as were asked for, though the context got shorter meanwhile."""
     params = SamplingParams(
         temperature=0.0, max_tokens=40, ignore_eos=True, policy=Threshold(0.5), logprobs=0
     )
-    core, shortened = engine.parts.core, 0
-    for result in generate(engine, PROMPTS, params):
-        [output] = result.outputs
-        assert output.finish_reason == "length" and len(output.token_ids) == 40
-        assert output.logprobs is not None and len(output.logprobs) == 40
-        text = b"".join(
-            engine.parts.models.main.vocabulary.token_bytes[i] for i in output.token_ids
-        )
-        assert text.decode(errors="replace") == output.text
-    shortened = int(core.state.shortened.sum())
-    assert shortened > 0
+    with Engine(**newline_models.sources(), max_num_seqs=6, device="cpu") as engine:
+        token_bytes = engine.parts.models.main.vocabulary.token_bytes
+        for result in generate(engine, PROMPTS, params):
+            [output] = result.outputs
+            assert output.finish_reason == "length" and len(output.token_ids) == 40
+            assert output.logprobs is not None and len(output.logprobs) == 40
+            text = b"".join(token_bytes[i] for i in output.token_ids)
+            assert text.decode(errors="replace") == output.text
+        assert int(engine.parts.core.state.shortened.sum()) > 0
 
 
-def test_a_prm_with_another_tokenizer(other_prm: TinyModels, newline_models: TinyModels) -> None:
+def test_a_prm_with_another_tokenizer(tmp_path: Path) -> None:
     """Both wait for the host in turn: the step to be scored, and its end once it is kept."""
-    with Engine(**other_prm.sources(), max_num_seqs=4, device="cpu") as engine:
+    models = make_tiny_models(tmp_path, seed=41, own_prm_tokenizer=True)
+    with Engine(**models.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None
         assert engine.parts.core.loop.end_merges is not None
         with harsh(engine):
