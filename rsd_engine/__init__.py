@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from rsd_engine.engine.engine import Engine
     from rsd_engine.outputs import (
         CompletionOutput,
+        EngineDeadError,
         FinishedEvent,
         Metrics,
         RejectedStep,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
-        "StepEvent",
+        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
+        "RequestOutput", "Step", "StepEvent",
     ),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
@@ -40,6 +40,7 @@ show_on_stderr()
 __all__ = [
     "CompletionOutput",
     "Engine",
+    "EngineDeadError",
     "FinishedEvent",
     "Metrics",
     "RejectedStep",
@@ -55,7 +56,9 @@ if not TYPE_CHECKING:  # a type checker must see that other names do not exist
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return importlib.metadata.version("rsd-engine")
+            from importlib import metadata
+
+            return metadata.version("rsd-engine")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -14,6 +14,7 @@ from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate.command import generate
 from rsd_engine.cli.inspect.command import HELP as INSPECT_HELP
 from rsd_engine.cli.inspect.command import inspect
+from rsd_engine.cli.options import Verbose
 from rsd_engine.cli.plan.command import HELP as PLAN_HELP
 from rsd_engine.cli.plan.command import plan
 from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
@@ -53,9 +54,9 @@ def _root(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(verbose: Verbose = None) -> None:
     """Show versions, devices, what was built and what will run."""
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         from rsd_engine import doctor as checks
 
         checks.main()

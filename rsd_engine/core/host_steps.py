@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rsd_engine.core.failures import Failure
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase
 from rsd_kernels.state.slots import SlotState
@@ -32,16 +33,24 @@ class HostSteps:
         self._text_bridge = text_bridge
         self._text_ends = text_ends
 
-    def serve(self, state: SlotState) -> bool:
-        """Ends the steps that wait, and tells their records; whether there were any."""
+    def serve(self, state: SlotState, fail: Callable[[int, Failure], None]) -> bool:
+        """Ends the steps that wait, and tells their records; whether there were any.
+
+        `fail` ends the request of a slot whose step cannot be tokenised.
+        """
         waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
         for slot in waiting:
-            if int(state.length[slot]) > int(state.committed[slot]):
-                self._end_step(state, slot)
-            else:
-                state.phase[slot] = Phase.DRAFT
-            if self._text_ends is not None and int(state.phase[slot]) == Phase.DRAFT:
-                self._settle_end(state, slot, self._text_ends)
+            what = "bringing a step to the PRM"
+            try:
+                if int(state.length[slot]) > int(state.committed[slot]):
+                    self._end_step(state, slot)
+                else:
+                    state.phase[slot] = Phase.DRAFT
+                what = "tokenising the end of a step"
+                if self._text_ends is not None and int(state.phase[slot]) == Phase.DRAFT:
+                    self._settle_end(state, slot, self._text_ends)
+            except Exception as error:
+                fail(slot, Failure.caught("bridge", what, error))
         if waiting:
             int(state.log_head)  # host read: waits until the device has ended these steps
         return bool(waiting)

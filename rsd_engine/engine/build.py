@@ -44,6 +44,7 @@ logger = logging.getLogger("rsd_engine")
 
 STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
 STEP_ENDS = ("text", "tokens")
+_MAX_BYTES = 2**63 - 1
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -81,7 +82,9 @@ def build_engine(
     executor: str,
 ) -> EngineParts:
     """See `Engine`."""
-    _check_sizes(max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization)
+    options = _memory_options(
+        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
+    )
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
@@ -94,14 +97,11 @@ def build_engine(
     opened = open_models(draft, target, prm, revision=revision, overrides=hf_overrides or {})
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
-    options = MemoryOptions(
-        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
-    )
     fit = fit_memory(memory, options, where, _page_multiple(memory, where))
     models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
-    sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)
+    sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
@@ -134,18 +134,26 @@ class _StageClock:
         self._last = now
 
 
-def _check_sizes(
+def _memory_options(
     max_num_seqs: int,
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
-) -> None:
-    check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS)
-    if max_model_len is not None:
-        check_integer("max_model_len", max_model_len)
-    if kv_cache_memory_bytes is not None:
-        check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
-    check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
+) -> MemoryOptions:
+    """The arguments as plain numbers; ValueError if one is not allowed."""
+    length, num_bytes = max_model_len, kv_cache_memory_bytes
+    if length is not None:
+        length = check_integer("max_model_len", length)
+    if num_bytes is not None:
+        num_bytes = check_integer("kv_cache_memory_bytes", num_bytes, 1, _MAX_BYTES)
+    return MemoryOptions(
+        check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS),
+        length,
+        num_bytes,
+        check_number(
+            "gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True
+        ),
+    )
 
 
 def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence[str]:

@@ -140,8 +140,8 @@ def retokenise_kernel(
     first = tl.load(state.kept_from + slot)
     wanted = (tl.load(state.phase + slot) == _PHASE_DRAFT) & (first >= 0)
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD)
-    if wanted:
-        length = tl.load(state.length + slot)
+    length = tl.load(state.length + slot)
+    if wanted & (length == tl.load(state.committed + slot)):
         p_context = state.tokens + slot.to(tl.int64) * state.max_len
         begin, size, certain = _end_word(tables, merges, p_context, first, length)
         tl.debug_barrier()  # every thread has read whether there is something to do
@@ -164,7 +164,10 @@ def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
     b_kept_from = tl.load(state.kept_from + b_slot, mask=m_slot, other=-1)
+    b_begun = tl.load(state.length + b_slot, mask=m_slot, other=0)
+    b_begun -= tl.load(state.committed + b_slot, mask=m_slot, other=0)
     m_wait = (b_phase == _PHASE_DRAFT) & (b_mode == _MODE_RSD) & (b_kept_from >= 0)
+    m_wait = m_wait & (b_begun == 0)
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
 
 

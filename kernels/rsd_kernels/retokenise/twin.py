@@ -87,13 +87,10 @@ def replace_end(state: SlotState, slot: int, begin: int, tokens: list[int]) -> N
 
 
 def _just_kept(state: SlotState) -> list[int]:
-    columns = (state.phase, state.mode, state.kept_from)
-    phase, mode, kept_from = (host(column).tolist() for column in columns)
-    return [
-        b
-        for b in range(state.num_slots)
-        if phase[b] == Phase.DRAFT and mode[b] == Mode.RSD and kept_from[b] >= 0
-    ]
+    columns = (state.phase, state.mode, state.kept_from, state.length, state.committed)
+    phase, mode, kept_from, length, committed = (host(column) for column in columns)
+    kept = (phase == Phase.DRAFT) & (mode == Mode.RSD) & (kept_from >= 0) & (length == committed)
+    return [int(b) for b in kept.nonzero()[0]]
 
 
 def _end_word(

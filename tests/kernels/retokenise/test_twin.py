@@ -98,12 +98,14 @@ def test_other_vocabularies_wait_for_the_host() -> None:
     made = FAMILIES["qwen"]
     assert not settles_ends(made.tokenizer, ["."])
     context, first = written(made, random.Random(0))
-    state = kept([(context, first)] * 4)
+    state = kept([(context, first)] * 5)
     state.mode[1] = Mode.DRAFT
     state.kept_from[2] = -1
     state.phase[3] = Phase.DONE
+    state.committed[4] -= 1
     retokenise(state, made.tables, None)
-    assert state.phase.tolist() == [Phase.WAIT_HOST, Phase.DRAFT, Phase.DRAFT, Phase.DONE]
+    draft = Phase.DRAFT
+    assert state.phase.tolist() == [Phase.WAIT_HOST, draft, draft, Phase.DONE, draft]
 
 
 def test_sentencepiece_puts_no_space_before_the_end() -> None:
