@@ -3,10 +3,10 @@
     python -m bench.text_path --prompts gsm8k.jsonl
 
 Answers prompts with SmolLM2 as draft and target and a stand-in reward model, greedily, under each
-value of `step_ends`. Every step is then compared with what the paper's arrangement writes there: it
-tokenises the whole text again for every step, and its reward model reads everything again. Where an
-answer departs, there is a tie within rounding, or an earlier step has tokens inside it that are not
-those of its text, or it is an error.
+value of `step_ends`; and problems of the demo family by that family. Every step is then compared
+with what the paper's arrangement writes there: it tokenises the whole text again for every step,
+and its reward model reads everything again. Where an answer departs, there is a tie within
+rounding, or an earlier step has tokens inside it that are not those of its text, or it is an error.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from bench.compare.effect import Models
 from bench.compare.paper.agreement import TIE
 from bench.compare.paper.arrangement import DELIMITER
 from bench.compare.paper.replay import Replay, TextWriter
@@ -40,12 +43,24 @@ from rsd_engine import (
     Step,
     Threshold,
 )
-from rsd_engine.demo.problems import generate
+from rsd_engine.demo import ROLES, checkpoint_dir
+from rsd_engine.demo.problems import Problem, check_answer, generate
 from rsd_engine.steps.vocabulary import read_vocabulary
 
-THRESHOLD = 0.5
 ENDS = ("text", "tokens")
 VERDICTS = SAME, TIED, INSIDE, DIFFERENT = ("same", "tie", "other tokens inside", "different")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How questions are answered: the threshold, the tokens of an answer, those of a context."""
+
+    threshold: float
+    tokens: int
+    context: int
+
+
+FAMILY = Setting(0.7, 256, 1024)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,19 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     sets = read_sets(options.prompts, options.count, options.problems, options.seed)
-    folder = checkpoint_folder(options.model)
-    writer = Loaded.of(folder)
     found: dict[str, Any] = {}
+    if options.family:
+        problems = generate(options.seed, "test", options.family)
+        demo = Models(*(checkpoint_dir(role) for role in ROLES))
+        found["demo family"] = measure(demo, problems, FAMILY, options)
+        print(show("demo family", found["demo family"]), flush=True)
     with tempfile.TemporaryDirectory() as work:
-        prm = write_stand_in_prm(Path(work), writer.tokenizer)
+        if sets:
+            folder = checkpoint_folder(options.model)
+            prm = write_stand_in_prm(Path(work), AutoTokenizer.from_pretrained(folder))
+            models = Models(folder, folder, prm)
+        setting = Setting(0.5, options.tokens, 2048)
         for name, questions in sets.items():
-            found[name] = measure(folder, writer, prm, questions, options)
+            found[name] = measure(models, questions, setting, options)
             print(show(name, found[name]), flush=True)
     wrong = sum(one["text"]["verdicts"][DIFFERENT] for one in found.values() if "text" in one)
     report.print_json(
         {
-            "bench": "text_path", "model": folder.name, "tokens": options.tokens,
-            "seed": options.seed, "sets": found, "passed": wrong == 0,
+            "bench": "text_path", "tokens": options.tokens, "seed": options.seed,
+            "sets": found, "passed": wrong == 0,
         }
     )  # fmt: skip
     return 1 if wrong else 0
@@ -96,40 +118,67 @@ def _question(file: Path, number: int, line: str) -> str:
 
 
 def measure(
-    folder: Path, writer: Loaded, prm: Path, questions: Sequence[str], options: argparse.Namespace
+    models: Models,
+    asked: Sequence[str] | Sequence[Problem],
+    setting: Setting,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The verdicts and counts of each value of `step_ends`."""
-    reader = TextWriter(writer)
-    replay = Replay(reader, reader, EagerPrm(prm, DELIMITER), THRESHOLD)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=options.tokens, seed=0, policy=Threshold(THRESHOLD)
-    )
+    """The verdicts and counts of each value of `step_ends`; right answers where they are known."""
+    questions = [one if isinstance(one, str) else one.question for one in asked]
+    loaded = {path: TextWriter(Loaded.of(path)) for path in {models.draft, models.target}}
+    draft, target = loaded[models.draft], loaded[models.target]
+    replay = Replay(draft, target, EagerPrm(models.prm, DELIMITER), setting.threshold)
+    policy = Threshold(setting.threshold)
+    params = SamplingParams(temperature=0.0, max_tokens=setting.tokens, seed=0, policy=policy)
     found: dict[str, Any] = {}
     for ends in options.step_ends:
         with Engine(
-            folder, folder, prm, dtype="float32", device="cpu", max_num_seqs=options.slots,
-            max_model_len=2048, step_ends=ends,
+            models.draft, models.target, models.prm, dtype="float32", device="cpu",
+            max_num_seqs=options.slots, max_model_len=setting.context, step_ends=ends,
         ) as engine:  # fmt: skip
             chats = [[{"role": "user", "content": question}] for question in questions]
             results = engine.chat(chats, params, use_tqdm=False)
         verdicts: Counter[str] = Counter()
+        inside = 0
         for index, (question, result) in enumerate(zip(questions, results, strict=True)):
             kind, shown = verdict(replay, question, result)
             verdicts[kind] += 1
             if kind == INSIDE or (kind == DIFFERENT and ends == "text"):
                 print(f"{ends}, answer {index}: {kind}: {shown}", flush=True)
+            pieces = tokens_inside(result.outputs[0].steps, _prompt(draft, result), draft)
+            inside += bool(pieces)
+            if pieces and ends == "text":
+                print(f"{ends}, answer {index}: other tokens for {pieces}", flush=True)
+        completions = [result.outputs[0] for result in results]
         found[ends] = {
             "verdicts": {kind: verdicts[kind] for kind in VERDICTS},
+            "other_tokens_inside": inside,
+            "right": _right(asked, completions),
             "draft_tokens_read": sum(result.metrics.draft.tokens_read for result in results),
-            "steps": _step_kinds([result.outputs[0] for result in results], writer.tokenizer),
+            "steps": _step_kinds(completions, draft.tokenizer),
         }
     return found
+
+
+def _right(
+    asked: Sequence[str] | Sequence[Problem], answers: Sequence[CompletionOutput]
+) -> int | None:
+    pairs = [
+        (one, answer)
+        for one, answer in zip(asked, answers, strict=True)
+        if isinstance(one, Problem)
+    ]
+    return sum(check_answer(one, answer.text) for one, answer in pairs) if pairs else None
+
+
+def _prompt(writer: TextWriter, result: RequestOutput) -> str:
+    return str(writer.tokenizer.decode(result.prompt_token_ids))
 
 
 def verdict(replay: Replay, question: str, result: RequestOutput) -> tuple[str, str]:
     """One of `VERDICTS`, and what differs, for people."""
     [answer] = result.outputs
-    prompt = replay.draft.tokenizer.decode(result.prompt_token_ids)
+    prompt = _prompt(replay.draft, result)
     found = replay.departure(prompt, question, answer)
     if found is None:
         return SAME, ""
@@ -188,22 +237,23 @@ def _step_kinds(completions: Sequence[CompletionOutput], tokenizer: Any) -> dict
 
 def show(name: str, found: dict[str, Any]) -> str:
     """The table for people."""
+    headers = ("step_ends", *VERDICTS, "with such tokens", "right", "draft reads")
     rows = [
-        [ends, *(str(one["verdicts"][kind]) for kind in VERDICTS), str(one["draft_tokens_read"])]
+        [ends, *(str(one["verdicts"][kind]) for kind in VERDICTS), str(one["other_tokens_inside"]),
+         "-" if one["right"] is None else str(one["right"]), str(one["draft_tokens_read"])]
         for ends, one in found.items()
-    ]
-    table = report.format_table(("step_ends", *VERDICTS, "draft reads"), rows)
-    steps = ", ".join(
-        f"{kind}: {count}" for kind, count in next(iter(found.values()))["steps"].items()
-    )
-    return f"{name}\n{table}\n{steps}"
+    ]  # fmt: skip
+    table = report.format_table(headers, rows)
+    steps = next(iter(found.values()))["steps"]
+    return f"{name}\n{table}\n{', '.join(f'{kind}: {count}' for kind, count in steps.items())}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("text_path", __doc__)
     parser.add_argument("--prompts", nargs="*", default=[], help="JSON lines with a question each")
     parser.add_argument("--count", type=positive, default=50, help="prompts of each file")
-    parser.add_argument("--problems", type=int, default=0, help="problems of the demo family")
+    parser.add_argument("--problems", type=int, default=0, help="problems that SmolLM2 is asked")
+    parser.add_argument("--family", type=int, default=0, help="and that the demo family is asked")
     parser.add_argument("--seed", type=int, default=0, help="seed of the problems")
     parser.add_argument("--tokens", type=positive, default=64, help="compared of each answer")
     parser.add_argument("--slots", type=positive, default=16, help="prompts answered at once")

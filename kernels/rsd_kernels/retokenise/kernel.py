@@ -168,6 +168,7 @@ def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     b_begun -= tl.load(state.committed + b_slot, mask=m_slot, other=0)
     m_wait = (b_phase == _PHASE_DRAFT) & (b_mode == _MODE_RSD) & (b_kept_from >= 0)
     m_wait = m_wait & (b_begun == 0)
+    tl.debug_barrier()  # a slot may be the lane of several threads: all have read its phase
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
 
 

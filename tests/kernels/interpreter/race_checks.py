@@ -219,6 +219,9 @@ def step_ends() -> None:
     retokenise.retokenise(state, made.tables, made.merges)
     assert state.length.tolist() == [2, 2, 5]
     assert state.phase.tolist() == [Phase.DRAFT, Phase.DRAFT, Phase.WAIT_HOST]
+    state.phase.fill_(Phase.DRAFT)
+    retokenise.retokenise(state, made.tables, None)
+    assert state.phase.tolist() == [Phase.DRAFT, Phase.DRAFT, Phase.WAIT_HOST]
 
 
 def cut_back(module: Any) -> None:
