@@ -98,6 +98,9 @@ class SamplingParams:
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
+    Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
+    allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
+
     numpy's numbers and arrays of ids are taken like Python's. Integers without a bound above end at
     2^31 - 1. Other numbers must be 0 or no smaller than 2^-126, the least that float32 holds in
     full.

@@ -1,16 +1,18 @@
 """Steps that wait for the host, which works by way of their text.
 
-A step that has ended waits where its PRM has another tokenizer. A step that was kept waits where
-the device cannot tell the tokens of its end.
+A step that has ended waits where it must reach a model with another tokenizer. A step that was kept
+waits where the device cannot tell the tokens of its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from rsd_engine.core.events import Event, nothing_written
 from rsd_engine.core.failures import Failure
+from rsd_engine.core.running import RunningRequests
 from rsd_kernels import ops
-from rsd_kernels.state.enums import Finish, Phase
+from rsd_kernels.state.enums import Finish, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 HostBridge = Callable[[list[int], int, Finish], list[int]]
@@ -21,50 +23,112 @@ HostEnds = Callable[[list[int], int], tuple[int, list[int]]]
 
 
 class HostSteps:
-    """Serves slots in phase WAIT_HOST, between launches."""
+    """Serves slots in phase WAIT_HOST, between launches.
+
+    Args:
+        slots: the requests.
+        tokens_per_page: by role.
+        text_bridges: for each writer, how its steps reach the PRM; empty if the device bridges.
+        text_ends: finds the tokens of a kept step's end; None if ends stay as they were written.
+    """
 
     def __init__(
         self,
+        slots: RunningRequests,
         tokens_per_page: tuple[int, int, int],
-        text_bridge: HostBridge | None,
+        text_bridges: Mapping[Role, HostBridge],
         text_ends: HostEnds | None,
     ) -> None:
+        self._slots = slots
         self._tokens_per_page = tokens_per_page
-        self._text_bridge = text_bridge
+        self._text_bridges = text_bridges
         self._text_ends = text_ends
 
-    def serve(self, state: SlotState, fail: Callable[[int, Failure], None]) -> bool:
-        """Ends the steps that wait, and tells their records; whether there were any.
+    def serve(
+        self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
+    ) -> bool:
+        """Does what slots wait for the host to do; whether there were any.
 
-        `fail` ends the request of a slot whose step cannot be tokenised.
+        Args:
+            state: at rest.
+            collect: takes the records of the steps that have ended.
+            tell: takes the events of requests that end here, with an error or a full context.
         """
-        waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
-        for slot in waiting:
-            what = "bringing a step to the PRM"
+        ended, decided = _waiting_slots(state)
+        for slot in ended:
             try:
-                if int(state.length[slot]) > int(state.committed[slot]):
-                    self._end_step(state, slot)
-                else:
-                    state.phase[slot] = Phase.DRAFT
-                what = "tokenising the end of a step"
-                if self._text_ends is not None and int(state.phase[slot]) == Phase.DRAFT:
-                    self._settle_end(state, slot, self._text_ends)
+                self._end_step(state, slot)
             except Exception as error:
-                fail(slot, Failure.caught("bridge", what, error))
-        if waiting:
+                failure = Failure.caught("bridge", "bringing a step to the PRM", error)
+                tell(self._slots.fail(slot, failure))
+        if ended:
             int(state.log_head)  # host read: waits until the device has ended these steps
-        return bool(waiting)
+            collect()
+        for slot in decided:
+            if self._text_ends is None:
+                self._give_to(state, slot, Role.TARGET, tell)
+            else:
+                state.phase[slot] = Phase.DRAFT
+        for slot in ended:
+            contexts = self._slots.contexts_of(slot)
+            if contexts and contexts.writer == Role.TARGET:
+                self._give_to(state, slot, Role.DRAFT, tell)
+        if self._text_ends is not None:
+            for slot in [*ended, *decided]:
+                self._settle_end(state, slot, self._text_ends, tell)
+        return bool(ended or decided)
 
     def _end_step(self, state: SlotState, slot: int) -> None:
-        assert self._text_bridge is not None
         first, last = int(state.committed[slot]), int(state.length[slot])
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
-        ids = self._text_bridge(step, int(state.match_bytes[slot]), finish)
-        ops.write_prm_step(state, slot, ids)
+        bridge = self._text_bridges[Role(int(state.step_source[slot]))]
+        ops.write_prm_step(state, slot, bridge(step, int(state.match_bytes[slot]), finish))
         ops.end_slot_step(state, slot, self._tokens_per_page)
 
-    def _settle_end(self, state: SlotState, slot: int, text_ends: HostEnds) -> None:
+    def _settle_end(
+        self, state: SlotState, slot: int, text_ends: HostEnds, tell: Callable[[Event], None]
+    ) -> None:
+        """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
+        if int(state.phase[slot]) != Phase.DRAFT:
+            return
         context = state.tokens[slot, : int(state.length[slot])].tolist()
-        begin, tokens = text_ends(context, int(state.kept_from[slot]))
+        try:
+            begin, tokens = text_ends(context, int(state.kept_from[slot]))
+        except Exception as error:
+            failure = Failure.caught("bridge", "tokenising the end of a step", error)
+            tell(self._slots.fail(slot, failure))
+            return
         ops.replace_end(state, slot, begin, tokens)
+
+    def _give_to(
+        self, state: SlotState, slot: int, writer: Role, tell: Callable[[Event], None]
+    ) -> None:
+        """Puts a writer's context into a slot; the output ends if that is full."""
+        running = self._slots[slot]
+        assert running is not None and running.contexts is not None
+        try:
+            entered = running.contexts.enter(state, slot, writer)
+        except Exception as error:
+            failure = Failure.caught("bridge", "bringing the steps to the other writer", error)
+            tell(self._slots.fail(slot, failure))
+            return
+        if entered:
+            return
+        self._slots.release(slot)
+        tell(nothing_written(running.key, writer))
+        tell(self._slots.leave(slot, Finish.LENGTH))
+
+
+def _waiting_slots(state: SlotState) -> tuple[list[int], list[int]]:
+    """The slots that wait for the host: with an ended step, and with none, since it is decided.
+
+    A step never has no tokens. Where the writers share a vocabulary, a kept one waits for its end;
+    where they do not, a rejected one was rolled back and waits for the target.
+    """
+    waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
+    if not waiting:
+        return [], []
+    first, last = state.committed.tolist(), state.length.tolist()
+    ended = [slot for slot in waiting if first[slot] < last[slot]]
+    return ended, [slot for slot in waiting if slot not in ended]

@@ -16,12 +16,20 @@ from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.host_steps import HostBridge, HostEnds
 from rsd_engine.core.mailbox import open_mailbox
+from rsd_engine.core.writer_contexts import Translate
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
-from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
-from rsd_engine.engine.requests import RequestRules
+from rsd_engine.engine.models import (
+    ModelSet,
+    ModelSource,
+    WriterModel,
+    load_models,
+    memory_of,
+    open_models,
+)
+from rsd_engine.engine.requests import RequestRules, WriterTokens
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -35,10 +43,12 @@ from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.step_ends import StepEnds
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
+from rsd_engine.steps.translation import StepTranslator
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
@@ -105,13 +115,15 @@ def build_engine(
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
+        text_ends = text_ends and not models.separate
         loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
     core = EngineCore(
         loop, runs, mailbox,
-        text_bridge=_text_bridge(models, loop), text_ends=_host_ends(models, loop, delimiters),
+        text_bridges=_text_bridges(models, loop), translate=_translations(models),
+        text_ends=_host_ends(models, loop, delimiters),
     )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
@@ -199,32 +211,49 @@ def _loop(
     text_ends: bool,
     device: torch.device,
 ) -> Loop:
-    prm, logits = models.prm, torch.empty(state.num_slots, models.num_ids, device=device)
+    prm, logits = models.prm, _logits(models, state.num_slots, device)
     forwards, score = _passes(models, pool, layout, state, logits)
-    tokenizer = models.main.tokenizer
-    merges = build_merge_tables(tokenizer, delimiters, device)
-    return Loop(
-        state=state,
-        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
-        tables=build_step_tables(
-            tokenizer,
-            prm.tokenizer if prm and prm.shares_vocabulary else None,
+    tokenizer, on_device = models.main.tokenizer, None
+    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
+    if not models.separate and (prm is None or shared_prm or text_ends):
+        on_device = build_merge_tables(tokenizer, delimiters, device)
+
+    def tables(writer: WriterModel) -> StepTables:
+        return build_step_tables(
+            writer.tokenizer,
+            shared_prm.tokenizer if shared_prm else None,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
-        ),
-        merges=merges if prm is None or prm.shares_vocabulary else None,
+        )
+
+    return Loop(
+        state=state,
+        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
+        tables=models.of_vocabularies(tables),
+        merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
         text_ends=text_ends,
-        end_merges=merges if text_ends and settles_ends(tokenizer, delimiters) else None,
+        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
     )
 
 
+def _logits(models: ModelSet, num_slots: int, device: torch.device) -> dict[Role, Tensor]:
+    """Room for the logits of each writer; all have the same memory, for they never run at once."""
+    num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
+    room = torch.empty(num_slots * max(num_ids.values()), device=device)
+    return {role: room[: num_slots * ids].view(num_slots, ids) for role, ids in num_ids.items()}
+
+
 def _passes(
-    models: ModelSet, pool: PagePool, layout: PoolLayout, state: SlotState, logits: Tensor
+    models: ModelSet,
+    pool: PagePool,
+    layout: PoolLayout,
+    state: SlotState,
+    logits: Mapping[Role, Tensor],
 ) -> tuple[dict[Role, Forward], Forward | None]:
     """The models bound to their pages: the forward of each role, and the op after the PRM's."""
     shapes = models.kv_shapes
@@ -232,7 +261,7 @@ def _passes(
     pages = {role: views[shape] for role, shape in shapes.items()}
     tables = state.page_table
     forwards: dict[Role, Forward] = {
-        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits)
+        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits[role])
         for role, w in models.writers.items()
     }
     if models.prm is None:
@@ -243,13 +272,30 @@ def _passes(
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
 
 
-def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
+def _text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
     prm = models.prm
     if prm is None or loop.merges is not None:
         return None
-    logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
-    return bridge.step_tokens
+    if not models.separate:
+        logger.info("prm: its steps are tokenised from text, on the host (slower)")
+
+    def bridge(writer: WriterModel) -> HostBridge:
+        made = TextBridge(writer.tokenizer, prm.tokenizer, prm.format.separator_ids)
+        return made.step_tokens
+
+    return models.of_vocabularies(bridge)
+
+
+def _translations(models: ModelSet) -> dict[Role, Translate] | None:
+    if not models.separate:
+        return None
+    draft, target = models.writers[Role.DRAFT], models.writers[Role.TARGET]
+
+    def translate(writer: WriterModel, reader: WriterModel) -> Translate:
+        num_ids = models.num_ids_of(reader)
+        return StepTranslator(writer.vocabulary, reader.tokenizer, num_ids).translate
+
+    return {Role.DRAFT: translate(draft, target), Role.TARGET: translate(target, draft)}
 
 
 def _host_ends(models: ModelSet, loop: Loop, delimiters: Sequence[str]) -> HostEnds | None:
@@ -279,13 +325,19 @@ def _rules(
         modes=models.modes,
         policy=policy,
         delimiters=delimiters,
-        eos_ids=models.eos_ids,
-        special_ids={text: i for i, text in models.main.vocabulary.special_text.items()},
-        num_ids=models.num_ids,
-        encode=partial(models.main.tokenizer.encode, add_special_tokens=False),
+        writers=models.of_vocabularies(partial(_writer_tokens, models)),
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,
+    )
+
+
+def _writer_tokens(models: ModelSet, writer: WriterModel) -> WriterTokens:
+    return WriterTokens(
+        vocabulary=writer.vocabulary,
+        num_ids=models.num_ids_of(writer),
+        eos_ids=models.eos_ids_of(writer),
+        encode=partial(writer.tokenizer.encode, add_special_tokens=False),
     )
 
 

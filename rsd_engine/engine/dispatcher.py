@@ -279,11 +279,8 @@ class Dispatcher:
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)
         self._num_requests += 1
-        models, params = self._parts.models, request.params
-        samples = [
-            SampleBuilder(request_id, i, params, models.main.vocabulary, models.eos_ids)
-            for i in range(params.n)
-        ]
+        params, writers = request.params, self._parts.rules.writers
+        samples = [SampleBuilder(request_id, i, params, writers) for i in range(params.n)]
         builder = RequestBuilder(request_id, request.prompt, request.seed, samples)
         keys = list(range(self._num_keys, self._num_keys + params.n))
         self._num_keys += params.n

@@ -171,7 +171,7 @@ def estimate_models(
     shapes = {role: model.config.kv_shape(model.dtype) for role, model in models.items()}
     max_len = {role: max_length_of(role, max_model_len, config) for role, config in configs.items()}
     layout = page_layout(shapes, max_len, page_multiple)
-    num_ids = min(c.vocab_size for role, c in configs.items() if role != Role.PRM)
+    num_ids = max(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
     own: dict[Role, ModelMemory] = {}
     for role, model in models.items():

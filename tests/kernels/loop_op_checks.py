@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from rsd_kernels import ops
+from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
@@ -39,6 +40,20 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
+    assert all(calls[name] > 0 for name in kernels), calls
+
+
+def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected steps wait for the host, and so do all that end."""
+    kernels: dict[str, Op] = {
+        "schedule": schedule_kernel.schedule,
+        "advance": schedule_kernel.advance,
+        "wait_for_host": bridge_kernel.wait_for_host,
+        "end_step": end_step_kernel.end_step,
+        "end_slot_step": end_step_kernel.end_slot_step,
+        "truncate_kv": rollback_kernel.truncate_kv,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 1, count=6, two=True)
     assert all(calls[name] > 0 for name in kernels), calls
 
 
@@ -126,4 +141,20 @@ def test_debug_mode_says_which_value_is_wrong(
     end_step_kernel.end_step(state, core.loop.tokens_per_page)
     getattr(state, name)[index] = value
     with pytest.raises(ValueError, match=message):
+        end_step_kernel.end_step(state, core.loop.tokens_per_page)
+
+
+def test_debug_mode_knows_contexts_that_are_not_in_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")
+    core = random_core(0)
+    state = copied(core.state)
+    state.num_pages.fill_(1)
+    state.length.fill_(9)
+    state.kv_len[1, 0] = 50
+    state.separate_contexts[0] = 1
+    end_step_kernel.end_step(state, core.loop.tokens_per_page)
+    state.kv_len[1, 0] = 97
+    with pytest.raises(ValueError, match=r"kv_len\[TARGET\]\[0\] is 97; allowed: 0 to 96"):
         end_step_kernel.end_step(state, core.loop.tokens_per_page)

@@ -125,23 +125,24 @@ def program(prm: str) -> list[Call]:
         scratch=ops.score_scratch(state, scorer.head),
     )  # fmt: skip
     byte, long = torch.uint8, torch.int64
+    tables = StepTables(
+        empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
+        empty(NUM_IDS), empty(1),
+    )  # fmt: skip
     merges = MergeTables(
         empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000), empty(1000)
     )
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
-        tables=StepTables(
-            empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
-            empty(NUM_IDS), empty(1),
-        ),
+        tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
         merges=merges,
         text_ends=True,
         end_merges=merges,
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,
-        logits=logits,
+        logits=dict.fromkeys((Role.DRAFT, Role.TARGET), logits),
     )  # fmt: skip
     assert {model.decoder.ops.backend for model in models.values()} == {"triton"}
     return list(calls(build_program(loop)))

@@ -2,6 +2,7 @@
 
 keep:   committed = length, prm_committed = prm_length, stop_committed = stop_state
 reject: length = committed, prm_length = prm_committed, stop_state = stop_committed, K/V cut to them
+        (a target with a context of its own keeps its K/V, and the slot waits for the host)
 drop:   the output ends without the step
 part:   told = length; the step goes on, and nothing else changes
 
@@ -41,6 +42,7 @@ _FINISH_STEPS = tl.constexpr(int(Finish.STEPS))
 _FINISH_ERROR = tl.constexpr(int(Finish.ERROR))
 _FINISH_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 NAN_BITS = tl.constexpr(0x7FC00000)
+_ALL = tl.constexpr(2**31 - 1)  # tokens to keep of a context that stays as it is
 STEP_CHUNK = 16  # words and pages a slot copies at a time; more would spill registers
 
 
@@ -69,6 +71,7 @@ def transition(
     b_steps = tl.load(state.num_steps + b_slot, mask=m_lane, other=0) + 1
     b_max_steps = tl.load(state.max_steps + b_slot, mask=m_lane, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
+    b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
     m_part = m_lane & (b_kind == _PART)
@@ -92,13 +95,15 @@ def transition(
     tl.store(state.finish + b_slot, b_zero, mask=m_next)
     b_writer = tl.where(b_mode == _MODE_TARGET, _PHASE_TARGET, _PHASE_DRAFT)
     b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
-    b_phase = tl.where(m_rejected, _PHASE_TARGET, b_phase)
+    b_rewriter = tl.where(b_separate != 0, _PHASE_WAIT_HOST, _PHASE_TARGET)
+    b_phase = tl.where(m_rejected, b_rewriter, b_phase)
     tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
     b_keep = tl.where(m_rejected, b_first, 0)
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
         b_slot, m_rejected | (m_lane & (b_finish != 0)),
-        b_keep, b_keep, tl.where(m_rejected, b_prm_first, 0),
+        b_keep, tl.where(m_rejected & (b_separate != 0), _ALL, b_keep),
+        tl.where(m_rejected, b_prm_first, 0),
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
         state.num_slots, state.num_columns, 3, CHUNK,
     )  # fmt: skip

@@ -86,7 +86,11 @@ def keep(
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
-    """Slot b goes back to its last kept step, and the target writes this one."""
+    """Slot b goes back to its last kept step, and the target writes this one.
+
+    A target with a context of its own keeps what it has read of it, and waits for the host, which
+    knows the slot by its step without tokens.
+    """
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
@@ -94,9 +98,12 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
     write_at(state.prm_length, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
-    write_at(state.phase, b, Phase.TARGET)
     length, prm_length = number(state.committed, b), number(state.prm_committed, b)
-    truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
+    phase, target_length = Phase.TARGET, length
+    if number(state.separate_contexts, b):
+        phase, target_length = Phase.WAIT_HOST, number(state.kv_len, (Role.TARGET, b))
+    write_at(state.phase, b, phase)
+    truncate_kv(state, b, (length, target_length, prm_length), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

@@ -12,9 +12,14 @@ from rsd_kernels.state.slots import SlotState
 
 
 def check_values(state: SlotState) -> None:
-    """Raises ValueError if a cursor is past its context or a held page is not in the pool."""
+    """Raises ValueError if a cursor is past its context or a held page is not in the pool.
+
+    Of a slot whose writers have contexts of their own, one is not in the state; any may be full.
+    """
+    separate, full = state.separate_contexts.cpu() != 0, state.tokens.shape[1]
+    context = state.length.cpu().masked_fill(separate, full)
     for role, length in (
-        (Role.DRAFT, state.length), (Role.TARGET, state.length), (Role.PRM, state.prm_length),
+        (Role.DRAFT, context), (Role.TARGET, context), (Role.PRM, state.prm_length),
     ):  # fmt: skip
         _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), length.tolist())
     capacities = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}

@@ -69,7 +69,7 @@ class SlotState:
     prm_length: Annotated[Tensor, int32, B]
     prm_committed: Annotated[Tensor, int32, B]
     # K/V memory
-    kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens whose K/V the model holds
+    kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens of its context whose K/V a model holds
     page_table: Annotated[Tensor, int32, NUM_ROLES, B, P]
     num_pages: Annotated[Tensor, int32, NUM_ROLES, B]  # pages held
     free_pages: Annotated[Tensor, int32, N]  # a stack
@@ -77,6 +77,8 @@ class SlotState:
     # life of a slot
     phase: Annotated[Tensor, int32, B]  # Phase
     mode: Annotated[Tensor, int32, B]  # Mode
+    # 1: draft and target write in contexts of their own, and the host puts the writer's in `tokens`
+    separate_contexts: Annotated[Tensor, int32, B]
     active: Annotated[Tensor, int32, B]  # 0 while preempted
     generation: Annotated[Tensor, int32, B]  # which request sits in the slot
     arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest

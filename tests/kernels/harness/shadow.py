@@ -23,6 +23,12 @@ from rsd_kernels.state.enums import Mode
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
+from tests.loop.two_vocabularies import (
+    MAX_LEN,
+    NUM_TARGET_IDS,
+    for_two_vocabularies,
+    two_vocabularies,
+)
 
 Op = Callable[..., None]
 LOGPROBS = ("token_logprob", "top_logprob")
@@ -132,30 +138,38 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
     ]
 
 
-def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
+def random_writer(salt: int, num_ids: int = NUM_IDS) -> Callable[[Sequence[int]], list[float]]:
     """Logits that depend on the row only; some rows cannot be sampled from."""
 
     def logits(row: Sequence[int]) -> list[float]:
         rng = random.Random(hash((salt, *row)))
-        values = [rng.gauss(0.0, 2.0) for _ in range(NUM_IDS)]
+        values = [rng.gauss(0.0, 2.0) for _ in range(num_ids)]
         if rng.random() < 0.01:
-            values[rng.randrange(NUM_IDS)] = float("nan")
+            values[rng.randrange(num_ids)] = float("nan")
         return values
 
     return logits
 
 
-def random_core(seed: int, num_slots: int = 8, max_rows: int = 16) -> EngineCore:
-    """So few pages that slots lack some and are preempted."""
+def random_core(
+    seed: int, num_slots: int = 8, max_rows: int = 16, *, two: bool = False
+) -> EngineCore:
+    """So few pages that slots lack some and are preempted; maybe with two vocabularies."""
 
     def score(row: Sequence[int]) -> float:
         rng = random.Random(hash((seed, *row)))
         return float("nan") if rng.random() < 0.03 else rng.random()
 
     return toy_core(
-        random_writer(seed), random_writer(seed + 1), score,
-        num_slots=num_slots, num_pages=62, max_rows=max_rows,
-    )  # fmt: skip
+        random_writer(seed),
+        random_writer(seed + 1, NUM_TARGET_IDS if two else NUM_IDS),
+        score,
+        num_slots=num_slots,
+        num_pages=62,
+        max_rows=max_rows,
+        max_len=MAX_LEN if two else 96,
+        vocabularies=two_vocabularies() if two else None,
+    )
 
 
 def run_shadowed(
@@ -163,8 +177,13 @@ def run_shadowed(
     kernels: dict[str, Op],
     seed: int,
     count: int = 6,
+    *,
+    two: bool = False,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
-    run(random_core(seed), random_requests(seed, count))
+    requests = random_requests(seed, count)
+    if two:
+        requests = [for_two_vocabularies(request) for request in requests]
+    run(random_core(seed, two=two), requests)
     return shadow.calls
