@@ -18,6 +18,8 @@ from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
 from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.launch import runs_on
+from rsd_kernels.retokenise import twin as retokenise_twin
+from rsd_kernels.retokenise.twin import replace_end
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.rollback import twin as rollback_twin
@@ -32,6 +34,8 @@ __all__ = [
     "bridge_scratch",
     "end_slot_step",
     "end_step",
+    "replace_end",
+    "retokenise",
     "rewards",
     "sample_append",
     "sample_scratch",
@@ -68,6 +72,7 @@ wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
 end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(reward_twin.score, "reward")
+retokenise = _op(retokenise_twin.retokenise, "retokenise")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
 
 

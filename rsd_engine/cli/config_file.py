@@ -52,6 +52,7 @@ ENGINE: Mapping[str, Check] = {
     "kv_cache_memory_bytes": size,
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
+    "step_ends": text,
     "revision": text,
     "hf_overrides": json_object,
     "executor": text,

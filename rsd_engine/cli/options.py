@@ -122,6 +122,15 @@ StepDelimiter = Annotated[
         "--step-delimiter",
     ),
 ]
+StepEnds = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "What the models read at the end of a kept step: the tokens of its text, or those that "
+        "were written (text or tokens; default: text)",
+        "--step-ends",
+    ),
+]
 NoSteps = Annotated[bool, option(_STEPS, "Plain decoding without steps.", "--no-steps")]
 MaxStepTokens = Annotated[
     int | None, option(_STEPS, "Most tokens per step (default: no limit)", "--max-step-tokens")

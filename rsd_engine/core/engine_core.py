@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone
 from rsd_engine.core.failures import Failure
-from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
@@ -57,6 +57,7 @@ class EngineCore:
             vocabulary; None if the device bridges.
         translate: for each writer, used where the other one has another vocabulary. Requests of
             mode RSD then have a `target`.
+        text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
@@ -72,6 +73,7 @@ class EngineCore:
         *,
         text_bridges: Mapping[Role, HostBridge] | None = None,
         translate: Mapping[Role, Translate] | None = None,
+        text_ends: HostEnds | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -92,7 +94,7 @@ class EngineCore:
         self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
-        self._host_steps = HostSteps(self._slots, loop, text_bridges or {})
+        self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
         self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began

@@ -1,4 +1,8 @@
-"""Steps that wait for the host, since they reach a model with another tokenizer through text."""
+"""Steps that wait for the host, which works by way of their text.
+
+A step that has ended waits where it must reach a model with another tokenizer. A step that was kept
+waits where the device cannot tell the tokens of its end.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ HostBridge = Callable[[list[int], int, Finish, bool], list[int]]
 """(ids of a step, bytes of the delimiter that ended it, finish, is it the first) -> the PRM's ids.
 """
 
+HostEnds = Callable[[list[int], int], tuple[int, list[int]]]
+"""(context, where its last step begins) -> (begin, the tokens from `begin` on)."""
+
 
 class HostSteps:
     """Serves slots in phase WAIT_HOST, between launches.
@@ -24,6 +31,7 @@ class HostSteps:
         slots: the requests.
         loop: that they belong to.
         text_bridges: for each writer, how its steps reach the PRM; empty if the device bridges.
+        text_ends: finds the tokens of a kept step's end; None if ends stay as they were written.
     """
 
     def __init__(
@@ -31,11 +39,13 @@ class HostSteps:
         slots: RunningRequests,
         loop: Loop,
         text_bridges: Mapping[Role, HostBridge],
+        text_ends: HostEnds | None,
     ) -> None:
         self._slots = slots
         self._tables = loop.tables
         self._tokens_per_page = loop.tokens_per_page
         self._text_bridges = text_bridges
+        self._text_ends = text_ends
 
     def serve(
         self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
@@ -58,15 +68,20 @@ class HostSteps:
         if ended:
             int(state.log_head)  # host read: waits until the device has ended these steps
             collect()
-        # Those that wait now have no tokens: their step was rejected, maybe just above.
-        for slot in _waiting_slots(state):
-            if self._slots[slot]:
+        decided = [slot for slot in _waiting_slots(state) if self._slots[slot]]
+        for slot in decided:
+            if self._text_ends is None:
                 self._give_to(state, slot, Role.TARGET, tell)
+            else:
+                state.phase[slot] = Phase.DRAFT
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
             goes_on = int(state.mode[slot]) != Mode.TARGET
             if contexts and contexts.writer == Role.TARGET and goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
+        if self._text_ends is not None:
+            for slot in [*ended, *decided]:
+                self._settle_end(state, slot, self._text_ends, tell)
         return bool(waiting)
 
     def _end_step(self, state: SlotState, slot: int) -> None:
@@ -78,6 +93,21 @@ class HostSteps:
         ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
         ops.write_prm_step(state, slot, ids, self._tables[source])
         ops.end_slot_step(state, slot, self._tokens_per_page)
+
+    def _settle_end(
+        self, state: SlotState, slot: int, text_ends: HostEnds, tell: Callable[[Event], None]
+    ) -> None:
+        """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
+        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD:
+            return
+        context = state.tokens[slot, : int(state.length[slot])].tolist()
+        try:
+            begin, tokens = text_ends(context, int(state.kept_from[slot]))
+        except Exception as error:
+            failure = Failure.caught("bridge", "tokenising the end of a step", error)
+            tell(self._slots.fail(slot, failure))
+            return
+        ops.replace_end(state, slot, begin, tokens)
 
     def _give_to(
         self, state: SlotState, slot: int, writer: Role, tell: Callable[[Event], None]
@@ -99,4 +129,9 @@ class HostSteps:
 
 
 def _waiting_slots(state: SlotState) -> list[int]:
+    """The slots that wait for the host: with an ended step, and with none, since it is decided.
+
+    A step never has no tokens. Where the writers share a vocabulary, a kept one waits for its end;
+    where they do not, a rejected one was rolled back and waits for the target.
+    """
     return [slot for slot, phase in enumerate(state.phase.tolist()) if phase == Phase.WAIT_HOST]

@@ -72,7 +72,7 @@ _COPIED = (  # from the request, under the same name
 _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they are about ids
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told",
+    "stop_committed", "nan_rewards", "told", "shortened", "confidence",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def fill_slot(
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
         getattr(state, name)[slot] = 0
+    state.kept_from[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
     state.separate_contexts[slot] = request.target is not None
     state.generation[slot] = generation

@@ -36,7 +36,12 @@ from rsd_engine.engine.rewards.scorers import (
     prepare_scorer,
     say_scorer,
 )
-from rsd_engine.engine.text_paths import text_bridges, translations
+from rsd_engine.engine.text_paths import (
+    host_ends,
+    may_settle_ends,
+    text_bridges,
+    translations,
+)
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -45,7 +50,7 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_merge_tables
+from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
@@ -58,6 +63,7 @@ from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
+STEP_ENDS = ("text", "tokens")
 _MAX_BYTES = 2**63 - 1
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
@@ -90,6 +96,7 @@ def build_engine(
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
+    step_ends: str,
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
@@ -107,6 +114,7 @@ def build_engine(
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
     delimiters = _delimiters(step_delimiters, scored=scored)
+    text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
@@ -131,13 +139,15 @@ def build_engine(
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
-        loop = _loop(models, pool, fit.layout, state, delimiters, where)
+        text_ends = text_ends and may_settle_ends(models)
+        loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
     core = EngineCore(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
+        text_ends=host_ends(models, loop, delimiters),
     )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
@@ -193,6 +203,13 @@ def _delimiters(asked: str | Sequence[str] | None, *, scored: bool) -> Sequence[
     return (asked,) if isinstance(asked, str) else asked or ()
 
 
+def _text_ends(step_ends: str) -> bool:
+    if step_ends not in STEP_ENDS:
+        allowed = " or ".join(map(repr, STEP_ENDS))
+        raise ValueError(f"step_ends is {step_ends!r}; it must be {allowed}")
+    return step_ends == "text"
+
+
 def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
     """A graph reads a fixed number of rows; eager on a CPU reads exactly those of the pass."""
     exact = executor in ("eager", "profile") and device.type == "cpu"
@@ -219,15 +236,16 @@ def _loop(
     layout: PoolLayout,
     state: SlotState,
     delimiters: Sequence[str],
+    text_ends: bool,
     device: torch.device,
 ) -> Loop:
     prm, logits = models.prm, _logits(models, state.num_slots, device)
     confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    merges, shared_prm = None, None
-    if not models.separate and (prm is None or prm.shares_vocabulary):
-        merges = build_merge_tables(models.main.tokenizer, delimiters, device)
-        shared_prm = prm
+    tokenizer, on_device = models.main.tokenizer, None
+    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
+    if not models.separate and (prm is None or shared_prm or text_ends):
+        on_device = build_merge_tables(tokenizer, delimiters, device)
 
     def tables(writer: WriterModel) -> StepTables:
         return build_step_tables(
@@ -245,13 +263,15 @@ def _loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
         tables=models.of_vocabularies(tables),
-        merges=merges,
+        merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
         confidence=confidence,
         prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
+        text_ends=text_ends,
+        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
     )
 
 

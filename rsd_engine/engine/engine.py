@@ -65,6 +65,10 @@ class Engine(StepScoring):
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
             delimiter is cut there, which changes what the model reads next.
+        step_ends: which tokens draft and target read at the end of a kept step. "text": those that
+            the tokenizer makes of its text, as in the RSD authors' code, which passes text from
+            model to model. "tokens": those that were written. Outputs have the tokens that were
+            written, with their logprobs, either way; a model alone always reads its own tokens.
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
@@ -99,6 +103,7 @@ class Engine(StepScoring):
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         step_delimiters: str | Sequence[str] | None = "auto",
+        step_ends: str = "text",
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
@@ -117,6 +122,7 @@ class Engine(StepScoring):
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
+            step_ends=step_ends,
             revision=revision,
             hf_overrides=hf_overrides,
             executor=executor,

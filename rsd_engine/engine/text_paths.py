@@ -1,13 +1,15 @@
-"""How steps go through text to a model with another vocabulary."""
+"""How steps go through text: to a model with another vocabulary, and at the end of a kept step."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from rsd_engine.core.host_steps import HostBridge
+from rsd_engine.core.host_steps import HostBridge, HostEnds
 from rsd_engine.core.writer_contexts import Translate
 from rsd_engine.engine.models import ModelSet, WriterModel
 from rsd_engine.loop.rsd import Loop
+from rsd_engine.steps.step_ends import StepEnds
 from rsd_engine.steps.text_bridge import TextBridge
 from rsd_engine.steps.translation import StepTranslator
 from rsd_kernels.state.enums import Role
@@ -17,6 +19,7 @@ logger = logging.getLogger("rsd_engine")
 
 
 def text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
+    """How the steps of each writer reach the PRM; None if the device brings all of them."""
     prm = models.prm
     if prm is None:
         return None
@@ -42,6 +45,7 @@ def text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
 
 
 def translations(models: ModelSet) -> dict[Role, Translate] | None:
+    """From the steps of each writer to the other's tokens; None if they share a vocabulary."""
     if not models.separate:
         return None
     draft, target = models.writers[Role.DRAFT], models.writers[Role.TARGET]
@@ -51,3 +55,23 @@ def translations(models: ModelSet) -> dict[Role, Translate] | None:
         return StepTranslator(writer.vocabulary, reader.tokenizer, num_ids).translate
 
     return {Role.DRAFT: translate(draft, target), Role.TARGET: translate(target, draft)}
+
+
+def may_settle_ends(models: ModelSet) -> bool:
+    """Whether draft and target may read other tokens of a kept step than were written.
+
+    Not where each has a vocabulary, and not where a scorer reads the same K and V.
+    """
+    if models.prm is not None and models.prm.format.as_written:
+        logger.info("step ends: read as they were written, for the scorer reads the same tokens")
+        return False
+    return not models.separate
+
+
+def host_ends(models: ModelSet, loop: Loop, delimiters: Sequence[str]) -> HostEnds | None:
+    """Tokenises the ends of kept steps that the device cannot; None if they stay as written."""
+    if not loop.text_ends:
+        return None
+    if loop.end_merges is None:
+        logger.info("step ends: tokenised again from text, on the host (slower)")
+    return StepEnds(models.main.tokenizer, delimiters).end_tokens

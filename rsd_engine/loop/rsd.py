@@ -45,6 +45,8 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     # of each writer: [num_slots, vocabulary] float32, the ids that may be sampled; often the same
     logits: Mapping[Role, Tensor]
+    text_ends: bool = False  # the end of a kept step is read as the tokens of its text
+    end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
     confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
     prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
@@ -114,10 +116,20 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
         Call(f"{role.name}.sample_append", sample_append),
         *(() if loop.confidence else (Call(f"{role.name}.bridge", bridge),)),
         Call(f"{role.name}.end_step", end_step),
+        *(_retokenise(loop, role) if role == Role.TARGET or loop.confidence else ()),
     )
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
     """Scores the steps that were read; each is kept, or rolled back and rewritten."""
     assert loop.score is not None
-    return (Call("PRM.score", partial(loop.score, rows)),)
+    return (Call("PRM.score", partial(loop.score, rows)), *_retokenise(loop, Role.PRM))
+
+
+def _retokenise(loop: Loop, role: Role) -> Block:
+    """Settles the ends of the steps that were kept."""
+    if not loop.text_ends:
+        return ()
+    tables = loop.tables[Role.DRAFT]  # the target shares its vocabulary
+    retokenise = partial(ops.retokenise, loop.state, tables, loop.end_merges, loop.bridge_scratch)
+    return (Call(f"{role.name}.retokenise", retokenise),)

@@ -141,14 +141,16 @@ def program(prm: str) -> list[Call]:
         empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
         empty(NUM_IDS), empty(1), empty(0), 0, 0,
     )  # fmt: skip
+    merges = MergeTables(
+        empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000), empty(1000)
+    )
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
         tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
-        merges=MergeTables(
-            empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000),
-            empty(1000),
-        ),
+        merges=merges,
+        text_ends=True,
+        end_merges=merges,
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,

@@ -10,6 +10,7 @@ import torch
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.launch import Launch
+from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
@@ -89,6 +90,10 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
         "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
         "wait_for_host": bridge.wait_for_host_launch(state),
+        "retokenise": retokenise.retokenise_launch(
+            state, tables, merges, bridge.bridge_scratch(state)
+        ),
+        "wait_with_ends": retokenise.wait_with_ends_launch(state),
     }
 
 

@@ -85,6 +85,7 @@ def transition(
     tl.store(state.told + b_slot, b_last, mask=m_part)
     tl.store(state.num_steps + b_slot, b_steps, mask=m_kept)
     tl.store(state.committed + b_slot, b_last, mask=m_kept)
+    tl.store(state.kept_from + b_slot, b_first, mask=m_kept)
     tl.store(state.prm_committed + b_slot, b_prm_last, mask=m_kept)
     tl.store(state.stop_committed + b_slot, b_stop_last, mask=m_kept)
     tl.store(state.length + b_slot, b_first, mask=m_rejected)

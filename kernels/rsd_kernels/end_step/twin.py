@@ -132,6 +132,7 @@ def keep(
         finish = int(Finish.STEPS)
     publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
     write_at(state.num_steps, b, num_steps)
+    write_at(state.kept_from, b, host(state.committed)[b])
     write_at(state.committed, b, host(state.length)[b])
     for cursor in (state.prm_committed, state.prm_length):
         write_at(cursor, b, host(state.prm_keep)[b])

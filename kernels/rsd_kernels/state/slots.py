@@ -92,6 +92,9 @@ class SlotState:
     num_steps: Annotated[Tensor, int32, B]  # kept steps
     stream_tokens: Annotated[Tensor, int32, B]  # 1: an unscored step is told token by token
     told: Annotated[Tensor, int32, B]  # tokens in the log, where these are more than `committed`
+    # where the last kept step begins, until its end is tokenised again; -1: nothing to do
+    kept_from: Annotated[Tensor, int32, B]
+    shortened: Annotated[Tensor, int32, B]  # tokens that this has taken off the context so far
     max_steps: Annotated[Tensor, int32, B]
     max_step_tokens: Annotated[Tensor, int32, B]
     min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output

@@ -40,6 +40,11 @@ BY_TEXT = -2
 
 JOINS_NEXT = 1  # no word ends between this token and a delimiter
 JOINS_PREVIOUS = 2  # no word ends between this token and a JOINS_NEXT token before it
+# The rest serve to tokenise the end of a step again where the writers read it (`retokenise`).
+ENDS_LINE = 4  # its last character is a newline
+STARTS_LINE = 8  # its first one is
+UNCERTAIN = 16  # of its neighbour alone one cannot tell whether a word ends between them
+UNSETTLES = 32  # after a delimiter, it may change the delimiter's tokens
 MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes quadratic time
 
 
@@ -47,7 +52,7 @@ MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes qu
 class MergeTables:
     """V ids, M merges of a byte-level BPE, sorted by `merge_pair` for bisection."""
 
-    flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS
+    flags: Tensor  # [V] uint8: JOINS_NEXT and so on
     byte_token: Tensor  # [256] int32: the token of one byte; -1 if no flagged token has that byte
     merge_pair: Tensor  # [M] int64: left * 2**32 + right
     merge_rank: Tensor  # [M] int32: the lowest is merged first

@@ -48,6 +48,7 @@ class GenerateOptions:
     mode: o.Mode = None
     step_delimiter: o.StepDelimiter = None
     no_steps: o.NoSteps = False
+    step_ends: o.StepEnds = None
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
     prm_overflow: o.PrmOverflow = None

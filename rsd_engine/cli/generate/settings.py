@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ENGINE = (
     "draft", "target", "prm", "revision", "device", "dtype", "max_num_seqs", "max_model_len",
-    "gpu_memory_utilization", "executor",
+    "gpu_memory_utilization", "executor", "step_ends",
 )  # fmt: skip
 # What may differ between a run and the one that resumes it, because no result depends on it.
 _FREE = (
