@@ -376,8 +376,7 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, output, self.loop)
-        return need <= int(self.state.num_free)
+        return pages_for_longest_step(request, output, self.loop) <= int(self.state.num_free)
 
     def _was_asked(self) -> bool:
         """Whether the host may have ended the last launch, which then says nothing about pages."""

@@ -65,10 +65,9 @@ class Engine(StepScoring):
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
             delimiter is cut there, which changes what the model reads next.
-        step_ends: which tokens draft and target read at the end of a kept step. "text": those that
-            the tokenizer makes of its text, as in the RSD authors' code, which passes text from
-            model to model. "tokens": those that were written. Outputs have the tokens that were
-            written, with their logprobs, either way; a model alone always reads its own tokens.
+        step_ends: what draft and target read at the end of a kept step: "text", the tokens of its
+            text, as in the RSD authors' code, or "tokens", those that were written. Outputs have
+            the latter either way, with their logprobs; a model alone reads its own tokens.
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.

@@ -36,11 +36,14 @@ PARAMS = SamplingParams(
 )
 
 
-def engine_with(models: TinyModels, executor: str = "eager", prm: int = PRM_CONTEXT) -> Engine:
+def engine_with(
+    models: TinyModels, executor: str = "eager", prm: int = PRM_CONTEXT, step_ends: str = "text"
+) -> Engine:
     overrides = {"prm": {"max_position_embeddings": prm}}
     return Engine(
-        **models.sources(), hf_overrides=overrides, max_num_seqs=4, device="cpu", executor=executor
-    )
+        **models.sources(), hf_overrides=overrides, max_num_seqs=4, device="cpu",
+        executor=executor, step_ends=step_ends,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["device", "text"])
@@ -48,7 +51,8 @@ def short(
     request: pytest.FixtureRequest, tiny: TinyModels, other_prm: TinyModels
 ) -> Iterator[Engine]:
     """A PRM of few positions, whose context the device writes, or the host by way of text."""
-    with engine_with(tiny if request.param == "device" else other_prm) as built:
+    models = tiny if request.param == "device" else other_prm
+    with engine_with(models, step_ends="tokens") as built:  # contexts are known from the outputs
         yield built
 
 

@@ -283,13 +283,15 @@ def test_score_in_the_states_of_a_run(
     assert score_a_run(kind, monkeypatch, 10, two=two) > 7
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["rejected", "kept"])
 @pytest.mark.parametrize("separate", [0, 1])
-def test_a_rejected_step_of_a_target_with_its_own_context(separate: int) -> None:
-    """That context is longer than the draft's here, and what is read of it stays read."""
+def test_a_decided_step_of_writers_with_contexts_of_their_own(separate: int, kept: bool) -> None:
+    """The target's is longer than the draft's here, and what is read of it stays read."""
     sizes = SlotSizes(3, 40, 40, 20, 60, 400)
     state = SlotState.allocate(sizes, torch.device("cpu"))
     fill_slot(state, 1, toy_request("abcdef"), generation=1, arrival=1)
     state.length[1] = state.prm_length[1] = 9
+    state.prm_keep[1] = 8
     state.separate_contexts[1] = separate
     state.phase[1] = Phase.SCORE
     for role, read in ((Role.DRAFT, 8), (Role.TARGET, 17), (Role.PRM, 9)):
@@ -301,16 +303,21 @@ def test_a_rejected_step_of_a_target_with_its_own_context(separate: int) -> None
     batch.seq_start[1:] = 1
     state.num_seqs.fill_(1)
     ours, rows = copied(state), copied(batch)
-    head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), torch.full((1,), -9.0))
+    bias = torch.full((1,), 9.0 if kept else -9.0)
+    head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), bias)
     hidden = torch.ones(4, 8)
     twin.score(state, batch, hidden, head, (3, 3, 3))
     on_device = with_tensors(head, lambda t: t.to(DEVICE))
     kernel.score(ours, rows, hidden.to(DEVICE), on_device, (3, 3, 3))
-    assert state.kv_len[:, 1].tolist() == ([6, 17, 7] if separate else [6, 6, 7])
-    assert state.num_pages[:, 1].tolist() == ([2, 6, 3] if separate else [2, 2, 3])
-    assert int(state.num_free) - free == (1 if separate else 5)
-    assert int(state.phase[1]) == (Phase.WAIT_HOST if separate else Phase.TARGET)
-    assert int(state.length[1]) == int(state.committed[1]) == 6
+    draft, shared, prm = (8, 9, 8) if kept else (6, 6, 7)
+    target = 17 if separate else shared
+    assert state.kv_len[:, 1].tolist() == [draft, target, prm]
+    pages = [-(-read // 3) for read in (draft, target, prm)]
+    assert state.num_pages[:, 1].tolist() == pages
+    assert int(state.num_free) - free == 3 + 6 + 3 - sum(pages)
+    rewriter = Phase.WAIT_HOST if separate else Phase.TARGET
+    assert int(state.phase[1]) == (Phase.DRAFT if kept else rewriter)
+    assert int(state.length[1]) == int(state.committed[1]) == (9 if kept else 6)
     assert not differences(state, ours)
 
 
