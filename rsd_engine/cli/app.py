@@ -19,6 +19,8 @@ from rsd_engine.cli.plan.command import HELP as PLAN_HELP
 from rsd_engine.cli.plan.command import plan
 from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
 from rsd_engine.cli.profile.command import profile
+from rsd_engine.cli.score.command import HELP as SCORE_HELP
+from rsd_engine.cli.score.command import score
 
 app = typer.Typer(
     name="rsd",
@@ -67,3 +69,4 @@ app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)
+app.command(help=SCORE_HELP)(score)
