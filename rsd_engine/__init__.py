@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
+        EngineDeadError,
         FinishedEvent,
         Metrics,
         RejectedStep,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput",
-        "ScoredSolution", "ScoredStep", "Step", "StepEvent",
+        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
+        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
@@ -45,6 +45,7 @@ show_on_stderr()
 __all__ = [
     "CompletionOutput",
     "Engine",
+    "EngineDeadError",
     "FinishedEvent",
     "Metrics",
     "PrmTemplate",
@@ -63,7 +64,9 @@ if not TYPE_CHECKING:  # a type checker must see that other names do not exist
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return importlib.metadata.version("rsd-engine")
+            from importlib import metadata
+
+            return metadata.version("rsd-engine")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -8,8 +8,16 @@ from typing import Any, Literal, TypeVar
 StepSource = Literal["draft", "target"]
 StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
+ErrorKind = Literal["logits", "admission", "op", "bridge", "result"]
 
-T = TypeVar("T", bound="RoleMetrics | Flops | Metrics")
+T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | Metrics")
+
+
+class EngineDeadError(RuntimeError):
+    """The GPU failed, and with it every request: no call on this engine works any more.
+
+    The error of the GPU is its cause. A new engine needs a new process.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class CompletionOutput:
         steps: the kept steps, in order.
         cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
         logprobs: per token, id -> log-probability; None unless asked for.
-        error: what went wrong, if `finish_reason` is "error".
+        error: what went wrong, in one line, if `finish_reason` is "error".
     """
 
     index: int
@@ -112,6 +120,42 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Endings:
+    """Outputs by their `finish_reason`."""
+
+    stop: int = 0
+    length: int = 0
+    steps: int = 0
+    abort: int = 0
+    error: int = 0
+
+    def __add__(self, other: Endings) -> Endings:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Outputs that ended with an error, by its kind.
+
+    Attributes:
+        logits: they were not finite, or no token was left to sample.
+        admission: putting the request into its slot failed, or reading its prompt's logprobs.
+        op: an op of the loop raised an error, such as MemoryError, and again for it alone.
+        bridge: bringing a step to another tokenizer failed.
+        result: turning tokens into text, steps and results failed.
+    """
+
+    logits: int = 0
+    admission: int = 0
+    op: int = 0
+    bridge: int = 0
+    result: int = 0
+
+    def __add__(self, other: Errors) -> Errors:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Counts of one request, all its samples together, or of the engine."""
 
@@ -122,6 +166,8 @@ class Metrics:
     steps_accepted: int = 0
     steps_rejected: int = 0
     nan_rewards: int = 0
+    endings: Endings = field(default_factory=Endings)
+    errors: Errors = field(default_factory=Errors)
     seconds: float = 0.0  # from arrival to the last token; of the engine: time spent in launches
 
     @property

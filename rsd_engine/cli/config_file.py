@@ -36,6 +36,7 @@ from rsd_engine.cli.values import (
     scorer,
     size,
     text,
+    text_file,
     texts,
 )
 
@@ -99,14 +100,16 @@ def read_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(text_file("the config file", path))
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is not usable TOML: nested too deeply") from None
     try:
         return _tables(found)
-    except UsageError as error:
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
 

@@ -15,6 +15,8 @@ from rsd_engine.steps.scorers import SCORER_FORMS
 
 _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
+MAX_PROBLEMS = 10_000  # of the demo
+MAX_COUNT = 2**31 - 1  # of anything that is counted in int32
 
 
 def option(panel: str, help: str, *names: str, **more: Any) -> Any:
@@ -253,14 +255,14 @@ Output = Annotated[
     Path | None,
     option(
         _FILES,
-        "JSONL file of results, written as they finish (default: stdout). If it exists, its run "
-        "is resumed.",
+        'JSONL file of results, written as they finish (default: "-" for stdout). If it exists, '
+        "its run is resumed.",
         "--output",
         "-o",
     ),
 ]
 Overwrite = Annotated[
-    bool, option(_FILES, "Start again, even if the output file exists.", "--overwrite")
+    bool, option(_FILES, "Start again, even if the output file has results.", "--overwrite")
 ]
 Chat = Annotated[
     bool | None,
@@ -302,5 +304,11 @@ ConfigFile = Annotated[
     ),
 ]
 Verbose = Annotated[
-    bool | None, option(_FILES, "Log to stderr what is loaded and what fits.", "--verbose", "-v")
+    bool | None,
+    option(
+        _FILES,
+        "Log to stderr what is loaded and what fits, and show all of an error.",
+        "--verbose",
+        "-v",
+    ),
 ]

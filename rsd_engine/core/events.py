@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rsd_engine.core.failures import Failure
 from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 
@@ -57,6 +58,7 @@ class RequestDone:
     finish: Finish | None  # None: aborted
     counters: dict[Role, RoleCounters]
     nan_rewards: int
+    failure: Failure | None = None  # where more is known than that the logits were not finite
 
 
 Event = PromptRead | StepDecided | RequestDone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rsd_engine.core.failures import Failure
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase
 from rsd_kernels.state.slots import SlotState
@@ -27,11 +28,17 @@ class HostSteps:
         self._tokens_per_page = tokens_per_page
         self._text_bridge = text_bridge
 
-    def serve(self, state: SlotState) -> bool:
-        """Ends the steps that wait, and tells their records; whether there were any."""
+    def serve(self, state: SlotState, fail: Callable[[int, Failure], None]) -> bool:
+        """Ends the steps that wait, and tells their records; whether there were any.
+
+        `fail` ends the request of a slot whose step cannot be brought to the PRM.
+        """
         waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
         for slot in waiting:
-            self._end_step(state, slot)
+            try:
+                self._end_step(state, slot)
+            except Exception as error:
+                fail(slot, Failure.caught("bridge", "bringing a step to the PRM", error))
         if waiting:
             int(state.log_head)  # host read: waits until the device has ended these steps
         return bool(waiting)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsd_engine.core.slots import SlotRequest
-from rsd_kernels.state.enums import Mode, Role
-from rsd_kernels.state.slots import pages_for
+from rsd_kernels.state.enums import NUM_ROLES, Mode, Role
+from rsd_kernels.state.slots import SlotState, pages_for
 
 ROLES_OF_MODE = {
     Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
@@ -37,3 +37,12 @@ def pages_for_longest_step(
     """Pages of all its roles when one step more, as long as it may be, follows `length` tokens."""
     longest = min(request.length_limit, length + request.max_step_tokens)
     return pages_at(request, longest, tokens_per_page, prm_kv)
+
+
+def is_stuck(state: SlotState) -> bool:
+    """Whether the last launch found a slot that lacks pages and no slot that could go on.
+
+    A launch that ended at its tick cap proves nothing: others may go on in the next one.
+    """
+    went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
+    return not went_on and bool(state.lacks_pages.any())

@@ -21,9 +21,9 @@ from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
 from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
-from rsd_engine.engine.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.requests import RequestRules
-from rsd_engine.engine.scorers import (
+from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
+from rsd_engine.engine.rewards.scorers import (
     add_scorer,
     check_given,
     confidence_kind,
@@ -52,6 +52,7 @@ from rsd_kernels.state.tables import BY_TEXT
 
 logger = logging.getLogger("rsd_engine")
 
+_MAX_BYTES = 2**63 - 1
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -91,7 +92,9 @@ def build_engine(
     scorer: Scorer | None,
 ) -> EngineParts:
     """See `Engine`."""
-    _check_sizes(max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization)
+    options = _memory_options(
+        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
+    )
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
@@ -111,9 +114,6 @@ def build_engine(
     own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
-    options = MemoryOptions(
-        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
-    )
     context = own.context if own else None
     fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
     positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
@@ -121,7 +121,7 @@ def build_engine(
     models = add_scorer(models, scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
-    sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)
+    sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
@@ -155,18 +155,26 @@ class _StageClock:
         self._last = now
 
 
-def _check_sizes(
+def _memory_options(
     max_num_seqs: int,
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
-) -> None:
-    check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS)
-    if max_model_len is not None:
-        check_integer("max_model_len", max_model_len)
-    if kv_cache_memory_bytes is not None:
-        check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
-    check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
+) -> MemoryOptions:
+    """The arguments as plain numbers; ValueError if one is not allowed."""
+    length, num_bytes = max_model_len, kv_cache_memory_bytes
+    if length is not None:
+        length = check_integer("max_model_len", length)
+    if num_bytes is not None:
+        num_bytes = check_integer("kv_cache_memory_bytes", num_bytes, 1, _MAX_BYTES)
+    return MemoryOptions(
+        check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS),
+        length,
+        num_bytes,
+        check_number(
+            "gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True
+        ),
+    )
 
 
 def _delimiters(asked: str | Sequence[str] | None, *, scored: bool) -> Sequence[str]:
@@ -294,8 +302,8 @@ def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
         list(form.separator_ids), skip_special_tokens=False
     )
     logger.info(
-        "prm: read as %s, with rewards from %g to %g; %r follows every step",
-        family.name, *family.reward_range, text,
+        "prm: read as %s, with rewards from %g to %g and a threshold of %g by default; %r follows "
+        "every step", family.name, *family.reward_range, family.threshold, text,
     )  # fmt: skip
     if fit.max_len[Role.PRM] < fit.model_len:
         logger.warning(

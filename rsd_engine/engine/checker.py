@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.dispatcher import CheckedRequest
 from rsd_engine.engine.prompts import ResolvedPrompt, naming
-from rsd_engine.engine.requests import params_of_each, slot_request, truncated
+from rsd_engine.engine.requests import params_of_each, sample_request, slot_request, truncated
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 
 
@@ -53,14 +53,12 @@ class RequestChecker:
     ) -> CheckedRequest:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         prompt = truncated(prompt, params)
-        slots = [
-            slot_request(prompt, params, self._parts.rules, seed=seed, sample=i, stream=stream)
-            for i in range(params.n)
-        ]
-        problem = self._parts.core.check(slots[0])
+        first = slot_request(prompt, params, self._parts.rules, seed=seed, stream=stream)
+        problem = self._parts.core.check(first)
         if problem:
             raise ValueError(
                 f"max_tokens={params.max_tokens}: {problem}; "
                 "lower max_tokens or raise kv_cache_memory_bytes"
             )
-        return CheckedRequest(prompt, params, seed, slots)
+        others = [sample_request(first, i) for i in range(1, params.n)]
+        return CheckedRequest(prompt, params, seed, [first, *others])

@@ -4,6 +4,9 @@ Callers may wait in several threads or asyncio tasks. Whoever needs an event run
 one lock, and queues the events of the others for them. Callers that add or abort go first: a launch
 that is running for another caller ends after its tick. The core works in a thread of its own, so
 Ctrl-C reaches the caller between two launches and never breaks into one.
+
+A reader that is collected as garbage cannot wait for a lock: its thread may hold it. It leaves its
+requests in a list, from which whoever holds the lock next drops them.
 """
 
 from __future__ import annotations
@@ -13,16 +16,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone
+from rsd_engine.core.events import Event, PromptRead, RequestDone, StepDecided
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.solution_rewards import SolutionRewards
 from rsd_engine.engine.build import EngineParts
+from rsd_engine.engine.claim import Claim
+from rsd_engine.engine.home_process import HomeProcess
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.engine.reward_watch import RewardWatch
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
@@ -40,14 +46,18 @@ class CheckedRequest:
 
 
 class Dispatcher:
-    """The requests of one engine, by their ids."""
+    """The requests of one engine, by their ids; to be used in the engine's process only."""
 
-    def __init__(self, parts: EngineParts) -> None:
+    def __init__(self, parts: EngineParts, home: HomeProcess) -> None:
         self.metrics = Metrics()  # of finished requests; `seconds` is time in launches
+        self._reward_watch = RewardWatch()
         self._parts = parts
         self._core = parts.core
+        self._home = home
         self._lock = threading.RLock()
         self._door = threading.Lock()  # taken before the lock; its holder gets the lock next
+        self._busy = False  # whether a holder of the lock is at work
+        self._abandoned: deque[str] = deque()  # added to without the lock, taken from under it
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rsd-core")
         self._in_core: Future[list[Event]] | None = None  # the call that the worker is running
         self._samples: dict[int, tuple[RequestBuilder, SampleBuilder]] = {}
@@ -56,38 +66,38 @@ class Dispatcher:
         self._num_keys = 0
         self._num_requests = 0
 
-    def add_all(self, requests: list[CheckedRequest]) -> list[str]:
-        """Queues requests, all of them before one can run; returns their ids."""
+    def add_all(self, requests: list[CheckedRequest]) -> Claim:
+        """Queues requests, all of them before one can run; they end with the claim on them."""
+        claim = Claim(self.drop, self._abandon)
         with self._ahead():
-            return [self._add(request) for request in requests]
+            for position, request in enumerate(requests):
+                claim.waiting[self._add(request)] = position
+        return claim
 
     def pump(self, request_id: str) -> None:
         """Runs the core once, unless this request was dropped or already has an event waiting."""
-        with self._door:
-            self._lock.acquire()
-        try:
-            self._wait_for_core()
+        self._home.check()
+        with self._locked(self._queue_up):
             if request_id not in self._events or self._events[request_id]:
                 return
             self._run_core()
-        finally:
-            self._lock.release()
 
     def take(self, request_id: str) -> list[StreamEvent]:
         """Takes the events that wait for this request, in order; the last one ends its queue."""
-        with self._lock:
-            queue = self._events.get(request_id)
-            if queue is None:
-                return []
+        self._home.check()
+        if not self._events.get(request_id):
+            return []
+        with self._locked(self._lock.acquire):
+            queue = self._events.get(request_id, deque())
             events = list(queue)
             queue.clear()
             if events and isinstance(events[-1], FinishedEvent):
                 del self._events[request_id]
             return events
 
-    def outputs(self, request_ids: list[str]) -> Iterator[tuple[int, RequestOutput]]:
-        """Yields (position in `request_ids`, result) as requests finish; drops the rest if left."""
-        waiting = {request_id: index for index, request_id in enumerate(request_ids)}
+    def outputs(self, claim: Claim) -> Iterator[tuple[int, RequestOutput]]:
+        """Yields (position, result) as requests finish; those left end with the iterator."""
+        waiting = claim.waiting
         try:
             while waiting:
                 for request_id in list(waiting):
@@ -96,21 +106,26 @@ class Dispatcher:
                             yield waiting.pop(request_id), event.output
                 if waiting:
                     self.pump(next(iter(waiting)))
-        finally:
-            for request_id in waiting:
-                self.drop(request_id)
+        except (Exception, KeyboardInterrupt):  # not GeneratorExit: a finalizer must not wait
+            claim.close()
+            raise
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; does nothing if it has finished or is unknown."""
         with self._ahead():
-            for key in list(self._keys.get(request_id, ())):
-                self._deliver(self._core.abort(key))
+            self._abort(request_id)
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with the core's state, between two launches."""
+        with self._ahead():
+            return self._core.check_integrity()
 
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
+        if not self._home.is_here:
+            return  # a fork has no requests, only a copy of their names
         with self._ahead():
-            self.abort(request_id)
-            self._events.pop(request_id, None)
+            self._drop(request_id)
 
     def read_solutions(self, work: SolutionRewards) -> None:
         """Reads all of them in the core's thread, some between each two launches.
@@ -134,38 +149,93 @@ class Dispatcher:
 
     def _run_requests(self) -> None:
         """Runs the core once, for whoever waits for its events."""
-        with self._door:
-            self._lock.acquire()
-        try:
-            self._wait_for_core()
+        with self._locked(self._queue_up):
             if self._core.has_work:
                 self._run_core()
-        finally:
-            self._lock.release()
 
     def close(self) -> None:
         """Aborts everything and ends the worker."""
         with self._ahead():
             try:
                 for request_id in list(self._keys):
-                    self.abort(request_id)
+                    self._abort(request_id)
                 self._core.close()
             finally:
                 self._worker.shutdown()
 
-    @contextmanager
-    def _ahead(self) -> Iterator[None]:
-        """Takes the lock ahead of callers that would only run the core once more."""
+    def _ahead(self) -> AbstractContextManager[None]:
+        """Holds the lock ahead of callers that would only run the core once more."""
+        self._home.check()
+        return self._locked(self._push_ahead)
+
+    def _queue_up(self) -> None:
+        with self._door:
+            self._lock.acquire()
+
+    def _push_ahead(self) -> None:
         if not self._lock.acquire(blocking=False):
             self._core.ask_to_return()
             with self._door:
                 self._core.ask_to_return()  # the last holder of the door may have launched since
                 self._lock.acquire()
+
+    @contextmanager
+    def _locked(self, acquire: Callable[[], object]) -> Iterator[None]:
+        """Holds the lock, which `acquire` takes; meanwhile the core rests."""
+        acquire()
         try:
-            self._wait_for_core()
-            yield
+            with self._at_work():
+                yield
         finally:
             self._lock.release()
+        if self._abandoned:  # since this holder looked last
+            self._drop_if_free()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """For the holder of the lock: keeps finalizers out, and does what they leave."""
+        busy, self._busy = self._busy, True
+        try:
+            self._wait_for_core()
+            self._drop_abandoned()
+            yield
+            self._drop_abandoned()
+        finally:
+            self._busy = busy
+
+    def _abandon(self, request_ids: list[str]) -> None:
+        """Has requests dropped whose reader is gone. It waits for nothing.
+
+        A finalizer calls it in any thread, also in the core's and in one that holds the lock.
+        """
+        if not self._home.is_here:
+            return
+        self._abandoned.extend(request_ids)
+        self._core.ask_to_return()
+        self._drop_if_free()
+
+    def _drop_if_free(self) -> None:
+        """Drops what was abandoned, unless the lock has a holder, who does it before it lets go."""
+        if self._busy or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._in_core is None:  # otherwise an interrupted caller left the core running
+                with self._at_work():
+                    pass
+        finally:
+            self._lock.release()
+
+    def _drop_abandoned(self) -> None:
+        while self._abandoned:
+            self._drop(self._abandoned.popleft())
+
+    def _abort(self, request_id: str) -> None:
+        for key in list(self._keys.get(request_id, ())):
+            self._deliver(self._core.abort(key))
+
+    def _drop(self, request_id: str) -> None:
+        self._abort(request_id)
+        self._events.pop(request_id, None)
 
     def _run_core(self, run: Callable[[], list[Event]] | None = None) -> None:
         """Runs the core once in the worker, and delivers its events.
@@ -217,15 +287,24 @@ class Dispatcher:
         return events
 
     def _deliver(self, events: list[Event]) -> None:
-        for event in events:
+        left = deque(events)
+        while left:
+            event = left.popleft()
             if isinstance(event, RequestDone):
                 self._finish(event)
                 continue
             _, sample = self._samples[event.key]
-            if isinstance(event, PromptRead):
-                sample.prompt_read = event
-            else:
-                self._publish(sample.request_id, sample.push(event))
+            try:
+                self._push(sample, event)
+            except Exception as error:
+                sample.fail(error)
+                left.extend(self._core.abort(event.key))
+
+    def _push(self, sample: SampleBuilder, event: StepDecided | PromptRead) -> None:
+        if isinstance(event, PromptRead):
+            sample.prompt_read = event
+        elif not sample.failed:
+            self._publish(sample.request_id, sample.push(event))
 
     def _add(self, request: CheckedRequest) -> str:
         request_id = str(self._num_requests)
@@ -250,12 +329,16 @@ class Dispatcher:
 
     def _finish(self, done: RequestDone) -> None:
         builder, sample = self._samples.pop(done.key)
-        self._publish(sample.request_id, sample.close(done))
-        if not builder.finished:
+        try:
+            self._publish(sample.request_id, sample.close(done))
+        except Exception as error:
+            sample.fail(error)
+        if not builder.end_sample():
             return
         output = builder.output(self._parts.models.num_parameters)
         del self._keys[builder.request_id]
         self.metrics = self.metrics + replace(output.metrics, seconds=0.0)
+        self._reward_watch.look(self.metrics)
         self._publish(builder.request_id, FinishedEvent(builder.request_id, output))
 
     def _publish(self, request_id: str, event: StreamEvent | None) -> None:

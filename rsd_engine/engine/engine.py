@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
@@ -13,13 +12,15 @@ from tqdm.auto import tqdm
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.checker import RequestChecker
+from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher
+from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
-from rsd_engine.engine.prm_options import PrmFormatLike
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
-from rsd_engine.engine.scoring import StepScoring
+from rsd_engine.engine.rewards.prm_options import PrmFormatLike
+from rsd_engine.engine.score.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -103,6 +104,7 @@ class Engine(StepScoring):
         prm_separator: str | None = None,
         scorer: Scorer | None = None,
     ) -> None:
+        self._home = HomeProcess()
         self._parts: EngineParts = build_engine(
             draft, target, prm,
             policy=policy,
@@ -120,10 +122,9 @@ class Engine(StepScoring):
             prm_separator=prm_separator,
             scorer=scorer,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._parts)
+        self._dispatcher = Dispatcher(self._parts, self._home)
         self._reader = PromptReader(self._parts.models.main.tokenizer)
         self._closed = False
-        self._pid = os.getpid()
         self._default_params = default_params(self._parts.models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
@@ -244,8 +245,7 @@ class Engine(StepScoring):
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        [request_id] = self._add_all([resolved], sampling_params, stream=True)
-        return Stream(self._alive(), request_id)
+        return Stream(self._alive(), self._add_all([resolved], sampling_params, stream=True))
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -285,6 +285,14 @@ class Engine(StepScoring):
         self._alive()
         return self._parts.memory()
 
+    def check_integrity(self) -> list[str]:
+        """What is wrong with pages, lengths and phases of the slots, a line each; nothing if empty.
+
+        It may be called from any thread, and waits for the end of the running tick. It reads the
+        whole page table, so call it when in doubt, not all the time.
+        """
+        return self._alive().check_integrity()
+
     @property
     def op_times(self) -> dict[str, OpTime]:
         """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
@@ -309,7 +317,7 @@ class Engine(StepScoring):
             return
         self._closed = True
         try:
-            if os.getpid() == self._pid:
+            if self._home.is_here:
                 self._dispatcher.close()
                 self._reader.close()
         finally:
@@ -320,6 +328,9 @@ class Engine(StepScoring):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_copy("an Engine")
 
     # ------------------------------------------------------------------ requests
 
@@ -334,11 +345,7 @@ class Engine(StepScoring):
         """The dispatcher, if this engine can be used here."""
         if self._closed:
             raise ValueError("the engine is closed; make a new one")
-        if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
-            raise RuntimeError(
-                f"this engine belongs to process {self._pid}, and this is process {os.getpid()}; "
-                "make one in each process"
-            )
+        self._home.check()
         return self._dispatcher
 
     def _prompt_reader(self) -> PromptReader:
@@ -351,7 +358,7 @@ class Engine(StepScoring):
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> list[str]:
+    ) -> Claim:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rsd_engine.arguments import shown
 from rsd_engine.engine.memory_estimate import (
     MemoryEstimate,
     ModelMemory,
@@ -145,7 +146,8 @@ def _allowed_length(
     allowed = min(c.max_position_embeddings - taken.get(r, 0) for r, c in writers.items())
     if asked is not None and not 2 <= asked <= allowed:
         raise ValueError(
-            f"max_model_len must be in [2, {allowed}], the context of draft and target, got {asked}"
+            f"max_model_len must be in [2, {allowed}], the context of draft and target, "
+            f"got {shown(asked)}"
         )
     return allowed
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
-from rsd_engine.engine.merged import is_merged
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.merged import is_merged
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from rsd_engine.arguments import shown
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt, check_ids
 from rsd_engine.models.reward.family import PrmFormat
@@ -50,10 +51,9 @@ def slot_request(
     rules: RequestRules,
     *,
     seed: int,
-    sample: int,
     stream: bool = False,
 ) -> SlotRequest:
-    """One sample of a request.
+    """The first sample of a request.
 
     Args:
         stream: whether someone reads its events; without a PRM it then tells every token.
@@ -84,7 +84,7 @@ def slot_request(
         length_limit=length + max_tokens,
         max_steps=min(params.max_steps, max_tokens + 1),  # + 1: out of reach, a step has a token
         max_step_tokens=min(params.max_step_tokens or max_tokens, max_tokens),
-        min_length=length + params.min_tokens,
+        min_length=length + min(params.min_tokens, max_tokens),
         delimiters=rules.delimiters,
         stops=build_automaton(params.stop_strings, MAX_STOP_STATES, "stop"),
         stop_tokens=_stop_tokens(params, rules),
@@ -94,7 +94,7 @@ def slot_request(
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
         seed=seed,
-        sample_index=sample,
+        sample_index=0,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
         overflow_mode=_OVERFLOW_MODES[params.prm_overflow],
@@ -103,13 +103,18 @@ def slot_request(
         prm_step_ids=form.step_ids if form else 0,
         prm_transient=form.num_transient if form else 0,
         stream_tokens=stream and "rsd" not in rules.modes,
-        prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
+        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         biases=_biases(params, rules),
         only_biased=params.allowed_token_ids is not None,
         bad_words=_bad_words(params, rules),
     )
+
+
+def sample_request(first: SlotRequest, sample: int) -> SlotRequest:
+    """Another sample of a request; only the first one reads the prompt's log-probabilities."""
+    return replace(first, sample_index=sample, prompt_logprobs=-1)
 
 
 def truncated(prompt: ResolvedPrompt, params: SamplingParams) -> ResolvedPrompt:
@@ -237,9 +242,11 @@ def _bad_words(params: SamplingParams, rules: RequestRules) -> tuple[tuple[int, 
     found: dict[tuple[int, ...], None] = {}
     for word in params.bad_words or ():
         plain, spaced = (tuple(rules.encode(space + word.lstrip())) for space in ("", " "))
+        if not plain:
+            raise ValueError(f"bad_words has {shown(word)}, which is no token of the vocabulary")
         if len(plain) > MAX_BAD_WORD_TOKENS:
             raise ValueError(
-                f"a word of bad_words may have {MAX_BAD_WORD_TOKENS} tokens, got {word!r} of "
+                f"a word of bad_words may have {MAX_BAD_WORD_TOKENS} tokens, got {shown(word)} of "
                 f"{len(plain)}. Give a shorter part of it"
             )
         found[plain] = None

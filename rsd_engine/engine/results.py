@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.core.failures import Failure
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.outputs import (
     CompletionOutput,
+    Endings,
+    Errors,
     FinishReason,
     Flops,
     Logprob,
@@ -76,6 +79,16 @@ class SampleBuilder:
         self._to_rewrite: RejectedStep | None = None  # the next kept step stands in its place
         self._logprobs: list[TokenLogprobs] = []
         self._dropped: StepDecided | None = None
+        self._failure: Failure | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether its text or steps could not be built; it takes in no more events then."""
+        return self._failure is not None
+
+    def fail(self, error: Exception) -> None:
+        """Its result could not be built: it ends with this error, and what it had until then."""
+        self._failure = Failure.caught("result", "building the result", error)
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""
@@ -124,6 +137,7 @@ class SampleBuilder:
     def close(self, done: RequestDone) -> StepEvent | None:
         """Ends the sample; an abort or error may release text that was held back."""
         self.done = done
+        self._failure = self._failure or done.failure
         if self._part:
             self._end_step()  # its request failed or was aborted, but what was told stays
         if self._steps and done.finish not in (None, Finish.ERROR) and self._dropped is None:
@@ -145,13 +159,22 @@ class SampleBuilder:
             index=self.index,
             text=text,
             token_ids=token_ids,
-            finish_reason=_REASONS[self.done.finish],
+            finish_reason=self._finish_reason,
             stop_reason=self._stop_reason(token_ids),
             steps=self._steps_of(text),
             cumulative_logprob=None if logprobs is None else sum(p.logprob for p in logprobs),
             logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
             error=self._error(),
         )
+
+    def failed_completion(self) -> CompletionOutput:
+        """The output where `completion` fails."""
+        return CompletionOutput(self.index, "", (), "error", None, (), error=self._error())
+
+    @property
+    def _finish_reason(self) -> FinishReason:
+        assert self.done is not None
+        return "error" if self._failure else _REASONS[self.done.finish]
 
     def prompt_logprobs(
         self, token_ids: tuple[int, ...]
@@ -173,6 +196,8 @@ class SampleBuilder:
             steps_accepted=sum(step.reward is not None for step in self._steps),
             steps_rejected=len(self._rejected),
             nan_rewards=self.done.nan_rewards,
+            endings=Endings(**{self._finish_reason: 1}),
+            errors=self._errors(),
         )
 
     def _steps_of(self, text: str) -> tuple[Step, ...]:
@@ -253,12 +278,21 @@ class SampleBuilder:
         text = self._vocabulary.special_text.get(token)
         return text if text in self._params.stop_strings else None
 
+    def _errors(self) -> Errors:
+        if self._finish_reason != "error":
+            return Errors()
+        return Errors(**{self._failure.kind if self._failure else "logits": 1})
+
     def _error(self) -> str | None:
         assert self.done is not None
+        if self._failure:
+            return self._failure.message
         if self.done.finish != Finish.ERROR:
             return None
         role = self._dropped.source.name.lower() if self._dropped else "a"
         error = f"the {role} model gave logits that are not finite (NaN or infinite)"
+        if 0 < self._params.temperature < 1:
+            error += f", or are not when divided by temperature={self._params.temperature}"
         if self._params.allowed_token_ids or self._params.bad_words:
             error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
         return error
@@ -293,23 +327,43 @@ class RequestBuilder:
     ) -> None:
         self.request_id = request_id
         self.samples = samples
+        self._open = len(samples)
         self._prompt = prompt
         self._seed = seed
         self._arrived = time.perf_counter()
 
-    @property
-    def finished(self) -> bool:
-        return all(sample.done for sample in self.samples)
+    def end_sample(self) -> bool:
+        """Counts a closed sample; whether it was the last one."""
+        self._open -= 1
+        return self._open == 0
 
     def output(self, parameters: Mapping[Role, int]) -> RequestOutput:
-        """The result, once all samples are closed."""
+        """The result, once all samples are closed; what cannot be built is an error of a sample."""
+        prompt_logprobs = self._prompt_logprobs()
+        outputs = tuple(_completion(sample) for sample in self.samples)
         metrics = sum((s.metrics(parameters) for s in self.samples), start=Metrics())
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt.text,
             prompt_token_ids=self._prompt.token_ids,
-            outputs=tuple(s.completion() for s in self.samples),
+            outputs=outputs,
             metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
             seed=self._seed,
-            prompt_logprobs=self.samples[0].prompt_logprobs(self._prompt.token_ids),
+            prompt_logprobs=prompt_logprobs,
         )
+
+    def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:
+        first = self.samples[0]
+        try:
+            return first.prompt_logprobs(self._prompt.token_ids)
+        except Exception as error:
+            first.fail(error)
+            return None
+
+
+def _completion(sample: SampleBuilder) -> CompletionOutput:
+    try:
+        return sample.completion()
+    except Exception as error:
+        sample.fail(error)
+        return sample.failed_completion()

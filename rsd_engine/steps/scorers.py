@@ -2,7 +2,7 @@
 
 A scorer is plain frozen data. Its score is a number from 0 to 1, the higher the better, and the
 policy sees nothing else. To run, a scorer becomes a head on the draft's or target's decoder
-(`rsd_engine.engine.scorers`), or what sampling sums up anyway (`Confidence`).
+(`rsd_engine.engine.rewards.scorers`), or what sampling sums up anyway (`Confidence`).
 """
 
 from __future__ import annotations

@@ -84,18 +84,20 @@ class Broken(Exception):
     """A forward pass that failed."""
 
 
-def break_passes(core: EngineCore, role: Role, passes: set[int]) -> None:
-    """From now on the forward of `role` fails in these passes, counted from 1."""
-    forward, count = core.loop.forwards[role], 0
+def break_passes(core: EngineCore, role: Role, passes: set[int]) -> list[int]:
+    """From now on the forward of `role` fails in these passes, counted from 1; lists which did."""
+    forward, count, broken = core.loop.forwards[role], 0, list[int]()
 
     def fails(batch: RowBatch) -> None:
         nonlocal count
         count += 1
         if count in passes:
+            broken.append(count)
             raise Broken
         forward(batch)
 
     core.loop.forwards[role] = fails
+    return broken
 
 
 Wanted = tuple[str, int, float, int, int, Mode]
@@ -155,6 +157,7 @@ class Histories(RuleBasedStateMachine):
         first: list[Wanted],
     ) -> None:
         self.core = core_of(slots, pages, ticks, executor, text=text, rule=rule)
+        self.broken: list[list[int]] = []
         self.wanted: dict[int, Wanted] = {}
         self.events: dict[int, list[Event]] = {}
         for wanted in first:
@@ -175,7 +178,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(role=st.sampled_from(list(Role)))
     def fail(self, role: Role) -> None:
-        break_passes(self.core, role, {1})
+        self.broken.append(break_passes(self.core, role, {1}))
 
     @rule()
     def ask(self) -> None:
@@ -211,22 +214,21 @@ class Histories(RuleBasedStateMachine):
         assert not self.core.has_work, "the loop does not end"
         assert int(self.core.state.num_free) == self.core.state.free_pages.shape[0]
         self.seen["preemptions"] += self.core.num_preemptions
+        self.seen["failed passes"] += sum(map(len, self.broken))
         for key, wanted in self.wanted.items():
             found = story(self.events[key])
             end = self.events[key][-1]
             assert isinstance(end, RequestDone)
             self.seen["aborts in mid-text"] += end.finish is None and len(found) > 1
             self.seen["rejections"] += any(" rejected: " in line for line in found)
-            if end.finish is None:
+            self.seen["failures"] += bool(end.failure)
+            if end.finish is None or end.failure:
                 assert found[:-1] == alone(wanted)[: len(found) - 1]
             else:
                 assert found == alone(wanted)
 
     def _step(self) -> None:
-        try:
-            self._collect(self.core.next_events())
-        except Broken:
-            self.seen["failed passes"] += 1
+        self._collect(self.core.next_events())
 
     def _collect(self, events: list[Event]) -> None:
         for event in events:
@@ -254,4 +256,5 @@ def test_the_histories_were_worth_it() -> None:
         pytest.skip("they have not run")
     wanted = ("failed passes", "preemptions", "aborts of running requests", "rejections")
     assert all(seen[name] >= 5 for name in wanted), seen
+    assert 0 < seen["failures"] < seen["failed passes"], seen
     assert seen["aborts in mid-text"] > 0, seen

@@ -195,9 +195,13 @@ def adjust_kernel(
                 penalise_output(state, scratch, p_logits, i_seq, slot, length, vocabulary, BLOCK)
             if changes:
                 top, first = _scan(p_logits, vocabulary, top, BLOCK)
-            none = top == float("-inf")  # every id is forbidden
+            temperature = tl.load(state.temperature + slot)
+            scaled = tl.div_rn(top, tl.where(temperature != 0.0, temperature, 1.0))
+            # Every id is forbidden, or the draw would have no finite maximum.
+            overflows = (temperature != 0.0) & (tl.abs(scaled) == float("inf"))
+            none = (top == float("-inf")) | overflows
             tl.store(scratch.seq_max + i_seq, top)
             # The greedy token; a draw replaces it.
             tl.store(state.next_token + slot, tl.where(none, _NOT_FINITE, first))
-            draws = tl.where((tl.load(state.temperature + slot) != 0.0) & ~none, 1, 0)
+            draws = tl.where((temperature != 0.0) & ~none, 1, 0)
     tl.store(scratch.seq_draws + i_seq, draws)

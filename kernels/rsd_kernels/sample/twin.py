@@ -77,11 +77,16 @@ def sample(
 
 
 def _choose(state: SlotState, slot: int, logits: Tensor, role: int, *, greedy: bool) -> int:
-    """The next token of one sequence; NOT_FINITE if every id is forbidden."""
+    """The next token of one sequence; NOT_FINITE if every id is forbidden, or none can be drawn."""
     adjusted = _adjust(state, slot, logits)
-    if adjusted is not logits and bool(torch.isneginf(adjusted.max())):
+    if greedy:
+        changed = adjusted is not logits
+        none = changed and bool(torch.isneginf(adjusted.max()))
+        return NOT_FINITE if none else int(adjusted.argmax())
+    if not bool(torch.isfinite(adjusted.max() / state.temperature[slot])):
         return NOT_FINITE
-    return int(adjusted.argmax()) if greedy else _draw(state, slot, adjusted, role)
+    token = _draw(state, slot, adjusted, role)
+    return token if token < logits.shape[0] else NOT_FINITE
 
 
 def _all_plain(state: SlotState, slots: list[int]) -> bool:

@@ -59,7 +59,7 @@ class Finish(IntEnum):
     STOP_STRING = 2
     LENGTH = 3
     STEPS = 4
-    ERROR = 5  # logits that are not finite
+    ERROR = 5  # logits that cannot be sampled from; the host also uses it for its own failures
     PRM_FULL = 6  # the step does not fit the PRM's context; the output ends without it
 
 

@@ -45,7 +45,7 @@ def inspect(
     verbose: o.Verbose = None,
 ) -> None:
     """See HELP."""
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         given = {"draft": draft, "target": target, "prm": prm}
         named = {name: value for name, value in given.items() if value is not None}
         others = models or []
@@ -78,5 +78,5 @@ def inspect(
         )
         found = run_inspection(options)
         (print_json if json else print_inspection)(found)
-        if not found.fits:
-            raise typer.Exit(FAILED)
+    if not found.fits:
+        raise typer.Exit(FAILED)

@@ -14,7 +14,7 @@ from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.inspect.inspection import Inspection, inspect_models
 from rsd_engine.engine.inspect.memory import Machine
 from rsd_engine.engine.memory_estimate import MAX_ROWS
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import available_bytes
 from rsd_engine.models.loader import check_dtype
 from rsd_kernels.state.enums import Role

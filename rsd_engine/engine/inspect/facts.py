@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids

@@ -14,7 +14,7 @@ from rsd_engine.engine.inspect.memory import Machine, find_fit
 from rsd_engine.engine.inspect.roles import Roles, assign_roles
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_kernels.state.enums import Role
 
 

@@ -17,7 +17,7 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine import memory_fit, models
 from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, decisions, generate

@@ -131,7 +131,8 @@ def test_the_log_says_how_the_prm_is_read(
     ):
         pass
     for line in (
-        "prm: read as mine (Skywork-o1-Open-PRM), with rewards from 0 to 1; '$\\n' follows",
+        "prm: read as mine (Skywork-o1-Open-PRM), with rewards from 0 to 1 and a threshold of "
+        "0.4 by default; '$\\n' follows every step",
         "policy: threshold 0.4, the default of mine (Skywork-o1-Open-PRM)",
         "prm: its context holds 100 tokens, the writers' 512; an output ends where it is full, "
         "unless its request says otherwise (prm_overflow)",

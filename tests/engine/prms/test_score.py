@@ -109,13 +109,15 @@ def test_every_way_to_give_solutions(engine: Engine) -> None:
     for found in (
         engine.score("What is 2 + 3?", text),
         engine.score(chat),
+        engine.score({"question": "What is 2 + 3?", "steps": text}),
+        engine.score([{"messages": chat}]),
         engine.score([chat, parts])[1:],
         engine.score("What is 2 + 3?", [other, without_delimiters])[1:],
         engine.score(["x", "What is 2 + 3?"], [other, text])[1:],
     ):
         assert len(found) == 1 and found[0].question == "What is 2 + 3?"
         assert same(found[0].rewards, engine.score("What is 2 + 3?", without_delimiters)[0].rewards)
-    assert engine.score([], []) == [] and engine.score("x", "")[0].rewards != []
+    assert engine.score([], []) == engine.score([]) == [] and engine.score("x", "")[0].rewards != []
     assert wanted.to_dict()["steps"][0] == {"text": "we add.\n\n", "reward": wanted.rewards[0]}
 
 
@@ -241,6 +243,10 @@ BAD: list[tuple[tuple[Any, ...], str]] = [
     (
         ([[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]] * 2,),
         r"solutions\[0\]: the last of several messages .* got one of 'user'",
+    ),
+    (
+        ([{"question": "x"}],),
+        r"a solution dict must have .* or 'messages', got keys \['question'\]",
     ),
     (("x", ["a" * 2000]), rf"take 2\d\d\d tokens of the PRM's context, which holds {PRM_CONTEXT}"),
 ]

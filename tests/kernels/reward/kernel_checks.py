@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward import accept as accept_kernel
@@ -197,6 +198,19 @@ def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: 
         kind_of_row, a, b = int(policy_kind[s]), float(policy_a[s]), float(policy_b[s])
         probability = accept_probability(kind_of_row, a, b, r)
         assert int(accept[s]) == int(float(uniform[s]) < probability)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_rewards_of_rows_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `ops`, without a policy; also of no rows."""
+    generator = torch.Generator().manual_seed(0)
+    head = HEADS[kind](40, torch.float32, generator)
+    hidden = torch.randn(19, 40, generator=generator)
+    wanted = twin.rewards(hidden, head)
+    monkeypatch.setattr("rsd_kernels.ops.runs_on", lambda _: True)
+    theirs = with_tensors(head, lambda tensor: tensor.to(DEVICE))
+    torch.testing.assert_close(ops.rewards(hidden.to(DEVICE), theirs).cpu(), wanted)
+    assert ops.rewards(hidden[:0].to(DEVICE), theirs).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", HEADS)

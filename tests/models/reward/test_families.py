@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rsd_engine.engine.prm_options import PrmOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.loader import load_reward_model, reward_family_of
 from rsd_engine.models.registry import reward_families, reward_family

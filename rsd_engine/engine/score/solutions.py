@@ -20,6 +20,9 @@ from rsd_engine.steps.automaton import ByteAutomaton
 
 Steps = str | Sequence[str]
 """A solution's text, or its steps one by one."""
+Conversation = Sequence[Message] | Mapping[str, Any]
+"""Messages of which the last is the solution; or a dict of them, or of "question" and "steps"."""
+Questions = str | Sequence[str] | Conversation | Sequence[Conversation]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class SolutionReader:
 
     def given(
         self,
-        question: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]],
+        question: Questions,
         steps: Steps | Sequence[Steps] | None,
     ) -> list[GivenSolution]:
         """One solution or several, as `Engine.score` takes them.
@@ -58,8 +61,7 @@ class SolutionReader:
         found = []
         for index, (asked, answer) in enumerate(pairs):
             with naming(index, len(pairs), "solutions"):
-                found.append(self._conversation(asked) if answer is None else
-                             self._solution(asked, answer))  # fmt: skip
+                found.append(self._one(asked) if answer is None else self._solution(asked, answer))
         return found
 
     def tokens(self, solutions: Sequence[GivenSolution]) -> list[Solution]:
@@ -73,6 +75,19 @@ class SolutionReader:
             with naming(index, len(solutions), "solutions"):
                 found.append(self._tokens(solution))
         return found
+
+    def _one(self, given: Any) -> GivenSolution:
+        """A conversation, or a dict of one or of question and steps."""
+        if not isinstance(given, Mapping):
+            return self._conversation(given)
+        if set(given) == {"messages"}:
+            return self._conversation(given["messages"])
+        if set(given) != {"question", "steps"}:
+            raise ValueError(
+                "a solution dict must have 'question' and 'steps', or 'messages', got keys "
+                f"{list(given)}"
+            )
+        return self._solution(given["question"], given["steps"])
 
     def _conversation(self, messages: Any) -> GivenSolution:
         """The last message is the solution, and what is asked before it the question."""
@@ -127,16 +142,22 @@ class SolutionReader:
         return data[: end - match].decode("utf-8") if end == len(data) else step
 
 
+def _is_message(solutions: Sequence[Any]) -> bool:
+    """Whether these are the messages of one conversation."""
+    return bool(solutions) and isinstance(solutions[0], Mapping) and "role" in solutions[0]
+
+
 def _pairs(question: Any, steps: Any) -> list[tuple[Any, Any]]:
     """Question and steps of each solution; a conversation has no steps of its own."""
     if steps is None:
-        if not is_list(question) or not question:
+        if isinstance(question, Mapping) or (is_list(question) and _is_message(question)):
+            question = [question]
+        if not is_list(question):
             raise ValueError(
                 "score takes a question and its steps, or messages of which the last is the "
                 f"solution, got {kind(question)} and no steps"
             )
-        chats = [question] if isinstance(question[0], Mapping) else list(question)
-        return [(chat, None) for chat in chats]
+        return [(solution, None) for solution in question]
     if isinstance(question, str):
         is_many = is_list(steps) and any(is_list(item) for item in steps)
         return [(question, answer) for answer in (steps if is_many else [steps])]

@@ -7,11 +7,10 @@ from functools import partial
 
 from rsd_engine.core.solution_rewards import Solution, SolutionRewards
 from rsd_engine.engine.build import EngineParts
-from rsd_engine.engine.chat.conversation import Message
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.memory_estimate import MAX_ROWS
 from rsd_engine.engine.models import PrmModel
-from rsd_engine.engine.solutions import SolutionReader, Steps
+from rsd_engine.engine.score.solutions import Questions, SolutionReader, Steps
 from rsd_engine.outputs import ScoredSolution, ScoredStep
 from rsd_kernels.state.enums import Role
 
@@ -26,7 +25,7 @@ class StepScoring:
 
     def score(
         self,
-        question: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]],
+        question: Questions,
         steps: Steps | Sequence[Steps] | None = None,
     ) -> list[ScoredSolution]:
         """The rewards of given steps: those that the same steps have in the loop.
@@ -39,7 +38,8 @@ class StepScoring:
 
         Args:
             question: of one solution, or a list with one for each; or, without `steps`, messages
-                of which the last is the assistant's with the solution, or a list of such.
+                of which the last is the assistant's with the solution, or a list of such. A dict
+                with "question" and "steps", or with "messages", may stand in place of messages.
             steps: a list of texts, or one text that the step delimiters cut; a list of these for
                 several solutions, which may have one question.
 
