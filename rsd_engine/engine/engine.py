@@ -20,7 +20,7 @@ from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
 from rsd_engine.engine.rewards.prm_options import PrmFormatLike
-from rsd_engine.engine.score.step_scoring import StepScoring
+from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
@@ -59,8 +59,7 @@ class Engine(StepScoring):
         max_model_len: most tokens of prompt and output; by default what draft and target allow, or
             as many as the pages hold, if these are fewer.
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what the models
-            leave of `gpu_memory_utilization`, on a CPU a quarter of the available memory that they
-            leave.
+            leave of `gpu_memory_utilization`, on a CPU a quarter of the free memory they leave.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
@@ -254,7 +253,8 @@ class Engine(StepScoring):
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        return Stream(self._alive(), self._add_all([resolved], sampling_params, stream=True))
+        [claim] = self._add_all([resolved], sampling_params, stream=True)
+        return Stream(self._alive(), claim)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -367,7 +367,7 @@ class Engine(StepScoring):
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> Claim:
+    ) -> list[Claim]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

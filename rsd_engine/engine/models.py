@@ -167,9 +167,7 @@ def open_models(
     prm_options: PrmOptions,
     scored: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given.
-
-    scored: whether a scorer stands in for the PRM.
+    """Reads configs and tokenizers of the models that are given; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
@@ -186,9 +184,8 @@ def open_models(
             "prm or scorer, or target alone, or draft alone"
         )
     check_overrides(overrides, set(map(_name, sources)))
-    for name in ("format", "separator"):
-        if prm is None and getattr(prm_options, name) is not None:
-            raise ValueError(f"prm_{name} is given and no prm; give one, or leave it out")
+    if prm is None:
+        prm_options.check_not_given()
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
@@ -297,8 +294,8 @@ def _longest(
     role: Role, opened: Mapping[Role, OpenModel], max_positions: Mapping[Role, int]
 ) -> int:
     """Positions of a model's rope tables: those of a merged PRM count for the target too."""
-    is_target = opened[role] is opened.get(Role.TARGET)
-    shares = is_target and Role.PRM in opened and opened[Role.PRM].merged
+    prm = opened.get(Role.PRM)
+    shares = prm is not None and prm.merged and opened[role] is opened[Role.TARGET]
     return max(max_positions[role], max_positions[Role.PRM] if shares else 0)
 
 

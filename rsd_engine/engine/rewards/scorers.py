@@ -74,8 +74,8 @@ def prepare_scorer(scorer: Scorer | None, opened: Mapping[Role, OpenModel]) -> O
     difference = difference_of_writers(opened)
     if difference:
         raise ValueError(
-            "scorer: draft and target must have one tokenizer, for it scores the writers' own "
-            f"tokens; these differ ({difference}). Give another draft, or a prm in its place"
+            f"scorer needs a draft and a target of one tokenizer, and these differ ({difference}); "
+            "give prm in its place, or models of one family"
         )
     if isinstance(scorer, Probe):
         role = Role[scorer.role.upper()]

@@ -1,4 +1,4 @@
-"""The ends of kept steps where a scorer decides: as their text has them, or as they were written."""
+"""The ends of kept steps where a scorer decides: as text has them, or as they were written."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def short(one_family: Family) -> Iterator[Engine]:
 @pytest.mark.parametrize("scorer", [TargetJudge(), Confidence(), Probe("w.safetensors")])
 def test_scorers_of_the_writers_own_tokens_are_refused(one_family: Family, scorer: Scorer) -> None:
     folders = one_family.folders
-    with pytest.raises(ValueError, match="scorer: draft and target must have one tokenizer") as e:
+    with pytest.raises(ValueError, match="scorer needs a draft and a target of one tokenizer") as e:
         Engine(folders.draft, folders.target, scorer=scorer, device="cpu")
-    assert "\n" not in str(e.value) and "prm in its place" in str(e.value)
+    assert "\n" not in str(e.value) and "give prm in its place" in str(e.value)
 
 
 def contexts(family: Family, prompt: str, steps: RequestOutput) -> dict[str, list[int]]:

@@ -273,10 +273,8 @@ def score_a_run(
     return calls
 
 
-@pytest.mark.parametrize(
-    ("kind", "two"),
-    [("value", False), ("classes", False), ("ensemble", False), ("digits", False), ("value", True)],
-)
+@pytest.mark.parametrize("kind", ["value", "classes", "ensemble", "digits"])
+@pytest.mark.parametrize("two", [False, True], ids=["", "two vocabularies"])
 def test_score_in_the_states_of_a_run(
     kind: str, two: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
