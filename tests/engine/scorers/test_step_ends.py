@@ -12,7 +12,7 @@ from rsd_engine.engine import build
 from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
 from tests.tiny_models import TinyModels, make_tiny_models
 
-PARAMS = SamplingParams(temperature=1.0, seed=4, max_tokens=60, ignore_eos=True)
+PARAMS = SamplingParams(temperature=0.0, seed=4, max_tokens=100, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def newline_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 def opened(models: TinyModels, chance: float, executor: str = "eager") -> Engine:
     return Engine(
         models.draft, models.target, scorer=Confidence(), policy=Constant(chance), device="cpu",
-        max_num_seqs=4, executor=executor,
+        max_num_seqs=8, executor=executor,
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_steps_that_a_confidence_keeps(
         wanted = [decisions(result) for result in found]
         with harsh(engine):
             assert [decisions(r) for r in generate(engine, PROMPTS, PARAMS)] == wanted
-        assert int(engine.parts.core.state.shortened.sum()) > 0
+        assert bool(engine.parts.core.state.shortened.any())
         assert all_pages_free(engine) and engine.check_integrity() == []
     sources = {step.source for result in found for step in result.outputs[0].steps}
     assert sources == ({"draft"} if chance == 1 else {"draft", "target"})
