@@ -9,7 +9,7 @@ from rsd_engine.core.failures import Failure
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
-from rsd_kernels.state.enums import Finish, Phase, Role
+from rsd_kernels.state.enums import Finish, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 HostBridge = Callable[[list[int], int, Finish, bool], list[int]]
@@ -61,7 +61,8 @@ class HostSteps:
             self._give_to(state, slot, Role.TARGET, tell)
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
-            if contexts and contexts.writer == Role.TARGET:
+            goes_on = int(state.mode[slot]) == Mode.TARGET  # the PRM's context is full
+            if contexts and contexts.writer == Role.TARGET and not goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
         return bool(ended or rejected)
 
