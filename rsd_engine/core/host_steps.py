@@ -76,8 +76,8 @@ class HostSteps:
                 state.phase[slot] = Phase.DRAFT
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
-            goes_on = int(state.mode[slot]) != Mode.TARGET
-            if contexts and contexts.writer == Role.TARGET and goes_on:
+            goes_on = int(state.mode[slot]) == Mode.TARGET  # the PRM's context is full
+            if contexts and contexts.writer == Role.TARGET and not goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
         if self._text_ends is not None:
             for slot in [*ended, *decided]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isnan
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.outputs import CompletionOutput, Step
 from rsd_engine.sampling_params import OverflowName
+from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import (
     PROMPTS,
     Fresh,
@@ -22,7 +24,8 @@ from tests.engine.harness.runs import (
     prm_rows,
     scores,
 )
-from tests.tiny_models import TinyModels
+from tests.engine.harness.scripted import scripted
+from tests.tiny_models import TinyModels, make_tiny_models, third_tokenizer
 
 PRM_CONTEXT = 160
 MAX_TOKENS = 180
@@ -106,6 +109,38 @@ def test_one_model_writes_the_rest(
             )
         )
     assert all_pages_free(short)
+
+
+@pytest.mark.parametrize("prm_overflow", WRITES_ON)
+@pytest.mark.parametrize("of_target", [False, True], ids=["draft", "target"])
+def test_writers_with_vocabularies_of_their_own(
+    prm_overflow: OverflowName, of_target: bool, tmp_path: Path
+) -> None:
+    """Whosever step did not fit, the writer that goes on has the slot at once."""
+    models = make_tiny_models(tmp_path, draft_tokenizer=third_tokenizer())
+    params = replace(PARAMS, prm_overflow=prm_overflow, policy=Threshold(1.1), max_step_tokens=None)
+    short, long = ("a", "\n\n") * 90, ("c" * 60 + "\n\n") * 3
+    with engine_with(models, prm=100) as built:
+        texts = {Role.DRAFT: "".join(short), Role.TARGET: long}
+        if not of_target:
+            texts = {Role.DRAFT: long, Role.TARGET: "b\n\n" * 90}
+        writers = built.parts.models.writers
+        scripts = {
+            role: writers[role].tokenizer.encode(text, add_special_tokens=False)
+            for role, text in texts.items()
+        }
+        with (
+            scripted(built, scripts[Role.DRAFT]),
+            scripted(built, scripts[Role.TARGET], role=Role.TARGET),
+        ):
+            [result] = generate(built, ["x"], params)
+        before, rest = split(result.outputs[0])
+        assert {step.source for step in before} == {"target"}
+        assert rest and {step.source for step in rest} == {WRITES_ON[prm_overflow]}
+        # Nothing is drafted in vain but the step that did not fit.
+        in_vain = prm_overflow == "target" and not of_target
+        assert [step for step in rest if step.rejected] == rest[:1] * in_vain
+        assert len(result.outputs[0].token_ids) == MAX_TOKENS and all_pages_free(built)
 
 
 def test_the_output_stops_by_default(short: Engine) -> None:
