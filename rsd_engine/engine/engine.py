@@ -20,7 +20,7 @@ from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
 from rsd_engine.engine.rewards.prm_options import PrmFormatLike
-from rsd_engine.engine.score.step_scoring import StepScoring
+from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput

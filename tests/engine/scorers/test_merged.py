@@ -52,12 +52,15 @@ def test_one_set_of_weights_and_the_same_rewards(tmp_path: Path) -> None:
     apart = Path(shutil.copytree(model, tmp_path / "copy"))
     with opened(apart, model) as engine:
         expected = solve(engine)
+        [alone] = engine.score("2 + 3?", ["2 + 3 = 5", "5"])
         report = engine.memory
         decoder = report.weights[Role.PRM]
         assert decoder > 10**6
     for prm in (model, linked(model, tmp_path / "linked")):
         with opened(model, prm) as engine:
             results = solve(engine)
+            [given] = engine.score("2 + 3?", ["2 + 3 = 5", "5"])
+            assert given.rewards == pytest.approx(alone.rewards, abs=1e-5)
             assert all_pages_free(engine)
             models = engine.parts.models
             assert models.prm is not None

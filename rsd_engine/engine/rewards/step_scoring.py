@@ -10,7 +10,7 @@ from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.memory_estimate import MAX_ROWS
 from rsd_engine.engine.models import PrmModel
-from rsd_engine.engine.score.solutions import Questions, SolutionReader, Steps
+from rsd_engine.engine.rewards.solutions import Questions, SolutionReader, Steps
 from rsd_engine.outputs import ScoredSolution, ScoredStep
 from rsd_kernels.state.enums import Role
 
