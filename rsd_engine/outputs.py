@@ -44,8 +44,8 @@ class Step:
     """A kept step."""
 
     text: str  # with its delimiter; the texts of all steps add up to the output's
-    token_ids: tuple[int, ...]
-    source: StepSource  # the model that wrote it
+    token_ids: tuple[int, ...]  # of the vocabulary of the model that wrote it
+    source: StepSource  # that model
     reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
     rejected: RejectedStep | None  # the draft's step in whose place it stands
 
@@ -58,7 +58,8 @@ class CompletionOutput:
         index: number of the sample, from 0.
         text: the output; without the stop string or stop token that ended it, and without special
             tokens, unless the request wants them.
-        token_ids: all ids of the output, those left out of `text` included.
+        token_ids: all ids of the output, those left out of `text` included; step by step those of
+            the model that wrote it, where draft and target have different tokenizers.
         finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
             a context, "steps" at `max_steps`, "abort", or "error".
         stop_reason: the stop token id or stop string; "prm_context" if the output ended for lack of
@@ -185,7 +186,7 @@ class RequestOutput:
     """The result of one prompt."""
 
     request_id: str
-    prompt: str | None
+    prompt: str | None  # the target's, where draft and target read it differently; so are the ids
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]  # one per sample
     metrics: Metrics

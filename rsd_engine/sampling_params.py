@@ -104,6 +104,9 @@ class SamplingParams:
             more. "stop" ends the output (with stop_reason "prm_context"), "target" lets the target
             write the rest, "accept" the draft.
 
+    Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
+    allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
+
     numpy's numbers and arrays of ids are taken like Python's. Integers without a bound above end at
     2^31 - 1. Other numbers must be 0 or no smaller than 2^-126, the least that float32 holds in
     full.

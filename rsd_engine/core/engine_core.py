@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,17 +18,18 @@ from rsd_engine.core.host_steps import HostBridge, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
-from rsd_engine.core.page_needs import is_stuck, pages_at, pages_for_longest_step
+from rsd_engine.core.page_needs import is_stuck, pages_for_longest_step, pages_when_full
 from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.suspects import Suspects
 from rsd_engine.core.watchdog import Watchdog
+from rsd_engine.core.writer_contexts import Translate
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.program import OpFailed
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import EngineDeadError
-from rsd_kernels.state.enums import Finish, HostRequest, Mode, Phase, Role
+from rsd_kernels.state.enums import Finish, HostRequest, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 Result = TypeVar("Result")
@@ -52,7 +53,10 @@ class EngineCore:
         loop: the state, the tables and the models.
         executor: runs the loop's program.
         mailbox: the host's side of the state's log and request word.
-        text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+        text_bridges: for each writer, used where the PRM or the other writer has another
+            vocabulary; None if the device bridges.
+        translate: for each writer, used where the other one has another vocabulary. Requests of
+            mode RSD then have a `target`.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
@@ -66,7 +70,8 @@ class EngineCore:
         executor: Executor,
         mailbox: Mailbox,
         *,
-        text_bridge: HostBridge | None = None,
+        text_bridges: Mapping[Role, HostBridge] | None = None,
+        translate: Mapping[Role, Translate] | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -80,14 +85,14 @@ class EngineCore:
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
-        self._slots = RunningRequests(self.state, loop.tokens_per_page, loop.forwards)
+        self._slots = RunningRequests(loop, translate or {})
         self._suspects = Suspects(self._slots, self.state, loop.batch)
         self._death: Exception | None = None
         self._in_flight = False
         self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
-        self._host_steps = HostSteps(loop.tables, loop.tokens_per_page, text_bridge)
+        self._host_steps = HostSteps(self._slots, loop, text_bridges or {})
         self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
@@ -104,8 +109,7 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        loop = self.loop
-        return pages_at(request, request.length_limit, loop.tokens_per_page, loop.prm_kv)
+        return pages_when_full(request, self.state, self.loop.tokens_per_page, self.loop.prm_kv)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -268,9 +272,7 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._host_steps.serve(self.state, self._fail)
-        if served:
-            self._collect()
+        served = self._host_steps.serve(self.state, self._collect, self._pending.append)
         if not served and not self._pending and not self._was_asked() and is_stuck(self.state):
             self.preempt_youngest()
         self._slots.free()
@@ -299,8 +301,11 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            self._pending.append(record.event(running.key))
+            step = record.event(running.key)
+            self._pending.append(step)
             self._suspects.clear(running.generation)
+            if running.contexts:
+                running.contexts.learn(step)
             if record.finish:
                 self._pending.append(self._slots.leave(record.slot, record.finish))
 
@@ -316,12 +321,8 @@ class EngineCore:
             self._suspects.accuse(active)
             return
         [(_, slot)] = active  # it ran alone, for the second time
-        self._fail(slot, Failure.caught("op", failure.op, failure.__cause__ or failure))
-
-    def _fail(self, slot: int, failure: Failure) -> None:
-        """Ends the request in a slot with an error."""
-        self._slots.release(slot)
-        self._pending.append(self._slots.leave(slot, Finish.ERROR, failure))
+        told = Failure.caught("op", failure.op, failure.__cause__ or failure)
+        self._pending.append(self._slots.fail(slot, told))
 
     # ------------------------------------------------------------------ admission and pages
 
@@ -330,7 +331,7 @@ class EngineCore:
             if self._suspects.any_left() or self._slots.where(active=False):
                 return  # preempted requests are older and go first
             key, request = next(iter(self._queue.items()))
-            if not self._has_room(request, len(request.prompt)):
+            if not self._has_room(request, 0):
                 return
             del self._queue[key]
             try:
@@ -344,9 +345,8 @@ class EngineCore:
     def _start(self, key: int, request: SlotRequest) -> None:
         slot = self._slots.start(key, request)
         if request.prompt_logprobs >= 0:
-            role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
-            read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
-            self._pending.append(PromptRead(key, read))
+            role, read = read_prompt(self.loop, slot, request, self._slots.contexts_of(slot))
+            self._pending.append(PromptRead(key, role, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
@@ -356,12 +356,15 @@ class EngineCore:
         for running, slot in sorted(
             self._slots.where(active=False), key=lambda found: found[0].arrival
         ):
-            if not self._has_room(running.request, int(self.state.length[slot])):
+            written = int(self.state.length[slot]) - int(self.state.prompt_length[slot])
+            if running.contexts:
+                written = max(written, running.contexts.output_length)
+            if not self._has_room(running.request, written):
                 return
             self.state.active[slot] = 1
 
-    def _has_room(self, request: SlotRequest, length: int) -> bool:
-        """Whether pages for its tokens and one longest step are free, or it would run alone.
+    def _has_room(self, request: SlotRequest, output: int) -> bool:
+        """Whether pages for its output and one longest step are free, or it would run alone.
 
         Nothing is admitted while a running request lacks pages: it would take the pages just freed.
         """
@@ -371,8 +374,8 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        loop = self.loop
-        need = pages_for_longest_step(request, length, loop.tokens_per_page, loop.prm_kv)
+        pages = (self.state, self.loop.tokens_per_page, self.loop.prm_kv)
+        need = pages_for_longest_step(request, output, *pages)
         return need <= int(self.state.num_free)
 
     def _was_asked(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rsd_engine.core.failures import Failure
@@ -22,6 +23,7 @@ class PromptRead:
     """The log-probabilities of a prompt, where a request asks for them."""
 
     key: int
+    role: Role  # whose
     logprobs: tuple[TokenLogprobs, ...]  # of every token but the first
 
 
@@ -39,6 +41,11 @@ class StepDecided:
     token_ids: tuple[int, ...]
     finish: Finish  # why the output ends with this step; NONE if it goes on
     logprobs: tuple[TokenLogprobs, ...] | None
+
+
+def nothing_written(key: int, writer: Role) -> StepDecided:
+    """The output ends before the writer's step, for its context is full."""
+    return StepDecided(key, RecordKind.DROPPED, writer, math.nan, (), Finish.LENGTH, None)
 
 
 @dataclass(frozen=True)

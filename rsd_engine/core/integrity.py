@@ -43,6 +43,8 @@ def _slots(state: SlotState, tokens_per_page: Sequence[int]) -> Iterator[str]:
             yield f"slot {slot}: {committed} of {length} tokens are committed"
         for role in Role:
             context = int(longest[role][slot])
+            if _has_another_context(state, slot, role):
+                context = state.tokens.shape[1]
             held, kv_len = int(state.num_pages[role, slot]), int(state.kv_len[role, slot])
             where = f"slot {slot}, {role.name}"
             if kv_len > context:
@@ -51,3 +53,10 @@ def _slots(state: SlotState, tokens_per_page: Sequence[int]) -> Iterator[str]:
                 yield f"{where}: {held} pages are too few for kv_len {kv_len}"
             if held and phase in (Phase.FREE, Phase.DONE):
                 yield f"{where}: an idle slot holds {held} pages"
+
+
+def _has_another_context(state: SlotState, slot: int, role: Role) -> bool:
+    """Whether the slot holds the other writer's context, so that this one's length is unknown."""
+    writes_now = {Phase.DRAFT: Role.DRAFT, Phase.SCORE: Role.DRAFT, Phase.TARGET: Role.TARGET}
+    writer = writes_now.get(Phase(int(state.phase[slot])))
+    return bool(state.separate_contexts[slot]) and role != Role.PRM and role != writer

@@ -1,10 +1,11 @@
-"""How many KV pages a request holds, by the length of its context."""
+"""How many KV pages a request holds, by the length of its output."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rsd_engine.core.slots import SlotRequest
+from rsd_engine.core.writer_contexts import longest_context
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
@@ -15,28 +16,61 @@ ROLES_OF_MODE = {
 }
 
 
-def pages_at(
-    request: SlotRequest, length: int, tokens_per_page: Sequence[int], prm_kv: Role = Role.PRM
+def pages_when_full(
+    request: SlotRequest, state: SlotState, tokens_per_page: Sequence[int], prm_kv: Role = Role.PRM
 ) -> int:
-    """Pages of all its roles when its context has `length` tokens.
+    """Pages of all its roles at the end of its output, however long that becomes.
+
+    A translated step may be longer than the step as it was written, so where draft and target have
+    vocabularies of their own, every context may become full.
 
     prm_kv: whose pages the PRM's passes use; if a writer's, its context has the longer of the two.
     """
-    output = length - len(request.prompt)
-    added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
-    prm_length = min(len(request.prm_prompt) + output + added, request.prm_max_len)
-    longest = dict.fromkeys(ROLES_OF_MODE[request.mode], length)
-    if longest.pop(Role.PRM, None) is not None:
-        longest[prm_kv] = max(prm_length, longest.get(prm_kv, 0))
-    return sum(pages_for(tokens, tokens_per_page[role]) for role, tokens in longest.items())
+    if request.target is None:
+        return _pages_at(request, request.max_tokens, state, tokens_per_page, prm_kv)
+    lengths = dict.fromkeys(Role, longest_context(state))
+    lengths[Role.PRM] = state.prm_tokens.shape[1]
+    return _pages(request, lengths, tokens_per_page, prm_kv)
 
 
 def pages_for_longest_step(
-    request: SlotRequest, length: int, tokens_per_page: Sequence[int], prm_kv: Role = Role.PRM
+    request: SlotRequest,
+    output: int,
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    prm_kv: Role = Role.PRM,
 ) -> int:
-    """Pages of all its roles when one step more, as long as it may be, follows `length` tokens."""
-    longest = min(request.length_limit, length + request.max_step_tokens)
-    return pages_at(request, longest, tokens_per_page, prm_kv)
+    """Pages of all its roles when one step more, as long as it may be, follows `output` tokens."""
+    longest = min(request.max_tokens, output + request.max_step_tokens)
+    return _pages_at(request, longest, state, tokens_per_page, prm_kv)
+
+
+def _pages_at(
+    request: SlotRequest,
+    output: int,
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    prm_kv: Role,
+) -> int:
+    """Pages of all its roles when its output has `output` tokens, in the context of each writer."""
+    target, full = request.target or request, state.tokens.shape[1]
+    added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
+    lengths = {
+        Role.DRAFT: min(len(request.prompt) + output, full),
+        Role.TARGET: min(len(target.prompt) + output, full),
+        Role.PRM: min(len(request.prm_prompt) + output + added, state.prm_tokens.shape[1]),
+    }
+    return _pages(request, lengths, tokens_per_page, prm_kv)
+
+
+def _pages(
+    request: SlotRequest, lengths: Mapping[Role, int], tokens_per_page: Sequence[int], prm_kv: Role
+) -> int:
+    longest = {role: lengths[role] for role in ROLES_OF_MODE[request.mode]}
+    prm_length = longest.pop(Role.PRM, None)
+    if prm_length is not None:
+        longest[prm_kv] = max(prm_length, longest.get(prm_kv, 0))
+    return sum(pages_for(tokens, tokens_per_page[role]) for role, tokens in longest.items())
 
 
 def is_stuck(state: SlotState) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.page_needs import ROLES_OF_MODE
 from rsd_engine.core.slots import SlotRequest, fill_slot
+from rsd_engine.core.writer_contexts import Translate, WriterContexts
+from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase, Role
-from rsd_kernels.state.slots import SlotState
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Running:
     request: SlotRequest
     arrival: int
     generation: int
+    contexts: WriterContexts | None  # of writers with vocabularies of their own
 
 
 class RunningRequests:
@@ -31,18 +33,16 @@ class RunningRequests:
     them, so a slot that a request has left is freed later, by `free`.
 
     Args:
-        state: whose slots they are.
-        tokens_per_page: by role.
-        roles: that have passes.
+        loop: whose slots they are.
+        translate: from the tokens of each writer to those of the other; empty if they are the same.
     """
 
-    def __init__(
-        self, state: SlotState, tokens_per_page: tuple[int, int, int], roles: Collection[Role]
-    ) -> None:
-        self._state = state
-        self._tokens_per_page = tokens_per_page
-        self._roles = roles
-        self._slots: list[Running | None] = [None] * state.num_slots
+    def __init__(self, loop: Loop, translate: Mapping[Role, Translate]) -> None:
+        self._state = loop.state
+        self._translate = translate
+        self._tokens_per_page = loop.tokens_per_page
+        self._roles = loop.forwards
+        self._slots: list[Running | None] = [None] * loop.state.num_slots
         self._left: list[int] = []  # slots to be freed
         self._started = 0  # requests so far
 
@@ -66,12 +66,20 @@ class RunningRequests:
         flags = self._state.active.tolist()  # one copy for all slots
         return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
 
+    def contexts_of(self, slot: int) -> WriterContexts | None:
+        """Of the writers of the request in a slot, if they have one each."""
+        running = self._slots[slot]
+        return running.contexts if running else None
+
     def start(self, key: int, request: SlotRequest) -> int:
         """Puts a request into a free slot, which it returns. If it fails, `cancel` cleans up."""
         slot = self._slots.index(None)
         self._started += 1
-        self._slots[slot] = Running(key, request, self._started, self._started)
+        contexts = WriterContexts(request, self._translate) if request.target else None
+        self._slots[slot] = Running(key, request, self._started, self._started, contexts)
         fill_slot(self._state, slot, request, generation=self._started, arrival=self._started)
+        if contexts:
+            contexts.enter(self._state, slot, Role.DRAFT)
         return slot
 
     def cancel(self, key: int) -> None:
@@ -98,6 +106,11 @@ class RunningRequests:
         }
         self._vacate(slot)
         return RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]), failure)
+
+    def fail(self, slot: int, failure: Failure) -> RequestDone:
+        """Ends the request in a slot with an error."""
+        self.release(slot)
+        return self.leave(slot, Finish.ERROR, failure)
 
     def forget(self, key: int) -> list[RequestDone]:
         """Ends a request without a look at the state: the device does not answer any more."""

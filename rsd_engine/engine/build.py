@@ -14,14 +14,20 @@ from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.host_steps import HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
-from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
-from rsd_engine.engine.requests import RequestRules
+from rsd_engine.engine.models import (
+    ModelSet,
+    ModelSource,
+    WriterModel,
+    load_models,
+    memory_of,
+    open_models,
+)
+from rsd_engine.engine.requests import RequestRules, WriterTokens
 from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.rewards.scorers import (
     add_scorer,
@@ -30,6 +36,7 @@ from rsd_engine.engine.rewards.scorers import (
     prepare_scorer,
     say_scorer,
 )
+from rsd_engine.engine.text_paths import text_bridges, translations
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -42,13 +49,12 @@ from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.text_bridge import TextBridge
 from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
-from rsd_kernels.state.tables import BY_TEXT
+from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
@@ -129,7 +135,10 @@ def build_engine(
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
-    core = EngineCore(loop, runs, mailbox, text_bridge=_text_bridge(models, loop))
+    core = EngineCore(
+        loop, runs, mailbox,
+        text_bridges=text_bridges(models, loop), translate=translations(models),
+    )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
@@ -212,25 +221,30 @@ def _loop(
     delimiters: Sequence[str],
     device: torch.device,
 ) -> Loop:
-    prm, logits = models.prm, torch.empty(state.num_slots, models.num_ids, device=device)
+    prm, logits = models.prm, _logits(models, state.num_slots, device)
     confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    merges = None
-    if prm is None or prm.shares_vocabulary:
+    merges, shared_prm = None, None
+    if not models.separate and (prm is None or prm.shares_vocabulary):
         merges = build_merge_tables(models.main.tokenizer, delimiters, device)
-    return Loop(
-        state=state,
-        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
-        tables=build_step_tables(
-            models.main.tokenizer,
-            prm.tokenizer if prm and prm.shares_vocabulary else None,
+        shared_prm = prm
+
+    def tables(writer: WriterModel) -> StepTables:
+        return build_step_tables(
+            writer.tokenizer,
+            shared_prm.tokenizer if shared_prm else None,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
             before_step=prm.format.before_step if prm else (),
             num_transient=prm.format.num_transient if prm else 0,
             as_written=prm is not None and prm.format.as_written,
-        ),
+        )
+
+    return Loop(
+        state=state,
+        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
+        tables=models.of_vocabularies(tables),
         merges=merges,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
@@ -241,8 +255,19 @@ def _loop(
     )
 
 
+def _logits(models: ModelSet, num_slots: int, device: torch.device) -> dict[Role, Tensor]:
+    """Room for the logits of each writer; all have the same memory, for they never run at once."""
+    num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
+    room = torch.empty(num_slots * max(num_ids.values()), device=device)
+    return {role: room[: num_slots * ids].view(num_slots, ids) for role, ids in num_ids.items()}
+
+
 def _passes(
-    models: ModelSet, pool: PagePool, layout: PoolLayout, state: SlotState, logits: Tensor
+    models: ModelSet,
+    pool: PagePool,
+    layout: PoolLayout,
+    state: SlotState,
+    logits: Mapping[Role, Tensor],
 ) -> tuple[dict[Role, Forward], Forward | None]:
     """The models bound to their pages: the forward of each role, and the op after the PRM's."""
     shapes = models.kv_shapes
@@ -250,7 +275,7 @@ def _passes(
     pages = {role: views[shape] for role, shape in shapes.items()}
     tables = state.page_table
     forwards: dict[Role, Forward] = {
-        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits)
+        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits[role])
         for role, w in models.writers.items()
     }
     if models.prm is None:
@@ -259,27 +284,6 @@ def _passes(
     forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
-
-
-def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
-    prm = models.prm
-    if prm is None:
-        return None
-    if loop.merges is None:
-        logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    else:
-        missing = (loop.tables.prm_token == BY_TEXT).nonzero().flatten().tolist()
-        if not missing:
-            return None
-        data = models.main.vocabulary.token_bytes
-        tokens = ", ".join(repr(data[i].decode("utf-8", "replace")) for i in missing[:3])
-        logger.info(
-            "prm: it reads the letters of tokens that it lacks (%s%s); steps with them are "
-            "tokenised from text, on the host", tokens, ", ..." if len(missing) > 3 else "",
-        )  # fmt: skip
-    form = prm.format
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, form.separator_ids, form.encode_step)
-    return bridge.step_tokens
 
 
 def _default_policy(models: ModelSet) -> Policy:
@@ -324,13 +328,19 @@ def _rules(
         modes=models.modes,
         policy=policy,
         delimiters=delimiters,
-        eos_ids=models.eos_ids,
-        special_ids={text: i for i, text in models.main.vocabulary.special_text.items()},
-        num_ids=models.num_ids,
-        encode=partial(models.main.tokenizer.encode, add_special_tokens=False),
+        writers=models.of_vocabularies(partial(_writer_tokens, models)),
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,
+    )
+
+
+def _writer_tokens(models: ModelSet, writer: WriterModel) -> WriterTokens:
+    return WriterTokens(
+        vocabulary=writer.vocabulary,
+        num_ids=models.num_ids_of(writer),
+        eos_ids=models.eos_ids_of(writer),
+        encode=partial(writer.tokenizer.encode, add_special_tokens=False),
     )
 
 

@@ -27,6 +27,7 @@ from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.scorers import Scorer
+from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
@@ -46,7 +47,8 @@ class Engine(StepScoring):
 
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
-        target: the big model, likewise. Draft or target given alone writes alone, without RSD.
+        target: the big model, likewise. Draft or target given alone writes alone, without RSD. If
+            both have different tokenizers, steps go from one to the other through text.
         prm: the process reward model, of a family in `rsd_engine.models.reward`.
         policy: from the reward of a step to the chance to keep it; by default the threshold of the
             PRM's family. A request may bring its own.
@@ -123,9 +125,11 @@ class Engine(StepScoring):
             scorer=scorer,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts, self._home)
-        self._reader = PromptReader(self._parts.models.main.tokenizer)
+        models = self._parts.models
+        draft_tokenizer = models.writers[Role.DRAFT].tokenizer if models.separate else None
+        self._reader = PromptReader(models.main.tokenizer, draft_tokenizer)
         self._closed = False
-        self._default_params = default_params(self._parts.models.main.generation_config)
+        self._default_params = default_params(models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
             changed = changed_fields(self._default_params)
@@ -245,7 +249,8 @@ class Engine(StepScoring):
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        return Stream(self._alive(), self._add_all([resolved], sampling_params, stream=True))
+        [claim] = self._add_all([resolved], sampling_params, stream=True)
+        return Stream(self._alive(), claim)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -303,7 +308,7 @@ class Engine(StepScoring):
         self._timed_recorder().reset()
 
     def get_tokenizer(self) -> Any:
-        """The transformers tokenizer that draft and target share."""
+        """The transformers tokenizer that draft and target share, or the target's."""
         self._alive()
         return self._parts.models.main.tokenizer
 
@@ -358,7 +363,7 @@ class Engine(StepScoring):
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> Claim:
+    ) -> list[Claim]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

@@ -189,7 +189,7 @@ def estimate_models(
         draft, target, _ = layout.tokens_per_page
         of_prm = layout.tokens_per_page[own.role]
         layout = replace(layout, tokens_per_page=(draft, target, of_prm))
-    num_ids = min(c.vocab_size for role, c in configs.items() if role != Role.PRM)
+    num_ids = max(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
     held: dict[Role, ModelMemory] = {}
     for role, model in models.items():

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.rewards.merged import is_merged
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
@@ -33,11 +33,17 @@ from rsd_engine.models.loader import (
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Scorer
-from rsd_engine.steps.sharing import shares_vocabulary
+from rsd_engine.steps.sharing import (
+    first_difference,
+    first_special_difference,
+    shares_vocabulary,
+)
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
+
+T = TypeVar("T")
 
 ModelSource = str | Path | Checkpoint
 """A folder, hub id or GGUF file, or a checkpoint that was opened already."""
@@ -87,6 +93,7 @@ class ModelSet:
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
     scorer: Scorer | None = None  # given in place of a PRM; one with a head is `prm` as well
+    separate: bool = False  # draft and target have vocabularies of their own
 
     @property
     def main(self) -> WriterModel:
@@ -102,9 +109,13 @@ class ModelSet:
 
     @property
     def num_ids(self) -> int:
-        """Ids below this one have a row in every writer and a spelling in its tokenizer."""
+        """Of `main`."""
+        return self.num_ids_of(self.main)
+
+    def num_ids_of(self, writer: WriterModel) -> int:
+        """Ids below this one have a row and a spelling in every writer that shares them."""
         return min(
-            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.writers.values()
+            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.peers(writer)
         )
 
     @property
@@ -126,9 +137,23 @@ class ModelSet:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """End-of-text ids: all that any writer names and that the models can write."""
-        named = {i for writer in self.writers.values() for i in writer.stop_ids}
-        return frozenset(i for i in named if i < self.num_ids)
+        """Of `main`."""
+        return self.eos_ids_of(self.main)
+
+    def eos_ids_of(self, writer: WriterModel) -> frozenset[int]:
+        """End-of-text ids: all that a writer of this vocabulary names and that it can write."""
+        named = {i for peer in self.peers(writer) for i in peer.stop_ids}
+        return frozenset(i for i in named if i < self.num_ids_of(writer))
+
+    def of_vocabularies(self, make: Callable[[WriterModel], T]) -> dict[Role, T]:
+        """For each writer what `make` gives for its vocabulary, the same where they share it."""
+        if not self.separate:
+            return dict.fromkeys(self.writers, make(self.main))
+        return {role: make(writer) for role, writer in self.writers.items()}
+
+    def peers(self, writer: WriterModel) -> list[WriterModel]:
+        """The writers of its vocabulary."""
+        return [writer] if self.separate else list(self.writers.values())
 
 
 def open_models(
@@ -141,15 +166,12 @@ def open_models(
     prm_options: PrmOptions,
     scored: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given.
-
-    scored: whether a scorer stands in for the PRM.
+    """Reads configs and tokenizers of the models that are given; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
     Raises:
-        ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
-            draft and target do not share their tokens.
+        ValueError: neither all three models nor one writer alone is given, or a checkpoint is bad.
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
@@ -161,9 +183,8 @@ def open_models(
             "prm or scorer, or target alone, or draft alone"
         )
     _check_overrides(overrides, set(map(_name, sources)))
-    for name in ("format", "separator"):
-        if prm is None and getattr(prm_options, name) is not None:
-            raise ValueError(f"prm_{name} is given and no prm; give one, or leave it out")
+    if prm is None:
+        prm_options.check_not_given()
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
@@ -174,10 +195,10 @@ def open_models(
             checkpoint = _open(role, source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
     if Role.PRM in opened:
-        alike = changed[Role.TARGET] == changed[Role.PRM]
-        opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
-    if writers <= set(opened) and opened[Role.DRAFT] is not opened[Role.TARGET]:
-        _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
+        one, other = opened[Role.TARGET], opened[Role.PRM]
+        same = is_merged(one.checkpoint, other.checkpoint, one.config, other.config)
+        same = same and changed[Role.TARGET] == changed[Role.PRM]
+        opened[Role.PRM] = replace(other, merged=same)
     return opened
 
 
@@ -193,7 +214,7 @@ def memory_of(
     for role, model in opened.items():
         same = next((memory for other, memory in found.items() if opened[other] is model), None)
         same = found[Role.TARGET] if model.merged else same
-        with _naming(role):
+        with naming_model(_name(role)):
             found[role] = same or ModelMemory(
                 model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
             )
@@ -237,13 +258,14 @@ def load_models(
         }
         advice = "take a dtype of fewer bytes, a smaller model or another device"
         what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
-        with _naming(role), told_when_full(what, size, device, advice):
+        with naming_model(_name(role)), told_when_full(what, size, device, advice):
             if role == Role.PRM:
                 prm = _load_prm(model, writers[Role.TARGET], options)
             else:
                 writers[role] = _load_writer(role, model, options)
-    models = ModelSet(writers, prm)
-    _say_stop_ids(models)
+    models = ModelSet(writers, prm, separate=prm is not None and _differ(opened))
+    for writer in models.writers.values() if models.separate else [models.main]:
+        _say_stop_ids(models, writer)
     return models
 
 
@@ -283,7 +305,7 @@ def _open(
         return source
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"{_name(role)} must be a folder, a hub id or a GGUF file, got {source!r}")
-    with _naming(role):
+    with naming_model(_name(role)):
         local = Path(source).expanduser().exists()
         checkpoint = open_checkpoint(source, None if local else revision)
     checkpoint.overrides = overrides
@@ -291,7 +313,7 @@ def _open(
 
 
 def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenModel:
-    with _naming(role):
+    with naming_model(_name(role)):
         family = prm_options.family_of(checkpoint) if role == Role.PRM else None
         config = (
             read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
@@ -302,18 +324,12 @@ def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenMo
         return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
-def _merged(target: OpenModel, prm: OpenModel, *, alike: bool) -> OpenModel:
-    """The PRM, as one on the target's decoder if it is; `alike`: both have the same overrides."""
-    checkpoints = (target.checkpoint, prm.checkpoint)
-    return replace(prm, merged=alike and is_merged(*checkpoints, target.config, prm.config))
-
-
 def _longest(
     role: Role, opened: Mapping[Role, OpenModel], max_positions: Mapping[Role, int]
 ) -> int:
     """Positions of a model's rope tables: those of a merged PRM count for the target too."""
-    is_target = opened[role] is opened.get(Role.TARGET)
-    shares = is_target and Role.PRM in opened and opened[Role.PRM].merged
+    prm = opened.get(Role.PRM)
+    shares = prm is not None and prm.merged and opened[role] is opened[Role.TARGET]
     return max(max_positions[role], max_positions[Role.PRM] if shares else 0)
 
 
@@ -343,30 +359,21 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
     )
 
 
-def _check_same_tokens(draft: OpenModel, target: OpenModel) -> None:
-    shared = range(min(draft.vocabulary.num_tokens, target.vocabulary.num_tokens))
-    ours, theirs = draft.vocabulary.special_text, target.vocabulary.special_text
-    clash = [i for i in shared if ours.get(i) != theirs.get(i)]
-    if clash or not shares_vocabulary(draft.tokenizer, target.tokenizer):
-        detail = ""
-        if clash:
-            i = clash[0]
-            detail = (
-                f" (id {i} is {ours.get(i)!r} in the draft and {theirs.get(i)!r} in the target)"
-            )
-        raise ValueError(
-            "draft and target must share one tokenizer, for the target continues the draft's "
-            f"tokens; these differ{detail}"
+def _differ(opened: Mapping[Role, OpenModel]) -> bool:
+    """Whether an id of the draft means something else to the target; the log says so."""
+    draft, target = opened[Role.DRAFT], opened[Role.TARGET]
+    if draft is target:
+        return False
+    names = ("the draft", "the target")
+    difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
+    difference = difference or first_difference(draft.tokenizer, target.tokenizer, names)
+    if difference:
+        logger.info(
+            "draft and target have different tokenizers: steps go from one to the other through "
+            "text, on the host (%s)",
+            difference,
         )
-
-
-@contextmanager
-def _naming(role: Role) -> Iterator[None]:
-    """Says which of the three models an error is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{_name(role)}: {error}") from error
+    return difference is not None
 
 
 def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:
@@ -378,15 +385,15 @@ def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel)
     )  # fmt: skip
 
 
-def _say_stop_ids(models: ModelSet) -> None:
-    named = {i for writer in models.writers.values() for i in writer.stop_ids}
-    tokenizer = models.main.tokenizer
-    ends = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(models.eos_ids)]
+def _say_stop_ids(models: ModelSet, writer: WriterModel) -> None:
+    named = {i for peer in models.peers(writer) for i in peer.stop_ids}
+    tokenizer, eos_ids = writer.tokenizer, models.eos_ids_of(writer)
+    ends = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(eos_ids)]
     logger.info("end of text: %s", ", ".join(ends) or "no ids; outputs end by other limits")
-    beyond = sorted(named - models.eos_ids)
+    beyond = sorted(named - eos_ids)
     if beyond:
         logger.warning(
             "end of text: ids %s are ignored, ids of the models end at %d",
             beyond,
-            models.num_ids - 1,
+            models.num_ids_of(writer) - 1,
         )

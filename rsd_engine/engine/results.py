@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.core.failures import Failure
 from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.engine.requests import WriterTokens
 from rsd_engine.outputs import (
     CompletionOutput,
     Endings,
@@ -42,6 +44,7 @@ _REASONS: dict[Finish | None, FinishReason] = {
 }
 PRM_CONTEXT = "prm_context"  # the `stop_reason` of an output that the PRM's context ended
 _SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
+_ROLES = {source: role for role, source in _SOURCES.items()}
 
 
 class SampleBuilder:
@@ -52,8 +55,7 @@ class SampleBuilder:
         request_id: str,
         index: int,
         params: SamplingParams,
-        vocabulary: Vocabulary,
-        eos_ids: frozenset[int],
+        writers: Mapping[Role, WriterTokens],
         *,
         prm_limits: bool = False,  # the length at which it ends is what the PRM's context holds
     ) -> None:
@@ -62,11 +64,10 @@ class SampleBuilder:
         self.done: RequestDone | None = None
         self.prompt_read: PromptRead | None = None
         self._params = params
-        self._vocabulary = vocabulary
-        self._eos_ids = eos_ids
+        self._writers = writers
         self._prm_limits = prm_limits
         self._detokenizer = Detokenizer(
-            vocabulary,
+            next(iter(writers.values())).vocabulary,
             params.skip_special_tokens,
             params.stop_strings,
             params.include_stop_str_in_output,
@@ -107,17 +108,18 @@ class SampleBuilder:
 
     def _add_text(self, event: StepDecided) -> str:
         """What a kept step, or a part of one, adds to the text."""
-        ids = event.token_ids
+        ids, vocabulary = event.token_ids, self._writers[event.source].vocabulary
         if not event.finish:
-            return self._detokenizer.push(ids)
+            return self._detokenizer.push(ids, vocabulary)
         if event.finish != Finish.STOP_TOKEN:
-            return self._detokenizer.finish(ids, stopped=event.finish == Finish.STOP_STRING)
-        if not self._params.include_stop_str_in_output:
-            return self._detokenizer.finish(ids[:-1])
-        special = self._stop_special(ids[-1])
-        if special is None:
-            return self._detokenizer.finish(ids)
-        return self._detokenizer.finish(ids[:-1]) + special
+            stopped = event.finish == Finish.STOP_STRING
+            return self._detokenizer.finish(ids, stopped, vocabulary)
+        special = None
+        if self._params.include_stop_str_in_output:
+            special = self._stop_special(ids[-1], vocabulary)
+            if special is None:
+                return self._detokenizer.finish(ids, vocabulary=vocabulary)
+        return self._detokenizer.finish(ids[:-1], vocabulary=vocabulary) + (special or "")
 
     def _end_step(self) -> None:
         """Makes a step of the parts told so far."""
@@ -129,7 +131,8 @@ class SampleBuilder:
         self._part.clear()
 
     def _reject(self, event: StepDecided) -> StepEvent:
-        text = self._detokenizer.text_if_last(event.token_ids)
+        vocabulary = self._writers[event.source].vocabulary
+        text = self._detokenizer.text_if_last(event.token_ids, vocabulary)
         self._to_rewrite = RejectedStep(text, event.token_ids, event.reward)
         self._rejected.append(self._to_rewrite)
         return self._event("rejected", text, event)
@@ -160,10 +163,10 @@ class SampleBuilder:
             text=text,
             token_ids=token_ids,
             finish_reason=self._finish_reason,
-            stop_reason=self._stop_reason(token_ids),
+            stop_reason=self._stop_reason(),
             steps=self._steps_of(text),
             cumulative_logprob=None if logprobs is None else sum(p.logprob for p in logprobs),
-            logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
+            logprobs=None if logprobs is None else self._logprobs_of_steps(),
             error=self._error(),
         )
 
@@ -180,9 +183,11 @@ class SampleBuilder:
         self, token_ids: tuple[int, ...]
     ) -> tuple[dict[int, Logprob] | None, ...] | None:
         """Of each token of the prompt; None unless asked for, and for the first token."""
-        if self.prompt_read is None:
+        read = self.prompt_read
+        if read is None:
             return None
-        return (None, *self._named_logprobs(token_ids[1:], self.prompt_read.logprobs))
+        vocabulary = self._writers[read.role].vocabulary
+        return (None, *_named_logprobs(token_ids[1:], read.logprobs, vocabulary))
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
@@ -249,33 +254,43 @@ class SampleBuilder:
         source, reward = _SOURCES[event.source], _reward_of(event)
         logprobs = None
         if self._params.logprobs is not None:
-            logprobs = self._named_logprobs(event.token_ids, event.logprobs or ())
+            vocabulary = self._writers[event.source].vocabulary
+            logprobs = _named_logprobs(event.token_ids, event.logprobs or (), vocabulary)
         return StepEvent(
             self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
         )
 
-    def _text_of(self, ids: tuple[int, ...]) -> str:
-        return self._vocabulary.join(ids).decode("utf-8", errors="replace")
-
-    def _stop_reason(self, token_ids: tuple[int, ...]) -> int | str | None:
+    def _stop_reason(self) -> int | str | None:
         assert self.done is not None
         finish = self.done.finish
         if finish == Finish.PRM_FULL or (finish == Finish.LENGTH and self._prm_limits):
             return PRM_CONTEXT
         if finish == Finish.STOP_TOKEN:
-            last = token_ids[-1]
-            if last in self._eos_ids:
+            tokens, last = self._tokens_of(self._steps[-1]), self._steps[-1].token_ids[-1]
+            if last in tokens.eos_ids:
                 return None
-            return self._stop_special(last) or last
+            return self._stop_special(last, tokens.vocabulary) or last
         if finish == Finish.STOP_STRING:
-            # The last token may complete a character, and with it the stop string.
-            before = len(Detokenizer(self._vocabulary).push(token_ids[:-1]))
-            return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
+            data = (self._tokens_of(step).vocabulary.join(step.token_ids) for step in self._steps)
+            text = b"".join(data).decode("utf-8", errors="replace")
+            return cut_at_stop(text, self._params.stop_strings, after=self._before_last())[1]
         return None
 
-    def _stop_special(self, token: int) -> str | None:
+    def _before_last(self) -> int:
+        """Characters up to the last token; it may complete one, and with it the stop string."""
+        detokenizer = Detokenizer(self._tokens_of(self._steps[-1]).vocabulary)
+        for step in self._steps[:-1]:
+            detokenizer.push(step.token_ids, self._tokens_of(step).vocabulary)
+        detokenizer.push(self._steps[-1].token_ids[:-1])
+        return detokenizer.num_decoded
+
+    def _tokens_of(self, step: Step) -> WriterTokens:
+        """The vocabulary in which it is written."""
+        return self._writers[_ROLES[step.source]]
+
+    def _stop_special(self, token: int, vocabulary: Vocabulary) -> str | None:
         """The stop string that is this special token."""
-        text = self._vocabulary.special_text.get(token)
+        text = vocabulary.special_text.get(token)
         return text if text in self._params.stop_strings else None
 
     def _errors(self) -> Errors:
@@ -297,22 +312,32 @@ class SampleBuilder:
             error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
         return error
 
-    def _named_logprobs(
-        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
-    ) -> tuple[dict[int, Logprob], ...]:
-        named = []
-        for token, entry in zip(token_ids, logprobs, strict=True):
-            top = {
-                t: self._logprob(t, value, rank)
-                for rank, (t, value) in enumerate(entry.top.items(), start=1)
-            }
-            top.setdefault(token, self._logprob(token, entry.logprob, entry.rank))
-            named.append(top)
+    def _logprobs_of_steps(self) -> tuple[dict[int, Logprob], ...]:
+        """Of every token, by the names of the model that wrote it."""
+        named, entries = list[dict[int, Logprob]](), iter(self._logprobs)
+        for step in self._steps:
+            own = list(islice(entries, len(step.token_ids)))
+            named += _named_logprobs(step.token_ids, own, self._tokens_of(step).vocabulary)
         return tuple(named)
 
-    def _logprob(self, token: int, value: float, rank: int) -> Logprob:
-        data = self._vocabulary.token_bytes[token]
-        return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
+
+def _named_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], vocabulary: Vocabulary
+) -> tuple[dict[int, Logprob], ...]:
+    named = []
+    for token, entry in zip(token_ids, logprobs, strict=True):
+        top = {
+            t: _logprob(t, value, rank, vocabulary)
+            for rank, (t, value) in enumerate(entry.top.items(), start=1)
+        }
+        top.setdefault(token, _logprob(token, entry.logprob, entry.rank, vocabulary))
+        named.append(top)
+    return tuple(named)
+
+
+def _logprob(token: int, value: float, rank: int, vocabulary: Vocabulary) -> Logprob:
+    data = vocabulary.token_bytes[token]
+    return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
 
 
 def _reward_of(event: StepDecided) -> float | None:

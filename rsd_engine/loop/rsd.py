@@ -13,7 +13,7 @@ and none waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -29,7 +29,7 @@ from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 
 Forward = Callable[[RowBatch], None]
-"""Reads the rows of a pass. A writer leaves `Loop.logits`, the PRM what `Loop.score` reads."""
+"""Reads the rows of a pass. A writer leaves its `Loop.logits`, the PRM what `Loop.score` reads."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,22 @@ class Loop:
 
     state: SlotState
     batch: RowBatch
-    tables: StepTables
-    merges: MergeTables | None  # None: the host writes the PRM's context, by way of text
+    tables: Mapping[Role, StepTables]  # of each writer's vocabulary; often the same
+    merges: MergeTables | None  # None: steps go from model to model through text, on the host
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
-    logits: Tensor  # [num_slots, vocabulary] float32: the ids that may be sampled
+    # of each writer: [num_slots, vocabulary] float32, the ids that may be sampled; often the same
+    logits: Mapping[Role, Tensor]
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
     confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
     prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
 
     @cached_property
-    def sample_scratch(self) -> SampleScratch | None:
-        """One for all bodies: they never run at the same time."""
-        return ops.sample_scratch(self.state, self.logits.shape[1])
+    def sample_scratch(self) -> Mapping[int, SampleScratch | None]:
+        """By the number of logits; one for all bodies: they never run at the same time."""
+        widths = {logits.shape[1] for logits in self.logits.values()}
+        return {width: ops.sample_scratch(self.state, width) for width in widths}
 
     @cached_property
     def bridge_scratch(self) -> Tensor | None:
@@ -98,16 +100,15 @@ def _forward(loop: Loop, role: Role, rows: RowBatch, *, exact: bool) -> None:
 
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     """Samples a token of each slot. A step that ends goes to the PRM, or is kept."""
-    state, tables, logits = loop.state, loop.tables, loop.logits[: rows.num_seqs]
+    state, tables, logits = loop.state, loop.tables[role], loop.logits[role][: rows.num_seqs]
     bridge = (
         partial(ops.wait_for_host, state)
         if loop.merges is None
         else partial(ops.bridge, state, tables, loop.merges, loop.bridge_scratch)
     )
+    scratch = loop.sample_scratch[logits.shape[1]]
     measured = loop.confidence if role == Role.DRAFT else ConfidenceKind.NONE
-    sample_append = partial(
-        ops.sample_append, state, rows, logits, tables, role, loop.sample_scratch, measured
-    )
+    sample_append = partial(ops.sample_append, state, rows, logits, tables, role, scratch, measured)
     end_step = partial(ops.end_step, state, loop.tokens_per_page, loop.confidence)
     return (
         Call(f"{role.name}.sample_append", sample_append),

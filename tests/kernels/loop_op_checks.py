@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from rsd_kernels import ops
+from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
@@ -84,6 +85,20 @@ def test_confidence_in_every_state_of_a_run(
     }
     calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
     assert min(calls.values()) > 20, calls
+
+
+def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected steps wait for the host, and so do all that end."""
+    kernels: dict[str, Op] = {
+        "schedule": schedule_kernel.schedule,
+        "advance": schedule_kernel.advance,
+        "wait_for_host": bridge_kernel.wait_for_host,
+        "end_step": end_step_kernel.end_step,
+        "end_slot_step": end_step_kernel.end_slot_step,
+        "truncate_kv": rollback_kernel.truncate_kv,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 1, count=6, two=True)
+    assert all(calls[name] > 0 for name in kernels), calls
 
 
 def _changed(state: SlotState, rng: random.Random) -> None:
@@ -172,4 +187,20 @@ def test_debug_mode_says_which_value_is_wrong(
     end_step_kernel.end_step(state, core.loop.tokens_per_page)
     getattr(state, name)[index] = value
     with pytest.raises(ValueError, match=message):
+        end_step_kernel.end_step(state, core.loop.tokens_per_page)
+
+
+def test_debug_mode_knows_contexts_that_are_not_in_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")
+    core = random_core(0)
+    state = copied(core.state)
+    state.num_pages.fill_(1)
+    state.length.fill_(9)
+    state.kv_len[1, 0] = 50
+    state.separate_contexts[0] = 1
+    end_step_kernel.end_step(state, core.loop.tokens_per_page)
+    state.kv_len[1, 0] = 97
+    with pytest.raises(ValueError, match=r"kv_len\[TARGET\]\[0\] is 97; allowed: 0 to 96"):
         end_step_kernel.end_step(state, core.loop.tokens_per_page)

@@ -137,13 +137,14 @@ def program(prm: str) -> list[Call]:
         scratch=ops.score_scratch(state, scorer.head),
     )  # fmt: skip
     byte, long = torch.uint8, torch.int64
+    tables = StepTables(
+        empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
+        empty(NUM_IDS), empty(1), empty(0), 0, 0,
+    )  # fmt: skip
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
-        tables=StepTables(
-            empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
-            empty(NUM_IDS), empty(1), empty(0), 0, 0,
-        ),
+        tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
         merges=MergeTables(
             empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000),
             empty(1000),
@@ -151,7 +152,7 @@ def program(prm: str) -> list[Call]:
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,
-        logits=logits,
+        logits=dict.fromkeys((Role.DRAFT, Role.TARGET), logits),
         confidence=ConfidenceKind.ENTROPY if prm == "confidence" else ConfidenceKind.NONE,
         prm_kv=prm_kv,
     )  # fmt: skip

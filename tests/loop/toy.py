@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,11 +37,16 @@ from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.page_checks import check_integrity
 
+if TYPE_CHECKING:
+    from tests.loop.two_vocabularies import Vocabularies
+
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)
 NUM_IDS = EOS + 1
 SEPARATOR = 99  # only on the PRM row
 NEWLINE = CHARS.index("\n")
+
+WRITERS = (Role.DRAFT, Role.TARGET)
 
 Writer = Callable[[tuple[int, ...]], Sequence[float]]  # row so far -> logits
 Scorer = Callable[[tuple[int, ...]], float]  # PRM row so far -> reward
@@ -116,6 +122,7 @@ def toy_core(
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: HostBridge | None = None,
+    vocabularies: Vocabularies | None = None,
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
@@ -134,16 +141,17 @@ def toy_core(
     )
     state, mailbox = open_mailbox(SlotState.allocate(sizes, torch.device("cpu")))
 
-    logits = torch.full((num_slots, NUM_IDS), torch.nan)
+    num_ids = vocabularies.num_ids if vocabularies else dict.fromkeys(WRITERS, NUM_IDS)
+    logits = {role: torch.full((num_slots, num_ids[role]), torch.nan) for role in WRITERS}
     rewards = torch.full((num_slots,), torch.nan)
 
-    def writer(model: Writer) -> Callable[[RowBatch], None]:
+    def writer(role: Role, model: Writer) -> Callable[[RowBatch], None]:
         def forward(batch: RowBatch) -> None:
             for s, slot in enumerate(batch.seq_slot.tolist()):
                 row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
                 # What an incomplete sequence gives must not matter.
                 done = bool(batch.seq_complete[s])
-                logits[s] = torch.tensor(model(row)) if done else torch.nan
+                logits[role][s] = torch.tensor(model(row)) if done else torch.nan
 
         return forward
 
@@ -155,14 +163,16 @@ def toy_core(
     def score(batch: RowBatch) -> None:
         reward_twin.decide(state, batch, rewards, tokens_per_page)
 
-    forwards = {Role.DRAFT: writer(draft), Role.TARGET: writer(target)}
+    bridges = dict.fromkeys(WRITERS, text_bridge) if text_bridge else None
+    forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
     if not confidence:
         forwards[Role.PRM] = read
+    own_tables = dict.fromkeys(WRITERS, tables or toy_tables())
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
-        tables=tables or toy_tables(),
-        merges=toy_merges() if text_bridge is None else None,
+        tables=vocabularies.tables if vocabularies else own_tables,
+        merges=None if text_bridge or vocabularies else toy_merges(),
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,
@@ -172,7 +182,12 @@ def toy_core(
         confidence=confidence,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
-    return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)
+    if vocabularies is None:
+        return EngineCore(loop, executor, mailbox, text_bridges=bridges)
+    return EngineCore(
+        loop, executor, mailbox,
+        text_bridges=vocabularies.bridges, translate=vocabularies.translate,
+    )  # fmt: skip
 
 
 def toy_request(
@@ -242,13 +257,16 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
     return events
 
 
-def story(events: Sequence[Event]) -> list[str]:
+def story(
+    events: Sequence[Event],
+    decoder_of: Callable[[Role], Callable[[Sequence[int]], str]] = lambda role: decode,
+) -> list[str]:
     """Events as short lines: `draft 0.90 kept: ab`, `... rejected: ...`, `done: STOP_TOKEN`."""
     lines = []
     for event in events:
         if isinstance(event, StepDecided):
             reward = "" if event.reward != event.reward else f" {event.reward:.2f}"
-            text = decode(event.token_ids)
+            text = decoder_of(event.source)(event.token_ids)
             lines.append(f"{event.source.name.lower()}{reward} {event.kind.name.lower()}: {text}")
         elif isinstance(event, RequestDone):
             lines.append(f"done: {event.finish.name if event.finish else 'ABORTED'}")

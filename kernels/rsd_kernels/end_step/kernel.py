@@ -2,7 +2,8 @@
 
 keep:   committed = length, prm_committed = prm_length = prm_keep, stop_committed = stop_state
 reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed
-both:   K/V cut to length and prm_length
+both:   K/V cut to length and prm_length; where draft and target have contexts of their own, that
+        of the other writer stays, and a rejected slot waits for the host
 drop:   the output ends without the step
 part:   told = length; the step goes on, and nothing else changes
 
@@ -43,6 +44,7 @@ _FINISH_STEPS = tl.constexpr(int(Finish.STEPS))
 _FINISH_ERROR = tl.constexpr(int(Finish.ERROR))
 _FINISH_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 _LOGPROB = tl.constexpr(int(ConfidenceKind.LOGPROB))
+_ALL = tl.constexpr(2**31 - 1)  # tokens to keep of a context that stays as it is
 STEP_CHUNK = 16  # words and pages a slot copies at a time; more would spill registers
 
 
@@ -71,6 +73,7 @@ def transition(
     b_steps = tl.load(state.num_steps + b_slot, mask=m_lane, other=0) + 1
     b_max_steps = tl.load(state.max_steps + b_slot, mask=m_lane, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
+    b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
     m_part = m_lane & (b_kind == _PART)
@@ -95,13 +98,16 @@ def transition(
     tl.store(state.finish + b_slot, b_zero, mask=m_next)
     b_writer = tl.where(b_mode == _MODE_TARGET, _PHASE_TARGET, _PHASE_DRAFT)
     b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
-    b_phase = tl.where(m_rejected, _PHASE_TARGET, b_phase)
+    b_rewriter = tl.where(b_separate != 0, _PHASE_WAIT_HOST, _PHASE_TARGET)
+    b_phase = tl.where(m_rejected, b_rewriter, b_phase)
     tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
     b_keep = tl.where(b_finish != 0, 0, tl.where(m_rejected, b_first, b_last))
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
         b_slot, m_lane & ~m_part,
-        b_keep, b_keep, tl.where(b_finish != 0, 0, b_prm),
+        tl.where(m_kept & (b_separate != 0) & (b_finish == 0), _ALL, b_keep),
+        tl.where((b_separate != 0) & (b_finish == 0), _ALL, b_keep),
+        tl.where(b_finish != 0, 0, b_prm),
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
         state.num_slots, state.num_columns, 3, CHUNK,
     )  # fmt: skip

@@ -147,7 +147,11 @@ def keep(
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
-    """Slot b goes back to its last kept step, and the target writes this one."""
+    """Slot b goes back to its last kept step, and the target writes this one.
+
+    A target with a context of its own keeps what it has read of it, and waits for the host, which
+    knows the slot by its step without tokens.
+    """
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
@@ -156,13 +160,21 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
         write_at(cursor, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
-    write_at(state.phase, b, Phase.TARGET)
-    _truncate_to_cursors(state, b, tokens_per_page)
+    separate = number(state.separate_contexts, b)
+    write_at(state.phase, b, Phase.WAIT_HOST if separate else Phase.TARGET)
+    _truncate_to_cursors(state, b, tokens_per_page, rejected=True)
 
 
-def _truncate_to_cursors(state: SlotState, b: int, tokens_per_page: tuple[int, int, int]) -> None:
+def _truncate_to_cursors(
+    state: SlotState, b: int, tokens_per_page: tuple[int, int, int], *, rejected: bool = False
+) -> None:
+    """Cuts K/V to the contexts; of writers with contexts of their own, that of the other stays."""
     length, prm_length = number(state.length, b), number(state.prm_length, b)
-    truncate_kv(state, b, (length, length, prm_length), tokens_per_page)
+    draft, target = length, length
+    if number(state.separate_contexts, b):
+        kv_len = host(state.kv_len)[:, b]
+        draft, target = length if rejected else int(kv_len[Role.DRAFT]), int(kv_len[Role.TARGET])
+    truncate_kv(state, b, (draft, target, prm_length), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

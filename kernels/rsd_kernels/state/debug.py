@@ -12,8 +12,14 @@ from rsd_kernels.state.slots import SlotState
 
 
 def check_values(state: SlotState) -> None:
-    """Raises ValueError if a cursor is past its context or a held page is not in the pool."""
+    """Raises ValueError if a cursor is past its context or a held page is not in the pool.
+
+    Of a slot whose writers have contexts of their own, one is not in the state; any may be full.
+    """
+    separate, full = state.separate_contexts != 0, state.tokens.shape[1]
     for role, longest in longest_kv(state).items():
+        if role != Role.PRM:
+            longest = longest.masked_fill(separate, full)
         _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), longest.tolist())
     capacities = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}
     for name, most in capacities.items():

@@ -70,7 +70,7 @@ class SlotState:
     prm_committed: Annotated[Tensor, int32, B]
     prm_keep: Annotated[Tensor, int32, B]  # its length once the step is kept
     # K/V memory
-    kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens whose K/V the model holds
+    kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens of its context whose K/V a model holds
     page_table: Annotated[Tensor, int32, NUM_ROLES, B, P]
     num_pages: Annotated[Tensor, int32, NUM_ROLES, B]  # pages held
     free_pages: Annotated[Tensor, int32, N]  # a stack
@@ -80,6 +80,8 @@ class SlotState:
     mode: Annotated[Tensor, int32, B]  # Mode
     # Mode from the step on that does not fit the PRM's context; RSD: the output ends without it
     overflow_mode: Annotated[Tensor, int32, B]
+    # 1: draft and target write in contexts of their own, and the host puts the writer's in `tokens`
+    separate_contexts: Annotated[Tensor, int32, B]
     active: Annotated[Tensor, int32, B]  # 0 while preempted
     generation: Annotated[Tensor, int32, B]  # which request sits in the slot
     arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest

@@ -17,6 +17,8 @@ from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_kernels.state.enums import Role
 
+_WRITERS = (Role.DRAFT, Role.TARGET)
+
 
 @dataclass(frozen=True)
 class InspectedModel:
@@ -129,15 +131,19 @@ def _in_order(read: Iterable[InspectedModel], roles: Roles) -> tuple[InspectedMo
 
 def _links(roles: Roles) -> dict[tuple[Role, Role], Link]:
     writer = Role.TARGET if Role.TARGET in roles else Role.DRAFT
-    pairs = [(Role.DRAFT, Role.TARGET), (writer, Role.PRM)]
+    pairs = [_WRITERS, (writer, Role.PRM)]
     return {pair: checks.find_link(*pair, roles) for pair in pairs if set(pair) <= set(roles)}
 
 
 def _check(roles: Roles, links: Mapping[tuple[Role, Role], Link]) -> list[Finding]:
     found = [finding for role, m in roles.items() for finding in checks.check_stored(role, m)]
-    if (Role.DRAFT, Role.TARGET) in links:
-        found += checks.check_writers(roles, links[Role.DRAFT, Role.TARGET])
+    if _WRITERS in links:
+        found += checks.check_writers(roles, links[_WRITERS])
     if Role.PRM in roles:
         link = next((link for (_, other), link in links.items() if other == Role.PRM), None)
-        found += checks.check_prm(roles[Role.PRM], link)
-    return [*found, *checks.check_stop_tokens(roles), *checks.check_template(roles)]
+        found += checks.check_prm(roles[Role.PRM], link, links.get(_WRITERS))
+    return [
+        *found,
+        *checks.check_stop_tokens(roles, links.get(_WRITERS)),
+        *checks.check_template(roles),
+    ]

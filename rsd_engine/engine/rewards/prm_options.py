@@ -44,6 +44,12 @@ class PrmOptions:
             if not self.separator:
                 raise ValueError("prm_separator is empty; the reward is read at its last token")
 
+    def check_not_given(self) -> None:
+        """Raises ValueError if something is said of a PRM that is not there."""
+        for name in ("format", "separator"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"prm_{name} is given and no prm; give one, or leave it out")
+
     def family_of(self, checkpoint: Checkpoint) -> RewardFamily:
         """What a checkpoint is, and how it is fed.
 

@@ -17,6 +17,7 @@ from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.probe import ProbeFile
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Confidence, Probe, Scorer, TargetJudge, check_scorer
+from rsd_engine.steps.sharing import first_difference, first_special_difference
 from rsd_engine.steps.vocabulary import plain_encoder
 from rsd_kernels.reward.heads import ClassesHead, RewardHead
 from rsd_kernels.state.enums import ConfidenceKind, Role
@@ -69,6 +70,8 @@ def prepare_scorer(scorer: Scorer | None, opened: Mapping[Role, OpenModel]) -> O
     Raises:
         ValueError: the scorer does not fit the models.
     """
+    if scorer is not None:
+        _check_one_tokenizer(opened[Role.DRAFT], opened[Role.TARGET])
     if isinstance(scorer, Probe):
         role = Role[scorer.role.upper()]
         probe = ProbeFile(scorer.file, opened[role].config.hidden_size)
@@ -76,6 +79,17 @@ def prepare_scorer(scorer: Scorer | None, opened: Mapping[Role, OpenModel]) -> O
     if isinstance(scorer, TargetJudge):
         return _judge(scorer, opened[Role.TARGET])
     return None
+
+
+def _check_one_tokenizer(draft: OpenModel, target: OpenModel) -> None:
+    names = ("the draft", "the target")
+    difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
+    difference = difference or first_difference(draft.tokenizer, target.tokenizer, names)
+    if difference:
+        raise ValueError(
+            f"scorer needs a draft and a target of one tokenizer, and these differ ({difference}); "
+            "give prm in its place, or models of one family"
+        )
 
 
 def add_scorer(models: ModelSet, scorer: Scorer | None, own: OwnScorer | None) -> ModelSet:

@@ -216,7 +216,7 @@ def test_a_request_at_its_bounds_harms_no_stranger(engine: Engine, first: int) -
     assert len(results) == len(odd) + 1 and all_pages_free(engine)
     for result in results[1:]:
         assert result.outputs[0].finish_reason in ("stop", "length", "steps")
-        assert all(0 <= i < engine.parts.rules.num_ids for i in result.outputs[0].token_ids)
+        assert all(0 <= i < engine.parts.models.num_ids for i in result.outputs[0].token_ids)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,9 @@ def test_bad_words_of_no_token_and_of_two_forms(
         return [ord(letter) + 128 * text.startswith(" ")] if letter.isascii() else []
 
     prompt = ResolvedPrompt("abc", (0, 68, 69), "abc")
-    rules = replace(engine.parts.rules, encode=encode)
+    writers = engine.parts.rules.writers.items()
+    same = {role: replace(tokens, encode=encode) for role, tokens in writers}
+    rules = replace(engine.parts.rules, writers=same)
     slot_request(prompt, SamplingParams(bad_words=words[:1]), rules, seed=0)
     with pytest.raises(ValueError, match=said):
         slot_request(prompt, SamplingParams(bad_words=words), rules, seed=0)

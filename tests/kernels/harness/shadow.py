@@ -32,6 +32,12 @@ from tests.loop.toy import (
     toy_request,
     toy_tables,
 )
+from tests.loop.two_vocabularies import (
+    MAX_LEN,
+    NUM_TARGET_IDS,
+    for_two_vocabularies,
+    two_vocabularies,
+)
 
 Op = Callable[..., None]
 LOGPROBS = ("token_logprob", "top_logprob", "confidence")
@@ -154,14 +160,14 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
     ]
 
 
-def random_writer(salt: int) -> Callable[[Sequence[int]], list[float]]:
+def random_writer(salt: int, num_ids: int = NUM_IDS) -> Callable[[Sequence[int]], list[float]]:
     """Logits that depend on the row only; some rows cannot be sampled from."""
 
     def logits(row: Sequence[int]) -> list[float]:
         rng = random.Random(hash((salt, *row)))
-        values = [rng.gauss(0.0, 2.0) for _ in range(NUM_IDS)]
+        values = [rng.gauss(0.0, 2.0) for _ in range(num_ids)]
         if rng.random() < 0.01:
-            values[rng.randrange(NUM_IDS)] = float("nan")
+            values[rng.randrange(num_ids)] = float("nan")
         return values
 
     return logits
@@ -173,8 +179,10 @@ def random_core(
     max_rows: int = 16,
     prm_max_len: int | None = None,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    two: bool = False,
 ) -> EngineCore:
-    """So few pages that slots lack some and are preempted.
+    """So few pages that slots lack some and are preempted; maybe with two vocabularies.
 
     For an odd seed there are ids around steps. For one that leaves 2 when divided by 4 the target
     scores its own context.
@@ -186,12 +194,19 @@ def random_core(
 
     own = seed % 4 == 2
     return toy_core(
-        random_writer(seed), random_writer(seed + 1), score,
-        num_slots=num_slots, num_pages=62, max_rows=max_rows, prm_max_len=prm_max_len,
+        random_writer(seed),
+        random_writer(seed + 1, NUM_TARGET_IDS if two else NUM_IDS),
+        score,
+        num_slots=num_slots,
+        num_pages=62,
+        max_rows=max_rows,
+        prm_max_len=prm_max_len,
+        max_len=MAX_LEN if two else 96,
+        vocabularies=two_vocabularies() if two else None,
         tables=as_written("ij") if own else around_steps(toy_tables()) if seed % 2 else None,
         prm_kv=Role.DRAFT if confidence else Role.TARGET if own else Role.PRM,
         confidence=confidence,
-    )  # fmt: skip
+    )
 
 
 def run_shadowed(
@@ -200,8 +215,13 @@ def run_shadowed(
     seed: int,
     count: int = 6,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    two: bool = False,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
-    run(random_core(seed, confidence=confidence), random_requests(seed, count))
+    requests = random_requests(seed, count)
+    if two:
+        requests = [for_two_vocabularies(request) for request in requests]
+    run(random_core(seed, confidence=confidence, two=two), requests)
     return shadow.calls

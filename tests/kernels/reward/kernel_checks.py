@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_engine.core.slots import fill_slot
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.policy.kernel import accepts
@@ -25,11 +26,14 @@ from rsd_kernels.reward.heads import (
     TwoClassHead,
     ValueHead,
 )
+from rsd_kernels.schedule.twin import take_pages
+from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.kernels.harness.shadow import copied, differences, random_core, random_requests
 from tests.kernels.harness.tensors import DEVICE, DTYPES
-from tests.loop.toy import run
+from tests.loop.toy import run, toy_request
+from tests.loop.two_vocabularies import for_two_vocabularies
 
 MakeHead = Callable[[int, torch.dtype, torch.Generator], RewardHead]
 
@@ -229,7 +233,9 @@ def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
     assert accept.tolist() == [0] * 5
 
 
-def score_a_run(kind: str, monkeypatch: pytest.MonkeyPatch, count: int) -> int:
+def score_a_run(
+    kind: str, monkeypatch: pytest.MonkeyPatch, count: int, *, two: bool = False
+) -> int:
     """Scores what a run scores by kernel too; its rewards, given to the twin, leave one state."""
     generator = torch.Generator().manual_seed(1)
     width = 48
@@ -260,13 +266,50 @@ def score_a_run(kind: str, monkeypatch: pytest.MonkeyPatch, count: int) -> int:
         assert not differences(state, ours)
 
     monkeypatch.setattr(twin, "decide", decide)
-    run(random_core(3), random_requests(3, count))
+    requests = random_requests(3, count)
+    if two:
+        requests = [for_two_vocabularies(request) for request in requests]
+    run(random_core(3, two=two), requests)
     return calls
 
 
 @pytest.mark.parametrize("kind", ["value", "classes", "ensemble", "digits"])
-def test_score_in_the_states_of_a_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert score_a_run(kind, monkeypatch, 10) > 7
+@pytest.mark.parametrize("two", [False, True], ids=["", "two vocabularies"])
+def test_score_in_the_states_of_a_run(
+    kind: str, two: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert score_a_run(kind, monkeypatch, 10, two=two) > 7
+
+
+@pytest.mark.parametrize("separate", [0, 1])
+def test_a_rejected_step_of_a_target_with_its_own_context(separate: int) -> None:
+    """That context is longer than the draft's here, and what is read of it stays read."""
+    sizes = SlotSizes(3, 40, 40, 20, 60, 400)
+    state = SlotState.allocate(sizes, torch.device("cpu"))
+    fill_slot(state, 1, toy_request("abcdef"), generation=1, arrival=1)
+    state.length[1] = state.prm_length[1] = 9
+    state.separate_contexts[1] = separate
+    state.phase[1] = Phase.SCORE
+    for role, read in ((Role.DRAFT, 8), (Role.TARGET, 17), (Role.PRM, 9)):
+        take_pages(state, role, 1, -(-read // 3))
+        state.kv_len[role, 1] = read
+    free = int(state.num_free)
+    batch = RowBatch.allocate(4, 3, torch.device("cpu"))
+    batch.seq_slot[0], batch.seq_complete[0] = 1, 1
+    batch.seq_start[1:] = 1
+    state.num_seqs.fill_(1)
+    ours, rows = copied(state), copied(batch)
+    head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), torch.full((1,), -9.0))
+    hidden = torch.ones(4, 8)
+    twin.score(state, batch, hidden, head, (3, 3, 3))
+    on_device = with_tensors(head, lambda t: t.to(DEVICE))
+    kernel.score(ours, rows, hidden.to(DEVICE), on_device, (3, 3, 3))
+    assert state.kv_len[:, 1].tolist() == ([6, 17, 7] if separate else [6, 6, 7])
+    assert state.num_pages[:, 1].tolist() == ([2, 6, 3] if separate else [2, 2, 3])
+    assert int(state.num_free) - free == (1 if separate else 5)
+    assert int(state.phase[1]) == (Phase.WAIT_HOST if separate else Phase.TARGET)
+    assert int(state.length[1]) == int(state.committed[1]) == 6
+    assert not differences(state, ours)
 
 
 def test_says_what_is_wrong() -> None:
