@@ -1,4 +1,4 @@
-"""What a reader holds on its requests: they end with it, in whatever way it ends."""
+"""A reader's hold on its request: the request ends with the reader, in whatever way that ends."""
 
 from __future__ import annotations
 
@@ -7,36 +7,33 @@ from collections.abc import Callable
 
 
 class Claim:
-    """Requests that one reader waits for. Those that still run when it is collected are aborted.
+    """Aborts a request if it is collected before the result was taken.
 
     Args:
-        drop: aborts a request and discards its events, at once.
-        abandon: has requests dropped soon. Garbage collection may call it in any thread, at any
-            point, so it waits for nothing.
-
-    Attributes:
-        waiting: the requests whose result the reader has not taken, by id, with their positions.
+        request_id: the request.
+        drop: aborts it and discards its events, at once.
+        abandon: has it dropped soon. Garbage collection may call it in any thread, at any point,
+            so it waits for nothing.
     """
 
-    def __init__(self, drop: Callable[[str], None], abandon: Callable[[list[str]], None]) -> None:
-        self.waiting: dict[str, int] = {}
+    def __init__(
+        self, request_id: str, drop: Callable[[str], None], abandon: Callable[[str], None]
+    ) -> None:
+        self.request_id = request_id
         self._drop = drop
-        self._release = weakref.finalize(self, _give_up, self.waiting, abandon)
+        self._release = weakref.finalize(self, abandon, request_id)
         self._release.atexit = False  # nor later: then the libraries below us are half gone
 
+    def end(self) -> None:
+        """The reader has the result."""
+        self._release.detach()
+
     def close(self) -> None:
-        """Drops what is left, and returns once it is gone."""
-        for request_id in list(self.waiting):
-            self._drop(request_id)
-            self.waiting.pop(request_id, None)
+        """Drops the request unless it has ended, and returns once it is gone."""
+        if self._release.alive:
+            self._drop(self.request_id)
+            self._release.detach()
 
     def release(self) -> None:
-        """Gives up what is left, without waiting for it to end."""
+        """Gives the request up unless it has ended, without waiting."""
         self._release()
-
-
-def _give_up(waiting: dict[str, int], abandon: Callable[[list[str]], None]) -> None:
-    left = list(waiting)
-    waiting.clear()
-    if left:
-        abandon(left)

@@ -64,13 +64,10 @@ class Dispatcher:
         self._num_keys = 0
         self._num_requests = 0
 
-    def add_all(self, requests: list[CheckedRequest]) -> Claim:
-        """Queues requests, all of them before one can run; they end with the claim on them."""
-        claim = Claim(self.drop, self._abandon)
+    def add_all(self, requests: list[CheckedRequest]) -> list[Claim]:
+        """Queues requests, all of them before one can run; each ends with the claim on it."""
         with self._ahead():
-            for position, request in enumerate(requests):
-                claim.waiting[self._add(request)] = position
-        return claim
+            return [Claim(self._add(request), self.drop, self._abandon) for request in requests]
 
     def pump(self, request_id: str) -> None:
         """Runs the core once, unless this request was dropped or already has an event waiting."""
@@ -93,19 +90,21 @@ class Dispatcher:
                 del self._events[request_id]
             return events
 
-    def outputs(self, claim: Claim) -> Iterator[tuple[int, RequestOutput]]:
+    def outputs(self, claims: list[Claim]) -> Iterator[tuple[int, RequestOutput]]:
         """Yields (position, result) as requests finish; those left end with the iterator."""
-        waiting = claim.waiting
+        waiting = dict(enumerate(claims))
         try:
             while waiting:
-                for request_id in list(waiting):
-                    for event in self.take(request_id):
+                for position, claim in list(waiting.items()):
+                    for event in self.take(claim.request_id):
                         if isinstance(event, FinishedEvent):
-                            yield waiting.pop(request_id), event.output
+                            waiting.pop(position).end()
+                            yield position, event.output
                 if waiting:
-                    self.pump(next(iter(waiting)))
+                    self.pump(next(iter(waiting.values())).request_id)
         except (Exception, KeyboardInterrupt):  # not GeneratorExit: a finalizer must not wait
-            claim.close()
+            for claim in waiting.values():
+                claim.close()
             raise
 
     def abort(self, request_id: str) -> None:
@@ -175,14 +174,14 @@ class Dispatcher:
         finally:
             self._busy = busy
 
-    def _abandon(self, request_ids: list[str]) -> None:
-        """Has requests dropped whose reader is gone. It waits for nothing.
+    def _abandon(self, request_id: str) -> None:
+        """Has a request dropped whose reader is gone. It waits for nothing.
 
         A finalizer calls it in any thread, also in the core's and in one that holds the lock.
         """
         if not self._home.is_here:
             return
-        self._abandoned.extend(request_ids)
+        self._abandoned.append(request_id)
         self._core.ask_to_return()
         self._drop_if_free()
 

@@ -240,7 +240,8 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        return Stream(self._alive(), self._add_all([resolved], sampling_params, stream=True))
+        [claim] = self._add_all([resolved], sampling_params, stream=True)
+        return Stream(self._alive(), claim)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -353,7 +354,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> Claim:
+    ) -> list[Claim]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

@@ -21,7 +21,7 @@ class Stream:
     """
 
     def __init__(self, dispatcher: Dispatcher, claim: Claim) -> None:
-        [self.request_id] = claim.waiting
+        self.request_id = claim.request_id
         self._dispatcher = dispatcher
         self._claim = claim
         self._ready: deque[StreamEvent] = deque()
@@ -70,7 +70,7 @@ class Stream:
         event = self._ready.popleft()
         if isinstance(event, FinishedEvent):
             self._output = event.output
-            self._claim.waiting.clear()
+            self._claim.end()
         return event
 
     def _leave(self) -> None:

@@ -69,6 +69,10 @@ BAD: tuple[Callable[[Engine], object], ...] = (
     lambda engine: engine.stream("a", SamplingParams(temperature=float("nan"))),
     lambda engine: engine.stream("a", SamplingParams(max_tokens=2**40, min_tokens=2**41)),
     lambda engine: engine.stream("a", SamplingParams(stop=["x" * 10_000])),
+    lambda engine: engine.stream("a", SamplingParams(policy=Threshold(1e300))),
+    lambda engine: engine.stream("a", SamplingParams(top_p=1e-60)),
+    lambda engine: engine.stream("a", SamplingParams(stop_token_ids=[2**31])),
+    lambda engine: engine.stream("a", SamplingParams(n=2**20)),
 )  # raise ValueError, and start nothing
 
 
