@@ -20,8 +20,8 @@ class StepEnds:
     """Tokenises the two ends of a kept step: where it begins, and where it ends.
 
     Only the words that hold a delimiter's last byte change. Elsewhere a step keeps the tokens it
-    was written with, even if its text would have others. A prompt's end counts as a delimiter if it
-    is a newline.
+    was written with, even if its text would have others. A newline at the end of a prompt, or of a
+    step that ended without a delimiter, counts as one.
 
     Args:
         tokenizer: fast tokenizer of the models that write.
@@ -54,7 +54,7 @@ class StepEnds:
             return len(context), []
         after, words = found
         start = len(self._vocabulary.join(context[begin:first]))
-        ends = [len(data), *([start] if data[:start].endswith(self._ends) else [])]
+        ends = [end for end in (start, len(data)) if data[:end].endswith(self._ends)]
         changing = [_word_at(words, end - 1) for end in ends]
         tokens = _merged((before, self._cuts(before)), (after, self._cuts(after)), changing)
         same = 0

@@ -59,6 +59,8 @@ def _end_word(
             needed = tl.where((flags & _ENDS_LINE) != 0, _STARTS_LINE, _JOINS_PREVIOUS)
             certain = tl.where(joins & (((flags | after) & _UNCERTAIN) != 0), 0, certain)
             joins = joins & ((after & needed) != 0)
+        else:
+            joins = joins & ((flags & _ENDS_LINE) != 0)
         going = joins & (certain != 0)
         if going:
             begin -= 1

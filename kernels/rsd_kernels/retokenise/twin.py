@@ -98,13 +98,15 @@ def _end_word(
 ) -> tuple[int, list[int]] | None:
     """Where the context's last word begins, and its bytes; None if the tables cannot tell.
 
+    It is empty if the context does not end in a newline, as after a step that reached its limit.
+
     first: where the step begins. Its first token may change the tokens of the delimiter before it,
     unless that delimiter belongs to the last word.
     """
     begin, after, size = len(context), 0, 0
     while begin > 0:
         flags = int(merges.flags[context[begin - 1]])
-        if not flags & JOINS_NEXT:
+        if not flags & JOINS_NEXT or (begin == len(context) and not flags & ENDS_LINE):
             break
         if begin < len(context):
             if (flags | after) & UNCERTAIN:

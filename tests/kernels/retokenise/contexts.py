@@ -10,14 +10,17 @@ from rsd_kernels.state.enums import Mode, Phase
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.steps.test_prm_tokens import PARTS, Family
 
-BLANKS = (["\n", "\n"], [".", "\n", "\n"], [".", "\n\n"], ["\n\n"], [".\n\n"], [")", "\n", "\n"])
+ENDS = (
+    ["\n", "\n"], [".", "\n", "\n"], [".", "\n\n"], ["\n\n"], [".\n\n"], [")", "\n", "\n"],
+    ["$", "."], [".", "\n"],  # of steps that reached their limit
+)  # fmt: skip
 BEFORE = ("\n", "\n\n", ".\n\n", "we")  # what the step follows
 NEARBY = ("\n", ".", ")", "$", " ", ".\n", "$.")
 ROW = 64
 
 
 def written(made: Family, rng: random.Random) -> tuple[list[int], int]:
-    """A context, and where its last step begins; the step ends with a blank line."""
+    """A context, and where its last step begins; most steps end with a blank line."""
     by_bytes = {data: token for token, data in enumerate(made.vocabulary.token_bytes)}
     encode = made.tokenizer.encode
     before = "".join(rng.choice(PARTS) for _ in range(3)) + rng.choice(BEFORE)
@@ -26,7 +29,7 @@ def written(made: Family, rng: random.Random) -> tuple[list[int], int]:
     first = len(context)
     context += encode(body.replace("\n\n", "\n"), add_special_tokens=False).ids
     signs = [rng.choice(NEARBY) for _ in range(rng.randint(0, 2))]
-    ends = [text.encode() for text in [*signs, *rng.choice(BLANKS)]]
+    ends = [text.encode() for text in [*signs, *rng.choice(ENDS)]]
     return context + [by_bytes[data] for data in ends if data in by_bytes], first
 
 

@@ -62,7 +62,7 @@ def test_tables_and_text_give_the_same_context(name: str) -> None:
         changed += expected != context
         whole += expected == made.tokenizer.encode(text.decode(), add_special_tokens=False).ids
     assert changed > 600 and on_device > 800
-    assert whole > 1350  # the others have such tokens elsewhere
+    assert whole > 1200  # the others have such tokens elsewhere, or reached their limit
 
 
 @pytest.mark.parametrize(
