@@ -90,8 +90,10 @@ def test_one_writer_goes_on_in_its_own_context(
 
 
 def test_the_output_stops_by_default(short: Engine) -> None:
+    lengths = []
     for result in generate(short, PROMPTS, PARAMS):
         [output] = result.outputs
         assert (output.finish_reason, output.stop_reason) == ("length", "prm_context")
-        assert 5 < len(output.token_ids) < MAX_TOKENS
+        lengths.append(len(output.token_ids))
+    assert max(lengths) < MAX_TOKENS and sum(length > 20 for length in lengths) > 2
     assert all_pages_free(short)
