@@ -45,7 +45,7 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
-    calls += run_shadowed(monkeypatch, kernels, 2, count=5)
+    calls += run_shadowed(monkeypatch, kernels, 2, count=3)
     assert all(calls[name] > 0 for name in kernels), calls
 
 
@@ -84,7 +84,7 @@ def test_confidence_in_every_state_of_a_run(
         "end_step": end_step_kernel.end_step,
     }
     calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
-    assert min(calls.values()) > 20, calls
+    assert min(calls.values()) > 10, calls
 
 
 def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rsd_engine.demo import checkpoint_dir
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import all_pages_free, decisions, harsh
 from tests.engine.scorers.oracle import PARAMS, Scored, logits, scored_steps, solve
+from tests.tiny_models import make_tiny_models, other_tokenizer
 
 SAMPLED = replace(PARAMS, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
 
@@ -79,6 +81,13 @@ def test_a_step_whose_score_is_no_number_is_never_kept() -> None:
             long = [s for s in scored_steps(result) if len(s.step) > 1]
             assert long and not any(scored.kept for scored in long)
             assert result.metrics.nan_rewards == len(long)
+
+
+def test_draft_and_target_must_have_one_tokenizer(tmp_path: Path) -> None:
+    """What scores the draft's tokens, or reads the target's, could not tell whose they are."""
+    folders = make_tiny_models(tmp_path, draft_tokenizer=other_tokenizer())
+    with pytest.raises(ValueError, match=r"scorer needs a draft and a target of one tokenizer"):
+        Engine(folders.draft, folders.target, scorer=Confidence(), device="cpu")
 
 
 def test_the_default_threshold_and_what_is_allowed() -> None:
