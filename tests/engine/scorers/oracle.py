@@ -56,6 +56,8 @@ def scored_steps(result: RequestOutput) -> Iterator[Scored]:
         before = [*before, *step.token_ids]
 
 
-def solve(engine: Engine, params: SamplingParams = PARAMS) -> list[RequestOutput]:
-    chats = [[{"role": "user", "content": problem.question}] for problem in PROBLEMS]
+def solve(
+    engine: Engine, params: SamplingParams = PARAMS, count: int = len(PROBLEMS)
+) -> list[RequestOutput]:
+    chats = [[{"role": "user", "content": problem.question}] for problem in PROBLEMS[:count]]
     return engine.chat(chats, params, use_tqdm=False)

@@ -116,7 +116,15 @@ def test_each_token_is_read_once_and_the_question_after_every_step(tokenizer: An
 
 
 @pytest.mark.parametrize("role", ["draft", "target"])
-@pytest.mark.parametrize(("layers", "rows"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("layers", "rows"),
+    [
+        (1, 1),
+        (2, 1),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_probe_scores_as_a_plain_forward(
     role: ModelRole, layers: int, rows: int, tmp_path: Path
 ) -> None:
@@ -141,14 +149,14 @@ def scorers(tmp_path: Path) -> list[Scorer]:
     return [JUDGE, *(Probe(file, role) for role, file in files.items())]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_nothing_changes_where_memory_is_short(which: int, tmp_path: Path) -> None:
     """NaN in free memory, preemption every few ticks, launches of one tick."""
     scorer = scorers(tmp_path)[which]
     with opened(scorer) as engine:
-        calm = solve(engine)
+        calm = solve(engine, count=3)
         with harsh(engine, preempt_every=7):
-            strained = solve(engine)
+            strained = solve(engine, count=3)
         assert engine.num_preemptions > 3
     assert [decisions(r) for r in strained] == [decisions(r) for r in calm]
     for ours, theirs in zip(strained, calm, strict=True):
@@ -162,7 +170,7 @@ def test_executors_decide_alike(which: int, tmp_path: Path) -> None:
     told: list[list[RequestOutput]] = []
     for executor in ("eager", "simulated-loop"):
         with opened(scorer, executor=executor) as engine:
-            told.append(solve(engine))
+            told.append(solve(engine, count=4))
     eager, simulated = told
     assert [decisions(r) for r in eager] == [decisions(r) for r in simulated]
     for ours, theirs in zip(eager, simulated, strict=True):
