@@ -1,121 +1,98 @@
-"""Train a probe: a linear layer that reads from a writer's hidden state whether a step is right.
+"""Trains a probe: a linear layer on the target's hidden state at the end of a step.
 
-Run: python examples/train_probe.py probe.safetensors
+The draft writes solutions of word problems; each step is checked exactly, and a logistic regression
+learns from the target's hidden rows which steps are right. The probe then stands in for a PRM:
 
-The draft solves training problems of the demo family, the exact checker says which of its steps are
-right, and logistic regression finds a direction of the target's (or the draft's) hidden state at
-the end of each step. Then `Engine(draft, target, scorer=Probe("probe.safetensors"))` needs no
-reward model.
+    python examples/train_probe.py [FILE [TRAINING PROBLEMS [TEST PROBLEMS]]]
+    rsd generate --draft ... --target ... --scorer probe:FILE
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rsd_engine import Engine, RequestOutput, SamplingParams
+from rsd_engine import Engine, Probe, RequestOutput, SamplingParams
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.demo.problems import DELIMITER, Problem, check_step, generate
+from rsd_engine.demo.problems import Problem, check_answer, check_step, generate
 
-PENALTY = 1e-3  # on the squared weights, of standardised hidden states
-ITERATIONS = 100
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="safetensors file to write")
-    parser.add_argument("--role", choices=("target", "draft"), default="target")
-    parser.add_argument("--problems", type=int, default=400)
-    options = parser.parse_args()
-    problems = generate(seed=11, split="train", num=options.problems)
-    share = train_probe(
-        checkpoint_dir("draft"), checkpoint_dir(options.role), problems, options.output
-    )
-    print(f"{options.output}: {100 * share:.1f} % of the training steps are told right from wrong")
+DRAFT, TARGET = checkpoint_dir("draft"), checkpoint_dir("target")
+PARAMS = SamplingParams(temperature=0.7, max_tokens=200, seed=0)
 
 
-def train_probe(draft: Path, reader: Path, problems: Sequence[Problem], output: Path) -> float:
-    """Writes a probe on the hidden states of `reader`; returns its accuracy on its own steps."""
-    results = _solve(draft, problems)
-    hidden, right = _examples(reader, problems, results)
-    weight, bias = fit(hidden, right)
-    save_file({"weight": weight[None].contiguous(), "bias": bias[None]}, output)
-    return float(((hidden @ weight + bias > 0) == right.bool()).float().mean())
-
-
-def fit(hidden: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Logistic regression: weights [size] and bias of sigmoid(w . h + b), the chance to be right.
-
-    Args:
-        hidden: [steps, size] float32.
-        right: [steps] float32, 1 for right steps.
-    """
-    mean, scale = hidden.mean(0), hidden.std(0) + 1e-6
-    standard = (hidden - mean) / scale
-    weight = torch.zeros(hidden.shape[1], requires_grad=True)
-    bias = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        scores = standard @ weight + bias
-        found = torch.nn.functional.binary_cross_entropy_with_logits(scores, right)
-        found = found + PENALTY * weight.square().sum()
-        found.backward()
-        return found
-
-    optimizer.step(loss)
-    direction = (weight / scale).detach()
-    return direction, (bias - mean @ direction).detach()
-
-
-def _solve(draft: Path, problems: Sequence[Problem]) -> list[RequestOutput]:
-    """What the draft writes: some steps right, some wrong."""
-    params = SamplingParams(temperature=0.7, max_tokens=256, seed=5)
+def solve(engine: Engine, problems: list[Problem], params: SamplingParams) -> list[RequestOutput]:
     chats = [[{"role": "user", "content": problem.question}] for problem in problems]
-    with Engine(draft=draft, step_delimiters=DELIMITER) as engine:
-        return engine.chat(chats, params)
+    return engine.chat(chats, params)
 
 
-def _examples(
-    reader: Path, problems: Sequence[Problem], results: Sequence[RequestOutput]
-) -> tuple[Tensor, Tensor]:
-    """Hidden states at the steps' ends, after the final norm [steps, size], and verdicts [steps]."""
-    model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
-    rows, verdicts = [], []
-    for problem, result in zip(problems, results, strict=True):
-        ends, right = zip(*_judged(problem, result), strict=True)
-        rows.append(_hidden(model, result)[torch.tensor(ends) - 1])
-        verdicts += right
-    return torch.cat(rows), torch.tensor(verdicts, dtype=torch.float32)
+def train(reader: Path, problems: list[Problem], file: str | Path) -> Tensor:
+    """Writes a probe on a writer's hidden rows; returns [N], 1.0 for right steps."""
+    with Engine(draft=DRAFT, step_delimiters="\n\n") as engine:
+        results = solve(engine, problems, PARAMS)
+    rows, labels = hidden_rows(reader, problems, results)
+    weight, bias = fit(rows, labels)
+    save_file({"weight": weight.contiguous(), "bias": bias}, file)
+    return labels
 
 
 @torch.no_grad()
-def _hidden(model: Any, result: RequestOutput) -> Tensor:
-    """[tokens, size] of prompt and output."""
-    ids = torch.tensor([[*result.prompt_token_ids, *result.outputs[0].token_ids]])
-    return torch.as_tensor(model.model(ids).last_hidden_state[0])
+def hidden_rows(
+    reader: Path, problems: list[Problem], results: list[RequestOutput]
+) -> tuple[Tensor, Tensor]:
+    """[N, hidden] rows at the ends of steps, after the final norm, and [N] 1.0 for right steps."""
+    model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
+    rows, labels = [], []
+    for problem, result in zip(problems, results, strict=True):
+        steps = result.outputs[0].steps
+        ids = [*result.prompt_token_ids, *result.outputs[0].token_ids]
+        found = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        end = len(result.prompt_token_ids)
+        for index, step in enumerate(steps):
+            end += len(step.token_ids)
+            right = check_step(problem, index, step.text)
+            rows.append(found[end - 1])
+            labels.append(float(right))
+            if not right:
+                break  # what follows a wrong step is neither right nor wrong
+    return torch.stack(rows), torch.tensor(labels)
 
 
-def _judged(problem: Problem, result: RequestOutput) -> Iterator[tuple[int, bool]]:
-    """Yields (tokens up to the end of a step, whether it is right), up to the first wrong one."""
-    end = len(result.prompt_token_ids)
-    for index, step in enumerate(result.outputs[0].steps):
-        end += len(step.token_ids)
-        right = check_step(problem, index, step.text.removesuffix(DELIMITER))
-        yield end, right
-        if not right:
-            return
+def fit(rows: Tensor, labels: Tensor, decay: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Logistic regression: weight [1, hidden] and bias [1]."""
+    weight = torch.zeros(1, rows.shape[1], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        scores = rows @ weight[0] + bias
+        value = torch.nn.functional.binary_cross_entropy_with_logits(scores, labels)
+        value = value + decay * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def main(file: str = "probe.safetensors", num_train: str = "300", num_test: str = "50") -> None:
+    labels = train(TARGET, generate(0, "train", int(num_train)), file)
+    print(f"{len(labels)} steps, {labels.mean():.0%} of them right; the probe is in {file}")
+
+    problems = generate(0, "test", int(num_test))
+    with Engine(draft=DRAFT, target=TARGET, scorer=Probe(file)) as engine:
+        for mode in ("draft", "rsd", "target"):
+            found = solve(engine, problems, SamplingParams(temperature=0.0, seed=0, mode=mode))
+            texts = [result.outputs[0].text for result in found]
+            right = sum(check_answer(p, text) for p, text in zip(problems, texts, strict=True))
+            print(f"{mode}: {right} of {len(problems)} answers are right")
+        print(f"the probe kept {engine.metrics.acceptance_rate:.0%} of the draft's steps")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
-from rsd_engine.steps import policies
+from rsd_engine.steps import policies, scorers
 from rsd_engine.steps.policies import *  # noqa: F403
+from rsd_engine.steps.scorers import *  # noqa: F403
 
 if TYPE_CHECKING:
     __version__: str
     from rsd_engine.engine.engine import Engine
+    from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
+        EngineDeadError,
         FinishedEvent,
         Metrics,
         RejectedStep,
         RequestOutput,
+        ScoredSolution,
+        ScoredStep,
         Step,
         StepEvent,
     )
@@ -28,9 +32,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "FinishedEvent", "Metrics", "RejectedStep", "RequestOutput", "Step",
-        "StepEvent",
+        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
+        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
+    "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -40,22 +45,28 @@ show_on_stderr()
 __all__ = [
     "CompletionOutput",
     "Engine",
+    "EngineDeadError",
     "FinishedEvent",
     "Metrics",
+    "PrmTemplate",
     "RejectedStep",
     "RequestOutput",
     "SamplingParams",
+    "ScoredSolution",
+    "ScoredStep",
     "Step",
     "StepEvent",
 ]
-__all__ += policies.__all__
+__all__ += policies.__all__ + scorers.__all__
 
 
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return importlib.metadata.version("rsd-engine")
+            from importlib import metadata
+
+            return metadata.version("rsd-engine")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -8,8 +8,16 @@ from typing import Any, Literal, TypeVar
 StepSource = Literal["draft", "target"]
 StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
+ErrorKind = Literal["logits", "admission", "op", "bridge", "result"]
 
-T = TypeVar("T", bound="RoleMetrics | Flops | Metrics")
+T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | Metrics")
+
+
+class EngineDeadError(RuntimeError):
+    """The GPU failed, and with it every request: no call on this engine works any more.
+
+    The error of the GPU is its cause. A new engine needs a new process.
+    """
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class Step:
     """A kept step."""
 
     text: str  # with its delimiter; the texts of all steps add up to the output's
-    token_ids: tuple[int, ...]
-    source: StepSource  # the model that wrote it
+    token_ids: tuple[int, ...]  # of the vocabulary of the model that wrote it
+    source: StepSource  # that model
     reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
     rejected: RejectedStep | None  # the draft's step in whose place it stands
 
@@ -50,14 +58,16 @@ class CompletionOutput:
         index: number of the sample, from 0.
         text: the output; without the stop string or stop token that ended it, and without special
             tokens, unless the request wants them.
-        token_ids: all ids of the output, those left out of `text` included.
+        token_ids: all ids of the output, those left out of `text` included; step by step those of
+            the model that wrote it, where draft and target have different tokenizers.
         finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
             a context, "steps" at `max_steps`, "abort", or "error".
-        stop_reason: the stop token id or stop string; None for end-of-text.
+        stop_reason: the stop token id or stop string; "prm_context" if the output ended for lack of
+            room in the PRM's context; None otherwise, as at end-of-text.
         steps: the kept steps, in order.
         cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
         logprobs: per token, id -> log-probability; None unless asked for.
-        error: what went wrong, if `finish_reason` is "error".
+        error: what went wrong, in one line, if `finish_reason` is "error".
     """
 
     index: int
@@ -111,6 +121,42 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Endings:
+    """Outputs by their `finish_reason`."""
+
+    stop: int = 0
+    length: int = 0
+    steps: int = 0
+    abort: int = 0
+    error: int = 0
+
+    def __add__(self, other: Endings) -> Endings:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Outputs that ended with an error, by its kind.
+
+    Attributes:
+        logits: they were not finite, or no token was left to sample.
+        admission: putting the request into its slot failed, or reading its prompt's logprobs.
+        op: an op of the loop raised an error, such as MemoryError, and again for it alone.
+        bridge: bringing a step to another tokenizer failed.
+        result: turning tokens into text, steps and results failed.
+    """
+
+    logits: int = 0
+    admission: int = 0
+    op: int = 0
+    bridge: int = 0
+    result: int = 0
+
+    def __add__(self, other: Errors) -> Errors:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Counts of one request, all its samples together, or of the engine."""
 
@@ -121,6 +167,8 @@ class Metrics:
     steps_accepted: int = 0
     steps_rejected: int = 0
     nan_rewards: int = 0
+    endings: Endings = field(default_factory=Endings)
+    errors: Errors = field(default_factory=Errors)
     seconds: float = 0.0  # from arrival to the last token; of the engine: time spent in launches
 
     @property
@@ -138,7 +186,7 @@ class RequestOutput:
     """The result of one prompt."""
 
     request_id: str
-    prompt: str | None
+    prompt: str | None  # the target's, where draft and target read it differently; so are the ids
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]  # one per sample
     metrics: Metrics
@@ -151,6 +199,32 @@ class RequestOutput:
         values = _plain(asdict(self))
         values["metrics"]["acceptance_rate"] = self.metrics.acceptance_rate
         return dict(values)
+
+
+@dataclass(frozen=True)
+class ScoredStep:
+    """A given step and its reward."""
+
+    text: str  # as it was given
+    reward: float  # NaN if the PRM gave none
+
+
+@dataclass(frozen=True)
+class ScoredSolution:
+    """The rewards of one solution's steps."""
+
+    question: str
+    steps: tuple[ScoredStep, ...]
+    tokens_read: int  # by the PRM
+
+    @property
+    def rewards(self) -> list[float]:
+        """Of each step, in order."""
+        return [step.reward for step in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; NaN rewards become None."""
+        return dict(_plain(asdict(self)))
 
 
 @dataclass(frozen=True)

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 
-from rsd_engine.arguments import check_flag, check_integer, check_number
+from rsd_engine.arguments import (
+    MAX_INT32,
+    check_flag,
+    check_integer,
+    check_number,
+    check_text,
+    shown,
+)
 from rsd_engine.steps.policies import Policy, check_policy
-from rsd_kernels.state.enums import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_STOP_TOKENS
+from rsd_kernels.state.enums import (
+    MAX_BAD_WORDS,
+    MAX_BIASED_TOKENS,
+    MAX_LOGPROBS,
+    MAX_STOP_STATES,
+    MAX_STOP_TOKENS,
+)
 
 ModeName = Literal["rsd", "target", "draft"]
+OverflowName = Literal["stop", "target", "accept"]
 MAX_SEED = 2**63 - 1
-_INTEGERS: tuple[tuple[str, int, int | None], ...] = (
-    ("n", 1, None),
-    ("top_k", -1, None),
+MAX_SAMPLES = 2**14
+_MODES = (None, "rsd", "target", "draft")
+_OVERFLOWS = ("stop", "target", "accept")
+_MAX_STOP = MAX_STOP_STATES - 1  # strings, and bytes of one: each byte needs a state of its own
+_MAX_BAD_WORD_BYTES = 4096
+_MAX_DIGITS = 10  # of an id written as text
+_INTEGERS: tuple[tuple[str, int, int], ...] = (  # name, least, most
+    ("n", 1, MAX_SAMPLES),
+    ("top_k", -1, MAX_INT32),
     ("seed", -1, MAX_SEED),
-    ("max_tokens", 1, None),
-    ("min_tokens", 0, None),
-    ("max_step_tokens", 1, None),
-    ("max_steps", 1, None),
+    ("max_tokens", 1, MAX_INT32),
+    ("min_tokens", 0, MAX_INT32),
+    ("max_step_tokens", 1, MAX_INT32),
+    ("max_steps", 1, MAX_INT32),
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
-    ("truncate_prompt_tokens", 1, None),
+    ("truncate_prompt_tokens", 1, MAX_INT32),
 )
 _MAY_BE_NONE = (
     "seed", "max_tokens", "max_step_tokens", "logprobs", "prompt_logprobs",
     "truncate_prompt_tokens",
 )  # fmt: skip
 _NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
-    ("temperature", 0.0, math.inf, ">= 0 and finite", False),
     ("top_p", 0.0, 1.0, "in (0, 1]", True),
     ("min_p", 0.0, 1.0, "in [0, 1]", False),
-    ("repetition_penalty", 0.0, math.inf, "> 0 and finite", True),
+    ("repetition_penalty", 1e-6, 1e6, "in [1e-6, 1e6]", False),
     ("presence_penalty", -2.0, 2.0, "in [-2, 2]", False),
     ("frequency_penalty", -2.0, 2.0, "in [-2, 2]", False),
 )
@@ -47,12 +65,13 @@ class SamplingParams:
     """How one request is sampled, when it ends, and which steps are kept.
 
     Args:
-        n: samples of the prompt; the random numbers of sample i depend on (seed, i) alone.
-        temperature: >= 0; 0 is greedy.
+        n: samples of the prompt, at most 16,384; the random numbers of sample i depend on
+            (seed, i) alone.
+        temperature: in [1e-6, 1e6], or 0, which is greedy.
         top_p: sample from the most likely tokens that reach this probability, in (0, 1].
         top_k: sample from this many most likely tokens; 0 or -1 takes all.
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1].
-        repetition_penalty: > 0; above 1 makes tokens of prompt and output less likely.
+        repetition_penalty: in [1e-6, 1e6]; above 1 makes tokens of prompt and output less likely.
         presence_penalty: in [-2, 2]; lowers the logit of every token that is in the output.
         frequency_penalty: in [-2, 2]; the same for every time that it is there. Neither looks at
             the prompt, or at steps that were not kept.
@@ -81,7 +100,16 @@ class SamplingParams:
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
-    numpy's numbers and arrays of ids are taken like Python's.
+        prm_overflow: what follows when the PRM's context is full, and no step can be scored any
+            more. "stop" ends the output (with stop_reason "prm_context"), "target" lets the target
+            write the rest, "accept" the draft.
+
+    Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
+    allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
+
+    numpy's numbers and arrays of ids are taken like Python's. Integers without a bound above end at
+    2^31 - 1. Other numbers must be 0 or no smaller than 2^-126, the least that float32 holds in
+    full.
 
     Raises:
         ValueError: an argument is not allowed; the message names it, its value and what is allowed.
@@ -113,6 +141,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None
+    prm_overflow: OverflowName = "stop"
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -124,8 +153,13 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
-        if self.mode not in (None, "rsd", "target", "draft"):
-            raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {self.mode!r}")
+        if not isinstance(self.mode, str | None) or self.mode not in _MODES:
+            raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {shown(self.mode)}")
+        overflow = self.prm_overflow
+        if not isinstance(overflow, str) or overflow not in _OVERFLOWS:
+            raise ValueError(
+                f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(overflow)}"
+            )
         if self.policy is not None:
             check_policy(self.policy)
 
@@ -139,9 +173,11 @@ class SamplingParams:
     def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
         """Builds params from JSON-like values; ValueError if a key or value is not allowed."""
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = [name for name in values if name not in known]
         if unknown:
-            raise ValueError(f"unknown sampling parameters {unknown}; allowed: {sorted(known)}")
+            raise ValueError(
+                f"unknown sampling parameters {shown(unknown)}; allowed: {sorted(known)}"
+            )
         return cls(**values)
 
     def _set(self, name: str, value: object) -> None:
@@ -156,15 +192,20 @@ class SamplingParams:
         for name, least, most, allowed, open_low in _NUMBERS:
             value = getattr(self, name)
             self._set(name, check_number(name, value, least, most, allowed, open_low=open_low))
+        self._set("temperature", _temperature(self.temperature))
         if self.seed == -1:
             self._set("seed", None)
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str | Collection | None):
-            raise ValueError(f"stop must be a string or a list of strings, got {self.stop!r}")
-        for string in self.stop_strings:
+            raise ValueError(f"stop must be a string or a list of strings, got {shown(self.stop)}")
+        strings = self.stop_strings
+        if len(strings) > _MAX_STOP:
+            raise ValueError(f"stop may hold at most {_MAX_STOP} strings, got {len(strings)}")
+        for string in strings:
             if not isinstance(string, str) or not string:
-                raise ValueError(f"stop must hold non-empty strings, got {string!r}")
+                raise ValueError(f"stop must hold non-empty strings, got {shown(string)}")
+            _check_length("stop", string, _MAX_STOP)
         if self.stop_token_ids is not None:
             ids = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKENS)
             self._set("stop_token_ids", ids)
@@ -177,34 +218,63 @@ class SamplingParams:
             if not ids:
                 raise ValueError("allowed_token_ids is empty; it needs at least one id, or be None")
             self._set("allowed_token_ids", tuple(dict.fromkeys(ids)))
+        self._check_bad_words()
+
+    def _check_bad_words(self) -> None:
         words = self.bad_words
-        if words is not None and (isinstance(words, str) or not isinstance(words, Collection)):
-            raise ValueError(f"bad_words must be a list of strings, got {words!r}")
-        for word in words or ():
+        if words is None:
+            return
+        if isinstance(words, str) or not isinstance(words, Collection):
+            raise ValueError(f"bad_words must be a list of strings, got {shown(words)}")
+        if len(words) > MAX_BAD_WORDS:
+            raise ValueError(f"bad_words may hold at most {MAX_BAD_WORDS} words, got {len(words)}")
+        for word in words:
             if not isinstance(word, str) or not word.strip():
-                raise ValueError(f"bad_words must hold strings that are not blank, got {word!r}")
+                raise ValueError(
+                    f"bad_words must hold strings that are not blank, got {shown(word)}"
+                )
+            _check_length("bad_words", word, _MAX_BAD_WORD_BYTES)
+
+
+def _temperature(value: object) -> float:
+    """0, or a number whose inverse leaves logits finite."""
+    number = check_number("temperature", value, 0.0, 1e6, "0 or in [1e-6, 1e6]")
+    if number:
+        check_number("temperature", number, 1e-6, 1e6, "0 or in [1e-6, 1e6]")
+    return number
+
+
+def _check_length(name: str, text: str, most: int) -> None:
+    """Raises ValueError unless UTF-8 can encode `text`, in at most `most` bytes."""
+    check_text(f"a string of {name}", text)
+    size = len(text.encode("utf-8"))
+    if size > most:
+        raise ValueError(
+            f"{name} may hold strings of at most {most} bytes, got {shown(text)} of {size}"
+        )
 
 
 def _ids(name: str, ids: object, most: int) -> tuple[int, ...]:
     """Token ids as a tuple; ValueError unless they are at most `most` integers >= 0."""
     listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if not isinstance(listed, Collection) or isinstance(listed, str | bytes | Mapping):
-        raise ValueError(f"{name} must be a list of ids, got {ids!r}")
+        raise ValueError(f"{name} must be a list of ids, got {shown(ids)}")
     if len(listed) > most:
         raise ValueError(f"{name} may hold at most {most} ids, got {len(listed)}")
-    return tuple(check_integer(name, token, 0) for token in listed)
+    return tuple(check_integer(name, token, 0, MAX_INT32) for token in listed)
 
 
 def _biases(given: object) -> dict[int, float]:
     """`logit_bias` with plain numbers; an id may be written as text, as JSON has it."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"logit_bias must map token ids to numbers, got {given!r}")
+        raise ValueError(f"logit_bias must map token ids to numbers, got {shown(given)}")
     if len(given) > MAX_BIASED_TOKENS:
         raise ValueError(f"logit_bias may hold at most {MAX_BIASED_TOKENS} ids, got {len(given)}")
     found = {}
     for token, bias in given.items():
-        number = int(token) if isinstance(token, str) and token.isdecimal() else token
-        name = f"logit_bias[{token!r}]"
-        number = check_integer("a token id of logit_bias", number, 0)
+        written = isinstance(token, str) and token.isdecimal() and len(token) <= _MAX_DIGITS
+        number = int(token) if written else token
+        number = check_integer("a token id of logit_bias", number, 0, MAX_INT32)
+        name = f"logit_bias[{number}]"
         found[number] = check_number(name, bias, -100.0, 100.0, "in [-100, 100]")
     return found

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rsd_engine.core.integrity import find_problems
 from rsd_engine.memory.page_pool import PagePool
-from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
-from rsd_kernels.state.slots import SlotState, pages_for
+from rsd_kernels.state.slots import SlotState
 
 
 def check_integrity(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
     """Raises AssertionError unless every page has one owner and every length is in bounds."""
-    num_free = int(state.num_free)
-    owned = state.free_pages[:num_free].tolist()
-    phases = state.phase.tolist()
-    for slot in range(state.num_slots):
-        for role in range(NUM_ROLES):
-            held = int(state.num_pages[role, slot])
-            kv_len = int(state.kv_len[role, slot])
-            length = state.prm_length if role == Role.PRM else state.length
-            owned += state.page_table[role, slot, :held].tolist()
-            where = f"slot {slot}, {Role(role).name}"
-            assert kv_len <= int(length[slot]), f"{where}: kv_len {kv_len} past its context"
-            assert pages_for(kv_len, tokens_per_page[role]) <= held, f"{where}: too few pages"
-            if phases[slot] in (Phase.FREE, Phase.DONE):
-                assert held == 0, f"{where}: an idle slot holds {held} pages"
-        assert int(state.committed[slot]) <= int(state.length[slot]), f"slot {slot}: committed"
-    expected = list(range(state.free_pages.shape[0]))
-    assert sorted(owned) == expected, "a page is lost or has two owners"
+    problems = find_problems(state, tokens_per_page)
+    assert not problems, "; ".join(problems)
 
 
 def poison(pool: PagePool, pages: Tensor) -> None:

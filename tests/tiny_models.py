@@ -34,6 +34,7 @@ _SPLIT = (
 # steps apart: rows can be compared with rows that went through text.
 _MERGES = "Ċ+Ċ Ċ+ĊĊ .+ĊĊ )+ĊĊ Ã+© æ+Ĺ æĹ+¥"
 _OTHER_MERGES = "Ċ+Ċ t+h th+e Ġ+the a+d ad+d Ġ+x Ã+© 1+2"
+_THIRD_MERGES = "Ċ+Ċ Ċ+ĊĊ )+Ċ )Ċ+Ċ .+Ċ i+n in+g ing+Ġ a+b ab+c 0+1"
 _TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n' }}"
     "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
@@ -66,27 +67,36 @@ class TinyModels:
 
 
 def make_tiny_models(
-    folder: Path, *, own_prm_tokenizer: bool = False, two_class: bool = False, seed: int = 10
+    folder: Path,
+    *,
+    own_prm_tokenizer: bool = False,
+    two_class: bool = False,
+    seed: int = 10,
+    draft_tokenizer: Tokenizer | None = None,
+    prm_tokenizer: Tokenizer | None = None,
 ) -> TinyModels:
     """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path.
 
-    Its head is Skywork's value head, or Qwen2.5-Math-PRM's of two classes.
+    Its head is Skywork's value head, or Qwen2.5-Math-PRM's of two classes. The draft's and the
+    PRM's tokenizers may be given; the others are the same.
     """
     tokenizer = tiny_tokenizer()
-    prm_tokenizer = other_tokenizer() if own_prm_tokenizer else tokenizer
+    if prm_tokenizer is None:
+        prm_tokenizer = other_tokenizer() if own_prm_tokenizer else tokenizer
     if two_class:
         prm_tokenizer = _byte_level(_MERGES, more_special=_PRM_SPECIAL)
     made = TinyModels(folder / "draft", folder / "target", folder / "prm")
     # The padded sizes differ, as those of Qwen2.5 1.5B and 7B do.
-    _write_language_model(made.draft, tokenizer, hidden=32, layers=2, padded=3, seed=seed + 1)
+    of_draft = draft_tokenizer or tokenizer
+    _write_language_model(made.draft, of_draft, hidden=32, layers=2, padded=3, seed=seed + 1)
     _write_language_model(made.target, tokenizer, hidden=48, layers=2, padded=7, seed=seed + 2)
     _write_prm(made.prm, prm_tokenizer, two_class=two_class, seed=seed + 3)
     return made
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(*, more_special: tuple[str, ...] = (), more_merges: str = "") -> Tokenizer:
     """Splits like Qwen2's tokenizer; puts bos before every text."""
-    return _byte_level(_MERGES)
+    return _byte_level(f"{_MERGES} {more_merges}", more_special=more_special)
 
 
 def other_tokenizer() -> Tokenizer:
@@ -94,14 +104,24 @@ def other_tokenizer() -> Tokenizer:
     return _byte_level(_OTHER_MERGES, reverse=True)
 
 
+def third_tokenizer() -> Tokenizer:
+    """Again other tokens, longer ones, and the special ones last."""
+    return _byte_level(_THIRD_MERGES, reverse=True, special_last=True)
+
+
 def _byte_level(
-    pairs: str, *, reverse: bool = False, more_special: tuple[str, ...] = ()
+    pairs: str,
+    *,
+    reverse: bool = False,
+    more_special: tuple[str, ...] = (),
+    special_last: bool = False,
 ) -> Tokenizer:
     halves = [pair.partition("+") for pair in pairs.split()]
     merges = [(left, right) for left, _, right in halves]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
     merged = dict.fromkeys(left + right for left, right in merges)
-    tokens = [*SPECIAL, *letters, *merged, *more_special]
+    first, last = ((), SPECIAL) if special_last else (SPECIAL, ())
+    tokens = [*first, *letters, *merged, *more_special, *last]
     vocab = {token: i for i, token in enumerate(tokens)}
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}  # as Qwen2's has them
     tokenizer = Tokenizer(models.BPE(vocab, merges, **affixes))
@@ -130,7 +150,9 @@ def _write_language_model(
     head = _normal(generator, vocab_size, hidden, scale=1.6 / hidden**0.5)
     head[:, 0] = 0.0
     for token, boost in _LIKELY.items():
-        head[tokenizer.token_to_id(token), 0] = boost / _final_constant(hidden)
+        index = tokenizer.token_to_id(token)
+        if index is not None:
+            head[index, 0] = boost / _final_constant(hidden)
     head[tokenizer.get_vocab_size() :, 0] = 50.0
     eos = tokenizer.token_to_id(EOS)
     for index, data in enumerate(read_vocabulary(tokenizer).token_bytes):
@@ -228,8 +250,6 @@ def _config(
         "hidden_act": "silu",
         "rope_theta": 500.0,
         "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
         "torch_dtype": "float32",
     }
 
@@ -240,7 +260,9 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
-    generation = {"bos_token_id": 0, "eos_token_id": [1], "do_sample": False}
+    bos, eos = (tokenizer.token_to_id(token) for token in (BOS, EOS))
+    config |= {"bos_token_id": bos, "eos_token_id": eos}
+    generation = {"bos_token_id": bos, "eos_token_id": [eos], "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     write_tokenizer(folder, tokenizer, config["max_position_embeddings"])
 

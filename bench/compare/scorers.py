@@ -21,7 +21,7 @@ from bench.compare.effect import MAX_TOKENS, Models, Run, flops_ratio, run_probl
 from bench.compare.step_auc import JudgedSteps
 from bench.lib import report
 from bench.lib.options import command_parser, positive
-from examples.train_probe import train_probe
+from examples.train_probe import train
 from rsd_engine import Confidence, Constant, Engine, Probe, SamplingParams, TargetJudge, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import Problem, generate
@@ -87,7 +87,7 @@ def _train_probes(models: Models, folder: Path, options: argparse.Namespace) -> 
     problems = generate(options.seed, "train", options.training)
     files = {role: folder / f"{role}.safetensors" for role in ("target", "draft")}
     for role, file in files.items():
-        train_probe(models.draft, getattr(models, role), problems, file)
+        train(getattr(models, role), problems, file)
     return files
 
 

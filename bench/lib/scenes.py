@@ -89,7 +89,7 @@ def scene_request(engine: Engine, scene: Scene, slot: int) -> SlotRequest:
         policy=Constant(scene.acceptance),
     )
     prompt = ResolvedPrompt(text=None, token_ids=tuple(ids), question="?")
-    request = slot_request(prompt, params, rules, seed=scene.seed + slot, sample=0)
+    request = slot_request(prompt, params, rules, seed=scene.seed + slot)
     prm_prompt = tuple(ids) if request.mode == Mode.RSD else ()
     return replace(request, prm_prompt=prm_prompt)
 

@@ -4,38 +4,66 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from contextlib import suppress
-from typing import NoReturn
 
-from rsd_engine.cli.errors import INTERRUPTED, notice_interrupts
+from rsd_engine.cli.errors import (
+    FAILED,
+    INTERRUPTED,
+    Interrupted,
+    caused_by_interrupt,
+    clean_errors,
+    error_line,
+    flush,
+    leave,
+    notice_interrupts,
+    print_stderr,
+)
 
 
 def main() -> None:
     """Entry point of the `rsd` script; ends the process with the command's exit code."""
     try:
-        from rsd_engine.cli.app import app
-
         notice_interrupts()
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal that is not UTF-8 gets escapes, not an error.
                 stream.reconfigure(errors="backslashreplace")
-        app(prog_name="rsd")
-    except KeyboardInterrupt:
-        _leave()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            _leave()
-        raise
+        with clean_errors():
+            from rsd_engine.cli.app import app
+
+            app(prog_name="rsd")
+    except Interrupted:
+        leave(INTERRUPTED)
+    except BaseException as error:
+        if caused_by_interrupt(error):
+            print_stderr("interrupted")
+            leave(INTERRUPTED)
+        if not isinstance(error, SystemExit):
+            raise
+        _end(error.code)
 
 
-def _leave() -> NoReturn:
-    """Ends the process after Ctrl-C, when everything is written.
+def _end(code: str | int | None) -> None:
+    """Ends the process; output that cannot be written is an error, too."""
+    flush(sys.stderr)
+    if error := flush(sys.stdout):
+        if not isinstance(error, BrokenPipeError):
+            print_stderr(f"error: cannot write to stdout: {error_line(error)}")
+        code = code or FAILED
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's end is not ours to report
+    raise SystemExit(code)
 
-    Python would wait for the thread of the core, and may hang if Ctrl-C comes again meanwhile.
+
+def _open_closed_streams() -> None:
+    """Opens stdin, stdout and stderr, if they are closed, on nothing.
+
+    Otherwise the next file that is opened takes the place of stdout, for instance.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(INTERRUPTED)
+    while (file := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(file)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))

@@ -14,10 +14,13 @@ from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate.command import generate
 from rsd_engine.cli.inspect.command import HELP as INSPECT_HELP
 from rsd_engine.cli.inspect.command import inspect
+from rsd_engine.cli.options import Verbose
 from rsd_engine.cli.plan.command import HELP as PLAN_HELP
 from rsd_engine.cli.plan.command import plan
 from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
 from rsd_engine.cli.profile.command import profile
+from rsd_engine.cli.score.command import HELP as SCORE_HELP
+from rsd_engine.cli.score.command import score
 
 app = typer.Typer(
     name="rsd",
@@ -53,9 +56,9 @@ def _root(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(verbose: Verbose = None) -> None:
     """Show versions, devices, what was built and what will run."""
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         from rsd_engine import doctor as checks
 
         checks.main()
@@ -66,3 +69,4 @@ app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)
+app.command(help=SCORE_HELP)(score)

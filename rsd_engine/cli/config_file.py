@@ -32,8 +32,11 @@ from rsd_engine.cli.values import (
     json_object,
     number,
     policy,
+    prm_format,
+    scorer,
     size,
     text,
+    text_file,
     texts,
 )
 
@@ -49,9 +52,13 @@ ENGINE: Mapping[str, Check] = {
     "kv_cache_memory_bytes": size,
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
+    "step_ends": text,
     "revision": text,
     "hf_overrides": json_object,
     "executor": text,
+    "prm_format": prm_format,
+    "prm_separator": text,
+    "scorer": scorer,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,
@@ -94,14 +101,16 @@ def read_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(text_file("the config file", path))
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is not usable TOML: nested too deeply") from None
     try:
         return _tables(found)
-    except UsageError as error:
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rsd_engine.cli.errors import print_stderr
 from rsd_engine.cli.show import make_console, visible
+from rsd_engine.engine.reward_watch import reward_problem
 
 
 class Progress:
@@ -76,6 +77,8 @@ class Progress:
             seconds = time.perf_counter() - self._started
             requests = "1 request" if self._count == 1 else f"{self._count} requests"
             print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
+            if problem := reward_problem(metrics):
+                print_stderr(f"note: {problem}")
 
     def _facts(self) -> str:
         speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)

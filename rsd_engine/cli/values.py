@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
+_MAX_TEXT = 64 << 20  # bytes of a file of settings; a device may be endless
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 Check = Callable[[str, Any], Any]
@@ -23,12 +26,17 @@ Check = Callable[[str, Any], Any]
 
 def size(name: str, value: Any) -> int:
     """A size in bytes: a number, or text such as `2GiB` or `500 MB`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    given = value if isinstance(value, str) else reprlib.repr(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given)
     if match is None or isinstance(value, bool) or match[2].lower() not in _UNITS:
         raise UsageError(
-            f"{name} must be a size such as 2GiB, 500MB or a number of bytes, got {value!r}"
+            f"{name} must be a size such as 2GiB, 500MB or a number of bytes, got "
+            f"{reprlib.repr(value)}"
         )
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    found = Decimal(match[1]) * _UNITS[match[2].lower()]
+    if found >= 2**63:
+        raise UsageError(f"{name} must be less than 8 EiB, got {reprlib.repr(value)}")
+    return int(found)
 
 
 def unescape(name: str, value: str) -> str:
@@ -59,6 +67,10 @@ def integer(name: str, value: Any) -> int:
 def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise UsageError(f"{name} must fit a float, got {reprlib.repr(value)}") from None
     return value
 
 
@@ -92,9 +104,14 @@ def json_file(name: str, path: str | Path) -> Any:
 def text_file(name: str, path: str | Path) -> str:
     """What a text file holds."""
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {name} {path}: {error.strerror}") from None
+        with Path(path).expanduser().open("rb") as file:
+            data = file.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise UsageError(f"{name} {path} is larger than {_MAX_TEXT >> 20} MiB; is it the one?")
+        return data.decode("utf-8")
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user who does not exist
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {name} {path}: {reason}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} {path} is not UTF-8 text: {error}") from None
 
@@ -114,6 +131,22 @@ def policy(name: str, value: Any) -> Any:
         return parse_policy(text(name, value))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def scorer(name: str, value: Any) -> Any:
+    """A scorer, written as `judge`, `probe:FILE` and the like."""
+    from rsd_engine.steps.scorers import parse_scorer
+
+    try:
+        return parse_scorer(text(name, value))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def prm_format(name: str, value: Any) -> Any:
+    """A family's name, or a format of one's own: a JSON object as text, or a TOML table."""
+    is_table = not isinstance(value, str) or value.lstrip().startswith("{")
+    return json_object(name, value) if is_table else value
 
 
 def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:

@@ -7,34 +7,34 @@ and acts on what it finds once the launch has returned, so all executors share t
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone, RoleCounters
-from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.events import Event, PromptRead, RequestDone
+from rsd_engine.core.failures import Failure
+from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
+from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
-from rsd_engine.core.page_needs import ROLES_OF_MODE, pages_at, pages_for_longest_step
+from rsd_engine.core.page_needs import is_stuck, pages_for_longest_step, pages_when_full
 from rsd_engine.core.prompt_logprobs import read_prompt
-from rsd_engine.core.slots import SlotRequest, fill_slot
+from rsd_engine.core.running import RunningRequests
+from rsd_engine.core.slots import SlotRequest
+from rsd_engine.core.suspects import Suspects
 from rsd_engine.core.watchdog import Watchdog
+from rsd_engine.core.writer_contexts import Translate
 from rsd_engine.loop.executors.base import Executor
+from rsd_engine.loop.program import OpFailed
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels import ops
-from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Mode, Phase, Role
+from rsd_engine.outputs import EngineDeadError
+from rsd_kernels.state.enums import Finish, HostRequest, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
+Result = TypeVar("Result")
+
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
-
-
-@dataclass
-class _Running:
-    """A request in a slot, on the host's side."""
-
-    key: int
-    request: SlotRequest
-    arrival: int
-    generation: int
 
 
 @dataclass
@@ -53,11 +53,16 @@ class EngineCore:
         loop: the state, the tables and the models.
         executor: runs the loop's program.
         mailbox: the host's side of the state's log and request word.
-        text_bridge: used when the PRM's tokenizer differs; None if the device bridges.
+        text_bridges: for each writer, used where the PRM or the other writer has another
+            vocabulary; None if the device bridges.
+        translate: for each writer, used where the other one has another vocabulary. Requests of
+            mode RSD then have a `target`.
+        text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
     def __init__(
@@ -66,28 +71,31 @@ class EngineCore:
         executor: Executor,
         mailbox: Mailbox,
         *,
-        text_bridge: HostBridge | None = None,
+        text_bridges: Mapping[Role, HostBridge] | None = None,
+        translate: Mapping[Role, Translate] | None = None,
+        text_ends: HostEnds | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
+        self.device_type = self.state.length.device.type
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
         self.max_running: int = self.state.num_slots
+        self.num_waiting = 0
         self.num_preemptions = 0
         self.stats = LaunchStats()
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
+        self._slots = RunningRequests(loop, translate or {})
+        self._suspects = Suspects(self._slots, self.state, loop.batch)
+        self._death: Exception | None = None
         self._in_flight = False
         self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
-        self._leaving: list[int] = []  # slots to be freed when the launch has returned
-        self._host_steps = HostSteps(loop.tokens_per_page, text_bridge)
-        self._queue: deque[tuple[int, SlotRequest]] = deque()
-        self._slots: list[_Running | None] = [None] * self.state.num_slots
-        self._arrivals = 0
-        self._generation = 0
+        self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
+        self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
 
@@ -103,11 +111,11 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return pages_at(request, request.length_limit, self.loop.tokens_per_page)
+        return pages_when_full(request, self.loop)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
-        self._queue.append((key, request))
+        self._queue[key] = request
         if self._in_flight and len(self._queue) == 1:
             self._ask(HostRequest.RETURN if self._may_start else HostRequest.RETURN_WHEN_FREE)
 
@@ -118,18 +126,18 @@ class EngineCore:
             The events of all requests up to now; the last one is the end of this request, unless
             its key is unknown or it had ended already.
         """
-        for i, (queued, _) in enumerate(self._queue):
-            if queued == key:
-                del self._queue[i]
-                return [RequestDone(key, None, {}, 0)]
+        if self._queue.pop(key, None) is not None:
+            return [RequestDone(key, None, {}, 0)]
+        if self._death:
+            return [*self._slots.forget(key)]
         if any(running and running.key == key for running in self._slots):
             self._return_now()
         events = self._take_pending()
         for slot, running in enumerate(self._slots):
             if running and running.key == key:
-                self._release(slot)
-                events.append(self._leave(slot, None))
-        self._free_slots()
+                self._slots.release(slot)
+                events.append(self._slots.leave(slot, None))
+        self._slots.free()
         return events
 
     @property
@@ -148,11 +156,11 @@ class EngineCore:
 
     @property
     def _has_requests(self) -> bool:
-        return bool(self._queue) or any(self._slots)
+        return bool(self._queue) or self._slots.count > 0
 
     @property
     def _may_start(self) -> bool:
-        return sum(running is not None for running in self._slots) < self.max_running
+        return self._slots.count < self.max_running
 
     def ask_to_return(self) -> None:
         """Makes the launch that is running, or about to start, return after its tick.
@@ -162,10 +170,28 @@ class EngineCore:
         self._asked = True
         self._ask(HostRequest.RETURN)
 
+    def run_between(self, work: Callable[[], object]) -> list[Event]:
+        """Runs `work` while no launch runs; returns the events since last time.
+
+        Raises:
+            EngineDeadError: the GPU has failed.
+        """
+        self._guarded(self._return_now)
+        work()
+        return self._take_pending()
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with pages, cursors and phases; a running launch ends after its tick."""
+        self._return_now()
+        running = [self.state.phase[slot] for slot, found in enumerate(self._slots) if found]
+        lost = ["a running request has a free slot"] * sum(int(p) == Phase.FREE for p in running)
+        return lost + find_problems(self.state, self.loop.tokens_per_page)
+
     def close(self) -> None:
         """Ends a running launch and frees the executor's graphs."""
-        self._return_now()
-        self.executor.close()
+        if self._death is None:
+            self._return_now()
+            self.executor.close()
 
     # ------------------------------------------------------------------ one launch
 
@@ -173,15 +199,36 @@ class EngineCore:
         """Runs until a step is decided or the launch returns; returns the events since last time.
 
         Before it starts a launch it admits the requests that fit.
+
+        Raises:
+            EngineDeadError: the GPU has failed, now or before.
         """
+        return self._guarded(self._next_events)
+
+    def _guarded(self, run: Callable[[], Result]) -> Result:
+        """Runs a part of the loop; EngineDeadError if the GPU fails, or has failed."""
+        try:
+            if self._death is None:
+                return run()
+        except Exception as error:
+            if self.device_type != "cuda":
+                raise
+            self._death = error
+        raise EngineDeadError(
+            f"the GPU failed, and the requests that ran are lost ({self._death}); "
+            "start a new process with a new engine"
+        ) from self._death
+
+    def _next_events(self) -> list[Event]:
+        returned = False
         if not self._in_flight:
             self._collect()  # records of a launch that ended with an error
-            self._free_slots()
+            self._slots.free()
             self._resume()
             self._admit()
-            self._launch()
+            returned = self._launch()
         while True:
-            returned = self.executor.poll()
+            returned = returned or self._turn(self.executor.poll)
             self._collect()
             if returned:
                 self._after_launch()
@@ -190,12 +237,20 @@ class EngineCore:
                 return self._take_pending()
             self._watchdog.look()
 
-    def _launch(self) -> None:
+    def _turn(self, move: Callable[[], bool | None]) -> bool:
+        """One move of the executor; whether the launch has returned, as after a failed op."""
+        try:
+            return bool(move())
+        except OpFailed as failure:
+            self._blame(failure)
+            return True
+
+    def _launch(self) -> bool:
         state = self.state
         self._log.rewind()
         state.tick.zero_()
         state.tick_cap.fill_(self._most_ticks())
-        waiting = bool(self._queue) or bool(self._slots_with(active=False))
+        waiting = bool(self._queue) or bool(self._slots.where(active=False))
         self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
         if self._asked:
             self._ask(HostRequest.RETURN)
@@ -203,12 +258,15 @@ class EngineCore:
         if self._returned_at is not None:
             self.stats.gap_seconds += time.perf_counter() - self._returned_at
         self._watchdog.start()
-        self.executor.start()
+        returned = self._turn(self.executor.start)
         self._in_flight = True
         self.stats.launches += 1
+        return returned
 
     def _most_ticks(self) -> int:
         """Few where someone waits for tokens that are told only when the launch has ended."""
+        if self._suspects.any_left():
+            return 1
         waits = any(running and running.request.stream_tokens for running in self._slots)
         most = self.ticks_per_launch
         return min(most, STREAM_TICKS) if waits and self.executor.blocks else most
@@ -216,12 +274,10 @@ class EngineCore:
     def _after_launch(self) -> None:
         self._in_flight = self._asked = False
         self.stats.ticks += int(self.state.tick)
-        served = self._host_steps.serve(self.state)
-        if served:
-            self._collect()
-        if not served and not self._pending and not self._was_asked() and self._is_stuck():
+        served = self._host_steps.serve(self.state, self._collect, self._pending.append)
+        if not served and not self._pending and not self._was_asked() and is_stuck(self.state):
             self.preempt_youngest()
-        self._free_slots()
+        self._slots.free()
         self._returned_at = time.perf_counter() if self._has_requests else None
 
     def _return_now(self) -> None:
@@ -229,7 +285,7 @@ class EngineCore:
         if not self._in_flight:
             return
         self.ask_to_return()
-        while not self.executor.poll():
+        while not self._turn(self.executor.poll):
             self._watchdog.look()
         self._collect()
         self._after_launch()
@@ -247,98 +303,86 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            self._pending.append(record.event(running.key))
+            step = record.event(running.key)
+            self._pending.append(step)
+            self._suspects.clear(running.generation)
+            if running.contexts:
+                running.contexts.learn(step)
             if record.finish:
-                self._pending.append(self._leave(record.slot, record.finish))
+                self._pending.append(self._slots.leave(record.slot, record.finish))
 
-    def _leave(self, slot: int, finish: Finish | None) -> RequestDone:
-        running = self._slots[slot]
-        assert running is not None
-        state = self.state
-        counters = {
-            role: RoleCounters(
-                tokens_read=int(state.tokens_read[role, slot]),
-                passes=int(state.passes[role, slot]),
-                seconds=int(state.nanoseconds[role, slot]) * 1e-9,
-            )
-            for role in ROLES_OF_MODE[running.request.mode]
-        }
-        done = RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]))
-        self._leaving.append(slot)
-        self._slots[slot] = None
-        return done
+    # ------------------------------------------------------------------ failures
 
-    def _free_slots(self) -> None:
-        """Frees the slots of ended requests: while a launch runs only the device may write them."""
-        for slot in self._leaving:
-            self.state.phase[slot] = Phase.FREE
-            self.state.active[slot] = 0
-        self._leaving.clear()
+    def _blame(self, failure: OpFailed) -> None:
+        """Ends the request that an op failed for, if that is known, or begins to look for it."""
+        self._collect()
+        active = self._slots.where(active=True)
+        if not active:
+            raise failure
+        if not self._suspects.any_left():
+            self._suspects.accuse(active)
+            return
+        [(_, slot)] = active  # it ran alone, for the second time
+        told = Failure.caught("op", failure.op, failure.__cause__ or failure)
+        self._pending.append(self._slots.fail(slot, told))
 
     # ------------------------------------------------------------------ admission and pages
 
     def _admit(self) -> None:
-        while self._queue and self._may_start:
-            if self._slots_with(active=False):
+        while self._queue and self._may_start and not self.num_waiting:
+            if self._suspects.any_left() or self._slots.where(active=False):
                 return  # preempted requests are older and go first
-            _, request = self._queue[0]
-            if not self._has_room(request, len(request.prompt)):
+            key, request = next(iter(self._queue.items()))
+            if not self._has_room(request, 0):
                 return
-            key, request = self._queue.popleft()
-            slot = self._slots.index(None)
-            self._generation += 1
-            self._arrivals += 1
-            fill_slot(
-                self.state, slot, request, generation=self._generation, arrival=self._arrivals
-            )
-            self._slots[slot] = _Running(key, request, self._arrivals, self._generation)
-            if request.prompt_logprobs >= 0:
-                role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
-                read = read_prompt(self.loop, slot, role, request.prompt_logprobs)
-                self._pending.append(PromptRead(key, read))
+            del self._queue[key]
+            try:
+                self._start(key, request)
+            except Exception as error:
+                failure = Failure.caught("admission", "starting the request", error)
+                self._slots.cancel(key)
+                self._slots.free()
+                self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure))
+
+    def _start(self, key: int, request: SlotRequest) -> None:
+        slot = self._slots.start(key, request)
+        if request.prompt_logprobs >= 0:
+            role, read = read_prompt(self.loop, slot, request, self._slots.contexts_of(slot))
+            self._pending.append(PromptRead(key, role, read))
 
     def _resume(self) -> None:
         """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
+        if self._suspects.any_left():
+            self._suspects.resume_next()
+            return
         for running, slot in sorted(
-            self._slots_with(active=False), key=lambda found: found[0].arrival
+            self._slots.where(active=False), key=lambda found: found[0].arrival
         ):
-            if not self._has_room(running.request, int(self.state.length[slot])):
+            written = int(self.state.length[slot]) - int(self.state.prompt_length[slot])
+            if running.contexts:
+                written = max(written, running.contexts.output_length)
+            if not self._has_room(running.request, written):
                 return
             self.state.active[slot] = 1
 
-    def _has_room(self, request: SlotRequest, length: int) -> bool:
-        """Whether pages for its tokens and one longest step are free, or it would run alone.
+    def _has_room(self, request: SlotRequest, output: int) -> bool:
+        """Whether pages for its output and one longest step are free, or it would run alone.
 
         Nothing is admitted while a running request lacks pages: it would take the pages just freed.
         """
-        active = self._slots_with(active=True)
+        active = self._slots.where(active=True)
         if not active:
             return True
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, length, self.loop.tokens_per_page)
-        return need <= int(self.state.num_free)
-
-    def _slots_with(self, *, active: bool) -> list[tuple[_Running, int]]:
-        """The requests that are active, or that are preempted, and their slots."""
-        flags = self.state.active.tolist()  # one copy for all slots
-        return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
+        return pages_for_longest_step(request, output, self.loop) <= int(self.state.num_free)
 
     def _was_asked(self) -> bool:
         """Whether the host may have ended the last launch, which then says nothing about pages."""
         asked = int(self._mailbox.host_request)
-        left = asked == HostRequest.RETURN_WHEN_FREE and bool(self._leaving)
+        left = asked == HostRequest.RETURN_WHEN_FREE and self._slots.any_left
         return asked == HostRequest.RETURN or left
-
-    def _is_stuck(self) -> bool:
-        """Whether the last launch found a slot that lacks pages and no slot that could go on.
-
-        A launch that ended at its tick cap proves nothing: others may go on in the next one.
-        """
-        state = self.state
-        went_on = int(state.pass_role) != NUM_ROLES or int(state.tick) > int(state.tick_cap)
-        return not went_on and bool(state.lacks_pages.any())
 
     def preempt_youngest(self) -> int | None:
         """Takes the pages of the youngest active request; the oldest is never preempted.
@@ -347,14 +391,10 @@ class EngineCore:
         Returns the slot, or None if there is only one active request.
         """
         self._return_now()
-        active = self._slots_with(active=True)
+        active = self._slots.where(active=True)
         if len(active) < 2:
             return None
         _, slot = max(active, key=lambda found: found[0].arrival)
-        self._release(slot)
-        self.state.active[slot] = 0
+        self._slots.preempt(slot)
         self.num_preemptions += 1
         return slot
-
-    def _release(self, slot: int) -> None:
-        ops.truncate_kv(self.state, slot, (0, 0, 0), self.loop.tokens_per_page)

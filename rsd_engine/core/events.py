@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from rsd_engine.core.failures import Failure
 from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 
@@ -21,6 +23,7 @@ class PromptRead:
     """The log-probabilities of a prompt, where a request asks for them."""
 
     key: int
+    role: Role  # whose
     logprobs: tuple[TokenLogprobs, ...]  # of every token but the first
 
 
@@ -40,6 +43,11 @@ class StepDecided:
     logprobs: tuple[TokenLogprobs, ...] | None
 
 
+def nothing_written(key: int, writer: Role) -> StepDecided:
+    """The output ends before the writer's step, for its context is full."""
+    return StepDecided(key, RecordKind.DROPPED, writer, math.nan, (), Finish.LENGTH, None)
+
+
 @dataclass(frozen=True)
 class RoleCounters:
     """What one model did for one request."""
@@ -57,6 +65,7 @@ class RequestDone:
     finish: Finish | None  # None: aborted
     counters: dict[Role, RoleCounters]
     nan_rewards: int
+    failure: Failure | None = None  # where more is known than that the logits were not finite
 
 
 Event = PromptRead | StepDecided | RequestDone

@@ -11,33 +11,49 @@ import torch
 from torch import Tensor
 
 from rsd_engine.core.events import TokenLogprobs
+from rsd_engine.core.slots import SlotRequest
+from rsd_engine.core.writer_contexts import WriterContexts
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import Mode, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState, pages_for
 
 
-def read_prompt(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLogprobs, ...]:
-    """Lets `role` read the prompt of a slot that was just filled, up to its last token.
+def read_prompt(
+    loop: Loop, slot: int, request: SlotRequest, contexts: WriterContexts | None
+) -> tuple[Role, tuple[TokenLogprobs, ...]]:
+    """Lets a model read the prompt of a slot that was just filled, up to its last token.
 
     Args:
         loop: not running; free pages for the prompt are the caller's care.
         slot: of the request.
-        role: a writer.
-        count: how many of the most likely tokens to report at each position.
+        request: says how many of the most likely tokens to report at each position.
+        contexts: if its writers have one each.
 
     Returns:
-        For every token of the prompt but the first: its log-probability, after those before it.
+        The model, a draft only where it writes alone. For every token of the prompt but the first
+        its log-probability, after those before it.
     """
+    role = Role.DRAFT if request.mode == Mode.DRAFT else Role.TARGET
+    if contexts is None:
+        return role, _read(loop, slot, role, request.prompt_logprobs)
+    contexts.enter(loop.state, slot, role)
+    found = _read(loop, slot, role, request.prompt_logprobs)
+    contexts.enter(loop.state, slot, Role.DRAFT)
+    return role, found
+
+
+def _read(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLogprobs, ...]:
     state, found = loop.state, list[TokenLogprobs]()
     last = int(state.prompt_length[slot]) - 1
     _take_pages(state, slot, role, pages_for(last, loop.tokens_per_page[role]))
     tokens = state.tokens[slot, 1 : last + 1].long()
-    step = min(loop.logits.shape[0], loop.batch.num_rows)
+    logits = loop.logits[role]
+    step = min(logits.shape[0], loop.batch.num_rows)
     for start in range(0, last, step):
         stop = min(start + step, last)
         loop.forwards[role](_rows(loop, slot, role, start, stop))
-        found += _logprobs(loop.logits[: stop - start], tokens[start:stop], count)
+        found += _logprobs(logits[: stop - start], tokens[start:stop], count)
         state.passes[role, slot] += 1
     state.kv_len[role, slot] = last
     state.tokens_read[role, slot] += last

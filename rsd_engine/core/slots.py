@@ -14,7 +14,11 @@ from rsd_kernels.state.slots import SlotState
 
 @dataclass(frozen=True)
 class SlotRequest:
-    """All that a slot knows of its request, as numbers ready for the device."""
+    """All that a slot knows of its request, as numbers ready for the device.
+
+    Where draft and target have vocabularies of their own, it is what the draft needs, and `target`
+    the same request for the target.
+    """
 
     prompt: tuple[int, ...]
     prm_prompt: tuple[int, ...]  # empty unless the mode is RSD
@@ -35,6 +39,10 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    overflow_mode: Mode = Mode.RSD  # when the PRM's context is full; RSD: the output ends
+    prm_limits: bool = False  # `length_limit` is what fits there, less than the request wants
+    prm_step_ids: int = 1  # what each step adds to the PRM's context beside its own tokens
+    prm_transient: int = 0  # ids that leave that context once they are read
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
     prompt_logprobs: int = -1  # -1 = none
     presence_penalty: float = 0.0
@@ -42,6 +50,12 @@ class SlotRequest:
     biases: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), all different
     only_biased: bool = False  # no token that is not in `biases` may be sampled
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be written
+    target: SlotRequest | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of its output."""
+        return self.length_limit - len(self.prompt)
 
     @property
     def adjusts(self) -> bool:
@@ -51,13 +65,14 @@ class SlotRequest:
 
 
 _COPIED = (  # from the request, under the same name
-    "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_k",
-    "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
-    "stream_tokens", "adjusts", "presence_penalty", "frequency_penalty", "only_biased",
+    "length_limit", "mode", "overflow_mode", "max_steps", "max_step_tokens", "min_length",
+    "temperature", "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
+    "stream_tokens", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+_COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they are about ids
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told",
+    "stop_committed", "nan_rewards", "told", "shortened", "confidence",
 )  # fmt: skip
 
 
@@ -70,26 +85,35 @@ def fill_slot(
     state.prm_tokens[slot, : len(prm_prompt)] = torch.tensor(prm_prompt, dtype=torch.int32)
     _fill_automaton(state.delimiter_next[slot], state.delimiter_match[slot], request.delimiters)
     _fill_automaton(state.stop_next[slot], state.stop_match[slot], request.stops)
-    state.stop_tokens[slot] = -1
-    state.stop_tokens[slot, : len(request.stop_tokens)] = torch.tensor(
-        request.stop_tokens, dtype=torch.int32
-    )
     for column in (state.kv_len, state.tokens_read, state.passes, state.nanoseconds):
         column[:, slot] = 0
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
-    for column in (state.prm_length, state.prm_committed):
+    for column in (state.prm_length, state.prm_committed, state.prm_keep):
         column[slot] = len(prm_prompt)
-    _fill_biases(state, slot, request)
+    fill_writer(state, slot, request)
     for name in _COPIED:
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
         getattr(state, name)[slot] = 0
+    state.kept_from[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
+    state.separate_contexts[slot] = request.target is not None
     state.generation[slot] = generation
     state.arrival[slot] = arrival
     state.active[slot] = 1
     state.phase[slot] = Phase.TARGET if request.mode == Mode.TARGET else Phase.DRAFT
+
+
+def fill_writer(state: SlotState, slot: int, request: SlotRequest) -> None:
+    """Writes what a request says about single ids: they are those of one vocabulary."""
+    state.stop_tokens[slot] = -1
+    state.stop_tokens[slot, : len(request.stop_tokens)] = torch.tensor(
+        request.stop_tokens, dtype=torch.int32
+    )
+    for name in _COPIED_OF_WRITER:
+        getattr(state, name)[slot] = getattr(request, name)
+    _fill_biases(state, slot, request)
 
 
 def _fill_biases(state: SlotState, slot: int, request: SlotRequest) -> None:

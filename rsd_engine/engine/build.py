@@ -14,14 +14,34 @@ from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.host_steps import HostBridge
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
-from rsd_engine.engine.models import ModelSet, ModelSource, load_models, memory_of, open_models
-from rsd_engine.engine.requests import RequestRules
+from rsd_engine.engine.models import (
+    ModelSet,
+    ModelSource,
+    WriterModel,
+    load_models,
+    memory_of,
+    open_models,
+)
+from rsd_engine.engine.requests import RequestRules, WriterTokens
+from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
+from rsd_engine.engine.rewards.scorers import (
+    add_scorer,
+    check_given,
+    confidence_kind,
+    prepare_scorer,
+    say_scorer,
+)
+from rsd_engine.engine.text_paths import (
+    host_ends,
+    may_settle_ends,
+    text_bridges,
+    translations,
+)
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -30,18 +50,21 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_merge_tables
+from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
+from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.text_bridge import TextBridge
+from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
-STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
+STEP_ENDS = ("text", "tokens")
+_MAX_BYTES = 2**63 - 1
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
 
@@ -73,42 +96,66 @@ def build_engine(
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
+    step_ends: str,
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
+    prm_format: PrmFormatLike | None,
+    prm_separator: str | None,
+    scorer: Scorer | None,
 ) -> EngineParts:
     """See `Engine`."""
-    _check_sizes(max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization)
+    options = _memory_options(
+        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
+    )
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
-    delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
+    check_given(scorer, {"draft": draft, "target": target, "prm": prm})
+    scored = prm is not None or scorer is not None
+    delimiters = _delimiters(step_delimiters, scored=scored)
+    text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
+    prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
-    opened = open_models(draft, target, prm, revision=revision, overrides=hf_overrides or {})
+    opened = open_models(
+        draft, target, prm,
+        revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
+        scored=scorer is not None,
+    )  # fmt: skip
+    own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
-    options = MemoryOptions(
-        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
-    )
-    fit = fit_memory(memory, options, where, _page_multiple(memory, where))
-    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
+    context = own.context if own else None
+    fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
+    positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
+    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=positions)
+    models = add_scorer(models, scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
-    sizes = replace(slot_sizes(fit.layout, fit.max_len, max_num_seqs), row_buckets=buckets)
+    sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
-        loop = _loop(models, pool, fit.layout, state, delimiters, where)
+        text_ends = text_ends and may_settle_ends(models)
+        loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
-    core = EngineCore(loop, runs, mailbox, text_bridge=_text_bridge(models, loop))
+    core = EngineCore(
+        loop, runs, mailbox,
+        text_bridges=text_bridges(models, loop), translate=translations(models),
+        text_ends=host_ends(models, loop, delimiters),
+    )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
+    if scorer is not None:
+        say_scorer(models)
+    else:
+        _say_prm(models, fit)
     _say(parts, fit)
     return parts
 
@@ -127,25 +174,40 @@ class _StageClock:
         self._last = now
 
 
-def _check_sizes(
+def _memory_options(
     max_num_seqs: int,
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
-) -> None:
-    check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS)
-    if max_model_len is not None:
-        check_integer("max_model_len", max_model_len)
-    if kv_cache_memory_bytes is not None:
-        check_integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1)
-    check_number("gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True)
+) -> MemoryOptions:
+    """The arguments as plain numbers; ValueError if one is not allowed."""
+    length, num_bytes = max_model_len, kv_cache_memory_bytes
+    if length is not None:
+        length = check_integer("max_model_len", length)
+    if num_bytes is not None:
+        num_bytes = check_integer("kv_cache_memory_bytes", num_bytes, 1, _MAX_BYTES)
+    return MemoryOptions(
+        check_integer("max_num_seqs", max_num_seqs, 1, MAX_ROWS),
+        length,
+        num_bytes,
+        check_number(
+            "gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True
+        ),
+    )
 
 
-def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence[str]:
-    """Steps matter to a PRM; a model alone writes on, as it would anywhere else."""
+def _delimiters(asked: str | Sequence[str] | None, *, scored: bool) -> Sequence[str]:
+    """Steps matter where they are scored; a model alone writes on, as it would anywhere else."""
     if asked == "auto":
-        return (STEP_DELIMITER,) if has_prm else ()
+        return (STEP_DELIMITER,) if scored else ()
     return (asked,) if isinstance(asked, str) else asked or ()
+
+
+def _text_ends(step_ends: str) -> bool:
+    if step_ends not in STEP_ENDS:
+        allowed = " or ".join(map(repr, STEP_ENDS))
+        raise ValueError(f"step_ends is {step_ends!r}; it must be {allowed}")
+    return step_ends == "text"
 
 
 def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
@@ -174,33 +236,58 @@ def _loop(
     layout: PoolLayout,
     state: SlotState,
     delimiters: Sequence[str],
+    text_ends: bool,
     device: torch.device,
 ) -> Loop:
-    prm, logits = models.prm, torch.empty(state.num_slots, models.num_ids, device=device)
+    prm, logits = models.prm, _logits(models, state.num_slots, device)
+    confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    merges = None
-    if prm is None or prm.shares_vocabulary:
-        merges = build_merge_tables(models.main.tokenizer, delimiters, device)
-    return Loop(
-        state=state,
-        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
-        tables=build_step_tables(
-            models.main.tokenizer,
-            prm.tokenizer if prm and prm.shares_vocabulary else None,
+    tokenizer, on_device = models.main.tokenizer, None
+    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
+    if not models.separate and (prm is None or shared_prm or text_ends):
+        on_device = build_merge_tables(tokenizer, delimiters, device)
+
+    def tables(writer: WriterModel) -> StepTables:
+        return build_step_tables(
+            writer.tokenizer,
+            shared_prm.tokenizer if shared_prm else None,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
-        ),
-        merges=merges,
+            before_step=prm.format.before_step if prm else (),
+            num_transient=prm.format.num_transient if prm else 0,
+            as_written=prm is not None and prm.format.as_written,
+        )
+
+    return Loop(
+        state=state,
+        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
+        tables=models.of_vocabularies(tables),
+        merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
+        confidence=confidence,
+        prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
+        text_ends=text_ends,
+        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
     )
 
 
+def _logits(models: ModelSet, num_slots: int, device: torch.device) -> dict[Role, Tensor]:
+    """Room for the logits of each writer; all have the same memory, for they never run at once."""
+    num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
+    room = torch.empty(num_slots * max(num_ids.values()), device=device)
+    return {role: room[: num_slots * ids].view(num_slots, ids) for role, ids in num_ids.items()}
+
+
 def _passes(
-    models: ModelSet, pool: PagePool, layout: PoolLayout, state: SlotState, logits: Tensor
+    models: ModelSet,
+    pool: PagePool,
+    layout: PoolLayout,
+    state: SlotState,
+    logits: Mapping[Role, Tensor],
 ) -> tuple[dict[Role, Forward], Forward | None]:
     """The models bound to their pages: the forward of each role, and the op after the PRM's."""
     shapes = models.kv_shapes
@@ -208,32 +295,46 @@ def _passes(
     pages = {role: views[shape] for role, shape in shapes.items()}
     tables = state.page_table
     forwards: dict[Role, Forward] = {
-        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits)
+        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits[role])
         for role, w in models.writers.items()
     }
     if models.prm is None:
         return forwards, None
-    prm, role = models.prm.model, Role.PRM
-    forwards[role] = partial(prm.read, kv=pages[role], page_table=tables[role])
+    prm, kv = models.prm.model, models.prm.kv
+    forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
 
 
-def _text_bridge(models: ModelSet, loop: Loop) -> HostBridge | None:
-    prm = models.prm
-    if prm is None or loop.merges is not None:
-        return None
-    logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    bridge = TextBridge(models.main.tokenizer, prm.tokenizer, prm.format.separator_ids)
-    return bridge.step_tokens
-
-
 def _default_policy(models: ModelSet) -> Policy:
+    if models.scorer is not None:
+        threshold = models.scorer.default_threshold
+        logger.info("policy: threshold %.3g, the default of %s", threshold, models.scorer.title)
+        return Threshold(threshold)
     if models.prm is None:
         return Threshold()
     family = models.prm.family
     logger.info("policy: threshold %g, the default of %s", family.threshold, family.name)
     return Threshold(family.threshold)
+
+
+def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
+    if models.prm is None:
+        return
+    family, form = models.prm.family, models.prm.format
+    text = backend_of(models.prm.tokenizer).decode(
+        list(form.separator_ids), skip_special_tokens=False
+    )
+    logger.info(
+        "prm: read as %s, with rewards from %g to %g and a threshold of %g by default; %r follows "
+        "every step", family.name, *family.reward_range, family.threshold, text,
+    )  # fmt: skip
+    if fit.max_len[Role.PRM] < fit.model_len:
+        logger.warning(
+            "prm: its context holds %d tokens, the writers' %d; an output ends where it is full, "
+            "unless its request says otherwise (prm_overflow)",
+            fit.max_len[Role.PRM], fit.model_len,
+        )  # fmt: skip
 
 
 def _rules(
@@ -247,13 +348,19 @@ def _rules(
         modes=models.modes,
         policy=policy,
         delimiters=delimiters,
-        eos_ids=models.eos_ids,
-        special_ids={text: i for i, text in models.main.vocabulary.special_text.items()},
-        num_ids=models.num_ids,
-        encode=partial(models.main.tokenizer.encode, add_special_tokens=False),
+        writers=models.of_vocabularies(partial(_writer_tokens, models)),
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,
+    )
+
+
+def _writer_tokens(models: ModelSet, writer: WriterModel) -> WriterTokens:
+    return WriterTokens(
+        vocabulary=writer.vocabulary,
+        num_ids=models.num_ids_of(writer),
+        eos_ids=models.eos_ids_of(writer),
+        encode=partial(writer.tokenizer.encode, add_special_tokens=False),
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
@@ -13,23 +12,29 @@ from tqdm.auto import tqdm
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.checker import RequestChecker
+from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher
+from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.rewards.prm_options import PrmFormatLike
+from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.scorers import Scorer
+from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
 Progress = bool | Callable[..., Any]
 
 
-class Engine:
+class Engine(StepScoring):
     """Reward-Guided Speculative Decoding (RSD) with three models in one process, on one device.
 
     >>> engine = Engine("models/draft", "models/target", "models/prm", policy=Threshold(0.7))
@@ -42,7 +47,8 @@ class Engine:
 
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
-        target: the big model, likewise. Draft or target given alone writes alone, without RSD.
+        target: the big model, likewise. Draft or target given alone writes alone, without RSD. If
+            both have different tokenizers, steps go from one to the other through text.
         prm: the process reward model, of a family in `rsd_engine.models.reward`.
         policy: from the reward of a step to the chance to keep it; by default the threshold of the
             PRM's family. A request may bring its own.
@@ -53,12 +59,14 @@ class Engine:
         max_model_len: most tokens of prompt and output; by default what draft and target allow, or
             as many as the pages hold, if these are fewer.
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what the models
-            leave of `gpu_memory_utilization`, on a CPU a quarter of the available memory that they
-            leave.
+            leave of `gpu_memory_utilization`, on a CPU a quarter of the free memory they leave.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
             delimiter is cut there, which changes what the model reads next.
+        step_ends: what draft and target read at the end of a kept step: "text", the tokens of its
+            text, as in the RSD authors' code, or "tokens", those that were written. Outputs have
+            the latter either way, with their logprobs; a model alone reads its own tokens.
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
@@ -66,6 +74,12 @@ class Engine:
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
             profiling, "profile" times every op (see `op_times`).
+        prm_format: how the PRM is fed and read: the name of a family, or a format of one's own, a
+            `PrmTemplate`; by default what its checkpoint tells.
+        prm_separator: what follows every step in the PRM's context; by default the family's. Those
+            that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
+        scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
+            `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
     Raises:
         ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
@@ -87,10 +101,15 @@ class Engine:
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         step_delimiters: str | Sequence[str] | None = "auto",
+        step_ends: str = "text",
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
+        prm_format: PrmFormatLike | None = None,
+        prm_separator: str | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
+        self._home = HomeProcess()
         self._parts: EngineParts = build_engine(
             draft, target, prm,
             policy=policy,
@@ -101,15 +120,20 @@ class Engine:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
+            step_ends=step_ends,
             revision=revision,
             hf_overrides=hf_overrides,
             executor=executor,
+            prm_format=prm_format,
+            prm_separator=prm_separator,
+            scorer=scorer,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._parts)
-        self._reader = PromptReader(self._parts.models.main.tokenizer)
+        self._dispatcher = Dispatcher(self._parts, self._home)
+        models = self._parts.models
+        draft_tokenizer = models.writers[Role.DRAFT].tokenizer if models.separate else None
+        self._reader = PromptReader(models.main.tokenizer, draft_tokenizer)
         self._closed = False
-        self._pid = os.getpid()
-        self._default_params = default_params(self._parts.models.main.generation_config)
+        self._default_params = default_params(models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
         if self._default_params != SamplingParams():
             changed = changed_fields(self._default_params)
@@ -229,8 +253,8 @@ class Engine:
             ValueError: the prompt or its parameters are not allowed.
         """
         resolved = self._prompt_reader().one(prompt)
-        [request_id] = self._add_all([resolved], sampling_params, stream=True)
-        return Stream(self._alive(), request_id)
+        [claim] = self._add_all([resolved], sampling_params, stream=True)
+        return Stream(self._alive(), claim)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -270,6 +294,14 @@ class Engine:
         self._alive()
         return self._parts.memory()
 
+    def check_integrity(self) -> list[str]:
+        """What is wrong with pages, lengths and phases of the slots, a line each; nothing if empty.
+
+        It may be called from any thread, and waits for the end of the running tick. It reads the
+        whole page table, so call it when in doubt, not all the time.
+        """
+        return self._alive().check_integrity()
+
     @property
     def op_times(self) -> dict[str, OpTime]:
         """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
@@ -280,7 +312,7 @@ class Engine:
         self._timed_recorder().reset()
 
     def get_tokenizer(self) -> Any:
-        """The transformers tokenizer that draft and target share."""
+        """The transformers tokenizer that draft and target share, or the target's."""
         self._alive()
         return self._parts.models.main.tokenizer
 
@@ -294,7 +326,7 @@ class Engine:
             return
         self._closed = True
         try:
-            if os.getpid() == self._pid:
+            if self._home.is_here:
                 self._dispatcher.close()
                 self._reader.close()
         finally:
@@ -305,6 +337,9 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_copy("an Engine")
 
     # ------------------------------------------------------------------ requests
 
@@ -319,11 +354,7 @@ class Engine:
         """The dispatcher, if this engine can be used here."""
         if self._closed:
             raise ValueError("the engine is closed; make a new one")
-        if os.getpid() != self._pid:  # a fork has neither the worker thread nor the GPU
-            raise RuntimeError(
-                f"this engine belongs to process {self._pid}, and this is process {os.getpid()}; "
-                "make one in each process"
-            )
+        self._home.check()
         return self._dispatcher
 
     def _prompt_reader(self) -> PromptReader:
@@ -336,7 +367,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
         *,
         stream: bool = False,
-    ) -> list[str]:
+    ) -> list[Claim]:
         """Checks all requests before it queues them: if one is not allowed, none is started."""
         dispatcher = self._alive()
         return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.model_sources import (
+    ModelSource,
+    check_overrides,
+    is_same_source,
+    open_source,
+)
+from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.rewards.merged import is_merged
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
     Checkpoint,
     load_tokenizer,
-    open_checkpoint,
 )
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.config import ModelConfig
@@ -29,16 +35,19 @@ from rsd_engine.models.loader import (
     read_reward_config,
     weight_dtypes,
 )
-from rsd_engine.models.registry import reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
-from rsd_engine.steps.sharing import shares_vocabulary
+from rsd_engine.steps.scorers import Scorer
+from rsd_engine.steps.sharing import (
+    first_difference,
+    first_special_difference,
+    shares_vocabulary,
+)
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
-ModelSource = str | Path | Checkpoint
-"""A folder, hub id or GGUF file, or a checkpoint that was opened already."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class OpenModel:
     tokenizer: Any
     vocabulary: Vocabulary
     stop_ids: frozenset[int]  # they end its texts; of a PRM none
+    family: RewardFamily | None = None  # of a PRM
+    merged: bool = False  # a PRM on the target's decoder
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,19 @@ class PrmModel:
     family: RewardFamily
     tokenizer: Any
     format: PrmFormat
-    shares_vocabulary: bool  # with the writers: its tokens can be written on the device
+    # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
+    shares_vocabulary: bool
+    kv: Role = Role.PRM  # whose K/V it uses
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """What an engine runs: all three roles, or one writer alone."""
+    """What an engine runs: all three roles, two and a scorer, or one writer alone."""
 
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
+    scorer: Scorer | None = None  # given in place of a PRM; one with a head is `prm` as well
+    separate: bool = False  # draft and target have vocabularies of their own
 
     @property
     def main(self) -> WriterModel:
@@ -89,15 +104,19 @@ class ModelSet:
     @property
     def modes(self) -> tuple[str, ...]:
         """What a request may ask for; the first is the default."""
-        return (
-            ("rsd", "target", "draft") if self.prm else tuple(r.name.lower() for r in self.writers)
-        )
+        if self.prm or self.scorer:
+            return ("rsd", "target", "draft")
+        return tuple(role.name.lower() for role in self.writers)
 
     @property
     def num_ids(self) -> int:
-        """Ids below this one have a row in every writer and a spelling in its tokenizer."""
+        """Of `main`."""
+        return self.num_ids_of(self.main)
+
+    def num_ids_of(self, writer: WriterModel) -> int:
+        """Ids below this one have a row and a spelling in every writer that shares them."""
         return min(
-            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.writers.values()
+            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.peers(writer)
         )
 
     @property
@@ -119,9 +138,23 @@ class ModelSet:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """End-of-text ids: all that any writer names and that the models can write."""
-        named = {i for writer in self.writers.values() for i in writer.stop_ids}
-        return frozenset(i for i in named if i < self.num_ids)
+        """Of `main`."""
+        return self.eos_ids_of(self.main)
+
+    def eos_ids_of(self, writer: WriterModel) -> frozenset[int]:
+        """End-of-text ids: all that a writer of this vocabulary names and that it can write."""
+        named = {i for peer in self.peers(writer) for i in peer.stop_ids}
+        return frozenset(i for i in named if i < self.num_ids_of(writer))
+
+    def of_vocabularies(self, make: Callable[[WriterModel], T]) -> dict[Role, T]:
+        """For each writer what `make` gives for its vocabulary, the same where they share it."""
+        if not self.separate:
+            return dict.fromkeys(self.writers, make(self.main))
+        return {role: make(writer) for role, writer in self.writers.items()}
+
+    def peers(self, writer: WriterModel) -> list[WriterModel]:
+        """The writers of its vocabulary."""
+        return [writer] if self.separate else list(self.writers.values())
 
 
 def open_models(
@@ -131,33 +164,40 @@ def open_models(
     *,
     revision: str | None,
     overrides: Mapping[str, Mapping[str, Any]],
+    prm_options: PrmOptions,
+    scored: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given.
+    """Reads configs and tokenizers of the models that are given; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
     Raises:
-        ValueError: neither all three models nor one writer alone is given, a checkpoint is bad, or
-            draft and target do not share their tokens.
+        ValueError: neither all three models nor one writer alone is given, or a checkpoint is bad.
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
-    if set(sources) not in (set(given), {Role.TARGET}, {Role.DRAFT}):
+    writers = {Role.DRAFT, Role.TARGET}
+    allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
+    if set(sources) not in allowed:
         raise ValueError(
             f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm, or target alone, or draft alone"
+            "prm or scorer, or target alone, or draft alone"
         )
-    _check_overrides(overrides, set(map(_name, sources)))
+    check_overrides(overrides, set(map(_name, sources)))
+    if prm is None:
+        prm_options.check_not_given()
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
-        is_same = role == Role.TARGET and _is_same(draft, target)
+        is_same = role == Role.TARGET and is_same_source(draft, target)
         if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
             opened[role] = opened[Role.DRAFT]
         else:
-            opened[role] = _read(role, _open(role, source, revision, changed[role]))
-    if Role.PRM in opened and opened[Role.DRAFT] is not opened[Role.TARGET]:
-        _check_same_tokens(opened[Role.DRAFT], opened[Role.TARGET])
+            checkpoint = open_source(_name(role), source, revision, changed[role])
+            opened[role] = _read(role, checkpoint, prm_options)
+    if Role.PRM in opened:
+        alike = changed[Role.TARGET] == changed[Role.PRM]
+        opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
     return opened
 
 
@@ -172,7 +212,8 @@ def memory_of(
     found: dict[Role, ModelMemory] = {}
     for role, model in opened.items():
         same = next((memory for other, memory in found.items() if opened[other] is model), None)
-        with _naming(role):
+        same = found[Role.TARGET] if model.merged else same
+        with naming_model(_name(role)):
             found[role] = same or ModelMemory(
                 model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
             )
@@ -212,70 +253,50 @@ def load_models(
             "dtype": memory[role].dtype,
             "device": device,
             "max_rows": max_rows,
-            "max_positions": max_positions[role],
+            "max_positions": _longest(role, opened, max_positions),
         }
         advice = "take a dtype of fewer bytes, a smaller model or another device"
         what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
-        with _naming(role), told_when_full(what, size, device, advice):
+        with naming_model(_name(role)), told_when_full(what, size, device, advice):
             if role == Role.PRM:
                 prm = _load_prm(model, writers[Role.TARGET], options)
             else:
                 writers[role] = _load_writer(role, model, options)
-    models = ModelSet(writers, prm)
-    _say_stop_ids(models)
+    models = ModelSet(writers, prm, separate=prm is not None and _differ(opened))
+    for writer in models.writers.values() if models.separate else [models.main]:
+        _say_stop_ids(models, writer)
     return models
-
-
-def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
-    if not isinstance(overrides, Mapping):
-        raise ValueError(f"hf_overrides must be a dict with a dict per role, got {overrides!r}")
-    for name, values in overrides.items():
-        if name not in names:
-            raise ValueError(f"hf_overrides has {name!r}; the roles here are {sorted(names)}")
-        if not isinstance(values, Mapping):
-            raise ValueError(
-                f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
-            )
 
 
 def _name(role: Role) -> str:
     return role.name.lower()
 
 
-def _is_same(draft: ModelSource | None, target: ModelSource | None) -> bool:
-    """Whether both are the same open checkpoint, path or hub id."""
-    if isinstance(draft, str | Path) and isinstance(target, str | Path):
-        one, other = (Path(source).expanduser() for source in (draft, target))
-        return one.resolve() == other.resolve() if one.exists() else one == other
-    return draft is target
+def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenModel:
+    with naming_model(_name(role)):
+        family = prm_options.family_of(checkpoint) if role == Role.PRM else None
+        config = (
+            read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        stop_ids = frozenset[int]() if family else read_stop_ids(checkpoint, tokenizer)
+        vocabulary = read_vocabulary(tokenizer)
+        return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
-def _open(
-    role: Role, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
-) -> Checkpoint:
-    if isinstance(source, Checkpoint):
-        if overrides:
-            raise ValueError(
-                f"hf_overrides[{_name(role)!r}] needs a folder, a hub id or a GGUF file; an open "
-                "checkpoint has its own overrides"
-            )
-        return source
-    if not isinstance(source, str | Path) or not str(source).strip():
-        raise ValueError(f"{_name(role)} must be a folder, a hub id or a GGUF file, got {source!r}")
-    with _naming(role):
-        local = Path(source).expanduser().exists()
-        checkpoint = open_checkpoint(source, None if local else revision)
-    checkpoint.overrides = overrides
-    return checkpoint
+def _merged(target: OpenModel, prm: OpenModel, *, alike: bool) -> OpenModel:
+    """The PRM, as one on the target's decoder if it is; `alike`: both have the same overrides."""
+    checkpoints = (target.checkpoint, prm.checkpoint)
+    return replace(prm, merged=alike and is_merged(*checkpoints, target.config, prm.config))
 
 
-def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
-    with _naming(role):
-        read_config = read_reward_config if role == Role.PRM else read_language_config
-        config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
-        is_writer = role != Role.PRM
-        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
-        return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
+def _longest(
+    role: Role, opened: Mapping[Role, OpenModel], max_positions: Mapping[Role, int]
+) -> int:
+    """Positions of a model's rope tables: those of a merged PRM count for the target too."""
+    prm = opened.get(Role.PRM)
+    shares = prm is not None and prm.merged and opened[role] is opened[Role.TARGET]
+    return max(max_positions[role], max_positions[Role.PRM] if shares else 0)
 
 
 def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
@@ -286,42 +307,44 @@ def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> Write
 
 
 def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    loaded = load_reward_model(model.checkpoint, **options)
+    family = model.family
+    assert family is not None
+    if model.merged:
+        logger.info("prm: the target's weights, with a head of its own")
+        options["decoder"] = writer.model.decoder
+    loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
-    family = reward_families()[loaded.config.architecture]
+    form = family.format(model.tokenizer)
+    is_device_path = form.encode_step is None
     return PrmModel(
         model=loaded,
         family=family,
         tokenizer=model.tokenizer,
-        format=family.format(model.tokenizer),
-        shares_vocabulary=shares_vocabulary(writer.tokenizer, model.tokenizer),
+        format=form,
+        shares_vocabulary=is_device_path and shares_vocabulary(writer.tokenizer, model.tokenizer),
     )
 
 
-def _check_same_tokens(draft: OpenModel, target: OpenModel) -> None:
-    shared = range(min(draft.vocabulary.num_tokens, target.vocabulary.num_tokens))
-    ours, theirs = draft.vocabulary.special_text, target.vocabulary.special_text
-    clash = [i for i in shared if ours.get(i) != theirs.get(i)]
-    if clash or not shares_vocabulary(draft.tokenizer, target.tokenizer):
-        detail = ""
-        if clash:
-            i = clash[0]
-            detail = (
-                f" (id {i} is {ours.get(i)!r} in the draft and {theirs.get(i)!r} in the target)"
-            )
-        raise ValueError(
-            "draft and target must share one tokenizer, for the target continues the draft's "
-            f"tokens; these differ{detail}"
+def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
+    """The first id that means one thing to the draft and another to the target, in words."""
+    draft, target = opened[Role.DRAFT], opened[Role.TARGET]
+    if draft is target:
+        return None
+    names = ("the draft", "the target")
+    difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
+    return difference or first_difference(draft.tokenizer, target.tokenizer, names)
+
+
+def _differ(opened: Mapping[Role, OpenModel]) -> bool:
+    """Whether draft and target have vocabularies of their own; the log says so."""
+    difference = difference_of_writers(opened)
+    if difference:
+        logger.info(
+            "draft and target have different tokenizers: steps go from one to the other through "
+            "text, on the host (%s)",
+            difference,
         )
-
-
-@contextmanager
-def _naming(role: Role) -> Iterator[None]:
-    """Says which of the three models an error is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{_name(role)}: {error}") from error
+    return difference is not None
 
 
 def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel) -> None:
@@ -333,15 +356,15 @@ def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel)
     )  # fmt: skip
 
 
-def _say_stop_ids(models: ModelSet) -> None:
-    named = {i for writer in models.writers.values() for i in writer.stop_ids}
-    tokenizer = models.main.tokenizer
-    ends = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(models.eos_ids)]
+def _say_stop_ids(models: ModelSet, writer: WriterModel) -> None:
+    named = {i for peer in models.peers(writer) for i in peer.stop_ids}
+    tokenizer, eos_ids = writer.tokenizer, models.eos_ids_of(writer)
+    ends = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(eos_ids)]
     logger.info("end of text: %s", ", ".join(ends) or "no ids; outputs end by other limits")
-    beyond = sorted(named - models.eos_ids)
+    beyond = sorted(named - eos_ids)
     if beyond:
         logger.warning(
             "end of text: ids %s are ignored, ids of the models end at %d",
             beyond,
-            models.num_ids - 1,
+            models.num_ids_of(writer) - 1,
         )

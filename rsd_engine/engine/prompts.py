@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -32,6 +32,8 @@ class ResolvedPrompt:
     text: str | None
     token_ids: tuple[int, ...]
     question: str  # what the PRM reads
+    is_ids: bool = False  # it was given as ids
+    draft: ResolvedPrompt | None = None  # for a draft that has another tokenizer
 
 
 class PromptReader:
@@ -39,15 +41,17 @@ class PromptReader:
 
     Args:
         tokenizer: of draft and target, with their chat template.
+        draft_tokenizer: the draft's, if it is another one; `tokenizer` is the target's then.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, draft_tokenizer: Any = None) -> None:
         self._tokenizer = tokenizer
+        self._draft_tokenizer = draft_tokenizer
         self._renderer = TemplateRenderer()
 
     def prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[ResolvedPrompt]:
         """One prompt or several, as `generate` takes them."""
-        return _each(lambda prompt: resolve_prompt(prompt, self._tokenizer), _as_list(prompts))
+        return _each(self._prompt, _as_list(prompts))
 
     def mixed(self, prompts: Prompt | Sequence[Prompt | Sequence[Message]]) -> list[ResolvedPrompt]:
         """One prompt, or several prompts and conversations, as `as_completed` takes them."""
@@ -59,7 +63,7 @@ class PromptReader:
             return self._conversation_dict(prompt)
         if is_list(prompt) and prompt and isinstance(prompt[0], Mapping):
             return self._conversation(prompt, None, ChatOptions())
-        return resolve_prompt(prompt, self._tokenizer)
+        return self._prompt(prompt)
 
     def conversations(
         self,
@@ -80,6 +84,19 @@ class PromptReader:
     def close(self) -> None:
         """Ends the process that renders templates, if it has started."""
         self._renderer.close()
+
+    def _prompt(self, prompt: Any) -> ResolvedPrompt:
+        tokenizers = [t for t in (self._tokenizer, self._draft_tokenizer) if t is not None]
+        num_ids = max(map(len, tokenizers))  # which writer reads given ids is not known yet
+        return self._for_writers(lambda tokenizer: resolve_prompt(prompt, tokenizer, num_ids))
+
+    def _for_writers(self, read: Callable[[Any], ResolvedPrompt]) -> ResolvedPrompt:
+        """What `read` makes of a prompt, for the tokenizer of every writer."""
+        resolved = read(self._tokenizer)
+        if self._draft_tokenizer is None:
+            return resolved
+        with naming_model("draft"):
+            return replace(resolved, draft=read(self._draft_tokenizer))
 
     def _conversation_dict(self, prompt: Mapping[str, Any]) -> ResolvedPrompt:
         unknown = sorted(set(prompt) - _CHAT_KEYS, key=str)
@@ -105,13 +122,23 @@ class PromptReader:
         if question is None:
             question = default_question(checked)
         check_text("question", question)
-        text = self._renderer.render(checked, options.arguments(self._tokenizer))
-        ids = _encode(text, self._tokenizer, add_special_tokens=False)
-        return ResolvedPrompt(text, _not_empty(ids), question)
+        asked: str = question
+
+        def read(tokenizer: Any) -> ResolvedPrompt:
+            text = self._renderer.render(checked, options.arguments(tokenizer))
+            ids = _encode(text, tokenizer, add_special_tokens=False)
+            return ResolvedPrompt(text, _not_empty(ids), asked)
+
+        return self._for_writers(read)
 
 
-def resolve_prompt(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
+def resolve_prompt(prompt: Any, tokenizer: Any, num_ids: int | None = None) -> ResolvedPrompt:
     """Raw text, token ids, or a dict of either with the bare `question`.
+
+    Args:
+        prompt: what the user gave.
+        tokenizer: of the model that reads it.
+        num_ids: given ids must be below this; None takes the tokenizer's.
 
     Raises:
         ValueError: the prompt is empty or of another type, or has unknown keys or ids.
@@ -123,8 +150,14 @@ def resolve_prompt(prompt: Any, tokenizer: Any) -> ResolvedPrompt:
         if question is not None:
             check_text("question", question)
         prompt = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
-    text, ids = _text_and_ids(prompt, tokenizer)
-    return ResolvedPrompt(text, _not_empty(ids), text if question is None else question)
+    is_ids = not isinstance(prompt, str)
+    if is_ids:
+        ids = _given_ids(prompt, len(tokenizer) if num_ids is None else num_ids)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+    else:
+        text, ids = prompt, _encode(prompt, tokenizer)
+    question = text if question is None else question
+    return ResolvedPrompt(text, _not_empty(ids), question, is_ids)
 
 
 def check_ids(ids: Sequence[int], num_ids: int) -> None:
@@ -135,14 +168,23 @@ def check_ids(ids: Sequence[int], num_ids: int) -> None:
 
 
 @contextmanager
-def naming(index: int, count: int) -> Iterator[None]:
-    """Says which of several prompts an error is about."""
+def naming_model(name: str) -> Iterator[None]:
+    """Says which model an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+@contextmanager
+def naming(index: int, count: int, what: str = "prompts") -> Iterator[None]:
+    """Says which of several prompts, or of other things, an error is about."""
     try:
         yield
     except ValueError as error:
         if count == 1:
             raise
-        raise ValueError(f"prompts[{index}]: {error}") from error
+        raise ValueError(f"{what}[{index}]: {error}") from error
 
 
 def _each(resolve: Callable[[Any], ResolvedPrompt], prompts: Sequence[Any]) -> list[ResolvedPrompt]:
@@ -181,17 +223,15 @@ def _check_keys(prompt: Mapping[str, Any]) -> None:
         )
 
 
-def _text_and_ids(prompt: Any, tokenizer: Any) -> tuple[str, list[int]]:
-    if isinstance(prompt, str):
-        return prompt, _encode(prompt, tokenizer)
+def _given_ids(prompt: Any, num_ids: int) -> list[int]:
     if not is_list(prompt):
         raise ValueError(f"a prompt must be {_PROMPT}, got {kind(prompt)}")
     for token in prompt:
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"a prompt must be {_PROMPT}, got a list that holds {kind(token)}")
     ids = [int(token) for token in prompt]
-    check_ids(ids, len(tokenizer))
-    return tokenizer.decode(ids, skip_special_tokens=True), ids
+    check_ids(ids, num_ids)
+    return ids
 
 
 def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:

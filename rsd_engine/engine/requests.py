@@ -5,26 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
+from rsd_engine.arguments import shown
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt, check_ids
 from rsd_engine.models.reward.family import PrmFormat
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.vocabulary import Vocabulary
 from rsd_kernels.state.enums import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
     MAX_STOP_STATES,
     MAX_STOP_TOKENS,
     Mode,
+    Role,
 )
 
 logger = logging.getLogger("rsd_engine")
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}
+_OVERFLOW_MODES = {"stop": Mode.RSD, "target": Mode.TARGET, "accept": Mode.DRAFT}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class WriterTokens:
+    """The tokens of a writer."""
+
+    vocabulary: Vocabulary
+    num_ids: int  # that may be sampled
+    eos_ids: frozenset[int]
+    encode: Callable[[str], Sequence[int]]  # the ids of a text, without special ones around it
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """By the token's text."""
+        return {text: i for i, text in self.vocabulary.special_text.items()}
 
 
 @dataclass(frozen=True)
@@ -34,13 +54,21 @@ class RequestRules:
     modes: tuple[str, ...]  # allowed; the first is the default
     policy: Policy
     delimiters: ByteAutomaton
-    eos_ids: frozenset[int]
-    special_ids: Mapping[str, int]  # by the token's text
-    num_ids: int
-    encode: Callable[[str], Sequence[int]]  # the ids of a text, without special ones around it
+    writers: Mapping[Role, WriterTokens]  # writers that share a vocabulary have the same ones
     max_model_len: int
     prm_max_len: int
     prm_format: PrmFormat | None
+
+    @property
+    def main(self) -> Role:
+        """The writer whose prompts and tokens a request of mode rsd has, unless they differ."""
+        return Role.TARGET if Role.TARGET in self.writers else Role.DRAFT
+
+    @property
+    def separate(self) -> bool:
+        """Whether draft and target have vocabularies of their own."""
+        tokens = list(self.writers.values())
+        return any(other is not tokens[0] for other in tokens)
 
 
 def slot_request(
@@ -49,30 +77,34 @@ def slot_request(
     rules: RequestRules,
     *,
     seed: int,
-    sample: int,
     stream: bool = False,
+    writer: Role | None = None,
 ) -> SlotRequest:
-    """One sample of a request.
+    """The first sample of a request.
 
     Args:
+        prompt: as the writer reads it.
         stream: whether someone reads its events; without a PRM it then tells every token.
+        writer: whose view of the request it is; None for all of them, where they share their
+            vocabulary.
 
     Raises:
         ValueError: the prompt does not fit or has unknown ids, the mode needs models that are not
             loaded, or there are too many stop strings or stop ids.
     """
-    mode = params.mode or rules.modes[0]
-    if mode not in rules.modes:
-        raise ValueError(
-            f"mode={mode!r} needs models that were not loaded; allowed here: {list(rules.modes)}"
-        )
-    check_ids(prompt.token_ids, rules.num_ids)
+    mode = mode_of(params, rules)
+    tokens = rules.writers[rules.main if writer is None else writer]
+    check_ids(prompt.token_ids, tokens.num_ids)
     prm_prompt: tuple[int, ...] = ()
-    if mode == "rsd":
-        assert rules.prm_format is not None
-        prm_prompt = tuple(rules.prm_format.prompt_ids(prompt.question))
+    form = rules.prm_format if mode == "rsd" else None
+    if form is not None:
+        as_written = form.as_written
+        prm_prompt = prompt.token_ids if as_written else tuple(form.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
-    room = _room(length, len(prm_prompt), params.max_steps, rules)
+    room, prm_limits = _room(length, len(prm_prompt), params, rules)
+    if mode == "rsd" and rules.separate:
+        # Of both contexts; whoever writes is held to his own, and the PRM's may become full.
+        room, prm_limits = 2 * rules.max_model_len, False
     policy = params.policy or rules.policy
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
@@ -82,27 +114,76 @@ def slot_request(
         length_limit=length + max_tokens,
         max_steps=min(params.max_steps, max_tokens + 1),  # + 1: out of reach, a step has a token
         max_step_tokens=min(params.max_step_tokens or max_tokens, max_tokens),
-        min_length=length + params.min_tokens,
+        min_length=length + min(params.min_tokens, max_tokens),
         delimiters=rules.delimiters,
         stops=build_automaton(params.stop_strings, MAX_STOP_STATES, "stop"),
-        stop_tokens=_stop_tokens(params, rules),
+        stop_tokens=_stop_tokens(params, tokens),
         temperature=params.temperature,
-        top_k=min(max(0, params.top_k), rules.num_ids),
+        top_k=min(max(0, params.top_k), tokens.num_ids),
         top_p=params.top_p,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
         seed=seed,
-        sample_index=sample,
+        sample_index=0,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
-        stream_tokens=stream and rules.prm_format is None,
-        prompt_logprobs=-1 if params.prompt_logprobs is None or sample else params.prompt_logprobs,
+        overflow_mode=_OVERFLOW_MODES[params.prm_overflow],
+        prm_limits=prm_limits and (params.max_tokens is None or params.max_tokens > room),
+        prm_step_ids=form.step_ids if form else 0,
+        prm_transient=form.num_transient if form else 0,
+        stream_tokens=stream and "rsd" not in rules.modes,
+        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        biases=_biases(params, rules),
+        biases=_biases(params, tokens),
         only_biased=params.allowed_token_ids is not None,
-        bad_words=_bad_words(params, rules),
+        bad_words=_bad_words(params, tokens),
     )
+
+
+def sample_request(first: SlotRequest, sample: int) -> SlotRequest:
+    """Another sample of a request; only the first one reads the prompt's log-probabilities."""
+    target = first.target and sample_request(first.target, sample)
+    return replace(first, sample_index=sample, prompt_logprobs=-1, target=target)
+
+
+def mode_of(params: SamplingParams, rules: RequestRules) -> str:
+    """The mode of a request.
+
+    Raises:
+        ValueError: it needs models that are not loaded.
+    """
+    mode = params.mode or rules.modes[0]
+    if mode not in rules.modes:
+        raise ValueError(
+            f"mode={mode!r} needs models that were not loaded; allowed here: {list(rules.modes)}"
+        )
+    return mode
+
+
+def check_clear(prompt: ResolvedPrompt, params: SamplingParams) -> None:
+    """For mode rsd with two vocabularies.
+
+    Raises:
+        ValueError: the request has token ids: it would not be clear whose they are.
+    """
+    ids = {
+        "prompt_token_ids": prompt.is_ids,
+        "stop_token_ids": params.stop_token_ids,
+        "logit_bias": params.logit_bias,
+        "allowed_token_ids": params.allowed_token_ids is not None,
+    }
+    instead = {
+        "prompt_token_ids": "give the prompt as text or messages",
+        "stop_token_ids": "give the tokens as stop strings",
+    }
+    for name, given in ids.items():
+        if given:
+            advice = instead.get(name, "leave it out")
+            raise ValueError(
+                f"{name} cannot be used in mode 'rsd' here, for draft and target have different "
+                f"tokenizers; {advice}, or use mode 'draft' or 'target'"
+            )
 
 
 def truncated(prompt: ResolvedPrompt, params: SamplingParams) -> ResolvedPrompt:
@@ -165,8 +246,13 @@ def params_of_each(
     return list(params)
 
 
-def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> int:
-    """Output tokens that fit every context; each step adds a separator to the PRM's."""
+def _room(
+    length: int, prm_length: int, params: SamplingParams, rules: RequestRules
+) -> tuple[int, bool]:
+    """Output tokens that fit the contexts, and whether it is the PRM's that holds no more.
+
+    Each step adds a few ids to the PRM's. A request may go on when that is full.
+    """
     room = rules.max_model_len - length
     if room < 1:
         raise ValueError(
@@ -174,27 +260,31 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
             f"most {rules.max_model_len - 1}. Shorten it or raise max_model_len"
         )
     if not prm_length:
-        return room
-    prm_room = rules.prm_max_len - prm_length
-    prm_room = max(prm_room - max_steps, prm_room // 2)
+        return room, False
+    assert rules.prm_format is not None
+    added = rules.prm_format.step_ids
+    prm_room = rules.prm_max_len - prm_length - rules.prm_format.num_transient
+    prm_room = max(prm_room - params.max_steps * added, prm_room // (1 + added))
     if prm_room < 1:
         raise ValueError(
             f"the question takes {prm_length} tokens of the PRM's context, which holds "
             f"{rules.prm_max_len}; at least one step must fit too. Shorten the question"
         )
-    return min(room, prm_room)
+    if params.prm_overflow != "stop" or room <= prm_room:
+        return room, False
+    return prm_room, True
 
 
-def _stop_tokens(params: SamplingParams, rules: RequestRules) -> tuple[int, ...]:
-    eos = frozenset() if params.ignore_eos else rules.eos_ids
+def _stop_tokens(params: SamplingParams, tokens: WriterTokens) -> tuple[int, ...]:
+    eos = frozenset() if params.ignore_eos else tokens.eos_ids
     asked = params.stop_token_ids or ()
-    beyond = [i for i in asked if i >= rules.num_ids]
+    beyond = [i for i in asked if i >= tokens.num_ids]
     if beyond:
         raise ValueError(
-            f"stop_token_ids must be in [0, {rules.num_ids - 1}], the vocabulary, got {beyond[0]}"
+            f"stop_token_ids must be in [0, {tokens.num_ids - 1}], the vocabulary, got {beyond[0]}"
         )
     # A special token has no bytes that the search for stop strings could see.
-    special = [rules.special_ids[s] for s in params.stop_strings if s in rules.special_ids]
+    special = [tokens.special_ids[s] for s in params.stop_strings if s in tokens.special_ids]
     found = sorted(eos | {*asked, *special})
     if len(found) > MAX_STOP_TOKENS:
         raise ValueError(
@@ -204,26 +294,28 @@ def _stop_tokens(params: SamplingParams, rules: RequestRules) -> tuple[int, ...]
     return tuple(found)
 
 
-def _biases(params: SamplingParams, rules: RequestRules) -> tuple[tuple[int, float], ...]:
+def _biases(params: SamplingParams, tokens: WriterTokens) -> tuple[tuple[int, float], ...]:
     """The ids that may be sampled, if only some may, with their biases; or those with a bias."""
     bias, allowed = params.logit_bias or {}, params.allowed_token_ids
     for name, ids in (("logit_bias", bias), ("allowed_token_ids", allowed or ())):
-        unknown = [i for i in ids if i >= rules.num_ids]
+        unknown = [i for i in ids if i >= tokens.num_ids]
         if unknown:
-            raise ValueError(f"{name} must have ids in [0, {rules.num_ids - 1}], got {unknown[0]}")
+            raise ValueError(f"{name} must have ids in [0, {tokens.num_ids - 1}], got {unknown[0]}")
     if allowed is None:
         return tuple(bias.items())
     return tuple((token, bias.get(token, 0.0)) for token in allowed)
 
 
-def _bad_words(params: SamplingParams, rules: RequestRules) -> tuple[tuple[int, ...], ...]:
+def _bad_words(params: SamplingParams, tokens: WriterTokens) -> tuple[tuple[int, ...], ...]:
     """Each word as tokens; also with a space before it where that makes it another first token."""
     found: dict[tuple[int, ...], None] = {}
     for word in params.bad_words or ():
-        plain, spaced = (tuple(rules.encode(space + word.lstrip())) for space in ("", " "))
+        plain, spaced = (tuple(tokens.encode(space + word.lstrip())) for space in ("", " "))
+        if not plain:
+            raise ValueError(f"bad_words has {shown(word)}, which is no token of the vocabulary")
         if len(plain) > MAX_BAD_WORD_TOKENS:
             raise ValueError(
-                f"a word of bad_words may have {MAX_BAD_WORD_TOKENS} tokens, got {word!r} of "
+                f"a word of bad_words may have {MAX_BAD_WORD_TOKENS} tokens, got {shown(word)} of "
                 f"{len(plain)}. Give a shorter part of it"
             )
         found[plain] = None

@@ -6,11 +6,16 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.core.failures import Failure
 from rsd_engine.engine.prompts import ResolvedPrompt
+from rsd_engine.engine.requests import WriterTokens
 from rsd_engine.outputs import (
     CompletionOutput,
+    Endings,
+    Errors,
     FinishReason,
     Flops,
     Logprob,
@@ -37,7 +42,9 @@ _REASONS: dict[Finish | None, FinishReason] = {
     Finish.PRM_FULL: "length",
     None: "abort",
 }
+PRM_CONTEXT = "prm_context"  # the `stop_reason` of an output that the PRM's context ended
 _SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
+_ROLES = {source: role for role, source in _SOURCES.items()}
 
 
 class SampleBuilder:
@@ -48,18 +55,19 @@ class SampleBuilder:
         request_id: str,
         index: int,
         params: SamplingParams,
-        vocabulary: Vocabulary,
-        eos_ids: frozenset[int],
+        writers: Mapping[Role, WriterTokens],
+        *,
+        prm_limits: bool = False,  # the length at which it ends is what the PRM's context holds
     ) -> None:
         self.request_id = request_id
         self.index = index
         self.done: RequestDone | None = None
         self.prompt_read: PromptRead | None = None
         self._params = params
-        self._vocabulary = vocabulary
-        self._eos_ids = eos_ids
+        self._writers = writers
+        self._prm_limits = prm_limits
         self._detokenizer = Detokenizer(
-            vocabulary,
+            next(iter(writers.values())).vocabulary,
             params.skip_special_tokens,
             params.stop_strings,
             params.include_stop_str_in_output,
@@ -72,6 +80,16 @@ class SampleBuilder:
         self._to_rewrite: RejectedStep | None = None  # the next kept step stands in its place
         self._logprobs: list[TokenLogprobs] = []
         self._dropped: StepDecided | None = None
+        self._failure: Failure | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether its text or steps could not be built; it takes in no more events then."""
+        return self._failure is not None
+
+    def fail(self, error: Exception) -> None:
+        """Its result could not be built: it ends with this error, and what it had until then."""
+        self._failure = Failure.caught("result", "building the result", error)
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""
@@ -90,17 +108,18 @@ class SampleBuilder:
 
     def _add_text(self, event: StepDecided) -> str:
         """What a kept step, or a part of one, adds to the text."""
-        ids = event.token_ids
+        ids, vocabulary = event.token_ids, self._writers[event.source].vocabulary
         if not event.finish:
-            return self._detokenizer.push(ids)
+            return self._detokenizer.push(ids, vocabulary)
         if event.finish != Finish.STOP_TOKEN:
-            return self._detokenizer.finish(ids, stopped=event.finish == Finish.STOP_STRING)
-        if not self._params.include_stop_str_in_output:
-            return self._detokenizer.finish(ids[:-1])
-        special = self._stop_special(ids[-1])
-        if special is None:
-            return self._detokenizer.finish(ids)
-        return self._detokenizer.finish(ids[:-1]) + special
+            stopped = event.finish == Finish.STOP_STRING
+            return self._detokenizer.finish(ids, stopped, vocabulary)
+        special = None
+        if self._params.include_stop_str_in_output:
+            special = self._stop_special(ids[-1], vocabulary)
+            if special is None:
+                return self._detokenizer.finish(ids, vocabulary=vocabulary)
+        return self._detokenizer.finish(ids[:-1], vocabulary=vocabulary) + (special or "")
 
     def _end_step(self) -> None:
         """Makes a step of the parts told so far."""
@@ -112,7 +131,8 @@ class SampleBuilder:
         self._part.clear()
 
     def _reject(self, event: StepDecided) -> StepEvent:
-        text = self._detokenizer.text_if_last(event.token_ids)
+        vocabulary = self._writers[event.source].vocabulary
+        text = self._detokenizer.text_if_last(event.token_ids, vocabulary)
         self._to_rewrite = RejectedStep(text, event.token_ids, event.reward)
         self._rejected.append(self._to_rewrite)
         return self._event("rejected", text, event)
@@ -120,6 +140,7 @@ class SampleBuilder:
     def close(self, done: RequestDone) -> StepEvent | None:
         """Ends the sample; an abort or error may release text that was held back."""
         self.done = done
+        self._failure = self._failure or done.failure
         if self._part:
             self._end_step()  # its request failed or was aborted, but what was told stays
         if self._steps and done.finish not in (None, Finish.ERROR) and self._dropped is None:
@@ -141,21 +162,32 @@ class SampleBuilder:
             index=self.index,
             text=text,
             token_ids=token_ids,
-            finish_reason=_REASONS[self.done.finish],
-            stop_reason=self._stop_reason(token_ids),
+            finish_reason=self._finish_reason,
+            stop_reason=self._stop_reason(),
             steps=self._steps_of(text),
             cumulative_logprob=None if logprobs is None else sum(p.logprob for p in logprobs),
-            logprobs=None if logprobs is None else self._named_logprobs(token_ids, logprobs),
+            logprobs=None if logprobs is None else self._logprobs_of_steps(),
             error=self._error(),
         )
+
+    def failed_completion(self) -> CompletionOutput:
+        """The output where `completion` fails."""
+        return CompletionOutput(self.index, "", (), "error", None, (), error=self._error())
+
+    @property
+    def _finish_reason(self) -> FinishReason:
+        assert self.done is not None
+        return "error" if self._failure else _REASONS[self.done.finish]
 
     def prompt_logprobs(
         self, token_ids: tuple[int, ...]
     ) -> tuple[dict[int, Logprob] | None, ...] | None:
         """Of each token of the prompt; None unless asked for, and for the first token."""
-        if self.prompt_read is None:
+        read = self.prompt_read
+        if read is None:
             return None
-        return (None, *self._named_logprobs(token_ids[1:], self.prompt_read.logprobs))
+        vocabulary = self._writers[read.role].vocabulary
+        return (None, *_named_logprobs(token_ids[1:], read.logprobs, vocabulary))
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
@@ -169,6 +201,8 @@ class SampleBuilder:
             steps_accepted=sum(step.reward is not None for step in self._steps),
             steps_rejected=len(self._rejected),
             nan_rewards=self.done.nan_rewards,
+            endings=Endings(**{self._finish_reason: 1}),
+            errors=self._errors(),
         )
 
     def _steps_of(self, text: str) -> tuple[Step, ...]:
@@ -198,8 +232,8 @@ class SampleBuilder:
 
     def _flops(self, roles: Mapping[Role, RoleMetrics], parameters: Mapping[Role, int]) -> Flops:
         tokens = {role: m.tokens_generated + m.tokens_discarded for role, m in roles.items()}
-        if Role.PRM in roles:  # it scores all steps of the draft but a dropped one
-            tokens[Role.PRM] = self._kept_tokens(Role.DRAFT) + self._rejected_tokens()
+        if Role.PRM in roles:
+            tokens[Role.PRM] = self._scored_tokens()
         return Flops(
             generated=sum(2 * parameters[role] * n for role, n in tokens.items()),
             all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
@@ -209,6 +243,10 @@ class SampleBuilder:
         source = _SOURCES.get(role)
         return sum(len(step.token_ids) for step in self._steps if step.source == source)
 
+    def _scored_tokens(self) -> int:
+        scored = (step for step in self._steps if step.reward is not None)
+        return sum(len(step.token_ids) for step in scored) + self._rejected_tokens()
+
     def _rejected_tokens(self) -> int:
         return sum(len(step.token_ids) for step in self._rejected)
 
@@ -216,58 +254,90 @@ class SampleBuilder:
         source, reward = _SOURCES[event.source], _reward_of(event)
         logprobs = None
         if self._params.logprobs is not None:
-            logprobs = self._named_logprobs(event.token_ids, event.logprobs or ())
+            vocabulary = self._writers[event.source].vocabulary
+            logprobs = _named_logprobs(event.token_ids, event.logprobs or (), vocabulary)
         return StepEvent(
             self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
         )
 
-    def _text_of(self, ids: tuple[int, ...]) -> str:
-        return self._vocabulary.join(ids).decode("utf-8", errors="replace")
-
-    def _stop_reason(self, token_ids: tuple[int, ...]) -> int | str | None:
+    def _stop_reason(self) -> int | str | None:
         assert self.done is not None
-        if self.done.finish == Finish.STOP_TOKEN:
-            last = token_ids[-1]
-            if last in self._eos_ids:
+        finish = self.done.finish
+        if finish == Finish.PRM_FULL or (finish == Finish.LENGTH and self._prm_limits):
+            return PRM_CONTEXT
+        if finish == Finish.STOP_TOKEN:
+            tokens, last = self._tokens_of(self._steps[-1]), self._steps[-1].token_ids[-1]
+            if last in tokens.eos_ids:
                 return None
-            return self._stop_special(last) or last
-        if self.done.finish == Finish.STOP_STRING:
-            # The last token may complete a character, and with it the stop string.
-            before = len(Detokenizer(self._vocabulary).push(token_ids[:-1]))
-            return cut_at_stop(self._text_of(token_ids), self._params.stop_strings, after=before)[1]
+            return self._stop_special(last, tokens.vocabulary) or last
+        if finish == Finish.STOP_STRING:
+            data = (self._tokens_of(step).vocabulary.join(step.token_ids) for step in self._steps)
+            text = b"".join(data).decode("utf-8", errors="replace")
+            return cut_at_stop(text, self._params.stop_strings, after=self._before_last())[1]
         return None
 
-    def _stop_special(self, token: int) -> str | None:
+    def _before_last(self) -> int:
+        """Characters up to the last token; it may complete one, and with it the stop string."""
+        detokenizer = Detokenizer(self._tokens_of(self._steps[-1]).vocabulary)
+        for step in self._steps[:-1]:
+            detokenizer.push(step.token_ids, self._tokens_of(step).vocabulary)
+        detokenizer.push(self._steps[-1].token_ids[:-1])
+        return detokenizer.num_decoded
+
+    def _tokens_of(self, step: Step) -> WriterTokens:
+        """The vocabulary in which it is written."""
+        return self._writers[_ROLES[step.source]]
+
+    def _stop_special(self, token: int, vocabulary: Vocabulary) -> str | None:
         """The stop string that is this special token."""
-        text = self._vocabulary.special_text.get(token)
+        text = vocabulary.special_text.get(token)
         return text if text in self._params.stop_strings else None
+
+    def _errors(self) -> Errors:
+        if self._finish_reason != "error":
+            return Errors()
+        return Errors(**{self._failure.kind if self._failure else "logits": 1})
 
     def _error(self) -> str | None:
         assert self.done is not None
+        if self._failure:
+            return self._failure.message
         if self.done.finish != Finish.ERROR:
             return None
         role = self._dropped.source.name.lower() if self._dropped else "a"
         error = f"the {role} model gave logits that are not finite (NaN or infinite)"
+        if 0 < self._params.temperature < 1:
+            error += f", or are not when divided by temperature={self._params.temperature}"
         if self._params.allowed_token_ids or self._params.bad_words:
             error += ", or allowed_token_ids, bad_words and min_tokens left no token to sample"
         return error
 
-    def _named_logprobs(
-        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
-    ) -> tuple[dict[int, Logprob], ...]:
-        named = []
-        for token, entry in zip(token_ids, logprobs, strict=True):
-            top = {
-                t: self._logprob(t, value, rank)
-                for rank, (t, value) in enumerate(entry.top.items(), start=1)
-            }
-            top.setdefault(token, self._logprob(token, entry.logprob, entry.rank))
-            named.append(top)
+    def _logprobs_of_steps(self) -> tuple[dict[int, Logprob], ...]:
+        """Of every token, by the names of the model that wrote it."""
+        named, entries = list[dict[int, Logprob]](), iter(self._logprobs)
+        for step in self._steps:
+            own = list(islice(entries, len(step.token_ids)))
+            named += _named_logprobs(step.token_ids, own, self._tokens_of(step).vocabulary)
         return tuple(named)
 
-    def _logprob(self, token: int, value: float, rank: int) -> Logprob:
-        data = self._vocabulary.token_bytes[token]
-        return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
+
+def _named_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], vocabulary: Vocabulary
+) -> tuple[dict[int, Logprob], ...]:
+    named = []
+    for token, entry in zip(token_ids, logprobs, strict=True):
+        top = {
+            t: _logprob(t, value, rank, vocabulary)
+            for rank, (t, value) in enumerate(entry.top.items(), start=1)
+        }
+        top.setdefault(token, _logprob(token, entry.logprob, entry.rank, vocabulary))
+        named.append(top)
+    return tuple(named)
+
+
+def _logprob(token: int, value: float, rank: int, vocabulary: Vocabulary) -> Logprob:
+    data = vocabulary.token_bytes[token]
+    return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
 
 
 def _reward_of(event: StepDecided) -> float | None:
@@ -282,23 +352,43 @@ class RequestBuilder:
     ) -> None:
         self.request_id = request_id
         self.samples = samples
+        self._open = len(samples)
         self._prompt = prompt
         self._seed = seed
         self._arrived = time.perf_counter()
 
-    @property
-    def finished(self) -> bool:
-        return all(sample.done for sample in self.samples)
+    def end_sample(self) -> bool:
+        """Counts a closed sample; whether it was the last one."""
+        self._open -= 1
+        return self._open == 0
 
     def output(self, parameters: Mapping[Role, int]) -> RequestOutput:
-        """The result, once all samples are closed."""
+        """The result, once all samples are closed; what cannot be built is an error of a sample."""
+        prompt_logprobs = self._prompt_logprobs()
+        outputs = tuple(_completion(sample) for sample in self.samples)
         metrics = sum((s.metrics(parameters) for s in self.samples), start=Metrics())
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt.text,
             prompt_token_ids=self._prompt.token_ids,
-            outputs=tuple(s.completion() for s in self.samples),
+            outputs=outputs,
             metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
             seed=self._seed,
-            prompt_logprobs=self.samples[0].prompt_logprobs(self._prompt.token_ids),
+            prompt_logprobs=prompt_logprobs,
         )
+
+    def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:
+        first = self.samples[0]
+        try:
+            return first.prompt_logprobs(self._prompt.token_ids)
+        except Exception as error:
+            first.fail(error)
+            return None
+
+
+def _completion(sample: SampleBuilder) -> CompletionOutput:
+    try:
+        return sample.completion()
+    except Exception as error:
+        sample.fail(error)
+        return sample.failed_completion()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
 
+from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher, StreamEvent
+from rsd_engine.engine.home_process import refuse_to_copy
 from rsd_engine.outputs import FinishedEvent, RequestOutput
 
 
 class Stream:
     """The events of one request: iterate it once, with `for` or `async for`.
 
-    Each event is a `StepEvent`, the last one a `FinishedEvent`. Leaving the loop early aborts the
-    request. The request is queued from the start, so close a stream that you will not iterate.
+    Each event is a `StepEvent`, the last one a `FinishedEvent`. The request is queued from the
+    start and ends with its reader: when the loop is left, when the task that reads is cancelled,
+    when the stream is closed, or when nobody holds it any more.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, dispatcher: Dispatcher, claim: Claim) -> None:
+        self.request_id = claim.request_id
         self._dispatcher = dispatcher
+        self._claim = claim
         self._ready: deque[StreamEvent] = deque()
         self._output: RequestOutput | None = None
         self._closed = False
@@ -32,27 +36,13 @@ class Stream:
     def close(self) -> None:
         """Aborts the request unless it has ended. A closed stream yields no more events."""
         self._closed = True
-        if self._output is None:
-            self._dispatcher.drop(self.request_id)
+        self._claim.close()
 
-    def __iter__(self) -> Iterator[StreamEvent]:
-        try:
-            while not self._closed and self._output is None:
-                self._advance()
-                while self._ready:
-                    yield self._next()
-        finally:
-            self.close()
+    def __iter__(self) -> _Loop:
+        return _Loop(self)
 
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        try:
-            while not self._closed and self._output is None:
-                # All of it in a thread: even looking for events waits for a running launch.
-                await asyncio.to_thread(self._advance)
-                while self._ready:
-                    yield self._next()
-        finally:
-            self.close()
+    def __aiter__(self) -> _Loop:
+        return _Loop(self)
 
     def __enter__(self) -> Stream:
         return self
@@ -60,14 +50,76 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        refuse_to_copy("a Stream")
+
+    def _waits(self) -> bool:
+        """Whether an event is yet to come, and none is there."""
+        return not (self._ready or self._closed or self._output)
+
     def _advance(self) -> None:
         """Takes the events that wait; if there are none, runs the core once."""
         self._ready.extend(self._dispatcher.take(self.request_id))
         if not self._ready:
             self._dispatcher.pump(self.request_id)
 
-    def _next(self) -> StreamEvent:
+    def _next(self) -> StreamEvent | None:
+        """The event that is there; None once there are no more."""
+        if self._closed or not self._ready:
+            return None
         event = self._ready.popleft()
         if isinstance(event, FinishedEvent):
             self._output = event.output
+            self._claim.end()
         return event
+
+    def _leave(self) -> None:
+        """Aborts the request unless it has ended. It never waits, as finalizers must not."""
+        self._closed = True
+        self._claim.release()
+
+
+class _Loop:
+    """One `for` or `async for` over a stream, which ends with it.
+
+    No generator: asyncio closes one that is left only if its event loop goes on.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> _Loop:
+        return self
+
+    def __aiter__(self) -> _Loop:
+        return self
+
+    def __next__(self) -> StreamEvent:
+        stream = self._stream
+        try:
+            while stream._waits():
+                stream._advance()
+        except BaseException:  # Ctrl-C, or an error of the core
+            stream.close()
+            raise
+        event = stream._next()
+        if event is None:
+            raise StopIteration
+        return event
+
+    async def __anext__(self) -> StreamEvent:
+        stream = self._stream
+        try:
+            while stream._waits():
+                # All of it in a thread: even looking for events waits for a running launch.
+                await asyncio.to_thread(stream._advance)
+        except BaseException:  # the task was cancelled, or an error of the core
+            stream._leave()
+            raise
+        event = stream._next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def __del__(self) -> None:
+        self._stream._leave()

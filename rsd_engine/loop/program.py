@@ -16,6 +16,17 @@ class ProgramError(ValueError):
     """A program that no executor can run as it is meant."""
 
 
+class OpFailed(RuntimeError):
+    """An op raised the error that is this one's cause; `op` is its name.
+
+    Ops that a graph replays fail otherwise: their errors are those of the device.
+    """
+
+    def __init__(self, op: str) -> None:
+        super().__init__(f"{op} failed")
+        self.op = op
+
+
 @dataclass(frozen=True)
 class Call:
     """Run one op. `sets` names every flag that it may write."""
@@ -23,6 +34,13 @@ class Call:
     name: str
     fn: Callable[[], None]
     sets: tuple[Tensor, ...] = ()  # flags, each [1] int32
+
+    def run(self) -> None:
+        """Runs it; OpFailed if it raises an error."""
+        try:
+            self.fn()
+        except Exception as error:
+            raise OpFailed(self.name) from error
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ class Detokenizer:
     Bytes that are not UTF-8 become U+FFFD; a character split between two tokens comes with the
     second one. Text that may be the beginning of a stop string is held back.
 
+    Ids of a model with another vocabulary come with that; `None` is the output's own.
+
     Args:
-        vocabulary: of the model that writes (draft and target share it).
+        vocabulary: of the model that writes (draft and target mostly share it).
         skip_special_tokens: leave special tokens out of the text.
         stop: the request's stop strings.
         include_stop: leave the stop string in the text when the output ends with one.
@@ -34,51 +36,59 @@ class Detokenizer:
         include_stop: bool = False,
     ) -> None:
         self._vocabulary = vocabulary
-        self._special = {} if skip_special_tokens else vocabulary.special_text
+        self._skip_special = skip_special_tokens
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.num_decoded = 0  # characters of all ids so far, those held back included
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int], vocabulary: Vocabulary | None = None) -> str:
         """The text that `ids` add, but for what must wait for the next ids."""
-        text = self._held + self._decode(ids)
+        text = self._held + self._decode(self._bytes(ids, vocabulary))
         keep = _possible_stop(text, self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def finish(self, ids: Sequence[int] = (), stopped: bool = False) -> str:
+    def finish(
+        self,
+        ids: Sequence[int] = (),
+        stopped: bool = False,
+        vocabulary: Vocabulary | None = None,
+    ) -> str:
         """What was held back, and the text that the last `ids` add.
 
         Args:
             ids: the rest of the output.
             stopped: a stop string ended the output, inside or at the end of the last token; the
                 text is cut there. A stop string before that (before `min_tokens`) stays.
+            vocabulary: of these ids.
         """
-        text = self._held + self._decode(ids[:-1])
+        text = self._held + self._decode(self._bytes(ids[:-1], vocabulary))
         before = len(text)
-        text += self._decode(ids[-1:], final=True)
+        text += self._decode(self._bytes(ids[-1:], vocabulary), final=True)
         self._held = ""
         if not stopped:
             return text
         return cut_at_stop(text, self._stop, self._include_stop, before)[0]
 
-    def text_if_last(self, ids: Iterable[int]) -> str:
+    def text_if_last(self, ids: Iterable[int], vocabulary: Vocabulary | None = None) -> str:
         """The text that `ids` would add here if nothing followed them; nothing changes."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate(self._decoder.getstate())
-        return decoder.decode(b"".join(map(self._bytes, ids)), final=True)
+        return decoder.decode(self._bytes(ids, vocabulary), final=True)
 
-    def _decode(self, ids: Iterable[int], final: bool = False) -> str:
-        text = self._decoder.decode(b"".join(map(self._bytes, ids)), final=final)
+    def _decode(self, data: bytes, final: bool = False) -> str:
+        text = self._decoder.decode(data, final=final)
         self.num_decoded += len(text)
         return text
 
-    def _bytes(self, token: int) -> bytes:
-        if token in self._special:
-            return self._special[token].encode("utf-8")
-        return self._vocabulary.token_bytes[token]
+    def _bytes(self, ids: Iterable[int], vocabulary: Vocabulary | None) -> bytes:
+        tokens = vocabulary or self._vocabulary
+        if self._skip_special:
+            return tokens.join(ids)
+        special, token_bytes = tokens.special_text, tokens.token_bytes
+        return b"".join(special[i].encode() if i in special else token_bytes[i] for i in ids)
 
 
 def cut_at_stop(

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, astuple, dataclass, fields
+from numbers import Real
 from typing import ClassVar
 
-from rsd_engine.arguments import check_number
+from rsd_engine.arguments import MAX_FLOAT32, check_number, shown
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 
 __all__ = ["Clip", "Constant", "Logistic", "Policy", "Sigmoidal", "Threshold"]
+
+_FLOAT32 = (-MAX_FLOAT32, MAX_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Policy:
     """
 
     kind: ClassVar[PolicyKind]
+
+    def _check(self, name: str, low: float, high: float, allowed: str) -> None:
+        """Stores a field as a float; ValueError unless it is in its range and float32's."""
+        number = check_number(name, getattr(self, name), low, high, allowed)
+        object.__setattr__(self, name, number)
 
     def weight(self, reward: float) -> float:
         """The probability in [0, 1] to keep a step of this reward; 0 for NaN, a step unscored."""
@@ -48,7 +56,7 @@ class Constant(Policy):
     p: float
 
     def __post_init__(self) -> None:
-        check_number("p", self.p, 0, 1, "in [0, 1]")
+        self._check("p", 0.0, 1.0, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,15 @@ class Threshold(Policy):
     every step. Compared in float32, as on the device.
 
     Raises:
-        ValueError: `threshold` is not a number.
+        ValueError: `threshold` is neither infinite nor a number that float32 holds.
     """
 
     kind = PolicyKind.THRESHOLD
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.threshold not in (-math.inf, math.inf):
-            check_number("threshold", self.threshold, -math.inf, math.inf, "finite or infinite")
+        if not _is_infinite(self.threshold):
+            self._check("threshold", *_FLOAT32, "infinite or in [-3.4e38, 3.4e38]")
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Logistic(Policy):
     """1 / (1 + exp(-alpha (r - threshold))): a soft threshold, steeper for larger `alpha`.
 
     Raises:
-        ValueError: `alpha` is not finite and above 0, or `threshold` is not finite.
+        ValueError: `alpha` is not in [1e-6, 1e6], or float32 does not hold `threshold`.
     """
 
     kind = PolicyKind.LOGISTIC
@@ -97,8 +105,12 @@ class Logistic(Policy):
     threshold: float
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, 0, math.inf, "finite and above 0", open_low=True)
-        check_number("threshold", self.threshold, -math.inf, math.inf, "finite")
+        self._check("alpha", 1e-6, 1e6, "in [1e-6, 1e6]")
+        self._check("threshold", *_FLOAT32, "in [-3.4e38, 3.4e38]")
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, Real) and value in (-math.inf, math.inf)
 
 
 _POLICIES = {policy.kind.name.lower(): policy for policy in Policy.__subclasses__()}
@@ -113,7 +125,8 @@ def check_policy(value: object) -> None:
     """Raises ValueError unless `value` is a policy, not its class, a name or a number."""
     if type(value) not in _POLICIES.values():
         raise ValueError(
-            f"policy must be one of rsd_engine's policies, such as Threshold(0.7), got {value!r}"
+            "policy must be one of rsd_engine's policies, such as Threshold(0.7), "
+            f"got {shown(value)}"
         )
 
 

@@ -63,6 +63,25 @@ def first_difference(
     return None
 
 
+def first_special_difference(
+    ours: Vocabulary, theirs: Vocabulary, names: tuple[str, str] = ("one", "the other")
+) -> str | None:
+    """The first id of both that is a special token in one and not the same in the other.
+
+    Args:
+        ours: one vocabulary.
+        theirs: the other.
+        names: what to call the two.
+    """
+    first, second = ours.special_text, theirs.special_text
+    shared = min(ours.num_tokens, theirs.num_tokens)
+    for i in sorted(first.keys() | second.keys()):
+        if i < shared and first.get(i) != second.get(i):
+            one, other = (repr(v[i]) if i in v else "no special token" for v in (first, second))
+            return f"id {i} is {one} in {names[0]} and {other} in {names[1]}"
+    return None
+
+
 def _first_differing_id(ours: Vocabulary, theirs: Vocabulary) -> int | None:
     """The first id that is an added token in neither and does not have the same bytes in both."""
     either_added = ours.added_ids | theirs.added_ids

@@ -75,7 +75,7 @@ def test_help_needs_no_torch(args: list[str]) -> None:
         sys.modules["rsd_engine"] = package
         from rsd_engine.cli.app import app
         app({args!r}, standalone_mode=False)
-        assert not {{"torch", "transformers", "tokenizers"}} & set(sys.modules)
+        assert not {{"torch", "transformers", "tokenizers", "numpy"}} & set(sys.modules)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True

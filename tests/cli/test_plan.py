@@ -100,6 +100,8 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
         ((*MODELS, "--gpu=gtx1080"), "gpu must be one of a10, a100-40gb"),
         (MODELS, "a plan needs --gpu"),
         (("--target=qwen2.5-7b", "--gpu=h100"), "a plan needs --draft, --prm"),
+        ((*MODELS, "--gpu=h100", "--bandwidth=1e-320"), "bandwidth must be in .0.001, 1e.09., got"),
+        ((*MODELS, "--gpu=h100", "--tflops=1e308"), "tflops must be in .0.001, 1e.09., got"),
         ((*MODELS, "--gpu=h100", "--bandwidth=0"), "bandwidth must be a finite number above 0"),
         ((*MODELS, "--gpu=h100", "--memory=lots"), "--memory must be a size such as 2GiB"),
         ((*MODELS, "--gpu=h100", "--dtype=int4"), "dtype must be auto or one of .* got 'int4'"),

@@ -46,3 +46,12 @@ def test_a_file_gets_no_bar(
     note, summary = capsys.readouterr().err.splitlines()
     assert note == "line 2: [red]not JSON[/red]�[2J"
     assert "40 tokens" in summary and "75% of draft steps accepted" in summary
+
+
+def test_the_summary_says_what_is_odd_about_rewards(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = Metrics(steps_rejected=32, nan_rewards=32)
+    with progress.Progress(total=1, done=0) as bar:
+        bar.advance(odd)
+        bar.summary(odd)
+    _, note = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: 32 of 32 rewards are NaN")

@@ -17,10 +17,19 @@ from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.slots import SlotRequest
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import Finish, Mode, Role
+from rsd_kernels.state.enums import Mode, Role
 from rsd_kernels.state.rows import RowBatch
 from tests.loop.executors.on_cpu import EXECUTORS
-from tests.loop.toy import NEWLINE, NUM_IDS, SEPARATOR, Writer, run, story, toy_core, toy_request
+from tests.loop.toy import NEWLINE, NUM_IDS, Writer, run, story, toy_core, toy_request
+from tests.loop.two_vocabularies import (
+    MAX_LEN,
+    NUM_TARGET_IDS,
+    TOKENS,
+    by_text,
+    decoder_of,
+    for_two_vocabularies,
+    two_vocabularies,
+)
 from tests.page_checks import check_integrity
 
 POLICIES = (
@@ -36,10 +45,10 @@ def noise(name: bytes, row: tuple[int, ...], index: int) -> float:
     return zlib.crc32(name + bytes(row) + bytes([index])) / 2**32
 
 
-def writer(name: bytes) -> Writer:
+def writer(name: bytes, num_ids: int = NUM_IDS, newline: int = NEWLINE) -> Writer:
     def logits(row: tuple[int, ...]) -> list[float]:
-        values = [3.0 * noise(name, row, i) for i in range(NUM_IDS)]
-        values[NEWLINE] += 2.5 if row[-1] == NEWLINE else 1.2
+        values = [3.0 * noise(name, row, i) for i in range(num_ids)]
+        values[newline] += 2.5 if row[-1] == newline else 1.2
         return values
 
     return logits
@@ -49,12 +58,6 @@ def score(row: tuple[int, ...]) -> float:
     return noise(b"prm", row, 0)
 
 
-def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
-    """The bridge as the host does it, by way of text; one token is one byte."""
-    kept = [token for token in step if token <= NEWLINE]
-    return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]
-
-
 def core_of(
     num_slots: int,
     num_pages: int,
@@ -62,13 +65,17 @@ def core_of(
     executor: str = "eager",
     *,
     text: bool = False,
+    two: bool = False,
     rule: BatchingRule = BatchingRule.MOST_READY,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
+    ids = (NUM_TARGET_IDS, TOKENS.index("\n")) if two else (NUM_IDS, NEWLINE)
     return toy_core(
         writer(b"draft"),
-        writer(b"target"),
+        writer(b"target", *ids),
         score,
+        max_len=MAX_LEN if two else 96,
+        vocabularies=two_vocabularies() if two else None,
         num_slots=num_slots,
         num_pages=num_pages,
         max_rows=8,
@@ -84,26 +91,28 @@ class Broken(Exception):
     """A forward pass that failed."""
 
 
-def break_passes(core: EngineCore, role: Role, passes: set[int]) -> None:
-    """From now on the forward of `role` fails in these passes, counted from 1."""
-    forward, count = core.loop.forwards[role], 0
+def break_passes(core: EngineCore, role: Role, passes: set[int]) -> list[int]:
+    """From now on the forward of `role` fails in these passes, counted from 1; lists which did."""
+    forward, count, broken = core.loop.forwards[role], 0, list[int]()
 
     def fails(batch: RowBatch) -> None:
         nonlocal count
         count += 1
         if count in passes:
+            broken.append(count)
             raise Broken
         forward(batch)
 
     core.loop.forwards[role] = fails
+    return broken
 
 
 Wanted = tuple[str, int, float, int, int, Mode]
 
 
-def make_request(wanted: Wanted) -> SlotRequest:
+def make_request(wanted: Wanted, *, two: bool = False) -> SlotRequest:
     prompt, seed, temperature, max_tokens, policy, mode = wanted
-    return toy_request(
+    request = toy_request(
         prompt,
         seed=seed,
         temperature=temperature,
@@ -113,11 +122,17 @@ def make_request(wanted: Wanted) -> SlotRequest:
         stop=("abc", "\na"),
         mode=mode,
     )
+    return for_two_vocabularies(request) if two else request
 
 
 @cache
-def alone(wanted: Wanted) -> list[str]:
-    return story(run(core_of(1, 400, 64), [make_request(wanted)])[0])
+def alone(wanted: Wanted, two: bool = False) -> list[str]:
+    [events] = run(core_of(1, 400, 64, two=two), [make_request(wanted, two=two)]).values()
+    return told(events, two)
+
+
+def told(events: list[Event], two: bool) -> list[str]:
+    return story(events, decoder_of) if two else story(events)
 
 
 WANTED = st.tuples(
@@ -140,7 +155,7 @@ class Histories(RuleBasedStateMachine):
         pages=st.integers(40, 90),
         ticks=st.sampled_from([1, 2, 3, 40]),
         executor=st.sampled_from(sorted(EXECUTORS)),
-        text=st.booleans(),
+        way=st.sampled_from(["ids", "text", "two vocabularies"]),
         rule=st.sampled_from(BatchingRule),
         first=st.lists(WANTED, min_size=2, max_size=8),
     )
@@ -150,11 +165,15 @@ class Histories(RuleBasedStateMachine):
         pages: int,
         ticks: int,
         executor: str,
-        text: bool,
+        way: str,
         rule: BatchingRule,
         first: list[Wanted],
     ) -> None:
-        self.core = core_of(slots, pages, ticks, executor, text=text, rule=rule)
+        self.two = way == "two vocabularies"
+        self.core = core_of(
+            slots, pages, ticks, executor, text=way == "text", two=self.two, rule=rule
+        )
+        self.broken: list[list[int]] = []
         self.wanted: dict[int, Wanted] = {}
         self.events: dict[int, list[Event]] = {}
         for wanted in first:
@@ -162,7 +181,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(wanted=WANTED)
     def admit(self, wanted: Wanted) -> None:
-        request, key = make_request(wanted), len(self.wanted)
+        request, key = make_request(wanted, two=self.two), len(self.wanted)
         if self.core.check(request) is None:
             self.core.add(key, request)
             self.wanted[key], self.events[key] = wanted, []
@@ -175,7 +194,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(role=st.sampled_from(list(Role)))
     def fail(self, role: Role) -> None:
-        break_passes(self.core, role, {1})
+        self.broken.append(break_passes(self.core, role, {1}))
 
     @rule()
     def ask(self) -> None:
@@ -211,22 +230,23 @@ class Histories(RuleBasedStateMachine):
         assert not self.core.has_work, "the loop does not end"
         assert int(self.core.state.num_free) == self.core.state.free_pages.shape[0]
         self.seen["preemptions"] += self.core.num_preemptions
+        self.seen["failed passes"] += sum(map(len, self.broken))
         for key, wanted in self.wanted.items():
-            found = story(self.events[key])
+            found = told(self.events[key], self.two)
             end = self.events[key][-1]
             assert isinstance(end, RequestDone)
             self.seen["aborts in mid-text"] += end.finish is None and len(found) > 1
             self.seen["rejections"] += any(" rejected: " in line for line in found)
-            if end.finish is None:
-                assert found[:-1] == alone(wanted)[: len(found) - 1]
+            self.seen["failures"] += bool(end.failure)
+            lines = alone(wanted, self.two)
+            self.seen["targets of another vocabulary"] += self.two and " rejected: " in str(found)
+            if end.finish is None or end.failure:
+                assert found[:-1] == lines[: len(found) - 1]
             else:
-                assert found == alone(wanted)
+                assert found == lines
 
     def _step(self) -> None:
-        try:
-            self._collect(self.core.next_events())
-        except Broken:
-            self.seen["failed passes"] += 1
+        self._collect(self.core.next_events())
 
     def _collect(self, events: list[Event]) -> None:
         for event in events:
@@ -252,6 +272,10 @@ def test_the_histories_were_worth_it() -> None:
     seen = Histories.seen
     if not seen:
         pytest.skip("they have not run")
-    wanted = ("failed passes", "preemptions", "aborts of running requests", "rejections")
+    wanted = (
+        "failed passes", "preemptions", "aborts of running requests", "rejections",
+        "targets of another vocabulary",
+    )  # fmt: skip
     assert all(seen[name] >= 5 for name in wanted), seen
+    assert 0 < seen["failures"] < seen["failed passes"], seen
     assert seen["aborts in mid-text"] > 0, seen

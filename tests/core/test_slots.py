@@ -65,9 +65,9 @@ def committed_past_the_context(state: SlotState) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lost_page, "a page is lost"),
-        (page_of_two, "two owners"),
-        (too_few_pages, "too few pages"),
+        (lost_page, "page 7 has 0 owners"),
+        (page_of_two, "has 2 owners"),
+        (too_few_pages, "pages are too few"),
         (length_past_the_context, "past its context"),
         (idle_slot_with_pages, "an idle slot holds"),
         (committed_past_the_context, "committed"),

@@ -31,7 +31,7 @@ def lone(tiny: TinyModels) -> Iterator[Engine]:
 def start(engine: Engine, prompt: str, params: SamplingParams) -> None:
     resolved = resolve_prompt(prompt, engine.get_tokenizer())
     assert params.seed is not None
-    request = slot_request(resolved, params, engine.parts.rules, seed=params.seed, sample=0)
+    request = slot_request(resolved, params, engine.parts.rules, seed=params.seed)
     engine.parts.core.add(0, request)
 
 

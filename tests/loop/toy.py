@@ -6,6 +6,8 @@ One token is one byte, so the tables are written by hand; models are functions o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,11 +25,20 @@ from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
+from rsd_kernels.state.enums import (
+    MAX_DELIMITER_STATES,
+    MAX_STOP_STATES,
+    ConfidenceKind,
+    Mode,
+    Role,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
 from tests.page_checks import check_integrity
+
+if TYPE_CHECKING:
+    from tests.loop.two_vocabularies import Vocabularies
 
 CHARS = "abcdefghijkl.\n"
 EOS = len(CHARS)
@@ -35,13 +46,16 @@ NUM_IDS = EOS + 1
 SEPARATOR = 99  # only on the PRM row
 NEWLINE = CHARS.index("\n")
 
+WRITERS = (Role.DRAFT, Role.TARGET)
+
 Writer = Callable[[tuple[int, ...]], Sequence[float]]  # row so far -> logits
 Scorer = Callable[[tuple[int, ...]], float]  # PRM row so far -> reward
 MakeExecutor = Callable[[Block, int], Executor]  # program, ticks a launch
 
 
 def encode(text: str) -> tuple[int, ...]:
-    return tuple(EOS if c == "$" else CHARS.index(c) for c in text)
+    signs = {"$": EOS, "|": SEPARATOR}
+    return tuple(signs[c] if c in signs else CHARS.index(c) for c in text)
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -58,7 +72,26 @@ def toy_tables() -> StepTables:
         prefix_token=torch.zeros(0, dtype=torch.int32),
         prm_token=torch.tensor([*range(len(CHARS)), -1], dtype=torch.int32),
         separator=torch.tensor([SEPARATOR], dtype=torch.int32),
+        before_step=torch.zeros(0, dtype=torch.int32),
+        num_transient=0,
+        as_written=0,
     )
+
+
+def around_steps(tables: StepTables) -> StepTables:
+    """`h` before every step but the first; of `|ij` behind it `ij` leave the context again."""
+    return replace(
+        tables,
+        separator=torch.tensor([SEPARATOR, *encode("ij")], dtype=torch.int32),
+        before_step=torch.tensor(encode("h"), dtype=torch.int32),
+        num_transient=2,
+    )
+
+
+def as_written(question: str) -> StepTables:
+    """The PRM reads the writers' own tokens and a question, which leaves again."""
+    ids = torch.tensor(encode(question), dtype=torch.int32)
+    return replace(toy_tables(), separator=ids, num_transient=len(ids), as_written=1)
 
 
 def toy_merges() -> MergeTables:
@@ -85,17 +118,22 @@ def toy_core(
     num_pages: int = 400,
     tokens_per_page: tuple[int, int, int] = (3, 2, 5),
     max_len: int = 96,
+    prm_max_len: int | None = None,
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: HostBridge | None = None,
+    vocabularies: Vocabularies | None = None,
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
+    tables: StepTables | None = None,
+    prm_kv: Role = Role.PRM,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
         max_len=max_len,
-        prm_max_len=2 * max_len,
+        prm_max_len=prm_max_len or 2 * max_len,
         pages_per_role=max_len,
         num_pages=num_pages,
         log_words=num_slots * 60 * max_len,
@@ -103,16 +141,18 @@ def toy_core(
     )
     state, mailbox = open_mailbox(SlotState.allocate(sizes, torch.device("cpu")))
 
-    logits = torch.full((num_slots, NUM_IDS), torch.nan)
+    shared = tables or toy_tables()
+    num_ids = vocabularies.num_ids if vocabularies else dict.fromkeys(WRITERS, NUM_IDS)
+    logits = {role: torch.full((num_slots, num_ids[role]), torch.nan) for role in WRITERS}
     rewards = torch.full((num_slots,), torch.nan)
 
-    def writer(model: Writer) -> Callable[[RowBatch], None]:
+    def writer(role: Role, model: Writer) -> Callable[[RowBatch], None]:
         def forward(batch: RowBatch) -> None:
             for s, slot in enumerate(batch.seq_slot.tolist()):
                 row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
                 # What an incomplete sequence gives must not matter.
                 done = bool(batch.seq_complete[s])
-                logits[s] = torch.tensor(model(row)) if done else torch.nan
+                logits[role][s] = torch.tensor(model(row)) if done else torch.nan
 
         return forward
 
@@ -124,19 +164,30 @@ def toy_core(
     def score(batch: RowBatch) -> None:
         reward_twin.decide(state, batch, rewards, tokens_per_page)
 
+    forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
+    if not confidence:
+        forwards[Role.PRM] = read
+    bridges = dict.fromkeys(WRITERS, text_bridge) if text_bridge else None
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
-        tables=toy_tables(),
-        merges=toy_merges() if text_bridge is None else None,
+        tables=vocabularies.tables if vocabularies else dict.fromkeys(WRITERS, shared),
+        merges=None if text_bridge or vocabularies else toy_merges(),
         tokens_per_page=tokens_per_page,
-        forwards={Role.DRAFT: writer(draft), Role.TARGET: writer(target), Role.PRM: read},
+        forwards=forwards,
         score=score,
         logits=logits,
         rule=rule,
+        prm_kv=prm_kv,
+        confidence=confidence,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
-    return EngineCore(loop, executor, mailbox, text_bridge=text_bridge)
+    if vocabularies is None:
+        return EngineCore(loop, executor, mailbox, text_bridges=bridges)
+    return EngineCore(
+        loop, executor, mailbox,
+        text_bridges=vocabularies.bridges, translate=vocabularies.translate,
+    )  # fmt: skip
 
 
 def toy_request(
@@ -158,11 +209,15 @@ def toy_request(
     sample_index: int = 0,
     num_logprobs: int = -1,
     policy: tuple[int, float, float] = (PolicyKind.THRESHOLD, 0.5, 0.0),
+    prm_prompt: str | None = None,
+    prm_step_ids: int = 1,
+    prm_transient: int = 0,
 ) -> SlotRequest:
     ids = encode(prompt)
+    read = encode(prompt + "|" if prm_prompt is None else prm_prompt)
     return SlotRequest(
         prompt=ids,
-        prm_prompt=(*ids, SEPARATOR) if mode == Mode.RSD else (),
+        prm_prompt=read if mode == Mode.RSD else (),
         mode=mode,
         length_limit=len(ids) + max_tokens,
         max_steps=max_steps,
@@ -180,6 +235,8 @@ def toy_request(
         sample_index=sample_index,
         num_logprobs=num_logprobs,
         policy=policy,
+        prm_step_ids=prm_step_ids,
+        prm_transient=prm_transient,
     )
 
 
@@ -200,13 +257,16 @@ def run(core: EngineCore, requests: Sequence[SlotRequest]) -> dict[int, list[Eve
     return events
 
 
-def story(events: Sequence[Event]) -> list[str]:
+def story(
+    events: Sequence[Event],
+    decoder_of: Callable[[Role], Callable[[Sequence[int]], str]] = lambda role: decode,
+) -> list[str]:
     """Events as short lines: `draft 0.90 kept: ab`, `... rejected: ...`, `done: STOP_TOKEN`."""
     lines = []
     for event in events:
         if isinstance(event, StepDecided):
             reward = "" if event.reward != event.reward else f" {event.reward:.2f}"
-            text = decode(event.token_ids)
+            text = decoder_of(event.source)(event.token_ids)
             lines.append(f"{event.source.name.lower()}{reward} {event.kind.name.lower()}: {text}")
         elif isinstance(event, RequestDone):
             lines.append(f"done: {event.finish.name if event.finish else 'ABORTED'}")

@@ -152,6 +152,7 @@ def adjust_kernel(
     logits: tl.tensor,
     stride_logits: tl.tensor,
     vocabulary: tl.tensor,
+    CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
@@ -168,15 +169,16 @@ def adjust_kernel(
         else:
             length = tl.load(state.length + slot)
             wanted = tl.load(state.num_logprobs + slot)
+            measured = (wanted >= 0) | (CONFIDENCE != 0)
+            tl.store(scratch.seq_lse + i_seq, lse, mask=measured)
             if wanted >= 0:
-                tl.store(scratch.seq_lse + i_seq, lse)
                 _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
             penalty = tl.load(state.repetition_penalty + slot)
             early = length < tl.load(state.min_length + slot)
             adjusts = tl.load(state.adjusts + slot) != 0
             changes = early | (penalty != 1.0) | adjusts
             only = adjusts & (tl.load(state.only_biased + slot) != 0)
-            copies = changes & (only | (wanted >= 0))
+            copies = changes & (only | measured)
             tl.store(scratch.seq_raw + i_seq, tl.where(copies, 1, 0))
             if copies:
                 _copy(p_logits, p_raw, vocabulary, BLOCK)
@@ -193,9 +195,13 @@ def adjust_kernel(
                 penalise_output(state, scratch, p_logits, i_seq, slot, length, vocabulary, BLOCK)
             if changes:
                 top, first = _scan(p_logits, vocabulary, top, BLOCK)
-            none = top == float("-inf")  # every id is forbidden
+            temperature = tl.load(state.temperature + slot)
+            scaled = tl.div_rn(top, tl.where(temperature != 0.0, temperature, 1.0))
+            # Every id is forbidden, or the draw would have no finite maximum.
+            overflows = (temperature != 0.0) & (tl.abs(scaled) == float("inf"))
+            none = (top == float("-inf")) | overflows
             tl.store(scratch.seq_max + i_seq, top)
             # The greedy token; a draw replaces it.
             tl.store(state.next_token + slot, tl.where(none, _NOT_FINITE, first))
-            draws = tl.where((tl.load(state.temperature + slot) != 0.0) & ~none, 1, 0)
+            draws = tl.where((temperature != 0.0) & ~none, 1, 0)
     tl.store(scratch.seq_draws + i_seq, draws)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd_kernels.state.columns import host, number, write_at
-from rsd_kernels.state.enums import NOT_FINITE, Finish
+from rsd_kernels.state.enums import Finish
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -86,7 +86,7 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
 
 def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
     token, length = slots.next_token[b], slots.length[b]
-    if token == NOT_FINITE:
+    if not 0 <= token < len(slots.token_start) - 1:  # NOT_FINITE, or no id at all
         return _Appended([], (length, 0, slots.stop_state[b], 0, Finish.ERROR, 1))
     stops_count = length + 1 > slots.min_length[b]
     start, end = slots.token_start[token : token + 2]

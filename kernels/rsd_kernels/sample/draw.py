@@ -20,11 +20,14 @@ import triton.language as tl
 from rsd_kernels.philox.kernel import PURPOSE_TOKEN, uniform
 from rsd_kernels.sample.adjust import sequence_slot
 from rsd_kernels.sample.append import append_token
+from rsd_kernels.sample.confidence import add_confidence
 from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
 from rsd_kernels.sample.search import bisect, compact, invert, kept, scaled
+from rsd_kernels.state.enums import NOT_FINITE
 
 _NUM_CUTS = tl.constexpr(NUM_CUTS)
 _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
+_NOT_FINITE = tl.constexpr(NOT_FINITE)
 _EVERYTHING = tl.constexpr(0x7F800000)  # bits of infinity: no s is below it
 
 
@@ -175,6 +178,7 @@ def draw_kernel(
     vocabulary: tl.tensor,
     tables: tl.tuple,
     role: tl.tensor,
+    CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
@@ -187,7 +191,13 @@ def draw_kernel(
         tl.debug_barrier()
         if tl.load(scratch.seq_draws + i_seq) != 0:
             token = _draw(state, scratch, p_logits, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
+            token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
             _token_logprob(state, scratch, p_logits, i_seq, slot, token, vocabulary, BLOCK)
+        if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
+            if token >= 0:
+                add_confidence(
+                    state, scratch, p_logits, i_seq, slot, token, vocabulary, CONFIDENCE, BLOCK
+                )
         append_token(state, tables, slot, token, role)

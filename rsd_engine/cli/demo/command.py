@@ -20,7 +20,10 @@ HELP = (
 
 def demo(
     problems: Annotated[
-        int | None, typer.Argument(help="How many problems (default: 3)", metavar="N", min=1)
+        int | None,
+        typer.Argument(
+            help="How many problems (default: 3)", metavar="N", min=1, max=o.MAX_PROBLEMS
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Keep draft steps with at least this reward (default: 0.7)")
@@ -35,7 +38,7 @@ def demo(
 ) -> None:
     """See HELP."""
     given = {name: value for name, value in locals().items() if value is not None}
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         _run(given)
 
 

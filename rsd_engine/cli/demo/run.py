@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rsd_engine.cli.demo.summary import Score, print_summary
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.generate.settings import make_engine
+from rsd_engine.cli.options import MAX_PROBLEMS
 from rsd_engine.cli.show import StepView, make_console
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class DemoOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if self.problems < 1:
-            raise UsageError(f"demo.problems must be at least 1, got {self.problems}")
+        if not 1 <= self.problems <= MAX_PROBLEMS:
+            raise UsageError(f"demo.problems must be in [1, {MAX_PROBLEMS}], got {self.problems}")
         if math.isnan(self.threshold):
             raise UsageError(f"threshold must be a number, got {self.threshold}")
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from rsd_engine.cli.show import StepView
+from rsd_engine.engine.reward_watch import reward_problem
 
 if TYPE_CHECKING:
     from rsd_engine.outputs import Metrics
@@ -47,6 +48,8 @@ def print_summary(view: StepView, guided: Score, alone: Score) -> None:
     view.console.print(table)
     for line, style in _verdict(guided, alone):
         view.line(line, style)
+    if problem := reward_problem(ours):
+        view.line(f"note: {problem}")
 
 
 def _token_rows(table: Table, ours: Metrics, theirs: Metrics) -> None:

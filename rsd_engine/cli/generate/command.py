@@ -21,7 +21,7 @@ HELP = (
 
 def generate(**given: Any) -> None:
     """See HELP."""
-    with clean_errors():
+    with clean_errors(verbose=bool(given["verbose"])):
         code = _run(GenerateOptions(**given))
     raise typer.Exit(code)
 
@@ -45,7 +45,8 @@ def _run(options: GenerateOptions) -> int:
     if options.input is not None:
         from rsd_engine.cli.generate.file import run_file
 
-        return run_file(settings, options.input, options.output, overwrite=options.overwrite)
+        output = None if str(options.output) == "-" else options.output
+        return run_file(settings, options.input, output, overwrite=options.overwrite)
     from rsd_engine.cli.generate.one import read_prompt, run_one
 
     assert options.prompt is not None

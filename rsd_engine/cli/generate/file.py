@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.config_file import sampling_values
-from rsd_engine.cli.errors import FAILED, UsageError, caused_by_interrupt, print_stderr
+from rsd_engine.cli.errors import (
+    EXPECTED,
+    FAILED,
+    UsageError,
+    caused_by_interrupt,
+    error_line,
+    print_stderr,
+)
 from rsd_engine.cli.generate.questions import (
     InputLine,
     Question,
@@ -17,8 +24,8 @@ from rsd_engine.cli.generate.questions import (
     parse_question,
     read_lines,
 )
-from rsd_engine.cli.generate.results_file import ResultsFile, encode_record
 from rsd_engine.cli.generate.settings import RunSettings
+from rsd_engine.cli.generate.sinks import Sink, open_sink
 from rsd_engine.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,31 +34,11 @@ if TYPE_CHECKING:
 _CHUNK = 1024  # questions passed to the engine at once; slots idle only at the end of a chunk
 
 
-class _Sink(Protocol):
-    def append(self, line: InputLine, record: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _Stdout:
-    """Results on stdout, from which no run can resume."""
-
-    def __init__(self, digest: str) -> None:
-        self._digest = digest
-
-    def append(self, line: InputLine, record: dict[str, Any]) -> None:
-        sys.stdout.buffer.write(encode_record(line, self._digest, record))
-        sys.stdout.buffer.flush()
-
-    def close(self) -> None:
-        return
-
-
 @dataclass
 class _Run:
     """The state of a run over the lines that have no result yet."""
 
-    sink: _Sink
+    sink: Sink
     progress: Progress
     source: Path
     failed: int = 0
@@ -83,14 +70,24 @@ class _Run:
 
 def run_file(settings: RunSettings, source: Path, output: Path | None, *, overwrite: bool) -> int:
     """Answers all lines of `source`; returns the exit code."""
-    if output is not None and output.exists() and str(source) != "-" and output.samefile(source):
-        raise UsageError(f"--input and --output are the same file, {source}")
     lines = read_lines(source)
-    sink: _Sink = _Stdout(settings.digest)
-    done: frozenset[int] = frozenset()
-    if output is not None:
-        sink = results = ResultsFile(output, settings.digest, lines, overwrite=overwrite)
-        done = results.done
+    if output is not None and str(source) != "-" and _same_file(source, output):
+        raise UsageError(f"--input and --output are the same file, {source}")
+    with closing(open_sink(output, settings.digest, lines, overwrite=overwrite)) as sink:
+        return _run_lines(settings, sink, lines, source, output)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return False
+
+
+def _run_lines(
+    settings: RunSettings, sink: Sink, lines: list[InputLine], source: Path, output: Path | None
+) -> int:
+    done = sink.done
     if not lines:
         print_stderr(f"{source}: no questions in it")
     todo = [line for line in lines if line.number not in done]
@@ -101,7 +98,7 @@ def run_file(settings: RunSettings, source: Path, output: Path | None, *, overwr
         run = _Run(sink, progress, source)
         try:
             _answer_all(settings, run, todo)
-            sink.close()
+            sink.finish()
         except BaseException as error:
             if caused_by_interrupt(error):
                 _report_stop(len(done) + run.answered, len(lines), output)
@@ -137,8 +134,8 @@ def _answer(settings: RunSettings, run: _Run, engine: Engine, questions: list[Qu
             wanted = _params(engine, settings, question)
             # The engine starts all requests or none, so each question is tried alone first.
             engine.stream(prompt, wanted).close()
-        except (ValueError, TypeError) as error:
-            run.fail(question.line, question.id, str(error))
+        except (*EXPECTED, TypeError) as error:
+            run.fail(question.line, question.id, error_line(error))
             continue
         ready.append(question)
         prompts.append(prompt)

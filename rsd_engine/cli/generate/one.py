@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rsd_engine.cli.errors import FAILED, UsageError, print_stderr
 from rsd_engine.cli.generate.settings import RunSettings
 from rsd_engine.cli.show import StepView, make_console
+from rsd_engine.engine.reward_watch import reward_problem
 
 if TYPE_CHECKING:
     from rsd_engine import Engine, RequestOutput, SamplingParams
@@ -39,14 +40,23 @@ def run_one(settings: RunSettings, prompt: str, *, show_steps: bool, as_json: bo
     given = settings.chat.of(engine.get_tokenizer()).engine_prompt({"prompt": prompt})
     result = _answer(engine, given, params, live=not as_json, show_steps=show_steps)
     if as_json:
-        from rsd_engine.cli.generate.records import result_record
-
-        print(json.dumps(result_record(result), ensure_ascii=False))
+        _print_json(result)
     elif params.n > 1:
         _print_samples(result, show_steps)
     if show_steps and not as_json:
         print_stderr(_facts(result))
+        if problem := reward_problem(result.metrics):
+            print_stderr(f"note: {problem}")
     return _report(result)
+
+
+def _print_json(result: RequestOutput) -> None:
+    """Prints one line of JSON, which has to be Unicode: another stdout gets ASCII."""
+    from rsd_engine.cli.generate.records import result_record, to_json
+
+    text = to_json(result_record(result))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(text if unicode else json.dumps(json.loads(text)), flush=True)
 
 
 def _answer(

@@ -20,6 +20,9 @@ class GenerateOptions:
     draft: o.Draft = None
     target: o.Target = None
     prm: o.Prm = None
+    scorer: o.ScorerOption = None
+    prm_format: o.PrmFormat = None
+    prm_separator: o.PrmSeparator = None
     revision: o.Revision = None
     hf_overrides: o.HfOverrides = None
     input: o.Input = None
@@ -45,8 +48,10 @@ class GenerateOptions:
     mode: o.Mode = None
     step_delimiter: o.StepDelimiter = None
     no_steps: o.NoSteps = False
+    step_ends: o.StepEnds = None
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
+    prm_overflow: o.PrmOverflow = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None

@@ -85,7 +85,12 @@ def read_lines(path: Path) -> list[InputLine]:
         UsageError: the file cannot be read.
     """
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        if str(path) == "-":
+            data = sys.stdin.buffer.read()
+        elif path.is_char_device() or path.is_block_device():
+            raise UsageError(f"cannot read {path}: it is a device; give a file, or - for stdin")
+        else:
+            data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     data = data.removeprefix(codecs.BOM_UTF8)

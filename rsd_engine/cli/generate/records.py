@@ -7,8 +7,10 @@ in which a matrix product sums depends on the requests that share a pass.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from rsd_engine.cli.generate.questions import InputLine
 from rsd_engine.outputs import Metrics, RequestOutput
 
 _DECIMALS = 4
@@ -49,3 +51,18 @@ def _counts(metrics: Metrics) -> dict[str, Any]:
 def _round(step: dict[str, Any]) -> None:
     if step["reward"] is not None:
         step["reward"] = round(step["reward"], _DECIMALS)
+
+
+def encode_record(line: InputLine, settings: str, record: dict[str, Any]) -> bytes:
+    """A record as one line of JSON. It begins with `line`, which marks even an incomplete one."""
+    head = {"line": line.number, "input": line.digest, "settings": settings}
+    return to_json({**head, **record}).encode() + b"\n"
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """JSON that any Unicode encoding can write.
+
+    Half a surrogate pair, which JSON allows and UTF-8 does not, becomes its JSON escape again.
+    """
+    text = json.dumps(values, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ENGINE = (
     "draft", "target", "prm", "revision", "device", "dtype", "max_num_seqs", "max_model_len",
-    "gpu_memory_utilization", "executor",
+    "gpu_memory_utilization", "executor", "step_ends",
 )  # fmt: skip
 # What may differ between a run and the one that resumes it, because no result depends on it.
 _FREE = (
@@ -98,6 +98,12 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
         found["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", options.kv_cache_memory)
     if options.hf_overrides is not None:
         found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
+    if options.scorer is not None:
+        found["scorer"] = values.scorer("--scorer", options.scorer)
+    if options.prm_format is not None:
+        found["prm_format"] = values.prm_format("--prm-format", options.prm_format)
+    if options.prm_separator is not None:
+        found["prm_separator"] = values.unescape("--prm-separator", options.prm_separator)
     if options.policy is not None:
         found["policy"] = values.policy("--policy", options.policy)
     if options.step_delimiter:
@@ -110,8 +116,8 @@ def _engine_arguments(options: GenerateOptions, config: Config) -> dict[str, Any
         found["step_delimiters"] = None
     if not {"draft", "target"} & set(found):
         raise UsageError(
-            "no model is given; give --draft, --target and --prm, or --draft or --target alone, or "
-            "name them in the [engine] table of --config"
+            "no model is given; give --draft, --target and --prm or --scorer, or --draft or "
+            "--target alone, or name them in the [engine] table of --config"
         )
     return found
 

@@ -30,9 +30,15 @@ Tflops = Annotated[
     ),
 ]
 Memory = Annotated[str | None, o.option(_GPU, "Memory of the GPU, such as 80GB.", "--memory")]
-Slots = Annotated[int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1)]
-Context = Annotated[int, o.option(_WORK, "Tokens of each sequence.", "--context", min=1)]
-StepTokens = Annotated[int, o.option(_WORK, "Tokens per step.", "--step-tokens", min=1)]
+Slots = Annotated[
+    int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1, max=o.MAX_COUNT)
+]
+Context = Annotated[
+    int, o.option(_WORK, "Tokens of each sequence.", "--context", min=1, max=o.MAX_COUNT)
+]
+StepTokens = Annotated[
+    int, o.option(_WORK, "Tokens per step.", "--step-tokens", min=1, max=o.MAX_COUNT)
+]
 Acceptance = Annotated[
     float,
     o.option(_WORK, "Share of draft steps that are kept.", "--acceptance", min=0.0, max=1.0),
@@ -55,12 +61,13 @@ def plan(
     dtype: o.Dtype = None,
     max_model_len: o.MaxModelLen = None,
     gpu_memory_utilization: o.GpuMemoryUtilization = None,
+    verbose: o.Verbose = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """See HELP."""
     required = {"draft": draft, "target": target, "prm": prm, "gpu": gpu}
     named = {name: value for name, value in required.items() if value is not None}
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         if missing := [f"--{name}" for name in required if name not in named]:
             raise UsageError(f"a plan needs {', '.join(missing)}")
         memory_bytes = None if memory is None else values.size("--memory", memory)

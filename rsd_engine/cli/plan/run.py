@@ -18,6 +18,7 @@ from rsd_kernels.state.enums import Role
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of steps
 TOKEN_ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
+_LEAST_RATE, _MOST_RATE = 1e-3, 1e9  # GB/s and TFLOP/s of any device
 _LENGTHS = (1024, 4096, 16384, 65536)
 
 
@@ -91,7 +92,10 @@ def make_plan(options: PlanOptions) -> Plan:
         ValueError: there is no such model, or the engine does not run its kind.
     """
     device = _device(options)
-    configs = {role: find_config(name, options.revision) for role, name in options.sources.items()}
+    configs = {
+        role: find_config(name, options.revision, is_prm=role == Role.PRM)
+        for role, name in options.sources.items()
+    }
     _check_roles(configs, options)
     dtype = _dtype(options.dtype)
     shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
@@ -144,6 +148,9 @@ def _plan(
 
 def _device(options: PlanOptions) -> Device:
     bandwidth, tflops = options.bandwidth, options.tflops
+    for name, rate in (("bandwidth", bandwidth), ("tflops", tflops)):
+        if rate is not None and (0 < rate < _LEAST_RATE or rate > _MOST_RATE):
+            raise UsageError(f"{name} must be in [{_LEAST_RATE:g}, {_MOST_RATE:g}], got {rate:g}")
     try:
         return find_gpu(options.gpu).measured(
             bandwidth=None if bandwidth is None else bandwidth * 1e9,

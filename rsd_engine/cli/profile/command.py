@@ -30,10 +30,11 @@ def profile(
     kv_cache_memory: o.KvCacheMemory = None,
     policy: o.PolicyOption = None,
     problems: Annotated[
-        int, typer.Option("--problems", help="How many questions to answer.", min=1)
+        int,
+        typer.Option("--problems", help="How many questions to answer.", min=1, max=o.MAX_PROBLEMS),
     ] = 32,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="Most tokens per answer.", min=1)
+        int, typer.Option("--max-tokens", help="Most tokens per answer.", min=1, max=o.MAX_COUNT)
     ] = 256,
     trace: Annotated[
         Path | None,
@@ -43,7 +44,7 @@ def profile(
     verbose: o.Verbose = None,
 ) -> None:
     """See HELP."""
-    with clean_errors():
+    with clean_errors(verbose=bool(verbose)):
         if len({draft is None, target is None, prm is None}) > 1:
             raise UsageError("give --draft, --target and --prm, or none for the demo family")
         engine: dict[str, Any] = {
@@ -60,9 +61,19 @@ def profile(
             engine["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", kv_cache_memory)
         if policy is not None:
             engine["policy"] = values.policy("--policy", policy)
+        if trace is not None:
+            _check_writable(trace)
         from rsd_engine.cli.profile.run import ProfileOptions, run_profile
         from rsd_engine.cli.profile.show import print_json, print_profile
 
         given = {name: value for name, value in engine.items() if value is not None}
         options = ProfileOptions(given, problems, max_tokens, trace, bool(verbose))
         (print_json if json else print_profile)(run_profile(options))
+
+
+def _check_writable(trace: Path) -> None:
+    """PyTorch writes its trace at the end, and only logs that it could not."""
+    try:
+        trace.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"cannot write the trace {trace}: {error.strerror}") from None

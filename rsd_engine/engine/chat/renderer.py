@@ -58,8 +58,7 @@ class TemplateRenderer:
         process = self._process = self._process or _start()
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(request)
-            process.stdin.flush()
+            _write(process.stdin.fileno(), request)
             line = process.stdout.readline()
         except BrokenPipeError:
             line = b""
@@ -84,6 +83,13 @@ class TemplateRenderer:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _write(pipe: int, data: bytes) -> None:
+    """Writes all, past the buffer of the file, of which a forked child would write its copy."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(pipe, left) :]
 
 
 def _encode(request: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from rsd_engine.engine.inspect.facts import ModelFacts, NamedId
 from rsd_engine.engine.inspect.finding import Finding, ok, problem
 from rsd_engine.engine.inspect.roles import Roles
 from rsd_engine.engine.memory_fit import MemoryFit
-from rsd_engine.steps.sharing import first_difference
+from rsd_engine.steps.sharing import first_difference, first_special_difference
 from rsd_kernels.state.enums import Role
 
 
@@ -29,24 +29,19 @@ class Link:
     difference: str | None
     special_difference: str | None
 
+    @property
+    def same_tokens(self) -> bool:
+        """Whether every id means the same, special tokens included."""
+        return self.shares_vocabulary and self.special_difference is None
+
 
 def find_link(first: Role, second: Role, roles: Roles) -> Link:
     """Compares the tokenizers of two roles."""
     names = (f"the {_name(first)}", f"the {_name(second)}")
     ours, theirs = roles[first], roles[second]
     difference = first_difference(ours.tokenizer, theirs.tokenizer, names)
-    return Link(difference is None, difference, _special_difference(ours, theirs, names))
-
-
-def _special_difference(ours: ModelFacts, theirs: ModelFacts, names: tuple[str, str]) -> str | None:
-    """The first id of both that is a special token in one and not the same in the other."""
-    first, second = ours.vocabulary.special_text, theirs.vocabulary.special_text
-    shared = min(ours.vocabulary.num_tokens, theirs.vocabulary.num_tokens)
-    for i in sorted(first.keys() | second.keys()):
-        if i < shared and first.get(i) != second.get(i):
-            one, other = (repr(v[i]) if i in v else "no special token" for v in (first, second))
-            return f"id {i} is {one} in {names[0]} and {other} in {names[1]}"
-    return None
+    special = first_special_difference(ours.vocabulary, theirs.vocabulary, names)
+    return Link(difference is None, difference, special)
 
 
 def check_stored(role: Role, model: ModelFacts) -> list[Finding]:
@@ -75,29 +70,32 @@ def check_stored(role: Role, model: ModelFacts) -> list[Finding]:
 
 
 def check_writers(roles: Roles, link: Link) -> list[Finding]:
-    """Whether draft and target can continue each other's tokens."""
-    difference = link.special_difference or link.difference
-    if difference is None:
+    """How steps of draft and target reach each other."""
+    if link.same_tokens:
         count = roles[Role.TARGET].vocabulary.num_tokens
         text = f"draft and target share one vocabulary of {count} tokens"
         return [ok("vocabulary", text)]
-    return [
-        problem(
-            "vocabulary",
-            "draft and target must share one tokenizer, for each continues the other's tokens; "
-            f"{difference}; use two models of one family",
-        )
-    ]
+    text = "draft and target have different tokenizers: steps go from one to the other through text"
+    difference = link.special_difference or link.difference
+    return [ok("vocabulary", f"{text}, on the host ({difference})")]
 
 
-def check_prm(prm: ModelFacts, link: Link | None) -> list[Finding]:
-    """How the PRM is fed, and how steps reach it; `link` from a writer, if there is one."""
+def check_prm(prm: ModelFacts, link: Link | None, writers: Link | None) -> list[Finding]:
+    """How the PRM is fed, and how steps reach it.
+
+    Args:
+        prm: the model.
+        link: to it from a writer, if there is one.
+        writers: between draft and target, if there are both.
+    """
     if prm.prm is None:
         return []
     found = [ok("prm", f"its tokenizer has the tokens of its format, {prm.prm.family}")]
     if link is None:
         return found
-    if not link.shares_vocabulary:
+    if writers and not writers.same_tokens:
+        text = "as text, on the host, like those from draft to target"
+    elif not link.shares_vocabulary:
         text = f"as text, on the host, for the vocabularies differ: {link.difference}"
     elif link.special_difference:
         text = f"as ids, on the device; special tokens may differ ({link.special_difference})"
@@ -106,8 +104,13 @@ def check_prm(prm: ModelFacts, link: Link | None) -> list[Finding]:
     return [*found, ok("steps to PRM", text)]
 
 
-def check_stop_tokens(roles: Roles) -> list[Finding]:
-    """Which ids end a text: those that any writer names."""
+def check_stop_tokens(roles: Roles, link: Link | None) -> list[Finding]:
+    """Which ids end a text: those that any writer of the vocabulary names.
+
+    Args:
+        roles: the models.
+        link: between draft and target, if there are both.
+    """
     writers = {role: model for role, model in roles.items() if role != Role.PRM}
     found = [
         problem(
@@ -118,7 +121,13 @@ def check_stop_tokens(roles: Roles) -> list[Finding]:
         for role, model in writers.items()
         if not model.stop_tokens
     ]
-    if writers and not found:
+    if writers and not found and link and not link.same_tokens:
+        listed = "; ".join(
+            f"{_name(role)}: {', '.join(map(str, model.stop_tokens))}"
+            for role, model in writers.items()
+        )
+        found.append(ok("stop tokens", listed))
+    elif writers and not found:
         all_of_them = sorted({t for m in writers.values() for t in m.stop_tokens}, key=_id)
         listed = ", ".join(map(str, all_of_them))
         same = len({frozenset(m.stop_tokens) for m in writers.values()}) == 1
@@ -147,7 +156,7 @@ def check_contexts(roles: Roles, fit: MemoryFit, asked: int | None) -> list[Find
         prm_len = fit.max_len[Role.PRM]
         text += f"; the PRM reads up to {prm_len}"
         if prm_len < fit.model_len:
-            text += ", and an output ends where that is full"
+            text += ", and an output ends where that is full, unless prm_overflow says otherwise"
     return [ok("context", text)]
 
 

@@ -32,7 +32,7 @@ def run(block: Block) -> None:
     for node in block:
         if isinstance(node, Call):
             with annotate(node.name):
-                node.fn()
+                node.run()
         elif isinstance(node, Switch):
             index = int(node.index)  # host read: the device loop does without
             if index < len(node.bodies):

@@ -117,7 +117,7 @@ class DirectRecorder:
 
         def replay() -> None:
             for op in ops:
-                op.fn()
+                op.run()
                 for flag in op.sets:
                     self._mirrors[id(flag)] = int(flag)  # host read: as this executor does
 

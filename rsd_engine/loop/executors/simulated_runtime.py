@@ -111,7 +111,7 @@ class SimulatedRuntime:
     def _run(self, graph: SimulatedGraph) -> None:
         for node in graph.nodes:
             if isinstance(node.work, Call):
-                node.work.fn()
+                node.work.run()
             elif isinstance(node.work, Arm):
                 self._arm(node.work)
             elif node.kind is not None:

@@ -175,7 +175,7 @@ def test_a_template_that_fails_fails_its_lines_alone(
         (["--chat-template-kwargs={"], "--chat-template-kwargs is not JSON"),
         (["--chat-template-kwargs=[1]"], "--chat-template-kwargs must be a JSON object"),
         (["--logit-bias=5"], "--logit-bias must be a JSON object"),
-        (["--stop-token-id=-1"], "stop_token_ids must be >= 0"),
+        (["--stop-token-id=-1"], "stop_token_ids must be in [0, 2147483647], got -1"),
         (["--logprobs=1000"], "logprobs must be in"),
     ],
 )

@@ -30,11 +30,11 @@ def scripted(
     engine: Engine, *texts: str | list[int], role: Role = Role.DRAFT, split_characters: bool = False
 ) -> Iterator[None]:
     """`role` writes a text (or ids) after any prompt; the i-th for sample i."""
-    tokenizer = engine.get_tokenizer()
+    tokenizer = engine.parts.models.writers[role].tokenizer
     scripts = [_ids(tokenizer, text, split_characters) for text in texts]
     state = engine.parts.core.state
 
-    out = engine.parts.core.loop.logits
+    out = engine.parts.core.loop.logits[role]
 
     def forward(batch: RowBatch) -> None:
         for s, slot in enumerate(batch.seq_slot.tolist()):
@@ -76,7 +76,7 @@ def spoiled(engine: Engine, role: Role, value: float, prompt_length: int) -> Ite
 def _result(engine: Engine, role: Role, batch: RowBatch, seq: int) -> Tensor:
     """The forward's result for a sequence: logits, or the hidden row that is scored."""
     if role != Role.PRM:
-        return engine.parts.core.loop.logits[seq]
+        return engine.parts.core.loop.logits[role][seq]
     prm = engine.parts.models.prm
     assert prm is not None
     return prm.model.decoder.activations.hidden[int(batch.seq_start[seq + 1]) - 1]

@@ -6,6 +6,7 @@ of the PRM over the text so far, tokenised anew. Only the source of randomness i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from rsd_kernels.philox.twin import uniform
 from rsd_kernels.state.enums import Purpose, Role
 
 DELIMITER = "\n\n"
+
+Choose = Callable[[torch.Tensor, int], int]
+"""(logits, tokens of the step so far) -> the next token."""
 
 
 @dataclass(frozen=True)
@@ -79,52 +83,70 @@ def naive_rsd(
     tokenizer, ids, steps = models.tokenizer, list(prompt), list[NaiveStep]()
     while len(ids) < len(prompt) + max_tokens and ids[-1] != tokenizer.eos_token_id:
         room = len(prompt) + max_tokens - len(ids)
-        drafted = _next_step(models, "draft", ids, room)
+        drafted = next_step(models, "draft", tokenizer, ids, room)
         kept = [step.text for step in steps]
-        reward = _reward(models, question, [*kept, _text(tokenizer, drafted)])
+        reward = reward_of(models, question, [*kept, text_of(tokenizer, drafted)])
         u = uniform(
             seed, 0, num_steps=len(steps), position=len(ids) + len(drafted),
             role=Role.PRM, purpose=Purpose.ACCEPT,
         )  # fmt: skip
-        text = _text(tokenizer, drafted)
+        text = text_of(tokenizer, drafted)
         if u < policy.weight(reward):
             ids += drafted
             steps.append(NaiveStep(text, "draft", reward, None))
         else:
-            written = _next_step(models, "target", ids, room)
+            written = next_step(models, "target", tokenizer, ids, room)
             ids += written
-            steps.append(NaiveStep(_text(tokenizer, written), "target", reward, text))
+            steps.append(NaiveStep(text_of(tokenizer, written), "target", reward, text))
     return steps
 
 
-def _next_step(models: NaiveModels, writer: str, ids: list[int], room: int) -> list[int]:
+def next_step(
+    models: NaiveModels,
+    writer: str,
+    tokenizer: PreTrainedTokenizerFast,
+    ids: list[int],
+    room: int,
+) -> list[int]:
+    """What "draft" or "target" writes after `ids`, up to the end of a step."""
     key = (writer, room, tuple(ids))
     if key not in models.steps:
-        models.steps[key] = _write_step(getattr(models, writer), models.tokenizer, ids, room)
+        models.steps[key] = write_step(getattr(models, writer), tokenizer, ids, room)
     return models.steps[key]
 
 
-def _reward(models: NaiveModels, question: str, steps: list[str]) -> float:
+def reward_of(models: NaiveModels, question: str, steps: list[str]) -> float:
+    """The PRM's reward of the last of `steps`."""
     key = (question, *steps)
     if key not in models.rewards:
         models.rewards[key] = _score(models, question, steps)
     return models.rewards[key]
 
 
-def _write_step(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, ids: list[int], room: int
+def greedy(logits: torch.Tensor, written: int) -> int:
+    """The most likely id."""
+    return int(logits.argmax())
+
+
+def write_step(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    ids: list[int],
+    room: int,
+    choose: Choose = greedy,
 ) -> list[int]:
+    """What a model writes after `ids`, up to the end of a step or `room` tokens."""
     step: list[int] = []
     while len(step) < room:
         logits = model(torch.tensor([ids + step])).logits[0, -1, : len(tokenizer)]
-        step.append(int(logits.argmax()))
-        text = _text(tokenizer, step)
+        step.append(choose(logits, len(step)))
+        text = text_of(tokenizer, step)
         if step[-1] == tokenizer.eos_token_id:
             break
         if DELIMITER in text:
             cut = text.partition(DELIMITER)[0] + DELIMITER
             if cut != text:  # the last token ran past it
-                last = cut[len(_text(tokenizer, step[:-1])) :]
+                last = cut[len(text_of(tokenizer, step[:-1])) :]
                 step[-1:] = tokenizer.encode(last, add_special_tokens=False)
             break
     return step
@@ -142,7 +164,8 @@ def _score(models: NaiveModels, question: str, steps: list[str]) -> float:
     return float(logit.sigmoid())
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """Without special tokens."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

@@ -204,8 +204,8 @@ def test_every_token_forbidden_is_an_error_of_the_request(engine: Engine) -> Non
         ({"presence_penalty": 2.5}, "presence_penalty must be in"),
         ({"frequency_penalty": "x"}, "frequency_penalty must be a number"),
         ({"logit_bias": [1]}, "logit_bias must map"),
-        ({"logit_bias": {-1: 1.0}}, "token id of logit_bias must be >= 0, got -1"),
-        ({"logit_bias": {"a": 1.0}}, "token id of logit_bias must be an integer >= 0, got 'a'"),
+        ({"logit_bias": {-1: 1.0}}, r"token id of logit_bias must be in \[0, 2147483647\], got -1"),
+        ({"logit_bias": {"a": 1.0}}, "token id of logit_bias must be an integer in .*, got 'a'"),
         ({"logit_bias": {5: 101}}, r"logit_bias\[5\] must be in \[-100, 100\], got 101"),
         ({"logit_bias": dict.fromkeys(range(MAX_BIASED_TOKENS + 1), 1.0)}, "at most 1024 ids"),
         ({"allowed_token_ids": []}, "allowed_token_ids is empty"),
@@ -213,6 +213,7 @@ def test_every_token_forbidden_is_an_error_of_the_request(engine: Engine) -> Non
         ({"allowed_token_ids": range(MAX_BIASED_TOKENS + 1)}, "at most 1024 ids, got 1025"),
         ({"bad_words": "no"}, "bad_words must be a list"),
         ({"bad_words": [" "]}, "bad_words must hold strings"),
+        ({"bad_words": ["a"] * (MAX_BAD_WORDS + 1)}, "bad_words may hold at most 128 words"),
     ],
 )
 def test_what_no_request_may_ask_for(changes: dict[str, Any], words: str) -> None:
@@ -226,7 +227,6 @@ def test_what_no_request_may_ask_for(changes: dict[str, Any], words: str) -> Non
         ({"logit_bias": {10**6: 1.0}}, r"logit_bias must have ids in \[0, \d+\], got 1000000"),
         ({"allowed_token_ids": [10**6]}, "allowed_token_ids must have ids in"),
         ({"bad_words": ["abcdefghijklmnopqrstuvw"]}, "may have 16 tokens, got 'abcdefghij"),
-        ({"bad_words": [f"{i:03d}" for i in range(MAX_BAD_WORDS + 1)]}, "may be 128 token seq"),
     ],
 )
 def test_what_this_engine_cannot_do(engine: Engine, changes: dict[str, Any], words: str) -> None:

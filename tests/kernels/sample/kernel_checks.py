@@ -92,6 +92,9 @@ def some_tables(vocabulary: int) -> StepTables:
         prefix_token=whole(),
         prm_token=torch.arange(vocabulary, dtype=torch.int32),
         separator=whole(0),
+        before_step=whole(),
+        num_transient=0,
+        as_written=0,
     )
 
 
@@ -156,6 +159,23 @@ def test_logits_that_are_not_finite(bad: float) -> None:
     bad_slots = theirs.next_token == -1
     assert int(bad_slots.sum()) >= 2
     assert set(theirs.finish[bad_slots].tolist()) == {Finish.ERROR}
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_temperature_that_makes_logits_infinite(sign: float) -> None:
+    """1e33 / 1e-6 is past float32: nothing is drawn, while greedy slots take the largest."""
+    state = a_state(4, 3)
+    state.adjusts.zero_()
+    state.num_logprobs.fill_(-1)
+    state.min_length.zero_()
+    state.temperature.copy_(torch.tensor([1e-6, 0.0, 1e-6, 1.0]))
+    batch = a_batch(state, 3)
+    batch.seq_complete.fill_(1)
+    logits = sign * (some_logits(4, 70, 1.0, 3).abs() + 1.0) * 1e33
+    ours, theirs = sampled(state, batch, logits)
+    assert not differences_but_rounding(ours, theirs)
+    assert (theirs.next_token == -1).tolist() == [True, False, True, False]
+    assert set(theirs.finish[[0, 2]].tolist()) == {Finish.ERROR}
 
 
 def test_no_token_is_left() -> None:

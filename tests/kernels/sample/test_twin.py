@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rsd_engine.core.slots import fill_slot
 from rsd_kernels import ops
+from rsd_kernels.sample import twin
 from rsd_kernels.sample.twin import filtered_probabilities
 from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
@@ -88,6 +89,22 @@ class TestSample:
         ops.sample_append(state, batch, torch.zeros(1, NUM_IDS), toy_tables(), Role.DRAFT)
         assert int(state.next_token[0]) == 77
         assert torch.equal(state.length, before)
+
+    @pytest.mark.parametrize("token", [NUM_IDS, NUM_IDS + 1, 2**31 - 1, -2])
+    def test_a_token_past_the_vocabulary_is_not_appended(
+        self, token: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever drew it: the slot ends with an error, its neighbour goes on."""
+        state = make_state()
+        for slot in range(2):
+            request = toy_request("ab", temperature=1.0, seed=slot)
+            fill_slot(state, slot, request, generation=1, arrival=1)
+        drawn = iter([token, 5])
+        monkeypatch.setattr(twin, "_choose", lambda *args, **kwargs: next(drawn))
+        self.run(state, torch.zeros(2, NUM_IDS))
+        assert state.length[:2].tolist() == [2, 3]
+        assert state.finish[:2].tolist() == [Finish.ERROR, Finish.NONE]
+        assert state.ended[:2].tolist() == [1, 0] and int(state.tokens[1, 2]) == 5
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("temperature", [0.0, 1.0])

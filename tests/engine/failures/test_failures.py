@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rsd_engine import Clip, Constant, Engine, FinishedEvent, SamplingParams, Step, Threshold
+from rsd_engine import Clip, Constant, Engine, SamplingParams, Step, Threshold
 from rsd_engine.core.events import Event
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -80,50 +80,6 @@ def test_steps_of_nothing_do_not_loop(
     expected = {"\n\n": [1] * 7, "</s>": [1], "\n\n</s>": [1, 1], "a</s>": [2], "b": [40]}[text]
     assert sizes == expected
     assert all(0 <= score <= 1 for score in _rewards(completion.steps))
-
-
-@pytest.mark.parametrize("executor", ["eager", "profile", "simulated-loop"])
-@pytest.mark.parametrize("role", list(Role))
-def test_a_pass_that_fails_ends_the_call_and_not_the_engine(
-    tiny: TinyModels, executor: str, role: Role
-) -> None:
-    """The caller gets the error; another caller's stream goes on."""
-    params = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=Threshold(0.5))
-    with Engine(**tiny.sources(), device="cpu", max_num_seqs=2, executor=executor) as engine:
-        wanted = generate(engine, GOOD, params)
-        forward, fails = engine.parts.core.loop.forwards[role], True
-
-        def failing(batch: RowBatch) -> None:
-            if fails:
-                raise ArithmeticError("a pass failed")
-            forward(batch)
-
-        stream = engine.stream(GOOD[0], params)
-        with replaced(engine, role, failing):
-            with pytest.raises(ArithmeticError):
-                generate(engine, GOOD[1:], params)
-            fails = False
-            *_, last = stream
-        assert isinstance(last, FinishedEvent)
-        assert decisions(last.output) == decisions(wanted[0])
-        assert all_pages_free(engine)
-        again = generate(engine, GOOD, params)
-        assert [decisions(r) for r in again] == [decisions(r) for r in wanted]
-
-
-def test_closing_an_engine_whose_passes_fail(tiny: TinyModels) -> None:
-    engine = Engine(**tiny.sources(), device="cpu", executor="profile")
-
-    def failing(batch: RowBatch) -> None:
-        raise ArithmeticError("a pass failed")
-
-    with replaced(engine, Role.DRAFT, failing), pytest.raises(ArithmeticError):
-        list(engine.stream("a", PARAMS))
-    stream = engine.stream("a", PARAMS)
-    engine.close()
-    [last] = stream
-    assert isinstance(last, FinishedEvent)
-    assert last.output.outputs[0].finish_reason == "abort"
 
 
 def press_ctrl_c() -> None:

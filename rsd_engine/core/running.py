@@ -1,0 +1,144 @@
+"""The requests that hold a slot, on the host's side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rsd_engine.core.events import RequestDone, RoleCounters
+from rsd_engine.core.failures import Failure
+from rsd_engine.core.page_needs import ROLES_OF_MODE
+from rsd_engine.core.slots import SlotRequest, fill_slot
+from rsd_engine.core.writer_contexts import Translate, WriterContexts
+from rsd_engine.loop.rsd import Loop
+from rsd_kernels import ops
+from rsd_kernels.state.enums import Finish, Phase, Role
+
+
+@dataclass
+class Running:
+    """A request in a slot."""
+
+    key: int
+    request: SlotRequest
+    arrival: int
+    generation: int
+    contexts: WriterContexts | None  # of writers with vocabularies of their own
+
+
+class RunningRequests:
+    """Who sits in which slot; a sequence of `Running`, None where a slot is free.
+
+    Between launches it fills slots and empties them. While a launch runs only the device may write
+    them, so a slot that a request has left is freed later, by `free`.
+
+    Args:
+        loop: whose slots they are.
+        translate: for each writer, where the other one has another vocabulary.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        translate: Mapping[Role, Translate],
+    ) -> None:
+        state = self._state = loop.state
+        self._translate = translate
+        self._tokens_per_page = loop.tokens_per_page
+        self._roles = loop.forwards.keys()
+        self._slots: list[Running | None] = [None] * state.num_slots
+        self._left: list[int] = []  # slots to be freed
+        self._started = 0  # requests so far
+
+    def __getitem__(self, slot: int) -> Running | None:
+        return self._slots[slot]
+
+    def __iter__(self) -> Iterator[Running | None]:
+        return iter(self._slots)
+
+    @property
+    def any_left(self) -> bool:
+        """Whether a request has left a slot that is not freed yet."""
+        return bool(self._left)
+
+    @property
+    def count(self) -> int:
+        return sum(running is not None for running in self._slots)
+
+    def where(self, *, active: bool) -> list[tuple[Running, int]]:
+        """The requests that are active, or that are preempted, and their slots."""
+        flags = self._state.active.tolist()  # one copy for all slots
+        return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
+
+    def contexts_of(self, slot: int) -> WriterContexts | None:
+        """Of the writers of the request in a slot, if they have one each."""
+        running = self._slots[slot]
+        return running.contexts if running else None
+
+    def start(self, key: int, request: SlotRequest) -> int:
+        """Puts a request into a free slot, which it returns. If it fails, `cancel` cleans up."""
+        slot = self._slots.index(None)
+        self._started += 1
+        contexts = WriterContexts(request, self._translate) if request.target else None
+        self._slots[slot] = Running(key, request, self._started, self._started, contexts)
+        fill_slot(self._state, slot, request, generation=self._started, arrival=self._started)
+        if contexts:
+            contexts.enter(self._state, slot, Role.DRAFT)
+        return slot
+
+    def cancel(self, key: int) -> None:
+        """Empties the slot of a request that could not be started, and may be half filled."""
+        for slot, running in enumerate(self._slots):
+            if running and running.key == key:
+                self.release(slot)
+                self._vacate(slot)
+
+    def leave(
+        self, slot: int, finish: Finish | None, failure: Failure | None = None
+    ) -> RequestDone:
+        """The end of the request in a slot."""
+        running, state = self._slots[slot], self._state
+        assert running is not None
+        counters = {
+            role: RoleCounters(
+                tokens_read=int(state.tokens_read[role, slot]),
+                passes=int(state.passes[role, slot]),
+                seconds=int(state.nanoseconds[role, slot]) * 1e-9,
+            )
+            for role in ROLES_OF_MODE[running.request.mode]
+            if role in self._roles
+        }
+        self._vacate(slot)
+        return RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]), failure)
+
+    def fail(self, slot: int, failure: Failure) -> RequestDone:
+        """Ends the request in a slot with an error."""
+        self.release(slot)
+        return self.leave(slot, Finish.ERROR, failure)
+
+    def forget(self, key: int) -> list[RequestDone]:
+        """Ends a request without a look at the state: the device does not answer any more."""
+        found = [slot for slot, running in enumerate(self._slots) if running and running.key == key]
+        for slot in found:
+            self._slots[slot] = None
+        return [RequestDone(key, None, {}, 0) for _ in found]
+
+    def free(self) -> None:
+        """Frees the slots that requests have left."""
+        for slot in self._left:
+            self._state.phase[slot] = Phase.FREE
+            self._state.active[slot] = 0
+        self._left.clear()
+
+    def release(self, slot: int) -> None:
+        """Takes all pages of a slot."""
+        ops.truncate_kv(self._state, slot, (0, 0, 0), self._tokens_per_page)
+
+    def preempt(self, slot: int) -> None:
+        """Takes its pages and its turn; lengths, phase, automata and counters stay."""
+        self.release(slot)
+        self._state.active[slot] = 0
+
+    def _vacate(self, slot: int) -> None:
+        self._slots[slot] = None
+        self._left.append(slot)
