@@ -10,6 +10,7 @@ learns from the target's hidden rows which steps are right. The probe then stand
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -29,15 +30,27 @@ def solve(engine: Engine, problems: list[Problem], params: SamplingParams) -> li
     return engine.chat(chats, params)
 
 
+def train(reader: Path, problems: list[Problem], file: str | Path) -> Tensor:
+    """Writes a probe on a writer's hidden rows; returns [N], 1.0 for right steps."""
+    with Engine(draft=DRAFT, step_delimiters="\n\n") as engine:
+        results = solve(engine, problems, PARAMS)
+    rows, labels = hidden_rows(reader, problems, results)
+    weight, bias = fit(rows, labels)
+    save_file({"weight": weight.contiguous(), "bias": bias}, file)
+    return labels
+
+
 @torch.no_grad()
-def hidden_rows(problems: list[Problem], results: list[RequestOutput]) -> tuple[Tensor, Tensor]:
+def hidden_rows(
+    reader: Path, problems: list[Problem], results: list[RequestOutput]
+) -> tuple[Tensor, Tensor]:
     """[N, hidden] rows at the ends of steps, after the final norm, and [N] 1.0 for right steps."""
-    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
     rows, labels = [], []
     for problem, result in zip(problems, results, strict=True):
         steps = result.outputs[0].steps
         ids = [*result.prompt_token_ids, *result.outputs[0].token_ids]
-        found = target(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        found = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
         end = len(result.prompt_token_ids)
         for index, step in enumerate(steps):
             end += len(step.token_ids)
@@ -67,16 +80,11 @@ def fit(rows: Tensor, labels: Tensor, decay: float = 1e-3) -> tuple[Tensor, Tens
     return weight.detach(), bias.detach()
 
 
-def main(file: str = "probe.safetensors", train: str = "300", test: str = "50") -> None:
-    problems = generate(0, "train", int(train))
-    with Engine(draft=DRAFT, step_delimiters="\n\n") as engine:
-        results = solve(engine, problems, PARAMS)
-    rows, labels = hidden_rows(problems, results)
-    weight, bias = fit(rows, labels)
-    save_file({"weight": weight.contiguous(), "bias": bias}, file)
+def main(file: str = "probe.safetensors", num_train: str = "300", num_test: str = "50") -> None:
+    labels = train(TARGET, generate(0, "train", int(num_train)), file)
     print(f"{len(labels)} steps, {labels.mean():.0%} of them right; the probe is in {file}")
 
-    problems = generate(0, "test", int(test))
+    problems = generate(0, "test", int(num_test))
     with Engine(draft=DRAFT, target=TARGET, scorer=Probe(file)) as engine:
         for mode in ("draft", "rsd", "target"):
             found = solve(engine, problems, SamplingParams(temperature=0.0, seed=0, mode=mode))
