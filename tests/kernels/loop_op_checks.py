@@ -95,7 +95,6 @@ def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPa
         "wait_for_host": bridge_kernel.wait_for_host,
         "end_step": end_step_kernel.end_step,
         "end_slot_step": end_step_kernel.end_slot_step,
-        "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=6, two=True)
     assert all(calls[name] > 0 for name in kernels), calls

@@ -223,4 +223,4 @@ def score_launches(
         return [first, Launch(score_ensemble_kernel, (1,), args, num_warps=4)]
     args |= classes_args(head, scratch)
     first = inner_launch(hidden, head, scratch, *lanes_of)
-    return [first, Launch(score_classes_kernel, (1,), args, num_warps=4)]
+    return [first, Launch(score_classes_kernel, (1,), args, num_warps=8)]

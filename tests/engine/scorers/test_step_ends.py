@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_a_step_of_the_draft_is_settled_once_it_is_kept(
 
 def test_a_judge_reads_what_the_writers_wrote(caplog: pytest.LogCaptureFixture) -> None:
     draft, target = (Path(checkpoint_dir(role)) for role in ("draft", "target"))
-    with Engine(draft, target, scorer=TargetJudge(), max_num_seqs=1, device="cpu") as engine:
+    with (
+        caplog.at_level(logging.INFO, "rsd_engine"),
+        Engine(draft, target, scorer=TargetJudge(), max_num_seqs=1, device="cpu") as engine,
+    ):
         assert not engine.parts.core.loop.text_ends
     assert "step ends: read as they were written" in caplog.text
