@@ -6,12 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
-from rsd_engine.steps import policies
+from rsd_engine.steps import policies, scorers
 from rsd_engine.steps.policies import *  # noqa: F403
+from rsd_engine.steps.scorers import *  # noqa: F403
 
 if TYPE_CHECKING:
     __version__: str
     from rsd_engine.engine.engine import Engine
+    from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
         EngineDeadError,
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
         Metrics,
         RejectedStep,
         RequestOutput,
+        ScoredSolution,
+        ScoredStep,
         Step,
         StepEvent,
     )
@@ -29,8 +33,9 @@ _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
         "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
-        "RequestOutput", "Step", "StepEvent",
+        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
+    "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -43,13 +48,16 @@ __all__ = [
     "EngineDeadError",
     "FinishedEvent",
     "Metrics",
+    "PrmTemplate",
     "RejectedStep",
     "RequestOutput",
     "SamplingParams",
+    "ScoredSolution",
+    "ScoredStep",
     "Step",
     "StepEvent",
 ]
-__all__ += policies.__all__
+__all__ += policies.__all__ + scorers.__all__
 
 
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist

@@ -62,7 +62,8 @@ class CompletionOutput:
             the model that wrote it, where draft and target have different tokenizers.
         finish_reason: "stop" at a stop token or stop string, "length" at `max_tokens` or the end of
             a context, "steps" at `max_steps`, "abort", or "error".
-        stop_reason: the stop token id or stop string; None for end-of-text.
+        stop_reason: the stop token id or stop string; "prm_context" if the output ended for lack of
+            room in the PRM's context; None otherwise, as at end-of-text.
         steps: the kept steps, in order.
         cumulative_logprob: sum over the output's tokens; None unless `logprobs` was asked for.
         logprobs: per token, id -> log-probability; None unless asked for.
@@ -198,6 +199,32 @@ class RequestOutput:
         values = _plain(asdict(self))
         values["metrics"]["acceptance_rate"] = self.metrics.acceptance_rate
         return dict(values)
+
+
+@dataclass(frozen=True)
+class ScoredStep:
+    """A given step and its reward."""
+
+    text: str  # as it was given
+    reward: float  # NaN if the PRM gave none
+
+
+@dataclass(frozen=True)
+class ScoredSolution:
+    """The rewards of one solution's steps."""
+
+    question: str
+    steps: tuple[ScoredStep, ...]
+    tokens_read: int  # by the PRM
+
+    @property
+    def rewards(self) -> list[float]:
+        """Of each step, in order."""
+        return [step.reward for step in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; NaN rewards become None."""
+        return dict(_plain(asdict(self)))
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,11 @@ from rsd_kernels.state.enums import (
 )
 
 ModeName = Literal["rsd", "target", "draft"]
+OverflowName = Literal["stop", "target", "accept"]
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**14
 _MODES = (None, "rsd", "target", "draft")
+_OVERFLOWS = ("stop", "target", "accept")
 _MAX_STOP = MAX_STOP_STATES - 1  # strings, and bytes of one: each byte needs a state of its own
 _MAX_BAD_WORD_BYTES = 4096
 _MAX_DIGITS = 10  # of an id written as text
@@ -98,6 +100,10 @@ class SamplingParams:
         policy: from the reward of a step to the chance to keep it; None takes the engine's.
         mode: "rsd", or "target" or "draft" alone; None takes what the engine's models allow.
 
+        prm_overflow: what follows when the PRM's context is full, and no step can be scored any
+            more. "stop" ends the output (with stop_reason "prm_context"), "target" lets the target
+            write the rest, "accept" the draft.
+
     Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
     allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
 
@@ -135,6 +141,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     policy: Policy | None = None
     mode: ModeName | None = None
+    prm_overflow: OverflowName = "stop"
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -148,6 +155,11 @@ class SamplingParams:
             )
         if not isinstance(self.mode, str | None) or self.mode not in _MODES:
             raise ValueError(f"mode must be 'rsd', 'target' or 'draft', got {shown(self.mode)}")
+        overflow = self.prm_overflow
+        if not isinstance(overflow, str) or overflow not in _OVERFLOWS:
+            raise ValueError(
+                f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(overflow)}"
+            )
         if self.policy is not None:
             check_policy(self.policy)
 

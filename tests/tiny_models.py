@@ -94,9 +94,9 @@ def make_tiny_models(
     return made
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(*, more_special: tuple[str, ...] = (), more_merges: str = "") -> Tokenizer:
     """Splits like Qwen2's tokenizer; puts bos before every text."""
-    return _byte_level(_MERGES)
+    return _byte_level(f"{_MERGES} {more_merges}", more_special=more_special)
 
 
 def other_tokenizer() -> Tokenizer:

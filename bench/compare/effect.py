@@ -98,8 +98,8 @@ def solve(
     for threshold in thresholds:
         ways[rsd_name(threshold)] = replace(greedy, mode="rsd", policy=Threshold(threshold))
     with Engine(models.draft, models.target, models.prm, max_num_seqs=slots) as engine:
-        _run(engine, "warm-up", problems[: 2 * slots], ways[rsd_name(thresholds[0])])
-        return {name: _run(engine, name, problems, params) for name, params in ways.items()}
+        run_problems(engine, "warm-up", problems[: 2 * slots], ways[rsd_name(thresholds[0])])
+        return {name: run_problems(engine, name, problems, params) for name, params in ways.items()}
 
 
 def rsd_name(threshold: float) -> str:
@@ -120,7 +120,7 @@ def judge(
     judged = {name: JudgedSteps() for name in ("draft", "target", "all")}
     for name, writer in (("draft", models.draft), ("target", models.target)):
         with Engine(writer, models.target, models.prm, max_num_seqs=slots) as engine:
-            completions = _run(engine, name, problems, params).completions
+            completions = run_problems(engine, name, problems, params).completions
         for group in (name, "all"):
             judged[group].add(problems, completions)
     judged["all"].add(problems, runs[rsd_name(MAIN_THRESHOLD)].completions)
@@ -186,7 +186,10 @@ def _format_judged(judged: dict[str, JudgedSteps]) -> str:
     return report.format_table(("PRM on steps of", "judged", "wrong", "AUC"), rows)
 
 
-def _run(engine: Engine, name: str, problems: Sequence[Problem], params: SamplingParams) -> Run:
+def run_problems(
+    engine: Engine, name: str, problems: Sequence[Problem], params: SamplingParams
+) -> Run:
+    """Solves the problems and checks every answer."""
     chats = [[{"role": "user", "content": p.question}] for p in problems]
     start = time.perf_counter()
     results: list[RequestOutput] = engine.chat(chats, params, use_tqdm=False)

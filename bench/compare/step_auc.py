@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from scipy.stats import mannwhitneyu
 
@@ -40,11 +41,36 @@ class JudgedSteps:
 
     def auc(self) -> float | None:
         """The chance that a right step scores above a wrong one; None if there is only one kind."""
-        if not 0 < self.num_wrong < len(self):
-            return None
+        return auc(*self._scores()) if 0 < self.num_wrong < len(self) else None
+
+    def best_threshold(self) -> float:
+        """See the function of this name."""
+        return best_threshold(*self._scores())
+
+    def _scores(self) -> tuple[list[float], list[float]]:
+        """Of right steps, of wrong steps."""
         right = [score for score, verdict in self._verdicts.values() if verdict]
         wrong = [score for score, verdict in self._verdicts.values() if not verdict]
-        return auc(right, wrong)
+        return right, wrong
+
+
+def best_threshold(right: Sequence[float], wrong: Sequence[float]) -> float:
+    """The score from which on a step is kept, with the greatest difference between the shares of
+    right and of wrong steps that are (Youden's J).
+
+    It lies half-way between the two scores that it separates.
+    """
+    scores = sorted({*right, *wrong})
+    cuts = [(low + high) / 2 for low, high in pairwise(scores)] or scores
+
+    def gain(cut: float) -> float:
+        return _share_from(cut, right) - _share_from(cut, wrong)
+
+    return max(cuts, key=gain)
+
+
+def _share_from(cut: float, scores: Sequence[float]) -> float:
+    return sum(score >= cut for score in scores) / max(1, len(scores))
 
 
 def auc(right: Sequence[float], wrong: Sequence[float]) -> float:

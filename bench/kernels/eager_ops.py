@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
 
 
 def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
@@ -22,6 +22,7 @@ def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
     normed = (wide * scale * head.norm_weight).to(hidden.dtype)
     if isinstance(head, ValueHead):
         return torch.sigmoid(linear(normed.to(head.weight.dtype), head.weight, head.bias)[:, 0])
+    assert isinstance(head, TwoClassHead)
     inner = torch.relu(linear(normed, head.inner, head.inner_bias))
     scores = linear(inner, head.classes, head.classes_bias)
     return torch.softmax(scores.float(), dim=-1)[:, 1]

@@ -85,6 +85,7 @@ def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
     state.length.fill_(length)
     state.committed.fill_(length - STEP)
     state.prm_length.fill_(length)
+    state.prm_keep.fill_(length)
     state.prm_committed.fill_(length - STEP)
     state.length_limit.fill_(length + 32)
     state.max_steps.fill_(100)

@@ -63,6 +63,7 @@ def mid_step() -> MidStep:
     state.length.fill_(LENGTH)
     state.committed.fill_(LENGTH - STEP)
     state.prm_length.fill_(LENGTH + 4)
+    state.prm_keep.fill_(LENGTH + 4)
     state.prm_committed.fill_(LENGTH - STEP)
     state.length_limit.fill_(500)
     state.max_steps.fill_(100)
@@ -148,6 +149,9 @@ def _tables() -> StepTables:
         prefix_token=table(),
         prm_token=torch.arange(VOCAB, dtype=torch.int32),
         separator=table(0),
+        before_step=table(),
+        num_transient=0,
+        as_written=0,
     )
 
 

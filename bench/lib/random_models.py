@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.registry import reward_families
+from rsd_engine.models.registry import find_reward_family
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 
@@ -205,7 +205,8 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
     weights = DecoderWeights.allocate(config, torch.float32, _META)
     places = weights.places(config)
     if config.is_reward_model:
-        family = reward_families()[config.architecture]
+        family = find_reward_family(config.architecture)
+        assert family is not None
         places |= family.places(family.allocate_head(weights.final_norm, config.rms_norm_eps))
     elif not config.tie_word_embeddings:
         places["lm_head.weight"] = weights.embedding

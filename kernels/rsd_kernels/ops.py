@@ -18,6 +18,8 @@ from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
 from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.launch import runs_on
+from rsd_kernels.retokenise import twin as retokenise_twin
+from rsd_kernels.retokenise.twin import replace_end
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.rollback import twin as rollback_twin
@@ -32,6 +34,9 @@ __all__ = [
     "bridge_scratch",
     "end_slot_step",
     "end_step",
+    "replace_end",
+    "retokenise",
+    "rewards",
     "sample_append",
     "sample_scratch",
     "schedule",
@@ -67,7 +72,22 @@ wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
 end_step = _op(end_step_twin.end_step, "end_step")
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(reward_twin.score, "reward")
+retokenise = _op(retokenise_twin.retokenise, "retokenise")
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
+
+
+def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
+    """[S] float32: the rewards of hidden rows [S, hidden], which are before the final norm."""
+    if not hidden.shape[0]:
+        return hidden.new_empty(0, dtype=torch.float32)
+    if not runs_on(hidden):
+        return reward_twin.rewards(hidden, head)
+    size, device = hidden.shape[:1], hidden.device
+    reward, real = (torch.zeros(size, device=device) for _ in range(2))
+    kind, accept = (torch.zeros(size, dtype=torch.int32, device=device) for _ in range(2))
+    kernel = import_module("rsd_kernels.reward.accept")
+    kernel.reward_accept(hidden, head, kind, real, real, real, reward=reward, accept=accept)
+    return reward
 
 
 def sample_scratch(state: SlotState, vocabulary: int) -> SampleScratch | None:

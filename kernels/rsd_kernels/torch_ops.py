@@ -20,7 +20,7 @@ from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.reward import twin as reward_twin
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.state.rows import RowBatch
 
@@ -218,6 +218,22 @@ def _two_class_reward_accept(
     return _reward_accept(hidden, head, *policy)
 
 
+def _ensemble_reward_accept(
+    hidden: Tensor,  # [S, hidden] before the final norm
+    norm_weight: Tensor,  # [hidden]
+    eps: float,
+    inner: Tensor,  # [heads, hidden, units]
+    inner_bias: Tensor,  # [heads, units]
+    middle: Tensor,  # [heads, units, units]
+    middle_bias: Tensor,  # [heads, units]
+    out: Tensor,  # [heads, units, 1]
+    out_bias: Tensor,  # [heads, 1]
+    *policy: Tensor,
+) -> tuple[Tensor, Tensor]:
+    weights = (inner, inner_bias, middle, middle_bias, out, out_bias)
+    return _reward_accept(hidden, EnsembleHead(norm_weight, eps, *weights), *policy)
+
+
 _POLICY = "Tensor policy_kind, Tensor policy_a, Tensor policy_b, Tensor uniform"
 
 register(
@@ -266,5 +282,12 @@ register(
     "two_class_reward_accept(Tensor hidden, Tensor norm_weight, float eps, Tensor inner, "
     f"Tensor inner_bias, Tensor classes, Tensor classes_bias, {_POLICY}) -> (Tensor, Tensor)",
     _two_class_reward_accept,
+    _reward_accept_fake,
+)
+register(
+    "ensemble_reward_accept(Tensor hidden, Tensor norm_weight, float eps, Tensor inner, "
+    "Tensor inner_bias, Tensor middle, Tensor middle_bias, Tensor out, Tensor out_bias, "
+    f"{_POLICY}) -> (Tensor, Tensor)",
+    _ensemble_reward_accept,
     _reward_accept_fake,
 )

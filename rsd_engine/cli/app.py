@@ -19,6 +19,10 @@ from rsd_engine.cli.plan.command import HELP as PLAN_HELP
 from rsd_engine.cli.plan.command import plan
 from rsd_engine.cli.profile.command import HELP as PROFILE_HELP
 from rsd_engine.cli.profile.command import profile
+from rsd_engine.cli.score.command import HELP as SCORE_HELP
+from rsd_engine.cli.score.command import score
+from rsd_engine.cli.serve.command import HELP as SERVE_HELP
+from rsd_engine.cli.serve.command import serve
 
 app = typer.Typer(
     name="rsd",
@@ -67,3 +71,5 @@ app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)
+app.command(help=SCORE_HELP)(score)
+app.command(help=SERVE_HELP)(serve)

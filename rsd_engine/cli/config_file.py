@@ -32,6 +32,8 @@ from rsd_engine.cli.values import (
     json_object,
     number,
     policy,
+    prm_format,
+    scorer,
     size,
     text,
     text_file,
@@ -50,9 +52,13 @@ ENGINE: Mapping[str, Check] = {
     "kv_cache_memory_bytes": size,
     "gpu_memory_utilization": number,
     "step_delimiters": texts,
+    "step_ends": text,
     "revision": text,
     "hf_overrides": json_object,
     "executor": text,
+    "prm_format": prm_format,
+    "prm_separator": text,
+    "scorer": scorer,
 }
 GENERATE: Mapping[str, Check] = {
     "chat": flag,

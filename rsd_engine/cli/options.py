@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rsd_engine.steps.policies import POLICY_FORMS
+from rsd_engine.steps.scorers import SCORER_FORMS
 
 _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
@@ -27,6 +28,31 @@ Draft = Annotated[
 ]
 Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
 Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
+ScorerOption = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        f"What scores the steps in place of a PRM: {SCORER_FORMS}",
+        "--scorer",
+    ),
+]
+PrmFormat = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        "How the PRM is fed: the name of a family, or JSON of a format of your own (default: what "
+        "its checkpoint tells)",
+        "--prm-format",
+    ),
+]
+PrmSeparator = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        r"What follows every step in the PRM's context, \n allowed (default: its family's)",
+        "--prm-separator",
+    ),
+]
 Revision = Annotated[str | None, option(_MODELS, "Branch, tag or commit of hub ids.", "--revision")]
 HfOverrides = Annotated[
     str | None,
@@ -96,11 +122,29 @@ StepDelimiter = Annotated[
         "--step-delimiter",
     ),
 ]
+StepEnds = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "What the models read at the end of a kept step: the tokens of its text, or those that "
+        "were written (text or tokens; default: text)",
+        "--step-ends",
+    ),
+]
 NoSteps = Annotated[bool, option(_STEPS, "Plain decoding without steps.", "--no-steps")]
 MaxStepTokens = Annotated[
     int | None, option(_STEPS, "Most tokens per step (default: no limit)", "--max-step-tokens")
 ]
 MaxSteps = Annotated[int | None, option(_STEPS, "Most kept steps (default: 100)", "--max-steps")]
+
+PrmOverflow = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "When the PRM's context is full: stop, target or accept (default: stop)",
+        "--prm-overflow",
+    ),
+]
 
 N = Annotated[int | None, option(_SAMPLING, "Samples per prompt (default: 1)", "--n", "-n")]
 Temperature = Annotated[

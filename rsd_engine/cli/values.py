@@ -133,6 +133,22 @@ def policy(name: str, value: Any) -> Any:
         raise UsageError(str(error)) from None
 
 
+def scorer(name: str, value: Any) -> Any:
+    """A scorer, written as `judge`, `probe:FILE` and the like."""
+    from rsd_engine.steps.scorers import parse_scorer
+
+    try:
+        return parse_scorer(text(name, value))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def prm_format(name: str, value: Any) -> Any:
+    """A family's name, or a format of one's own: a JSON object as text, or a TOML table."""
+    is_table = not isinstance(value, str) or value.lstrip().startswith("{")
+    return json_object(name, value) if is_table else value
+
+
 def checked(table: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
     """The values of a config table, checked; UsageError if a key or value is not allowed."""
     unknown = sorted(set(values) - set(checks))

@@ -10,10 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone
 from rsd_engine.core.failures import Failure
-from rsd_engine.core.host_steps import HostBridge, HostSteps
+from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
@@ -30,6 +31,8 @@ from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import EngineDeadError
 from rsd_kernels.state.enums import Finish, HostRequest, Phase, Role
 from rsd_kernels.state.slots import SlotState
+
+Result = TypeVar("Result")
 
 STREAM_TICKS = 2  # of a launch that blocks while a request streams its tokens
 
@@ -54,10 +57,12 @@ class EngineCore:
             vocabulary; None if the device bridges.
         translate: for each writer, used where the other one has another vocabulary. Requests of
             mode RSD then have a `target`.
+        text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class EngineCore:
         *,
         text_bridges: Mapping[Role, HostBridge] | None = None,
         translate: Mapping[Role, Translate] | None = None,
+        text_ends: HostEnds | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -75,19 +81,20 @@ class EngineCore:
         self.executor = executor
         self.ticks_per_launch = executor.ticks_per_launch
         self.max_running: int = self.state.num_slots
+        self.num_waiting = 0
         self.num_preemptions = 0
         self.stats = LaunchStats()
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
-        self._slots = RunningRequests(self.state, loop.tokens_per_page, translate or {})
+        self._slots = RunningRequests(loop, translate or {})
         self._suspects = Suspects(self._slots, self.state, loop.batch)
         self._death: Exception | None = None
         self._in_flight = False
         self._asked = False  # by `ask_to_return`
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
-        self._host_steps = HostSteps(self._slots, loop.tokens_per_page, text_bridges or {})
+        self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
         self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
@@ -104,7 +111,7 @@ class EngineCore:
 
     def pages_for_request(self, request: SlotRequest) -> int:
         """KV pages that all its roles hold when its output is as long as it may become."""
-        return pages_when_full(request, self.state, self.loop.tokens_per_page)
+        return pages_when_full(request, self.loop)
 
     def add(self, key: int, request: SlotRequest) -> None:
         """Queues a request. `key` is the caller's name for it and must be new."""
@@ -163,6 +170,16 @@ class EngineCore:
         self._asked = True
         self._ask(HostRequest.RETURN)
 
+    def run_between(self, work: Callable[[], object]) -> list[Event]:
+        """Runs `work` while no launch runs; returns the events since last time.
+
+        Raises:
+            EngineDeadError: the GPU has failed.
+        """
+        self._guarded(self._return_now)
+        work()
+        return self._take_pending()
+
     def check_integrity(self) -> list[str]:
         """What is wrong with pages, cursors and phases; a running launch ends after its tick."""
         self._return_now()
@@ -186,9 +203,13 @@ class EngineCore:
         Raises:
             EngineDeadError: the GPU has failed, now or before.
         """
+        return self._guarded(self._next_events)
+
+    def _guarded(self, run: Callable[[], Result]) -> Result:
+        """Runs a part of the loop; EngineDeadError if the GPU fails, or has failed."""
         try:
             if self._death is None:
-                return self._next_events()
+                return run()
         except Exception as error:
             if self.device_type != "cuda":
                 raise
@@ -308,7 +329,7 @@ class EngineCore:
     # ------------------------------------------------------------------ admission and pages
 
     def _admit(self) -> None:
-        while self._queue and self._may_start:
+        while self._queue and self._may_start and not self.num_waiting:
             if self._suspects.any_left() or self._slots.where(active=False):
                 return  # preempted requests are older and go first
             key, request = next(iter(self._queue.items()))
@@ -355,8 +376,7 @@ class EngineCore:
         lacking = self.state.lacks_pages.tolist()
         if any(lacking[slot] for _, slot in active):
             return False
-        need = pages_for_longest_step(request, output, self.state, self.loop.tokens_per_page)
-        return need <= int(self.state.num_free)
+        return pages_for_longest_step(request, output, self.loop) <= int(self.state.num_free)
 
     def _was_asked(self) -> bool:
         """Whether the host may have ended the last launch, which then says nothing about pages."""

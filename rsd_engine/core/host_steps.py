@@ -1,4 +1,8 @@
-"""Steps that wait for the host, since they reach a model with another tokenizer through text."""
+"""Steps that wait for the host, which works by way of their text.
+
+A step that has ended waits where it must reach a model with another tokenizer. A step that was kept
+waits where the device cannot tell the tokens of its end.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,17 @@ from collections.abc import Callable, Mapping
 from rsd_engine.core.events import Event, nothing_written
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.running import RunningRequests
+from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
-from rsd_kernels.state.enums import Finish, Phase, Role
+from rsd_kernels.state.enums import Finish, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
-HostBridge = Callable[[list[int], int, Finish], list[int]]
-"""(step token ids, bytes of the delimiter that ended it, finish) -> the PRM's token ids."""
+HostBridge = Callable[[list[int], int, Finish, bool], list[int]]
+"""(ids of a step, bytes of the delimiter that ended it, finish, is it the first) -> the PRM's ids.
+"""
+
+HostEnds = Callable[[list[int], int], tuple[int, list[int]]]
+"""(context, where its last step begins) -> (begin, the tokens from `begin` on)."""
 
 
 class HostSteps:
@@ -20,19 +29,23 @@ class HostSteps:
 
     Args:
         slots: the requests.
-        tokens_per_page: by role.
+        loop: that they belong to.
         text_bridges: for each writer, how its steps reach the PRM; empty if the device bridges.
+        text_ends: finds the tokens of a kept step's end; None if ends stay as they were written.
     """
 
     def __init__(
         self,
         slots: RunningRequests,
-        tokens_per_page: tuple[int, int, int],
+        loop: Loop,
         text_bridges: Mapping[Role, HostBridge],
+        text_ends: HostEnds | None,
     ) -> None:
         self._slots = slots
-        self._tokens_per_page = tokens_per_page
+        self._tables = loop.tables
+        self._tokens_per_page = loop.tokens_per_page
         self._text_bridges = text_bridges
+        self._text_ends = text_ends
 
     def serve(
         self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
@@ -44,7 +57,8 @@ class HostSteps:
             collect: takes the records of the steps that have ended.
             tell: takes the events of requests that end here, with an error or a full context.
         """
-        ended, rejected = _waiting_slots(state)
+        waiting = _waiting_slots(state)
+        ended = [slot for slot in waiting if int(state.committed[slot]) < int(state.length[slot])]
         for slot in ended:
             try:
                 self._end_step(state, slot)
@@ -54,21 +68,46 @@ class HostSteps:
         if ended:
             int(state.log_head)  # host read: waits until the device has ended these steps
             collect()
-        for slot in rejected:
-            self._give_to(state, slot, Role.TARGET, tell)
+        decided = [slot for slot in _waiting_slots(state) if self._slots[slot]]
+        for slot in decided:
+            if self._text_ends is None:
+                self._give_to(state, slot, Role.TARGET, tell)
+            else:
+                state.phase[slot] = Phase.DRAFT
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
-            if contexts and contexts.writer == Role.TARGET:
+            goes_on = int(state.mode[slot]) == Mode.TARGET  # the PRM's context is full
+            if contexts and contexts.writer == Role.TARGET and not goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
-        return bool(ended or rejected)
+        if self._text_ends is not None:
+            for slot in [*ended, *decided]:
+                self._settle_end(state, slot, self._text_ends, tell)
+        return bool(waiting)
 
     def _end_step(self, state: SlotState, slot: int) -> None:
         first, last = int(state.committed[slot]), int(state.length[slot])
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
-        bridge = self._text_bridges[Role(int(state.step_source[slot]))]
-        ops.write_prm_step(state, slot, bridge(step, int(state.match_bytes[slot]), finish))
+        source, is_first = Role(int(state.step_source[slot])), not int(state.num_steps[slot])
+        bridge = self._text_bridges[source]
+        ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
+        ops.write_prm_step(state, slot, ids, self._tables[source])
         ops.end_slot_step(state, slot, self._tokens_per_page)
+
+    def _settle_end(
+        self, state: SlotState, slot: int, text_ends: HostEnds, tell: Callable[[Event], None]
+    ) -> None:
+        """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
+        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD:
+            return
+        context = state.tokens[slot, : int(state.length[slot])].tolist()
+        try:
+            begin, tokens = text_ends(context, int(state.kept_from[slot]))
+        except Exception as error:
+            failure = Failure.caught("bridge", "tokenising the end of a step", error)
+            tell(self._slots.fail(slot, failure))
+            return
+        ops.replace_end(state, slot, begin, tokens)
 
     def _give_to(
         self, state: SlotState, slot: int, writer: Role, tell: Callable[[Event], None]
@@ -89,14 +128,10 @@ class HostSteps:
         tell(self._slots.leave(slot, Finish.LENGTH))
 
 
-def _waiting_slots(state: SlotState) -> tuple[list[int], list[int]]:
-    """The slots that wait for the host: with an ended step, and, without tokens, for the target.
+def _waiting_slots(state: SlotState) -> list[int]:
+    """The slots that wait for the host: with an ended step, and with none, since it is decided.
 
-    A step never has no tokens; a rejected one has been rolled back.
+    A step never has no tokens. Where the writers share a vocabulary, a kept one waits for its end;
+    where they do not, a rejected one was rolled back and waits for the target.
     """
-    waiting = [s for s, p in enumerate(state.phase.tolist()) if p == Phase.WAIT_HOST]
-    if not waiting:
-        return [], []
-    first, last = state.committed.tolist(), state.length.tolist()
-    ended = [slot for slot in waiting if first[slot] < last[slot]]
-    return ended, [slot for slot in waiting if slot not in ended]
+    return [slot for slot, phase in enumerate(state.phase.tolist()) if phase == Phase.WAIT_HOST]

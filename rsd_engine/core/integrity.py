@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from rsd_kernels.state.debug import longest_kv
 from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
@@ -35,12 +36,13 @@ def _pages(state: SlotState) -> Iterator[str]:
 
 def _slots(state: SlotState, tokens_per_page: Sequence[int]) -> Iterator[str]:
     phases = [Phase(phase) for phase in state.phase.tolist()]
+    longest = longest_kv(state)
     for slot, phase in enumerate(phases):
         length, committed = int(state.length[slot]), int(state.committed[slot])
         if not 0 <= committed <= length <= state.tokens.shape[1]:
             yield f"slot {slot}: {committed} of {length} tokens are committed"
         for role in Role:
-            context = int(state.prm_length[slot]) if role == Role.PRM else length
+            context = int(longest[role][slot])
             if _has_another_context(state, slot, role):
                 context = state.tokens.shape[1]
             held, kv_len = int(state.num_pages[role, slot]), int(state.kv_len[role, slot])

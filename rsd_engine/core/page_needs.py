@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import longest_context
+from rsd_engine.loop.rsd import Loop
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Role
 from rsd_kernels.state.slots import SlotState, pages_for
 
@@ -16,46 +17,44 @@ ROLES_OF_MODE = {
 }
 
 
-def pages_when_full(request: SlotRequest, state: SlotState, tokens_per_page: Sequence[int]) -> int:
+def pages_when_full(request: SlotRequest, loop: Loop) -> int:
     """Pages of all its roles at the end of its output, however long that becomes.
 
     A translated step may be longer than the step as it was written, so where draft and target have
     vocabularies of their own, every context may become full.
     """
     if request.target is None:
-        return _pages_at(request, request.max_tokens, state, tokens_per_page)
-    lengths = dict.fromkeys(Role, longest_context(state))
-    lengths[Role.PRM] = state.prm_tokens.shape[1]
-    return _pages(request, lengths, tokens_per_page)
+        return _pages_at(request, request.max_tokens, loop)
+    lengths = dict.fromkeys(Role, longest_context(loop.state))
+    lengths[Role.PRM] = loop.state.prm_tokens.shape[1]
+    return _pages(request, lengths, loop)
 
 
-def pages_for_longest_step(
-    request: SlotRequest, output: int, state: SlotState, tokens_per_page: Sequence[int]
-) -> int:
+def pages_for_longest_step(request: SlotRequest, output: int, loop: Loop) -> int:
     """Pages of all its roles when one step more, as long as it may be, follows `output` tokens."""
     longest = min(request.max_tokens, output + request.max_step_tokens)
-    return _pages_at(request, longest, state, tokens_per_page)
+    return _pages_at(request, longest, loop)
 
 
-def _pages_at(
-    request: SlotRequest, output: int, state: SlotState, tokens_per_page: Sequence[int]
-) -> int:
+def _pages_at(request: SlotRequest, output: int, loop: Loop) -> int:
     """Pages of all its roles when its output has `output` tokens, in the context of each writer."""
-    target, full = request.target or request, state.tokens.shape[1]
-    prm_length = len(request.prm_prompt) + output + min(output, request.max_steps)
+    target, full = request.target or request, loop.state.tokens.shape[1]
+    added = min(output, request.max_steps) * request.prm_step_ids + request.prm_transient
     lengths = {
         Role.DRAFT: min(len(request.prompt) + output, full),
         Role.TARGET: min(len(target.prompt) + output, full),
-        Role.PRM: min(prm_length, state.prm_tokens.shape[1]),
+        Role.PRM: min(len(request.prm_prompt) + output + added, loop.state.prm_tokens.shape[1]),
     }
-    return _pages(request, lengths, tokens_per_page)
+    return _pages(request, lengths, loop)
 
 
-def _pages(
-    request: SlotRequest, lengths: Mapping[Role, int], tokens_per_page: Sequence[int]
-) -> int:
-    roles = ROLES_OF_MODE[request.mode]
-    return sum(pages_for(lengths[role], tokens_per_page[role]) for role in roles)
+def _pages(request: SlotRequest, lengths: Mapping[Role, int], loop: Loop) -> int:
+    """If the PRM's passes use a writer's pages, its context has the longer of the two."""
+    longest = {role: lengths[role] for role in ROLES_OF_MODE[request.mode]}
+    if Role.PRM in longest:
+        prm_length = longest.pop(Role.PRM)
+        longest[loop.prm_kv] = max(prm_length, longest.get(loop.prm_kv, 0))
+    return sum(pages_for(tokens, loop.tokens_per_page[role]) for role, tokens in longest.items())
 
 
 def is_stuck(state: SlotState) -> bool:

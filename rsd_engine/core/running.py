@@ -10,9 +10,9 @@ from rsd_engine.core.failures import Failure
 from rsd_engine.core.page_needs import ROLES_OF_MODE
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.writer_contexts import Translate, WriterContexts
+from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, Phase, Role
-from rsd_kernels.state.slots import SlotState
 
 
 @dataclass
@@ -31,17 +31,21 @@ class RunningRequests:
 
     Between launches it fills slots and empties them. While a launch runs only the device may write
     them, so a slot that a request has left is freed later, by `free`.
+
+    Args:
+        loop: whose slots they are.
+        translate: for each writer, where the other one has another vocabulary.
     """
 
     def __init__(
         self,
-        state: SlotState,
-        tokens_per_page: tuple[int, int, int],
+        loop: Loop,
         translate: Mapping[Role, Translate],
     ) -> None:
-        self._state = state
+        state = self._state = loop.state
         self._translate = translate
-        self._tokens_per_page = tokens_per_page
+        self._tokens_per_page = loop.tokens_per_page
+        self._roles = loop.forwards.keys()
         self._slots: list[Running | None] = [None] * state.num_slots
         self._left: list[int] = []  # slots to be freed
         self._started = 0  # requests so far
@@ -102,6 +106,7 @@ class RunningRequests:
                 seconds=int(state.nanoseconds[role, slot]) * 1e-9,
             )
             for role in ROLES_OF_MODE[running.request.mode]
+            if role in self._roles
         }
         self._vacate(slot)
         return RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]), failure)

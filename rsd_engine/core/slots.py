@@ -39,6 +39,10 @@ class SlotRequest:
     sample_index: int
     num_logprobs: int  # -1 = none
     policy: tuple[int, float, float]  # kind, a, b
+    overflow_mode: Mode = Mode.RSD  # when the PRM's context is full; RSD: the output ends
+    prm_limits: bool = False  # `length_limit` is what fits there, less than the request wants
+    prm_step_ids: int = 1  # what each step adds to the PRM's context beside its own tokens
+    prm_transient: int = 0  # ids that leave that context once they are read
     stream_tokens: bool = False  # report tokens as they come; for modes without a PRM
     prompt_logprobs: int = -1  # -1 = none
     presence_penalty: float = 0.0
@@ -61,14 +65,14 @@ class SlotRequest:
 
 
 _COPIED = (  # from the request, under the same name
-    "length_limit", "mode", "max_steps", "max_step_tokens", "min_length", "temperature", "top_p",
-    "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs", "stream_tokens",
-    "presence_penalty", "frequency_penalty",
+    "length_limit", "mode", "overflow_mode", "max_steps", "max_step_tokens", "min_length",
+    "temperature", "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
+    "stream_tokens", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
 _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they are about ids
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told",
+    "stop_committed", "nan_rewards", "told", "shortened", "confidence",
 )  # fmt: skip
 
 
@@ -85,13 +89,14 @@ def fill_slot(
         column[:, slot] = 0
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
-    for column in (state.prm_length, state.prm_committed):
+    for column in (state.prm_length, state.prm_committed, state.prm_keep):
         column[slot] = len(prm_prompt)
     fill_writer(state, slot, request)
     for name in _COPIED:
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
         getattr(state, name)[slot] = 0
+    state.kept_from[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
     state.separate_contexts[slot] = request.target is not None
     state.generation[slot] = generation

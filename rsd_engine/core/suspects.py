@@ -69,7 +69,7 @@ def _restart_step(state: SlotState, slot: int) -> None:
     if int(state.phase[slot]) not in (Phase.DRAFT, Phase.TARGET):
         return
     state.length[slot] = state.committed[slot]
-    state.prm_length[slot] = state.prm_committed[slot]
+    state.prm_length[slot] = state.prm_keep[slot] = state.prm_committed[slot]
     state.stop_state[slot] = state.stop_committed[slot]
     for column in (state.delimiter_state, state.match_bytes, state.finish, state.ended):
         column[slot] = 0

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
-from rsd_engine.core.host_steps import HostBridge
 from rsd_engine.core.mailbox import open_mailbox
-from rsd_engine.core.writer_contexts import Translate
 from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
@@ -30,6 +28,20 @@ from rsd_engine.engine.models import (
     open_models,
 )
 from rsd_engine.engine.requests import RequestRules, WriterTokens
+from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
+from rsd_engine.engine.rewards.scorers import (
+    add_scorer,
+    check_given,
+    confidence_kind,
+    prepare_scorer,
+    say_scorer,
+)
+from rsd_engine.engine.text_paths import (
+    host_ends,
+    may_settle_ends,
+    text_bridges,
+    translations,
+)
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
 from rsd_engine.loop.rsd import Forward, Loop, build_program
 from rsd_engine.memory.available import megabytes, told_when_full
@@ -38,11 +50,11 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_merge_tables
+from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
+from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
-from rsd_engine.steps.text_bridge import TextBridge
-from rsd_engine.steps.translation import StepTranslator
+from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels import ops
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.rows import RowBatch
@@ -51,7 +63,7 @@ from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
-STEP_DELIMITER = "\n\n"  # of the paper's models and of the PRM families
+STEP_ENDS = ("text", "tokens")
 _MAX_BYTES = 2**63 - 1
 ROW_BUCKETS = (1, 4, 16, 64)  # and MAX_ROWS: rows of the bodies of a graph
 
@@ -84,9 +96,13 @@ def build_engine(
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
+    step_ends: str,
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
+    prm_format: PrmFormatLike | None,
+    prm_separator: str | None,
+    scorer: Scorer | None,
 ) -> EngineParts:
     """See `Engine`."""
     options = _memory_options(
@@ -95,33 +111,51 @@ def build_engine(
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
-    delimiters = _delimiters(step_delimiters, has_prm=prm is not None)
+    check_given(scorer, {"draft": draft, "target": target, "prm": prm})
+    scored = prm is not None or scorer is not None
+    delimiters = _delimiters(step_delimiters, scored=scored)
+    text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
+    prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
-    opened = open_models(draft, target, prm, revision=revision, overrides=hf_overrides or {})
+    opened = open_models(
+        draft, target, prm,
+        revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
+        scored=scorer is not None,
+    )  # fmt: skip
+    own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
-    fit = fit_memory(memory, options, where, _page_multiple(memory, where))
-    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=fit.max_len)
+    context = own.context if own else None
+    fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
+    positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
+    models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=positions)
+    models = add_scorer(models, scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
     sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
-        loop = _loop(models, pool, fit.layout, state, delimiters, where)
+        text_ends = text_ends and may_settle_ends(models)
+        loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
     core = EngineCore(
         loop, runs, mailbox,
-        text_bridges=_text_bridges(models, loop), translate=_translations(models),
+        text_bridges=text_bridges(models, loop), translate=translations(models),
+        text_ends=host_ends(models, loop, delimiters),
     )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
     parts = EngineParts(models, pool, core, rules, clock.seconds)
+    if scorer is not None:
+        say_scorer(models)
+    else:
+        _say_prm(models, fit)
     _say(parts, fit)
     return parts
 
@@ -162,11 +196,18 @@ def _memory_options(
     )
 
 
-def _delimiters(asked: str | Sequence[str] | None, *, has_prm: bool) -> Sequence[str]:
-    """Steps matter to a PRM; a model alone writes on, as it would anywhere else."""
+def _delimiters(asked: str | Sequence[str] | None, *, scored: bool) -> Sequence[str]:
+    """Steps matter where they are scored; a model alone writes on, as it would anywhere else."""
     if asked == "auto":
-        return (STEP_DELIMITER,) if has_prm else ()
+        return (STEP_DELIMITER,) if scored else ()
     return (asked,) if isinstance(asked, str) else asked or ()
+
+
+def _text_ends(step_ends: str) -> bool:
+    if step_ends not in STEP_ENDS:
+        allowed = " or ".join(map(repr, STEP_ENDS))
+        raise ValueError(f"step_ends is {step_ends!r}; it must be {allowed}")
+    return step_ends == "text"
 
 
 def _row_buckets(executor: str, device: torch.device) -> tuple[int, ...]:
@@ -195,14 +236,16 @@ def _loop(
     layout: PoolLayout,
     state: SlotState,
     delimiters: Sequence[str],
+    text_ends: bool,
     device: torch.device,
 ) -> Loop:
     prm, logits = models.prm, _logits(models, state.num_slots, device)
+    confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    merges, shared_prm = None, None
-    if not models.separate and (prm is None or prm.shares_vocabulary):
-        merges = build_merge_tables(models.main.tokenizer, delimiters, device)
-        shared_prm = prm
+    tokenizer, on_device = models.main.tokenizer, None
+    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
+    if not models.separate and (prm is None or shared_prm or text_ends):
+        on_device = build_merge_tables(tokenizer, delimiters, device)
 
     def tables(writer: WriterModel) -> StepTables:
         return build_step_tables(
@@ -211,17 +254,24 @@ def _loop(
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
+            before_step=prm.format.before_step if prm else (),
+            num_transient=prm.format.num_transient if prm else 0,
+            as_written=prm is not None and prm.format.as_written,
         )
 
     return Loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
         tables=models.of_vocabularies(tables),
-        merges=merges,
+        merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
         logits=logits,
+        confidence=confidence,
+        prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
+        text_ends=text_ends,
+        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
     )
 
 
@@ -250,44 +300,41 @@ def _passes(
     }
     if models.prm is None:
         return forwards, None
-    prm, role = models.prm.model, Role.PRM
-    forwards[role] = partial(prm.read, kv=pages[role], page_table=tables[role])
+    prm, kv = models.prm.model, models.prm.kv
+    forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
 
 
-def _text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
-    prm = models.prm
-    if prm is None or loop.merges is not None:
-        return None
-    if not models.separate:
-        logger.info("prm: its steps are tokenised from text, on the host (slower)")
-
-    def bridge(writer: WriterModel) -> HostBridge:
-        made = TextBridge(writer.tokenizer, prm.tokenizer, prm.format.separator_ids)
-        return made.step_tokens
-
-    return models.of_vocabularies(bridge)
-
-
-def _translations(models: ModelSet) -> dict[Role, Translate] | None:
-    if not models.separate:
-        return None
-    draft, target = models.writers[Role.DRAFT], models.writers[Role.TARGET]
-
-    def translate(writer: WriterModel, reader: WriterModel) -> Translate:
-        num_ids = models.num_ids_of(reader)
-        return StepTranslator(writer.vocabulary, reader.tokenizer, num_ids).translate
-
-    return {Role.DRAFT: translate(draft, target), Role.TARGET: translate(target, draft)}
-
-
 def _default_policy(models: ModelSet) -> Policy:
+    if models.scorer is not None:
+        threshold = models.scorer.default_threshold
+        logger.info("policy: threshold %.3g, the default of %s", threshold, models.scorer.title)
+        return Threshold(threshold)
     if models.prm is None:
         return Threshold()
     family = models.prm.family
     logger.info("policy: threshold %g, the default of %s", family.threshold, family.name)
     return Threshold(family.threshold)
+
+
+def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
+    if models.prm is None:
+        return
+    family, form = models.prm.family, models.prm.format
+    text = backend_of(models.prm.tokenizer).decode(
+        list(form.separator_ids), skip_special_tokens=False
+    )
+    logger.info(
+        "prm: read as %s, with rewards from %g to %g and a threshold of %g by default; %r follows "
+        "every step", family.name, *family.reward_range, family.threshold, text,
+    )  # fmt: skip
+    if fit.max_len[Role.PRM] < fit.model_len:
+        logger.warning(
+            "prm: its context holds %d tokens, the writers' %d; an output ends where it is full, "
+            "unless its request says otherwise (prm_overflow)",
+            fit.max_len[Role.PRM], fit.model_len,
+        )  # fmt: skip
 
 
 def _rules(

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rsd_engine.core.events import Event, PromptRead, RequestDone, StepDecided
 from rsd_engine.core.slots import SlotRequest
+from rsd_engine.core.solution_rewards import SolutionRewards
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.home_process import HomeProcess
@@ -124,6 +126,32 @@ class Dispatcher:
         with self._ahead():
             self._drop(request_id)
 
+    def read_solutions(self, work: SolutionRewards) -> None:
+        """Reads all of them in the core's thread, some between each two launches.
+
+        While there are too few free pages for one, the loop goes on and starts no request.
+        """
+        waits = False
+        try:
+            while not work.is_done:
+                with self._ahead():
+                    self._run_core(partial(self._core.run_between, work.read_some))
+                    if waits != work.lacks_pages:
+                        waits = work.lacks_pages
+                        self._core.num_waiting += 1 if waits else -1
+                if waits:
+                    self._run_requests()
+        finally:
+            if waits:
+                with self._ahead():
+                    self._core.num_waiting -= 1
+
+    def _run_requests(self) -> None:
+        """Runs the core once, for whoever waits for its events."""
+        with self._locked(self._queue_up):
+            if self._core.has_work:
+                self._run_core()
+
     def close(self) -> None:
         """Aborts everything and ends the worker."""
         with self._ahead():
@@ -208,7 +236,7 @@ class Dispatcher:
         self._abort(request_id)
         self._events.pop(request_id, None)
 
-    def _run_core(self) -> None:
+    def _run_core(self, run: Callable[[], list[Event]] | None = None) -> None:
         """Runs the core once in the worker, and delivers its events.
 
         The future is stored before it is submitted: an interrupt leaves no unknown call behind.
@@ -216,7 +244,7 @@ class Dispatcher:
         call: Future[list[Event]] = Future()
         try:
             self._in_core = call
-            self._worker.submit(self._call_core, call)
+            self._worker.submit(self._call_core, call, run or self._next_events)
         except BaseException:
             if call.cancel():  # it has not begun, and will not
                 self._in_core = None
@@ -241,19 +269,21 @@ class Dispatcher:
         self._in_core = None
         self._deliver(events)
 
-    def _call_core(self, call: Future[list[Event]]) -> None:
+    def _call_core(self, call: Future[list[Event]], run: Callable[[], list[Event]]) -> None:
         """In the worker: the events of the core, or its error, become the result of `call`."""
         if not call.set_running_or_notify_cancel():
             return
-        started = time.perf_counter()
         try:
-            events = self._core.next_events()
+            call.set_result(run())
         except BaseException as error:
             call.set_exception(error)
-            return
+
+    def _next_events(self) -> list[Event]:
+        started = time.perf_counter()
+        events = self._core.next_events()
         seconds = self.metrics.seconds + time.perf_counter() - started
         self.metrics = replace(self.metrics, seconds=seconds)
-        call.set_result(events)
+        return events
 
     def _deliver(self, events: list[Event]) -> None:
         left = deque(events)
@@ -279,7 +309,10 @@ class Dispatcher:
         request_id = str(self._num_requests)
         self._num_requests += 1
         params, writers = request.params, self._parts.rules.writers
-        samples = [SampleBuilder(request_id, i, params, writers) for i in range(params.n)]
+        samples = [
+            SampleBuilder(request_id, i, params, writers, prm_limits=slot.prm_limits)
+            for i, slot in enumerate(request.slots)
+        ]
         builder = RequestBuilder(request_id, request.prompt, request.seed, samples)
         keys = list(range(self._num_keys, self._num_keys + params.n))
         self._num_keys += params.n

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from tqdm.auto import tqdm
 
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
@@ -17,21 +16,23 @@ from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
+from rsd_engine.engine.progress import Progress, collect
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.rewards.prm_options import PrmFormatLike
+from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
 from rsd_engine.loop.executors.timed_recorder import OpTime, TimedRecorder
 from rsd_engine.outputs import Metrics, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.scorers import Scorer
 from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
-Progress = bool | Callable[..., Any]
 
-
-class Engine:
+class Engine(StepScoring):
     """Reward-Guided Speculative Decoding (RSD) with three models in one process, on one device.
 
     >>> engine = Engine("models/draft", "models/target", "models/prm", policy=Threshold(0.7))
@@ -56,12 +57,14 @@ class Engine:
         max_model_len: most tokens of prompt and output; by default what draft and target allow, or
             as many as the pages hold, if these are fewer.
         kv_cache_memory_bytes: memory for K and V of all models; by default on a GPU what the models
-            leave of `gpu_memory_utilization`, on a CPU a quarter of the available memory that they
-            leave.
+            leave of `gpu_memory_utilization`, on a CPU a quarter of the free memory they leave.
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1].
         step_delimiters: string or strings that end a step; None for no steps. "auto" is a blank
             line where a PRM scores steps, and None for a model alone. A token that runs past a
             delimiter is cut there, which changes what the model reads next.
+        step_ends: what draft and target read at the end of a kept step: "text", the tokens of its
+            text, as in the RSD authors' code, or "tokens", those that were written. Outputs have
+            the latter either way, with their logprobs; a model alone reads its own tokens.
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
@@ -69,6 +72,12 @@ class Engine:
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
             profiling, "profile" times every op (see `op_times`).
+        prm_format: how the PRM is fed and read: the name of a family, or a format of one's own, a
+            `PrmTemplate`; by default what its checkpoint tells.
+        prm_separator: what follows every step in the PRM's context; by default the family's. Those
+            that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
+        scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
+            `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
     Raises:
         ValueError: an argument or a checkpoint is not usable, or they do not go together; nothing
@@ -90,9 +99,13 @@ class Engine:
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         step_delimiters: str | Sequence[str] | None = "auto",
+        step_ends: str = "text",
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
+        prm_format: PrmFormatLike | None = None,
+        prm_separator: str | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._home = HomeProcess()
         self._parts: EngineParts = build_engine(
@@ -105,9 +118,13 @@ class Engine:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
+            step_ends=step_ends,
             revision=revision,
             hf_overrides=hf_overrides,
             executor=executor,
+            prm_format=prm_format,
+            prm_separator=prm_separator,
+            scorer=scorer,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._parts, self._home)
         models = self._parts.models
@@ -233,9 +250,7 @@ class Engine:
         Raises:
             ValueError: the prompt or its parameters are not allowed.
         """
-        resolved = self._prompt_reader().one(prompt)
-        [claim] = self._add_all([resolved], sampling_params, stream=True)
-        return Stream(self._alive(), claim)
+        return self.streams([prompt], sampling_params)[0]
 
     def streams(
         self,
@@ -244,31 +259,13 @@ class Engine:
         *,
         by_token: bool = True,
     ) -> list[Stream]:
-        """Starts several requests, all of them or none; see `stream`.
+        """Starts several requests, all or none; with `by_token` False a model alone streams steps.
 
-        Args:
-            prompts: as in `as_completed`.
-            sampling_params: as in `generate`.
-            by_token: whether a model alone streams its tokens, or its steps as the others do.
-
-        Raises:
-            ValueError: as in `generate`; no request was started.
+        Otherwise as `stream`; arguments as in `as_completed`.
         """
         resolved = self._prompt_reader().mixed(prompts)
         claims = self._add_all(resolved, sampling_params, stream=by_token)
         return [Stream(self._alive(), claim) for claim in claims]
-
-    def tokenize_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> list[int]:
-        """The token ids that `chat` makes of a conversation.
-
-        Raises:
-            ValueError: as in `chat`.
-        """
-        options = ChatOptions(add_generation_prompt=add_generation_prompt)
-        [resolved] = self._prompt_reader().conversations(messages, "-", options)
-        return list(resolved.token_ids)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -389,21 +386,9 @@ class Engine:
     # ------------------------------------------------------------------ running
 
     def _run(
-        self,
-        prompts: Sequence[ResolvedPrompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: Progress,
+        self, prompts: Sequence[ResolvedPrompt], params: Any, use_tqdm: Progress
     ) -> list[RequestOutput]:
-        results: list[RequestOutput | None] = [None] * len(prompts)
-        make_bar = use_tqdm if callable(use_tqdm) else tqdm
-        bar = make_bar(total=len(prompts), desc="Prompts", disable=not use_tqdm)
-        try:
-            for index, result in self._completed(prompts, params):
-                results[index] = result
-                bar.update(1)
-        finally:
-            bar.close()
-        return [result for result in results if result is not None]
+        return collect(self._completed(prompts, params), len(prompts), use_tqdm)
 
     def _completed(
         self,

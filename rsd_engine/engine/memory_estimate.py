@@ -7,7 +7,7 @@ scratch, some 30 MB, need tokenizers and kernels and are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -97,6 +97,19 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
+class OwnContext:
+    """A scorer that reads a writer's own context, on its weights and its K/V.
+
+    Attributes:
+        role: the writer.
+        num_transient: tokens past its context that it reads after each step.
+    """
+
+    role: Role
+    num_transient: int
+
+
+@dataclass(frozen=True)
 class ModelMemory:
     """What decides how much memory a model takes.
 
@@ -161,31 +174,50 @@ def estimate_models(
     max_num_seqs: int,
     max_model_len: int,
     page_multiple: int = 1,
+    own: OwnContext | None = None,
 ) -> MemoryEstimate:
     """The memory of an engine of these models, which may take `available` bytes.
 
-    Roles with the same object in `models` share one model. The other arguments are as in
-    `estimate_memory` and `page_layout`.
+    Roles with the same object in `models` share one model. `own` is the scorer, if it is none of
+    them. The other arguments are as in `estimate_memory` and `page_layout`.
     """
     configs = {role: model.config for role, model in models.items()}
     shapes = {role: model.config.kv_shape(model.dtype) for role, model in models.items()}
-    max_len = {role: max_length_of(role, max_model_len, config) for role, config in configs.items()}
+    max_len = longest_contexts(configs, max_model_len, own)
     layout = page_layout(shapes, max_len, page_multiple)
+    if own is not None:
+        draft, target, _ = layout.tokens_per_page
+        of_prm = layout.tokens_per_page[own.role]
+        layout = replace(layout, tokens_per_page=(draft, target, of_prm))
     num_ids = max(c.vocab_size for role, c in configs.items() if role != Role.PRM)
     logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
-    own: dict[Role, ModelMemory] = {}
+    held: dict[Role, ModelMemory] = {}
     for role, model in models.items():
-        if not any(model is other for other in own.values()):
-            own[role] = model
+        if not any(model is other for other in held.values()):
+            held[role] = model
     return MemoryEstimate(
-        weights={role: model.weights if role in own else 0 for role, model in models.items()},
+        weights={role: model.weights if role in held else 0 for role, model in models.items()},
         kv_bytes_per_token={role: shape.bytes_per_token for role, shape in shapes.items()},
         layout=layout,
-        activations=sum(model.activations for model in own.values()) + logits,
+        activations=sum(model.activations for model in held.values()) + logits,
         state=_state_bytes(layout, max_len, max_num_seqs),
-        tables=sum(model.rope_tables(max_len[role]) for role, model in own.items()),
+        tables=sum(
+            model.rope_tables(max(max_len[role] for role, same in models.items() if same is model))
+            for model in held.values()
+        ),
         available=available,
     )
+
+
+def longest_contexts(
+    configs: Mapping[Role, ModelConfig], model_len: int, own: OwnContext | None = None
+) -> dict[Role, int]:
+    """The longest context of each role, and of the scorer `own` as that of the PRM."""
+    found = {role: max_length_of(role, model_len, config) for role, config in configs.items()}
+    if own is not None:
+        found[own.role] += own.num_transient
+        found[Role.PRM] = found[own.role]
+    return found
 
 
 def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:

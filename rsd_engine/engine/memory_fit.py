@@ -13,9 +13,10 @@ from rsd_engine.arguments import shown
 from rsd_engine.engine.memory_estimate import (
     MemoryEstimate,
     ModelMemory,
+    OwnContext,
     by_role_name,
     estimate_models,
-    max_length_of,
+    longest_contexts,
 )
 from rsd_engine.memory.available import available_bytes, megabytes
 from rsd_engine.memory.budget import PoolLayout
@@ -86,6 +87,7 @@ def fit_memory(
     device: torch.device,
     page_multiple: int = 1,
     available: int | None = None,
+    own: OwnContext | None = None,
 ) -> MemoryFit:
     """Decides how long contexts are and how many pages there are.
 
@@ -98,6 +100,7 @@ def fit_memory(
         device: what they will run on.
         page_multiple: as in `page_layout`.
         available: bytes that the engine may use; by default what the device has.
+        own: the scorer, if it is none of the models.
 
     Raises:
         ValueError: `max_model_len` is longer than draft and target allow, or the pages cannot hold
@@ -112,10 +115,11 @@ def fit_memory(
         found = estimate_models(
             models, available,
             max_num_seqs=options.max_num_seqs, max_model_len=length, page_multiple=page_multiple,
+            own=own,
         )  # fmt: skip
         return _Candidate(length, found, options, device)
 
-    allowed = _allowed_length(models, options.max_model_len)
+    allowed = _allowed_length(models, options.max_model_len, own)
     shortest = options.max_model_len or min(SHORTEST_CONTEXT, allowed)
     least = candidate(shortest)
     if least.estimate.pool < 0:
@@ -130,13 +134,16 @@ def fit_memory(
         raise MemoryError(_too_many_pages(chosen, layout.num_bytes))
     if options.max_model_len is None:
         _tell_length(chosen, allowed)
-    max_len = {role: max_length_of(role, chosen.length, m.config) for role, m in models.items()}
+    max_len = longest_contexts({r: m.config for r, m in models.items()}, chosen.length, own)
     return MemoryFit(chosen.length, max_len, layout, chosen.estimate)
 
 
-def _allowed_length(models: Mapping[Role, ModelMemory], asked: int | None) -> int:
-    writers = [model.config for role, model in models.items() if role != Role.PRM]
-    allowed = min(config.max_position_embeddings for config in writers)
+def _allowed_length(
+    models: Mapping[Role, ModelMemory], asked: int | None, own: OwnContext | None
+) -> int:
+    writers = {role: model.config for role, model in models.items() if role != Role.PRM}
+    taken = {own.role: own.num_transient} if own else {}
+    allowed = min(c.max_position_embeddings - taken.get(r, 0) for r, c in writers.items())
     if asked is not None and not 2 <= asked <= allowed:
         raise ValueError(
             f"max_model_len must be in [2, {allowed}], the context of draft and target, "

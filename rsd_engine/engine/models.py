@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
 from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.model_sources import (
+    ModelSource,
+    check_overrides,
+    is_same_source,
+    open_source,
+)
 from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.rewards.merged import is_merged
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.open import (
     Checkpoint,
     load_tokenizer,
-    open_checkpoint,
 )
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.config import ModelConfig
@@ -29,8 +35,8 @@ from rsd_engine.models.loader import (
     read_reward_config,
     weight_dtypes,
 )
-from rsd_engine.models.registry import reward_families
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
+from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.sharing import (
     first_difference,
     first_special_difference,
@@ -43,9 +49,6 @@ logger = logging.getLogger("rsd_engine")
 
 T = TypeVar("T")
 
-ModelSource = str | Path | Checkpoint
-"""A folder, hub id or GGUF file, or a checkpoint that was opened already."""
-
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -56,6 +59,8 @@ class OpenModel:
     tokenizer: Any
     vocabulary: Vocabulary
     stop_ids: frozenset[int]  # they end its texts; of a PRM none
+    family: RewardFamily | None = None  # of a PRM
+    merged: bool = False  # a PRM on the target's decoder
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,18 @@ class PrmModel:
     family: RewardFamily
     tokenizer: Any
     format: PrmFormat
-    shares_vocabulary: bool  # with the writers: its tokens can be written on the device
+    # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
+    shares_vocabulary: bool
+    kv: Role = Role.PRM  # whose K/V it uses
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """What an engine runs: all three roles, or one writer alone."""
+    """What an engine runs: all three roles, two and a scorer, or one writer alone."""
 
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
+    scorer: Scorer | None = None  # given in place of a PRM; one with a head is `prm` as well
     separate: bool = False  # draft and target have vocabularies of their own
 
     @property
@@ -96,9 +104,9 @@ class ModelSet:
     @property
     def modes(self) -> tuple[str, ...]:
         """What a request may ask for; the first is the default."""
-        return (
-            ("rsd", "target", "draft") if self.prm else tuple(r.name.lower() for r in self.writers)
-        )
+        if self.prm or self.scorer:
+            return ("rsd", "target", "draft")
+        return tuple(role.name.lower() for role in self.writers)
 
     @property
     def num_ids(self) -> int:
@@ -156,8 +164,10 @@ def open_models(
     *,
     revision: str | None,
     overrides: Mapping[str, Mapping[str, Any]],
+    prm_options: PrmOptions,
+    scored: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given.
+    """Reads configs and tokenizers of the models that are given; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
@@ -166,20 +176,28 @@ def open_models(
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
-    if set(sources) not in (set(given), {Role.TARGET}, {Role.DRAFT}):
+    writers = {Role.DRAFT, Role.TARGET}
+    allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
+    if set(sources) not in allowed:
         raise ValueError(
             f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm, or target alone, or draft alone"
+            "prm or scorer, or target alone, or draft alone"
         )
-    _check_overrides(overrides, set(map(_name, sources)))
+    check_overrides(overrides, set(map(_name, sources)))
+    if prm is None:
+        prm_options.check_not_given()
     changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
-        is_same = role == Role.TARGET and _is_same(draft, target)
+        is_same = role == Role.TARGET and is_same_source(draft, target)
         if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
             opened[role] = opened[Role.DRAFT]
         else:
-            opened[role] = _read(role, _open(role, source, revision, changed[role]))
+            checkpoint = open_source(_name(role), source, revision, changed[role])
+            opened[role] = _read(role, checkpoint, prm_options)
+    if Role.PRM in opened:
+        alike = changed[Role.TARGET] == changed[Role.PRM]
+        opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
     return opened
 
 
@@ -194,6 +212,7 @@ def memory_of(
     found: dict[Role, ModelMemory] = {}
     for role, model in opened.items():
         same = next((memory for other, memory in found.items() if opened[other] is model), None)
+        same = found[Role.TARGET] if model.merged else same
         with naming_model(_name(role)):
             found[role] = same or ModelMemory(
                 model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
@@ -234,7 +253,7 @@ def load_models(
             "dtype": memory[role].dtype,
             "device": device,
             "max_rows": max_rows,
-            "max_positions": max_positions[role],
+            "max_positions": _longest(role, opened, max_positions),
         }
         advice = "take a dtype of fewer bytes, a smaller model or another device"
         what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
@@ -243,62 +262,41 @@ def load_models(
                 prm = _load_prm(model, writers[Role.TARGET], options)
             else:
                 writers[role] = _load_writer(role, model, options)
-    models = ModelSet(writers, prm, prm is not None and _differ(opened))
+    models = ModelSet(writers, prm, separate=prm is not None and _differ(opened))
     for writer in models.writers.values() if models.separate else [models.main]:
         _say_stop_ids(models, writer)
     return models
-
-
-def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
-    if not isinstance(overrides, Mapping):
-        raise ValueError(f"hf_overrides must be a dict with a dict per role, got {overrides!r}")
-    for name, values in overrides.items():
-        if name not in names:
-            raise ValueError(f"hf_overrides has {name!r}; the roles here are {sorted(names)}")
-        if not isinstance(values, Mapping):
-            raise ValueError(
-                f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
-            )
 
 
 def _name(role: Role) -> str:
     return role.name.lower()
 
 
-def _is_same(draft: ModelSource | None, target: ModelSource | None) -> bool:
-    """Whether both are the same open checkpoint, path or hub id."""
-    if isinstance(draft, str | Path) and isinstance(target, str | Path):
-        one, other = (Path(source).expanduser() for source in (draft, target))
-        return one.resolve() == other.resolve() if one.exists() else one == other
-    return draft is target
-
-
-def _open(
-    role: Role, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
-) -> Checkpoint:
-    if isinstance(source, Checkpoint):
-        if overrides:
-            raise ValueError(
-                f"hf_overrides[{_name(role)!r}] needs a folder, a hub id or a GGUF file; an open "
-                "checkpoint has its own overrides"
-            )
-        return source
-    if not isinstance(source, str | Path) or not str(source).strip():
-        raise ValueError(f"{_name(role)} must be a folder, a hub id or a GGUF file, got {source!r}")
+def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenModel:
     with naming_model(_name(role)):
-        local = Path(source).expanduser().exists()
-        checkpoint = open_checkpoint(source, None if local else revision)
-    checkpoint.overrides = overrides
-    return checkpoint
+        family = prm_options.family_of(checkpoint) if role == Role.PRM else None
+        config = (
+            read_reward_config(checkpoint, family) if family else read_language_config(checkpoint)
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        stop_ids = frozenset[int]() if family else read_stop_ids(checkpoint, tokenizer)
+        vocabulary = read_vocabulary(tokenizer)
+        return OpenModel(checkpoint, config, tokenizer, vocabulary, stop_ids, family)
 
 
-def _read(role: Role, checkpoint: Checkpoint) -> OpenModel:
-    with naming_model(_name(role)):
-        read_config = read_reward_config if role == Role.PRM else read_language_config
-        config, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint)
-        is_writer = role != Role.PRM
-        stop_ids = read_stop_ids(checkpoint, tokenizer) if is_writer else frozenset[int]()
-        return OpenModel(checkpoint, config, tokenizer, read_vocabulary(tokenizer), stop_ids)
+def _merged(target: OpenModel, prm: OpenModel, *, alike: bool) -> OpenModel:
+    """The PRM, as one on the target's decoder if it is; `alike`: both have the same overrides."""
+    checkpoints = (target.checkpoint, prm.checkpoint)
+    return replace(prm, merged=alike and is_merged(*checkpoints, target.config, prm.config))
+
+
+def _longest(
+    role: Role, opened: Mapping[Role, OpenModel], max_positions: Mapping[Role, int]
+) -> int:
+    """Positions of a model's rope tables: those of a merged PRM count for the target too."""
+    prm = opened.get(Role.PRM)
+    shares = prm is not None and prm.merged and opened[role] is opened[Role.TARGET]
+    return max(max_positions[role], max_positions[Role.PRM] if shares else 0)
 
 
 def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> WriterModel:
@@ -309,26 +307,37 @@ def _load_writer(role: Role, model: OpenModel, options: dict[str, Any]) -> Write
 
 
 def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) -> PrmModel:
-    loaded = load_reward_model(model.checkpoint, **options)
+    family = model.family
+    assert family is not None
+    if model.merged:
+        logger.info("prm: the target's weights, with a head of its own")
+        options["decoder"] = writer.model.decoder
+    loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
-    family = reward_families()[loaded.config.architecture]
+    form = family.format(model.tokenizer)
+    is_device_path = form.encode_step is None
     return PrmModel(
         model=loaded,
         family=family,
         tokenizer=model.tokenizer,
-        format=family.format(model.tokenizer),
-        shares_vocabulary=shares_vocabulary(writer.tokenizer, model.tokenizer),
+        format=form,
+        shares_vocabulary=is_device_path and shares_vocabulary(writer.tokenizer, model.tokenizer),
     )
 
 
-def _differ(opened: Mapping[Role, OpenModel]) -> bool:
-    """Whether an id of the draft means something else to the target; the log says so."""
+def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
+    """The first id that means one thing to the draft and another to the target, in words."""
     draft, target = opened[Role.DRAFT], opened[Role.TARGET]
     if draft is target:
-        return False
+        return None
     names = ("the draft", "the target")
     difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
-    difference = difference or first_difference(draft.tokenizer, target.tokenizer, names)
+    return difference or first_difference(draft.tokenizer, target.tokenizer, names)
+
+
+def _differ(opened: Mapping[Role, OpenModel]) -> bool:
+    """Whether draft and target have vocabularies of their own; the log says so."""
+    difference = difference_of_writers(opened)
     if difference:
         logger.info(
             "draft and target have different tokenizers: steps go from one to the other through "

@@ -177,14 +177,14 @@ def naming_model(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming(index: int, count: int) -> Iterator[None]:
-    """Says which of several prompts an error is about."""
+def naming(index: int, count: int, what: str = "prompts") -> Iterator[None]:
+    """Says which of several prompts, or of other things, an error is about."""
     try:
         yield
     except ValueError as error:
         if count == 1:
             raise
-        raise ValueError(f"prompts[{index}]: {error}") from error
+        raise ValueError(f"{what}[{index}]: {error}") from error
 
 
 def _each(resolve: Callable[[Any], ResolvedPrompt], prompts: Sequence[Any]) -> list[ResolvedPrompt]:

@@ -28,6 +28,7 @@ from rsd_kernels.state.enums import (
 logger = logging.getLogger("rsd_engine")
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}
+_OVERFLOW_MODES = {"stop": Mode.RSD, "target": Mode.TARGET, "accept": Mode.DRAFT}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -95,13 +96,15 @@ def slot_request(
     tokens = rules.writers[rules.main if writer is None else writer]
     check_ids(prompt.token_ids, tokens.num_ids)
     prm_prompt: tuple[int, ...] = ()
-    if mode == "rsd":
-        assert rules.prm_format is not None
-        prm_prompt = tuple(rules.prm_format.prompt_ids(prompt.question))
+    form = rules.prm_format if mode == "rsd" else None
+    if form is not None:
+        as_written = form.as_written
+        prm_prompt = prompt.token_ids if as_written else tuple(form.prompt_ids(prompt.question))
     length = len(prompt.token_ids)
-    room = _room(length, len(prm_prompt), params.max_steps, rules)
+    room, prm_limits = _room(length, len(prm_prompt), params, rules)
     if mode == "rsd" and rules.separate:
-        room = 2 * rules.max_model_len  # of both contexts; whoever writes is held to his own
+        # Of both contexts; whoever writes is held to his own, and the PRM's may become full.
+        room, prm_limits = 2 * rules.max_model_len, False
     policy = params.policy or rules.policy
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
@@ -124,6 +127,10 @@ def slot_request(
         sample_index=0,
         num_logprobs=-1 if params.logprobs is None else params.logprobs,
         policy=policy.columns(),
+        overflow_mode=_OVERFLOW_MODES[params.prm_overflow],
+        prm_limits=prm_limits and (params.max_tokens is None or params.max_tokens > room),
+        prm_step_ids=form.step_ids if form else 0,
+        prm_transient=form.num_transient if form else 0,
         stream_tokens=stream and mode != "rsd",
         prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         presence_penalty=params.presence_penalty,
@@ -239,8 +246,13 @@ def params_of_each(
     return list(params)
 
 
-def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> int:
-    """Output tokens that fit every context; each step adds a separator to the PRM's."""
+def _room(
+    length: int, prm_length: int, params: SamplingParams, rules: RequestRules
+) -> tuple[int, bool]:
+    """Output tokens that fit the contexts, and whether it is the PRM's that holds no more.
+
+    Each step adds a few ids to the PRM's. A request may go on when that is full.
+    """
     room = rules.max_model_len - length
     if room < 1:
         raise ValueError(
@@ -248,15 +260,19 @@ def _room(length: int, prm_length: int, max_steps: int, rules: RequestRules) -> 
             f"most {rules.max_model_len - 1}. Shorten it or raise max_model_len"
         )
     if not prm_length:
-        return room
-    prm_room = rules.prm_max_len - prm_length
-    prm_room = max(prm_room - max_steps, prm_room // 2)
+        return room, False
+    assert rules.prm_format is not None
+    added = rules.prm_format.step_ids
+    prm_room = rules.prm_max_len - prm_length - rules.prm_format.num_transient
+    prm_room = max(prm_room - params.max_steps * added, prm_room // (1 + added))
     if prm_room < 1:
         raise ValueError(
             f"the question takes {prm_length} tokens of the PRM's context, which holds "
             f"{rules.prm_max_len}; at least one step must fit too. Shorten the question"
         )
-    return min(room, prm_room)
+    if params.prm_overflow != "stop" or room <= prm_room:
+        return room, False
+    return prm_room, True
 
 
 def _stop_tokens(params: SamplingParams, tokens: WriterTokens) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ _REASONS: dict[Finish | None, FinishReason] = {
     Finish.PRM_FULL: "length",
     None: "abort",
 }
+PRM_CONTEXT = "prm_context"  # the `stop_reason` of an output that the PRM's context ended
 _SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
 _ROLES = {source: role for role, source in _SOURCES.items()}
 
@@ -55,6 +56,8 @@ class SampleBuilder:
         index: int,
         params: SamplingParams,
         writers: Mapping[Role, WriterTokens],
+        *,
+        prm_limits: bool = False,  # the length at which it ends is what the PRM's context holds
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -62,6 +65,7 @@ class SampleBuilder:
         self.prompt_read: PromptRead | None = None
         self._params = params
         self._writers = writers
+        self._prm_limits = prm_limits
         self._detokenizer = Detokenizer(
             next(iter(writers.values())).vocabulary,
             params.skip_special_tokens,
@@ -228,8 +232,8 @@ class SampleBuilder:
 
     def _flops(self, roles: Mapping[Role, RoleMetrics], parameters: Mapping[Role, int]) -> Flops:
         tokens = {role: m.tokens_generated + m.tokens_discarded for role, m in roles.items()}
-        if Role.PRM in roles:  # it scores all steps of the draft but a dropped one
-            tokens[Role.PRM] = self._kept_tokens(Role.DRAFT) + self._rejected_tokens()
+        if Role.PRM in roles:
+            tokens[Role.PRM] = self._scored_tokens()
         return Flops(
             generated=sum(2 * parameters[role] * n for role, n in tokens.items()),
             all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
@@ -238,6 +242,10 @@ class SampleBuilder:
     def _kept_tokens(self, role: Role) -> int:
         source = _SOURCES.get(role)
         return sum(len(step.token_ids) for step in self._steps if step.source == source)
+
+    def _scored_tokens(self) -> int:
+        scored = (step for step in self._steps if step.reward is not None)
+        return sum(len(step.token_ids) for step in scored) + self._rejected_tokens()
 
     def _rejected_tokens(self) -> int:
         return sum(len(step.token_ids) for step in self._rejected)
@@ -254,12 +262,15 @@ class SampleBuilder:
 
     def _stop_reason(self) -> int | str | None:
         assert self.done is not None
-        if self.done.finish == Finish.STOP_TOKEN:
+        finish = self.done.finish
+        if finish == Finish.PRM_FULL or (finish == Finish.LENGTH and self._prm_limits):
+            return PRM_CONTEXT
+        if finish == Finish.STOP_TOKEN:
             tokens, last = self._tokens_of(self._steps[-1]), self._steps[-1].token_ids[-1]
             if last in tokens.eos_ids:
                 return None
             return self._stop_special(last, tokens.vocabulary) or last
-        if self.done.finish == Finish.STOP_STRING:
+        if finish == Finish.STOP_STRING:
             data = (self._tokens_of(step).vocabulary.join(step.token_ids) for step in self._steps)
             text = b"".join(data).decode("utf-8", errors="replace")
             return cut_at_stop(text, self._params.stop_strings, after=self._before_last())[1]

@@ -23,7 +23,7 @@ from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -45,7 +45,11 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     # of each writer: [num_slots, vocabulary] float32, the ids that may be sampled; often the same
     logits: Mapping[Role, Tensor]
+    text_ends: bool = False  # the end of a kept step is read as the tokens of its text
+    end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
+    confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
+    prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
 
     @cached_property
     def sample_scratch(self) -> Mapping[int, SampleScratch | None]:
@@ -62,7 +66,9 @@ class Loop:
 def build_program(loop: Loop) -> Block:
     """The tree that every executor runs; it has a body for each role and number of rows."""
     state = loop.state
-    schedule = partial(ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule)
+    schedule = partial(
+        ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule, loop.prm_kv
+    )
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
     tick = (
@@ -81,7 +87,7 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
     rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
     return (
         Call(f"{role.name}.forward", partial(_forward, loop, role, rows, exact=exact)),
-        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role)),
+        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
         *(_score(loop, rows) if role == Role.PRM else _write(loop, role, rows)),
     )
 
@@ -103,15 +109,27 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
         else partial(ops.bridge, state, tables, loop.merges, loop.bridge_scratch)
     )
     scratch = loop.sample_scratch[logits.shape[1]]
-    sample_append = partial(ops.sample_append, state, rows, logits, tables, role, scratch)
+    measured = loop.confidence if role == Role.DRAFT else ConfidenceKind.NONE
+    sample_append = partial(ops.sample_append, state, rows, logits, tables, role, scratch, measured)
+    end_step = partial(ops.end_step, state, loop.tokens_per_page, loop.confidence)
     return (
         Call(f"{role.name}.sample_append", sample_append),
-        Call(f"{role.name}.bridge", bridge),
-        Call(f"{role.name}.end_step", partial(ops.end_step, state, loop.tokens_per_page)),
+        *(() if loop.confidence else (Call(f"{role.name}.bridge", bridge),)),
+        Call(f"{role.name}.end_step", end_step),
+        *(_retokenise(loop, role) if role == Role.TARGET or loop.confidence else ()),
     )
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
     """Scores the steps that were read; each is kept, or rolled back and rewritten."""
     assert loop.score is not None
-    return (Call("PRM.score", partial(loop.score, rows)),)
+    return (Call("PRM.score", partial(loop.score, rows)), *_retokenise(loop, Role.PRM))
+
+
+def _retokenise(loop: Loop, role: Role) -> Block:
+    """Settles the ends of the steps that were kept."""
+    if not loop.text_ends:
+        return ()
+    tables = loop.tables[Role.DRAFT]  # the target shares its vocabulary
+    retokenise = partial(ops.retokenise, loop.state, tables, loop.end_merges, loop.bridge_scratch)
+    return (Call(f"{role.name}.retokenise", retokenise),)

@@ -15,7 +15,7 @@ import torch
 from rsd_engine.memory.page_pool import KVShape
 from rsd_engine.models.checkpoints.quantized import check_quantization
 from rsd_engine.models.decoders.family import DecoderFamily, Ropes, Windows
-from rsd_engine.models.registry import decoder_families, reward_families
+from rsd_engine.models.registry import decoder_families, reward_architectures
 from rsd_engine.models.rope_config import NO_ROPE
 from rsd_engine.models.schemas import KindSchema, ModelSchema
 
@@ -27,6 +27,7 @@ class ModelConfig:
     """The sizes and switches of one decoder; see `DecoderFamily`."""
 
     architecture: str
+    is_reward_model: bool
     vocab_size: int  # rows of the embedding; may be padded past the tokenizer's size
     hidden_size: int
     intermediate_size: int
@@ -80,6 +81,7 @@ class ModelConfig:
         attention_bias = family.attention_bias and bool(raw.get("attention_bias", False))
         return cls(
             architecture=architecture,
+            is_reward_model=architecture not in decoder_families(),
             vocab_size=raw["vocab_size"],
             hidden_size=raw["hidden_size"],
             intermediate_size=raw["intermediate_size"],
@@ -108,10 +110,6 @@ class ModelConfig:
             sliding_windows=family.sliding_windows(raw),
             dtype=_dtype(raw),
         )
-
-    @property
-    def is_reward_model(self) -> bool:
-        return self.architecture in reward_families()
 
     @property
     def q_width(self) -> int:
@@ -149,9 +147,7 @@ class ModelConfig:
 
 def _architecture(kind: KindSchema) -> tuple[str, DecoderFamily]:
     """The architecture in config.json, and that of its decoder; without one, model_type decides."""
-    allowed = dict(decoder_families())
-    for family in reward_families().values():
-        allowed |= family.architectures
+    allowed = decoder_families() | reward_architectures()
     found = kind.architectures or _named_by_type(kind.model_type)
     if len(found) != 1 or found[0] not in allowed:
         raise ValueError(f"architectures={found} is not supported; one of {', '.join(allowed)}")

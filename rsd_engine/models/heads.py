@@ -92,6 +92,17 @@ class RewardModel(Model):
         """Runs one pass; row n of `hidden` becomes that of row n of the pass."""
         self.decoder.forward(batch, kv, page_table)
 
+    def rewards(
+        self,
+        kv: PagedKV,
+        batch: RowBatch,
+        page_table: Tensor,  # [B, P] int32
+        rows: Tensor,  # [k] int64
+    ) -> Tensor:
+        """[k] float32: runs one pass; the rewards at some of its rows."""
+        self.read(batch, kv, page_table)
+        return ops.rewards(self.hidden[rows], self.head)
+
     def score(
         self,
         batch: RowBatch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,14 +13,20 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import StoredTensor
-from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
+from rsd_engine.models.checkpoints.open import Checkpoint, load_tokenizer, open_checkpoint
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.models.convert import as_computed
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.filling import choose, fill, log_expansion
 from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_engine.models.names import num_layers, with_plain_names
-from rsd_engine.models.registry import decoder_families, reward_families
+from rsd_engine.models.registry import (
+    decoder_families,
+    find_reward_family,
+    reward_architectures,
+    reward_families,
+)
+from rsd_engine.models.reward.family import RewardFamily
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.linear.weight import LinearWeight
@@ -75,7 +82,7 @@ def load_language_model(
         return weights, lm_head, places
 
     dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
-    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.",))
+    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.", "score."))
     weights, lm_head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)
@@ -91,21 +98,44 @@ def load_reward_model(
     device: str | torch.device = "cpu",
     max_rows: int,
     max_positions: int | None = None,
+    family: RewardFamily | None = None,
+    decoder: Decoder | None = None,
 ) -> RewardModel:
-    """Loads a process reward model; arguments and errors as in `load_language_model`."""
+    """Loads a process reward model.
+
+    Args:
+        source: as in `load_language_model`, like all that follow but the last two.
+        revision: see there.
+        dtype: see there.
+        device: see there.
+        max_rows: see there.
+        max_positions: see there.
+        family: what the model is; by default what its checkpoint tells, see `reward_family_of`.
+        decoder: of the same weights; None loads one.
+
+    Raises:
+        ValueError: as `load_language_model`, or the tokenizer lacks a token that the head is made
+            of.
+    """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
-    config = read_reward_config(checkpoint)
+    kind = family or reward_family_of(checkpoint)
+    config, raw = read_reward_config(checkpoint, kind), checkpoint.config()
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
-    family = reward_families()[config.architecture]
+    stored = dict(kind.prepare(stored, partial(load_tokenizer, checkpoint)))
 
     def allocate(dtypes: Dtypes, device: torch.device) -> Parts[RewardHead]:
         weights = DecoderWeights.allocate(config, dtypes[0], device, dtypes[1])
-        head = family.allocate_head(weights.final_norm, config.rms_norm_eps)
-        return weights, head, weights.places(config) | family.places(head)
+        head = kind.allocate_head(weights.final_norm, config.rms_norm_eps, raw)
+        return weights, head, weights.places(config) | kind.places(head)
 
     dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
     chosen = _choose(allocate, stored, config, checkpoint.source, ignored=(_LM_HEAD,))
+    if decoder is not None:
+        head = kind.allocate_head(decoder.weights.final_norm, config.rms_norm_eps, raw)
+        own = kind.places(head)
+        fill(own, {name: chosen[name] for name in own})
+        return RewardModel(decoder, head)
     weights, head, places = allocate(dtypes, torch.device(device))
     log_expansion(checkpoint.source, chosen, places)
     fill(places, chosen)
@@ -122,13 +152,40 @@ def read_language_config(checkpoint: Checkpoint) -> ModelConfig:
     return _read_config(checkpoint, "a language model", decoder_families())
 
 
-def read_reward_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The config of a process reward model.
+def reward_family_of(checkpoint: Checkpoint) -> RewardFamily:
+    """The family of a process reward model, as its checkpoint tells it.
 
     Raises:
-        ValueError: it is not that of a supported reward model.
+        ValueError: its config is not that of a supported reward model, or does not tell.
     """
-    return _read_config(checkpoint, "a reward model", reward_families())
+    architecture = _read_config(checkpoint, "a reward model", reward_architectures()).architecture
+    found = find_reward_family(architecture, checkpoint)
+    if found is None:
+        fitting = [n for n, f in reward_families().items() if architecture in f.architectures]
+        telling = [n for n in reward_architectures() if find_reward_family(n)]
+        raise ValueError(
+            f"model {checkpoint.source!r} is a {architecture}, which does not tell what reward "
+            f"model it is; name it with prm_format, one of {', '.join(sorted(fitting))}, or give "
+            f"one of {', '.join(telling)}"
+        )
+    return found
+
+
+def read_reward_config(checkpoint: Checkpoint, family: RewardFamily | None = None) -> ModelConfig:
+    """The config of a process reward model.
+
+    Args:
+        checkpoint: of the model.
+        family: what it is; by default what the checkpoint tells.
+
+    Raises:
+        ValueError: it is not that of a supported reward model, or of the family.
+    """
+    kind = family or reward_family_of(checkpoint)
+    config = _read_config(checkpoint, f"one of {kind.name}", kind.architectures)
+    # A head of its own reads the norm's output, without the factor that logits take.
+    scale = config.logits_scale if kind.reads_lm_head else 1.0
+    return replace(config, is_reward_model=True, logits_scale=scale)
 
 
 def check_dtype(dtype: str | torch.dtype) -> None:

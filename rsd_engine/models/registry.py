@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from rsd_engine.models import decoders, reward
+from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.reward.family import RewardFamily
 
@@ -26,9 +27,42 @@ def decoder_families() -> dict[str, DecoderFamily]:
 
 @cache
 def reward_families() -> dict[str, RewardFamily]:
-    """Every family of PRMs, by the architectures of its checkpoints in config.json."""
-    families = _defined_in(reward, RewardFamily)
-    return {name: family for family in families for name in family.architectures}
+    """Every family of PRMs, by its name in small letters."""
+    return {family.name.lower(): family for family in _defined_in(reward, RewardFamily)}
+
+
+def reward_family(name: str) -> RewardFamily:
+    """The family of this name, in any case.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = reward_families().get(name.lower())
+    if found is None:
+        raise ValueError(
+            f"prm_format={name!r} is not known; one of {', '.join(sorted(reward_families()))}"
+        )
+    return found
+
+
+def reward_architectures() -> dict[str, DecoderFamily]:
+    """Every architecture of a PRM in config.json, with the decoder below its head."""
+    families = reward_families().values()
+    return {name: below for family in families for name, below in family.architectures.items()}
+
+
+def find_reward_family(
+    architecture: str, checkpoint: Checkpoint | None = None
+) -> RewardFamily | None:
+    """The family of a PRM; None if nothing tells it.
+
+    Args:
+        architecture: in config.json.
+        checkpoint: asked where the architecture does not tell the family by itself.
+    """
+    families = [f for f in reward_families().values() if architecture in f.architectures]
+    special = [f for f in families if f.recognise and checkpoint and f.recognise(checkpoint)]
+    return next(iter(special + [f for f in families if f.recognise is None]), None)
 
 
 def _defined_in(package: ModuleType, kind: type[T]) -> list[T]:

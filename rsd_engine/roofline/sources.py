@@ -5,28 +5,36 @@ Only the config is read: a hub id costs one small download, no weights.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rsd_engine.models.checkpoints.open import open_checkpoint
+from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.open import FolderCheckpoint, open_checkpoint
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.registry import find_reward_family
 from rsd_engine.roofline.presets import PRESETS
 
 
-def find_config(source: str, revision: str | None = None) -> ModelConfig:
+def find_config(source: str, revision: str | None = None, *, is_prm: bool = False) -> ModelConfig:
     """The config of a model.
 
     Args:
         source: name of a preset, folder with a config.json, GGUF file or hub id.
         revision: branch, tag or commit of a hub id.
+        is_prm: whether it may be a reward model that has the architecture of a language model.
 
     Raises:
         ValueError: there is no such model, or the engine does not run its kind.
     """
     try:
-        return ModelConfig.from_dict(_raw(source, revision))
+        path = Path(source).expanduser()
+        preset = None if path.is_dir() else PRESETS.get(source.lower())
+        if preset is not None:
+            return ModelConfig.from_dict(preset)
+        checkpoint = _checkpoint(source, path, revision)
+        config = ModelConfig.from_dict(checkpoint.config())
+        found = find_reward_family(config.architecture, checkpoint) if is_prm else None
+        return config if found is None else replace(config, is_reward_model=True)
     except ValueError as error:
         message = str(error)
         raise ValueError(
@@ -34,13 +42,9 @@ def find_config(source: str, revision: str | None = None) -> ModelConfig:
         ) from error
 
 
-def _raw(source: str, revision: str | None) -> Mapping[str, Any]:
-    path = Path(source).expanduser()
+def _checkpoint(source: str, path: Path, revision: str | None) -> Checkpoint:
     if path.is_dir() or path.suffix == ".gguf":
-        return open_checkpoint(path).config()
-    preset = PRESETS.get(source.lower())
-    if preset is not None:
-        return preset
+        return open_checkpoint(path)
     if "/" not in source or path.is_absolute():
         raise ValueError(
             f"model must be a folder, a .gguf file, a hub id (owner/name) or one of "
@@ -49,7 +53,7 @@ def _raw(source: str, revision: str | None) -> Mapping[str, Any]:
     return _from_hub(source, revision)
 
 
-def _from_hub(name: str, revision: str | None) -> Mapping[str, Any]:
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -61,9 +65,4 @@ def _from_hub(name: str, revision: str | None) -> Mapping[str, Any]:
         raise ValueError(
             f"model {name!r} is not a local path, and the hub gave no config for it: {error}"
         ) from error
-    found = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"the config.json of model {name!r} must be a JSON object, got {type(found).__name__}"
-        )
-    return found
+    return FolderCheckpoint(Path(path).parent, name)

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from rsd_engine.engine.async_engine import AsyncRequest
 from rsd_engine.engine.dispatcher import StreamEvent
 from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server.async_engine import AsyncRequest
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.service import Service
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsd_engine.engine.async_engine import AsyncEngine, AsyncRequest
 from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.server.async_engine import AsyncEngine, AsyncRequest
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.metrics import ServerMetrics
 

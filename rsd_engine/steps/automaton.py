@@ -34,9 +34,10 @@ class ByteAutomaton:
             (state, end, match): the state reached, the bytes read, and the length of the string
             that ends there; 0 if `data` was read to its end without a match.
         """
+        following, matches = self.next.numpy(), self.match.numpy()
         for i, byte in enumerate(data):
-            state = int(self.next[state, byte])
-            match = int(self.match[state])
+            state = int(following[state, byte])
+            match = int(matches[state])
             if match > 0:
                 return state, i + 1, match
         return state, len(data), 0

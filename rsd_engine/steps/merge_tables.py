@@ -20,10 +20,19 @@ from rsd_engine.steps.vocabulary import (
     component,
     read_vocabulary,
 )
-from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS, MergeTables
+from rsd_kernels.state.tables import (
+    ENDS_LINE,
+    JOINS_NEXT,
+    JOINS_PREVIOUS,
+    STARTS_LINE,
+    UNCERTAIN,
+    UNSETTLES,
+    MergeTables,
+)
 
 _PROBES = ("a", "é", "日", "1")  # letters and digits, which must never join a delimiter
 _MARK = "."  # stands for the tokens that may
+_BEFORE = ("", _MARK, "a", "\n")  # what may stand before a delimiter
 
 
 def build_merge_tables(
@@ -66,7 +75,7 @@ def build_merge_tables(
 def _flagged_bytes(vocabulary: Vocabulary, flags: list[int]) -> set[int]:
     """Every byte of the flagged tokens; some vocabularies have no token for bytes not in UTF-8."""
     flagged = zip(vocabulary.token_bytes, flags, strict=True)
-    return {byte for data, flag in flagged if flag for byte in data}
+    return {byte for data, flag in flagged if flag & JOINS_NEXT for byte in data}
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -87,12 +96,12 @@ def _merges_reach(vocabulary: Vocabulary, flags: list[int], model: dict[str, Any
     return all(
         len(merging.tokenize(byte_letters(data))) == 1
         for data, flag in zip(vocabulary.token_bytes, flags, strict=True)
-        if flag
+        if flag & JOINS_NEXT
     )
 
 
 def _flags(vocabulary: Vocabulary, split: PreTokenizer, delimiters: Sequence[str]) -> list[int]:
-    flags = [0] * vocabulary.num_tokens
+    flags = _unsettling(vocabulary, split, delimiters)
     for token, data in enumerate(vocabulary.token_bytes):
         try:
             text = data.decode("utf-8")
@@ -102,8 +111,75 @@ def _flags(vocabulary: Vocabulary, split: PreTokenizer, delimiters: Sequence[str
         if not text or text[-1].isalnum() or token in vocabulary.added_ids:
             continue
         if any(_joined(split, text, delimiter) for delimiter in delimiters):
-            flags[token] = JOINS_NEXT | (JOINS_PREVIOUS * _joined(split, _MARK, text))
+            flags[token] |= JOINS_NEXT | _neighbours(split, text)
     return flags
+
+
+def _neighbours(split: PreTokenizer, text: str) -> int:
+    """How a token that joins a delimiter stands to the tokens before it and after it."""
+    joins, starts_line = _joined(split, _MARK, text), text[0] == "\n"
+    uncertain = (
+        any(c.isspace() and c != "\n" for c in (text[0], text[-1]))
+        or "\n" in text.rstrip("\n").lstrip("\n")
+        or _joined(split, "\n", text) != starts_line
+    )
+    return (
+        JOINS_PREVIOUS * joins
+        | ENDS_LINE * (text[-1] == "\n")
+        | STARTS_LINE * starts_line
+        | UNCERTAIN * uncertain
+    )
+
+
+def _unsettling(
+    vocabulary: Vocabulary, split: PreTokenizer, delimiters: Sequence[str]
+) -> list[int]:
+    """UNSETTLES for every token that may change the tokens of a delimiter before it.
+
+    Added tokens do not: text is cut there before it is cut into words.
+    """
+    known: dict[str, bool] = {}  # by all that matters: the white space at the start and one more
+    flags = []
+    for token, data in enumerate(vocabulary.token_bytes):
+        unsettles = False
+        for text in () if token in vocabulary.added_ids or not data else _texts(data):
+            head = text[: len(text) - len(text.lstrip()) + 1]
+            if head not in known:
+                known[head] = _unsettles(split, head, delimiters)
+            unsettles |= known[head]
+        flags.append(UNSETTLES * unsettles)
+    return flags
+
+
+def _texts(data: bytes) -> tuple[str, ...]:
+    """The text of a token; of a part of a character, characters that it may be part of."""
+    try:
+        return (data.decode("utf-8"),)
+    except UnicodeDecodeError:
+        return _PROBES
+
+
+def _unsettles(split: PreTokenizer, text: str, delimiters: Sequence[str]) -> bool:
+    """Whether text after a delimiter may cut what stands before it into other words."""
+    if not text or text.isspace():  # what follows may be more white space
+        return True
+    for before in (b + d for b in _BEFORE for d in delimiters):
+        alone = [span for _, span in split.pre_tokenize_str(before)]
+        both = [span for _, span in split.pre_tokenize_str(before + text)]
+        if both[: len(alone)] != alone:
+            return True
+    return False
+
+
+def settles_ends(tokenizer: Any, delimiters: Sequence[str]) -> bool:
+    """Whether the device can tell the tokens of most step ends, from the flags of single tokens.
+
+    It cannot where white space is cut differently at the end of a text and before a letter, as by
+    GPT-2's tokenizer and SmolLM2's, or a delimiter has more than newlines.
+    """
+    split = backend_of(tokenizer).pre_tokenizer
+    newlines = all(delimiter.strip("\n") == "" for delimiter in delimiters)
+    return newlines and not any(_unsettles(split, probe, delimiters) for probe in _PROBES)
 
 
 def _joined(split: PreTokenizer, first: str, second: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from rsd_engine.steps.sharing import shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
 from rsd_kernels.state.enums import MAX_CUT_TOKENS
-from rsd_kernels.state.tables import StepTables
+from rsd_kernels.state.tables import BY_TEXT, NOT_READ, StepTables
 
 Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> its tokens
 
@@ -28,21 +28,33 @@ def build_step_tables(
     delimiters: Sequence[str],
     separator_ids: Sequence[int],
     device: torch.device | str,
+    *,
+    before_step: Sequence[int] = (),
+    num_transient: int = 0,
+    as_written: bool = False,
 ) -> StepTables:
     """The tables for a vocabulary, delimiters and a PRM that shares the vocabulary.
 
     Args:
         tokenizer: fast tokenizer of draft and target.
         prm_tokenizer: the PRM's; None if there is no PRM or the host writes its context by way of
-            text (`TextBridge`). `prm_token` is then -1 everywhere.
+            text (`TextBridge`). `prm_token` is then NOT_READ everywhere.
         delimiters: every string that may end a step, of all requests.
         separator_ids: PRM ids that follow each step, from the PRM's format.
         device: where the tables will be.
+        before_step: PRM ids in front of every step but the first.
+        num_transient: how many of the last separator ids leave the PRM's context once read.
+        as_written: whether the PRM reads steps as they were written, delimiters too.
 
     Raises:
-        ValueError: `prm_tokenizer` does not share the vocabulary, or a tokenizer is not supported
-            (`read_vocabulary`).
+        ValueError: `num_transient` is more than there are separator ids, `prm_tokenizer` does not
+            share the vocabulary, or a tokenizer is not supported (`read_vocabulary`).
     """
+    if not 0 <= num_transient <= len(separator_ids):
+        raise ValueError(
+            f"num_transient is {num_transient}; it must be 0 to {len(separator_ids)}, the number "
+            "of separator ids"
+        )
     vocabulary = read_vocabulary(tokenizer)
     if prm_tokenizer is not None and not shares_vocabulary(tokenizer, prm_tokenizer):
         raise ValueError(
@@ -64,6 +76,9 @@ def build_step_tables(
         prefix_token=_int_tensor(tokens, device),
         prm_token=_int_tensor(_prm_tokens(vocabulary, prm_tokenizer), device),
         separator=_int_tensor(list(separator_ids), device),
+        before_step=_int_tensor(list(before_step), device),
+        num_transient=num_transient,
+        as_written=int(as_written),
     )
 
 
@@ -145,14 +160,17 @@ def _prefix_table(
 
 
 def _prm_tokens(vocabulary: Vocabulary, prm_tokenizer: Any | None) -> list[int]:
-    """The PRM's id of each token: the same id if it has the same bytes there, else -1."""
+    """The PRM's id of each token: the same id if it has the same bytes there."""
     if prm_tokenizer is None:
-        return [-1] * vocabulary.num_tokens
+        return [NOT_READ] * vocabulary.num_tokens
     theirs = read_vocabulary(prm_tokenizer).token_bytes
-    return [
-        token if data and token < len(theirs) and theirs[token] == data else -1
-        for token, data in enumerate(vocabulary.token_bytes)
-    ]
+
+    def found(token: int, data: bytes) -> int:
+        if not data:
+            return NOT_READ
+        return token if token < len(theirs) and theirs[token] == data else BY_TEXT
+
+    return [found(token, data) for token, data in enumerate(vocabulary.token_bytes)]
 
 
 def _int_tensor(values: list[int], device: torch.device | str) -> Tensor:

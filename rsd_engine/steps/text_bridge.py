@@ -5,7 +5,7 @@ It means the same as the device's tables, and serves as their oracle in tests, b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rsd_engine.steps.vocabulary import plain_encoder, read_vocabulary
@@ -19,18 +19,31 @@ class TextBridge:
         tokenizer: fast tokenizer of the model that writes.
         prm_tokenizer: fast tokenizer of the PRM.
         separator_ids: PRM ids that follow each step.
+        encode_step: the PRM's ids of a step by its text and whether it is the first, for PRMs that
+            do not tokenise a step alone.
 
     Raises:
         ValueError: as `read_vocabulary`.
     """
 
-    def __init__(self, tokenizer: Any, prm_tokenizer: Any, separator_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prm_tokenizer: Any,
+        separator_ids: Sequence[int],
+        encode_step: Callable[[str, bool], list[int]] | None = None,
+    ) -> None:
         self._vocabulary = read_vocabulary(tokenizer)
         self._encoder = plain_encoder(prm_tokenizer)
         self._separator = list(separator_ids)
+        self._encode_step = encode_step or self._alone
 
     def step_tokens(
-        self, step_tokens: Sequence[int], delimiter_bytes: int, finish: Finish = Finish.NONE
+        self,
+        step_tokens: Sequence[int],
+        delimiter_bytes: int,
+        finish: Finish = Finish.NONE,
+        is_first: bool = True,
     ) -> list[int]:
         """The PRM's ids of the step's text without its delimiter, then the separator.
 
@@ -41,9 +54,14 @@ class TextBridge:
             step_tokens: ids of the step, up to the end of its delimiter.
             delimiter_bytes: bytes of the delimiter that ended the step; 0 if it ended without one.
             finish: why the output ends with the step; a stop token that ends it has no text.
+            is_first: no step is before it.
         """
         if finish == Finish.STOP_TOKEN and not delimiter_bytes:
             step_tokens = step_tokens[:-1]
         data = self._vocabulary.join(step_tokens)
         text = data[: len(data) - delimiter_bytes].decode("utf-8", errors="replace")
-        return self._encoder.encode(text, add_special_tokens=False).ids + self._separator
+        return self._encode_step(text, is_first) + self._separator
+
+    def _alone(self, text: str, is_first: bool) -> list[int]:
+        del is_first
+        return list(self._encoder.encode(text, add_special_tokens=False).ids)

@@ -25,7 +25,7 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
 
 def test_all_examples_are_tested() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"offline_batch.py", "own_checkpoints.py", "streaming.py"}
+    assert names == {"offline_batch.py", "own_checkpoints.py", "streaming.py", "train_probe.py"}
 
 
 def test_offline_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +49,13 @@ def test_streaming(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     one, two = capsys.readouterr().out.split("two at once\n")
     assert "finished: " in one
     assert "A, target: " in two and "B, target: " in two
+
+
+def test_train_probe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "probe.safetensors"
+    run("train_probe.py", monkeypatch, str(file), "4", "2")
+    out = capsys.readouterr().out
+    assert file.exists()
+    assert "rsd: " in out and "the probe kept" in out

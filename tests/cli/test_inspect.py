@@ -208,7 +208,7 @@ def test_the_format_of_a_two_class_prm(rsd: Rsd, tmp_path: Path) -> None:
     assert prm["prompt"].endswith("user\n{question}<|im_end|>\n<|im_start|>assistant\n")
     assert [token["text"] for token in prm["separator"]] == ["<extra_0>"]
     shown = rsd("inspect", *folders(made), *ROOM).stdout
-    assert "two classes, good and bad. A step is kept from 0.7 on." in shown
+    assert "two classes, good and bad. Rewards go from 0 to 1; a step is kept from 0.7 on." in shown
 
 
 def test_stop_tokens(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import SamplingParams
+from rsd_engine.models.registry import reward_families, reward_family
 from rsd_engine.steps.policies import parse_policy
 from tests.docs.conftest import Shell
 from tests.docs.documents import document
@@ -45,3 +46,16 @@ def test_policies_as_written_on_a_command_line() -> None:
         for letter, number in (("alpha", "9"), ("d", "0.7"), ("p", "0.5")):
             text = re.sub(rf":{letter}\b", f":{number}", text)
         assert name.startswith(type(parse_policy(text)).__name__)
+
+
+def test_the_families_of_reward_models() -> None:
+    """Name, architectures, range and threshold of every family are those of the code."""
+    rows = USAGE.table_after("### Reward models")
+    assert {row[0].split("`")[1].lower() for row in rows} == set(reward_families())
+    for name, architectures, _, allowed, threshold, _ in rows:
+        family = reward_family(name.split("`")[1])
+        low, high = (float(number) for number in allowed.split(" to "))
+        assert (low, high) == family.reward_range
+        assert float(threshold.split(",")[0]) == family.threshold
+        for found in re.findall(r"`([^`]*For[^`]*)`", architectures):
+            assert any(known.endswith(found.lstrip(".")) for known in family.architectures)

@@ -39,7 +39,8 @@ def unknown_architecture(models: TinyModels) -> None:
 
 
 def prm_without_head(models: TinyModels) -> None:
-    edit_json(models.prm / "config.json", architectures=["Qwen2ForCausalLM"])
+    shutil.rmtree(models.prm)
+    shutil.copytree(models.draft, models.prm)
 
 
 def prm_of_unknown_kind(models: TinyModels) -> None:
@@ -64,8 +65,8 @@ def no_tokenizer(models: TinyModels) -> None:
     ("damage", "words"),
     [
         (unknown_architecture, ["GPTNeoForCausalLM", "LlamaForCausalLM"]),
-        (prm_without_head, ["Qwen2ForCausalLM", "Qwen2ForPrmModel"]),
-        (prm_of_unknown_kind, ["Qwen2ForRewardModel", "Qwen2ForPrmModel"]),
+        (prm_without_head, ["LlamaForCausalLM", "prm_format", "Qwen2ForPrmModel"]),
+        (prm_of_unknown_kind, ["Qwen2ForRewardModel", "prm_format", "Qwen2ForPrmModel"]),
         (truncated_weights, ["model.safetensors"]),
         (no_config, ["config.json"]),
         (no_tokenizer, ["tokenizer"]),

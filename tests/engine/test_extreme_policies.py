@@ -1,13 +1,24 @@
-"""Accepting everything is the draft alone, rejecting everything the target alone."""
+"""Accepting everything is the draft alone, rejecting everything the target alone.
+
+A model alone reads its own tokens, so RSD must as well.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from rsd_engine import Constant, Engine, SamplingParams, Threshold
 from tests.engine.harness.runs import PROMPTS, generate
+from tests.tiny_models import TinyModels
+
+
+@pytest.fixture(scope="module")
+def engine_of_tokens(tiny: TinyModels) -> Iterator[Engine]:
+    with Engine(**tiny.sources(), step_ends="tokens", max_num_seqs=4, device="cpu") as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -17,7 +28,7 @@ from tests.engine.harness.runs import PROMPTS, generate
      (Constant(0.0), "target")],
 )  # fmt: skip
 def test_extreme_policies_equal_one_model_alone(
-    engine: Engine, temperature: float, policy: Threshold | Constant, mode: str
+    engine_of_tokens: Engine, temperature: float, policy: Threshold | Constant, mode: str
 ) -> None:
     rsd = [
         SamplingParams(temperature=temperature, seed=s, max_tokens=36, max_step_tokens=10,
@@ -25,7 +36,7 @@ def test_extreme_policies_equal_one_model_alone(
         for s in range(len(PROMPTS))
     ]  # fmt: skip
     one = [replace(params, mode=mode) for params in rsd]  # type: ignore[arg-type]
-    results = generate(engine, [*PROMPTS, *PROMPTS], [*rsd, *one])
+    results = generate(engine_of_tokens, [*PROMPTS, *PROMPTS], [*rsd, *one])
     half = len(PROMPTS)
     for mixed, alone in zip(results[:half], results[half:], strict=True):
         ours, theirs = mixed.outputs[0], alone.outputs[0]

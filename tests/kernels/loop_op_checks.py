@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +12,21 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.bridge import kernel as bridge_kernel
+from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
+from rsd_kernels.sample import kernel as sample_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import NUM_ROLES, Phase
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.shadow import (
     Op,
+    Shadow,
     copied,
     copied_on_cpu,
     differences,
@@ -29,7 +34,7 @@ from tests.kernels.harness.shadow import (
     random_requests,
     run_shadowed,
 )
-from tests.loop.toy import run, story
+from tests.loop.toy import run, story, toy_request
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +45,46 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
+    calls += run_shadowed(monkeypatch, kernels, 2, count=3)
     assert all(calls[name] > 0 for name in kernels), calls
+
+
+def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that end there, and outputs that draft or target continue."""
+    modes: Counter[tuple[int, int]] = Counter()
+    write = bridge_twin.write_prm_step
+
+    def counted(state: SlotState, slot: int, tokens: list[int], tables: StepTables) -> None:
+        write(state, slot, tokens, tables)
+        modes[int(state.overflow_mode[slot]), int(state.finish[slot])] += int(state.mode[slot]) or (
+            int(state.finish[slot]) == Finish.PRM_FULL
+        )
+
+    monkeypatch.setattr(bridge_twin, "write_prm_step", counted)
+    shadow = Shadow(monkeypatch, {"end_step": end_step_kernel.end_step})
+    requests = [
+        replace(
+            toy_request("abc", temperature=1.0, seed=i, max_tokens=24, max_step_tokens=5),
+            overflow_mode=mode,
+        )
+        for i, mode in enumerate([*Mode] * 4)
+    ]
+    run(random_core(3, prm_max_len=14), requests)
+    assert shadow.calls["end_step"] > 20
+    assert {mode for (mode, _), count in modes.items() if count} == set(Mode), modes
+    assert modes[Mode.RSD, Finish.PRM_FULL], modes
+
+
+@pytest.mark.parametrize("kind", [ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY])
+def test_confidence_in_every_state_of_a_run(
+    kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: dict[str, Op] = {
+        "sample_append": sample_kernel.sample_append,
+        "end_step": end_step_kernel.end_step,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
+    assert min(calls.values()) > 10, calls
 
 
 def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +95,6 @@ def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPa
         "wait_for_host": bridge_kernel.wait_for_host,
         "end_step": end_step_kernel.end_step,
         "end_slot_step": end_step_kernel.end_slot_step,
-        "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=6, two=True)
     assert all(calls[name] > 0 for name in kernels), calls
@@ -82,15 +125,17 @@ def test_schedule_in_changed_states(rule: BatchingRule, monkeypatch: pytest.Monk
     chosen: Counter[int] = Counter()
     schedule_of_the_run = schedule_twin.schedule
 
-    def schedule(state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule) -> None:
+    def schedule(
+        state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule, prm_kv: Role
+    ) -> None:
         ours, theirs = copied_on_cpu(state), copied_on_cpu(batch)
         _changed(ours, rng)
         kernel_state, kernel_batch = copied(ours), copied(theirs)
-        schedule_twin.schedule(ours, theirs, tokens_per_page, rule)
-        schedule_kernel.schedule(kernel_state, kernel_batch, tokens_per_page, rule)
+        schedule_twin.schedule(ours, theirs, tokens_per_page, rule, prm_kv)
+        schedule_kernel.schedule(kernel_state, kernel_batch, tokens_per_page, rule, prm_kv)
         assert not differences(ours, kernel_state) + differences(theirs, kernel_batch)
         chosen[int(ours.pass_role)] += 1
-        schedule_of_the_run(state, batch, tokens_per_page, rule)
+        schedule_of_the_run(state, batch, tokens_per_page, rule, prm_kv)
 
     monkeypatch.setattr(ops, "schedule", schedule)
     run(random_core(6, num_slots=17, max_rows=7), random_requests(6, 12))

@@ -16,7 +16,7 @@ from rsd_kernels.policy.formula import PolicyKind
 from tests.kernels.harness.child import ROOT
 
 OPS = torch.ops.rsd
-NAMES = ["rollback", "value_reward_accept", "two_class_reward_accept"]
+NAMES = ["rollback", "value_reward_accept", "two_class_reward_accept", "ensemble_reward_accept"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -44,6 +44,11 @@ def arguments(name: str, device: str = "cpu") -> tuple[Any, ...]:
         head: tuple[Tensor, ...] = (numbers(1, 8), numbers(1))
         if name == "two_class_reward_accept":
             head = (numbers(6, 8), numbers(6), numbers(2, 6), numbers(2))
+        elif name == "ensemble_reward_accept":
+            head = (
+                numbers(3, 8, 5), numbers(3, 5), numbers(3, 5, 5), numbers(3, 5),
+                numbers(3, 5, 1), numbers(3, 1),
+            )  # fmt: skip
         values = (numbers(4, 8), numbers(8), 1e-6, *head, *policy)
     return tuple(v.to(device) if isinstance(v, Tensor) else v for v in values)
 
@@ -72,6 +77,19 @@ def test_a_value_head_and_a_threshold(device: str) -> None:
     torch.testing.assert_close(reward, expected)
     assert 0 < int((expected[:3] >= 0.95).sum()) < 3, "both decisions must be there"
     assert accept.tolist() == [*(expected[:3] >= 0.95).int().tolist(), 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_ensemble_of_heads(device: str) -> None:
+    arguments_ = arguments("ensemble_reward_accept", device)
+    reward, _ = OPS.ensemble_reward_accept(*arguments_)
+    hidden, norm, eps, w1, b1, w2, b2, w3, b3 = arguments_[:9]
+    normed = torch.nn.functional.rms_norm(hidden, (8,), norm, eps)
+    each = []
+    for e in range(3):
+        units = torch.relu(torch.relu(normed @ w1[e] + b1[e]) @ w2[e] + b2[e])
+        each.append(torch.sigmoid(units @ w3[e] + b3[e])[:, 0])
+    torch.testing.assert_close(reward, (each[0] + each[1] + each[2]) / 3)
 
 
 def test_a_cpu_run_imports_no_triton() -> None:

@@ -23,7 +23,7 @@ from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel, RewardModel
-from rsd_engine.models.registry import reward_families
+from rsd_engine.models.registry import find_reward_family, reward_family
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
@@ -32,7 +32,8 @@ from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.library import Projection
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import triton_ops
-from rsd_kernels.state.enums import Role
+from rsd_kernels.reward.heads import ClassesHead
+from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -74,8 +75,11 @@ def language_model(name: str) -> LanguageModel:
 
 
 def reward_model(name: str) -> RewardModel:
-    made = decoder(name)
-    family = reward_families()[made.config.architecture]
+    """Of a preset; `preset/family` has the head of that family."""
+    preset, _, head_of = name.partition("/")
+    made = decoder(preset)
+    family = reward_family(head_of) if head_of else find_reward_family(made.config.architecture)
+    assert family is not None
     head = family.allocate_head(made.weights.final_norm, made.config.rms_norm_eps)
     return RewardModel(made, head)
 
@@ -98,15 +102,23 @@ def slot_state() -> SlotState:
     return state
 
 
+def judge(target: LanguageModel) -> RewardModel:
+    norm, eps = target.decoder.weights.final_norm, target.config.rms_norm_eps
+    return RewardModel(target.decoder, ClassesHead.allocate(norm, eps, DTYPE, num_classes=10))
+
+
 def program(prm: str) -> list[Call]:
-    """All calls of a program over a 1.5B draft, a 7B target and this PRM."""
+    """All calls of a program over a 1.5B draft, a 7B target and this PRM or scorer."""
     pool, state = PagePool(4096, 1 << 20, DEVICE), slot_state()
     logits = empty(SLOTS, NUM_IDS, dtype=torch.float32)
+    target = language_model("qwen2.5-7b")
     models = {
         Role.DRAFT: language_model(SMALL),
-        Role.TARGET: language_model("qwen2.5-7b"),
-        Role.PRM: reward_model(prm),
+        Role.TARGET: target,
+        # With a confidence there is one too, which nothing runs.
+        Role.PRM: judge(target) if prm in ("judge", "confidence") else reward_model(prm),
     }
+    prm_kv = {"judge": Role.TARGET, "confidence": Role.DRAFT}.get(prm, Role.PRM)
     kv = {role: pool.view(model.config.kv_shape(DTYPE)) for role, model in models.items()}
     forwards: dict[Role, Callable[[RowBatch], None]] = {
         role: partial(model.logits, kv=kv[role], page_table=state.page_table[role], out=logits)
@@ -117,9 +129,9 @@ def program(prm: str) -> list[Call]:
     tokens_per_page = (*tokens, kv[Role.PRM].tokens_per_page)
     scorer = models[Role.PRM]
     assert isinstance(scorer, RewardModel)
-    forwards[Role.PRM] = partial(
-        scorer.read, kv=kv[Role.PRM], page_table=state.page_table[Role.PRM]
-    )
+    forwards[Role.PRM] = partial(scorer.read, kv=kv[Role.PRM], page_table=state.page_table[prm_kv])
+    if prm == "confidence":
+        del forwards[Role.PRM]
     score = partial(
         scorer.score, state=state, tokens_per_page=tokens_per_page,
         scratch=ops.score_scratch(state, scorer.head),
@@ -127,20 +139,24 @@ def program(prm: str) -> list[Call]:
     byte, long = torch.uint8, torch.int64
     tables = StepTables(
         empty(1 << 20, dtype=byte), empty(NUM_IDS + 1), empty(NUM_IDS), empty(100), empty(100),
-        empty(NUM_IDS), empty(1),
+        empty(NUM_IDS), empty(1), empty(0), 0, 0,
     )  # fmt: skip
+    merges = MergeTables(
+        empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000), empty(1000)
+    )
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
         tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
-        merges=MergeTables(
-            empty(NUM_IDS, dtype=byte), empty(256), empty(1000, dtype=long), empty(1000),
-            empty(1000),
-        ),
+        merges=merges,
+        text_ends=True,
+        end_merges=merges,
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,
         logits=dict.fromkeys((Role.DRAFT, Role.TARGET), logits),
+        confidence=ConfidenceKind.ENTROPY if prm == "confidence" else ConfidenceKind.NONE,
+        prm_kv=prm_kv,
     )  # fmt: skip
     assert {model.decoder.ops.backend for model in models.values()} == {"triton"}
     return list(calls(build_program(loop)))
@@ -150,7 +166,13 @@ def kernels(work: Work) -> Counter[str]:
     return Counter(launch.kernel.__name__ for launch in work.launches)
 
 
-@pytest.mark.parametrize("prm", ["skywork-prm-1.5b", "qwen2.5-math-prm-7b"])
+@pytest.mark.parametrize(
+    "prm",
+    [
+        "skywork-prm-1.5b", "qwen2.5-math-prm-7b", "qwen2.5-math-prm-7b/actprm", "judge",
+        "confidence",
+    ],
+)  # fmt: skip
 def test_every_op_reaches_the_device_and_allocates_nothing(prm: str, work: Work) -> None:
     """A read by the host would raise: these tensors have no values."""
     ops = program(prm)

@@ -5,10 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
+
 from rsd_engine.core.events import RequestDone, StepDecided
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import Mode, Role
-from tests.loop.toy import decode, run, story, toy_core, toy_request, writes
+from rsd_kernels.state.enums import Finish, Mode, Role
+from tests.loop.toy import (
+    SEPARATOR,
+    around_steps,
+    as_written,
+    decode,
+    encode,
+    run,
+    story,
+    toy_core,
+    toy_request,
+    toy_tables,
+    writes,
+)
 
 DRAFT = writes({"ab": "c\n\n", "abc\n\n": "de\n\n", "abc\n\nf\n\n": "g$"})
 TARGET = writes({"abc\n\n": "f\n\n"})
@@ -35,6 +49,85 @@ def test_accept_reject_rewrite_accept() -> None:
     # The target reads the prompt, the accepted step and its own f\n.
     assert done.counters[Role.TARGET].tokens_read == len("abc\n\n") + len("f\n")
     assert done.counters[Role.PRM].passes == 3
+
+
+@pytest.mark.parametrize("by_host", [False, True])
+def test_ids_around_a_step_and_ids_that_leave_the_context(by_host: bool) -> None:
+    """`h` stands before every step but the first; of `|ij` behind a step `ij` leave again."""
+
+    def tokens_of(
+        step: list[int], delimiter_bytes: int, finish: Finish, is_first: bool
+    ) -> list[int]:
+        text = decode(step).removesuffix("\n\n" if delimiter_bytes else "$")
+        return [*encode(text), SEPARATOR, *encode("ij")]
+
+    seen: list[str] = []
+
+    def remember(row: tuple[int, ...]) -> float:
+        seen.append(decode(row))
+        return {"ab|c|ij": 0.9, "ab|c|hde|ij": 0.2, "ab|c|hf|hg|ij": 0.8}[seen[-1]]
+
+    tables = around_steps(toy_tables())
+    bridge = tokens_of if by_host else None
+    core = toy_core(DRAFT, TARGET, remember, tables=tables, text_bridge=bridge)
+    request = toy_request("ab", prm_step_ids=2, prm_transient=2)
+    events = run(core, [request])[0]
+    assert story(events)[:-1] == [
+        "draft 0.90 kept: c\n\n",
+        "draft 0.20 rejected: de\n\n",
+        "target kept: f\n\n",
+        "draft 0.80 kept: g$",
+    ]
+    assert len(seen) == 3
+    done = events[-1]
+    assert isinstance(done, RequestDone)
+    # ab|c|ij, hde|ij, hf| and hg|ij: every id once.
+    assert done.counters[Role.PRM].tokens_read == 7 + 6 + 3 + 5
+
+
+def test_the_target_scores_its_own_context() -> None:
+    """It reads steps as they were written and the question `ij`, on its own K/V, then writes."""
+    seen: list[str] = []
+
+    def remember(row: tuple[int, ...]) -> float:
+        seen.append(decode(row))
+        return {"abc\n\nij": 0.9, "abc\n\nde\n\nij": 0.2, "abc\n\nf\n\ngij": 0.8}[seen[-1]]
+
+    core = toy_core(DRAFT, TARGET, remember, tables=as_written("ij"), prm_kv=Role.TARGET)
+    request = toy_request("ab", prm_prompt="ab", prm_step_ids=0, prm_transient=2)
+    events = run(core, [request])[0]
+    assert story(events)[:-1] == [
+        "draft 0.90 kept: c\n\n",
+        "draft 0.20 rejected: de\n\n",
+        "target kept: f\n\n",
+        "draft 0.80 kept: g$",
+    ]
+    done = events[-1]
+    assert isinstance(done, RequestDone)
+    # Prompt and step 5 and 2; step 4 and 2, rolled back; the target's last newline, g and 2.
+    assert done.counters[Role.PRM].tokens_read == 7 + 6 + (1 + 1 + 2)
+    # The last token of step 1 once more, to write after it, and its own f and a newline.
+    assert done.counters[Role.TARGET].tokens_read == 1 + 2
+
+
+def test_a_writer_that_scores_sees_the_end_of_text() -> None:
+    """Nothing follows the step, so the stop token is the last one it reads."""
+    rows: list[str] = []
+
+    def remember(row: tuple[int, ...]) -> float:
+        rows.append(decode(row))
+        return len(rows) / 2
+
+    core = toy_core(
+        writes({"ab": "c\n\n", "abc\n\n": "$"}),
+        TARGET,
+        remember,
+        tables=as_written(""),
+        prm_kv=Role.DRAFT,
+    )
+    request = toy_request("ab", prm_prompt="ab", prm_step_ids=0)
+    assert story(run(core, [request])[0])[-2:] == ["draft 1.00 kept: $", "done: STOP_TOKEN"]
+    assert rows == ["abc\n\n", "abc\n\n$"]
 
 
 def test_rejected_last_step_goes_on() -> None:

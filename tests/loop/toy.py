@@ -6,6 +6,7 @@ One token is one byte, so the tables are written by hand; models are functions o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,13 @@ from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Mode, Role
+from rsd_kernels.state.enums import (
+    MAX_DELIMITER_STATES,
+    MAX_STOP_STATES,
+    ConfidenceKind,
+    Mode,
+    Role,
+)
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -47,7 +54,8 @@ MakeExecutor = Callable[[Block, int], Executor]  # program, ticks a launch
 
 
 def encode(text: str) -> tuple[int, ...]:
-    return tuple(EOS if c == "$" else CHARS.index(c) for c in text)
+    signs = {"$": EOS, "|": SEPARATOR}
+    return tuple(signs[c] if c in signs else CHARS.index(c) for c in text)
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -64,7 +72,26 @@ def toy_tables() -> StepTables:
         prefix_token=torch.zeros(0, dtype=torch.int32),
         prm_token=torch.tensor([*range(len(CHARS)), -1], dtype=torch.int32),
         separator=torch.tensor([SEPARATOR], dtype=torch.int32),
+        before_step=torch.zeros(0, dtype=torch.int32),
+        num_transient=0,
+        as_written=0,
     )
+
+
+def around_steps(tables: StepTables) -> StepTables:
+    """`h` before every step but the first; of `|ij` behind it `ij` leave the context again."""
+    return replace(
+        tables,
+        separator=torch.tensor([SEPARATOR, *encode("ij")], dtype=torch.int32),
+        before_step=torch.tensor(encode("h"), dtype=torch.int32),
+        num_transient=2,
+    )
+
+
+def as_written(question: str) -> StepTables:
+    """The PRM reads the writers' own tokens and a question, which leaves again."""
+    ids = torch.tensor(encode(question), dtype=torch.int32)
+    return replace(toy_tables(), separator=ids, num_transient=len(ids), as_written=1)
 
 
 def toy_merges() -> MergeTables:
@@ -91,6 +118,7 @@ def toy_core(
     num_pages: int = 400,
     tokens_per_page: tuple[int, int, int] = (3, 2, 5),
     max_len: int = 96,
+    prm_max_len: int | None = None,
     max_rows: int = 16,
     ticks_per_launch: int = 64,
     text_bridge: HostBridge | None = None,
@@ -98,11 +126,14 @@ def toy_core(
     row_buckets: tuple[int, ...] = ANY_ROWS,
     make_executor: MakeExecutor = eager_executor,
     rule: BatchingRule = BatchingRule.MOST_READY,
+    tables: StepTables | None = None,
+    prm_kv: Role = Role.PRM,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
         max_len=max_len,
-        prm_max_len=2 * max_len,
+        prm_max_len=prm_max_len or 2 * max_len,
         pages_per_role=max_len,
         num_pages=num_pages,
         log_words=num_slots * 60 * max_len,
@@ -110,6 +141,7 @@ def toy_core(
     )
     state, mailbox = open_mailbox(SlotState.allocate(sizes, torch.device("cpu")))
 
+    shared = tables or toy_tables()
     num_ids = vocabularies.num_ids if vocabularies else dict.fromkeys(WRITERS, NUM_IDS)
     logits = {role: torch.full((num_slots, num_ids[role]), torch.nan) for role in WRITERS}
     rewards = torch.full((num_slots,), torch.nan)
@@ -132,21 +164,22 @@ def toy_core(
     def score(batch: RowBatch) -> None:
         reward_twin.decide(state, batch, rewards, tokens_per_page)
 
+    forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
+    if not confidence:
+        forwards[Role.PRM] = read
     bridges = dict.fromkeys(WRITERS, text_bridge) if text_bridge else None
     loop = Loop(
         state=state,
         batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
-        tables=vocabularies.tables if vocabularies else dict.fromkeys(WRITERS, toy_tables()),
+        tables=vocabularies.tables if vocabularies else dict.fromkeys(WRITERS, shared),
         merges=None if text_bridge or vocabularies else toy_merges(),
         tokens_per_page=tokens_per_page,
-        forwards={
-            Role.DRAFT: writer(Role.DRAFT, draft),
-            Role.TARGET: writer(Role.TARGET, target),
-            Role.PRM: read,
-        },
+        forwards=forwards,
         score=score,
         logits=logits,
         rule=rule,
+        prm_kv=prm_kv,
+        confidence=confidence,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:
@@ -176,11 +209,15 @@ def toy_request(
     sample_index: int = 0,
     num_logprobs: int = -1,
     policy: tuple[int, float, float] = (PolicyKind.THRESHOLD, 0.5, 0.0),
+    prm_prompt: str | None = None,
+    prm_step_ids: int = 1,
+    prm_transient: int = 0,
 ) -> SlotRequest:
     ids = encode(prompt)
+    read = encode(prompt + "|" if prm_prompt is None else prm_prompt)
     return SlotRequest(
         prompt=ids,
-        prm_prompt=(*ids, SEPARATOR) if mode == Mode.RSD else (),
+        prm_prompt=read if mode == Mode.RSD else (),
         mode=mode,
         length_limit=len(ids) + max_tokens,
         max_steps=max_steps,
@@ -198,6 +235,8 @@ def toy_request(
         sample_index=sample_index,
         num_logprobs=num_logprobs,
         policy=policy,
+        prm_step_ids=prm_step_ids,
+        prm_transient=prm_transient,
     )
 
 

@@ -15,7 +15,16 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import Translate
 from rsd_kernels.state.enums import MAX_CUT_TOKENS, Finish, Mode, Role
 from rsd_kernels.state.tables import StepTables
-from tests.loop.toy import CHARS, NEWLINE, NUM_IDS, SEPARATOR, decode, encode, toy_tables
+from tests.loop.toy import (
+    CHARS,
+    NEWLINE,
+    NUM_IDS,
+    SEPARATOR,
+    around_steps,
+    decode,
+    encode,
+    toy_tables,
+)
 
 TOKENS = (*reversed(CHARS), "ab", "\n\n")
 TARGET_EOS = len(TOKENS)
@@ -53,19 +62,27 @@ def decoder_of(role: Role) -> Callable[[Sequence[int]], str]:
     return decode_target if role == Role.TARGET else decode
 
 
-def by_text(step: list[int], delimiter_bytes: int, finish: Finish) -> list[int]:
+def by_text(step: list[int], delimiter_bytes: int, finish: Finish, is_first: bool) -> list[int]:
     """The bridge as the host does it, by way of text; one token is one byte."""
     kept = [token for token in step if token <= NEWLINE]
     return [*kept[: len(kept) - delimiter_bytes], SEPARATOR]
 
 
-def two_vocabularies() -> Vocabularies:
+def two_vocabularies(*, around: bool = False) -> Vocabularies:
+    """around: with the ids of `around_steps` in the PRM's context."""
+    tables = {Role.DRAFT: toy_tables(), Role.TARGET: _target_tables()}
+    if around:
+        tables = {role: around_steps(table) for role, table in tables.items()}
+    behind = encode("ij") if around else ()
     return Vocabularies(
-        tables={Role.DRAFT: toy_tables(), Role.TARGET: _target_tables()},
+        tables=tables,
         num_ids={Role.DRAFT: NUM_IDS, Role.TARGET: NUM_TARGET_IDS},
         bridges={
-            Role.DRAFT: by_text,
-            Role.TARGET: lambda ids, *end: by_text(list(encode(decode_target(ids))), *end),
+            Role.DRAFT: lambda ids, *end: [*by_text(ids, *end), *behind],
+            Role.TARGET: lambda ids, *end: [
+                *by_text(list(encode(decode_target(ids))), *end),
+                *behind,
+            ],
         },
         translate={
             Role.DRAFT: lambda ids: list(encode_target(decode(ids))),

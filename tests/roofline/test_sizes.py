@@ -84,11 +84,24 @@ def test_a_hub_id_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert find_config("someone/model", "v1").hidden_size == 2048
     assert asked == [("someone/model", "config.json", "v1")]
     path.write_text("[]")
-    with pytest.raises(ValueError, match="config.json of model 'someone/model' must be a JSON obj"):
+    with pytest.raises(
+        ValueError, match=r"model 'someone/model': .*config.json must hold a JSON object, got \[\]"
+    ):
         find_config("someone/model")
     path.write_text("{")
     with pytest.raises(ValueError, match="model 'someone/model': "):
         find_config("someone/model")
+
+
+def test_a_reward_model_with_the_architecture_of_a_language_model(tmp_path: Path) -> None:
+    """Math-Shepherd's, which its name tells: as a PRM it is one, and counts no LM head."""
+    folder = tmp_path / "math-shepherd-mistral-7b-prm"
+    folder.mkdir()
+    raw = dict(PRESETS["llama-3.1-8b"]) | {"architectures": ["MistralForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(raw))
+    writer, prm = find_config(str(folder)), find_config(str(folder), is_prm=True)
+    assert not writer.is_reward_model and prm.is_reward_model
+    assert writer.num_parameters - prm.num_parameters == 128256 * 4096
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from rsd_engine import Engine
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.engine.async_engine import AsyncEngine
 from rsd_engine.server.app import make_app
+from rsd_engine.server.async_engine import AsyncEngine
 from rsd_engine.server.run import Server
 from rsd_engine.server.service import ServerOptions, Service
 

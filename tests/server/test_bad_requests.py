@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from rsd_engine.engine.async_engine import AsyncEngine
 from rsd_engine.server.app import make_app
+from rsd_engine.server.async_engine import AsyncEngine
 from rsd_engine.server.service import Service
 from tests.server.conftest import OPTIONS, Client
 
@@ -57,7 +57,6 @@ HI = [{"role": "user", "content": "Hi"}]
         (PLAIN, {"prompt": "a" * 100_000}, 400, "max_model_len"),
         (PLAIN, {"prompt": "a", "echo": True, "stream": True}, 400, "echo"),
         ("/tokenize", {}, 400, "prompt"),
-        ("/tokenize", {"prompt": "a", "messages": HI}, 400, "prompt"),
         ("/tokenize", {"prompt": "a\ud800"}, 400, "surrogate"),
         ("/detokenize", {"tokens": [10**8]}, 400, "tokens"),
         ("/nowhere", {}, 404, "Not Found"),

@@ -82,7 +82,9 @@ def cut(token: int, num_bytes: int, made: Family) -> list[int]:
 
 def by_tables(step: list[int], delimiter_bytes: int, made: Family) -> list[int]:
     assert made.merges is not None
-    return prm_step_tokens(step, delimiter_bytes, made.tables, made.merges)
+    ids = prm_step_tokens(step, delimiter_bytes, made.tables, made.merges)
+    assert ids is not None
+    return ids
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)

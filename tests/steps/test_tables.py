@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import read_vocabulary
-from rsd_kernels.state.tables import StepTables
+from rsd_kernels.state.tables import BY_TEXT, NOT_READ, StepTables
 from tests.steps.toy_tokenizers import (
     CHAT_TOKENS,
     id_of,
@@ -98,8 +98,9 @@ def test_bytes_and_prm_ids() -> None:
     joined = bytes(tables.token_byte.tolist())
     assert tuple(joined[a:b] for a, b in pairwise(start)) == vocabulary.token_bytes
     ordinary = prm.get_vocab_size(with_added_tokens=False)
-    # special tokens, and the added one that the PRM does not know, have no place in its row
-    assert tables.prm_token.tolist() == [*range(ordinary)] + [-1] * (len(CHAT_TOKENS) + 2)
+    # special tokens have no text to read; the PRM reads the letters of the one that it lacks
+    special = [NOT_READ] * (len(CHAT_TOKENS) + 1)
+    assert tables.prm_token.tolist() == [*range(ordinary), *special, BY_TEXT]
     assert tables.separator.tolist() == [5, 6]
     assert {t.dtype for t in (tables.token_start, tables.prefix_entry, tables.prm_token)} == {
         torch.int32
@@ -107,9 +108,18 @@ def test_bytes_and_prm_ids() -> None:
     assert tables.token_byte.dtype == torch.uint8
 
 
+def test_ids_around_a_step() -> None:
+    made = build_step_tables(
+        qwen_like(), None, ["\n\n"], [5, 6], "cpu", before_step=[7], num_transient=2
+    )
+    assert (made.before_step.tolist(), made.num_transient) == ([7], 2)
+    with pytest.raises(ValueError, match="num_transient is 3; it must be 0 to 2"):
+        build_step_tables(qwen_like(), None, ["\n\n"], [5, 6], "cpu", num_transient=3)
+
+
 def test_without_a_prm_no_token_has_a_place() -> None:
     tables = build_step_tables(qwen_like(), None, ["\n\n"], [], "cpu")
-    assert set(tables.prm_token.tolist()) == {-1}
+    assert set(tables.prm_token.tolist()) == {NOT_READ}
     assert tables.separator.numel() == 0
 
 

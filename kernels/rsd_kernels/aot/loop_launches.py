@@ -10,16 +10,17 @@ import torch
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.launch import Launch
+from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample import kernel as sample_append
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -48,8 +49,14 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
             )
             for rule in BatchingRule
         },
+        "schedule_own_context": schedule.schedule_launch(
+            state, batch, tokens_per_page, BatchingRule.MOST_READY, Role.TARGET
+        ),
         "advance": schedule.advance_launch(state, batch, Role.DRAFT),
         "end_step": end_step.end_step_launch(state, tokens_per_page),
+        "end_step_by_confidence": end_step.end_step_launch(
+            state, tokens_per_page, confidence=ConfidenceKind.LOGPROB
+        ),
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
@@ -68,10 +75,25 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
+    measuring = {
+        kind: sample_append.sample_append_launches(
+            state, batch, logits, tables, Role.DRAFT, scratch, kind
+        )
+        for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
+    }
     return {
+        **{
+            f"sample_append_{kind.name.lower()}_{i}": launches[i]
+            for kind, launches in measuring.items()
+            for i in (1, 3)
+        },
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
         "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
         "wait_for_host": bridge.wait_for_host_launch(state),
+        "retokenise": retokenise.retokenise_launch(
+            state, tables, merges, bridge.bridge_scratch(state)
+        ),
+        "wait_with_ends": retokenise.wait_with_ends_launch(state),
     }
 
 
@@ -83,7 +105,7 @@ def _step_tables() -> StepTables:
     size = _VOCABULARY
     return StepTables(
         _table(1 << 20, torch.uint8), _table(size + 1), _table(size), _table(4096), _table(4096),
-        _table(size), _table(1),
+        _table(size), _table(1), _table(1), num_transient=1, as_written=0,
     )  # fmt: skip
 
 
@@ -132,4 +154,6 @@ def _heads(width: int) -> dict[str, RewardHead]:
         "classes": TwoClassHead(
             weight(width), 1e-6, weight(width, width), weight(width), weight(2, width), weight(2)
         ),
+        "ensemble": EnsembleHead.allocate(weight(width), 1e-6, torch.bfloat16, num_heads=32),
+        "digits": ClassesHead.allocate(weight(width), 1e-6, torch.bfloat16, num_classes=10),
     }

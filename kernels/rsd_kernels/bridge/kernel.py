@@ -2,7 +2,8 @@
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
-vocabulary, and the separator is added.
+vocabulary; ids that stand before a step and the separator are added. A step with a token that the
+PRM lacks waits for the host.
 
 Twin: `rsd_kernels.bridge.twin`.
 """
@@ -19,13 +20,14 @@ from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import MAX_WORD_BYTES, MergeTables, StepTables
+from rsd_kernels.state.tables import BY_TEXT, MAX_WORD_BYTES, MergeTables, StepTables
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
 _ERROR = tl.constexpr(int(Finish.ERROR))
 _PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
 _WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_BY_TEXT = tl.constexpr(BY_TEXT)
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, then the word
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
@@ -34,14 +36,18 @@ _CHUNK = 128  # ids looked at in a turn
 
 @triton.jit
 def _strip(
-    state: tl.tuple, tables: tl.tuple, slot: tl.tensor, first: tl.tensor, last: tl.tensor
+    state: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    remaining: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Takes the delimiter off the tokens first:last of a step.
+    """Takes the `remaining` bytes of the delimiter off the tokens first:last of a step.
 
     Returns where the tokens before it end; then, of the token that the delimiter begins in: the
     range of its prefix's tokens (empty: the token stays whole), its id, and 1 if there is one.
     """
-    remaining = tl.load(state.match_bytes + slot)
     o_context = slot.to(tl.int64) * state.max_len
     piece_first, piece_count = slot * 0, slot * 0
     token, inside = slot * 0, slot * 0
@@ -62,6 +68,25 @@ def _strip(
 
 
 @triton.jit
+def _write_ids(
+    p_out: tl.tensor,
+    at: tl.tensor,
+    ids: tl.tensor,
+    count: tl.tensor,
+    capacity: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """Writes `count` ids as far as they fit; returns where they end."""
+    done = 0
+    while done < count:
+        o_id = done + tl.arange(0, CHUNK)
+        b_id = tl.load(ids + o_id, mask=o_id < count, other=0)
+        tl.store(p_out + at + o_id, b_id, mask=(o_id < count) & (at + o_id < capacity))
+        done += CHUNK
+    return at + count
+
+
+@triton.jit
 def _write_step(
     state: tl.tuple,
     tables: tl.tuple,
@@ -71,36 +96,38 @@ def _write_step(
     p_word: tl.tensor,
     word: tl.tensor,
     CHUNK: tl.constexpr,
-) -> tl.tensor:
-    """Maps the tokens first:first + count, then `word` ids of the scratch; drops unmapped ones.
+) -> tuple[tl.tensor, ...]:
+    """Maps the tokens first:first + count, then `word` ids of the scratch, and adds the separator.
 
-    Adds the separator and returns the new length, even if that does not fit: writes stop at the
-    capacity.
+    Adds what stands before and behind a step. Returns the new length, even if that does not fit
+    (writes stop at the capacity), and how many tokens were left out because they must go as text.
     """
     o_token = slot.to(tl.int64) * state.max_len + first
     start = tl.load(state.prm_committed + slot)
     p_out = state.prm_tokens + slot.to(tl.int64) * state.prm_max_len
-    at = start
+    as_written = (slot * 0 + tables.as_written) != 0
+    not_first = tl.load(state.num_steps + slot) > 0
+    num_before = tl.where(not_first, tables.num_before, 0)
+    at = _write_ids(p_out, start, tables.before_step, num_before, state.prm_max_len, CHUNK)
+    by_text = start * 0
     done = 0
     while done < count + word:
         o_id = done + tl.arange(0, CHUNK)
         m_token, m_word = o_id < count, (o_id >= count) & (o_id < count + word)
         b_id = tl.load(state.tokens + o_token + o_id, mask=m_token, other=0)
         b_id += tl.load(p_word + o_id - count, mask=m_word, other=0)
-        b_mapped = tl.load(tables.prm_token + b_id, mask=m_token | m_word, other=-1)
+        m_id = m_token | m_word
+        b_mapped = tl.load(tables.prm_token + b_id, mask=m_id & ~as_written, other=-1)
+        b_mapped = tl.where(m_id & as_written, b_id, b_mapped)
         b_one = tl.where(b_mapped >= 0, 1, 0)
         o_out = at + tl.cumsum(b_one, 0) - 1
         tl.store(p_out + o_out, b_mapped, mask=(b_one == 1) & (o_out < state.prm_max_len))
         at += tl.sum(b_one)
+        by_text += tl.sum(tl.where(b_mapped == _BY_TEXT, 1, 0))
         done += CHUNK
-    done = 0
-    while done < tables.num_separators:
-        o_id = done + tl.arange(0, CHUNK)
-        m_id = o_id < tables.num_separators
-        b_id = tl.load(tables.separator + o_id, mask=m_id, other=0)
-        tl.store(p_out + at + o_id, b_id, mask=m_id & (at + o_id < state.prm_max_len))
-        done += CHUNK
-    return at + tables.num_separators
+    count = slot * 0 + tables.num_separators
+    at = _write_ids(p_out, at, tables.separator, count, state.prm_max_len, CHUNK)
+    return at, by_text
 
 
 @triton.jit
@@ -113,10 +140,16 @@ def bridge_kernel(
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD) & (finish != _ERROR)
     if wanted:
         first, last = tl.load(state.committed + slot), tl.load(state.length + slot)
-        # The PRM sees no stop token; one that completes a delimiter is dropped with the delimiter.
-        dropped = (finish == _STOP_TOKEN) & (tl.load(state.match_bytes + slot) == 0)
+        as_written = (slot * 0 + tables.as_written) != 0
+        delimiter = tl.load(state.match_bytes + slot)
+        # See `drops_stop_token` in the twin.
+        dropped = tl.where(as_written, slot * 0 + tables.num_separators > 0, delimiter == 0)
+        dropped = dropped & (finish == _STOP_TOKEN)
         last = tl.where(dropped & (last > first), last - 1, last)
-        last, piece_first, piece_count, token, inside = _strip(state, tables, slot, first, last)
+        delimiter = tl.where(as_written, 0, delimiter)
+        last, piece_first, piece_count, token, inside = _strip(
+            state, tables, slot, first, last, delimiter
+        )
         p_word = scratch + slot.to(tl.int64) * _SCRATCH_WIDTH
         word = slot * 0
         if inside != 0:
@@ -136,11 +169,16 @@ def bridge_kernel(
                 )
                 last = tl.minimum(last, first + begin)
                 word = before + merge_word(merges, p_word + before, size, CHUNK)
-        stop = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
-        fits = stop <= state.prm_max_len
+        stop, by_text = _write_step(state, tables, slot, first, last - first, p_word, word, CHUNK)
+        is_full = (by_text == 0) & (stop > state.prm_max_len)
+        overflow_mode = tl.load(state.overflow_mode + slot)
         tl.debug_barrier()  # every thread has read how the step ended
+        fits = (by_text == 0) & (stop <= state.prm_max_len)
+        tl.store(state.phase + slot, _WAIT_HOST, mask=by_text > 0)
         tl.store(state.prm_length + slot, stop, mask=fits)
-        tl.store(state.finish + slot, _PRM_FULL, mask=stop > state.prm_max_len)
+        tl.store(state.prm_keep + slot, stop - tables.num_transient, mask=fits)
+        tl.store(state.mode + slot, overflow_mode, mask=is_full)
+        tl.store(state.finish + slot, _PRM_FULL, mask=is_full & (overflow_mode == _MODE_RSD))
 
 
 @triton.jit
@@ -163,7 +201,7 @@ def bridge_scratch(state: SlotState) -> Tensor:
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; sets `prm_length`.
+    """Extends `prm_tokens` by the step that ended in each RSD slot; see the twin.
 
     scratch: of `bridge_scratch`; allocated if it is not given.
 

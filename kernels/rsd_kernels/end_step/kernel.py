@@ -1,8 +1,9 @@
 """What becomes of an ended step, for every slot in one launch: to the PRM, kept or dropped.
 
-keep:   committed = length, prm_committed = prm_length, stop_committed = stop_state
-reject: length = committed, prm_length = prm_committed, stop_state = stop_committed, K/V cut to them
-        (a target with a context of its own keeps its K/V, and the slot waits for the host)
+keep:   committed = length, prm_committed = prm_length = prm_keep, stop_committed = stop_state
+reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed
+both:   K/V cut to length and prm_length; where draft and target have contexts of their own, that of
+        the other writer stays, and a rejected slot waits for the host
 drop:   the output ends without the step
 part:   told = length; the step goes on, and nothing else changes
 
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
+from rsd_kernels.end_step.decision import NAN_BITS, decide
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.rollback.kernel import truncate_lanes
 from rsd_kernels.state.args import check_state, page_sizes, state_args, warps_for
-from rsd_kernels.state.enums import Finish, Mode, Phase, RecordKind, Role
+from rsd_kernels.state.enums import ConfidenceKind, Finish, Mode, Phase, RecordKind, Role
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.kernel import publish
 from rsd_kernels.tick_clock.kernel import end_tick
@@ -30,6 +32,7 @@ REJECTED = tl.constexpr(int(RecordKind.REJECTED))
 _DROPPED = tl.constexpr(int(RecordKind.DROPPED))
 _PART = tl.constexpr(int(RecordKind.PART))
 DRAFT = tl.constexpr(int(Role.DRAFT))
+_TARGET = tl.constexpr(int(Role.TARGET))
 _PHASE_DRAFT = tl.constexpr(int(Phase.DRAFT))
 _PHASE_SCORE = tl.constexpr(int(Phase.SCORE))
 _PHASE_TARGET = tl.constexpr(int(Phase.TARGET))
@@ -41,7 +44,7 @@ _FINISH_NONE = tl.constexpr(int(Finish.NONE))
 _FINISH_STEPS = tl.constexpr(int(Finish.STEPS))
 _FINISH_ERROR = tl.constexpr(int(Finish.ERROR))
 _FINISH_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
-NAN_BITS = tl.constexpr(0x7FC00000)
+_LOGPROB = tl.constexpr(int(ConfidenceKind.LOGPROB))
 _ALL = tl.constexpr(2**31 - 1)  # tokens to keep of a context that stays as it is
 STEP_CHUNK = 16  # words and pages a slot copies at a time; more would spill registers
 
@@ -64,7 +67,7 @@ def transition(
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_last = tl.load(state.length + b_slot, mask=m_lane, other=0)
     b_prm_first = tl.load(state.prm_committed + b_slot, mask=m_lane, other=0)
-    b_prm_last = tl.load(state.prm_length + b_slot, mask=m_lane, other=0)
+    b_prm_last = tl.load(state.prm_keep + b_slot, mask=m_lane, other=0)
     b_stop_first = tl.load(state.stop_committed + b_slot, mask=m_lane, other=0)
     b_stop_last = tl.load(state.stop_state + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
@@ -82,10 +85,13 @@ def transition(
     tl.store(state.told + b_slot, b_last, mask=m_part)
     tl.store(state.num_steps + b_slot, b_steps, mask=m_kept)
     tl.store(state.committed + b_slot, b_last, mask=m_kept)
+    tl.store(state.kept_from + b_slot, b_first, mask=m_kept)
     tl.store(state.prm_committed + b_slot, b_prm_last, mask=m_kept)
     tl.store(state.stop_committed + b_slot, b_stop_last, mask=m_kept)
     tl.store(state.length + b_slot, b_first, mask=m_rejected)
-    tl.store(state.prm_length + b_slot, b_prm_first, mask=m_rejected)
+    b_prm = tl.where(m_rejected, b_prm_first, b_prm_last)
+    tl.store(state.prm_length + b_slot, b_prm, mask=m_kept | m_rejected)
+    tl.store(state.prm_keep + b_slot, b_prm, mask=m_rejected)
     tl.store(state.stop_state + b_slot, b_stop_first, mask=m_rejected)
     m_next = m_kept | m_rejected
     b_zero = b_slot * 0
@@ -97,12 +103,14 @@ def transition(
     b_rewriter = tl.where(b_separate != 0, _PHASE_WAIT_HOST, _PHASE_TARGET)
     b_phase = tl.where(m_rejected, b_rewriter, b_phase)
     tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
-    b_keep = tl.where(m_rejected, b_first, 0)
+    b_keep = tl.where(b_finish != 0, 0, tl.where(m_rejected, b_first, b_last))
+    m_others = (b_separate != 0) & (b_finish == 0)
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-        b_slot, m_rejected | (m_lane & (b_finish != 0)),
-        b_keep, tl.where(m_rejected & (b_separate != 0), _ALL, b_keep),
-        tl.where(m_rejected, b_prm_first, 0),
+        b_slot, m_lane & ~m_part,
+        tl.where(m_others & (b_source != DRAFT), _ALL, b_keep),
+        tl.where(m_others & (b_source != _TARGET), _ALL, b_keep),
+        tl.where(b_finish != 0, 0, b_prm),
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
         state.num_slots, state.num_columns, 3, CHUNK,
     )  # fmt: skip
@@ -128,6 +136,7 @@ def end_step_kernel(
     first: tl.tensor,
     count: tl.tensor,
     ONLY_ENDED: tl.constexpr,
+    CONFIDENCE: tl.constexpr,
     BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
@@ -145,26 +154,45 @@ def end_step_kernel(
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
     m_dropped = (b_finish == _FINISH_ERROR) | (b_finish == _FINISH_PRM_FULL)
-    m_score = m_lane & ~m_dropped & (b_source == DRAFT) & (b_mode == _MODE_RSD)
-    tl.debug_barrier()
-    tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
-    b_kind = tl.where(m_part, _PART, tl.where(m_dropped, _DROPPED, KEPT))
+    m_draft = m_lane & ~m_dropped & (b_source == DRAFT)
+    m_score = m_draft & (b_mode == _MODE_RSD)
+    # The step did not fit the PRM's context, and the request lets the target write from there on.
+    m_again = m_draft & (b_mode == _MODE_TARGET)
+    b_kind = tl.where(m_dropped, _DROPPED, tl.where(m_again, REJECTED, KEPT))
+    b_kind = tl.where(m_part, _PART, b_kind)
+    b_bits = b_slot * 0 + NAN_BITS
+    if CONFIDENCE == 0:
+        tl.debug_barrier()
+        tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
+        m_lane = m_lane & ~m_score
+    else:
+        b_reward = tl.load(state.confidence + b_slot, mask=m_score, other=0.0)
+        if CONFIDENCE == _LOGPROB:
+            b_reward = tl.exp(b_reward)
+        m_accept, b_scored = decide(state, b_slot, m_score, b_reward)
+        b_kind = tl.where(m_score & ~m_accept, REJECTED, b_kind)
+        b_bits = tl.where(m_score, b_scored, b_bits)
     transition(
-        state, b_slot, (m_lane & ~m_score) | m_part, b_kind, b_source, b_slot * 0 + NAN_BITS,
-        tokens_per_page, CHUNK,
+        state, b_slot, m_lane | m_part, b_kind, b_source, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
     if ONLY_ENDED:
         end_tick(state, CLOCK)
 
 
-def end_step(state: SlotState, tokens_per_page: Sequence[int]) -> None:
+def end_step(
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+) -> None:
     """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
+
+    confidence: by which a draft's step is decided at once, in place of a PRM.
 
     Raises:
         ValueError: the state is not contiguous or not on one device that runs Triton.
     """
     check_state(state)
-    end_step_launch(state, tokens_per_page).run()
+    end_step_launch(state, tokens_per_page, confidence=confidence).run()
 
 
 def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> None:
@@ -180,7 +208,10 @@ def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -
 
 
 def end_step_launch(
-    state: SlotState, tokens_per_page: Sequence[int], slot: int | None = None
+    state: SlotState,
+    tokens_per_page: Sequence[int],
+    slot: int | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> Launch:
     """Over every slot whose step ended, or over `slot` alone."""
     count = state.num_slots if slot is None else 1
@@ -190,6 +221,7 @@ def end_step_launch(
         "first": slot or 0,
         "count": count,
         "ONLY_ENDED": slot is None,
+        "CONFIDENCE": int(confidence),
         "BLOCK_S": max(next_power_of_2(count), 2),
         "CHUNK": STEP_CHUNK,
         "CLOCK": not interpreting(),

@@ -9,9 +9,19 @@ import math
 
 import numpy as np
 
+from rsd_kernels.philox.twin import uniform as draw_uniform
+from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.rollback.twin import truncate_kv
-from rsd_kernels.state.columns import host, number, write_at
-from rsd_kernels.state.enums import Finish, Mode, Phase, RecordKind, Role
+from rsd_kernels.state.columns import add_at, host, number, write_at
+from rsd_kernels.state.enums import (
+    ConfidenceKind,
+    Finish,
+    Mode,
+    Phase,
+    Purpose,
+    RecordKind,
+    Role,
+)
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.twin import publish
 from rsd_kernels.tick_clock.twin import end_tick
@@ -20,15 +30,20 @@ UNSCORED = math.nan
 _NOTHING = (0, 0, 0)
 
 
-def end_step(state: SlotState, tokens_per_page: tuple[int, int, int]) -> None:
+def end_step(
+    state: SlotState,
+    tokens_per_page: tuple[int, int, int],
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+) -> None:
     """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
 
+    confidence: by which a draft's step is decided at once, in place of a PRM.
     Of an unscored step that goes on, the new tokens are told where the request streams them.
     """
     streams = _streams(state)
     for b, ended in enumerate(host(state.ended).tolist()):
         if ended and number(state.phase, b) != Phase.WAIT_HOST:
-            end_slot_step(state, b, tokens_per_page)
+            end_slot_step(state, b, tokens_per_page, confidence)
         elif not ended and streams[b]:
             _tell_part(state, b)
     end_tick(state)
@@ -51,15 +66,60 @@ def _tell_part(state: SlotState, b: int) -> None:
     write_at(state.told, b, host(state.length)[b])
 
 
-def end_slot_step(state: SlotState, slot: int, tokens_per_page: tuple[int, int, int]) -> None:
+def end_slot_step(
+    state: SlotState,
+    slot: int,
+    tokens_per_page: tuple[int, int, int],
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+) -> None:
     """The same for one slot whose step the host has brought to the PRM's context."""
     role = number(state.step_source, slot)
     if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
         _drop(state, slot, role, tokens_per_page)
     elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
-        write_at(state.phase, slot, Phase.SCORE)
+        if confidence:
+            mean = host(state.confidence)[slot]
+            reward = np.exp(mean) if confidence == ConfidenceKind.LOGPROB else mean
+            decide_step(state, slot, float(reward), tokens_per_page)
+        else:
+            write_at(state.phase, slot, Phase.SCORE)
+    elif role == Role.DRAFT and number(state.mode, slot) == Mode.TARGET:
+        # It did not fit the PRM's context, and the request lets the target write from there on.
+        reject(state, slot, UNSCORED, tokens_per_page)
     else:
         keep(state, slot, role, UNSCORED, tokens_per_page)
+
+
+def decide_step(
+    state: SlotState, b: int, scored: float, tokens_per_page: tuple[int, int, int]
+) -> None:
+    """Accepts the draft's step with probability w(reward), else rejects it."""
+    write_at(state.reward, b, scored)
+    reward = float(host(state.reward)[b])
+    if math.isnan(reward):
+        add_at(state.nan_rewards, b, 1)
+    if _accepts(state, b, reward):
+        keep(state, b, Role.DRAFT, reward, tokens_per_page)
+    else:
+        reject(state, b, reward, tokens_per_page)
+
+
+def _accepts(state: SlotState, slot: int, reward: float) -> bool:
+    probability = accept_probability(
+        number(state.policy_kind, slot),
+        float(host(state.policy_a)[slot]),
+        float(host(state.policy_b)[slot]),
+        reward,
+    )
+    u = draw_uniform(
+        number(state.seed, slot),
+        number(state.sample_index, slot),
+        num_steps=number(state.num_steps, slot),
+        position=number(state.length, slot),
+        role=Role.PRM,
+        purpose=Purpose.ACCEPT,
+    )
+    return u < probability
 
 
 def keep(
@@ -72,8 +132,10 @@ def keep(
         finish = int(Finish.STEPS)
     publish(state, b, kind=RecordKind.KEPT, source=source, reward=reward, finish=finish)
     write_at(state.num_steps, b, num_steps)
+    write_at(state.kept_from, b, host(state.committed)[b])
     write_at(state.committed, b, host(state.length)[b])
-    write_at(state.prm_committed, b, host(state.prm_length)[b])
+    for cursor in (state.prm_committed, state.prm_length):
+        write_at(cursor, b, host(state.prm_keep)[b])
     write_at(state.stop_committed, b, host(state.stop_state)[b])
     _start_step(state, b)
     if finish:
@@ -82,6 +144,7 @@ def keep(
     else:
         by_target = number(state.mode, b) == Mode.TARGET
         write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
+        _truncate_to_cursors(state, b, source, tokens_per_page)
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
@@ -94,15 +157,25 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
     write_at(state.length, b, host(state.committed)[b])
-    write_at(state.prm_length, b, host(state.prm_committed)[b])
+    for cursor in (state.prm_length, state.prm_keep):
+        write_at(cursor, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
-    length, prm_length = number(state.committed, b), number(state.prm_committed, b)
-    phase, target_length = Phase.TARGET, length
+    separate = number(state.separate_contexts, b)
+    write_at(state.phase, b, Phase.WAIT_HOST if separate else Phase.TARGET)
+    _truncate_to_cursors(state, b, Role.DRAFT, tokens_per_page)
+
+
+def _truncate_to_cursors(
+    state: SlotState, b: int, writer: int, tokens_per_page: tuple[int, int, int]
+) -> None:
+    """Cuts K/V to what is kept; that of another context than the writer's stays."""
+    keep = [number(state.length, b)] * 2 + [number(state.prm_length, b)]
     if number(state.separate_contexts, b):
-        phase, target_length = Phase.WAIT_HOST, number(state.kv_len, (Role.TARGET, b))
-    write_at(state.phase, b, phase)
-    truncate_kv(state, b, (length, target_length, prm_length), tokens_per_page)
+        other = Role.TARGET if writer == Role.DRAFT else Role.DRAFT
+        keep[other] = number(state.kv_len, (other, b))
+    draft, target, prm = keep
+    truncate_kv(state, b, (draft, target, prm), tokens_per_page)
 
 
 def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:

@@ -1,6 +1,6 @@
 """Reward and accept decision for stacks that keep their own state.
 
-One launch with the value head, two with the two-class head, see `reward.scores`. Twin:
+One launch with a head of one layer, two with the others, see `reward.scores`. Twin:
 `reward_accept` in `rsd_kernels.reward.twin`.
 """
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from rsd_kernels.launch import Launch, ceil_div, next_power_of_2
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_policy, check_scratch
-from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.reward.scores import (
     VALUE_WARPS,
     class_rewards,
@@ -23,6 +24,7 @@ from rsd_kernels.reward.scores import (
     value_args,
     value_rewards,
 )
+from rsd_kernels.reward.valued import CLASSES_WARPS, LEAST_LANES, valued_args, valued_rewards
 
 
 @triton.jit
@@ -62,6 +64,8 @@ def accept_value_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     stride_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -70,8 +74,52 @@ def accept_value_kernel(
     b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_lane = b_lane < num_lanes
     b_reward = value_rewards(
-        hidden, stride_row, b_lane, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
+        hidden,
+        stride_row,
+        b_lane,
+        m_lane,
+        norm_weight,
+        weight,
+        bias,
+        eps,
+        scale,
+        offset,
+        WIDTH,
+        BLOCK_S,
+        BLOCK_H,
     )
+    _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
+
+
+@triton.jit
+def accept_valued_kernel(
+    policy_kind: tl.tensor,
+    policy_a: tl.tensor,
+    policy_b: tl.tensor,
+    uniform: tl.tensor,
+    reward: tl.tensor,
+    accept: tl.tensor,
+    num_lanes: tl.tensor,
+    hidden: tl.tensor,
+    stride_row: tl.tensor,
+    norm_weight: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    values: tl.tensor,
+    eps: tl.tensor,
+    num_classes: tl.tensor,
+    WIDTH: tl.constexpr,
+    GREEDY: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    m_lane = b_lane < num_lanes
+    b_reward = valued_rewards(
+        hidden, stride_row, b_lane, m_lane, norm_weight, weight, bias, values, eps, num_classes,
+        WIDTH, GREEDY, BLOCK_S, BLOCK_C, BLOCK_H,
+    )  # fmt: skip
     _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
 
 
@@ -92,6 +140,25 @@ def accept_classes_kernel(
     b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     m_lane = b_lane < num_lanes
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, num_lanes, num_blocks)
+    _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
+
+
+@triton.jit
+def accept_ensemble_kernel(
+    policy_kind: tl.tensor,
+    policy_a: tl.tensor,
+    policy_b: tl.tensor,
+    uniform: tl.tensor,
+    reward: tl.tensor,
+    accept: tl.tensor,
+    num_lanes: tl.tensor,
+    scratch: tl.tensor,
+    num_heads: tl.tensor,
+    BLOCK_S: tl.constexpr,
+) -> None:
+    b_lane = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    m_lane = b_lane < num_lanes
+    b_reward = mean_rewards(scratch, b_lane, m_lane, num_lanes, num_heads)
     _write(policy_kind, policy_a, policy_b, uniform, reward, accept, b_lane, m_lane, b_reward)
 
 
@@ -135,6 +202,14 @@ def reward_accept_launches(
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)
         return [Launch(accept_value_kernel, grid, args, num_warps=VALUE_WARPS)]
+    if isinstance(head, ClassesHead):
+        args |= valued_args(hidden, head) | {"BLOCK_S": LEAST_LANES}
+        grid = (ceil_div(num_seqs, LEAST_LANES),)
+        return [Launch(accept_valued_kernel, grid, args, num_warps=CLASSES_WARPS)]
+    if isinstance(head, EnsembleHead):
+        args |= ensemble_args(head, scratch)
+        first = heads_launch(hidden, head, scratch, num_seqs, None, None)
+        return [first, Launch(accept_ensemble_kernel, grid, args, num_warps=1)]
     args |= classes_args(head, scratch)
     first = inner_launch(hidden, head, scratch, num_seqs, None, None)
     return [first, Launch(accept_classes_kernel, grid, args, num_warps=1)]

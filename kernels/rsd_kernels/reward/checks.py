@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from rsd_kernels.launch import (
     check_last_contiguous,
     check_shape,
 )
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, TwoClassHead, ValueHead
 
 
 def check_hidden(hidden: Tensor, num_rows: int) -> None:
@@ -40,8 +41,21 @@ def check_head(head: RewardHead, hidden: Tensor) -> None:
             "inner": (units, width), "inner_bias": (units,),
             "classes": (2, units), "classes_bias": (2,),
         }  # fmt: skip
+    elif isinstance(head, EnsembleHead):
+        count, units = head.inner.shape[0], head.inner.shape[-1]
+        shapes |= {
+            "inner": (count, width, units), "inner_bias": (count, units),
+            "middle": (count, units, units), "middle_bias": (count, units),
+            "out": (count, units, 1), "out_bias": (count, 1),
+        }  # fmt: skip
+    elif isinstance(head, ClassesHead):
+        count = head.weight.shape[0]
+        shapes |= {"weight": (count, width), "bias": (count,), "values": (count,)}
     else:
-        raise ValueError(f"head is a {type(head).__name__}; allowed: ValueHead, TwoClassHead")
+        raise ValueError(
+            f"head is a {type(head).__name__}; "
+            f"allowed: {', '.join(kind.__name__ for kind in get_args(RewardHead))}"
+        )
     tensors: dict[str, Tensor] = {name: getattr(head, name) for name in shapes}
     check_devices(hidden=hidden, **tensors)
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Weights that turn a hidden state into a reward in [0, 1], the final norm included."""
+"""Weights that turn a hidden state into a reward, the final norm included."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+MAX_ENSEMBLE = 1024
+_ENSEMBLE_UNITS = 128
 
 
 @dataclass(frozen=True)
@@ -15,15 +18,21 @@ class _Head:
 
     def own_tensors(self) -> list[Tensor]:
         """The weights of the head itself, without the norm's."""
-        return [getattr(self, field.name) for field in fields(self)[2:]]
+        values = [getattr(self, field.name) for field in fields(self)[1:]]
+        return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
 class ValueHead(_Head):
-    """sigmoid(w · norm(h) + b)."""
+    """offset + scale * sigmoid(w · norm(h) + b).
+
+    The softmax of two classes is the same with w and b the difference of their rows.
+    """
 
     weight: Tensor  # [1, hidden]
     bias: Tensor  # [1]
+    scale: float = 1.0
+    offset: float = 0.0
 
     @classmethod
     def allocate(cls, norm_weight: Tensor, eps: float, dtype: torch.dtype) -> ValueHead:
@@ -50,4 +59,53 @@ class TwoClassHead(_Head):
         return cls(norm_weight, eps, inner, empty(size), empty(2, size), empty(2))
 
 
-RewardHead = ValueHead | TwoClassHead
+@dataclass(frozen=True)
+class EnsembleHead(_Head):
+    """The mean of sigmoid(w3 · relu(W2 relu(W1 norm(h) + b1) + b2) + b3) over heads of that form.
+
+    Matrices map their first dimension to the second, as ActPRM stores them.
+    """
+
+    inner: Tensor  # [heads, hidden, units]
+    inner_bias: Tensor  # [heads, units]
+    middle: Tensor  # [heads, units, units]
+    middle_bias: Tensor  # [heads, units]
+    out: Tensor  # [heads, units, 1]
+    out_bias: Tensor  # [heads, 1]
+
+    @classmethod
+    def allocate(
+        cls, norm_weight: Tensor, eps: float, dtype: torch.dtype, *, num_heads: int
+    ) -> EnsembleHead:
+        """Unfilled weights on the norm's device, with as many units as ActPRM has."""
+
+        def empty(*shape: int) -> Tensor:
+            return norm_weight.new_empty(num_heads, *shape, dtype=dtype)
+
+        units = _ENSEMBLE_UNITS
+        return cls(
+            norm_weight, eps, empty(norm_weight.shape[0], units), empty(units),
+            empty(units, units), empty(units), empty(units, 1), empty(1),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassesHead(_Head):
+    """The mean of `values` under softmax(W norm(h) + b); `greedy`: that of the likeliest class."""
+
+    weight: Tensor  # [classes, hidden]
+    bias: Tensor  # [classes]
+    values: Tensor  # [classes] float32
+    greedy: bool = False
+
+    @classmethod
+    def allocate(
+        cls, norm_weight: Tensor, eps: float, dtype: torch.dtype, *, num_classes: int
+    ) -> ClassesHead:
+        """Unfilled weights on the norm's device."""
+        weight = norm_weight.new_empty(num_classes, norm_weight.shape[0], dtype=dtype)
+        values = weight.new_empty(num_classes, dtype=torch.float32)
+        return cls(norm_weight, eps, weight, weight.new_empty(num_classes), values)
+
+
+RewardHead = ValueHead | TwoClassHead | EnsembleHead | ClassesHead

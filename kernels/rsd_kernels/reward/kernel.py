@@ -1,6 +1,6 @@
 """Reward and decision for the running batch: head, policy, draw and transition of the slot.
 
-One launch with the value head, two with the two-class head, see `reward.scores`. Twin: `score` in
+One launch with a head of one layer, two with the others, see `reward.scores`. Twin: `score` in
 `rsd_kernels.reward.twin`.
 """
 
@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.end_step.kernel import DRAFT, KEPT, NAN_BITS, REJECTED, STEP_CHUNK, transition
+from rsd_kernels.end_step.decision import decide
+from rsd_kernels.end_step.kernel import DRAFT, KEPT, REJECTED, STEP_CHUNK, transition
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
-from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
-from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
-from rsd_kernels.reward.heads import RewardHead, ValueHead
+from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
 from rsd_kernels.reward.scores import (
     VALUE_WARPS,
     class_rewards,
@@ -27,13 +27,11 @@ from rsd_kernels.reward.scores import (
     value_args,
     value_rewards,
 )
+from rsd_kernels.reward.valued import CLASSES_WARPS, LEAST_LANES, valued_args, valued_rewards
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
-from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import end_tick
-
-_PRM = tl.constexpr(int(Role.PRM))
 
 
 @triton.jit
@@ -61,24 +59,7 @@ def _decide(
     CHUNK: tl.constexpr,
 ) -> None:
     """Accepts each lane's step with probability w(reward), else rejects it."""
-    b_kind = tl.load(state.policy_kind + b_slot, mask=m_lane, other=0)
-    b_a = tl.load(state.policy_a + b_slot, mask=m_lane, other=0.0)
-    b_b = tl.load(state.policy_b + b_slot, mask=m_lane, other=0.0)
-    b_uniform = uniform(
-        tl.load(state.seed + b_slot, mask=m_lane, other=0),
-        tl.load(state.sample_index + b_slot, mask=m_lane, other=0),
-        tl.load(state.num_steps + b_slot, mask=m_lane, other=0),
-        tl.load(state.length + b_slot, mask=m_lane, other=0),
-        _PRM,
-        PURPOSE_ACCEPT,
-    )
-    m_nan = m_lane & (b_reward != b_reward)
-    b_nan = tl.load(state.nan_rewards + b_slot, mask=m_nan, other=0) + 1
-    m_accept = accepts(b_kind, b_a, b_b, b_reward, b_uniform)
-    tl.debug_barrier()
-    tl.store(state.reward + b_slot, b_reward, mask=m_lane)
-    tl.store(state.nan_rewards + b_slot, b_nan, mask=m_nan)
-    b_bits = tl.where(m_nan, NAN_BITS, b_reward.to(tl.int32, bitcast=True))
+    m_accept, b_bits = decide(state, b_slot, m_lane, b_reward)
     transition(
         state, b_slot, m_lane, tl.where(m_accept, KEPT, REJECTED), b_slot * 0 + DRAFT, b_bits,
         tokens_per_page, CHUNK,
@@ -95,6 +76,8 @@ def score_value_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     stride_row: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -105,8 +88,51 @@ def score_value_kernel(
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
     b_reward = value_rewards(
-        hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, eps, WIDTH, BLOCK_S, BLOCK_H
+        hidden,
+        stride_row,
+        o_row,
+        m_lane,
+        norm_weight,
+        weight,
+        bias,
+        eps,
+        scale,
+        offset,
+        WIDTH,
+        BLOCK_S,
+        BLOCK_H,
     )
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
+
+
+@triton.jit
+def score_valued_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    hidden: tl.tensor,
+    stride_row: tl.tensor,
+    norm_weight: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    values: tl.tensor,
+    eps: tl.tensor,
+    num_classes: tl.tensor,
+    WIDTH: tl.constexpr,
+    GREEDY: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
+) -> None:
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
+    o_row = tl.maximum(tl.load(batch.seq_start + b_lane + 1, mask=m_lane, other=1) - 1, 0)
+    b_reward = valued_rewards(
+        hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, values, eps, num_classes,
+        WIDTH, GREEDY, BLOCK_S, BLOCK_C, BLOCK_H,
+    )  # fmt: skip
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
@@ -125,6 +151,23 @@ def score_classes_kernel(
 ) -> None:
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
+    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    end_tick(state, CLOCK)
+
+
+@triton.jit
+def score_ensemble_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tokens_per_page: tl.tuple,
+    scratch: tl.tensor,
+    num_heads: tl.tensor,
+    BLOCK_S: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CLOCK: tl.constexpr,
+) -> None:
+    b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
+    b_reward = mean_rewards(scratch, b_lane, m_lane, batch.max_seqs, num_heads)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
@@ -160,7 +203,7 @@ def score_launches(
     tokens_per_page: Sequence[int],
     scratch: Tensor,
 ) -> list[Launch]:
-    """One for the value head, two for the two-class head."""
+    """One for heads of one layer, two for the others."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),
@@ -170,6 +213,14 @@ def score_launches(
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)
         return [Launch(score_value_kernel, (1,), args, num_warps=VALUE_WARPS)]
+    if isinstance(head, ClassesHead):
+        args |= valued_args(hidden, head) | {"BLOCK_S": max(lanes, LEAST_LANES)}
+        return [Launch(score_valued_kernel, (1,), args, num_warps=CLASSES_WARPS)]
+    lanes_of = (batch.num_seqs, batch.seq_start, state.num_seqs)
+    if isinstance(head, EnsembleHead):
+        args |= ensemble_args(head, scratch)
+        first = heads_launch(hidden, head, scratch, *lanes_of)
+        return [first, Launch(score_ensemble_kernel, (1,), args, num_warps=4)]
     args |= classes_args(head, scratch)
-    first = inner_launch(hidden, head, scratch, batch.num_seqs, batch.seq_start, state.num_seqs)
-    return [first, Launch(score_classes_kernel, (1,), args, num_warps=4)]
+    first = inner_launch(hidden, head, scratch, *lanes_of)
+    return [first, Launch(score_classes_kernel, (1,), args, num_warps=8)]

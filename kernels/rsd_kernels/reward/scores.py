@@ -1,8 +1,9 @@
 """Hidden rows to rewards, for Triton kernels: final norm and reward head.
 
-value head:     r = sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
+value head:     r = offset + scale sigmoid(w · h n / sqrt(mean(h²) + eps) + b)
 two-class head: z = W2 relu(W1 norm(h) + b1) + b2, r = sigmoid(z1 - z0); a launch of its own leaves
                 one partial sum of z for every block of inner units
+ensemble:       see `reward.ensemble`
 
 with h the hidden row at the end of a step and n the weight of the norm. Nothing of the size of h
 is written. Twin: `rewards` in `rsd_kernels.reward.twin`.
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.launch import Launch, ceil_div, interpreting, next_power_of_2
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
 
 _TILE = 8192  # elements of hidden rows a program holds at a time
 VALUE_WARPS = 16
@@ -34,6 +35,8 @@ def value_rewards(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -53,7 +56,7 @@ def value_rewards(
         b_product += b_h * (b_n * b_w)[None, :]
     b_scale = tl.rsqrt(tl.sum(b_square, 1) / WIDTH + eps)
     b_score = tl.sum(b_product, 1) * b_scale + tl.load(bias).to(tl.float32)
-    return 1.0 / (1.0 + tl.exp(-b_score))
+    return offset + scale / (1.0 + tl.exp(-b_score))
 
 
 @triton.jit
@@ -141,6 +144,8 @@ def class_rewards(
 
 def scratch_shape(head: RewardHead, num_seqs: int) -> tuple[int, int, int]:
     """Shape of the float32 scratch that scoring up to `num_seqs` rows takes."""
+    if isinstance(head, EnsembleHead):
+        return (head.inner.shape[0], num_seqs, 1)
     blocks = ceil_div(head.inner.shape[0], INNER_BLOCK) if isinstance(head, TwoClassHead) else 0
     return (blocks, num_seqs, 2)
 
@@ -149,7 +154,8 @@ def value_args(hidden: Tensor, head: ValueHead, lanes: int) -> dict[str, object]
     width = hidden.shape[1]
     return {
         "hidden": hidden, "norm_weight": head.norm_weight, "weight": head.weight,
-        "bias": head.bias, "eps": head.eps, "stride_row": hidden.stride(0), "WIDTH": width,
+        "bias": head.bias, "eps": head.eps, "scale": head.scale, "offset": head.offset,
+        "stride_row": hidden.stride(0), "WIDTH": width,
         "BLOCK_H": min(max(_TILE // lanes, 32), next_power_of_2(width)),
     }  # fmt: skip
 

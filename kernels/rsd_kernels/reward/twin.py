@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from rsd_kernels.end_step.twin import keep, reject
+from rsd_kernels.end_step.twin import decide_step
 from rsd_kernels.linear.twin import linear
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
-from rsd_kernels.philox.twin import uniform as draw_uniform
 from rsd_kernels.policy.formula import accept_probability
-from rsd_kernels.reward.heads import RewardHead, ValueHead
-from rsd_kernels.state.columns import add_at, host, number, write_at
-from rsd_kernels.state.enums import Purpose, Role
+from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
+from rsd_kernels.state.columns import host, number
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.twin import end_tick
@@ -27,16 +23,45 @@ def rewards(
 ) -> Tensor:
     """[S] float32 (float64 of float64): the reward of every row.
 
-    Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head).
+    Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head), Duan et al., 2025
+    (ensemble).
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     normed = rms_norm(hidden, head.norm_weight, head.eps)
     if isinstance(head, ValueHead):
         score = linear(normed.to(head.weight.dtype), LinearWeight(head.weight, head.bias))
-        return torch.sigmoid(score.squeeze(1).to(wide))
+        return head.offset + head.scale * torch.sigmoid(score.squeeze(1).to(wide))
+    if isinstance(head, EnsembleHead):
+        return _mean_of_heads(normed.to(head.inner.dtype), head, wide)
+    if isinstance(head, ClassesHead):
+        return _value_of_classes(normed.to(head.weight.dtype), head, wide)
     inner = linear(normed, LinearWeight(head.inner, head.inner_bias)).relu_()
     scores = linear(inner, LinearWeight(head.classes, head.classes_bias))
     return torch.softmax(scores, dim=-1, dtype=wide)[:, 1]
+
+
+def _value_of_classes(
+    normed: Tensor,  # [S, hidden]
+    head: ClassesHead,
+    wide: torch.dtype,
+) -> Tensor:
+    shares = torch.softmax(linear(normed, LinearWeight(head.weight, head.bias)), -1, dtype=wide)
+    values = head.values.to(wide)
+    if head.greedy:
+        return torch.where(shares.isnan().any(-1), torch.nan, values[shares.argmax(-1)])
+    return shares @ values
+
+
+def _mean_of_heads(
+    normed: Tensor,  # [S, hidden]
+    head: EnsembleHead,
+    wide: torch.dtype,
+) -> Tensor:
+    rows = normed.expand(head.inner.shape[0], *normed.shape)
+    inner = torch.baddbmm(head.inner_bias[:, None], rows, head.inner).relu_()
+    middle = torch.baddbmm(head.middle_bias[:, None], inner, head.middle).relu_()
+    scores = torch.baddbmm(head.out_bias[:, None], middle, head.out)
+    return torch.sigmoid(scores.squeeze(2).to(wide)).mean(0)
 
 
 def reward_accept(
@@ -90,30 +115,5 @@ def decide(
     for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
         if not complete[s]:
             continue
-        write_at(state.reward, b, scored[s])
-        reward = float(host(state.reward)[b])
-        if math.isnan(reward):
-            add_at(state.nan_rewards, b, 1)
-        if _accepts(state, b, reward):
-            keep(state, b, Role.DRAFT, reward, tokens_per_page)
-        else:
-            reject(state, b, reward, tokens_per_page)
+        decide_step(state, b, scored[s], tokens_per_page)
     end_tick(state)
-
-
-def _accepts(state: SlotState, slot: int, reward: float) -> bool:
-    probability = accept_probability(
-        number(state.policy_kind, slot),
-        float(host(state.policy_a)[slot]),
-        float(host(state.policy_b)[slot]),
-        reward,
-    )
-    u = draw_uniform(
-        number(state.seed, slot),
-        number(state.sample_index, slot),
-        num_steps=number(state.num_steps, slot),
-        position=number(state.length, slot),
-        role=Role.PRM,
-        purpose=Purpose.ACCEPT,
-    )
-    return u < probability

@@ -152,6 +152,7 @@ def adjust_kernel(
     logits: tl.tensor,
     stride_logits: tl.tensor,
     vocabulary: tl.tensor,
+    CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
@@ -168,15 +169,16 @@ def adjust_kernel(
         else:
             length = tl.load(state.length + slot)
             wanted = tl.load(state.num_logprobs + slot)
+            measured = (wanted >= 0) | (CONFIDENCE != 0)
+            tl.store(scratch.seq_lse + i_seq, lse, mask=measured)
             if wanted >= 0:
-                tl.store(scratch.seq_lse + i_seq, lse)
                 _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
             penalty = tl.load(state.repetition_penalty + slot)
             early = length < tl.load(state.min_length + slot)
             adjusts = tl.load(state.adjusts + slot) != 0
             changes = early | (penalty != 1.0) | adjusts
             only = adjusts & (tl.load(state.only_biased + slot) != 0)
-            copies = changes & (only | (wanted >= 0))
+            copies = changes & (only | measured)
             tl.store(scratch.seq_raw + i_seq, tl.where(copies, 1, 0))
             if copies:
                 _copy(p_logits, p_raw, vocabulary, BLOCK)

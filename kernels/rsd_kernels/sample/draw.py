@@ -20,6 +20,7 @@ import triton.language as tl
 from rsd_kernels.philox.kernel import PURPOSE_TOKEN, uniform
 from rsd_kernels.sample.adjust import sequence_slot
 from rsd_kernels.sample.append import append_token
+from rsd_kernels.sample.confidence import add_confidence
 from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
 from rsd_kernels.sample.search import bisect, compact, invert, kept, scaled
 from rsd_kernels.state.enums import NOT_FINITE
@@ -177,6 +178,7 @@ def draw_kernel(
     vocabulary: tl.tensor,
     tables: tl.tuple,
     role: tl.tensor,
+    CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
@@ -193,4 +195,9 @@ def draw_kernel(
             tl.store(state.next_token + slot, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
             _token_logprob(state, scratch, p_logits, i_seq, slot, token, vocabulary, BLOCK)
+        if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
+            if token >= 0:
+                add_confidence(
+                    state, scratch, p_logits, i_seq, slot, token, vocabulary, CONFIDENCE, BLOCK
+                )
         append_token(state, tables, slot, token, role)

@@ -24,7 +24,7 @@ from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
-from rsd_kernels.state.enums import NUM_ROLES
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -42,6 +42,7 @@ def sample_append(
     tables: StepTables,
     role: int,
     scratch: SampleScratch | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> None:
     """Adds a token to each complete sequence's context, and logprobs where asked; see the twin.
 
@@ -75,7 +76,7 @@ def sample_append(
     check_shape("scratch.seen", scratch.seen, tuple(state.tokens.shape))
     check_shape("scratch.raw", scratch.raw, (state.num_slots, logits.shape[1]))
     check_devices(length=state.length, scratch=scratch.seen)
-    for launch in sample_append_launches(state, batch, logits, tables, role, scratch):
+    for launch in sample_append_launches(state, batch, logits, tables, role, scratch, confidence):
         launch.run()
 
 
@@ -86,6 +87,7 @@ def sample_append_launches(
     tables: StepTables,
     role: int,
     scratch: SampleScratch,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> list[Launch]:
     """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw and append."""
     vocabulary = logits.shape[1]
@@ -95,7 +97,7 @@ def sample_append_launches(
         "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
     }  # fmt: skip
     wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
-    width = {"BLOCKS": next_power_of_2(blocks)}
+    width = {"BLOCKS": next_power_of_2(blocks), "CONFIDENCE": int(confidence)}
     adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
     draw = args | width | {
         "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),

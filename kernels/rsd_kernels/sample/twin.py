@@ -16,7 +16,7 @@ from rsd_kernels.philox.twin import uniform
 from rsd_kernels.sample.append_twin import append
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.columns import host, number, write_at
-from rsd_kernels.state.enums import NOT_FINITE, Purpose
+from rsd_kernels.state.enums import NOT_FINITE, ConfidenceKind, Purpose
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -29,14 +29,15 @@ def sample_append(
     tables: StepTables,
     role: int,
     scratch: SampleScratch | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> None:
     """Draws a token for each complete sequence, appends it and looks for the end of the step.
 
     Where the logits are not finite, `next_token` is NOT_FINITE and nothing is appended.
 
-    scratch: for the kernels alone.
+    scratch: for the kernels alone. confidence: what `confidence` becomes the mean of.
     """
-    sample(state, batch, logits, role)
+    sample(state, batch, logits, role, confidence)
     append(state, batch, tables, role)
 
 
@@ -45,6 +46,7 @@ def sample(
     batch: RowBatch,
     logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
     role: int,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> None:
     """Writes `next_token` of each complete sequence's slot, and logprobs where asked for."""
     n = number(state.num_seqs)
@@ -69,6 +71,8 @@ def sample(
         tokens[b] = token
         if num_logprobs[b] >= 0 and token != NOT_FINITE:
             _record_logprobs(state, b, logits[s], token)
+        if confidence and token != NOT_FINITE:
+            add_confidence(state, b, logits[s], token, confidence)
     write_at(state.next_token, list(tokens), list(tokens.values()))
 
 
@@ -216,6 +220,21 @@ def _draw(state: SlotState, slot: int, logits: Tensor, role: int) -> int:
     cumulative = probabilities.cumsum(-1)
     # The first id whose cumulative mass exceeds u; scaling by the total keeps u < 1 inside it.
     return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+
+
+def add_confidence(
+    state: SlotState, slot: int, logits: Tensor, token: int, kind: ConfidenceKind
+) -> None:
+    """Takes a token that is about to be appended into the mean of its step."""
+    logprobs = logits.log_softmax(-1)
+    if kind == ConfidenceKind.ENTROPY:
+        entropy = -(logprobs.exp() * logprobs).sum()
+        certain = 1 - float(entropy) / math.log(len(logits))
+    else:
+        certain = float(logprobs[token])
+    before = number(state.length, slot) - number(state.committed, slot)
+    mean = float(host(state.confidence)[slot]) if before else 0.0
+    write_at(state.confidence, slot, mean + (certain - mean) / (before + 1))
 
 
 def _record_logprobs(state: SlotState, slot: int, logits: Tensor, token: int) -> None:

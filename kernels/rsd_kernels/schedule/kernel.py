@@ -18,7 +18,7 @@ from triton.language.extra.cuda import globaltimer
 
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.schedule.pack import MAX_SLOTS, pack, pad
-from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule, kv_role
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
 from rsd_kernels.state.enums import (
     LOG_HEADER,
@@ -119,6 +119,7 @@ def _choose(
     m_slot: tl.tensor,
     o_row: tl.tensor,
     RULE: tl.constexpr,
+    PRM_KV: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
     """Tries the roles in order; returns the one that got rows (NUM_ROLES if none), and how many."""
     m_active = m_slot & (tl.load(state.active + b_slot, mask=m_slot, other=0) != 0)
@@ -150,15 +151,16 @@ def _choose(
             _PHASE_SCORE,
             tl.where(role == _TARGET, _PHASE_TARGET, _PHASE_DRAFT),
         )
+        kv_role = tl.where(role == _PRM, PRM_KV, role)
         size = tl.where(
-            role == _PRM,
+            kv_role == _PRM,
             tokens_per_page.prm,
-            tl.where(role == _TARGET, tokens_per_page.target, tokens_per_page.draft),
+            tl.where(kv_role == _TARGET, tokens_per_page.target, tokens_per_page.draft),
         )
         b_end = tl.where(role == _PRM, b_prm_length, b_length)
         rows, seqs, num_free = pack(
-            state, batch, role, size, b_slot, m_active & (b_phase == wanted), b_end, b_arrival,
-            num_free, o_row,
+            state, batch, role, kv_role, size, b_slot, m_active & (b_phase == wanted), b_end,
+            b_arrival, num_free, o_row,
         )  # fmt: skip
         chosen = tl.where(seqs > 0, role, chosen)
         best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
@@ -187,6 +189,7 @@ def schedule_kernel(
     BLOCK_N: tl.constexpr,  # at least the rows of a pass
     BLOCK_K: tl.constexpr,  # at least the buckets
     RULE: tl.constexpr,
+    PRM_KV: tl.constexpr,  # the role whose K/V and pages the PRM's passes use
     CLOCK: tl.constexpr,  # false in the interpreter, which has no timer
 ) -> None:
     b_slot = tl.arange(0, BLOCK_S)
@@ -203,7 +206,7 @@ def schedule_kernel(
         tl.store(state.lacks_pages + b_slot, b_slot * 0, mask=m_slot)
         tl.debug_barrier()
         o_row = tl.arange(0, BLOCK_N)
-        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE)
+        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE, PRM_KV)
     o_bucket = tl.arange(0, BLOCK_K)
     m_bucket = o_bucket < state.num_buckets
     b_bucket = tl.load(state.row_buckets + o_bucket, mask=m_bucket, other=1 << 30)
@@ -222,7 +225,12 @@ def schedule_kernel(
 
 @triton.jit
 def advance_kernel(
-    state: tl.tuple, batch: tl.tuple, role: tl.tensor, BLOCK_S: tl.constexpr, CLOCK: tl.constexpr
+    state: tl.tuple,
+    batch: tl.tuple,
+    role: tl.tensor,
+    kv_role: tl.tensor,
+    BLOCK_S: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     b_seq = tl.arange(0, BLOCK_S)
     m_seq = (b_seq < batch.max_seqs) & (b_seq < tl.load(state.num_seqs))
@@ -237,7 +245,7 @@ def advance_kernel(
     if CLOCK:
         b_time += globaltimer() - tl.load(state.pass_start)
     tl.debug_barrier()
-    tl.store(state.kv_len + o_role, b_kv, mask=m_seq)
+    tl.store(state.kv_len + kv_role * state.num_slots + b_slot, b_kv, mask=m_seq)
     tl.store(state.tokens_read + o_role, b_read, mask=m_seq)
     tl.store(state.passes + o_role, b_passes, mask=m_seq)
     tl.store(state.nanoseconds + o_role, b_time, mask=m_seq)
@@ -248,6 +256,7 @@ def schedule(
     batch: RowBatch,
     tokens_per_page: Sequence[int],
     rule: BatchingRule = BatchingRule.MOST_READY,
+    prm_kv: Role = Role.PRM,
 ) -> None:
     """Writes the next pass into `batch`, or stops the loop; see the twin.
 
@@ -263,11 +272,15 @@ def schedule(
             f"batch has room for {batch.num_seqs} sequences; it must have room for "
             f"{state.num_slots}, one for each slot"
         )
-    schedule_launch(state, batch, tokens_per_page, rule).run()
+    schedule_launch(state, batch, tokens_per_page, rule, prm_kv).run()
 
 
 def schedule_launch(
-    state: SlotState, batch: RowBatch, tokens_per_page: Sequence[int], rule: BatchingRule
+    state: SlotState,
+    batch: RowBatch,
+    tokens_per_page: Sequence[int],
+    rule: BatchingRule,
+    prm_kv: Role = Role.PRM,
 ) -> Launch:
     args = {
         "state": state_args(state),
@@ -277,6 +290,7 @@ def schedule_launch(
         "BLOCK_N": next_power_of_2(batch.num_rows),
         "BLOCK_K": next_power_of_2(state.row_buckets.shape[0]),
         "RULE": int(rule),
+        "PRM_KV": int(prm_kv),
         "CLOCK": not interpreting(),
     }
     return Launch(
@@ -284,7 +298,7 @@ def schedule_launch(
     )
 
 
-def advance(state: SlotState, batch: RowBatch, role: int) -> None:
+def advance(state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.PRM) -> None:
     """Moves the cursor of `role` over the rows its forward has just read.
 
     Raises:
@@ -294,14 +308,17 @@ def advance(state: SlotState, batch: RowBatch, role: int) -> None:
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
     check_state(state, batch)
-    advance_launch(state, batch, role).run()
+    advance_launch(state, batch, role, prm_kv).run()
 
 
-def advance_launch(state: SlotState, batch: RowBatch, role: int) -> Launch:
+def advance_launch(
+    state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.PRM
+) -> Launch:
     args = {
         "state": state_args(state),
         "batch": batch_args(batch),
         "role": int(role),
+        "kv_role": int(kv_role(role, prm_kv)),
         "BLOCK_S": next_power_of_2(max(batch.num_seqs, 1)),
         "CLOCK": not interpreting(),
     }

@@ -38,6 +38,7 @@ def _fill_rows(
     state: tl.tuple,
     batch: tl.tuple,
     role: tl.tensor,
+    kv_role: tl.tensor,
     tokens_per_page: tl.tensor,
     num_rows: tl.tensor,
     o_row: tl.tensor,
@@ -51,7 +52,7 @@ def _fill_rows(
     b_index = b_position // tokens_per_page
     b_offset = b_position - b_index * tokens_per_page
     o_slot = b_slot.to(tl.int64)
-    p_table = state.page_table + (o_slot + role * state.num_slots) * state.num_columns + b_index
+    p_table = state.page_table + (o_slot + kv_role * state.num_slots) * state.num_columns + b_index
     m_new = m_row & (b_index >= b_held)
     p_fresh = state.free_pages + (b_free - 1 - (b_index - b_held))
     b_fresh = tl.load(p_fresh, mask=m_new, other=0)
@@ -74,6 +75,7 @@ def pack(
     state: tl.tuple,
     batch: tl.tuple,
     role: tl.tensor,
+    kv_role: tl.tensor,
     tokens_per_page: tl.tensor,
     b_slot: tl.tensor,
     m_ready: tl.tensor,
@@ -82,8 +84,11 @@ def pack(
     num_free: tl.tensor,
     o_row: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Packs one role and takes its pages; returns its rows, its sequences and the pages left."""
-    o_role = role * state.num_slots + b_slot
+    """Packs one role; returns its rows, its sequences and the pages left.
+
+    Its pages are those of `kv_role`, a writer's where its model scores its own context.
+    """
+    o_role = kv_role * state.num_slots + b_slot
     b_kv = tl.load(state.kv_len + o_role, mask=m_ready, other=0)
     b_held = tl.load(state.num_pages + o_role, mask=m_ready, other=0)
     # A writer needs a row to sample from even when it has read everything.
@@ -135,6 +140,7 @@ def pack(
         state,
         batch,
         role,
+        kv_role,
         tokens_per_page,
         rows,
         o_row,

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule, kv_role
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
 from rsd_kernels.state.enums import (
     LOG_HEADER,
@@ -49,8 +49,12 @@ def schedule(
     batch: RowBatch,
     tokens_per_page: tuple[int, int, int],
     rule: BatchingRule = BatchingRule.MOST_READY,
+    prm_kv: Role = Role.PRM,
 ) -> None:
     """Writes the next pass into `batch`, or stops the loop (`running` = 0, no role).
+
+    prm_kv: whose K/V and pages the PRM's passes use. Another role than the PRM is a writer whose
+    model scores its own context: `prm_tokens` then has the same tokens up to `prm_committed`.
 
     The loop stops when the host asks for it, a slot waits for the host, the cap of ticks is
     reached, one more tick might overflow the log, or no slot can go on.
@@ -67,9 +71,10 @@ def schedule(
     ready = _ready_slots(state)
     write_at(state.lacks_pages, slice(None), 0)
     for role in _order(state, ready, rule):
-        extends = _pack(state, role, ready[role], batch.num_rows, tokens_per_page[role])
+        kv = kv_role(role, prm_kv)
+        extends = _pack(state, role, kv, ready[role], batch.num_rows, tokens_per_page[kv])
         if extends:
-            _fill(state, batch, role, extends, tokens_per_page[role])
+            _fill(state, batch, role, kv, extends, tokens_per_page[kv])
             _count_waits(state, role, ready)
             write_at(state.pass_role, 0, int(role))
             write_at(state.last_role, 0, int(role))
@@ -79,13 +84,14 @@ def schedule(
     _stop(state, batch)
 
 
-def advance(state: SlotState, batch: RowBatch, role: int) -> None:
-    """Moves the cursor of `role` over the rows its forward has just read."""
+def advance(state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.PRM) -> None:
+    """Moves the cursor of `role` over the rows its forward has just read; `prm_kv` as above."""
     elapsed = time.perf_counter_ns() - number(state.pass_start)
     n = number(state.num_seqs)
     starts = host(batch.seq_start)
     here = (role, host(batch.seq_slot)[:n])
-    write_at(state.kv_len, here, host(batch.seq_kv_len)[:n])
+    read = (kv_role(role, prm_kv), here[1])
+    write_at(state.kv_len, read, host(batch.seq_kv_len)[:n])
     add_at(state.tokens_read, here, starts[1 : n + 1] - starts[:n])
     add_at(state.passes, here, 1)
     add_at(state.nanoseconds, here, elapsed)
@@ -149,15 +155,15 @@ def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[i
 
 
 def _pack(
-    state: SlotState, role: int, slots: list[int], max_rows: int, tokens_per_page: int
+    state: SlotState, role: Role, kv: Role, slots: list[int], max_rows: int, tokens_per_page: int
 ) -> list[_Extend]:
     """Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none."""
     is_prm = role == Role.PRM
     ends = host(state.prm_length if is_prm else state.length).tolist()
-    kv_len = host(state.kv_len)[role].tolist()
-    held = host(state.num_pages)[role].tolist()
+    kv_len = host(state.kv_len)[kv].tolist()
+    held = host(state.num_pages)[kv].tolist()
     # A writer needs a row to sample from even when it has read everything.
-    starts = [kv if is_prm else min(kv, end - 1) for kv, end in zip(kv_len, ends, strict=True)]
+    starts = [n if is_prm else min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
     extends: list[_Extend] = []
     room = max_rows
@@ -169,14 +175,19 @@ def _pack(
         if need > number(state.num_free):
             state.lacks_pages[b] = 1
             continue
-        take_pages(state, role, b, need)
+        take_pages(state, kv, b, need)
         extends.append(_Extend(b, starts[b], stop, stop == ends[b]))
         room -= stop - starts[b]
     return extends
 
 
 def _fill(
-    state: SlotState, batch: RowBatch, role: int, extends: list[_Extend], tokens_per_page: int
+    state: SlotState,
+    batch: RowBatch,
+    role: Role,
+    kv: Role,
+    extends: list[_Extend],
+    tokens_per_page: int,
 ) -> None:
     context = state.prm_tokens if role == Role.PRM else state.tokens
     starts = [0, *accumulate(e.stop - e.start for e in extends)]
@@ -185,7 +196,7 @@ def _fill(
     write(batch.slot, slot)
     write(batch.position, position)
     write(batch.token, host(context)[slot, position])
-    write(batch.page, host(state.page_table)[role, slot, position // tokens_per_page])
+    write(batch.page, host(state.page_table)[kv, slot, position // tokens_per_page])
     write(batch.offset, position % tokens_per_page)
     write(batch.seq_slot, [e.slot for e in extends])
     write(batch.seq_start, starts)

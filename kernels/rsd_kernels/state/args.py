@@ -42,7 +42,7 @@ StateArgs = bundle(
     "num_buckets",
 )
 BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
-TableArgs = bundle("TableArgs", *_TABLES, "num_separators")
+TableArgs = bundle("TableArgs", *_TABLES, "num_separators", "num_before")
 MergeArgs = bundle("MergeArgs", *_MERGES, "num_merges")
 PageSizes = bundle("PageSizes", "draft", "target", "prm")
 
@@ -66,8 +66,12 @@ def batch_args(batch: RowBatch) -> Any:
 
 
 def table_args(tables: StepTables) -> Any:
-    """Every table of the vocabulary, then how many tokens the separator has."""
-    return TableArgs(*(getattr(tables, name) for name in _TABLES), tables.separator.shape[0])
+    """Every table of the vocabulary, then how many tokens stand behind and before a step."""
+    return TableArgs(
+        *(getattr(tables, name) for name in _TABLES),
+        tables.separator.shape[0],
+        tables.before_step.shape[0],
+    )
 
 
 def merge_args(merges: MergeTables) -> Any:
@@ -106,7 +110,8 @@ def check_state(state: SlotState, batch: RowBatch | None = None) -> None:
 
 def check_tables(state: SlotState, tables: StepTables, merges: MergeTables | None = None) -> None:
     """Raises ValueError unless the tables are contiguous and on the device of the state."""
-    tensors: dict[str, Tensor] = {name: getattr(tables, name) for name in _TABLES}
+    found = {name: getattr(tables, name) for name in _TABLES}
+    tensors: dict[str, Tensor] = {n: t for n, t in found.items() if isinstance(t, Tensor)}
     if merges is not None:
         tensors |= {f"merges.{name}": getattr(merges, name) for name in _MERGES}
     check_devices(length=state.length, **tensors)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rsd_kernels.state.enums import Role
+from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 
@@ -17,18 +17,29 @@ def check_values(state: SlotState) -> None:
     Of a slot whose writers have contexts of their own, one is not in the state; any may be full.
     """
     separate, full = state.separate_contexts.cpu() != 0, state.tokens.shape[1]
-    context = state.length.cpu().masked_fill(separate, full)
-    for role, length in (
-        (Role.DRAFT, context), (Role.TARGET, context), (Role.PRM, state.prm_length),
-    ):  # fmt: skip
-        _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), length.tolist())
+    for role, longest in longest_kv(state).items():
+        context = longest.cpu()
+        if role != Role.PRM:
+            context = context.masked_fill(separate, full)
+        _check_range(f"kv_len[{role.name}]", state.kv_len[role].cpu(), context.tolist())
     capacities = {"length": state.tokens.shape[1], "prm_length": state.prm_tokens.shape[1]}
     for name, most in capacities.items():
         _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
         committed = "committed" if name == "length" else "prm_committed"
         _check_range(committed, getattr(state, committed).cpu(), getattr(state, name).tolist())
+    _check_range("prm_keep", state.prm_keep.cpu(), state.prm_length.tolist())
     _check_range("log_head", state.log_head.cpu(), [state.log.shape[0]])
     check_pages(state.num_pages, state.page_table, state.free_pages, state.num_free)
+
+
+def longest_kv(state: SlotState) -> dict[Role, Tensor]:
+    """[B] the most tokens whose K and V each role may hold.
+
+    A writer that scores its own context holds those of the PRM's while it does.
+    """
+    scores = (state.phase == Phase.SCORE) & (state.kv_len[Role.PRM] == 0)
+    writers = state.length.maximum(state.prm_length * scores)
+    return {Role.DRAFT: writers, Role.TARGET: writers, Role.PRM: state.prm_length}
 
 
 def check_pages(

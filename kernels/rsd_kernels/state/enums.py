@@ -41,7 +41,10 @@ class Phase(IntEnum):
 
 
 class Mode(IntEnum):
-    """Which models write: all three in turn, or one alone, unscored."""
+    """Which models write: all three in turn, or one alone, unscored.
+
+    RSD turns into one of the others when the PRM's context is full (`overflow_mode`).
+    """
 
     RSD = 0
     DRAFT = 1
@@ -75,6 +78,14 @@ class RecordKind(IntEnum):
     REJECTED = 2
     DROPPED = 3  # the output ends without them
     PART = 4  # kept, and the step goes on: nothing scores it, so its tokens need not wait
+
+
+class ConfidenceKind(IntEnum):
+    """By what of its own distributions a draft scores its steps."""
+
+    NONE = 0  # it does not
+    LOGPROB = 1  # exp of the mean log-probability of the tokens
+    ENTROPY = 2  # 1 - the mean entropy as a share of the largest
 
 
 class Purpose(IntEnum):

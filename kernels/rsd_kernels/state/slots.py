@@ -68,6 +68,7 @@ class SlotState:
     prm_tokens: Annotated[Tensor, int32, B, PRM_L]  # other prompt, other separators
     prm_length: Annotated[Tensor, int32, B]
     prm_committed: Annotated[Tensor, int32, B]
+    prm_keep: Annotated[Tensor, int32, B]  # its length once the step is kept
     # K/V memory
     kv_len: Annotated[Tensor, int32, NUM_ROLES, B]  # tokens of its context whose K/V a model holds
     page_table: Annotated[Tensor, int32, NUM_ROLES, B, P]
@@ -77,6 +78,8 @@ class SlotState:
     # life of a slot
     phase: Annotated[Tensor, int32, B]  # Phase
     mode: Annotated[Tensor, int32, B]  # Mode
+    # Mode from the step on that does not fit the PRM's context; RSD: the output ends without it
+    overflow_mode: Annotated[Tensor, int32, B]
     # 1: draft and target write in contexts of their own, and the host puts the writer's in `tokens`
     separate_contexts: Annotated[Tensor, int32, B]
     active: Annotated[Tensor, int32, B]  # 0 while preempted
@@ -89,11 +92,15 @@ class SlotState:
     num_steps: Annotated[Tensor, int32, B]  # kept steps
     stream_tokens: Annotated[Tensor, int32, B]  # 1: an unscored step is told token by token
     told: Annotated[Tensor, int32, B]  # tokens in the log, where these are more than `committed`
+    # where the last kept step begins, until its end is tokenised again; -1: nothing to do
+    kept_from: Annotated[Tensor, int32, B]
+    shortened: Annotated[Tensor, int32, B]  # tokens that this has taken off the context so far
     max_steps: Annotated[Tensor, int32, B]
     max_step_tokens: Annotated[Tensor, int32, B]
     min_length: Annotated[Tensor, int32, B]  # length before which nothing may stop the output
     finish: Annotated[Tensor, int32, B]  # Finish of the step being written; counts once it is kept
     step_source: Annotated[Tensor, int32, B]  # Role that wrote the step
+    confidence: Annotated[Tensor, float32, B]  # mean over the step's tokens, by `ConfidenceKind`
     match_bytes: Annotated[Tensor, int32, B]  # bytes of the delimiter that ended the step, or 0
     delimiter_state: Annotated[Tensor, int32, B]  # automaton over the current step
     stop_state: Annotated[Tensor, int32, B]  # automaton over the whole output

@@ -25,12 +25,26 @@ class StepTables:
     prefix_entry: Tensor  # [V] int32: first entry of token t, -1 if none
     prefix_start: Tensor  # [entries + 1] int32
     prefix_token: Tensor  # [total] int32: ids of the drafting vocabulary
-    prm_token: Tensor  # [V] int32: the same token in the PRM's vocabulary; -1: it is not in it
+    prm_token: Tensor  # [V] int32: the PRM's id of the same token; or NOT_READ, or BY_TEXT
     separator: Tensor  # [k] int32: PRM ids that end a step; the reward is read at the last one
+    before_step: Tensor  # [j] int32: PRM ids in front of every step but the first
+    num_transient: int  # of the separator's last ids: out of the context again once they are read
+    # 1: the PRM reads steps as they were written, delimiters too, and `prm_token` maps no id
+    as_written: int
 
+
+NOT_READ = -1  # in `prm_token`: the token has no text, and the PRM never sees it
+# The PRM has no such token: it reads the letters. How they join the text around them the device
+# cannot know, so the host writes a step with such a token, by way of text.
+BY_TEXT = -2
 
 JOINS_NEXT = 1  # no word ends between this token and a delimiter
 JOINS_PREVIOUS = 2  # no word ends between this token and a JOINS_NEXT token before it
+# The rest serve to tokenise the end of a step again where the writers read it (`retokenise`).
+ENDS_LINE = 4  # its last character is a newline
+STARTS_LINE = 8  # its first one is
+UNCERTAIN = 16  # of its neighbour alone one cannot tell whether a word ends between them
+UNSETTLES = 32  # after a delimiter, it may change the delimiter's tokens
 MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes quadratic time
 
 
@@ -38,7 +52,7 @@ MAX_WORD_BYTES = 1024  # a longer word keeps the tokens it has: merging takes qu
 class MergeTables:
     """V ids, M merges of a byte-level BPE, sorted by `merge_pair` for bisection."""
 
-    flags: Tensor  # [V] uint8: JOINS_NEXT | JOINS_PREVIOUS
+    flags: Tensor  # [V] uint8: JOINS_NEXT and so on
     byte_token: Tensor  # [256] int32: the token of one byte; -1 if no flagged token has that byte
     merge_pair: Tensor  # [M] int64: left * 2**32 + right
     merge_rank: Tensor  # [M] int32: the lowest is merged first

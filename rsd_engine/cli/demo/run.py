@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.demo.summary import Score, print_summary
+from rsd_engine.cli.engine_options import make_engine
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate.settings import make_engine
 from rsd_engine.cli.options import MAX_PROBLEMS
 from rsd_engine.cli.show import StepView, make_console
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, get_type_hints
+from typing import Any
 
 import typer
 
 from rsd_engine.cli.config_file import read_config
 from rsd_engine.cli.errors import UsageError, clean_errors
+from rsd_engine.cli.from_dataclass import takes_options
 from rsd_engine.cli.generate.options import GenerateOptions
 
 HELP = (
@@ -19,21 +19,12 @@ HELP = (
 )
 
 
+@takes_options(GenerateOptions)
 def generate(**given: Any) -> None:
     """See HELP."""
     with clean_errors(verbose=bool(given["verbose"])):
         code = _run(GenerateOptions(**given))
     raise typer.Exit(code)
-
-
-# Typer reads the options of a command from its signature; here the dataclass has them.
-_HINTS = get_type_hints(GenerateOptions, include_extras=True)
-generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        parameter.replace(annotation=_HINTS[name])
-        for name, parameter in inspect.signature(GenerateOptions).parameters.items()
-    ]
-)
 
 
 def _run(options: GenerateOptions) -> int:

@@ -8,20 +8,16 @@ from typing import Annotated
 import typer
 
 from rsd_engine.cli import options as o
+from rsd_engine.cli.engine_options import EngineOptions
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(EngineOptions):
     """The command line; None, or an empty list, stands for an option that was not given."""
 
     prompt: Annotated[
         str | None, typer.Argument(help='The prompt, or "-" to read it from stdin.')
     ] = None
-    draft: o.Draft = None
-    target: o.Target = None
-    prm: o.Prm = None
-    revision: o.Revision = None
-    hf_overrides: o.HfOverrides = None
     input: o.Input = None
     output: o.Output = None
     overwrite: o.Overwrite = False
@@ -32,21 +28,10 @@ class GenerateOptions:
     tools: o.Tools = None
     show_steps: o.ShowSteps = None
     json: o.Json = None
-    config: o.ConfigFile = None
-    verbose: o.Verbose = None
-    device: o.Device = None
-    dtype: o.Dtype = None
-    max_num_seqs: o.MaxNumSeqs = None
-    max_model_len: o.MaxModelLen = None
-    kv_cache_memory: o.KvCacheMemory = None
-    gpu_memory_utilization: o.GpuMemoryUtilization = None
-    executor: o.Executor = None
-    policy: o.PolicyOption = None
     mode: o.Mode = None
-    step_delimiter: o.StepDelimiter = None
-    no_steps: o.NoSteps = False
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
+    prm_overflow: o.PrmOverflow = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None

@@ -32,6 +32,8 @@ def inspect(
     draft: o.Draft = None,
     target: o.Target = None,
     prm: o.Prm = None,
+    prm_format: o.PrmFormat = None,
+    prm_separator: o.PrmSeparator = None,
     revision: o.Revision = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -52,6 +54,8 @@ def inspect(
                 f"give one to three models, got {len(named) + len(others)}; as rsd inspect DRAFT "
                 "TARGET PRM"
             )
+        if prm is None and (prm_format or prm_separator) is not None:
+            raise UsageError("--prm-format and --prm-separator need --prm")
         memory_bytes = None if memory is None else values.size("--memory", memory)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("rsd_engine").setLevel(logging.INFO if verbose else logging.WARNING)
@@ -62,6 +66,8 @@ def inspect(
         options = InspectOptions(
             named=named,
             others=others,
+            prm_format=values.prm_format("--prm-format", prm_format) if prm_format else None,
+            prm_separator=values.unescape("--prm-separator", prm_separator or "") or None,
             revision=revision,
             device=device,
             dtype=dtype,

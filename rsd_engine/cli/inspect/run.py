@@ -14,6 +14,7 @@ from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.inspect.inspection import Inspection, inspect_models
 from rsd_engine.engine.inspect.memory import Machine
 from rsd_engine.engine.memory_estimate import MAX_ROWS
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import available_bytes
 from rsd_engine.models.loader import check_dtype
 from rsd_kernels.state.enums import Role
@@ -32,6 +33,8 @@ class InspectOptions:
     max_num_seqs: int | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
+    prm_format: str | dict[str, Any] | None = None
+    prm_separator: str | None = None
 
     def machine(self) -> Machine:
         """Where the models would run.
@@ -76,6 +79,7 @@ def run_inspection(options: InspectOptions) -> Inspection:
             options.others,
             options.machine(),
             revision=options.revision,
+            prm_options=PrmOptions(options.prm_format, options.prm_separator),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None

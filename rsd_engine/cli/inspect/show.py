@@ -24,6 +24,7 @@ from rsd_kernels.state.enums import Role
 _HEADS = {
     "ValueHead": "one value per step, through a sigmoid",
     "TwoClassHead": "two classes, good and bad",
+    "EnsembleHead": "the mean of an ensemble of heads",
 }
 
 
@@ -125,11 +126,13 @@ def _listed(tokens: Iterable[NamedId]) -> str:
 
 def _prm_lines(prm: PrmFacts) -> list[str]:
     separator = ", ".join(map(str, prm.separator))
+    low, high = prm.reward_range
     return [
         f"The PRM is a {prm.family}. It reads",
         f"  {visible(repr(prm.prompt))}",
         f"then every step with the separator {visible(separator)}.",
-        f"Its head: {_HEADS.get(prm.head, prm.head)}. A step is kept from {prm.threshold:g} on.",
+        f"Its head: {_HEADS.get(prm.head, prm.head)}. Rewards go from {low:g} to {high:g}; "
+        f"a step is kept from {prm.threshold:g} on.",
     ]
 
 

@@ -92,7 +92,10 @@ def make_plan(options: PlanOptions) -> Plan:
         ValueError: there is no such model, or the engine does not run its kind.
     """
     device = _device(options)
-    configs = {role: find_config(name, options.revision) for role, name in options.sources.items()}
+    configs = {
+        role: find_config(name, options.revision, is_prm=role == Role.PRM)
+        for role, name in options.sources.items()
+    }
     _check_roles(configs, options)
     dtype = _dtype(options.dtype)
     shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rsd_engine import Engine, SamplingParams
-from rsd_engine.cli.generate.settings import make_engine
+from rsd_engine.cli.engine_options import make_engine
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.loop.executors.timed_recorder import OpTime

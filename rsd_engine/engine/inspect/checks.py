@@ -156,7 +156,7 @@ def check_contexts(roles: Roles, fit: MemoryFit, asked: int | None) -> list[Find
         prm_len = fit.max_len[Role.PRM]
         text += f"; the PRM reads up to {prm_len}"
         if prm_len < fit.model_len:
-            text += ", and an output ends where that is full"
+            text += ", and an output ends where that is full, unless prm_overflow says otherwise"
     return [ok("context", text)]
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import load_tokenizer, open_checkpoint
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.checkpoints.storage import Storage, find_storage
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.registry import decoder_families, reward_families
+from rsd_engine.models.registry import decoder_families, find_reward_family, reward_architectures
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.models.rope_config import RopeConfig
 from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
@@ -42,6 +43,7 @@ class PrmFacts:
         separator: the ids after every step; the reward is read at the last.
         head: what turns a hidden state into a reward.
         threshold: the reward from which a step is kept, where no policy is named.
+        reward_range: the least and the greatest reward.
     """
 
     family: str
@@ -49,6 +51,7 @@ class PrmFacts:
     separator: tuple[NamedId, ...]
     head: str
     threshold: float
+    reward_range: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,15 @@ class ModelFacts:
         return self.checkpoint.source
 
 
-def read_facts(source: str | Path, revision: str | None = None) -> ModelFacts:
+def read_facts(
+    source: str | Path, revision: str | None = None, prm_options: PrmOptions | None = None
+) -> ModelFacts:
     """Reads what a checkpoint is; of a hub id only the small files are downloaded.
 
     Args:
         source: folder, GGUF file or hub id.
         revision: branch, tag or commit of a hub id.
+        prm_options: how it is fed, if it is meant as a PRM and need not tell it itself.
 
     Raises:
         ValueError: there is no such model, the engine does not run its kind, or its config or
@@ -101,7 +107,7 @@ def read_facts(source: str | Path, revision: str | None = None) -> ModelFacts:
     local = Path(source).expanduser().exists()
     checkpoint = open_checkpoint(source, None if local else revision, weights=False)
     try:
-        return _read(checkpoint, local)
+        return _read(checkpoint, local, prm_options)
     except (ValueError, OSError) as error:
         message = str(error)
         if checkpoint.source in message:
@@ -109,16 +115,20 @@ def read_facts(source: str | Path, revision: str | None = None) -> ModelFacts:
         raise ValueError(f"model {checkpoint.source!r}: {message}") from error
 
 
-def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
+def _read(checkpoint: Checkpoint, is_local: bool, prm_options: PrmOptions | None) -> ModelFacts:
     config = ModelConfig.from_dict(checkpoint.config())
     tokenizer = load_tokenizer(checkpoint)
     vocabulary = read_vocabulary(tokenizer)
-    reward = reward_families().get(config.architecture)
+    reward = (
+        prm_options.family_of(checkpoint)
+        if prm_options
+        else find_reward_family(config.architecture, checkpoint)
+    )
     return ModelFacts(
         checkpoint=checkpoint,
         is_local=is_local,
         storage=find_storage(checkpoint),
-        config=config,
+        config=replace(config, is_reward_model=reward is not None),
         family=_family(config.architecture),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
@@ -130,8 +140,7 @@ def _read(checkpoint: Checkpoint, is_local: bool) -> ModelFacts:
 
 
 def _family(architecture: str) -> str:
-    reward = reward_families().get(architecture)
-    decoder = (reward.architectures if reward else decoder_families())[architecture]
+    decoder = (decoder_families() | reward_architectures())[architecture]
     return decoder.architecture.removesuffix("ForCausalLM")
 
 
@@ -148,6 +157,7 @@ def _prm_facts(family: RewardFamily, tokenizer: Any, vocabulary: Vocabulary) -> 
         separator=_named(form.separator_ids, vocabulary),
         head=family.head.__name__,
         threshold=family.threshold,
+        reward_range=family.reward_range,
     )
 
 

@@ -14,6 +14,7 @@ from rsd_engine.engine.inspect.memory import Machine, find_fit
 from rsd_engine.engine.inspect.roles import Roles, assign_roles
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_kernels.state.enums import Role
 
 _WRITERS = (Role.DRAFT, Role.TARGET)
@@ -68,6 +69,7 @@ def inspect_models(
     machine: Machine,
     *,
     revision: str | None = None,
+    prm_options: PrmOptions | None = None,
 ) -> Inspection:
     """Reads configs and tokenizers, and checks what an engine would check.
 
@@ -78,9 +80,14 @@ def inspect_models(
         others: models whose role is to be found (`assign_roles`).
         machine: where they would run.
         revision: branch, tag or commit of hub ids.
+        prm_options: how the model that is named as PRM is fed; None goes by what it tells.
     """
     sources = [*named.values(), *others]
-    read = {source: _read(source, revision, machine) for source in dict.fromkeys(sources)}
+    options = {named[Role.PRM]: prm_options} if Role.PRM in named else {}
+    read = {
+        source: _read(source, revision, machine, options.get(source))
+        for source in dict.fromkeys(sources)
+    }
     facts = {source: found.facts for source, found in read.items() if found.facts}
     roles, findings = assign_roles(
         {role: facts[source] for role, source in named.items() if source in facts},
@@ -102,10 +109,12 @@ def inspect_models(
     return Inspection(machine, models, links, fit, tuple(found))
 
 
-def _read(source: str | Path, revision: str | None, machine: Machine) -> InspectedModel:
+def _read(
+    source: str | Path, revision: str | None, machine: Machine, prm_options: PrmOptions | None
+) -> InspectedModel:
     """What the checkpoint is, or why it cannot be read; its role is not known yet."""
     try:
-        facts = read_facts(source, revision)
+        facts = read_facts(source, revision, prm_options)
         return InspectedModel(facts.source, None, facts, machine.memory_of(facts), None)
     except (ValueError, OSError, ImportError) as error:
         return InspectedModel(str(source), None, None, None, " ".join(str(error).split()))

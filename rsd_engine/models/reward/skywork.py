@@ -15,14 +15,18 @@ ARCHITECTURE = "Qwen2ForPrmModel"
 
 
 def _format(tokenizer: Any) -> PrmFormat:
+    bos = getattr(tokenizer, "bos_token", None) or "<|im_start|>"
+    return newline_format(tokenizer, (token_id(tokenizer, str(bos)),))
+
+
+def newline_format(tokenizer: Any, bos: tuple[int, ...]) -> PrmFormat:
     """bos, question, newline; no chat template; a blank line after every step.
 
     Question and newline are one text, for the newline often merges with the question's last token.
     """
     encoder = plain_encoder(tokenizer)
-    bos = getattr(tokenizer, "bos_token", None) or "<|im_start|>"
     return PrmFormat(
-        before=(token_id(tokenizer, str(bos)),),
+        before=bos,
         prefix="",
         suffix="\n",
         after=(),
@@ -39,4 +43,5 @@ SKYWORK = RewardFamily(
     head_dtype=torch.float32,  # as in the authors' code, whatever the decoder computes in
     format=_format,
     threshold=0.7,
+    follows_delimiters=True,  # its authors split solutions by a newline, RSD's by a blank line
 )

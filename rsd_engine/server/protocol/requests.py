@@ -102,13 +102,11 @@ class CompletionRequest(SamplingFields):
 
 
 class TokenizeRequest(BaseModel):
-    """POST /tokenize: a prompt, or a conversation by way of the chat template."""
+    """POST /tokenize"""
 
     model: StrictStr | None = None
-    prompt: StrictStr | None = None
-    messages: list[dict[str, JsonValue]] | None = None
+    prompt: StrictStr
     add_special_tokens: Flag = True
-    add_generation_prompt: Flag = True
 
 
 class DetokenizeRequest(BaseModel):

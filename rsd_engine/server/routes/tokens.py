@@ -18,14 +18,14 @@ def token_routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        """The ids of a prompt or a conversation."""
+        """The ids of a prompt."""
         service.check_model(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "give either prompt or messages", "prompt")
         try:
-            ids = await service.engine.call(_ids, service, body)
+            check_text("prompt", body.prompt)
         except ValueError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(400, str(error), "prompt") from None
+        tokenizer = service.engine.engine.get_tokenizer()
+        ids = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
         return {
             "tokens": ids,
             "count": len(ids),
@@ -45,12 +45,3 @@ def token_routes(service: Service) -> APIRouter:
         return {"prompt": tokenizer.decode(body.tokens)}
 
     return router
-
-
-def _ids(service: Service, body: TokenizeRequest) -> list[int]:
-    engine = service.engine.engine
-    if body.messages is not None:
-        return engine.tokenize_chat(body.messages, add_generation_prompt=body.add_generation_prompt)
-    check_text("prompt", body.prompt)
-    tokenizer = engine.get_tokenizer()
-    return list(tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens))

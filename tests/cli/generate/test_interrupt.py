@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,6 +46,7 @@ def interrupt_after(args: list[str], output: Path, count: int) -> tuple[int, str
     return process.returncode, errors
 
 
+@pytest.mark.slow  # `tests/stress/test_stops.py` presses it once in the fast suite
 def test_interrupt_and_resume_give_what_one_run_gives(
     model_args: list[str], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rsd_engine import Engine, SamplingParams, Threshold
+from rsd_engine import Confidence, Engine, SamplingParams, Threshold
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels
 
@@ -134,3 +134,21 @@ def test_errors_of_the_engine_are_one_line(rsd: Rsd, tiny: TinyModels) -> None:
         result = rsd("generate", "hi", target, *args)
         assert result.exit_code == 1
         assert result.stderr.startswith("error: ") and message in result.stderr
+
+
+def test_a_scorer_in_place_of_a_prm(rsd: Rsd, tiny: TinyModels) -> None:
+    models = [f"--draft={tiny.draft}", f"--target={tiny.target}", "--json"]
+    result = rsd("generate", "the sum", *models, *OPTIONS, "--scorer=confidence:entropy")
+    assert result.exit_code == 0
+    with Engine(
+        tiny.draft, tiny.target, scorer=Confidence("entropy"), policy=Threshold(0.4)
+    ) as engine:
+        [expected] = engine.chat(MESSAGES, PARAMS, use_tqdm=False)
+    steps = json.loads(result.stdout)["outputs"][0]["steps"]
+    assert [step["reward"] for step in steps] == [s.reward for s in expected.outputs[0].steps]
+    result = rsd("generate", "the sum", *models, "--scorer=jury")
+    assert result.exit_code == 2
+    assert "scorer = 'jury': unknown; write one of judge," in result.stderr
+    result = rsd("generate", "the sum", *models, "--scorer=judge", f"--prm={tiny.prm}")
+    assert result.exit_code != 0
+    assert "scorer and prm are both given" in result.stderr

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine import memory_fit, models
 from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, decisions, generate
@@ -265,12 +267,13 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
 
 def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
     opened = models.open_models(
-        twice.draft, str(twice.target), twice.prm, revision=None, overrides={}
-    )
+        twice.draft, str(twice.target), twice.prm,
+        revision=None, overrides={}, prm_options=PrmOptions(),
+    )  # fmt: skip
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]
     assert memory[Role.DRAFT] is memory[Role.TARGET]
-    sizes = {"max_num_seqs": 2, "max_model_len": 128}
+    sizes: Any = {"max_num_seqs": 2, "max_model_len": 128}
     once = estimate_models(memory, 10**9, **sizes)
     both = estimate_models(memory | {Role.DRAFT: replace(memory[Role.DRAFT])}, 10**9, **sizes)
     assert once.weights[Role.TARGET] == 0

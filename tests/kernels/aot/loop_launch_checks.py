@@ -43,13 +43,17 @@ def test_what_the_host_asks_is_the_same_for_every_thread_of_the_schedule(name: s
     assert stored < after.index("bar.sync", stored) < after.index("bra", stored)
 
 
-def test_relu_keeps_nan() -> None:
+@pytest.mark.parametrize("name", ["_inner_kernel", "_heads_kernel"])
+def test_relu_keeps_nan(name: str) -> None:
     """max.f32 would drop it, and leave a reward that looks like any other."""
-    ptx = str(compiled("_inner_kernel", 90).asm["ptx"])
+    ptx = str(compiled(name, 90).asm["ptx"])
     assert "setp.lt.f32" in ptx and "max" not in ptx
 
 
-@pytest.mark.parametrize("name", ["end_step_kernel", "score_value_kernel", "score_classes_kernel"])
+@pytest.mark.parametrize(
+    "name",
+    ["end_step_kernel", "score_value_kernel", "score_classes_kernel", "score_ensemble_kernel"],
+)
 def test_the_log_is_written_before_its_head(name: str) -> None:
     """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
     ptx = str(compiled(name, 90).asm["ptx"])

@@ -19,10 +19,10 @@ from rsd_kernels.bridge import merge_twin as tail_twin
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.sample import twin as sample_append_twin
 from rsd_kernels.sample.kernel import sample_append
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Finish, Mode, Role
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
-from rsd_kernels.state.tables import MergeTables, StepTables
+from rsd_kernels.state.tables import BY_TEXT, MergeTables, StepTables
 from tests.kernels.harness.shadow import (
     LOGPROBS,
     Op,
@@ -45,6 +45,7 @@ def a_state(made: Family, rng: random.Random, prm_max_len: int) -> SlotState:
     state = SlotState.allocate(SlotSizes(SLOTS, ROW, prm_max_len, 4, 8, 64), CPU)
     for b in range(SLOTS):
         state.mode[b] = Mode.DRAFT if b == 1 else Mode.RSD
+        state.overflow_mode[b] = {2: Mode.TARGET, 3: Mode.DRAFT}.get(b, Mode.RSD)
         state.max_step_tokens[b] = rng.choice([3, 100, 100, 100])
         state.min_length[b] = rng.choice([0, 0, 20])
         state.length_limit[b] = ROW - 8
@@ -102,6 +103,16 @@ def two_for_one(tables: StepTables) -> StepTables:
     )
 
 
+def around_steps(tables: StepTables) -> StepTables:
+    """Two ids before every step but the first and three behind it, of which one leaves again."""
+    return replace(
+        tables,
+        separator=torch.tensor([3, 4, 5], dtype=torch.int32),
+        before_step=torch.tensor([6, 7], dtype=torch.int32),
+        num_transient=1,
+    )
+
+
 def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
     """How many tokens replaced the one drawn; 0 if it was kept."""
     first = int(before[slot])
@@ -116,16 +127,19 @@ def restart_ended(state: SlotState) -> None:
         if not int(state.ended[b]):
             continue
         state.committed[b] = state.length[b]
-        state.prm_committed[b] = state.prm_length[b]
+        state.num_steps[b] += 1
+        state.prm_committed[b] = state.prm_keep[b]
         state.stop_committed[b] = state.stop_state[b]
         if int(state.finish[b]) or int(state.length[b]) > ROW - 20:
-            for name in ("length", "committed", "prm_length", "prm_committed", "stop_state"):
+            cursors = ("length", "committed", "prm_length", "prm_committed", "prm_keep")
+            for name in (*cursors, "stop_state", "num_steps"):
                 getattr(state, name)[b] = 0
+            state.mode[b] = Mode.DRAFT if b == 1 else Mode.RSD
         for name in ("delimiter_state", "match_bytes", "finish", "ended"):
             getattr(state, name)[b] = 0
 
 
-@pytest.mark.parametrize(("name", "prm_max_len"), [("qwen", 300), ("math", 300), ("smollm", 40)])
+@pytest.mark.parametrize(("name", "prm_max_len"), [("qwen", 300), ("math", 300), ("smollm", 25)])
 def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = count_merged_words(monkeypatch)
     made = FAMILIES[name]
@@ -133,9 +147,9 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
     rng = random.Random(name)
     state = a_state(made, rng, prm_max_len)
     streams = [token_stream(made, rng) for _ in range(SLOTS)]
-    plain = two_for_one(made.tables) if name == "math" else made.tables
+    plain = around_steps(two_for_one(made.tables)) if name == "math" else made.tables
     tables, merges = copied(plain), copied(made.merges)
-    finishes, replaced = set(), [0, 0]
+    finishes, modes, replaced = set(), set(), [0, 0]
     for _ in range(60):
         batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
         batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
@@ -156,11 +170,13 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
         bridge_kernel.bridge(theirs, tables, merges)
         same_rows(state, theirs)
         finishes |= set(state.finish.tolist())
+        modes |= set(zip(state.overflow_mode.tolist(), state.mode.tolist(), strict=True))
         restart_ended(state)
     assert {Finish.ERROR, Finish.STOP_STRING} <= finishes
     assert name == "smollm" or replaced[name == "math"]
     assert merged or name == "smollm"  # whose delimiter never shares a word with text
-    assert (Finish.PRM_FULL in finishes) == (prm_max_len == 40)
+    assert (Finish.PRM_FULL in finishes) == (prm_max_len == 25)
+    assert ({(m, m) for m in (Mode.TARGET, Mode.DRAFT)} <= modes) == (prm_max_len == 25)
 
 
 def count_merged_words(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -262,6 +278,30 @@ def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(state.prm_tokens[0, :end], theirs.prm_tokens[0, :end].cpu())
         assert not set(differences(state, theirs)) - {"prm_tokens"}
     assert merged == [142, 202]
+
+
+def test_missing_tokens_wait_for_the_host() -> None:
+    """One in the step's middle, one that its delimiter begins in; not one that is a stop token."""
+    made = FAMILIES["qwen"]
+    assert made.merges is not None
+    ended = next(i for i, data in enumerate(made.vocabulary.token_bytes) if data == b".\n\n")
+    byte = {data: i for i, data in enumerate(made.vocabulary.token_bytes) if len(data) == 1}
+    for missing, stops, waits in ((b"b", False, True), (b".", False, True), (b"z", False, False),
+                                  (b"c", True, False), (b"c", False, True)):  # fmt: skip
+        tables = replace(made.tables, prm_token=made.tables.prm_token.clone())
+        tables.prm_token[byte[missing]] = BY_TEXT
+        state = an_ended_step(made, "ab", 300)
+        if missing == b"c":  # in the delimiter's place
+            state.tokens[0, 2] = byte[b"c"]
+            state.match_bytes.zero_()
+            state.finish.fill_(Finish.STOP_TOKEN if stops else Finish.LENGTH)
+        else:
+            assert int(state.tokens[0, 2]) == ended
+        theirs = copied(state)
+        bridge_twin.bridge(state, tables, made.merges)
+        bridge_kernel.bridge(theirs, copied(tables), copied(made.merges))
+        assert not set(differences(state, theirs)) - {"prm_tokens"}
+        assert (int(state.phase) == Phase.WAIT_HOST) == waits == (int(state.prm_length) == 0)
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,19 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import Mode
+from rsd_kernels.state.enums import ConfidenceKind, Mode, Role
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
-from tests.loop.toy import NUM_IDS, EngineCore, run, toy_core, toy_request
+from tests.loop.toy import (
+    NUM_IDS,
+    EngineCore,
+    around_steps,
+    as_written,
+    run,
+    toy_core,
+    toy_request,
+    toy_tables,
+)
 from tests.loop.two_vocabularies import (
     MAX_LEN,
     NUM_TARGET_IDS,
@@ -31,7 +40,7 @@ from tests.loop.two_vocabularies import (
 )
 
 Op = Callable[..., None]
-LOGPROBS = ("token_logprob", "top_logprob")
+LOGPROBS = ("token_logprob", "top_logprob", "confidence")
 TIMES = (  # clocks differ
     "pass_start", "nanoseconds", "tick_end", "tick_nanoseconds", "idle_nanoseconds",
 )  # fmt: skip
@@ -57,6 +66,7 @@ def differences(twin: Any, kernel: Any) -> list[str]:
         f.name
         for f in fields(twin)
         if f.name not in TIMES
+        and isinstance(getattr(twin, f.name), Tensor)
         and not torch.equal(_bits(getattr(twin, f.name)), _bits(getattr(kernel, f.name).cpu()))
     ]
 
@@ -129,11 +139,23 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
             sample_index=rng.randint(0, 3),
             num_logprobs=rng.choice([-1, -1, 0, 4]) if logprobs else -1,
             policy=rng.choice(policies),
+            prm_step_ids=2,
+            prm_transient=2,
         )
         for _ in range(count)
     ]
+    if seed % 4 == 2:
+        requests = [
+            replace(request, prm_prompt=request.prompt if request.prm_prompt else ())
+            for request in requests
+        ]
+    overflow_modes = (Mode.RSD, Mode.TARGET, Mode.DRAFT)
     return [
-        replace(request, stream_tokens=i % 2 == 0 and request.mode != Mode.RSD)
+        replace(
+            request,
+            stream_tokens=i % 2 == 0 and request.mode != Mode.RSD,
+            overflow_mode=overflow_modes[i % 3],
+        )
         for i, request in enumerate(requests)
     ]
 
@@ -152,14 +174,25 @@ def random_writer(salt: int, num_ids: int = NUM_IDS) -> Callable[[Sequence[int]]
 
 
 def random_core(
-    seed: int, num_slots: int = 8, max_rows: int = 16, *, two: bool = False
+    seed: int,
+    num_slots: int = 8,
+    max_rows: int = 16,
+    prm_max_len: int | None = None,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    two: bool = False,
 ) -> EngineCore:
-    """So few pages that slots lack some and are preempted; maybe with two vocabularies."""
+    """So few pages that slots lack some and are preempted; maybe with two vocabularies.
+
+    For an odd seed there are ids around steps. For one that leaves 2 when divided by 4 the target
+    scores its own context, if there is one vocabulary.
+    """
 
     def score(row: Sequence[int]) -> float:
         rng = random.Random(hash((seed, *row)))
         return float("nan") if rng.random() < 0.03 else rng.random()
 
+    own = seed % 4 == 2 and not two
     return toy_core(
         random_writer(seed),
         random_writer(seed + 1, NUM_TARGET_IDS if two else NUM_IDS),
@@ -168,7 +201,11 @@ def random_core(
         num_pages=62,
         max_rows=max_rows,
         max_len=MAX_LEN if two else 96,
-        vocabularies=two_vocabularies() if two else None,
+        prm_max_len=prm_max_len,
+        tables=as_written("ij") if own else around_steps(toy_tables()) if seed % 2 else None,
+        vocabularies=two_vocabularies(around=seed % 2 == 1) if two else None,
+        prm_kv=Role.DRAFT if confidence else Role.TARGET if own else Role.PRM,
+        confidence=confidence,
     )
 
 
@@ -177,6 +214,7 @@ def run_shadowed(
     kernels: dict[str, Op],
     seed: int,
     count: int = 6,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
     *,
     two: bool = False,
 ) -> Counter[str]:
@@ -185,5 +223,5 @@ def run_shadowed(
     requests = random_requests(seed, count)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
-    run(random_core(seed, two=two), requests)
+    run(random_core(seed, confidence=confidence, two=two), requests)
     return shadow.calls

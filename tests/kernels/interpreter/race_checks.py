@@ -26,6 +26,7 @@ from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.embedding.kernel import embed
 from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.norm import kernel as rms_norm
+from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
@@ -33,7 +34,7 @@ from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
-from rsd_kernels.state.enums import NUM_ROLES, Finish, HostRequest, Phase
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, HostRequest, Phase
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.tick_clock import kernel as tick_clock
@@ -47,6 +48,7 @@ from tests.kernels.interpreter.races import short, watching
 from tests.kernels.linear import kernel_checks as linear_checks
 from tests.kernels.norm import kernel_checks as norm_checks
 from tests.kernels.qkv import kernel_checks as qkv_checks
+from tests.kernels.retokenise.contexts import kept
 from tests.kernels.reward import kernel_checks as reward_checks
 from tests.kernels.rollback import kernel_checks as rollback_checks
 from tests.kernels.sample import kernel_checks as sample_checks
@@ -147,11 +149,13 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, loop_ops, 1, count=3)
+        run_shadowed(monkeypatch, loop_ops, 4, count=2, confidence=ConfidenceKind.LOGPROB)
         reward_checks.score_a_run("value", monkeypatch, 3)
         draws()
         rare_steps()
         rare_schedules()
         rare_draws()
+        step_ends()
     assert watch.barriers.keys() == barriers()
     assert [where for where, needed in watch.barriers.items() if not needed] == []
 
@@ -190,6 +194,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
     with watching(orders=True) as watch:
         forwards()
         bridges()
+        step_ends()
     assert watch.reordered >= wide_kernels()
 
 
@@ -203,6 +208,21 @@ def bridges() -> None:
         getattr(two, name).copy_(getattr(one, name).expand_as(getattr(two, name)))
     bridge.bridge(two, made.tables, made.merges)
     assert torch.equal(two.prm_tokens[0], two.prm_tokens[1])
+
+
+def step_ends() -> None:
+    """Two slots whose steps end alike: with a full stop, and a blank line of two tokens."""
+    made = bridge_checks.FAMILIES["math"]
+    tokens = made.vocabulary.token_bytes
+    ids = [tokens.index(piece) for piece in (b"we", b".", b"\n", b"\n")]
+    begins_with_a_newline = [ids[2], *ids]
+    state = kept([(ids, 0), (ids, 0), (begins_with_a_newline, 0)])
+    retokenise.retokenise(state, made.tables, made.merges)
+    assert state.length.tolist() == [2, 2, 5]
+    assert state.phase.tolist() == [Phase.DRAFT, Phase.DRAFT, Phase.WAIT_HOST]
+    state.phase.fill_(Phase.DRAFT)
+    retokenise.retokenise(state, made.tables, None)
+    assert state.phase.tolist() == [Phase.DRAFT, Phase.DRAFT, Phase.WAIT_HOST]
 
 
 def cut_back(module: Any) -> None:

@@ -13,12 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_engine.core.slots import fill_slot
+from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward import accept as accept_kernel
 from rsd_kernels.reward import kernel, twin
 from rsd_kernels.reward import scores as reward_scores
-from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.heads import (
+    ClassesHead,
+    EnsembleHead,
+    RewardHead,
+    TwoClassHead,
+    ValueHead,
+)
 from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
@@ -54,7 +61,47 @@ def two_class_head(width: int, dtype: torch.dtype, generator: torch.Generator) -
     )
 
 
-HEADS: dict[str, MakeHead] = {"value": value_head, "classes": two_class_head}
+def ranged_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ValueHead:
+    """A value head whose rewards are from -1 to 1."""
+    return replace(value_head(width, dtype, generator), scale=2.0, offset=-1.0)
+
+
+def ensemble_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> EnsembleHead:
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) / shape[-2] ** 0.5).to(dtype)
+
+    count, units = (35, 19) if width > 8 else (3, 128)
+    return EnsembleHead(
+        (1 + 0.1 * torch.randn(width, generator=generator)).to(dtype),
+        1e-6,
+        1.5 * normal(count, width, units),
+        normal(count, units),
+        1.5 * normal(count, units, units),
+        normal(count, units),
+        4 * normal(count, units, 1),
+        normal(count, 1),
+    )
+
+
+def digits_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ClassesHead:
+    weight = (4 * torch.randn(10, width, generator=generator) / width**0.5).to(dtype)
+    norm_weight = (1 + 0.1 * torch.randn(width, generator=generator)).to(dtype)
+    bias = torch.randn(10, generator=generator).to(dtype)
+    return ClassesHead(norm_weight, 1e-6, weight, bias, torch.arange(10) / 9)
+
+
+def greedy_head(width: int, dtype: torch.dtype, generator: torch.Generator) -> ClassesHead:
+    return replace(digits_head(width, dtype, generator), greedy=True)
+
+
+HEADS: dict[str, MakeHead] = {
+    "value": value_head,
+    "ranged": ranged_head,
+    "classes": two_class_head,
+    "ensemble": ensemble_head,
+    "digits": digits_head,
+    "greedy": greedy_head,
+}
 
 
 def with_tensors(head: RewardHead, change: Any) -> RewardHead:
@@ -68,7 +115,7 @@ def close(result: Tensor, plain: Tensor, exact: Tensor, head: RewardHead) -> Non
     assert bool(result.isfinite().all()), "not finite"
     error = (result.double() - exact).abs().max().item()
     of_pytorch = (plain.double() - exact).abs().max().item()
-    weight = head.weight if isinstance(head, ValueHead) else head.inner
+    weight = head.weight if isinstance(head, ValueHead | ClassesHead) else head.inner
     rounding = torch.finfo(weight.dtype).eps * (4 if weight.dtype == torch.float32 else 1)
     assert error <= max(2 * of_pytorch, rounding), f"error {error:.3g}, PyTorch {of_pytorch:.3g}"
 
@@ -158,6 +205,19 @@ def test_reward_and_accept(kind: str, dtype: torch.dtype, num_seqs: int, width: 
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_rewards_of_rows_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `ops`, without a policy; also of no rows."""
+    generator = torch.Generator().manual_seed(0)
+    head = HEADS[kind](40, torch.float32, generator)
+    hidden = torch.randn(19, 40, generator=generator)
+    wanted = twin.rewards(hidden, head)
+    monkeypatch.setattr("rsd_kernels.ops.runs_on", lambda _: True)
+    theirs = with_tensors(head, lambda tensor: tensor.to(DEVICE))
+    torch.testing.assert_close(ops.rewards(hidden.to(DEVICE), theirs).cpu(), wanted)
+    assert ops.rewards(hidden[:0].to(DEVICE), theirs).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
     head = HEADS[kind](16, torch.float32, torch.Generator().manual_seed(0))
     hidden = torch.full((5, 16), torch.nan, device=DEVICE)
@@ -213,7 +273,7 @@ def score_a_run(
     return calls
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", ["value", "classes", "ensemble", "digits"])
 @pytest.mark.parametrize("two", [False, True], ids=["", "two vocabularies"])
 def test_score_in_the_states_of_a_run(
     kind: str, two: bool, monkeypatch: pytest.MonkeyPatch
@@ -221,13 +281,15 @@ def test_score_in_the_states_of_a_run(
     assert score_a_run(kind, monkeypatch, 10, two=two) > 7
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["rejected", "kept"])
 @pytest.mark.parametrize("separate", [0, 1])
-def test_a_rejected_step_of_a_target_with_its_own_context(separate: int) -> None:
-    """That context is longer than the draft's here, and what is read of it stays read."""
+def test_a_decided_step_of_writers_with_contexts_of_their_own(separate: int, kept: bool) -> None:
+    """The target's is longer than the draft's here, and what is read of it stays read."""
     sizes = SlotSizes(3, 40, 40, 20, 60, 400)
     state = SlotState.allocate(sizes, torch.device("cpu"))
     fill_slot(state, 1, toy_request("abcdef"), generation=1, arrival=1)
     state.length[1] = state.prm_length[1] = 9
+    state.prm_keep[1] = 8
     state.separate_contexts[1] = separate
     state.phase[1] = Phase.SCORE
     for role, read in ((Role.DRAFT, 8), (Role.TARGET, 17), (Role.PRM, 9)):
@@ -239,16 +301,21 @@ def test_a_rejected_step_of_a_target_with_its_own_context(separate: int) -> None
     batch.seq_start[1:] = 1
     state.num_seqs.fill_(1)
     ours, rows = copied(state), copied(batch)
-    head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), torch.full((1,), -9.0))
+    bias = torch.full((1,), 9.0 if kept else -9.0)
+    head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), bias)
     hidden = torch.ones(4, 8)
     twin.score(state, batch, hidden, head, (3, 3, 3))
     on_device = with_tensors(head, lambda t: t.to(DEVICE))
     kernel.score(ours, rows, hidden.to(DEVICE), on_device, (3, 3, 3))
-    assert state.kv_len[:, 1].tolist() == ([6, 17, 7] if separate else [6, 6, 7])
-    assert state.num_pages[:, 1].tolist() == ([2, 6, 3] if separate else [2, 2, 3])
-    assert int(state.num_free) - free == (1 if separate else 5)
-    assert int(state.phase[1]) == (Phase.WAIT_HOST if separate else Phase.TARGET)
-    assert int(state.length[1]) == int(state.committed[1]) == 6
+    draft, shared, prm = (8, 9, 8) if kept else (6, 6, 7)
+    target = 17 if separate else shared
+    assert state.kv_len[:, 1].tolist() == [draft, target, prm]
+    pages = [-(-read // 3) for read in (draft, target, prm)]
+    assert state.num_pages[:, 1].tolist() == pages
+    assert int(state.num_free) - free == 3 + 6 + 3 - sum(pages)
+    rewriter = Phase.WAIT_HOST if separate else Phase.TARGET
+    assert int(state.phase[1]) == (Phase.DRAFT if kept else rewriter)
+    assert int(state.length[1]) == int(state.committed[1]) == (9 if kept else 6)
     assert not differences(state, ours)
 
 

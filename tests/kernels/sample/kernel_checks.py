@@ -92,6 +92,9 @@ def some_tables(vocabulary: int) -> StepTables:
         prefix_token=whole(),
         prm_token=torch.arange(vocabulary, dtype=torch.int32),
         separator=whole(0),
+        before_step=whole(),
+        num_transient=0,
+        as_written=0,
     )
 
 

@@ -1,0 +1,211 @@
+"""Tokenise the end of a kept step again: one program a slot.
+
+The last word is found by the flags of its tokens and merged anew from its bytes, as in `bridge`:
+lowest rank first, then leftmost. From the first token that differs on, kv_len = min(kv_len, begin).
+
+Twin: `rsd_kernels.retokenise.twin`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rsd_kernels.bridge.kernel import SCRATCH_WIDTH, bridge_scratch
+from rsd_kernels.bridge.merge import gather_word, merge_word
+from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of_2
+from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
+from rsd_kernels.state.enums import Mode, Phase
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import (
+    ENDS_LINE,
+    JOINS_NEXT,
+    JOINS_PREVIOUS,
+    MAX_WORD_BYTES,
+    STARTS_LINE,
+    UNCERTAIN,
+    UNSETTLES,
+    MergeTables,
+    StepTables,
+)
+
+_MODE_RSD = tl.constexpr(int(Mode.RSD))
+_PHASE_DRAFT = tl.constexpr(int(Phase.DRAFT))
+_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
+_JOINS_NEXT = tl.constexpr(JOINS_NEXT)
+_JOINS_PREVIOUS = tl.constexpr(JOINS_PREVIOUS)
+_ENDS_LINE = tl.constexpr(ENDS_LINE)
+_STARTS_LINE = tl.constexpr(STARTS_LINE)
+_UNCERTAIN = tl.constexpr(UNCERTAIN)
+_UNSETTLES = tl.constexpr(UNSETTLES)
+_MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
+_SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
+_CHUNK = 128  # ids looked at in a turn
+
+
+@triton.jit
+def _end_word(
+    tables: tl.tuple, merges: tl.tuple, p_context: tl.tensor, first: tl.tensor, length: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """Where the last word begins, its size in bytes, and 1 if the tables can tell."""
+    begin, after, size, certain = length, length * 0, length * 0, length * 0 + 1
+    going = begin > 0
+    while going:
+        token = tl.load(p_context + begin - 1)
+        flags = tl.load(merges.flags + token).to(tl.int32)
+        joins = (flags & _JOINS_NEXT) != 0
+        if begin < length:
+            needed = tl.where((flags & _ENDS_LINE) != 0, _STARTS_LINE, _JOINS_PREVIOUS)
+            certain = tl.where(joins & (((flags | after) & _UNCERTAIN) != 0), 0, certain)
+            joins = joins & ((after & needed) != 0)
+        else:
+            joins = joins & ((flags & _ENDS_LINE) != 0)
+        going = joins & (certain != 0)
+        if going:
+            begin -= 1
+            start = tl.load(tables.token_start + token)
+            size += tl.load(tables.token_start + token + 1) - start
+            certain = tl.where(size > _MAX_WORD, 0, certain)
+            after = flags
+            going = (begin > 0) & (certain != 0)
+    head = tl.load(merges.flags + tl.load(p_context + first)).to(tl.int32)
+    certain = tl.where((begin >= first) & ((head & _UNSETTLES) != 0), 0, certain)
+    return begin, size, certain
+
+
+@triton.jit
+def _same(
+    p_before: tl.tensor, p_after: tl.tensor, count: tl.tensor, CHUNK: tl.constexpr
+) -> tl.tensor:
+    """How many of `count` tokens at the beginning are the same."""
+    same = count
+    done = count * 0
+    while done < same:
+        o_id = done + tl.arange(0, CHUNK)
+        m_id = o_id < count
+        b_before = tl.load(p_before + o_id, mask=m_id, other=0)
+        b_after = tl.load(p_after + o_id, mask=m_id, other=0)
+        same = tl.minimum(same, tl.min(tl.where(b_before != b_after, o_id, count)))
+        done += CHUNK
+    return same
+
+
+@triton.jit
+def _replace_end(
+    state: tl.tuple,
+    slot: tl.tensor,
+    length: tl.tensor,
+    begin: tl.tensor,
+    p_word: tl.tensor,
+    word: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> None:
+    """Puts the `word` ids of the scratch in place of the context's from `begin` on."""
+    p_context = state.tokens + slot.to(tl.int64) * state.max_len
+    same = _same(p_context + begin, p_word, tl.minimum(length - begin, word), CHUNK)
+    saved = length - begin - word
+    taken = tl.load(state.shortened + slot)
+    fewer = tl.maximum(taken + saved, 0) - tl.maximum(taken, 0)
+    limit = tl.load(state.length_limit + slot) - fewer
+    min_length = tl.load(state.min_length + slot) - saved
+    changes = (same < word) | (same < length - begin)
+    if changes & (length - saved < limit):
+        first = begin + same
+        p_draft = state.kv_len + slot
+        p_target = p_draft + state.num_slots
+        draft = tl.minimum(tl.load(p_draft), first)
+        target = tl.minimum(tl.load(p_target), first)
+        prompt = tl.minimum(tl.load(state.prompt_length + slot), first)
+        tl.debug_barrier()  # every thread has read the context and the columns
+        done = same
+        while done < word:
+            o_id = done + tl.arange(0, CHUNK)
+            b_id = tl.load(p_word + o_id, mask=o_id < word, other=0)
+            tl.store(p_context + begin + o_id, b_id, mask=o_id < word)
+            done += CHUNK
+        tl.store(state.length + slot, length - saved)
+        tl.store(state.committed + slot, length - saved)
+        tl.store(state.length_limit + slot, limit)
+        tl.store(state.min_length + slot, min_length)
+        tl.store(state.shortened + slot, taken + saved)
+        tl.store(state.prompt_length + slot, prompt)
+        tl.store(p_draft, draft)
+        tl.store(p_target, target)
+
+
+@triton.jit
+def retokenise_kernel(
+    state: tl.tuple, tables: tl.tuple, merges: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
+) -> None:
+    slot = tl.program_id(0)
+    first = tl.load(state.kept_from + slot)
+    wanted = (tl.load(state.phase + slot) == _PHASE_DRAFT) & (first >= 0)
+    wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD)
+    length = tl.load(state.length + slot)
+    if wanted & (length == tl.load(state.committed + slot)):
+        p_context = state.tokens + slot.to(tl.int64) * state.max_len
+        begin, size, certain = _end_word(tables, merges, p_context, first, length)
+        tl.debug_barrier()  # every thread has read whether there is something to do
+        if certain == 0:
+            tl.store(state.phase + slot, _WAIT_HOST)
+        else:
+            tl.store(state.kept_from + slot, -1)
+            if length - begin > 1:
+                p_word = scratch + slot.to(tl.int64) * _SCRATCH_WIDTH
+                gather_word(tables, merges, p_context, length, p_word, size * 0, begin, size, CHUNK)
+                word = merge_word(merges, p_word, size, CHUNK)
+                _replace_end(state, slot, length, begin, p_word, word, CHUNK)
+
+
+@triton.jit
+def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
+    """Every step just kept waits for the host."""
+    b_slot = tl.arange(0, BLOCK_S)
+    m_slot = b_slot < state.num_slots
+    b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
+    b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
+    b_kept_from = tl.load(state.kept_from + b_slot, mask=m_slot, other=-1)
+    b_begun = tl.load(state.length + b_slot, mask=m_slot, other=0)
+    b_begun -= tl.load(state.committed + b_slot, mask=m_slot, other=0)
+    m_wait = (b_phase == _PHASE_DRAFT) & (b_mode == _MODE_RSD) & (b_kept_from >= 0)
+    m_wait = m_wait & (b_begun == 0)
+    tl.debug_barrier()  # a slot may be the lane of several threads: all have read its phase
+    tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
+
+
+def retokenise(
+    state: SlotState, tables: StepTables, merges: MergeTables | None, scratch: Tensor | None = None
+) -> None:
+    """Replaces the end of the step that each RSD slot has just kept; see the twin.
+
+    scratch: of `bridge_scratch`; allocated if it is not given.
+
+    Raises:
+        ValueError: an argument has an unsupported shape, dtype, stride or device.
+    """
+    check_state(state)
+    if merges is None:
+        wait_with_ends_launch(state).run()
+        return
+    check_tables(state, tables, merges)
+    if scratch is None:
+        scratch = bridge_scratch(state)
+    check_shape("scratch", scratch, (state.num_slots, SCRATCH_WIDTH))
+    check_devices(length=state.length, scratch=scratch)
+    retokenise_launch(state, tables, merges, scratch).run()
+
+
+def retokenise_launch(
+    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor
+) -> Launch:
+    args = {
+        "state": state_args(state), "tables": table_args(tables), "merges": merge_args(merges),
+        "scratch": scratch, "CHUNK": _CHUNK,
+    }  # fmt: skip
+    return Launch(retokenise_kernel, (state.num_slots,), args, num_warps=1)
+
+
+def wait_with_ends_launch(state: SlotState) -> Launch:
+    args = {"state": state_args(state), "BLOCK_S": next_power_of_2(max(state.num_slots, 2))}
+    return Launch(wait_with_ends_kernel, (1,), args, num_warps=1)

@@ -1,0 +1,20 @@
+"""The ends of kept steps in Triton: interpreted, and on a GPU if there is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.harness.child import run_checks
+
+pytest.importorskip("triton")
+
+CHECKS = "kernels/retokenise/kernel_checks.py"
+
+
+def test_in_the_interpreter() -> None:
+    run_checks(CHECKS, interpreted=True)
+
+
+@pytest.mark.gpu
+def test_on_the_device() -> None:
+    run_checks(CHECKS, interpreted=False)
