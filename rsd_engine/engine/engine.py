@@ -31,6 +31,8 @@ from rsd_kernels.state.enums import Role
 
 logger = logging.getLogger("rsd_engine")
 
+_Params = SamplingParams | Sequence[SamplingParams] | None  # for all, for each, the defaults
+
 
 class Engine(StepScoring):
     """Reward-Guided Speculative Decoding (RSD) with three models in one process, on one device.
@@ -259,10 +261,7 @@ class Engine(StepScoring):
         *,
         by_token: bool = True,
     ) -> list[Stream]:
-        """Starts several requests, all or none; with `by_token` False a model alone streams steps.
-
-        Otherwise as `stream`; arguments as in `as_completed`.
-        """
+        """Starts several requests, all or none; `by_token=False`: a model alone streams steps."""
         resolved = self._prompt_reader().mixed(prompts)
         claims = self._add_all(resolved, sampling_params, stream=by_token)
         return [Stream(self._alive(), claim) for claim in claims]
@@ -375,7 +374,7 @@ class Engine(StepScoring):
     def _add_all(
         self,
         prompts: Sequence[ResolvedPrompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        params: _Params,
         *,
         stream: bool = False,
     ) -> list[Claim]:
@@ -386,14 +385,14 @@ class Engine(StepScoring):
     # ------------------------------------------------------------------ running
 
     def _run(
-        self, prompts: Sequence[ResolvedPrompt], params: Any, use_tqdm: Progress
+        self, prompts: Sequence[ResolvedPrompt], params: _Params, use_tqdm: Progress
     ) -> list[RequestOutput]:
         return collect(self._completed(prompts, params), len(prompts), use_tqdm)
 
     def _completed(
         self,
         prompts: Sequence[ResolvedPrompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        params: _Params,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Not a generator itself, so that a request that is not allowed is refused at once."""
         return self._alive().outputs(self._add_all(prompts, params))

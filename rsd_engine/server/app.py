@@ -12,6 +12,7 @@ from rsd_engine.server.request_ids import RequestIds
 from rsd_engine.server.routes.chat import chat_routes
 from rsd_engine.server.routes.completions import completion_routes
 from rsd_engine.server.routes.facts import fact_routes
+from rsd_engine.server.routes.score import score_routes
 from rsd_engine.server.routes.tokens import token_routes
 from rsd_engine.server.service import Service
 
@@ -23,7 +24,7 @@ def make_app(service: Service) -> FastAPI:
     >>> app = make_app(Service(engine, ServerOptions(model_names=("my-model",))))
     """
     app = FastAPI(title="rsd-engine", version=rsd_engine.__version__)
-    for routes in (chat_routes, completion_routes, fact_routes, token_routes):
+    for routes in (chat_routes, completion_routes, fact_routes, score_routes, token_routes):
         app.include_router(routes(service))
     add_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)

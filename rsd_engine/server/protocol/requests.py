@@ -109,6 +109,23 @@ class TokenizeRequest(BaseModel):
     add_special_tokens: Flag = True
 
 
+class ScoreInput(BaseModel):
+    """A solution: a question and its steps, or a conversation that ends with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: StrictStr | None = None
+    steps: StrictStr | list[StrictStr] | None = None
+    messages: list[dict[str, JsonValue]] | None = None
+
+
+class ScoreRequest(BaseModel):
+    """POST /v1/score"""
+
+    model: StrictStr | None = None
+    input: ScoreInput | list[ScoreInput]
+
+
 class DetokenizeRequest(BaseModel):
     """POST /detokenize"""
 
