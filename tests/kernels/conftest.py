@@ -8,7 +8,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.kernels.harness.child import INTERPRETED
+from tests.kernels.harness.ahead import files_of
+from tests.kernels.harness.child import AHEAD, INTERPRETED
+
+MANY = 1000  # tests: with fewer, nothing is worth starting before its turn
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a run of the whole suite, interpreted checks run beside all other tests."""
+    if len(session.items) > MANY and not session.config.option.collectonly:
+        AHEAD.start(files_of(session.items))
+
+
+def pytest_sessionfinish() -> None:
+    AHEAD.close()
 
 
 @pytest.fixture(autouse=True)

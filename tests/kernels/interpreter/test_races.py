@@ -9,6 +9,9 @@ from tests.kernels.harness.child import run_checks
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("name", ["race_checks.py", "race_rule_checks.py"])
+FOLDER = "kernels/interpreter"
+
+
+@pytest.mark.parametrize("name", [f"{FOLDER}/race_checks.py", f"{FOLDER}/race_rule_checks.py"])
 def test_in_the_interpreter(name: str) -> None:
-    run_checks(f"kernels/interpreter/{name}", interpreted=True)
+    run_checks(name, interpreted=True)
