@@ -166,20 +166,28 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """In the thread: runs the engine while requests are open, and hands out their events."""
-        while True:
-            with self._changed:
-                while not self._open and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
-                running = list(self._open.values())
-            try:
-                running[0].stream.run()
-                for request in running:
-                    self._hand_out(request)
-                self._look_at_pages()
-            except Exception as error:
-                self._fail(running, error)
+        while self._wait_for_work():
+            self._turn()
+
+    def _wait_for_work(self) -> bool:
+        """Whether there is any; False at the end. It holds no request while it waits."""
+        with self._changed:
+            while not self._open and not self._closed:
+                self._changed.wait()
+            return not self._closed
+
+    def _turn(self) -> None:
+        with self._changed:
+            running = list(self._open.values())
+        if not running:
+            return
+        try:
+            running[0].stream.run()
+            for request in running:
+                self._hand_out(request)
+            self._look_at_pages()
+        except Exception as error:
+            self._fail(running, error)
 
     def _hand_out(self, request: AsyncRequest) -> None:
         events = request.stream.take()
