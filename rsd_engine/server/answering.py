@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from rsd_engine.engine.dispatcher import StreamEvent
-from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
+from rsd_engine.outputs import FinishedEvent, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server.async_engine import AsyncRequest
 from rsd_engine.server.errors import ApiError
@@ -138,11 +138,6 @@ def check_result(result: RequestOutput) -> None:
             raise ApiError(500, f"the request failed: {output.error}")
         if output.finish_reason == "abort":
             raise ApiError(503, "the server stopped before the request ended")
-
-
-def is_text(event: StreamEvent) -> bool:
-    """Whether a client sees it as text."""
-    return isinstance(event, StepEvent) and event.kind == "kept"
 
 
 async def _read(

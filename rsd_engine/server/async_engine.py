@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from rsd_engine.engine.chat.conversation import Message
 from rsd_engine.engine.dispatcher import StreamEvent
@@ -127,13 +126,11 @@ class AsyncEngine:
             raise
         requests = [AsyncRequest(self, stream) for stream in streams]
         with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine for asyncio is closed; make a new one")
             self._open.update({request.request_id: request for request in requests})
             self._changed.notify()
         return requests
-
-    async def call(self, function: Any, *arguments: Any) -> Any:
-        """Runs a function that may wait for the engine, without holding up the event loop."""
-        return await asyncio.wrap_future(self._callers.submit(function, *arguments))
 
     @property
     def num_open(self) -> int:

@@ -93,6 +93,12 @@ class Service:
         if self.engine.failure is not None:
             raise ApiError(503, f"the engine has failed: {self.engine.failure}")
 
+    def check_open(self) -> None:
+        """Raises ApiError if the engine has failed or the server is about to stop."""
+        self.check_health()
+        if self.draining:
+            raise ApiError(503, "the server is about to stop", headers=RETRY_AFTER)
+
     async def submit(
         self, prompts: Sequence[Any], params: SamplingParams, *, by_token: bool
     ) -> list[AsyncRequest]:
@@ -101,7 +107,7 @@ class Service:
         Raises:
             ApiError: a prompt is not allowed, or the server is full or about to stop.
         """
-        self.check_health()
+        self.check_open()
         count = len(prompts) * params.n
         self._check_room(count)
         self._samples_open += count
@@ -119,8 +125,6 @@ class Service:
         self._samples_open -= samples
 
     def _check_room(self, count: int) -> None:
-        if self.draining:
-            raise ApiError(503, "the server is about to stop", headers=RETRY_AFTER)
         most = self.num_slots + self.options.max_queue
         if self._samples_open + count > most:
             self.metrics.refused.inc()

@@ -127,5 +127,6 @@ def test_a_full_queue_says_when_to_come_back(async_engine: AsyncEngine) -> None:
 def test_a_server_about_to_stop_takes_nothing(service: Service, client: Client) -> None:
     service.draining = True
     assert client.post(PLAIN, {"prompt": "a"}).status_code == 503
+    assert client.post("/v1/score", {"input": {"question": "a", "steps": ["b"]}}).status_code == 503
     assert client.get("/ready").status_code == 503
     assert client.get("/health").status_code == 200

@@ -7,6 +7,7 @@ tokenizer makes of that text. What was told of the step stays as it was written.
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from rsd_kernels.bridge.merge_twin import merge_bytes
@@ -43,13 +44,13 @@ def retokenise(
     """
     for b in _just_kept(state):
         first, length = number(state.kept_from, b), number(state.length, b)
-        context = host(state.tokens)[b, :length].tolist()
+        context = host(state.tokens)[b, :length]  # a view: only its last word is read
         found = None if merges is None else _end_word(context, first, tables, merges)
         if found is None:
             write_at(state.phase, b, Phase.WAIT_HOST)
             continue
         begin, data = found
-        tokens = context[begin:]
+        tokens = context[begin:].tolist()
         if len(tokens) > 1:
             assert merges is not None
             tokens = merge_bytes(data, merges)
@@ -94,7 +95,7 @@ def _just_kept(state: SlotState) -> list[int]:
 
 
 def _end_word(
-    context: list[int], first: int, tables: StepTables, merges: MergeTables
+    context: np.ndarray, first: int, tables: StepTables, merges: MergeTables
 ) -> tuple[int, list[int]] | None:
     """Where the context's last word begins, and its bytes; None if the tables cannot tell.
 
@@ -122,7 +123,7 @@ def _end_word(
     if begin >= first and int(merges.flags[context[first]]) & UNSETTLES:
         return None
     data: list[int] = []
-    for token in context[begin:]:
+    for token in context[begin:].tolist():
         start, end = tables.token_start[token : token + 2].tolist()
         data += tables.token_byte[start:end].tolist()
     return begin, data

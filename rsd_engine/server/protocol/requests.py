@@ -7,7 +7,7 @@ errors.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictStr
 
@@ -133,5 +133,4 @@ class DetokenizeRequest(BaseModel):
     tokens: TokenIds
 
 
-Json = dict[str, Any]
 FinishReason = Literal["stop", "length", "abort"]

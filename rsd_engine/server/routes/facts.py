@@ -72,14 +72,13 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 
 async def _write_a_token(service: Service) -> None:
-    service.check_health()
-    if service.draining:
-        raise ApiError(503, "the server is about to stop")
+    service.check_open()
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-    prompt = {"prompt_token_ids": [0], "question": "?"}
-    [request] = await service.engine.submit([prompt], params, by_token=False)
     try:
+        [request] = await service.engine.submit(["1"], params, by_token=False)
         result = await asyncio.wait_for(request.result(), READY_SECONDS)
+    except ValueError as error:
+        raise ApiError(503, f"the engine cannot write: {error}") from None
     except TimeoutError:
         raise ApiError(503, f"no token within {READY_SECONDS:g} seconds") from None
     if result.outputs[0].finish_reason == "error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -27,14 +28,14 @@ def score_routes(service: Service) -> APIRouter:
 
 
 async def _score(service: Service, body: ScoreRequest) -> dict[str, Any]:
-    service.check_health()
+    service.check_open()
     given = body.input if isinstance(body.input, list) else [body.input]
     most = service.options.max_prompts
     if not 1 <= len(given) <= most:
         raise ApiError(400, f"input must have 1 to {most} solutions, got {len(given)}", "input")
     solutions = [_solution(one) for one in given]
     try:
-        results = await service.engine.call(service.engine.engine.score, solutions)
+        results = await asyncio.to_thread(service.engine.engine.score, solutions)
     except ValueError as error:
         raise ApiError(400, str(error), "input") from None
     tokens = sum(result.tokens_read for result in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -25,7 +26,9 @@ def token_routes(service: Service) -> APIRouter:
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
         tokenizer = service.engine.engine.get_tokenizer()
-        ids = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+        ids = await asyncio.to_thread(
+            tokenizer.encode, body.prompt, add_special_tokens=body.add_special_tokens
+        )
         return {
             "tokens": ids,
             "count": len(ids),
