@@ -42,6 +42,7 @@ class Stream:
         """The events that wait, for those who read several streams in turn; see `run`."""
         events = self._dispatcher.take(self.request_id)
         if events and isinstance(events[-1], FinishedEvent):
+            self._output = events[-1].output
             self._claim.end()
         return events
 
@@ -78,11 +79,7 @@ class Stream:
         """The event that is there; None once there are no more."""
         if self._closed or not self._ready:
             return None
-        event = self._ready.popleft()
-        if isinstance(event, FinishedEvent):
-            self._output = event.output
-            self._claim.end()
-        return event
+        return self._ready.popleft()
 
     def _leave(self) -> None:
         """Aborts the request unless it has ended. It never waits, as finalizers must not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from rsd_engine.core.solution_rewards import Solution, SolutionRewards
@@ -19,9 +19,7 @@ class StepScoring:
     """What `Engine` can do with its PRM alone."""
 
     _parts: EngineParts
-
-    def _alive(self) -> Dispatcher:
-        raise NotImplementedError
+    _alive: Callable[[], Dispatcher]
 
     def score(
         self,

@@ -199,3 +199,13 @@ def test_leaving_as_completed_aborts_the_rest(engine: Engine) -> None:
         assert index == 1
         break
     assert not engine.parts.core.has_work
+
+
+def test_a_stream_may_be_read_in_turn_and_then_iterated(engine: Engine) -> None:
+    [stream] = engine.streams([PROMPTS[0]], PARAMS[0])
+    events = []
+    while stream.output is None:
+        stream.run()
+        events += stream.take()
+    assert isinstance(events[-1], FinishedEvent) and events[-1].output is stream.output
+    assert list(stream) == []
