@@ -122,6 +122,11 @@ def load_reward_model(
     config, raw = read_reward_config(checkpoint, kind), checkpoint.config()
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
+    if kind.reads_lm_head and not config.tie_word_embeddings and _LM_HEAD not in stored:
+        raise ValueError(
+            f"model {checkpoint.source!r} lacks {_LM_HEAD}, of which its head is made; if it is "
+            "the embedding, set tie_word_embeddings to true in config.json"
+        )
     stored = dict(kind.prepare(stored, partial(load_tokenizer, checkpoint)))
 
     def allocate(dtypes: Dtypes, device: torch.device) -> Parts[RewardHead]:

@@ -67,7 +67,7 @@ def _check_shapes(file: str, tensors: Mapping[str, StoredTensor], width: int) ->
             f"probe {file!r}: tensor {first} has shape {list(shape)}; its second size must be "
             f"{width}, the width of the model's hidden rows"
         )
-    if tensors[last].shape[0] not in (1, 2):
+    if tensors[last].shape[:1] not in ((1,), (2,)):
         raise ValueError(
             f"probe {file!r}: tensor {last} has shape {list(tensors[last].shape)}; it must have "
             "one row, or two for bad and good steps"

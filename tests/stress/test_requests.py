@@ -135,7 +135,9 @@ def nobody_left(engine: Engine) -> None:
     core = engine.parts.core
     Resources.now()  # collects garbage
     generate(engine, ["x"], SamplingParams(max_tokens=1, seed=0))
-    assert not core.has_work and not any(core.slot_keys) and all_pages_free(engine)
+    assert (
+        not core.has_work and all(key is None for key in core.slot_keys) and all_pages_free(engine)
+    )
     assert engine.check_integrity() == []
 
 

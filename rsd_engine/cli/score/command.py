@@ -10,8 +10,8 @@ import typer
 
 from rsd_engine.cli import options as o
 from rsd_engine.cli.config_file import read_config
+from rsd_engine.cli.engine_options import EngineOptions, engine_arguments, make_engine
 from rsd_engine.cli.errors import UsageError, clean_errors
-from rsd_engine.cli.generate.options import GenerateOptions
 
 HELP = (
     "Score the steps of given solutions with the PRM.\n\n"
@@ -36,19 +36,18 @@ def score(
     """See HELP."""
     with clean_errors(verbose=bool(verbose)):
         from rsd_engine.cli.generate.questions import read_lines
-        from rsd_engine.cli.generate.settings import run_settings
 
-        options = GenerateOptions(
+        options = EngineOptions(
             draft=draft, target=target, prm=prm, prm_format=prm_format, prm_separator=prm_separator,
             step_delimiter=step_delimiter, device=device, dtype=dtype, verbose=verbose,
         )  # fmt: skip
-        settings = run_settings(options, read_config(config))
+        arguments = engine_arguments(options, read_config(config))
         solutions = []
         for line in read_lines(file):
             try:
                 solutions.append(json.loads(line.raw))
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{file}, line {line.number}: not JSON: {error}") from None
-        with settings.make_engine() as engine:
+        with make_engine(arguments, verbose=bool(verbose)) as engine:
             for found in engine.score(solutions) if solutions else ():
                 typer.echo(json.dumps(found.to_dict()))

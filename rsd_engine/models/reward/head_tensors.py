@@ -58,7 +58,9 @@ def two_words(good: str, bad: str) -> Callable[[Tensors, Callable[[], Any]], Ten
                 f"and {bad!r} are {rows['good']} and {rows['bad']}: give model and tokenizer that "
                 "belong together"
             )
-        bias = replace(whole, shape=(1,), dtype=torch.float32, nbytes=0, read=_no_bias)
+        bias = replace(
+            whole, shape=(1,), dtype=torch.float32, nbytes=0, read=_no_bias, packing=None
+        )
         return {**stored, _HEAD: _difference(whole, **rows), "lm_head.bias": bias}
 
     return prepare

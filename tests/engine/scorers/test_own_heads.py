@@ -200,6 +200,10 @@ def bad_files(tmp_path: Path) -> Iterator[dict[str, Path]]:
             "0.weight": normal(8, width), "0.bias": normal(8), "2.weight": normal(1, 7),
             "2.bias": normal(1),
         },
+        "scalar": {
+            "0.weight": normal(8, width), "0.bias": normal(8), "2.weight": torch.tensor(1.0),
+            "2.bias": normal(1),
+        },
         "whole": {"weight": torch.ones(1, width, dtype=torch.int32), "bias": normal(1)},
     }  # fmt: skip
     for name, tensors in files.items():
@@ -215,6 +219,7 @@ def bad_files(tmp_path: Path) -> Iterator[dict[str, Path]]:
         ("classes", r"weight has shape \[3, 256\]; it must have one row, or two"),
         ("names", r"has tensors \['extra', 'weight'\]; it must have \['bias', 'weight'\], or"),
         ("units", r"2.weight has shape \[1, 7\]; it must be \[1, 8\]"),
+        ("scalar", r"2.weight has shape \[\]; it must have one row, or two"),
         ("whole", r"weight is of type torch.int32; it must hold floating-point"),
         ("text", "damaged or not a safetensors file"),
         ("absent", "there is no such file"),

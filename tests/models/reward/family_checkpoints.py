@@ -6,7 +6,6 @@ they take the reward of the last step; `Prm.reward` is their head, on a model of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,11 +332,6 @@ def ensemble(folder: Path, count: int = 5) -> Prm:
 
 def _drop_lm_head(folder: Path) -> None:
     _add_tensors(folder, {}, drop=("lm_head.weight",))
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
 
 
 @dataclass(frozen=True)

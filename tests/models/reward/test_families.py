@@ -175,6 +175,7 @@ BAD: list[tuple[str, Callable[[Prm], None], str]] = [
         put("lm_head.weight", torch.zeros(10, 32)),
         r"LM head .* has 10 rows, and the tokens '\+' and '-' are",
     ),
+    ("Math-Shepherd", put("lm_head.weight", None), r"lacks lm_head\.weight, of which its head"),
     ("ActPRM", lambda p: edit_config(p.folder, num_ensemble=7), r"nn1\.bias .* must be \[7, 128\]"),
     (
         "ActPRM",
