@@ -210,15 +210,15 @@ def _last_rows_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Cas
 
     def gate() -> dict[str, Errors]:
         ours.fill_(torch.nan)
-        setting.ops.last_rows_norm(x, start, norm, _EPS, out=ours)
-        norm_twin.last_rows_norm(x, start, norm, _EPS, out=plain)
+        setting.ops.rows_norm(x, start, norm, _EPS, out=ours)
+        norm_twin.rows_norm(x, start, norm, _EPS, out=plain)
         exact = torch.empty_like(x, dtype=torch.float64)
-        norm_twin.last_rows_norm(x.double(), start, norm.double(), _EPS, out=exact)
-        what = f"last_rows_norm, {num_rows} rows"
+        norm_twin.rows_norm(x.double(), start, norm.double(), _EPS, out=exact)
+        what = f"rows_norm, {num_rows} rows"
         return {"ours": require_close(ours, plain, exact, what, num_terms=shape.hidden)}
 
     contenders = {
-        "ours": Calls(lambda _: setting.ops.last_rows_norm(x, start, norm, _EPS, out=ours)),
-        "torch ops": Calls(lambda _: norm_twin.last_rows_norm(x, start, norm, _EPS, out=plain)),
+        "ours": Calls(lambda _: setting.ops.rows_norm(x, start, norm, _EPS, out=ours)),
+        "torch ops": Calls(lambda _: norm_twin.rows_norm(x, start, norm, _EPS, out=plain)),
     }
-    return Case("last_rows_norm", num_rows, 2 * x.nbytes, 16, contenders, gate)
+    return Case("rows_norm", num_rows, 2 * x.nbytes, 16, contenders, gate)

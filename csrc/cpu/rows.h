@@ -40,7 +40,7 @@ inline void norm_row(float* y, const float* x, const float* weight, int64_t widt
 
 void norm(const RsdNorm& n, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-        const int64_t end = n.seq_start ? n.seq_start[i + 1] : i + 1;
+        const int64_t end = n.row_end ? n.row_end[i] : i + 1;
         const float* x = n.x + (end > 0 ? end - 1 : 0) * n.x_stride;
         norm_row(n.y + i * n.y_stride, x, n.weight, n.width, n.eps);
     }

@@ -57,7 +57,7 @@ typedef struct {
     float* y;                  // [num_rows, width], rows y_stride apart; may be x
     const float* x;            // [.., width], rows x_stride apart
     const float* weight;       // [width]
-    const int32_t* seq_start;  // null: row i is row i of x; else the last row of sequence i
+    const int32_t* row_end;  // null: row i is row i of x; else row row_end[i] - 1, or 0
     int64_t num_rows, width, y_stride, x_stride;
     float eps;
 } RsdNorm;

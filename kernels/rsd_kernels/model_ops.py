@@ -27,7 +27,7 @@ from rsd_kernels.embedding.twin import embed
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
 from rsd_kernels.linear.weight import LinearWeight
-from rsd_kernels.norm.twin import last_rows_norm, rms_norm
+from rsd_kernels.norm.twin import rows_norm, rms_norm
 from rsd_kernels.qkv.twin import in_two, qkv_projection
 from rsd_kernels.rope.tables import rope_rows
 from rsd_kernels.rope.twin import rope_kv_write
@@ -49,7 +49,7 @@ class ModelOps:
     qkv_projection: Op  # norm_linear and rope_kv_write
     paged_attention: Op
     rms_norm: Op
-    last_rows_norm: Op
+    rows_norm: Op
     lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): `linear` in the dtype of `out`
     attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
     attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
@@ -108,7 +108,7 @@ def triton_ops(*, scheduled: bool = False, decode_projection: str | None = None)
         qkv_projection=functools.partial(qkv_projection.qkv_projection, scheduled=scheduled),
         paged_attention=functools.partial(paged_attention.paged_attention, scheduled=scheduled),
         rms_norm=norms.rms_norm,
-        last_rows_norm=norms.last_rows_norm,
+        rows_norm=norms.rows_norm,
         lm_head=linear,
         attention_map=_map_on_device,
         attention_scratch_size=attention_scratch_size,
@@ -133,7 +133,7 @@ def cpu_library_ops() -> ModelOps:
         qkv_projection=in_two(cpu_ops.norm_linear, cpu_ops.rope_kv_write),
         paged_attention=cpu_ops.paged_attention,
         rms_norm=rms_norm,
-        last_rows_norm=cpu_ops.last_rows_norm,
+        rows_norm=cpu_ops.rows_norm,
         lm_head=_lm_head_by(cpu_ops.linear),
         attention_map=_map_on_device,
         attention_scratch_size=_no_scratch,
@@ -209,7 +209,7 @@ TWINS = ModelOps(
     qkv_projection=qkv_projection,
     paged_attention=paged_attention,
     rms_norm=rms_norm,
-    last_rows_norm=last_rows_norm,
+    rows_norm=rows_norm,
     lm_head=_lm_head_by(linear),
     attention_map=_map_on_host,
     attention_scratch_size=_no_scratch,

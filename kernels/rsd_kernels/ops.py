@@ -17,6 +17,7 @@ from torch import Tensor
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
 from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.launch import runs_on
 from rsd_kernels.retokenise import twin as retokenise_twin
 from rsd_kernels.retokenise.twin import replace_end
@@ -34,6 +35,7 @@ __all__ = [
     "bridge_scratch",
     "end_slot_step",
     "end_step",
+    "guess",
     "replace_end",
     "retokenise",
     "rewards",
@@ -64,6 +66,7 @@ def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
     return op
 
 
+guess = _op(guess_twin.guess, "guess")
 schedule = _op(schedule_twin.schedule, "schedule")
 advance = _op(schedule_twin.advance, "schedule")
 sample_append = _op(sample_twin.sample_append, "sample")

@@ -41,6 +41,7 @@ class StepDecided:
     token_ids: tuple[int, ...]
     finish: Finish  # why the output ends with this step; NONE if it goes on
     logprobs: tuple[TokenLogprobs, ...] | None
+    guesses: int = 0  # tokens of the step, parts before included, that were guessed
 
 
 def nothing_written(key: int, writer: Role) -> StepDecided:

@@ -21,6 +21,7 @@ class LogRecord:
     source: Role
     reward: float
     finish: Finish
+    guesses: int
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
 
@@ -33,6 +34,7 @@ class LogRecord:
             reward=self.reward,
             token_ids=self.token_ids,
             finish=self.finish,
+            guesses=self.guesses,
             logprobs=self.logprobs,
         )
 
@@ -63,7 +65,7 @@ class LogReader:
 
 
 def _record(words: np.ndarray) -> LogRecord:
-    _, slot, generation, kind, source, _, finish, num_tokens = words[:LOG_HEADER].tolist()
+    _, slot, generation, kind, source, _, finish, num_tokens, guesses = words[:LOG_HEADER].tolist()
     tokens_end = LOG_HEADER + num_tokens
     return LogRecord(
         slot=slot,
@@ -72,6 +74,7 @@ def _record(words: np.ndarray) -> LogRecord:
         source=Role(source),
         reward=float(words[5:6].view(np.float32)[0]),
         finish=Finish(finish),
+        guesses=guesses,
         token_ids=tuple(words[LOG_HEADER:tokens_end].tolist()),
         logprobs=_logprobs(words[tokens_end:], num_tokens),
     )

@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import longest_context
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels.state.enums import NUM_ROLES, Mode, Role
+from rsd_kernels.state.enums import NUM_ROLES, Mode, Role, Speculation
 from rsd_kernels.state.slots import SlotState, pages_for
 
-ROLES_OF_MODE = {
+_ROLES_OF_MODE = {
     Mode.RSD: (Role.DRAFT, Role.TARGET, Role.PRM),
     Mode.DRAFT: (Role.DRAFT,),
     Mode.TARGET: (Role.TARGET,),
 }
+
+
+def roles_of(request: SlotRequest) -> tuple[Role, ...]:
+    """Whose passes a request may take part in."""
+    if request.mode == Mode.TARGET and request.speculation & Speculation.DRAFT:
+        return (Role.DRAFT, Role.TARGET)
+    return _ROLES_OF_MODE[request.mode]
 
 
 def pages_when_full(request: SlotRequest, loop: Loop) -> int:
@@ -50,7 +57,7 @@ def _pages_at(request: SlotRequest, output: int, loop: Loop) -> int:
 
 def _pages(request: SlotRequest, lengths: Mapping[Role, int], loop: Loop) -> int:
     """If the PRM's passes use a writer's pages, its context has the longer of the two."""
-    longest = {role: lengths[role] for role in ROLES_OF_MODE[request.mode]}
+    longest = {role: lengths[role] for role in roles_of(request)}
     if Role.PRM in longest:
         prm_length = longest.pop(Role.PRM)
         longest[loop.prm_kv] = max(prm_length, longest.get(loop.prm_kv, 0))

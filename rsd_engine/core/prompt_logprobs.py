@@ -1,7 +1,7 @@
 """Log-probabilities of a prompt's tokens, between two launches of the loop.
 
-A forward leaves the logits after the last row of each sequence. Here every row is a sequence of its
-own; K and V of all rows are stored before any of them attends, so nothing else changes. They stay
+A forward leaves the logits of each place. Here every row is a sequence of its own, with a place; K
+and V of all rows are stored before any of them attends, so nothing else changes. They stay
 in the slot's pages, and the loop goes on from there.
 """
 
@@ -81,6 +81,7 @@ def _rows(loop: Loop, slot: int, role: Role, start: int, stop: int) -> RowBatch:
     batch.seq_slot.fill_(slot)
     batch.seq_start.copy_(torch.arange(stop - start + 1))
     batch.seq_kv_len.copy_(position + 1)
+    batch.place_row_end.copy_(batch.seq_start[1:])
     return batch
 
 

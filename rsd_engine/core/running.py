@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
-from rsd_engine.core.page_needs import ROLES_OF_MODE
+from rsd_engine.core.page_needs import roles_of
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.rsd import Loop
@@ -105,7 +105,7 @@ class RunningRequests:
                 passes=int(state.passes[role, slot]),
                 seconds=int(state.nanoseconds[role, slot]) * 1e-9,
             )
-            for role in ROLES_OF_MODE[running.request.mode]
+            for role in roles_of(running.request)
             if role in self._roles
         }
         self._vacate(slot)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
-from rsd_kernels.state.enums import Mode, Phase
+from rsd_kernels.state.enums import RATE_ONE, Mode, Phase, Speculation
 from rsd_kernels.state.slots import SlotState
 
 
@@ -50,6 +50,8 @@ class SlotRequest:
     biases: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), all different
     only_biased: bool = False  # no token that is not in `biases` may be sampled
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be written
+    speculation: Speculation = Speculation.NONE
+    guess_tokens: int = 0  # at a time; 0: as many as pay
     target: SlotRequest | None = None
 
     @property
@@ -67,12 +69,13 @@ class SlotRequest:
 _COPIED = (  # from the request, under the same name
     "length_limit", "mode", "overflow_mode", "max_steps", "max_step_tokens", "min_length",
     "temperature", "top_p", "min_p", "repetition_penalty", "seed", "sample_index", "num_logprobs",
-    "stream_tokens", "presence_penalty", "frequency_penalty",
+    "stream_tokens", "presence_penalty", "frequency_penalty", "speculation", "guess_tokens",
 )  # fmt: skip
 _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they are about ids
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told", "shortened", "confidence",
+    "stop_committed", "nan_rewards", "told", "shortened", "confidence", "guess_end", "guess_stop",
+    "guess_source", "step_guesses",
 )  # fmt: skip
 
 
@@ -85,8 +88,12 @@ def fill_slot(
     state.prm_tokens[slot, : len(prm_prompt)] = torch.tensor(prm_prompt, dtype=torch.int32)
     _fill_automaton(state.delimiter_next[slot], state.delimiter_match[slot], request.delimiters)
     _fill_automaton(state.stop_next[slot], state.stop_match[slot], request.stops)
-    for column in (state.kv_len, state.tokens_read, state.passes, state.nanoseconds):
+    for column in (
+        state.kv_len, state.tokens_read, state.passes, state.nanoseconds, state.guesses_made,
+        state.guesses_kept,
+    ):  # fmt: skip
         column[:, slot] = 0
+    state.guess_rate[slot] = RATE_ONE  # until some have been judged
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
     for column in (state.prm_length, state.prm_committed, state.prm_keep):

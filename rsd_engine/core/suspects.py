@@ -66,10 +66,15 @@ def _restart_step(state: SlotState, slot: int) -> None:
 
     A step that was written to its end stays, if it is only to be scored. The same draws follow.
     """
+    if int(state.phase[slot]) == Phase.GUESS:
+        state.phase[slot] = Phase.TARGET
     if int(state.phase[slot]) not in (Phase.DRAFT, Phase.TARGET):
         return
     state.length[slot] = state.committed[slot]
     state.prm_length[slot] = state.prm_keep[slot] = state.prm_committed[slot]
     state.stop_state[slot] = state.stop_committed[slot]
-    for column in (state.delimiter_state, state.match_bytes, state.finish, state.ended):
+    for column in (
+        state.delimiter_state, state.match_bytes, state.finish, state.ended, state.guess_end,
+        state.guess_stop, state.step_guesses,
+    ):  # fmt: skip
         column[slot] = 0

@@ -43,13 +43,18 @@ class Loop:
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
-    # of each writer: [num_slots, vocabulary] float32, the ids that may be sampled; often the same
+    # of each writer: [places, vocabulary] float32, the ids that may be sampled; often the same
     logits: Mapping[Role, Tensor]
     text_ends: bool = False  # the end of a kept step is read as the tokens of its text
     end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
     confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
     prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
+
+    @property
+    def guesses(self) -> bool:
+        """Whether a pass has places for guesses."""
+        return self.batch.num_places > self.state.num_slots
 
     @cached_property
     def sample_scratch(self) -> Mapping[int, SampleScratch | None]:
@@ -71,7 +76,9 @@ def build_program(loop: Loop) -> Block:
     )
     buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
+    guess = (Call("guess", partial(ops.guess, state)),) if loop.guesses else ()
     tick = (
+        *guess,
         Call("schedule", schedule, sets=(state.running, state.pass_body)),
         Switch(state.pass_body, passes),
     )
@@ -84,7 +91,8 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
         return ()
     exact = num_rows == ANY_ROWS[0]
     most = loop.batch.num_rows if exact else num_rows
-    rows = loop.batch.narrow(most, min(most, loop.batch.num_seqs))
+    seqs, places = (min(most, n) for n in (loop.batch.num_seqs, loop.batch.num_places))
+    rows = loop.batch.narrow(most, seqs, places)
     return (
         Call(f"{role.name}.forward", partial(_forward, loop, role, rows, exact=exact)),
         Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
@@ -95,14 +103,15 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
 def _forward(loop: Loop, role: Role, rows: RowBatch, *, exact: bool) -> None:
     """Reads all of `rows`, as a graph must; or, on a CPU, where padding costs, those in use."""
     if exact:
-        num_rows, num_seqs = int(loop.state.num_rows), int(loop.state.num_seqs)  # host read: CPU
-        rows = rows.narrow(num_rows, num_seqs)
+        state = loop.state
+        used = (state.num_rows, state.num_seqs, state.num_places)
+        rows = rows.narrow(*(int(number) for number in used))  # host read: on a CPU
     loop.forwards[role](rows)
 
 
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     """Samples a token of each slot. A step that ends goes to the PRM, or is kept."""
-    state, tables, logits = loop.state, loop.tables[role], loop.logits[role][: rows.num_seqs]
+    state, tables, logits = loop.state, loop.tables[role], loop.logits[role][: rows.num_places]
     bridge = (
         partial(ops.wait_for_host, state)
         if loop.merges is None

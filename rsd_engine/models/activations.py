@@ -20,7 +20,7 @@ class Activations:
     attended: Tensor  # [max_rows, q_width]
     gate_up: Tensor  # [max_rows, 2 * intermediate]
     gated: Tensor  # [max_rows, intermediate]
-    last: Tensor  # [max_rows, hidden] last rows of the sequences, for the heads
+    last: Tensor  # [max_rows, hidden] rows of the places, for the LM head
 
     @classmethod
     def allocate(

@@ -46,20 +46,19 @@ class LanguageModel(Model):
         batch: RowBatch,
         kv: PagedKV,
         page_table: Tensor,  # [B, P] int32
-        out: Tensor,  # [B, V] fp32, B >= S, V <= vocab_size
+        out: Tensor,  # [at least M, V] fp32, V <= vocab_size
     ) -> None:
-        """Runs one pass; row s of `out` becomes the logits after the last row of sequence s.
+        """Runs one pass; row p of `out` becomes the logits of place p.
 
         `out` may have fewer columns than the model has vocabulary rows: padded ids at the end,
-        which are never sampled, are then not computed. The row of a sequence that brings no tokens
-        means nothing; rows past the pass's sequences are left alone.
+        which are never sampled, are then not computed. Rows past the pass's places mean nothing.
         """
         decoder = self.decoder
         hidden = decoder.forward(batch, kv, page_table)
-        last = decoder.activations.last[: batch.num_seqs]
+        last = decoder.activations.last[: batch.num_places]
         norm, eps = decoder.weights.final_norm, self.config.rms_norm_eps
-        decoder.ops.last_rows_norm(hidden, batch.seq_start, norm, eps, out=last)
-        decoder.ops.lm_head(last, self.lm_head.narrow(0, out.shape[1]), out=out[: batch.num_seqs])
+        decoder.ops.rows_norm(hidden, batch.place_row_end, norm, eps, out=last)
+        decoder.ops.lm_head(last, self.lm_head.narrow(0, out.shape[1]), out=out[: batch.num_places])
 
 
 class RewardModel(Model):

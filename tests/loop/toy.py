@@ -31,6 +31,7 @@ from rsd_kernels.state.enums import (
     ConfidenceKind,
     Mode,
     Role,
+    Speculation,
 )
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
@@ -129,6 +130,7 @@ def toy_core(
     tables: StepTables | None = None,
     prm_kv: Role = Role.PRM,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    max_guesses: int = 0,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -143,16 +145,18 @@ def toy_core(
 
     shared = tables or toy_tables()
     num_ids = vocabularies.num_ids if vocabularies else dict.fromkeys(WRITERS, NUM_IDS)
-    logits = {role: torch.full((num_slots, num_ids[role]), torch.nan) for role in WRITERS}
+    places = num_slots + max_guesses
+    logits = {role: torch.full((places, num_ids[role]), torch.nan) for role in WRITERS}
     rewards = torch.full((num_slots,), torch.nan)
 
     def writer(role: Role, model: Writer) -> Callable[[RowBatch], None]:
         def forward(batch: RowBatch) -> None:
-            for s, slot in enumerate(batch.seq_slot.tolist()):
-                row = tuple(state.tokens[slot, : int(batch.seq_kv_len[s])].tolist())
-                # What an incomplete sequence gives must not matter.
-                done = bool(batch.seq_complete[s])
-                logits[role][s] = torch.tensor(model(row)) if done else torch.nan
+            logits[role].fill_(torch.nan)
+            places = (batch.place_row_end, batch.place_slot, batch.place_position)
+            for p, (end, slot, position) in enumerate(zip(*(c.tolist() for c in places))):
+                if end:
+                    row = tuple(state.tokens[slot, :position].tolist())
+                    logits[role][p] = torch.tensor(model(row))
 
         return forward
 
@@ -170,7 +174,7 @@ def toy_core(
     bridges = dict.fromkeys(WRITERS, text_bridge) if text_bridge else None
     loop = Loop(
         state=state,
-        batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu")),
+        batch=RowBatch.allocate(max_rows, num_slots, torch.device("cpu"), places),
         tables=vocabularies.tables if vocabularies else dict.fromkeys(WRITERS, shared),
         merges=None if text_bridge or vocabularies else toy_merges(),
         tokens_per_page=tokens_per_page,
@@ -212,6 +216,8 @@ def toy_request(
     prm_prompt: str | None = None,
     prm_step_ids: int = 1,
     prm_transient: int = 0,
+    speculation: Speculation = Speculation.NONE,
+    guess_tokens: int = 0,
 ) -> SlotRequest:
     ids = encode(prompt)
     read = encode(prompt + "|" if prm_prompt is None else prm_prompt)
@@ -237,6 +243,8 @@ def toy_request(
         policy=policy,
         prm_step_ids=prm_step_ids,
         prm_transient=prm_transient,
+        speculation=speculation,
+        guess_tokens=guess_tokens,
     )
 
 

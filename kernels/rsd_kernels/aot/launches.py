@@ -135,7 +135,7 @@ class _Forward:
             add = rms_norm_launch(hidden, norm, 1e-6, out=hidden, residual=hidden)
             yield "rms_norm + residual", add
         end = self._batch.seq_start[1:]
-        yield "last_rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
+        yield "rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
         weight = self._weight(shape.vocab, shape.hidden)
         logits = torch.empty(self._batch.num_seqs, shape.vocab, dtype=torch.float32, device=_META)
         yield "lm_head", projection_launch(last, weight, out=logits)

@@ -37,7 +37,7 @@ class Product(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    _fields_ = _fields("y x weight seq_start", "num_rows width y_stride x_stride", "eps")
+    _fields_ = _fields("y x weight row_end", "num_rows width y_stride x_stride", "eps")
 
 
 class SiluMul(ctypes.Structure):

@@ -113,18 +113,18 @@ def norm_gate_up(
     return out
 
 
-def last_rows_norm(
+def rows_norm(
     x: Tensor,  # [n, K]
-    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    row_end: Tensor,  # [M] int32: a row that is wanted, plus 1
     norm: Tensor,  # [K]
     eps: float,
     *,
-    out: Tensor,  # [S, K]
+    out: Tensor,  # [M, K]
 ) -> Tensor:
-    """rms_norm of the last row of every sequence. Returns `out`."""
-    if not (_rows(x, out) and _whole(norm) and seq_start.is_contiguous()):
-        return norm_twin.last_rows_norm(x, seq_start, norm, eps, out=out)
-    _norm(x, norm, eps, seq_start, out)
+    """rms_norm of some rows. Returns `out`."""
+    if not (_rows(x, out) and _whole(norm) and row_end.is_contiguous()):
+        return norm_twin.rows_norm(x, row_end, norm, eps, out=out)
+    _norm(x, norm, eps, row_end, out)
     return out
 
 
@@ -199,9 +199,9 @@ def paged_attention(
     return out
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float, seq_start: Tensor | None, out: Tensor) -> None:
+def _norm(x: Tensor, weight: Tensor, eps: float, row_end: Tensor | None, out: Tensor) -> None:
     norm = native.Norm(
-        out.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(seq_start),
+        out.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(row_end),
         *out.shape, out.stride(0), x.stride(0), eps,
     )  # fmt: skip
     _library().norm(norm, torch.get_num_threads())

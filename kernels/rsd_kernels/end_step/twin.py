@@ -16,11 +16,13 @@ from rsd_kernels.state.columns import add_at, host, number, write_at
 from rsd_kernels.state.enums import (
     ConfidenceKind,
     Finish,
+    GuessSource,
     Mode,
     Phase,
     Purpose,
     RecordKind,
     Role,
+    Speculation,
 )
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.twin import publish
@@ -156,11 +158,15 @@ def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, 
     publish(
         state, b, kind=RecordKind.REJECTED, source=Role.DRAFT, reward=reward, finish=Finish.NONE
     )
+    guessed = number(state.length, b)
     write_at(state.length, b, host(state.committed)[b])
     for cursor in (state.prm_length, state.prm_keep):
         write_at(cursor, b, host(state.prm_committed)[b])
     write_at(state.stop_state, b, host(state.stop_committed)[b])
     _start_step(state, b)
+    if number(state.speculation, b) & Speculation.REJECTED:
+        write_at(state.guess_end, b, guessed)
+        write_at(state.guess_source, b, GuessSource.REJECTED)
     separate = number(state.separate_contexts, b)
     write_at(state.phase, b, Phase.WAIT_HOST if separate else Phase.TARGET)
     _truncate_to_cursors(state, b, Role.DRAFT, tokens_per_page)
@@ -190,3 +196,5 @@ def _start_step(state: SlotState, b: int) -> None:
     write_at(state.delimiter_state, b, 0)
     write_at(state.match_bytes, b, 0)
     write_at(state.finish, b, Finish.NONE)
+    for column in (state.guess_end, state.guess_stop, state.step_guesses):
+        write_at(column, b, 0)

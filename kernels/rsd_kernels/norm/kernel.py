@@ -86,28 +86,28 @@ def rms_norm(
     return out
 
 
-def last_rows_norm(
+def rows_norm(
     x: Tensor,  # [n, K]
-    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    row_end: Tensor,  # [M] int32: a row that is wanted, plus 1
     norm: Tensor,  # [K]
     eps: float,
     *,
-    out: Tensor,  # [S, K], not `x`
+    out: Tensor,  # [M, K], not `x`
 ) -> Tensor:
-    """rms_norm of the last row of every sequence, in fp32, rounded once.
+    """rms_norm of some rows, in fp32, rounded once.
 
     Returns:
-        `out`. The row of a sequence without rows is undefined.
+        `out`. Where `row_end` is 0 it is undefined.
 
     Raises:
         ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
-    check_shape("seq_start", seq_start, (out.shape[0] + 1,))
-    check_dtype("seq_start", seq_start, torch.int32)
-    check_last_contiguous("seq_start", seq_start)
+    check_shape("row_end", row_end, (out.shape[0],))
+    check_dtype("row_end", row_end, torch.int32)
+    check_last_contiguous("row_end", row_end)
     _check(x, norm, out, num_rows=out.shape[0])
-    check_devices(x=x, seq_start=seq_start)
-    rms_norm_launch(x, norm, eps, out=out, row_end=seq_start[1:]).run()
+    check_devices(x=x, row_end=row_end)
+    rms_norm_launch(x, norm, eps, out=out, row_end=row_end).run()
     return out
 
 
@@ -132,7 +132,7 @@ def rms_norm_launch(
     row_end: Tensor | None = None,  # [S] int32
     residual: Tensor | None = None,  # [S, width]
 ) -> Launch:
-    """The launch of `rms_norm` or, with `row_end`, of `last_rows_norm`."""
+    """The launch of `rms_norm` or, with `row_end`, of `rows_norm`."""
     block = next_power_of_2(x.shape[1])
     return Launch(
         kernel=_rms_norm_kernel,

@@ -43,19 +43,19 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def last_rows_norm(
+def rows_norm(
     x: Tensor,  # [n, K]
-    seq_start: Tensor,  # [S + 1] int32: rows seq_start[s]:seq_start[s + 1] are sequence s
+    row_end: Tensor,  # [M] int32: a row that is wanted, plus 1
     norm: Tensor,  # [K]
     eps: float,
     *,
-    out: Tensor,  # [S, K]
+    out: Tensor,  # [M, K]
 ) -> Tensor:
-    """rms_norm of the last row of every sequence.
+    """rms_norm of some rows.
 
     Returns:
-        `out`. The row of a sequence without rows is undefined.
+        `out`. Where `row_end` is 0 it is undefined.
     """
-    row = (seq_start[1:] - 1).clamp_(min=0)
+    row = (row_end - 1).clamp_(min=0)
     torch.index_select(x, 0, row, out=out)
     return rms_norm(out, norm, eps, out=out)

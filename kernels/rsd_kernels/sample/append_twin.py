@@ -1,4 +1,4 @@
-"""Append the sampled token and find the step's end, byte by byte.
+"""Append sampled tokens and find the step's end, byte by byte.
 
 Two automata look for delimiters, from the start of each step, and for stop strings, over the whole
 output; neither looks into the prompt. A token with bytes past a delimiter is replaced by the
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rsd_kernels.guess.twin import add_guess, settle_guesses
 from rsd_kernels.state.columns import host, number, write_at
-from rsd_kernels.state.enums import Finish
+from rsd_kernels.state.enums import Finish, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -48,7 +49,6 @@ class _Slots:
         self.length_limit = host(state.length_limit).tolist()
         self.min_length = host(state.min_length).tolist()
         self.max_step_tokens = host(state.max_step_tokens).tolist()
-        self.next_token = host(state.next_token).tolist()
         self.delimiter_state = host(state.delimiter_state).tolist()
         self.stop_state = host(state.stop_state).tolist()
         self.stop_tokens = host(state.stop_tokens)
@@ -59,33 +59,76 @@ class _Slots:
 
 
 def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
-    """Appends `next_token` to each complete sequence's context.
+    """Appends what was drawn at the places of each sequence to its slot's context.
 
     Sets `length`, the states of the automata, `ended`, `finish`, `match_bytes` and `step_source`.
+    Where the draft guesses for the target, its token becomes a guess instead.
     """
     n = number(state.num_seqs)
-    complete = host(batch.seq_slot)[:n][host(batch.seq_complete)[:n] != 0].tolist()
-    if not complete:
+    if number(state.num_places) == 0:
         return
     slots = _Slots(state, tables)
-    appended = [_append_token(slots, tables, b) for b in complete]
-    for b, after in zip(complete, appended, strict=True):
-        first = slots.length[b]
-        last = first + len(after.tokens)
-        write_at(state.tokens, (b, slice(first, last)), after.tokens)
-        if last > first + 1:  # the first token carries all the logprob
-            state.token_logprob[b, first + 1 : last] = 0.0
-            state.token_rank[b, first + 1 : last] = 1
-            state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
-            state.top_token[b, first + 1 : last] = state.top_token[b, first]
-    columns = zip(*(after.columns for after in appended), strict=True)
-    for name, values in zip(_COLUMNS, columns, strict=True):
-        write_at(getattr(state, name), complete, values)
-    write_at(state.step_source, complete, role)
+    places, tokens = host(batch.seq_place).tolist(), host(batch.place_token).tolist()
+    guesses = host(state.phase) == Phase.GUESS
+    appended: dict[int, tuple[int, ...]] = {}
+    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
+        drawn = tokens[places[s] : places[s + 1]]
+        if drawn and guesses[b]:
+            add_guess(state, b, drawn[0], len(slots.token_start) - 1)
+        elif drawn:
+            appended[b] = _append_drawn(state, slots, tables, b, drawn, role)
+    written = list(appended)
+    columns = zip(*appended.values(), strict=True)
+    for name, values in zip(_COLUMNS, columns, strict=bool(written)):
+        write_at(getattr(state, name), written, values)
+    write_at(state.step_source, written, role)
 
 
-def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
-    token, length = slots.next_token[b], slots.length[b]
+def _append_drawn(
+    state: SlotState, slots: _Slots, tables: StepTables, b: int, drawn: list[int], role: int
+) -> tuple[int, ...]:
+    """Appends the first token, and another one as long as the last was what had been guessed.
+
+    Returns the slot's new values, in the order of `_COLUMNS`.
+    """
+    guessed = _guessed(state, b) if role == Role.TARGET else []
+    kept, right = 0, False
+    for at, token in enumerate(drawn):
+        place = slots.length[b]
+        after = _append_token(slots, tables, b, token)
+        _write(state, b, place, after.tokens)
+        slots.length[b], slots.delimiter_state[b], slots.stop_state[b], *_, ended = after.columns
+        right = after.tokens == guessed[at : at + 1]
+        kept += right and at + 1 < len(drawn)
+        if ended or not right:
+            break
+    if role == Role.TARGET and number(state.speculation, b):
+        made, goes_on = len(drawn) - 1, right and not ended
+        settle_guesses(
+            state, b, place=place, made=made, kept=kept, wrong=not right and at < made,
+            goes_on=goes_on,
+        )  # fmt: skip
+    return after.columns
+
+
+def _guessed(state: SlotState, b: int) -> list[int]:
+    """The guesses that stand behind the slot's tokens."""
+    first, end = number(state.length, b), number(state.guess_end, b)
+    return [int(token) for token in host(state.tokens)[b, first:end]] if end > first else []
+
+
+def _write(state: SlotState, b: int, first: int, tokens: list[int]) -> None:
+    last = first + len(tokens)
+    write_at(state.tokens, (b, slice(first, last)), tokens)
+    if last > first + 1:  # the first token carries all the logprob
+        state.token_logprob[b, first + 1 : last] = 0.0
+        state.token_rank[b, first + 1 : last] = 1
+        state.top_logprob[b, first + 1 : last] = state.top_logprob[b, first]
+        state.top_token[b, first + 1 : last] = state.top_token[b, first]
+
+
+def _append_token(slots: _Slots, tables: StepTables, b: int, token: int) -> _Appended:
+    length = slots.length[b]
     if not 0 <= token < len(slots.token_start) - 1:  # NOT_FINITE, or no id at all
         return _Appended([], (length, 0, slots.stop_state[b], 0, Finish.ERROR, 1))
     stops_count = length + 1 > slots.min_length[b]

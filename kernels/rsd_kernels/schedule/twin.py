@@ -30,18 +30,27 @@ from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState, pages_for
 from rsd_kernels.tick_clock.twin import begin_tick, end_tick
 
-_PHASE_OF_ROLE = (Phase.DRAFT, Phase.TARGET, Phase.SCORE)
+_ROLE_OF_PHASE = {
+    Phase.DRAFT: Role.DRAFT,
+    Phase.GUESS: Role.DRAFT,
+    Phase.TARGET: Role.TARGET,
+    Phase.SCORE: Role.PRM,
+}
 _TIE_ORDER = (Role.PRM, Role.TARGET, Role.DRAFT)
 
 
 @dataclass(frozen=True)
 class _Extend:
-    """What a pass reads of one slot: tokens start:stop of its context."""
+    """What a pass reads of one slot: tokens start:stop of its context.
+
+    The last tokens are guesses that it verifies, as many as it says.
+    """
 
     slot: int
     start: int
     stop: int
     complete: bool
+    guesses: int
 
 
 def schedule(
@@ -72,7 +81,7 @@ def schedule(
     write_at(state.lacks_pages, slice(None), 0)
     for role in _order(state, ready, rule):
         kv = kv_role(role, prm_kv)
-        extends = _pack(state, role, kv, ready[role], batch.num_rows, tokens_per_page[kv])
+        extends = _pack(state, batch, role, kv, ready[role], tokens_per_page[kv])
         if extends:
             _fill(state, batch, role, kv, extends, tokens_per_page[kv])
             _count_waits(state, role, ready)
@@ -102,7 +111,8 @@ def _stop(state: SlotState, batch: RowBatch) -> None:
     write_at(state.running, 0, 0)
     write_at(state.num_rows, 0, 0)
     write_at(state.num_seqs, 0, 0)
-    _pad(batch, 0, 0)
+    write_at(state.num_places, 0, 0)
+    _pad(batch, 0, 0, 0)
     end_tick(state)
 
 
@@ -119,10 +129,11 @@ def _must_return(state: SlotState) -> bool:
 
 
 def _log_words_of_a_tick(state: SlotState) -> int:
-    """The most words that one tick can append: every slot decides a step."""
+    """The most words that one tick can append: every slot decides a step, all guesses are kept."""
     asked = host(state.num_logprobs)
     words_per_token = np.where(asked < 0, 1, 1 + LOGPROB_WORDS + 2 * asked)
-    step_tokens = host(state.length) - host(state.committed) + MAX_CUT_TOKENS
+    end = np.maximum(host(state.length), host(state.guess_end))
+    step_tokens = end - host(state.committed) + MAX_CUT_TOKENS
     return int((step_tokens * words_per_token + LOG_HEADER).sum())
 
 
@@ -131,7 +142,12 @@ def _ready_slots(state: SlotState) -> list[list[int]]:
     columns = (state.phase, state.active, state.arrival)
     phase, active, arrival = (host(column).tolist() for column in columns)
     by_arrival = sorted((b for b in range(len(phase)) if active[b]), key=lambda b: arrival[b])
-    return [[b for b in by_arrival if phase[b] == wanted] for wanted in _PHASE_OF_ROLE]
+    ready: list[list[int]] = [[] for _ in Role]
+    for b in by_arrival:
+        role = _ROLE_OF_PHASE.get(phase[b])
+        if role is not None:
+            ready[role].append(b)
+    return ready
 
 
 def _order(state: SlotState, ready: list[list[int]], rule: BatchingRule) -> list[Role]:
@@ -155,30 +171,55 @@ def _place(rule: BatchingRule, role: Role, num_ready: int, last: int) -> tuple[i
 
 
 def _pack(
-    state: SlotState, role: Role, kv: Role, slots: list[int], max_rows: int, tokens_per_page: int
+    state: SlotState,
+    batch: RowBatch,
+    role: Role,
+    kv: Role,
+    slots: list[int],
+    tokens_per_page: int,
 ) -> list[_Extend]:
-    """Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none."""
+    """Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none.
+
+    Guesses are read where rows, places and pages are left.
+    """
     is_prm = role == Role.PRM
-    ends = host(state.prm_length if is_prm else state.length).tolist()
+    ends, guesses = _ends(state, role)
     kv_len = host(state.kv_len)[kv].tolist()
     held = host(state.num_pages)[kv].tolist()
     # A writer needs a row to sample from even when it has read everything.
     starts = [n if is_prm else min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
     extends: list[_Extend] = []
-    room = max_rows
+    room, spare = batch.num_rows, batch.num_places - len(slots)  # each may need a place
     for b in decode_first:
         if room == 0:
             break
         stop = min(ends[b], starts[b] + room)
-        need = pages_for(stop, tokens_per_page) - held[b]
-        if need > number(state.num_free):
+        complete = stop == ends[b]
+        more = min(guesses[b], spare, room - (stop - starts[b])) if complete else 0
+        need, free = pages_for(stop + more, tokens_per_page) - held[b], number(state.num_free)
+        if more and need > free:
+            more, need = 0, pages_for(stop, tokens_per_page) - held[b]
+        if need > free:
             state.lacks_pages[b] = 1
             continue
         take_pages(state, kv, b, need)
-        extends.append(_Extend(b, starts[b], stop, stop == ends[b]))
-        room -= stop - starts[b]
+        extends.append(_Extend(b, starts[b], stop + more, complete, more))
+        room -= stop + more - starts[b]
+        spare -= more
     return extends
+
+
+def _ends(state: SlotState, role: Role) -> tuple[list[int], list[int]]:
+    """Of each slot: the end of what the role has to read, and how many guesses it verifies."""
+    length = host(state.length)
+    if role == Role.PRM:
+        return host(state.prm_length).tolist(), [0] * state.num_slots
+    guessed = np.maximum(host(state.guess_end), length)
+    if role == Role.TARGET:
+        return length.tolist(), (guessed - length).tolist()
+    guesses = host(state.phase) == Phase.GUESS
+    return np.where(guesses, guessed, length).tolist(), [0] * state.num_slots
 
 
 def _fill(
@@ -202,19 +243,44 @@ def _fill(
     write(batch.seq_start, starts)
     write(batch.seq_kv_len, [e.stop for e in extends])
     write(batch.seq_complete, [int(e.complete) for e in extends])
+    places = 0 if role == Role.PRM else _fill_places(batch, extends, starts)
     write_at(state.num_rows, 0, starts[-1])
     write_at(state.num_seqs, 0, len(extends))
-    _pad(batch, starts[-1], len(extends))
+    write_at(state.num_places, 0, places)
+    _pad(batch, starts[-1], len(extends), places)
 
 
-def _pad(batch: RowBatch, num_rows: int, num_seqs: int) -> None:
-    """Fills what lies past the pass: rows without a page, sequences without rows."""
+def _fill_places(batch: RowBatch, extends: list[_Extend], starts: list[int]) -> int:
+    """A place behind each last row and each guess of the sequences that are read to their end."""
+    counts = [e.guesses + 1 if e.complete else 0 for e in extends]
+    total = sum(counts)
+    write(batch.seq_place, [0, *accumulate(counts)])
+    if total == 0:
+        return 0
+    last = [(e, start) for e, start, count in zip(extends, starts, counts, strict=False) if count]
+    found = [
+        (start + at + 1 - e.start, e.slot, at + 1)
+        for e, start in last
+        for at in range(e.stop - e.guesses - 1, e.stop)
+    ]
+    row_end, slot, position = zip(*found, strict=True)
+    write(batch.place_row_end, row_end)
+    write(batch.place_slot, slot)
+    write(batch.place_position, position)
+    return total
+
+
+def _pad(batch: RowBatch, num_rows: int, num_seqs: int, num_places: int) -> None:
+    """Fills what lies past the pass: rows without a page, sequences without rows, no places."""
     for column, value in ((batch.token, 0), (batch.slot, 0), (batch.position, 0),
                           (batch.page, -1), (batch.offset, 0)):  # fmt: skip
         write_at(column, slice(num_rows, None), value)
     for column in (batch.seq_slot, batch.seq_kv_len, batch.seq_complete):
         write_at(column, slice(num_seqs, None), 0)
     write_at(batch.seq_start, slice(num_seqs + 1, None), num_rows)
+    write_at(batch.seq_place, slice(num_seqs + 1 if num_places else 0, None), num_places)
+    for column in (batch.place_row_end, batch.place_slot, batch.place_position):
+        write_at(column, slice(num_places, None), 0)
 
 
 def _bucket(state: SlotState) -> int:

@@ -41,7 +41,7 @@ StateArgs = bundle(
     "log_words",
     "num_buckets",
 )
-BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs")
+BatchArgs = bundle("BatchArgs", *_BATCH, "max_rows", "max_seqs", "max_places")
 TableArgs = bundle("TableArgs", *_TABLES, "num_separators", "num_before")
 MergeArgs = bundle("MergeArgs", *_MERGES, "num_merges")
 PageSizes = bundle("PageSizes", "draft", "target", "prm")
@@ -61,8 +61,13 @@ def state_args(state: SlotState) -> Any:
 
 
 def batch_args(batch: RowBatch) -> Any:
-    """Every tensor of the pass, then how many rows and sequences it has room for."""
-    return BatchArgs(*(getattr(batch, name) for name in _BATCH), batch.num_rows, batch.num_seqs)
+    """Every tensor of the pass, then how many rows, sequences and places it has room for."""
+    return BatchArgs(
+        *(getattr(batch, name) for name in _BATCH),
+        batch.num_rows,
+        batch.num_seqs,
+        batch.num_places,
+    )
 
 
 def table_args(tables: StepTables) -> Any:

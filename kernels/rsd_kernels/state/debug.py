@@ -35,10 +35,10 @@ def check_values(state: SlotState) -> None:
 def longest_kv(state: SlotState) -> dict[Role, Tensor]:
     """[B] the most tokens whose K and V each role may hold.
 
-    A writer that scores its own context holds those of the PRM's while it does.
+    A writer that scores its own context holds those of the PRM's while it does. Guesses count.
     """
     scores = (state.phase == Phase.SCORE) & (state.kv_len[Role.PRM] == 0)
-    writers = state.length.maximum(state.prm_length * scores)
+    writers = state.length.maximum(state.prm_length * scores).maximum(state.guess_end)
     return {Role.DRAFT: writers, Role.TARGET: writers, Role.PRM: state.prm_length}
 
 

@@ -5,7 +5,7 @@ This does not import torch, so that policies and parameters can be made without 
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 NUM_ROLES = 3
 MAX_DELIMITER_STATES = 64
@@ -16,9 +16,12 @@ MAX_BIASED_TOKENS = 1024  # ids of a request's logit_bias, or of its allowed_tok
 MAX_BAD_WORDS = 128  # token sequences; a word has one or two
 MAX_BAD_WORD_TOKENS = 16
 MAX_CUT_TOKENS = 8  # most tokens that replace one that runs past a delimiter
-LOG_HEADER = 8  # words of a log record before its tokens, see `publish`
+LOG_HEADER = 9  # words of a log record before its tokens, see `publish`
 LOGPROB_WORDS = 2  # words of a token's logprobs in a record, besides two for each of the likeliest
-NOT_FINITE = -1  # in `next_token`: the logits cannot be sampled from
+NOT_FINITE = -1  # as a sampled token: the logits cannot be sampled from
+NUM_GUESS_SOURCES = 3
+RATE_ONE = 1 << 16  # a `guess_rate` of 1: every guess is kept
+RATE_STEPS = 32  # parts of it that `guesses_at_rate` tells apart
 
 
 class Role(IntEnum):
@@ -38,6 +41,7 @@ class Phase(IntEnum):
     TARGET = 3
     WAIT_HOST = 4
     DONE = 5
+    GUESS = 6  # for the draft, which guesses what the target will write
 
 
 class Mode(IntEnum):
@@ -49,6 +53,23 @@ class Mode(IntEnum):
     RSD = 0
     DRAFT = 1
     TARGET = 2
+
+
+class GuessSource(IntEnum):
+    """Who guessed what the target will write: the first index of the counts of guesses."""
+
+    DRAFT = 0
+    REJECTED = 1  # the draft's step that was rejected
+    NGRAM = 2  # what followed the last tokens earlier in the slot's own context
+
+
+class Speculation(IntFlag):
+    """Where a request's guesses come from."""
+
+    NONE = 0
+    DRAFT = 1 << GuessSource.DRAFT
+    REJECTED = 1 << GuessSource.REJECTED
+    NGRAM = 1 << GuessSource.NGRAM
 
 
 class Finish(IntEnum):

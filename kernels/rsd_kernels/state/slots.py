@@ -22,7 +22,9 @@ from rsd_kernels.state.enums import (
     MAX_LOGPROBS,
     MAX_STOP_STATES,
     MAX_STOP_TOKENS,
+    NUM_GUESS_SOURCES,
     NUM_ROLES,
+    RATE_STEPS,
 )
 
 ANY_ROWS = (2**31 - 1,)  # one body a role, whatever the number of rows
@@ -86,7 +88,6 @@ class SlotState:
     generation: Annotated[Tensor, int32, B]  # which request sits in the slot
     arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest
     lacks_pages: Annotated[Tensor, int32, B]  # 1 if the last schedule found no pages for it
-    next_token: Annotated[Tensor, int32, B]  # just sampled, or NOT_FINITE
     ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
     # steps
     num_steps: Annotated[Tensor, int32, B]  # kept steps
@@ -110,6 +111,17 @@ class SlotState:
     stop_next: Annotated[Tensor, int16, B, MAX_STOP_STATES, 256]
     stop_match: Annotated[Tensor, int16, B, MAX_STOP_STATES]
     stop_tokens: Annotated[Tensor, int32, B, MAX_STOP_TOKENS]  # end the output; padded with -1
+    # guesses at what the target will write: they stand in `tokens` from `length` on
+    speculation: Annotated[Tensor, int32, B]  # Speculation
+    guess_tokens: Annotated[Tensor, int32, B]  # that the draft writes at a time; 0: by `guess_rate`
+    guess_end: Annotated[Tensor, int32, B]  # where they end; at most `length`: there are none
+    guess_stop: Annotated[Tensor, int32, B]  # where the draft stops guessing; 0 after a verification
+    guess_source: Annotated[Tensor, int32, B]  # GuessSource of those that stand there
+    guess_rate: Annotated[Tensor, int32, B]  # share of the draft's that is kept lately, of RATE_ONE
+    guesses_at_rate: Annotated[Tensor, int32, RATE_STEPS + 1]  # that pay, by `guess_rate`
+    step_guesses: Annotated[Tensor, int32, B]  # tokens of the current step that were guessed
+    guesses_made: Annotated[Tensor, int32, NUM_GUESS_SOURCES, B]  # that the target has read
+    guesses_kept: Annotated[Tensor, int32, NUM_GUESS_SOURCES, B]
     # sampling and policy
     temperature: Annotated[Tensor, float32, B]  # 0: greedy
     top_k: Annotated[Tensor, int32, B]  # 0: all
@@ -149,6 +161,7 @@ class SlotState:
     row_buckets: Annotated[Tensor, int32, K]  # rows of the bodies of every role, ascending
     num_rows: Annotated[Tensor, int32, 1]  # packed rows
     num_seqs: Annotated[Tensor, int32, 1]  # sequences
+    num_places: Annotated[Tensor, int32, 1]  # places
     pass_start: Annotated[Tensor, int64, 1]  # nanoseconds
     # the loop
     running: Annotated[Tensor, int32, 1]  # 0 when the loop is to return

@@ -27,6 +27,7 @@ def publish(
     reward_bits = int(np.float32(reward).view(np.int32))
     header = [
         size, slot, number(state.generation, slot), kind, source, reward_bits, finish, last - first,
+        number(state.step_guesses, slot),
     ]  # fmt: skip
     head = number(state.log_head)
     words = np.concatenate([np.array(header, dtype=np.int32), *parts])

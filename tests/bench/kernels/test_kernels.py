@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 OPS = {
     *("qkv", "o", "gate_up", "down", "lm_head", "paged_attention", "rope_kv_write", "embed"),
     *("norm_linear (qkv)", "linear + residual (o)", "norm_gate_up", "linear + residual (down)"),
-    *("lm_head (fp32 logits)", "last_rows_norm"),
+    *("lm_head (fp32 logits)", "rows_norm"),
 }
 
 

@@ -129,7 +129,7 @@ SCHEDULED = (
 EARLY = (
     *SCHEDULED,
     *("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)"),
-    *("last_rows_norm", "lm_head"),
+    *("rows_norm", "lm_head"),
 )
 
 

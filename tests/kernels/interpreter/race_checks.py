@@ -165,7 +165,7 @@ def forwards() -> None:
     table, token = torch.randn(5, 1500), torch.tensor([4, 9, 0], dtype=torch.int32)
     embed(table, token, out=torch.empty(3, 1500))
     norm_checks.test_rms_norm(3, 24, torch.float32)
-    norm_checks.test_last_rows_norm(torch.float32)
+    norm_checks.test_rows_norm(torch.float32)
     norm_checks.test_rms_norm_adds(torch.float32)
     activation_checks.test_gate_mul(True, 1100, torch.float32)
     linear_checks.test_a_residual_may_be_the_output(1)

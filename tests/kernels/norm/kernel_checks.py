@@ -44,14 +44,14 @@ def test_rms_norm_adds(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_last_rows_norm(dtype: torch.dtype) -> None:
+def test_rows_norm(dtype: torch.dtype) -> None:
     x, weight = rows(6, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
     start = torch.tensor([0, 1, 1, 4, 4, 4], dtype=torch.int32)
     tensors = {"x": x, "seq_start": start, "norm": weight}
-    out = norm_twin.last_rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
+    out = norm_twin.rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
     assert torch.equal(out[2], rms_norm_twin(x[3], weight, EPS))
     wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-    exact = norm_twin.last_rows_norm(**wide, eps=EPS, out=torch.empty(5, 40).double())
+    exact = norm_twin.rows_norm(**wide, eps=EPS, out=torch.empty(5, 40).double())
     moved = {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
-    result = norms.last_rows_norm(**moved, eps=EPS, out=nan(5, 40, dtype=dtype, device=DEVICE))
+    result = norms.rows_norm(**moved, eps=EPS, out=nan(5, 40, dtype=dtype, device=DEVICE))
     assert_close(result.cpu(), out, exact, num_terms=44)
