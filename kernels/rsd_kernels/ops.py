@@ -93,9 +93,9 @@ def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
     return reward
 
 
-def sample_scratch(state: SlotState, vocabulary: int) -> SampleScratch | None:
-    """What `sample_append` needs for `vocabulary` logits a sequence; None where the twin runs."""
-    return SampleScratch.allocate(state, vocabulary) if runs_on(state.length) else None
+def sample_scratch(state: SlotState, vocabulary: int, num_places: int) -> SampleScratch | None:
+    """What `sample_append` needs for `vocabulary` logits a place; None where the twin runs."""
+    return SampleScratch.allocate(state, vocabulary, num_places) if runs_on(state.length) else None
 
 
 def bridge_scratch(state: SlotState) -> Tensor | None:

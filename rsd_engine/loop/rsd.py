@@ -60,7 +60,8 @@ class Loop:
     def sample_scratch(self) -> Mapping[int, SampleScratch | None]:
         """By the number of logits; one for all bodies: they never run at the same time."""
         widths = {logits.shape[1] for logits in self.logits.values()}
-        return {width: ops.sample_scratch(self.state, width) for width in widths}
+        places = self.batch.num_places
+        return {width: ops.sample_scratch(self.state, width, places) for width in widths}
 
     @cached_property
     def bridge_scratch(self) -> Tensor | None:
@@ -119,7 +120,10 @@ def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     )
     scratch = loop.sample_scratch[logits.shape[1]]
     measured = loop.confidence if role == Role.DRAFT else ConfidenceKind.NONE
-    sample_append = partial(ops.sample_append, state, rows, logits, tables, role, scratch, measured)
+    sample_append = partial(
+        ops.sample_append, state, rows, logits, tables, role, scratch, measured,
+        verifies=loop.guesses,
+    )  # fmt: skip
     end_step = partial(ops.end_step, state, loop.tokens_per_page, loop.confidence)
     return (
         Call(f"{role.name}.sample_append", sample_append),

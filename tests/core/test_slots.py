@@ -93,7 +93,7 @@ def test_a_slot_keeps_nothing_of_its_last_request() -> None:
     states = request.stops.next.shape[0]
     ignored = {
         # Written before they are read: by `schedule`, `sample_append`, `decide`.
-        "next_token", "step_source", "step_reward", "reward", "token_logprob", "top_logprob",
+        "step_source", "step_reward", "reward", "token_logprob", "top_logprob",
         "top_token", "token_rank", "num_pages", "page_table", "free_pages", "role_wait",
         # Read as far as their counts, which are compared.
         "biased_token", "bias", "bad_words",

@@ -14,6 +14,7 @@ from rsd_kernels import ops
 from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
+from rsd_kernels.guess import kernel as guess_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.sample import kernel as sample_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
@@ -73,6 +74,17 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shadow.calls["end_step"] > 20
     assert {mode for (mode, _), count in modes.items() if count} == set(Mode), modes
     assert modes[Mode.RSD, Finish.PRM_FULL], modes
+
+
+def test_guesses_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: dict[str, Op] = {
+        "guess": guess_kernel.guess,
+        "schedule": schedule_kernel.schedule,
+        "sample_append": sample_kernel.sample_append,
+        "end_step": end_step_kernel.end_step,
+    }
+    calls = run_shadowed(monkeypatch, kernels, 4, count=7, max_guesses=11)
+    assert min(calls.values()) > 10, calls
 
 
 @pytest.mark.parametrize("kind", [ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY])

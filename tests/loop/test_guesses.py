@@ -105,7 +105,9 @@ def test_a_result_does_not_depend_on_guesses(
     rng = random.Random(guess_tokens)
     plain = [a_request(rng, mode) for _ in range(24)]
     asked = [
-        request if i % 3 == 2 else replace(request, speculation=speculation, guess_tokens=guess_tokens)
+        request
+        if i % 3 == 2
+        else replace(request, speculation=speculation, guess_tokens=guess_tokens)
         for i, request in enumerate(plain)
     ]
     wanted = outcomes(toy_core(DRAFT, TARGET, reward_of), plain)
@@ -133,7 +135,9 @@ def passes(core: EngineCore, request: SlotRequest) -> tuple[int, int]:
     """The target's passes, and tokens of the output."""
     [events] = run(core, [request]).values()
     kept = [
-        e for e in events if isinstance(e, StepDecided) and e.kind in (RecordKind.KEPT, RecordKind.PART)
+        e
+        for e in events
+        if isinstance(e, StepDecided) and e.kind in (RecordKind.KEPT, RecordKind.PART)
     ]
     [done] = [event for event in events if isinstance(event, RequestDone)]
     return done.counters[Role.TARGET].passes, sum(len(step.token_ids) for step in kept)

@@ -119,7 +119,7 @@ class _Forward:
 
     def launches(self) -> Iterator[tuple[str, Launch]]:
         shape, num_rows = self.shape, self.num_rows
-        hidden, last = self._rows(shape.hidden), self._matrix(self._batch.num_seqs, shape.hidden)
+        hidden, last = self._rows(shape.hidden), self._matrix(self._batch.num_places, shape.hidden)
         norm = self._vector(shape.hidden)
         token = torch.empty(num_rows, dtype=torch.int32, device=_META)
         yield "embed", embed_launch(self._matrix(shape.vocab, shape.hidden), token, out=hidden)
@@ -134,10 +134,10 @@ class _Forward:
         if shape.norms != "before":
             add = rms_norm_launch(hidden, norm, 1e-6, out=hidden, residual=hidden)
             yield "rms_norm + residual", add
-        end = self._batch.seq_start[1:]
+        end = self._batch.place_row_end
         yield "rows_norm", rms_norm_launch(hidden, norm, 1e-6, out=last, row_end=end)
         weight = self._weight(shape.vocab, shape.hidden)
-        logits = torch.empty(self._batch.num_seqs, shape.vocab, dtype=torch.float32, device=_META)
+        logits = torch.empty(self._batch.num_places, shape.vocab, dtype=torch.float32, device=_META)
         yield "lm_head", projection_launch(last, weight, out=logits)
 
     def _small_products(self) -> Iterator[tuple[str, Launch]]:

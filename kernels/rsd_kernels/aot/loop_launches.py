@@ -9,6 +9,7 @@ import torch
 
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.end_step import kernel as end_step
+from rsd_kernels.guess import kernel as guess
 from rsd_kernels.launch import Launch
 from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
@@ -28,6 +29,7 @@ from rsd_kernels.state.tables import MergeTables, StepTables
 _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 _MAX_ROWS = 256
+_MAX_GUESSES = 64  # of a pass
 
 _VOCABULARY = 151936  # of Qwen2.5
 _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
@@ -41,6 +43,7 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
     )  # fmt: skip
     state = SlotState.allocate(sizes, _META)
     batch = RowBatch.allocate(_MAX_ROWS, num_slots, _META)
+    guessing = RowBatch.allocate(_MAX_ROWS, num_slots, _META, num_slots + _MAX_GUESSES)
     tokens_per_page = _TOKENS_PER_PAGE
     return {
         **{
@@ -52,6 +55,10 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
         "schedule_own_context": schedule.schedule_launch(
             state, batch, tokens_per_page, BatchingRule.MOST_READY, Role.TARGET
         ),
+        "schedule_guesses": schedule.schedule_launch(
+            state, guessing, tokens_per_page, BatchingRule.MOST_READY
+        ),
+        "guess": guess.guess_launch(state),
         "advance": schedule.advance_launch(state, batch, Role.DRAFT),
         "end_step": end_step.end_step_launch(state, tokens_per_page),
         "end_step_by_confidence": end_step.end_step_launch(
@@ -71,7 +78,7 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
     tables, merges = _step_tables(), _merge_tables()
     logits = torch.empty(state.num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = SampleScratch.allocate(state, _VOCABULARY)
+    scratch = SampleScratch.allocate(state, _VOCABULARY, state.num_slots)
     sampling = sample_append.sample_append_launches(
         state, batch, logits, tables, Role.DRAFT, scratch
     )
@@ -81,7 +88,9 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
         )
         for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
     }
+    verifying = _verifying_launches(state, tables)
     return {
+        **{f"sample_append_verifying_{i}": verifying[i] for i in (3, 4)},
         **{
             f"sample_append_{kind.name.lower()}_{i}": launches[i]
             for kind, launches in measuring.items()
@@ -95,6 +104,17 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
         ),
         "wait_with_ends": retokenise.wait_with_ends_launch(state),
     }
+
+
+def _verifying_launches(state: SlotState, tables: StepTables) -> list[Launch]:
+    """Sampling where a slot may have guesses."""
+    places = state.num_slots + _MAX_GUESSES
+    batch = RowBatch.allocate(_MAX_ROWS, state.num_slots, _META, places)
+    logits = torch.empty(places, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = SampleScratch.allocate(state, _VOCABULARY, places)
+    return sample_append.sample_append_launches(
+        state, batch, logits, tables, Role.TARGET, scratch, verifies=True
+    )
 
 
 def _table(size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What becomes of an ended step, for every slot in one launch: to the PRM, kept or dropped.
 
 keep:   committed = length, prm_committed = prm_length = prm_keep, stop_committed = stop_state
-reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed
+reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed;
+        guess_end = the length as it was, if the request wants its rejected steps as guesses
 both:   K/V cut to length and prm_length; where draft and target have contexts of their own, that of
         the other writer stays, and a rejected slot waits for the host
 drop:   the output ends without the step
@@ -22,7 +23,16 @@ from rsd_kernels.end_step.decision import NAN_BITS, decide
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.rollback.kernel import truncate_lanes
 from rsd_kernels.state.args import check_state, page_sizes, state_args, warps_for
-from rsd_kernels.state.enums import ConfidenceKind, Finish, Mode, Phase, RecordKind, Role
+from rsd_kernels.state.enums import (
+    ConfidenceKind,
+    Finish,
+    GuessSource,
+    Mode,
+    Phase,
+    RecordKind,
+    Role,
+    Speculation,
+)
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.kernel import publish
 from rsd_kernels.tick_clock.kernel import end_tick
@@ -44,6 +54,8 @@ _FINISH_NONE = tl.constexpr(int(Finish.NONE))
 _FINISH_STEPS = tl.constexpr(int(Finish.STEPS))
 _FINISH_ERROR = tl.constexpr(int(Finish.ERROR))
 _FINISH_PRM_FULL = tl.constexpr(int(Finish.PRM_FULL))
+_GUESS_REJECTED = tl.constexpr(int(Speculation.REJECTED))
+_BY_REJECTED = tl.constexpr(int(GuessSource.REJECTED))
 _LOGPROB = tl.constexpr(int(ConfidenceKind.LOGPROB))
 _ALL = tl.constexpr(2**31 - 1)  # tokens to keep of a context that stays as it is
 STEP_CHUNK = 16  # words and pages a slot copies at a time; more would spill registers
@@ -75,6 +87,7 @@ def transition(
     b_max_steps = tl.load(state.max_steps + b_slot, mask=m_lane, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
+    b_speculation = tl.load(state.speculation + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
     m_part = m_lane & (b_kind == _PART)
@@ -98,6 +111,11 @@ def transition(
     tl.store(state.delimiter_state + b_slot, b_zero, mask=m_next)
     tl.store(state.match_bytes + b_slot, b_zero, mask=m_next)
     tl.store(state.finish + b_slot, b_zero, mask=m_next)
+    m_guessed = m_rejected & ((b_speculation & _GUESS_REJECTED) != 0)
+    tl.store(state.guess_end + b_slot, tl.where(m_guessed, b_last, b_zero), mask=m_next)
+    tl.store(state.guess_source + b_slot, b_zero + _BY_REJECTED, mask=m_guessed)
+    tl.store(state.guess_stop + b_slot, b_zero, mask=m_next)
+    tl.store(state.step_guesses + b_slot, b_zero, mask=m_next)
     b_writer = tl.where(b_mode == _MODE_TARGET, _PHASE_TARGET, _PHASE_DRAFT)
     b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
     b_rewriter = tl.where(b_separate != 0, _PHASE_WAIT_HOST, _PHASE_TARGET)

@@ -21,11 +21,10 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def sequence_slot(state: tl.tuple, batch: tl.tuple, i_seq: tl.tensor) -> tl.tensor:
-    """Slot of a sequence; -1 if there is no such sequence or it is not complete."""
-    there = i_seq < tl.minimum(batch.max_seqs, tl.load(state.num_seqs))
-    slot = tl.load(batch.seq_slot + i_seq, mask=there, other=-1)
-    return tl.where(tl.load(batch.seq_complete + i_seq, mask=there, other=0) != 0, slot, -1)
+def slot_of_place(state: tl.tuple, batch: tl.tuple, i_seq: tl.tensor) -> tl.tensor:
+    """Slot of a place; -1 if there is no such place."""
+    there = i_seq < tl.minimum(batch.max_places, tl.load(state.num_places))
+    return tl.load(batch.place_slot + i_seq, mask=there, other=-1)
 
 
 @triton.jit
@@ -47,7 +46,7 @@ def block_stats_kernel(
 ) -> None:
     """Maximum, first id that has it, sum of exponentials and finiteness of one block."""
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
-    if sequence_slot(state, batch, i_seq) >= 0:
+    if slot_of_place(state, batch, i_seq) >= 0:
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
         p_logits = logits + i_seq.to(tl.int64) * stride_logits
         b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
@@ -158,16 +157,16 @@ def adjust_kernel(
 ) -> None:
     """One program a sequence."""
     i_seq = tl.program_id(0)
-    slot = sequence_slot(state, batch, i_seq)
+    slot = slot_of_place(state, batch, i_seq)
     draws = slot * 0
     if slot >= 0:
         p_logits = logits + i_seq.to(tl.int64) * stride_logits
         p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
         bad, top, first, lse = _sequence_stats(scratch, i_seq, BLOCKS)
         if bad != 0:
-            tl.store(state.next_token + slot, _NOT_FINITE)
+            tl.store(batch.place_token + i_seq, _NOT_FINITE)
         else:
-            length = tl.load(state.length + slot)
+            length = tl.load(batch.place_position + i_seq)  # with guesses up to there
             wanted = tl.load(state.num_logprobs + slot)
             measured = (wanted >= 0) | (CONFIDENCE != 0)
             tl.store(scratch.seq_lse + i_seq, lse, mask=measured)
@@ -202,6 +201,6 @@ def adjust_kernel(
             none = (top == float("-inf")) | overflows
             tl.store(scratch.seq_max + i_seq, top)
             # The greedy token; a draw replaces it.
-            tl.store(state.next_token + slot, tl.where(none, _NOT_FINITE, first))
+            tl.store(batch.place_token + i_seq, tl.where(none, _NOT_FINITE, first))
             draws = tl.where((temperature != 0.0) & ~none, 1, 0)
     tl.store(scratch.seq_draws + i_seq, draws)

@@ -1,6 +1,9 @@
-"""Append a sampled token and find the step's end, byte by byte, in the launch that drew it.
+"""Append sampled tokens and find the step's end, byte by byte.
 
 delimiter = delimiter_next[delimiter, byte]; stop = stop_next[stop, byte]; a match of either ends it
+
+The launch that draws a token appends it, unless guesses are verified: then a launch of its own goes
+over the tokens of each sequence.
 
 Twin: `rsd_kernels.sample.append_twin`. A program has one sequence; every warp walks the same bytes.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.guess.kernel import add_guess, settle_guesses
 from rsd_kernels.launch import next_power_of_2
 from rsd_kernels.state.enums import (
     MAX_DELIMITER_STATES,
@@ -18,9 +22,13 @@ from rsd_kernels.state.enums import (
     MAX_STOP_TOKENS,
     NOT_FINITE,
     Finish,
+    Phase,
+    Role,
 )
 
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
+_GUESS = tl.constexpr(int(Phase.GUESS))
+_TARGET = tl.constexpr(int(Role.TARGET))
 _DELIMITER_STATES = tl.constexpr(MAX_DELIMITER_STATES)
 _STOP_STATES = tl.constexpr(MAX_STOP_STATES)
 _STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
@@ -136,10 +144,11 @@ def append_token(
     slot: tl.tensor,
     token: tl.tensor,  # as drawn, or NOT_FINITE
     role: tl.tensor,
-) -> None:
+) -> tuple[tl.tensor, ...]:
     """Appends the token to the slot's context and writes whether the step ends there.
 
-    Every program has a slot of its own and touches no other.
+    Every program has a slot of its own and touches no other. Returns the new length, and 1 if the
+    step has ended.
     """
     length = tl.load(state.length + slot)
     stop = tl.load(state.stop_state + slot)
@@ -157,3 +166,61 @@ def append_token(
     tl.store(state.finish + slot, finish)
     tl.store(state.ended + slot, ended)
     tl.store(state.step_source + slot, role)
+    return length, ended
+
+
+@triton.jit
+def _append_drawn(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tables: tl.tuple,
+    slot: tl.tensor,
+    place: tl.tensor,  # the first of the sequence
+    count: tl.tensor,  # of its places
+    role: tl.tensor,
+) -> None:
+    """Appends the first token, and another one as long as the last was what had been guessed."""
+    guess_end = tl.load(state.guess_end + slot)
+    speculation = tl.load(state.speculation + slot)
+    p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
+    at, kept, position = slot * 0, slot * 0, slot * 0
+    right, ended = slot * 0, slot * 0
+    more = slot * 0 + 1
+    while more != 0:
+        token = tl.load(batch.place_token + place + at)
+        position = tl.load(batch.place_position + place + at)
+        there = (position < guess_end) & (role == _TARGET)
+        guessed = tl.load(p_tokens + position, mask=there, other=-2)
+        tl.debug_barrier()  # every warp has read the guess before the token takes its place
+        length, ended = append_token(state, tables, slot, token, role)
+        tl.debug_barrier()
+        right = tl.where((guessed == token) & (length == position + 1), 1, 0)
+        kept += tl.where(at + 1 < count, right, 0)
+        at += 1
+        more = tl.where((at < count) & (right != 0) & (ended == 0), 1, 0)
+    if (role == _TARGET) & (speculation != 0):
+        made = count - 1
+        wrong = (right == 0) & (at - 1 < made)
+        goes_on = (right != 0) & (ended == 0)
+        settle_guesses(state, slot, position, made, kept, wrong, goes_on)
+
+
+@triton.jit
+def append_kernel(
+    state: tl.tuple,
+    batch: tl.tuple,
+    tables: tl.tuple,
+    role: tl.tensor,
+    vocabulary: tl.tensor,
+) -> None:
+    """One program a sequence, where it may have several places."""
+    i_seq = tl.program_id(0)
+    there = i_seq < tl.minimum(batch.max_seqs, tl.load(state.num_seqs))
+    place = tl.load(batch.seq_place + i_seq, mask=there, other=0)
+    count = tl.load(batch.seq_place + i_seq + 1, mask=there, other=0) - place
+    if count > 0:
+        slot = tl.load(batch.seq_slot + i_seq)
+        if tl.load(state.phase + slot) == _GUESS:
+            add_guess(state, slot, tl.load(batch.place_token + place), vocabulary)
+        else:
+            _append_drawn(state, batch, tables, slot, place, count, role)

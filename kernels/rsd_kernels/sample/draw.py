@@ -7,7 +7,7 @@ whose running sum of e exceeds u times the whole sum.
 Nothing is sorted: one of 16 coarse thresholds leaves a short list of candidates, then bisection
 over the bits of s finds each cut-off exactly. Ids tied at a cut-off are kept. Sums are in float64.
 
-The program that draws a token also appends it (`append`).
+The program that draws a token also appends it, unless guesses are verified (`append`).
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -18,16 +18,18 @@ import triton
 import triton.language as tl
 
 from rsd_kernels.philox.kernel import PURPOSE_TOKEN, uniform
-from rsd_kernels.sample.adjust import sequence_slot
+from rsd_kernels.sample.adjust import slot_of_place
 from rsd_kernels.sample.append import append_token
 from rsd_kernels.sample.confidence import add_confidence
 from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
 from rsd_kernels.sample.search import bisect, compact, invert, kept, scaled
-from rsd_kernels.state.enums import NOT_FINITE
+from rsd_kernels.state.enums import NOT_FINITE, Phase, Role
 
 _NUM_CUTS = tl.constexpr(NUM_CUTS)
 _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
+_GUESS = tl.constexpr(int(Phase.GUESS))
+_TARGET = tl.constexpr(int(Role.TARGET))
 _EVERYTHING = tl.constexpr(0x7F800000)  # bits of infinity: no s is below it
 
 
@@ -51,7 +53,7 @@ def coarse_kernel(
     """For each coarse threshold, how many ids of one block it keeps, and their mass."""
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
     if tl.load(scratch.seq_draws + i_seq) != 0:
-        slot = sequence_slot(state, batch, i_seq)
+        slot = slot_of_place(state, batch, i_seq)
         temperature = tl.load(state.temperature + slot)
         min_p = tl.load(state.min_p + slot)
         top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
@@ -95,7 +97,8 @@ def _draw(
     p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
-    role: tl.tensor,
+    position: tl.tensor,
+    writer: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -127,7 +130,7 @@ def _draw(
         _, mass = kept(p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
     draw = uniform(
         tl.load(state.seed + slot), tl.load(state.sample_index + slot),
-        tl.load(state.num_steps + slot), tl.load(state.length + slot), role, PURPOSE_TOKEN,
+        tl.load(state.num_steps + slot), position, writer, PURPOSE_TOKEN,
     )  # fmt: skip
     return invert(
         p_logits, p_candidate, number, listed, temperature, top, min_p, limit,
@@ -142,6 +145,7 @@ def _token_logprob(
     p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
+    position: tl.tensor,
     token: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
@@ -163,7 +167,7 @@ def _token_logprob(
         rank += tl.sum(tl.where(m_id & m_before, 1, 0))
         start += BLOCK
     lse = tl.load(scratch.seq_lse + i_seq)
-    o_token = slot.to(tl.int64) * state.max_len + tl.load(state.length + slot)
+    o_token = slot.to(tl.int64) * state.max_len + position
     tl.store(state.token_logprob + o_token, logit - lse)
     tl.store(state.token_rank + o_token, rank)
 
@@ -179,25 +183,34 @@ def draw_kernel(
     tables: tl.tuple,
     role: tl.tensor,
     CONFIDENCE: tl.constexpr,
+    APPEND: tl.constexpr,  # whether every sequence has one place
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a sequence; greedy tokens, and logits that are not finite, end here too."""
+    """One program a place; greedy tokens, and logits that are not finite, end here too."""
     i_seq = tl.program_id(0)
-    slot = sequence_slot(state, batch, i_seq)
+    slot = slot_of_place(state, batch, i_seq)
     if slot >= 0:
         p_logits = logits + i_seq.to(tl.int64) * stride_logits
-        token = tl.load(state.next_token + slot)
+        position = tl.load(batch.place_position + i_seq)
+        guesses = tl.load(state.phase + slot) == _GUESS
+        token = tl.load(batch.place_token + i_seq)
         tl.debug_barrier()
         if tl.load(scratch.seq_draws + i_seq) != 0:
-            token = _draw(state, scratch, p_logits, i_seq, slot, role, vocabulary, BLOCK, BLOCKS)
+            writer = tl.where(guesses, _TARGET, role)  # whose token is guessed
+            token = _draw(
+                state, scratch, p_logits, i_seq, slot, position, writer, vocabulary, BLOCK, BLOCKS
+            )
             token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
-            tl.store(state.next_token + slot, token)
+            tl.store(batch.place_token + i_seq, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
-            _token_logprob(state, scratch, p_logits, i_seq, slot, token, vocabulary, BLOCK)
+            _token_logprob(
+                state, scratch, p_logits, i_seq, slot, position, token, vocabulary, BLOCK
+            )
         if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
-            if token >= 0:
+            if (token >= 0) & ~guesses:
                 add_confidence(
                     state, scratch, p_logits, i_seq, slot, token, vocabulary, CONFIDENCE, BLOCK
                 )
-        append_token(state, tables, slot, token, role)
+        if APPEND:
+            append_token(state, tables, slot, token, role)

@@ -1,7 +1,7 @@
-"""Draw the next token of every complete sequence and append it, in four launches without a sort.
+"""Draw a token at every place and append it, in four or five launches without a sort.
 
-Two launches are wide (a program for each block of the vocabulary), two have one program a sequence.
-A sequence's token never depends on the sequences beside it.
+Two launches are wide (a program for each block of the vocabulary), two have one program a place.
+What is drawn at a place never depends on the sequences beside it.
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -21,6 +21,7 @@ from rsd_kernels.launch import (
     next_power_of_2,
 )
 from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
+from rsd_kernels.sample.append import append_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
@@ -38,15 +39,17 @@ _SCAN_WARPS = 16
 def sample_append(
     state: SlotState,
     batch: RowBatch,
-    logits: Tensor,  # [S, V] float32, only ids that may be sampled; overwritten
+    logits: Tensor,  # [M, V] float32, only ids that may be sampled; overwritten
     tables: StepTables,
     role: int,
     scratch: SampleScratch | None = None,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    verifies: bool = False,
 ) -> None:
-    """Adds a token to each complete sequence's context, and logprobs where asked; see the twin.
+    """Adds what is drawn at each place to its slot's context, and logprobs where asked; see the twin.
 
-    scratch: allocated if it is not given.
+    scratch: allocated if it is not given. verifies: whether a sequence may have several places.
 
     Raises:
         ValueError: an argument has an unsupported shape, dtype, stride or device, or
@@ -62,21 +65,27 @@ def sample_append(
             f"batch has room for {batch.num_seqs} sequences; allowed: at most {state.num_slots}, "
             "one for each slot"
         )
-    if logits.dim() != 2 or logits.shape[0] < batch.num_seqs or logits.shape[1] == 0:
+    if logits.dim() != 2 or logits.shape[0] < batch.num_places or logits.shape[1] == 0:
         raise ValueError(
-            f"logits has shape {list(logits.shape)}; it must be [sequences, ids] with at least "
-            f"{batch.num_seqs} sequences and one id"
+            f"logits has shape {list(logits.shape)}; it must be [places, ids] with at least "
+            f"{batch.num_places} places and one id"
         )
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
     if scratch is None:
-        scratch = SampleScratch.allocate(state, logits.shape[1])
-    blocks = ceil_div(logits.shape[1], VOCABULARY_BLOCK)
-    check_shape("scratch.block_max", scratch.block_max, (state.num_slots, blocks))
-    check_shape("scratch.seen", scratch.seen, tuple(state.tokens.shape))
-    check_shape("scratch.raw", scratch.raw, (state.num_slots, logits.shape[1]))
+        scratch = SampleScratch.allocate(state, logits.shape[1], batch.num_places)
+    blocks, places = ceil_div(logits.shape[1], VOCABULARY_BLOCK), scratch.block_max.shape[0]
+    if places < batch.num_places:
+        raise ValueError(
+            f"scratch has room for {places} places; it must have room for {batch.num_places}"
+        )
+    check_shape("scratch.block_max", scratch.block_max, (places, blocks))
+    check_shape("scratch.seen", scratch.seen, (places, state.tokens.shape[1]))
+    check_shape("scratch.raw", scratch.raw, (places, logits.shape[1]))
     check_devices(length=state.length, scratch=scratch.seen)
-    for launch in sample_append_launches(state, batch, logits, tables, role, scratch, confidence):
+    for launch in sample_append_launches(
+        state, batch, logits, tables, role, scratch, confidence, verifies=verifies
+    ):
         launch.run()
 
 
@@ -88,8 +97,13 @@ def sample_append_launches(
     role: int,
     scratch: SampleScratch,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    verifies: bool = False,
 ) -> list[Launch]:
-    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw and append."""
+    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw; append.
+
+    Where every sequence has one place, the draw appends.
+    """
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
@@ -101,12 +115,19 @@ def sample_append_launches(
     adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
     draw = args | width | {
         "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),
-        "tables": table_args(tables), "role": int(role),
+        "tables": table_args(tables), "role": int(role), "APPEND": not verifies,
     }  # fmt: skip
-    seqs = batch.num_seqs
-    return [
-        Launch(block_stats_kernel, (seqs, blocks), wide, num_warps=8),
-        Launch(adjust_kernel, (seqs,), adjust, num_warps=_SCAN_WARPS),
-        Launch(coarse_kernel, (seqs, blocks), wide, num_warps=8),
-        Launch(draw_kernel, (seqs,), draw, num_warps=_SCAN_WARPS),
+    places = batch.num_places
+    launches = [
+        Launch(block_stats_kernel, (places, blocks), wide, num_warps=8),
+        Launch(adjust_kernel, (places,), adjust, num_warps=_SCAN_WARPS),
+        Launch(coarse_kernel, (places, blocks), wide, num_warps=8),
+        Launch(draw_kernel, (places,), draw, num_warps=_SCAN_WARPS),
     ]
+    if verifies:
+        append = {
+            "state": args["state"], "batch": args["batch"], "tables": draw["tables"],
+            "role": int(role), "vocabulary": vocabulary,
+        }  # fmt: skip
+        launches.append(Launch(append_kernel, (batch.num_seqs,), append, num_warps=1))
+    return launches

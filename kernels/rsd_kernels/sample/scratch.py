@@ -17,12 +17,12 @@ NUM_CUTS = 16  # coarse thresholds; the last one keeps everything
 MAX_CANDIDATES = 4096  # the longest list of ids that a coarse threshold may leave
 
 
-S, NB, L, V = "num_seqs", "num_blocks", "max_len", "vocabulary"
+S, NB, L, V = "num_places", "num_blocks", "max_len", "vocabulary"
 
 
 @dataclass(frozen=True)
 class SampleScratch:
-    """S sequences, NB blocks of the vocabulary, contexts of at most L tokens, V ids.
+    """S places, NB blocks of the vocabulary, contexts of at most L tokens, V ids.
 
     Two states may be sampled from at the same time on different streams: each needs its own.
     """
@@ -42,11 +42,10 @@ class SampleScratch:
     raw: Annotated[Tensor, float32, S, V]  # the model's logits, where others take their place
 
     @classmethod
-    def allocate(cls, state: SlotState, vocabulary: int) -> SampleScratch:
-        """For a sequence in every slot and `vocabulary` logits each."""
-        num_slots, max_len = state.tokens.shape
+    def allocate(cls, state: SlotState, vocabulary: int, num_places: int) -> SampleScratch:
+        """For passes with at most `num_places` places and `vocabulary` logits each."""
         blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
-        sizes = {S: num_slots, NB: blocks, L: max_len, V: vocabulary}
+        sizes = {S: num_places, NB: blocks, L: state.tokens.shape[1], V: vocabulary}
         return cls(**allocate(cls, sizes, state.tokens.device))
 
 

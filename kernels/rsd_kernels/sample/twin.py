@@ -30,6 +30,8 @@ def sample_append(
     role: int,
     scratch: SampleScratch | None = None,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
+    *,
+    verifies: bool = False,
 ) -> None:
     """Draws a token at each place, appends it and looks for the end of the step.
 
@@ -38,7 +40,8 @@ def sample_append(
 
     Where the logits are not finite, `place_token` is NOT_FINITE and nothing is appended.
 
-    scratch: for the kernels alone. confidence: what `confidence` becomes the mean of.
+    scratch, verifies (whether a sequence may have several places): for the kernels alone.
+    confidence: what `confidence` becomes the mean of.
     """
     sample(state, batch, logits, role, confidence)
     append(state, batch, tables, role)

@@ -50,6 +50,7 @@ _PHASE_SCORE = tl.constexpr(int(Phase.SCORE))
 _PHASE_TARGET = tl.constexpr(int(Phase.TARGET))
 _PHASE_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
 _PHASE_DONE = tl.constexpr(int(Phase.DONE))
+_PHASE_GUESS = tl.constexpr(int(Phase.GUESS))
 _RETURN = tl.constexpr(int(HostRequest.RETURN))
 _RETURN_WHEN_FREE = tl.constexpr(int(HostRequest.RETURN_WHEN_FREE))
 MAX_WARPS_ROWS = 64  # rows up to which one warp fills a pass
@@ -78,7 +79,8 @@ def _must_return(
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
-    b_tokens = b_length - b_committed + _CUT_TOKENS
+    b_guessed = tl.load(state.guess_end + b_slot, mask=m_slot, other=0)
+    b_tokens = tl.maximum(b_length, b_guessed) - b_committed + _CUT_TOKENS
     b_words = b_tokens * tl.where(b_top < 0, 1, 2 * b_top + 1 + _LOGPROB_WORDS) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
@@ -118,6 +120,7 @@ def _choose(
     b_slot: tl.tensor,
     m_slot: tl.tensor,
     o_row: tl.tensor,
+    o_place: tl.tensor,
     RULE: tl.constexpr,
     PRM_KV: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
@@ -127,7 +130,11 @@ def _choose(
     b_arrival = tl.load(state.arrival + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_prm_length = tl.load(state.prm_length + b_slot, mask=m_slot, other=0)
-    drafts = tl.sum(tl.where(m_active & (b_phase == _PHASE_DRAFT), 1, 0))
+    m_guesses = b_phase == _PHASE_GUESS
+    b_guessed = tl.load(state.guess_end + b_slot, mask=m_slot, other=0)
+    b_guessed = tl.maximum(b_guessed, b_length)
+    m_draft = m_active & ((b_phase == _PHASE_DRAFT) | m_guesses)
+    drafts = tl.sum(tl.where(m_draft, 1, 0))
     targets = tl.sum(tl.where(m_active & (b_phase == _PHASE_TARGET), 1, 0))
     scores = tl.sum(tl.where(m_active & (b_phase == _PHASE_SCORE), 1, 0))
     draft_wait = tl.load(state.role_wait + _DRAFT)
@@ -138,7 +145,7 @@ def _choose(
     target_rank = _rank(targets, target_wait, last, _TARGET, RULE)
     prm_rank = _rank(scores, prm_wait, last, _PRM, RULE)
     num_free = tl.load(state.num_free)
-    rows, seqs = drafts * 0, drafts * 0
+    rows, seqs, places = drafts * 0, drafts * 0, drafts * 0
     chosen = drafts * 0 + _NUM_ROLES
     best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
     while (best >= 0) & (seqs == 0):
@@ -146,21 +153,20 @@ def _choose(
         prm_rank = tl.where(role == _PRM, -1, prm_rank)
         target_rank = tl.where(role == _TARGET, -1, target_rank)
         draft_rank = tl.where(role == _DRAFT, -1, draft_rank)
-        wanted = tl.where(
-            role == _PRM,
-            _PHASE_SCORE,
-            tl.where(role == _TARGET, _PHASE_TARGET, _PHASE_DRAFT),
-        )
+        wanted = tl.where(role == _PRM, _PHASE_SCORE, _PHASE_TARGET)
+        m_ready = tl.where(role == _DRAFT, m_draft, m_active & (b_phase == wanted))
         kv_role = tl.where(role == _PRM, PRM_KV, role)
         size = tl.where(
             kv_role == _PRM,
             tokens_per_page.prm,
             tl.where(kv_role == _TARGET, tokens_per_page.target, tokens_per_page.draft),
         )
-        b_end = tl.where(role == _PRM, b_prm_length, b_length)
-        rows, seqs, num_free = pack(
-            state, batch, role, kv_role, size, b_slot, m_active & (b_phase == wanted), b_end,
-            b_arrival, num_free, o_row,
+        b_end = tl.where((role == _DRAFT) & m_guesses, b_guessed, b_length)
+        b_end = tl.where(role == _PRM, b_prm_length, b_end)
+        b_guesses = tl.where(role == _TARGET, b_guessed - b_length, 0)
+        rows, seqs, places, num_free = pack(
+            state, batch, role, kv_role, size, b_slot, m_ready, b_end, b_arrival, b_guesses,
+            num_free, o_row, o_place,
         )  # fmt: skip
         chosen = tl.where(seqs > 0, role, chosen)
         best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)
@@ -169,6 +175,7 @@ def _choose(
         tl.store(state.num_free, num_free)
         tl.store(state.num_rows, rows)
         tl.store(state.num_seqs, seqs)
+        tl.store(state.num_places, places)
         tl.store(state.last_role, chosen)
         passed_draft, passed_target = chosen != _DRAFT, chosen != _TARGET
         tl.store(state.role_wait + _DRAFT, tl.where(passed_draft & (drafts > 0), draft_wait + 1, 0))
@@ -176,7 +183,7 @@ def _choose(
             state.role_wait + _TARGET, tl.where(passed_target & (targets > 0), target_wait + 1, 0)
         )
         tl.store(state.role_wait + _PRM, tl.where((chosen != _PRM) & (scores > 0), prm_wait + 1, 0))
-        pad(batch, rows, seqs, o_row, b_slot)
+        pad(batch, rows, seqs, places, o_row, b_slot, o_place)
     return chosen, rows
 
 
@@ -187,6 +194,7 @@ def schedule_kernel(
     tokens_per_page: tl.tuple,
     BLOCK_S: tl.constexpr,  # at least the slots
     BLOCK_N: tl.constexpr,  # at least the rows of a pass
+    BLOCK_M: tl.constexpr,  # at least its places
     BLOCK_K: tl.constexpr,  # at least the buckets
     RULE: tl.constexpr,
     PRM_KV: tl.constexpr,  # the role whose K/V and pages the PRM's passes use
@@ -205,8 +213,10 @@ def schedule_kernel(
     if not returns:
         tl.store(state.lacks_pages + b_slot, b_slot * 0, mask=m_slot)
         tl.debug_barrier()
-        o_row = tl.arange(0, BLOCK_N)
-        role, rows = _choose(state, batch, tokens_per_page, b_slot, m_slot, o_row, RULE, PRM_KV)
+        o_row, o_place = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+        role, rows = _choose(
+            state, batch, tokens_per_page, b_slot, m_slot, o_row, o_place, RULE, PRM_KV
+        )
     o_bucket = tl.arange(0, BLOCK_K)
     m_bucket = o_bucket < state.num_buckets
     b_bucket = tl.load(state.row_buckets + o_bucket, mask=m_bucket, other=1 << 30)
@@ -219,7 +229,9 @@ def schedule_kernel(
     if role == _NUM_ROLES:
         tl.store(state.num_rows, 0)
         tl.store(state.num_seqs, 0)
-        pad(batch, rows, rows, tl.arange(0, BLOCK_N), b_slot)
+        tl.store(state.num_places, 0)
+        o_row, o_place = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+        pad(batch, rows, rows, rows, o_row, b_slot, o_place)
         end_tick(state, CLOCK)
 
 
@@ -272,6 +284,11 @@ def schedule(
             f"batch has room for {batch.num_seqs} sequences; it must have room for "
             f"{state.num_slots}, one for each slot"
         )
+    if batch.num_places < state.num_slots:
+        raise ValueError(
+            f"batch has room for {batch.num_places} places; it must have room for "
+            f"{state.num_slots}, one for each slot"
+        )
     schedule_launch(state, batch, tokens_per_page, rule, prm_kv).run()
 
 
@@ -288,6 +305,7 @@ def schedule_launch(
         "tokens_per_page": page_sizes(tokens_per_page),
         "BLOCK_S": max(next_power_of_2(state.num_slots), 2),
         "BLOCK_N": next_power_of_2(batch.num_rows),
+        "BLOCK_M": max(next_power_of_2(batch.num_places), 2),
         "BLOCK_K": next_power_of_2(state.row_buckets.shape[0]),
         "RULE": int(rule),
         "PRM_KV": int(prm_kv),

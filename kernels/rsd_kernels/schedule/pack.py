@@ -81,12 +81,15 @@ def pack(
     m_ready: tl.tensor,
     b_end: tl.tensor,
     b_arrival: tl.tensor,
+    b_guesses: tl.tensor,
     num_free: tl.tensor,
     o_row: tl.tensor,
+    o_place: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Packs one role; returns its rows, its sequences and the pages left.
+    """Packs one role; returns its rows, sequences and places, and the pages left.
 
-    Its pages are those of `kv_role`, a writer's where its model scores its own context.
+    Its pages are those of `kv_role`, a writer's where its model scores its own context. Guesses
+    are read where rows, places and pages are left.
     """
     o_role = kv_role * state.num_slots + b_slot
     b_kv = tl.load(state.kv_len + o_role, mask=m_ready, other=0)
@@ -100,9 +103,13 @@ def pack(
     b_seq = b_slot * 0 - 1  # the slot's sequence in the pass
     b_stop = b_slot * 0
     b_lacks = b_slot * 0
+    b_complete = b_slot * 0
+    b_row_end, b_place_slot, b_place_position = o_place * 0, o_place * 0, o_place * 0
     left = tl.sum(tl.where(m_ready, 1, 0))
+    spare = batch.max_places - left  # each may need a place
     rows = left * 0
     seqs = left * 0
+    places = left * 0
     while (left > 0) & (rows < batch.max_rows):
         first = tl.min(b_key)
         slot = (first & _SLOT_MASK).to(tl.int32)
@@ -111,8 +118,21 @@ def pack(
         start, end = _pick(b_start, m_slot), _pick(b_end, m_slot)
         held = _pick(b_held, m_slot)
         stop = tl.minimum(end, start + batch.max_rows - rows)
-        need = tl.maximum((stop + tokens_per_page - 1) // tokens_per_page - held, 0)
+        room = batch.max_rows - rows - (stop - start)
+        more = tl.minimum(tl.minimum(_pick(b_guesses, m_slot), spare), room)
+        more = tl.where(stop == end, more, 0)
+        need = (stop + more + tokens_per_page - 1) // tokens_per_page - held
+        more = tl.where(need > num_free, 0, more)
+        need = tl.maximum((stop + more + tokens_per_page - 1) // tokens_per_page - held, 0)
         fits = need <= num_free
+        asks = fits & (stop == end) & (role != _PRM)
+        here = o_place - places
+        m_place = asks & (here >= 0) & (here <= more)
+        b_row_end = tl.where(m_place, rows + stop - start + here, b_row_end)
+        b_place_slot = tl.where(m_place, slot, b_place_slot)
+        b_place_position = tl.where(m_place, stop + here, b_place_position)
+        b_complete = tl.where(m_slot & fits & (stop == end), 1, b_complete)
+        stop = stop + more
         b_lacks = tl.where(m_slot & ~fits, 1, b_lacks)
         m_taken = m_slot & fits
         b_pages = tl.where(m_taken, held + need, b_pages)
@@ -124,16 +144,24 @@ def pack(
         b_row_held = tl.where(m_row, held, b_row_held)
         b_row_free = tl.where(m_row, num_free, b_row_free)
         tl.store(batch.seq_start + seqs, rows, mask=fits)
+        tl.store(batch.seq_place + seqs, places, mask=fits)
         num_free = num_free - tl.where(fits, need, 0)
         rows = rows + tl.where(fits, stop - start, 0)
         seqs = seqs + tl.where(fits, 1, 0)
+        places = places + tl.where(asks, more + 1, 0)
+        spare = spare - tl.where(fits, more, 0)
         left = left - 1
     m_seq = b_seq >= 0
     tl.store(state.lacks_pages + b_slot, b_lacks, mask=m_ready & (b_lacks == 1))
     tl.store(batch.seq_slot + b_seq, b_slot, mask=m_seq)
     tl.store(batch.seq_kv_len + b_seq, b_stop, mask=m_seq)
-    tl.store(batch.seq_complete + b_seq, tl.where(b_stop == b_end, 1, 0), mask=m_seq)
+    tl.store(batch.seq_complete + b_seq, b_complete, mask=m_seq)
     tl.store(batch.seq_start + seqs, rows, mask=seqs > 0)
+    tl.store(batch.seq_place + seqs, places, mask=seqs > 0)
+    m_place = o_place < places
+    tl.store(batch.place_row_end + o_place, b_row_end, mask=m_place)
+    tl.store(batch.place_slot + o_place, b_place_slot, mask=m_place)
+    tl.store(batch.place_position + o_place, b_place_position, mask=m_place)
     tl.debug_barrier()  # every warp has read the pages held
     tl.store(state.num_pages + o_role, b_pages, mask=m_seq)
     _fill_rows(
@@ -149,14 +177,20 @@ def pack(
         b_row_held,
         b_row_free,
     )
-    return rows, seqs, num_free
+    return rows, seqs, places, num_free
 
 
 @triton.jit
 def pad(
-    batch: tl.tuple, num_rows: tl.tensor, num_seqs: tl.tensor, o_row: tl.tensor, o_seq: tl.tensor
+    batch: tl.tuple,
+    num_rows: tl.tensor,
+    num_seqs: tl.tensor,
+    num_places: tl.tensor,
+    o_row: tl.tensor,
+    o_seq: tl.tensor,
+    o_place: tl.tensor,
 ) -> None:
-    """Fills what lies past the pass: rows without a page, sequences without rows."""
+    """Fills what lies past the pass: rows without a page, sequences without rows, no places."""
     m_row = (o_row >= num_rows) & (o_row < batch.max_rows)
     b_zero = o_row * 0
     tl.store(batch.token + o_row, b_zero, mask=m_row)
@@ -170,3 +204,8 @@ def pad(
     tl.store(batch.seq_kv_len + o_seq, b_none, mask=m_seq)
     tl.store(batch.seq_complete + o_seq, b_none, mask=m_seq)
     tl.store(batch.seq_start + o_seq + 1, b_none + num_rows, mask=m_seq)
+    tl.store(batch.seq_place + o_seq + 1, b_none + num_places, mask=m_seq)
+    m_place = (o_place >= num_places) & (o_place < batch.max_places)
+    tl.store(batch.place_row_end + o_place, o_place * 0, mask=m_place)
+    tl.store(batch.place_slot + o_place, o_place * 0, mask=m_place)
+    tl.store(batch.place_position + o_place, o_place * 0, mask=m_place)

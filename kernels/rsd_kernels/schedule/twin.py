@@ -243,31 +243,28 @@ def _fill(
     write(batch.seq_start, starts)
     write(batch.seq_kv_len, [e.stop for e in extends])
     write(batch.seq_complete, [int(e.complete) for e in extends])
-    places = 0 if role == Role.PRM else _fill_places(batch, extends, starts)
+    places = _fill_places(batch, role, extends, starts)
     write_at(state.num_rows, 0, starts[-1])
     write_at(state.num_seqs, 0, len(extends))
     write_at(state.num_places, 0, places)
     _pad(batch, starts[-1], len(extends), places)
 
 
-def _fill_places(batch: RowBatch, extends: list[_Extend], starts: list[int]) -> int:
-    """A place behind each last row and each guess of the sequences that are read to their end."""
-    counts = [e.guesses + 1 if e.complete else 0 for e in extends]
-    total = sum(counts)
+def _fill_places(batch: RowBatch, role: Role, extends: list[_Extend], starts: list[int]) -> int:
+    """A place behind the last row and each guess of what a writer reads to its end."""
+    writes = role != Role.PRM
+    counts = [e.guesses + 1 if writes and e.complete else 0 for e in extends]
     write(batch.seq_place, [0, *accumulate(counts)])
-    if total == 0:
-        return 0
-    last = [(e, start) for e, start, count in zip(extends, starts, counts, strict=False) if count]
-    found = [
-        (start + at + 1 - e.start, e.slot, at + 1)
-        for e, start in last
-        for at in range(e.stop - e.guesses - 1, e.stop)
-    ]
-    row_end, slot, position = zip(*found, strict=True)
+    row_end, slot, position = [], [], []
+    for e, start, count in zip(extends, starts, counts, strict=False):
+        for end in range(e.stop - count + 1, e.stop + 1):
+            row_end.append(start + end - e.start)
+            slot.append(e.slot)
+            position.append(end)
     write(batch.place_row_end, row_end)
     write(batch.place_slot, slot)
     write(batch.place_position, position)
-    return total
+    return len(slot)
 
 
 def _pad(batch: RowBatch, num_rows: int, num_seqs: int, num_places: int) -> None:
@@ -278,7 +275,7 @@ def _pad(batch: RowBatch, num_rows: int, num_seqs: int, num_places: int) -> None
     for column in (batch.seq_slot, batch.seq_kv_len, batch.seq_complete):
         write_at(column, slice(num_seqs, None), 0)
     write_at(batch.seq_start, slice(num_seqs + 1, None), num_rows)
-    write_at(batch.seq_place, slice(num_seqs + 1 if num_places else 0, None), num_places)
+    write_at(batch.seq_place, slice(num_seqs + 1, None), num_places)
     for column in (batch.place_row_end, batch.place_slot, batch.place_position):
         write_at(column, slice(num_places, None), 0)
 

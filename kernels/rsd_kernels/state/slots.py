@@ -115,7 +115,9 @@ class SlotState:
     speculation: Annotated[Tensor, int32, B]  # Speculation
     guess_tokens: Annotated[Tensor, int32, B]  # that the draft writes at a time; 0: by `guess_rate`
     guess_end: Annotated[Tensor, int32, B]  # where they end; at most `length`: there are none
-    guess_stop: Annotated[Tensor, int32, B]  # where the draft stops guessing; 0 after a verification
+    guess_stop: Annotated[
+        Tensor, int32, B
+    ]  # where the draft stops guessing; 0 after a verification
     guess_source: Annotated[Tensor, int32, B]  # GuessSource of those that stand there
     guess_rate: Annotated[Tensor, int32, B]  # share of the draft's that is kept lately, of RATE_ONE
     guesses_at_rate: Annotated[Tensor, int32, RATE_STEPS + 1]  # that pay, by `guess_rate`

@@ -50,6 +50,8 @@ def publish(
     tl.store(p_record + 5, b_reward_bits, mask=m_lane)
     tl.store(p_record + 6, b_finish, mask=m_lane)
     tl.store(p_record + 7, b_count, mask=m_lane)
+    b_guesses = tl.load(state.step_guesses + b_slot, mask=m_lane, other=0)
+    tl.store(p_record + 8, b_guesses, mask=m_lane)
     o_token = b_slot.to(tl.int64) * state.max_len + b_first
     _copy_tokens(state, o_token, b_at + _HEADER, b_count, CHUNK)
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)

@@ -23,6 +23,7 @@ from rsd_kernels.state.enums import MAX_DELIMITER_STATES, MAX_STOP_STATES, Finis
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import BY_TEXT, MergeTables, StepTables
+from tests.kernels.harness.places import one_place_each
 from tests.kernels.harness.shadow import (
     LOGPROBS,
     Op,
@@ -113,11 +114,12 @@ def around_steps(tables: StepTables) -> StepTables:
     )
 
 
-def replaced_by(state: SlotState, before: Tensor, slot: int) -> int:
+def replaced_by(state: SlotState, batch: RowBatch, before: Tensor, slot: int) -> int:
     """How many tokens replaced the one drawn; 0 if it was kept."""
+    [place] = (batch.place_slot[: int(state.num_places)] == slot).nonzero().flatten().tolist()
     first = int(before[slot])
     count = int(state.length[slot]) - first
-    same = count == 0 or int(state.tokens[slot, first]) == int(state.next_token[slot])
+    same = count == 0 or int(state.tokens[slot, first]) == int(batch.place_token[place])
     return 0 if same else count
 
 
@@ -155,6 +157,7 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
         batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
         batch.seq_complete.copy_(torch.tensor([rng.random() < 0.9 for _ in range(SLOTS)]))
         state.num_seqs.fill_(SLOTS)
+        one_place_each(state, batch)
         theirs, before = copied(state), state.length.clone()
         wanted = [next(streams[b]) for b in batch.seq_slot.tolist()]
         logits = logits_of(wanted, made.vocabulary.num_tokens)
@@ -163,7 +166,7 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
         sample_append(theirs, copied(batch), device_logits, tables, Role.DRAFT)
         assert not differences_but_rounding(state, theirs)
         for b in batch.seq_slot[batch.seq_complete != 0].tolist():
-            count = replaced_by(state, before, b)
+            count = replaced_by(state, batch, before, b)
             if count:
                 replaced[count > 1] += 1
         bridge_twin.bridge(state, plain, made.merges)
@@ -220,6 +223,7 @@ def a_mixed_pass(made: Family, rng: random.Random) -> tuple[SlotState, RowBatch]
     batch.seq_complete.fill_(1)
     batch.seq_complete[rng.randrange(SLOTS - 1)] = 0
     state.num_seqs.fill_(SLOTS - 1)
+    one_place_each(state, batch)
     return state, batch
 
 
@@ -242,7 +246,8 @@ def test_greedy_and_drawn_sequences_cut_in_one_pass(name: str, pieces: int) -> N
         sample_append_twin.sample_append(state, batch, logits, plain, Role.TARGET)
         sample_append(theirs, copied(batch), device_logits, tables, Role.TARGET)
         assert not differences(state, theirs)
-        cut = [b for b in range(SLOTS) if replaced_by(state, before, b) == pieces]
+        drawn = batch.place_slot[: int(state.num_places)].tolist()
+        cut = [b for b in sorted(drawn) if replaced_by(state, batch, before, b) == pieces]
         cut_together += {bool(state.temperature[b] > 0) for b in cut} == {True, False}
         seen |= {(b, int(state.finish[b]), b in cut) for b in range(SLOTS)}
     assert cut_together > 2

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import ConfidenceKind, Mode, Role
+from rsd_kernels.state.enums import RATE_STEPS, ConfidenceKind, Mode, Role, Speculation
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import (
@@ -95,10 +95,10 @@ class Shadow:
             monkeypatch.setattr(ops, name, self._both(name, getattr(ops, name), kernel))
 
     def _both(self, name: str, twin: Op, kernel: Op) -> Op:
-        def op(*args: Any) -> None:
+        def op(*args: Any, **options: Any) -> None:
             others = tuple(copied(arg) for arg in args)
-            twin(*args)
-            kernel(*others)
+            twin(*args, **options)
+            kernel(*others, **options)
             self.calls[name] += 1
             for ours, theirs in zip(args, others, strict=True):
                 if hasattr(ours, "__dataclass_fields__"):
@@ -181,6 +181,7 @@ def random_core(
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     *,
     two: bool = False,
+    max_guesses: int = 0,
 ) -> EngineCore:
     """So few pages that slots lack some and are preempted; maybe with two vocabularies.
 
@@ -206,7 +207,22 @@ def random_core(
         vocabularies=two_vocabularies(around=seed % 2 == 1) if two else None,
         prm_kv=Role.DRAFT if confidence else Role.TARGET if own else Role.PRM,
         confidence=confidence,
+        max_guesses=max_guesses,
     )
+
+
+def with_guesses(requests: Sequence[Any], seed: int) -> list[Any]:
+    """The same requests with guesses from every source."""
+    rng = random.Random(seed)
+    sources = [*map(Speculation, range(8))]
+    return [
+        request
+        if request.mode == Mode.DRAFT
+        else replace(
+            request, speculation=rng.choice(sources), guess_tokens=rng.choice([0, 1, 3, 9])
+        )
+        for request in requests
+    ]
 
 
 def run_shadowed(
@@ -217,11 +233,16 @@ def run_shadowed(
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     *,
     two: bool = False,
+    max_guesses: int = 0,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels)
     requests = random_requests(seed, count)
+    if max_guesses:
+        requests = with_guesses(requests, seed)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
-    run(random_core(seed, confidence=confidence, two=two), requests)
+    core = random_core(seed, confidence=confidence, two=two, max_guesses=max_guesses)
+    core.state.guesses_at_rate.copy_(torch.arange(RATE_STEPS + 1) // 6)
+    run(core, requests)
     return shadow.calls

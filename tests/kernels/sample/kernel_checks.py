@@ -11,10 +11,11 @@ from torch import Tensor
 from rsd_kernels.sample import twin
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.sample.twin import filtered_probabilities
-from rsd_kernels.state.enums import Finish, Role
+from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
+from tests.kernels.harness.places import one_place_each
 from tests.kernels.harness.shadow import (
     LOGPROBS,
     copied,
@@ -98,15 +99,16 @@ def some_tables(vocabulary: int) -> StepTables:
     )
 
 
-def a_batch(state: SlotState, seed: int) -> RowBatch:
-    """The slots in another order; one of them is not complete."""
+def a_batch(state: SlotState, seed: int, *, complete: bool = False) -> RowBatch:
+    """The slots in another order; one of them is not complete, unless all shall be."""
     count = state.num_slots
     batch = RowBatch.allocate(count, count, CPU)
     batch.seq_slot.copy_(torch.randperm(count, generator=torch.Generator().manual_seed(seed)))
     batch.seq_complete.fill_(1)
-    if count > 1:
+    if count > 1 and not complete:
         batch.seq_complete[count // 2] = 0
     state.num_seqs.fill_(count)
+    one_place_each(state, batch)
     return batch
 
 
@@ -124,8 +126,11 @@ def sampled(state: SlotState, batch: RowBatch, logits: Tensor) -> tuple[SlotStat
     wide[:-1, :-3] = logits
     tables = some_tables(logits.shape[1])
     wide = wide.to(DEVICE)[:, :-3]
-    sample_append(theirs, copied(batch), wide, copied(tables), Role.TARGET)
+    drawn = copied(batch)
+    sample_append(theirs, drawn, wide, copied(tables), Role.TARGET)
     twin.sample_append(state, batch, logits.clone(), tables, Role.TARGET)
+    count = int(state.num_places)
+    assert torch.equal(drawn.place_token[:count].cpu(), batch.place_token[:count])
     return state, theirs
 
 
@@ -156,9 +161,8 @@ def test_logits_that_are_not_finite(bad: float) -> None:
         logits[s, (4999, 0, 4096)[s // 2]] = bad
     ours, theirs = sampled(state, batch, logits)
     assert not differences_but_rounding(ours, theirs)
-    bad_slots = theirs.next_token == -1
-    assert int(bad_slots.sum()) >= 2
-    assert set(theirs.finish[bad_slots].tolist()) == {Finish.ERROR}
+    assert int((theirs.finish == Finish.ERROR).sum()) >= 2
+    assert (batch.place_token == NOT_FINITE).sum() == (theirs.finish == Finish.ERROR).sum()
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -169,13 +173,11 @@ def test_a_temperature_that_makes_logits_infinite(sign: float) -> None:
     state.num_logprobs.fill_(-1)
     state.min_length.zero_()
     state.temperature.copy_(torch.tensor([1e-6, 0.0, 1e-6, 1.0]))
-    batch = a_batch(state, 3)
-    batch.seq_complete.fill_(1)
+    batch = a_batch(state, 3, complete=True)
     logits = sign * (some_logits(4, 70, 1.0, 3).abs() + 1.0) * 1e33
     ours, theirs = sampled(state, batch, logits)
     assert not differences_but_rounding(ours, theirs)
-    assert (theirs.next_token == -1).tolist() == [True, False, True, False]
-    assert set(theirs.finish[[0, 2]].tolist()) == {Finish.ERROR}
+    assert (theirs.finish == Finish.ERROR).tolist() == [True, False, True, False]
 
 
 def test_no_token_is_left() -> None:
@@ -189,11 +191,10 @@ def test_no_token_is_left() -> None:
     state.num_bad_words.fill_(1)
     state.bad_words[:, 0] = -1
     state.bad_words[:, 0, -1] = 7
-    batch = a_batch(state, 3)
-    batch.seq_complete.fill_(1)
+    batch = a_batch(state, 3, complete=True)
     ours, theirs = sampled(state, batch, some_logits(4, 70, 1.0, 3))
     assert not differences_but_rounding(ours, theirs)
-    assert (theirs.next_token == -1).tolist() == [True, False, True, False]
+    assert (theirs.finish == Finish.ERROR).tolist() == [True, False, True, False]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -207,9 +208,10 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         alone.seq_slot.copy_(batch.seq_slot[s : s + 1])
         alone.seq_complete.copy_(batch.seq_complete[s : s + 1])
         state.num_seqs.fill_(1)
+        one_place_each(state, alone)
         _, by_itself = sampled(copied_on_cpu(state), alone, logits[s : s + 1])
         slot = int(batch.seq_slot[s])
-        for name in ("next_token", "tokens", "length", "finish", "ended", "token_logprob"):
+        for name in ("tokens", "length", "finish", "ended", "token_logprob"):
             one, other = getattr(by_itself, name)[slot], getattr(together, name)[slot]
             assert torch.equal(one, other), name
 
@@ -223,8 +225,7 @@ def test_the_distribution() -> None:
         "min_length": 0, "num_logprobs": -1, "seed": 7, "adjusts": 0,
     }.items():  # fmt: skip
         getattr(state, name).fill_(value)
-    batch = a_batch(state, 0)
-    batch.seq_complete.fill_(1)
+    batch = a_batch(state, 0, complete=True)
     logits = some_logits(1, vocabulary, 1.5, 3)
     probabilities = filtered_probabilities(
         logits[0], temperature=float(state.temperature[0]), top_k=0, top_p=1.0,
@@ -237,10 +238,11 @@ def test_the_distribution() -> None:
     for step in range(rounds):
         device_state.num_steps.fill_(step)
         device_state.length.copy_(torch.arange(count) % (ROW - 1) + 1)
+        device_batch.place_position.copy_(device_state.length[device_batch.place_slot.long()])
         device_state.sample_index.copy_(torch.arange(count) // (ROW - 1))
         rows = logits.repeat(count, 1).to(DEVICE)
         sample_append(device_state, device_batch, rows, tables, Role.DRAFT)
-        counts += torch.bincount(device_state.next_token.cpu(), minlength=vocabulary)
+        counts += torch.bincount(device_batch.place_token.cpu(), minlength=vocabulary)
     expected = probabilities * rounds * count
     assert bool((counts[expected == 0] == 0).all())
     some = expected > 0

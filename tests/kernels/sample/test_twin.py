@@ -15,6 +15,7 @@ from rsd_kernels.sample.twin import filtered_probabilities
 from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
+from tests.kernels.harness.places import one_place_each
 from tests.loop.toy import NUM_IDS, toy_request, toy_tables
 
 
@@ -63,8 +64,9 @@ class TestSample:
         batch.seq_slot.copy_(torch.arange(len(logits)))
         batch.seq_complete.fill_(1)
         state.num_seqs.fill_(len(logits))
+        one_place_each(state, batch)
         ops.sample_append(state, batch, logits, toy_tables(), Role.DRAFT)
-        return state.next_token[: len(logits)].tolist()
+        return batch.place_token.tolist()
 
     def test_each_slot_has_its_own_parameters(self) -> None:
         state = make_state()
@@ -82,12 +84,11 @@ class TestSample:
     def test_an_incomplete_sequence_draws_nothing(self) -> None:
         state = make_state()
         fill_slot(state, 0, toy_request("ab"), generation=1, arrival=1)
-        state.next_token[0] = 77
         batch = RowBatch.allocate(8, 1, torch.device("cpu"))
         state.num_seqs.fill_(1)
+        one_place_each(state, batch)
         before = state.length.clone()
         ops.sample_append(state, batch, torch.zeros(1, NUM_IDS), toy_tables(), Role.DRAFT)
-        assert int(state.next_token[0]) == 77
         assert torch.equal(state.length, before)
 
     @pytest.mark.parametrize("token", [NUM_IDS, NUM_IDS + 1, 2**31 - 1, -2])
