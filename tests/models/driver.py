@@ -34,6 +34,7 @@ def pack(
     batch.seq_start.copy_(torch.tensor(starts))
     batch.seq_kv_len.copy_(torch.tensor([kv_len[slot] + len(tokens) for slot, tokens in chunks]))
     batch.seq_complete.fill_(1)
+    batch.place_row_end.copy_(batch.seq_start[1:])
     return batch
 
 

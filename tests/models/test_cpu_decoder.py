@@ -155,6 +155,7 @@ def test_padding_is_not_looked_at(tmp_path: Path) -> None:
     for tensor in (wide.token, wide.page, wide.offset, wide.position):
         tensor[5:] = 1 << 30
     wide.seq_start[1:] = 5
+    wide.place_row_end[1:] = 5
     wide.seq_slot[1:] = 99
     out = torch.full((3, 61), float("nan"))
     model.logits(wide, driver.kv, driver.table, out)

@@ -83,7 +83,7 @@ def sample(
 def _choose(state: SlotState, slot: int, position: int, logits: Tensor, writer: int) -> int:
     """The token at one place; NOT_FINITE if every id is forbidden, or none can be drawn."""
     adjusted = _adjust(state, slot, position, logits)
-    if number(state.temperature, slot) == 0:
+    if float(host(state.temperature)[slot]) == 0:
         changed = adjusted is not logits
         none = changed and bool(torch.isneginf(adjusted.max()))
         return NOT_FINITE if none else int(adjusted.argmax())

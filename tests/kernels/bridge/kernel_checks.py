@@ -159,7 +159,9 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
         state.num_seqs.fill_(SLOTS)
         one_place_each(state, batch)
         theirs, before = copied(state), state.length.clone()
-        wanted = [next(streams[b]) for b in batch.seq_slot.tolist()]
+        drawn = {b: next(streams[b]) for b in batch.seq_slot.tolist()}
+        places = batch.place_slot[: int(state.num_places)].tolist()
+        wanted = [drawn[b] for b in (*places, *(drawn.keys() - set(places)))]
         logits = logits_of(wanted, made.vocabulary.num_tokens)
         device_logits = logits.to(DEVICE, copy=True)
         sample_append_twin.sample_append(state, batch, logits, plain, Role.DRAFT)

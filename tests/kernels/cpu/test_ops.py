@@ -219,12 +219,10 @@ def test_silu_of_every_size() -> None:
 
 def test_rows_norm() -> None:
     x, norm = randn(9, 37), randn(37, seed=1)
-    start = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32)
+    end = torch.tensor([3, 0, 4, 9], dtype=torch.int32)
     out = torch.full((4, 37), NAN)
-    cpu_ops.rows_norm(x, start, norm, EPS, out=out)
+    cpu_ops.rows_norm(x, end, norm, EPS, out=out)
     assert torch.allclose(out[[0, 2, 3]], rms_norm(x[[2, 3, 8]], norm, EPS), atol=1e-6)
-    start.zero_()  # no rows at all: a row, and no error
-    cpu_ops.rows_norm(x, start, norm, EPS, out=out)
 
 
 @dataclass

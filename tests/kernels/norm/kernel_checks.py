@@ -46,8 +46,8 @@ def test_rms_norm_adds(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_norm(dtype: torch.dtype) -> None:
     x, weight = rows(6, 40, 1).to(dtype), rows(1, 40, 2)[0].to(dtype)
-    start = torch.tensor([0, 1, 1, 4, 4, 4], dtype=torch.int32)
-    tensors = {"x": x, "seq_start": start, "norm": weight}
+    end = torch.tensor([1, 1, 4, 4, 0], dtype=torch.int32)
+    tensors = {"x": x, "row_end": end, "norm": weight}
     out = norm_twin.rows_norm(**tensors, eps=EPS, out=torch.empty(5, 40, dtype=dtype))
     assert torch.equal(out[2], rms_norm_twin(x[3], weight, EPS))
     wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}

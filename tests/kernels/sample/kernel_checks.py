@@ -203,14 +203,14 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = some_logits(4, 6000, 2.0, 11)
     batch = a_batch(state, 11)
     _, together = sampled(copied_on_cpu(state), batch, logits)
-    for s in range(4):
+    for p, slot in enumerate(batch.place_slot[: int(state.num_places)].tolist()):
         alone = RowBatch.allocate(1, 1, CPU)
-        alone.seq_slot.copy_(batch.seq_slot[s : s + 1])
-        alone.seq_complete.copy_(batch.seq_complete[s : s + 1])
-        state.num_seqs.fill_(1)
-        one_place_each(state, alone)
-        _, by_itself = sampled(copied_on_cpu(state), alone, logits[s : s + 1])
-        slot = int(batch.seq_slot[s])
+        alone.seq_slot.fill_(slot)
+        alone.seq_complete.fill_(1)
+        by_itself = copied_on_cpu(state)
+        by_itself.num_seqs.fill_(1)
+        one_place_each(by_itself, alone)
+        _, by_itself = sampled(by_itself, alone, logits[p : p + 1])
         for name in ("tokens", "length", "finish", "ended", "token_logprob"):
             one, other = getattr(by_itself, name)[slot], getattr(together, name)[slot]
             assert torch.equal(one, other), name

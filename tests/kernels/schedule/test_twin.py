@@ -19,8 +19,8 @@ class TestSchedule:
         ops.schedule(state, batch, PER_PAGE)
         if not int(state.running):
             assert int(state.pass_role) == NUM_ROLES
-            return batch.narrow(0, 0)
-        return batch.narrow(int(state.num_rows), int(state.num_seqs))
+            return batch.narrow(0, 0, 0)
+        return batch.narrow(int(state.num_rows), int(state.num_seqs), int(state.num_places))
 
     @pytest.mark.parametrize(
         ("phases", "role"),
@@ -132,11 +132,11 @@ class TestSchedule:
         assert (batch.page == -1).all() and not batch.seq_complete.any()
         assert not batch.seq_start.any() and not batch.seq_kv_len.any()
 
-    @pytest.mark.parametrize(("left", "goes_on"), [(16, True), (15, False)])
+    @pytest.mark.parametrize(("left", "goes_on"), [(17, True), (16, False)])
     def test_the_log_keeps_room_for_a_token_that_becomes_several(
         self, left: int, goes_on: bool
     ) -> None:
-        """A header of 8 words, and at most 8 tokens in this tick."""
+        """A header of 9 words, and at most 8 tokens in this tick."""
         state = make_state(num_slots=1)
         fill(state, 0, 5, Phase.TARGET)
         state.log_head.fill_(state.log.shape[0] - left)
