@@ -10,7 +10,7 @@ StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
 ErrorKind = Literal["logits", "admission", "op", "bridge", "result"]
 
-T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | Metrics")
+T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | GuessCounts | Guesses | Metrics")
 
 
 class EngineDeadError(RuntimeError):
@@ -48,6 +48,7 @@ class Step:
     source: StepSource  # that model
     reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
     rejected: RejectedStep | None  # the draft's step in whose place it stands
+    guessed: int = 0  # of its tokens: guesses that the target verified
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,44 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class GuessCounts:
+    """Guesses at what the target would write, from one source.
+
+    Attributes:
+        made: guesses that the target read.
+        kept: those that it would have written itself, and that became text.
+    """
+
+    made: int = 0
+    kept: int = 0
+
+    def __add__(self, other: GuessCounts) -> GuessCounts:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Guesses by who made them: the draft, a rejected step, or the context itself."""
+
+    draft: GuessCounts = field(default_factory=GuessCounts)
+    rejected: GuessCounts = field(default_factory=GuessCounts)
+    ngram: GuessCounts = field(default_factory=GuessCounts)
+
+    @property
+    def made(self) -> int:
+        """Of all sources."""
+        return self.draft.made + self.rejected.made + self.ngram.made
+
+    @property
+    def kept(self) -> int:
+        """Of all sources."""
+        return self.draft.kept + self.rejected.kept + self.ngram.kept
+
+    def __add__(self, other: Guesses) -> Guesses:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Counts of one request, all its samples together, or of the engine."""
 
@@ -167,6 +206,7 @@ class Metrics:
     steps_accepted: int = 0
     steps_rejected: int = 0
     nan_rewards: int = 0
+    guesses: Guesses = field(default_factory=Guesses)
     endings: Endings = field(default_factory=Endings)
     errors: Errors = field(default_factory=Errors)
     seconds: float = 0.0  # from arrival to the last token; of the engine: time spent in launches

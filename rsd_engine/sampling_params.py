@@ -27,10 +27,13 @@ from rsd_kernels.state.enums import (
 
 ModeName = Literal["rsd", "target", "draft"]
 OverflowName = Literal["stop", "target", "accept"]
+SpeculateName = Literal["draft", "rejected", "rejected+draft", "ngram"]
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**14
 _MODES = (None, "rsd", "target", "draft")
 _OVERFLOWS = ("stop", "target", "accept")
+_SPECULATIONS = (None, "draft", "rejected", "rejected+draft", "ngram")
+MAX_GUESSES = 64
 _MAX_STOP = MAX_STOP_STATES - 1  # strings, and bytes of one: each byte needs a state of its own
 _MAX_BAD_WORD_BYTES = 4096
 _MAX_DIGITS = 10  # of an id written as text
@@ -45,10 +48,11 @@ _INTEGERS: tuple[tuple[str, int, int], ...] = (  # name, least, most
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
     ("truncate_prompt_tokens", 1, MAX_INT32),
+    ("num_guesses", 1, MAX_GUESSES),
 )
 _MAY_BE_NONE = (
     "seed", "max_tokens", "max_step_tokens", "logprobs", "prompt_logprobs",
-    "truncate_prompt_tokens",
+    "truncate_prompt_tokens", "num_guesses",
 )  # fmt: skip
 _NUMBERS = (  # name, least, most, the same in words, whether the least is not allowed
     ("top_p", 0.0, 1.0, "in (0, 1]", True),
@@ -103,6 +107,13 @@ class SamplingParams:
         prm_overflow: what follows when the PRM's context is full, and no step can be scored any
             more. "stop" ends the output (with stop_reason "prm_context"), "target" lets the target
             write the rest, "accept" the draft.
+        speculate: who guesses what the target will write, so that one of its passes can write
+            several tokens (token-level speculation): "draft"; "ngram", which copies what followed
+            the last tokens earlier in the context; in mode rsd, where the target only rewrites,
+            also "rejected", the step that it replaces, or "rejected+draft". The output is the same,
+            token for token; None does without. See `Engine`'s `max_guesses`.
+        num_guesses: tokens that the draft, or "ngram", guesses at a time, at most 64; None lets the
+            share of them that was right decide (8 for "ngram").
 
     Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
     allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
@@ -142,6 +153,8 @@ class SamplingParams:
     policy: Policy | None = None
     mode: ModeName | None = None
     prm_overflow: OverflowName = "stop"
+    speculate: SpeculateName | None = None
+    num_guesses: int | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -159,6 +172,16 @@ class SamplingParams:
         if not isinstance(overflow, str) or overflow not in _OVERFLOWS:
             raise ValueError(
                 f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(overflow)}"
+            )
+        if not isinstance(self.speculate, str | None) or self.speculate not in _SPECULATIONS:
+            allowed = ", ".join(map(repr, _SPECULATIONS[1:]))
+            raise ValueError(
+                f"speculate must be None or one of {allowed}, got {shown(self.speculate)}"
+            )
+        if self.num_guesses is not None and self.speculate in (None, "rejected"):
+            raise ValueError(
+                f"num_guesses is {self.num_guesses}, and speculate={self.speculate!r} leaves nobody "
+                "to guess so many; leave it out, or use speculate 'draft', 'rejected+draft' or 'ngram'"
             )
         if self.policy is not None:
             check_policy(self.policy)

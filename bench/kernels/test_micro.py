@@ -43,7 +43,7 @@ class MidStep:
 
     @property
     def rows(self) -> RowBatch:
-        return self.batch.narrow(NUM_SLOTS, NUM_SLOTS)
+        return self.batch.narrow(NUM_SLOTS, NUM_SLOTS, NUM_SLOTS)
 
     def rewind(self) -> Callable[[], None]:
         """A function that restores the state as it is now."""

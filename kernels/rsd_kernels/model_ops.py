@@ -27,7 +27,7 @@ from rsd_kernels.embedding.twin import embed
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.twin import linear, norm_gate_up, norm_linear
 from rsd_kernels.linear.weight import LinearWeight
-from rsd_kernels.norm.twin import rows_norm, rms_norm
+from rsd_kernels.norm.twin import rms_norm, rows_norm
 from rsd_kernels.qkv.twin import in_two, qkv_projection
 from rsd_kernels.rope.tables import rope_rows
 from rsd_kernels.rope.twin import rope_kv_write

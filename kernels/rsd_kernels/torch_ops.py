@@ -11,6 +11,7 @@ engine uses `rsd_kernels.model_ops` instead: a registered op costs a few microse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -126,18 +127,9 @@ def _paged_attention(
     sliding_window: int | None = None,
 ) -> Tensor:
     ops = model_ops(q)
-    none = seq_slot[:0]
-    batch = RowBatch(
-        token=none,
-        slot=none,
-        position=none,
-        page=none,
-        offset=none,
-        seq_slot=seq_slot,
-        seq_start=seq_start,
-        seq_kv_len=seq_kv_len,
-        seq_complete=none,
-    )
+    others = {field.name: seq_slot[:0] for field in fields(RowBatch)}
+    here = {"seq_slot": seq_slot, "seq_start": seq_start, "seq_kv_len": seq_kv_len}
+    batch = RowBatch(**others | here)
     key_map = ops.attention_map(batch, page_table, k_pages.shape[1], sliding_window, q.dtype, None)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)  # for rows of no sequence
     ops.paged_attention(q, k_pages, v_pages, key_map, scale=scale, out=out)

@@ -342,7 +342,7 @@ class EngineCore:
                 failure = Failure.caught("admission", "starting the request", error)
                 self._slots.cancel(key)
                 self._slots.free()
-                self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure))
+                self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure=failure))
 
     def _start(self, key: int, request: SlotRequest) -> None:
         slot = self._slots.start(key, request)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rsd_engine.core.failures import Failure
-from rsd_kernels.state.enums import Finish, RecordKind, Role
+from rsd_engine.outputs import GuessCounts
+from rsd_kernels.state.enums import Finish, GuessSource, RecordKind, Role
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class RequestDone:
     finish: Finish | None  # None: aborted
     counters: dict[Role, RoleCounters]
     nan_rewards: int
+    guesses: Mapping[GuessSource, GuessCounts] = field(default_factory=dict)  # none: left out
     failure: Failure | None = None  # where more is known than that the logits were not finite
 
 

@@ -11,8 +11,9 @@ from rsd_engine.core.page_needs import roles_of
 from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.rsd import Loop
+from rsd_engine.outputs import GuessCounts
 from rsd_kernels import ops
-from rsd_kernels.state.enums import Finish, Phase, Role
+from rsd_kernels.state.enums import Finish, GuessSource, Phase, Role
 
 
 @dataclass
@@ -109,7 +110,15 @@ class RunningRequests:
             if role in self._roles
         }
         self._vacate(slot)
-        return RequestDone(running.key, finish, counters, int(state.nan_rewards[slot]), failure)
+        return RequestDone(
+            running.key, finish, counters, int(state.nan_rewards[slot]),
+            guesses=self._guesses(slot), failure=failure,
+        )  # fmt: skip
+
+    def _guesses(self, slot: int) -> dict[GuessSource, GuessCounts]:
+        made, kept = self._state.guesses_made[:, slot], self._state.guesses_kept[:, slot]
+        counts = zip(GuessSource, made.tolist(), kept.tolist(), strict=True)
+        return {source: GuessCounts(m, k) for source, m, k in counts if m}
 
     def fail(self, slot: int, failure: Failure) -> RequestDone:
         """Ends the request in a slot with an error."""

@@ -49,6 +49,7 @@ from rsd_engine.memory.budget import PoolLayout, slot_sizes
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
+from rsd_engine.roofline.guesses import ROW_SHARES, guesses_at_rate
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
@@ -56,7 +57,7 @@ from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels import ops
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, RATE_STEPS, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import StepTables
@@ -100,13 +101,14 @@ def build_engine(
     revision: str | None,
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
+    max_guesses: int,
     prm_format: PrmFormatLike | None,
     prm_separator: str | None,
     scorer: Scorer | None,
 ) -> EngineParts:
     """See `Engine`."""
     options = _memory_options(
-        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization
+        max_num_seqs, max_model_len, kv_cache_memory_bytes, gpu_memory_utilization, max_guesses
     )
     if policy is not None:
         check_policy(policy)
@@ -140,7 +142,11 @@ def build_engine(
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
         text_ends = text_ends and may_settle_ends(models)
-        loop = _loop(models, pool, fit.layout, state, delimiters, text_ends, where)
+        loop = _loop(
+            models, pool, fit.layout, state, delimiters, text_ends, options.max_guesses, where
+        )
+        if models.draft and models.target and options.max_guesses:
+            state.guesses_at_rate.copy_(torch.tensor(_paying_guesses(models, where)))
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
@@ -150,7 +156,9 @@ def build_engine(
         text_ends=host_ends(models, loop, delimiters),
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
+    rules = _rules(
+        models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0), options.max_guesses
+    )
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:
         say_scorer(models)
@@ -179,6 +187,7 @@ def _memory_options(
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
+    max_guesses: int,
 ) -> MemoryOptions:
     """The arguments as plain numbers; ValueError if one is not allowed."""
     length, num_bytes = max_model_len, kv_cache_memory_bytes
@@ -193,6 +202,7 @@ def _memory_options(
         check_number(
             "gpu_memory_utilization", gpu_memory_utilization, 0, 1, "in (0, 1]", open_low=True
         ),
+        check_integer("max_guesses", max_guesses, 0, MAX_ROWS),
     )
 
 
@@ -237,9 +247,11 @@ def _loop(
     state: SlotState,
     delimiters: Sequence[str],
     text_ends: bool,
+    max_guesses: int,
     device: torch.device,
 ) -> Loop:
-    prm, logits = models.prm, _logits(models, state.num_slots, device)
+    places = state.num_slots + max_guesses
+    prm, logits = models.prm, _logits(models, places, device)
     confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
     tokenizer, on_device = models.main.tokenizer, None
@@ -261,7 +273,7 @@ def _loop(
 
     return Loop(
         state=state,
-        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device),
+        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device, places),
         tables=models.of_vocabularies(tables),
         merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
@@ -275,11 +287,11 @@ def _loop(
     )
 
 
-def _logits(models: ModelSet, num_slots: int, device: torch.device) -> dict[Role, Tensor]:
+def _logits(models: ModelSet, num_places: int, device: torch.device) -> dict[Role, Tensor]:
     """Room for the logits of each writer; all have the same memory, for they never run at once."""
     num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
-    room = torch.empty(num_slots * max(num_ids.values()), device=device)
-    return {role: room[: num_slots * ids].view(num_slots, ids) for role, ids in num_ids.items()}
+    room = torch.empty(num_places * max(num_ids.values()), device=device)
+    return {role: room[: num_places * ids].view(num_places, ids) for role, ids in num_ids.items()}
 
 
 def _passes(
@@ -304,6 +316,13 @@ def _passes(
     forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
     return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
+
+
+def _paying_guesses(models: ModelSet, device: torch.device) -> list[int]:
+    """How many guesses of the draft pay, by the share of them that is right."""
+    assert models.draft and models.target
+    share = models.draft.model.weight_bytes / models.target.model.weight_bytes
+    return guesses_at_rate(share, row_share=ROW_SHARES[device.type], steps=RATE_STEPS)
 
 
 def _default_policy(models: ModelSet) -> Policy:
@@ -343,6 +362,7 @@ def _rules(
     delimiters: ByteAutomaton,
     model_len: int,
     prm_max_len: int,
+    max_guesses: int,
 ) -> RequestRules:
     return RequestRules(
         modes=models.modes,
@@ -352,6 +372,7 @@ def _rules(
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,
+        max_guesses=max_guesses,
     )
 
 

@@ -27,7 +27,8 @@ from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.home_process import HomeProcess
 from rsd_engine.engine.prompts import ResolvedPrompt
-from rsd_engine.engine.results import RequestBuilder, SampleBuilder
+from rsd_engine.engine.results.request import RequestBuilder
+from rsd_engine.engine.results.sample import SampleBuilder
 from rsd_engine.engine.reward_watch import RewardWatch
 from rsd_engine.outputs import FinishedEvent, Metrics, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams

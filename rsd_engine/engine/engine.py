@@ -78,6 +78,8 @@ class Engine(StepScoring):
             `PrmTemplate`; by default what its checkpoint tells.
         prm_separator: what follows every step in the PRM's context; by default the family's. Those
             that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
+        max_guesses: tokens that one pass of the target may verify, over all slots, for requests
+            that `speculate`; each takes a row of logits. 0 is for none.
         scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
             `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
@@ -105,6 +107,7 @@ class Engine(StepScoring):
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
+        max_guesses: int = 0,
         prm_format: PrmFormatLike | None = None,
         prm_separator: str | None = None,
         scorer: Scorer | None = None,
@@ -124,6 +127,7 @@ class Engine(StepScoring):
             revision=revision,
             hf_overrides=hf_overrides,
             executor=executor,
+            max_guesses=max_guesses,
             prm_format=prm_format,
             prm_separator=prm_separator,
             scorer=scorer,

@@ -175,6 +175,7 @@ def estimate_models(
     max_model_len: int,
     page_multiple: int = 1,
     own: OwnContext | None = None,
+    max_guesses: int = 0,
 ) -> MemoryEstimate:
     """The memory of an engine of these models, which may take `available` bytes.
 
@@ -190,7 +191,8 @@ def estimate_models(
         of_prm = layout.tokens_per_page[own.role]
         layout = replace(layout, tokens_per_page=(draft, target, of_prm))
     num_ids = max(c.vocab_size for role, c in configs.items() if role != Role.PRM)
-    logits = max_num_seqs * (num_ids + 1) * torch.float32.itemsize  # and a reward
+    # and a reward
+    logits = (max_num_seqs + max_guesses) * (num_ids + 1) * torch.float32.itemsize
     held: dict[Role, ModelMemory] = {}
     for role, model in models.items():
         if not any(model is other for other in held.values()):

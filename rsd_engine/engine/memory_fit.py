@@ -36,6 +36,7 @@ class MemoryOptions:
     max_model_len: int | None
     kv_cache_memory_bytes: int | None
     gpu_memory_utilization: float
+    max_guesses: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def fit_memory(
         found = estimate_models(
             models, available,
             max_num_seqs=options.max_num_seqs, max_model_len=length, page_multiple=page_multiple,
-            own=own,
+            own=own, max_guesses=options.max_guesses,
         )  # fmt: skip
         return _Candidate(length, found, options, device)
 

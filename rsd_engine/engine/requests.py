@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 from rsd_engine.arguments import shown
@@ -23,6 +24,7 @@ from rsd_kernels.state.enums import (
     MAX_STOP_TOKENS,
     Mode,
     Role,
+    Speculation,
 )
 
 logger = logging.getLogger("rsd_engine")
@@ -58,6 +60,7 @@ class RequestRules:
     max_model_len: int
     prm_max_len: int
     prm_format: PrmFormat | None
+    max_guesses: int = 0  # that a pass verifies
 
     @property
     def main(self) -> Role:
@@ -138,6 +141,8 @@ def slot_request(
         biases=_biases(params, tokens),
         only_biased=params.allowed_token_ids is not None,
         bad_words=_bad_words(params, tokens),
+        speculation=speculation_of(params, mode, rules),
+        guess_tokens=params.num_guesses or 0,
     )
 
 
@@ -159,6 +164,32 @@ def mode_of(params: SamplingParams, rules: RequestRules) -> str:
             f"mode={mode!r} needs models that were not loaded; allowed here: {list(rules.modes)}"
         )
     return mode
+
+
+def speculation_of(params: SamplingParams, mode: str, rules: RequestRules) -> Speculation:
+    """Where the guesses of a request come from.
+
+    Raises:
+        ValueError: its mode, or the engine, has no place for them.
+    """
+    asked = params.speculate
+    if asked is None:
+        return Speculation.NONE
+    found = reduce(or_, (Speculation[name.upper()] for name in asked.split("+")))
+    problem = None
+    if mode == "draft":
+        problem = "the target writes nothing in mode 'draft'; leave it out"
+    elif rules.separate:
+        problem = "draft and target have different tokenizers here; leave it out"
+    elif not rules.max_guesses:
+        problem = "this engine was made without room for guesses; make it with max_guesses=32"
+    elif found & Speculation.DRAFT and Role.DRAFT not in rules.writers:
+        problem = "no draft was loaded; use 'ngram' or leave it out"
+    elif found & Speculation.REJECTED and mode != "rsd":
+        problem = f"nothing is rejected in mode {mode!r}; use 'draft' or 'ngram'"
+    if problem:
+        raise ValueError(f"speculate is {asked!r}, and {problem}")
+    return found
 
 
 def check_clear(prompt: ResolvedPrompt, params: SamplingParams) -> None:

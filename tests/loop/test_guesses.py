@@ -124,8 +124,10 @@ def test_under_preemption(num_pages: int) -> None:
         replace(request, speculation=rng.choice(SOURCES), guess_tokens=rng.choice([1, 4]))
         for request in plain
     ]
-    tight = {"num_pages": 2 * num_pages, "tokens_per_page": (2, 2, 2), "max_len": 72}
-    core = toy_core(DRAFT, TARGET, reward_of, max_guesses=12, **tight)
+    core = toy_core(
+        DRAFT, TARGET, reward_of,
+        max_guesses=12, num_pages=2 * num_pages, tokens_per_page=(2, 2, 2), max_len=72,
+    )  # fmt: skip
     for request in asked:
         assert core.check(request) is None
     assert outcomes(core, asked) == outcomes(toy_core(DRAFT, TARGET, reward_of), plain)

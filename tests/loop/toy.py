@@ -152,11 +152,10 @@ def toy_core(
     def writer(role: Role, model: Writer) -> Callable[[RowBatch], None]:
         def forward(batch: RowBatch) -> None:
             logits[role].fill_(torch.nan)
-            places = (batch.place_row_end, batch.place_slot, batch.place_position)
-            for p, (end, slot, position) in enumerate(zip(*(c.tolist() for c in places))):
-                if end:
-                    row = tuple(state.tokens[slot, :position].tolist())
-                    logits[role][p] = torch.tensor(model(row))
+            for p in range(int(state.num_places)):
+                slot, position = int(batch.place_slot[p]), int(batch.place_position[p])
+                row = tuple(state.tokens[slot, :position].tolist())
+                logits[role][p] = torch.tensor(model(row))
 
         return forward
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rsd_engine import StepEvent
 from rsd_engine.engine.claim import Claim
-from rsd_engine.engine.results import RequestBuilder
+from rsd_engine.engine.results.request import RequestBuilder
 
 _SELF = Path("/proc/self")
 _RECORDS = (RequestBuilder, Claim, StepEvent)

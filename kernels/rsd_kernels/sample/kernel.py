@@ -47,7 +47,7 @@ def sample_append(
     *,
     verifies: bool = False,
 ) -> None:
-    """Adds what is drawn at each place to its slot's context, and logprobs where asked; see the twin.
+    """Adds what is drawn at each place to its context, and logprobs where asked; see the twin.
 
     scratch: allocated if it is not given. verifies: whether a sequence may have several places.
 

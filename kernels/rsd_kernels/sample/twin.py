@@ -105,7 +105,7 @@ def _all_plain(state: SlotState, slots: np.ndarray, positions: np.ndarray) -> bo
 
 
 def _finite(logits: Tensor) -> list[bool]:
-    """Whether the logits of each place are finite, by their sum: one that is not makes it so too."""
+    """Whether the logits of each place are finite, by their sum: one that is not shows there."""
     if logits.device.type != "cpu":
         return [bool(finite) for finite in torch.isfinite(logits.sum(-1)).tolist()]
     with np.errstate(invalid="ignore", over="ignore"):

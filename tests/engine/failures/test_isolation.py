@@ -11,7 +11,7 @@ import pytest
 
 from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
 from rsd_engine.core import engine_core, running
-from rsd_engine.engine.results import SampleBuilder
+from rsd_engine.engine.results.sample import SampleBuilder
 from rsd_engine.loop.program import Call
 from rsd_engine.outputs import Endings, EngineDeadError, Errors
 from rsd_engine.steps.detokenize import Detokenizer

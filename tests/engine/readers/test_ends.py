@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Engine, SamplingParams, StepEvent
-from rsd_engine.engine.results import RequestBuilder
+from rsd_engine.engine.results.request import RequestBuilder
 from rsd_engine.engine.stream import Stream
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch

@@ -87,7 +87,7 @@ def test_is_that_of_the_twin(
     assert found is out
     assert library.calls == [called]
     real = replace(batch, **{f.name: getattr(batch, f.name) for f in fields(RowBatch)})
-    real = real.narrow(rows, batch.num_seqs)
+    real = real.narrow(rows, batch.num_seqs, batch.num_places)
     used = [s for s, (n, _) in enumerate(sequences) if n]
     assert used == list(range(len(used))) or padding == 0
     wide = torch.empty(rows, 4, 16, dtype=torch.float64)

@@ -1,32 +1,28 @@
-"""Builds the result of a request from its events: steps, text and metrics."""
+"""Builds one sample of a request from its events: steps, text and metrics."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
 from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.core.failures import Failure
-from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.requests import WriterTokens
+from rsd_engine.engine.results.logprobs import named_logprobs
+from rsd_engine.engine.results.metrics import SOURCES, SampleCounts
 from rsd_engine.outputs import (
     CompletionOutput,
     Endings,
     Errors,
     FinishReason,
-    Flops,
     Logprob,
     Metrics,
     RejectedStep,
-    RequestOutput,
-    RoleMetrics,
     Step,
     StepEvent,
     StepKind,
-    StepSource,
 )
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.detokenize import Detokenizer, cut_at_stop
@@ -43,8 +39,7 @@ _REASONS: dict[Finish | None, FinishReason] = {
     None: "abort",
 }
 PRM_CONTEXT = "prm_context"  # the `stop_reason` of an output that the PRM's context ended
-_SOURCES: dict[Role, StepSource] = {Role.DRAFT: "draft", Role.TARGET: "target"}
-_ROLES = {source: role for role, source in _SOURCES.items()}
+_ROLES = {source: role for role, source in SOURCES.items()}
 
 
 class SampleBuilder:
@@ -125,7 +120,9 @@ class SampleBuilder:
         """Makes a step of the parts told so far."""
         last = self._part[-1]
         ids = tuple(i for event in self._part for i in event.token_ids)
-        self._steps.append(Step("", ids, _SOURCES[last.source], _reward_of(last), self._to_rewrite))
+        reward, guessed = _reward_of(last), last.guesses
+        step = Step("", ids, SOURCES[last.source], reward, self._to_rewrite, guessed)
+        self._steps.append(step)
         self._ends.append(self._detokenizer.num_decoded)
         self._to_rewrite = None
         self._part.clear()
@@ -187,23 +184,14 @@ class SampleBuilder:
         if read is None:
             return None
         vocabulary = self._writers[read.role].vocabulary
-        return (None, *_named_logprobs(token_ids[1:], read.logprobs, vocabulary))
+        return (None, *named_logprobs(token_ids[1:], read.logprobs, vocabulary))
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
         assert self.done is not None
-        roles = {role: self._role_metrics(role) for role in self.done.counters}
-        return Metrics(
-            draft=roles.get(Role.DRAFT, RoleMetrics()),
-            target=roles.get(Role.TARGET, RoleMetrics()),
-            prm=roles.get(Role.PRM, RoleMetrics()),
-            flops=self._flops(roles, parameters),
-            steps_accepted=sum(step.reward is not None for step in self._steps),
-            steps_rejected=len(self._rejected),
-            nan_rewards=self.done.nan_rewards,
-            endings=Endings(**{self._finish_reason: 1}),
-            errors=self._errors(),
-        )
+        counts = SampleCounts(self._steps, self._rejected, self._dropped, self.done)
+        metrics = counts.metrics(parameters)
+        return replace(metrics, endings=Endings(**{self._finish_reason: 1}), errors=self._errors())
 
     def _steps_of(self, text: str) -> tuple[Step, ...]:
         """The steps with their texts, which add up to `text`: each character comes once.
@@ -216,46 +204,12 @@ class SampleBuilder:
             for step, start, end in zip(self._steps, [0, *ends], ends, strict=False)
         )
 
-    def _role_metrics(self, role: Role) -> RoleMetrics:
-        assert self.done is not None
-        counters = self.done.counters[role]
-        discarded = self._rejected_tokens() if role == Role.DRAFT else 0
-        if self._dropped and self._dropped.source == role:
-            discarded += len(self._dropped.token_ids)
-        return RoleMetrics(
-            tokens_generated=self._kept_tokens(role),
-            tokens_discarded=discarded,
-            tokens_read=counters.tokens_read,
-            passes=counters.passes,
-            seconds=counters.seconds,
-        )
-
-    def _flops(self, roles: Mapping[Role, RoleMetrics], parameters: Mapping[Role, int]) -> Flops:
-        tokens = {role: m.tokens_generated + m.tokens_discarded for role, m in roles.items()}
-        if Role.PRM in roles:
-            tokens[Role.PRM] = self._scored_tokens()
-        return Flops(
-            generated=sum(2 * parameters[role] * n for role, n in tokens.items()),
-            all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
-        )
-
-    def _kept_tokens(self, role: Role) -> int:
-        source = _SOURCES.get(role)
-        return sum(len(step.token_ids) for step in self._steps if step.source == source)
-
-    def _scored_tokens(self) -> int:
-        scored = (step for step in self._steps if step.reward is not None)
-        return sum(len(step.token_ids) for step in scored) + self._rejected_tokens()
-
-    def _rejected_tokens(self) -> int:
-        return sum(len(step.token_ids) for step in self._rejected)
-
     def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
-        source, reward = _SOURCES[event.source], _reward_of(event)
+        source, reward = SOURCES[event.source], _reward_of(event)
         logprobs = None
         if self._params.logprobs is not None:
             vocabulary = self._writers[event.source].vocabulary
-            logprobs = _named_logprobs(event.token_ids, event.logprobs or (), vocabulary)
+            logprobs = named_logprobs(event.token_ids, event.logprobs or (), vocabulary)
         return StepEvent(
             self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
         )
@@ -317,78 +271,9 @@ class SampleBuilder:
         named, entries = list[dict[int, Logprob]](), iter(self._logprobs)
         for step in self._steps:
             own = list(islice(entries, len(step.token_ids)))
-            named += _named_logprobs(step.token_ids, own, self._tokens_of(step).vocabulary)
+            named += named_logprobs(step.token_ids, own, self._tokens_of(step).vocabulary)
         return tuple(named)
-
-
-def _named_logprobs(
-    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], vocabulary: Vocabulary
-) -> tuple[dict[int, Logprob], ...]:
-    named = []
-    for token, entry in zip(token_ids, logprobs, strict=True):
-        top = {
-            t: _logprob(t, value, rank, vocabulary)
-            for rank, (t, value) in enumerate(entry.top.items(), start=1)
-        }
-        top.setdefault(token, _logprob(token, entry.logprob, entry.rank, vocabulary))
-        named.append(top)
-    return tuple(named)
-
-
-def _logprob(token: int, value: float, rank: int, vocabulary: Vocabulary) -> Logprob:
-    data = vocabulary.token_bytes[token]
-    return Logprob(value, rank, data.decode("utf-8", errors="replace"), tuple(data))
 
 
 def _reward_of(event: StepDecided) -> float | None:
     return None if math.isnan(event.reward) else event.reward
-
-
-class RequestBuilder:
-    """The result of one request, from its samples in order."""
-
-    def __init__(
-        self, request_id: str, prompt: ResolvedPrompt, seed: int, samples: list[SampleBuilder]
-    ) -> None:
-        self.request_id = request_id
-        self.samples = samples
-        self._open = len(samples)
-        self._prompt = prompt
-        self._seed = seed
-        self._arrived = time.perf_counter()
-
-    def end_sample(self) -> bool:
-        """Counts a closed sample; whether it was the last one."""
-        self._open -= 1
-        return self._open == 0
-
-    def output(self, parameters: Mapping[Role, int]) -> RequestOutput:
-        """The result, once all samples are closed; what cannot be built is an error of a sample."""
-        prompt_logprobs = self._prompt_logprobs()
-        outputs = tuple(_completion(sample) for sample in self.samples)
-        metrics = sum((s.metrics(parameters) for s in self.samples), start=Metrics())
-        return RequestOutput(
-            request_id=self.request_id,
-            prompt=self._prompt.text,
-            prompt_token_ids=self._prompt.token_ids,
-            outputs=outputs,
-            metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
-            seed=self._seed,
-            prompt_logprobs=prompt_logprobs,
-        )
-
-    def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:
-        first = self.samples[0]
-        try:
-            return first.prompt_logprobs(self._prompt.token_ids)
-        except Exception as error:
-            first.fail(error)
-            return None
-
-
-def _completion(sample: SampleBuilder) -> CompletionOutput:
-    try:
-        return sample.completion()
-    except Exception as error:
-        sample.fail(error)
-        return sample.failed_completion()
