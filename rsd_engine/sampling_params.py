@@ -174,14 +174,14 @@ class SamplingParams:
                 f"prm_overflow must be 'stop', 'target' or 'accept', got {shown(overflow)}"
             )
         if not isinstance(self.speculate, str | None) or self.speculate not in _SPECULATIONS:
-            allowed = ", ".join(map(repr, _SPECULATIONS[1:]))
             raise ValueError(
-                f"speculate must be None or one of {allowed}, got {shown(self.speculate)}"
+                "speculate must be None, 'draft', 'rejected', 'rejected+draft' or 'ngram', got "
+                f"{shown(self.speculate)}"
             )
         if self.num_guesses is not None and self.speculate in (None, "rejected"):
             raise ValueError(
-                f"num_guesses is {self.num_guesses}, and speculate={self.speculate!r} leaves nobody "
-                "to guess so many; leave it out, or use speculate 'draft', 'rejected+draft' or 'ngram'"
+                f"num_guesses is {self.num_guesses}, and speculate is {self.speculate!r}; leave it "
+                "out, or let speculate be 'draft', 'rejected+draft' or 'ngram'"
             )
         if self.policy is not None:
             check_policy(self.policy)

@@ -145,8 +145,7 @@ def build_engine(
         loop = _loop(
             models, pool, fit.layout, state, delimiters, text_ends, options.max_guesses, where
         )
-        if models.draft and models.target and options.max_guesses:
-            state.guesses_at_rate.copy_(torch.tensor(_paying_guesses(models, where)))
+        state.guesses_at_rate.copy_(torch.tensor(_paying_guesses(models, where)))
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
@@ -320,8 +319,8 @@ def _passes(
 
 def _paying_guesses(models: ModelSet, device: torch.device) -> list[int]:
     """How many guesses of the draft pay, by the share of them that is right."""
-    assert models.draft and models.target
-    share = models.draft.model.weight_bytes / models.target.model.weight_bytes
+    nbytes = {role: writer.model.weight_bytes for role, writer in models.writers.items()}
+    share = nbytes.get(Role.DRAFT, 0) / nbytes.get(Role.TARGET, 1)
     return guesses_at_rate(share, row_share=ROW_SHARES[device.type], steps=RATE_STEPS)
 
 

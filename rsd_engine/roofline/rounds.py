@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.guesses import tokens_a_pass
+from rsd_engine.roofline.guesses import tokens_a_pass
 from rsd_engine.roofline.passes import pass_cost
 from rsd_engine.roofline.shape import ModelShape
 
@@ -148,7 +150,7 @@ def speculate(
     one = setting.seconds(draft)
 
     def rate(k: int) -> float:
-        tokens = sum(token_acceptance**i for i in range(k + 1))
+        tokens = tokens_a_pass(k, token_acceptance)
         return setting.slots * tokens / (k * one + setting.seconds(target, k + 1))
 
     best = max(range(MAX_DRAFT_TOKENS + 1), key=rate)

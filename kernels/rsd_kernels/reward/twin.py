@@ -21,11 +21,17 @@ def rewards(
     hidden: Tensor,  # [S, hidden] before the final norm
     head: RewardHead,
 ) -> Tensor:
-    """[S] float32 (float64 of float64): the reward of every row.
+    """[S] float32 (float64 of float64): the reward of every row, whatever rows are beside it.
 
     Source: Skywork-o1-Open-PRM (value head), Zhang et al., 2025 (two-class head), Duan et al., 2025
     (ensemble).
     """
+    if hidden.device.type == "cpu" and hidden.shape[0] > 1:  # products round by their size
+        return torch.cat([_rewards(row, head) for row in hidden.split(1)])
+    return _rewards(hidden, head)
+
+
+def _rewards(hidden: Tensor, head: RewardHead) -> Tensor:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     normed = rms_norm(hidden, head.norm_weight, head.eps)
     if isinstance(head, ValueHead):
