@@ -24,7 +24,7 @@ from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
-from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Purpose
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -33,6 +33,7 @@ from rsd_kernels.state.tables import StepTables
 _ADJUST_BLOCK = 2048
 _DRAW_BLOCK = 4096
 _SCAN_WARPS = 16
+_NOISE_BLOCK = 4  # ids whose noise comes from one random block
 
 
 def sample_append(
@@ -89,17 +90,18 @@ def sample_append_launches(
     scratch: SampleScratch,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> list[Launch]:
-    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw and append."""
+    """Statistics of blocks; penalties and greedy tokens; draws of blocks; draw and append."""
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
         "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
         "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
     }  # fmt: skip
-    wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
+    wide = args | {"BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary)))}
+    purpose = {"purpose": int(Purpose.token_of(role))}
     width = {"BLOCKS": next_power_of_2(blocks), "CONFIDENCE": int(confidence)}
     adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
-    draw = args | width | {
+    draw = args | width | purpose | {
         "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),
         "tables": table_args(tables), "role": int(role),
     }  # fmt: skip
@@ -107,6 +109,6 @@ def sample_append_launches(
     return [
         Launch(block_stats_kernel, (seqs, blocks), wide, num_warps=8),
         Launch(adjust_kernel, (seqs,), adjust, num_warps=_SCAN_WARPS),
-        Launch(coarse_kernel, (seqs, blocks), wide, num_warps=8),
+        Launch(coarse_kernel, (seqs, blocks), wide | purpose, num_warps=8),
         Launch(draw_kernel, (seqs,), draw, num_warps=_SCAN_WARPS),
     ]
