@@ -15,8 +15,8 @@ from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt
 from rsd_engine.engine.requests import slot_request
-from rsd_kernels.philox.twin import uniform
-from rsd_kernels.state.enums import Mode, Purpose, Role
+from rsd_kernels.philox.twin import DrawKey, uniform
+from rsd_kernels.state.enums import Mode, Purpose
 
 _SPARE = 64  # tokens by which a context may grow beyond its steps
 _SEEDS = 100_000
@@ -118,7 +118,4 @@ def _accept_draws(scene: Scene, seed: int) -> Iterator[float]:
     """The draw that decides on every step of every slot; a rewrite is as long as its draft."""
     for slot in range(scene.slots):
         for step, end in enumerate(accumulate(scene.step_lengths(slot))):
-            yield uniform(
-                seed + slot, 0, num_steps=step, position=scene.context + end,
-                role=Role.PRM, purpose=Purpose.ACCEPT,
-            )  # fmt: skip
+            yield uniform(DrawKey(seed + slot, 0, step, scene.context + end, Purpose.ACCEPT))

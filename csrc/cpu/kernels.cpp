@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include "attention.h"
+#include "draw.h"
 #include "product.h"
 #include "rows.h"
 
@@ -13,5 +14,5 @@
 #define RSD_JOINED(a, b) RSD_JOINED_OF(a, b)
 
 extern const Kernels RSD_JOINED(kernels_, RSD_CPU_ISA) = {
-    RSD_TEXT(RSD_CPU_ISA), GROUP_ROWS, product, norm, silu_mul, rope_write, attend,
+    RSD_TEXT(RSD_CPU_ISA), GROUP_ROWS, product, norm, silu_mul, rope_write, attend, draw,
 };

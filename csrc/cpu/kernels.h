@@ -21,6 +21,7 @@ struct Kernels {
     void (*silu_mul)(const RsdSiluMul&, int64_t first_column, int64_t last_column);
     void (*rope_write)(const RsdRopeWrite&, int64_t first_row, int64_t last_row);
     void (*attend)(const RsdAttention&, const AttentionShare&);
+    void (*draw)(const RsdDraw&);
 };
 
 // Those that were compiled; library.cpp chooses the best one that this machine can run.

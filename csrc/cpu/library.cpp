@@ -109,6 +109,11 @@ int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads) {
     return code;
 }
 
+int32_t rsd_cpu_draw(const RsdDraw* draw) {
+    chosen()->draw(*draw);
+    return RSD_CPU_SUCCESS;
+}
+
 int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass, int32_t num_threads) {
     return run_decoder(*chosen(), *decoder, *pass, num_threads);
 }

@@ -15,7 +15,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 3
+#define RSD_CPU_ABI_VERSION 4
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -110,6 +110,17 @@ typedef struct {
     float scale;
 } RsdAttention;
 
+// token = the first id with the largest score + g, g = -ln(-ln u). The u of an id depends on that
+// id and on what the draw is for, not on the scores. No id has a score above minus infinity: -1.
+typedef struct {
+    int64_t* token;
+    float* best;         // its score + g
+    const float* score;  // [num_ids], none infinite or NaN, but minus infinity where an id is out
+    int64_t num_ids;     // < 2^26
+    uint64_t seed;
+    uint32_t sample, num_steps, position, purpose;  // purpose < 256
+} RsdDraw;
+
 // Weights of one layer as in RsdProduct and RsdNorm; any bias, and both head norms, may be null.
 typedef struct {
     const float* input_norm;
@@ -166,6 +177,7 @@ RSD_CPU_API int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_draw(const RsdDraw* draw);  // by one thread
 
 // All layers over the rows of a pass. Afterwards `hidden` holds the rows before the final norm, and
 // the pages hold their K and V. Everything is checked before anything is written.

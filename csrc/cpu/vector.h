@@ -47,6 +47,22 @@ inline float to_float(BFloat16 value) {
     return found;
 }
 
+// The lanes of a and b in turn: the first halves of both in to[0], the second ones in to[1].
+inline void interleave(WordVec a, WordVec b, WordVec* to) {
+    IntVec from{};
+    for (int lane = 0; lane < LANES; ++lane) from[lane] = lane / 2 + lane % 2 * LANES;
+#if defined(__clang__)
+    for (int lane = 0; lane < LANES; ++lane) {
+        const WordVec& of = lane % 2 ? b : a;
+        to[0][lane] = of[lane / 2];
+        to[1][lane] = of[lane / 2 + LANES / 2];
+    }
+#else
+    to[0] = __builtin_shuffle(a, b, from);
+    to[1] = __builtin_shuffle(a, b, from + LANES / 2);
+#endif
+}
+
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
 inline Vec broadcast(float value) { return Vec{} + value; }

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.guesses import tokens_a_pass
-from rsd_engine.roofline.guesses import tokens_a_pass
 from rsd_engine.roofline.passes import pass_cost
 from rsd_engine.roofline.shape import ModelShape
 

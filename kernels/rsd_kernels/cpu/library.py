@@ -15,7 +15,7 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_HEAD_DIM = 256
 MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
 
@@ -73,6 +73,14 @@ class Attention(ctypes.Structure):
     ]
 
 
+class Draw(ctypes.Structure):
+    _fields_ = [
+        *_fields("token best score", "num_ids"),
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_uint32) for name in ("sample", "num_steps", "position", "purpose")),
+    ]
+
+
 class Layer(ctypes.Structure):
     _fields_ = _fields(
         "input_norm qkv qkv_bias q_norm k_norm o o_bias post_norm gate_up gate_up_bias down "
@@ -116,6 +124,9 @@ class Library:
         self.silu_mul = _function(handle.rsd_cpu_silu_mul, SiluMul)
         self.rope_write = _function(handle.rsd_cpu_rope_write, RopeWrite)
         self.attention = _function(handle.rsd_cpu_attention, Attention)
+        self.draw = handle.rsd_cpu_draw
+        self.draw.argtypes = [ctypes.POINTER(Draw)]
+        self.draw.restype = ctypes.c_int32
         self.decoder = _function(handle.rsd_cpu_decoder, DecoderStruct, Pass)
 
     @property

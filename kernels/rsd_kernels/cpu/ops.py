@@ -7,6 +7,7 @@ result has the same bits whatever other rows are in the call.
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from rsd_kernels.embedding.twin import embed as embed_twin
 from rsd_kernels.linear import twin as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm import twin as norm_twin
+from rsd_kernels.philox.twin import DrawKey
 from rsd_kernels.rope.twin import rope_kv_write as rope_kv_write_twin
 
 
@@ -197,6 +199,20 @@ def paged_attention(
     library = _library()
     library.check(library.attention(attention, torch.get_num_threads()), "paged_attention")
     return out
+
+
+def draw(
+    scores: Tensor,  # [V] float32, contiguous; minus infinity where an id is out
+    key: DrawKey,
+) -> int:
+    """The id with the largest score + noise, the first of equals."""
+    token, best = ctypes.c_int64(), ctypes.c_float()
+    given = native.Draw(
+        ctypes.addressof(token), ctypes.addressof(best), scores.data_ptr(), len(scores),
+        key.seed % 2**64, key.sample, key.num_steps, key.position, key.purpose,
+    )  # fmt: skip
+    _library().draw(given)
+    return token.value
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, row_end: Tensor | None, out: Tensor) -> None:

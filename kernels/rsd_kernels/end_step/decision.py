@@ -10,9 +10,7 @@ import triton.language as tl
 
 from rsd_kernels.philox.kernel import PURPOSE_ACCEPT, uniform
 from rsd_kernels.policy.kernel import accepts
-from rsd_kernels.state.enums import Role
 
-_PRM = tl.constexpr(int(Role.PRM))
 NAN_BITS = tl.constexpr(0x7FC00000)
 
 
@@ -29,7 +27,6 @@ def decide(
         tl.load(state.sample_index + b_slot, mask=m_lane, other=0),
         tl.load(state.num_steps + b_slot, mask=m_lane, other=0),
         tl.load(state.length + b_slot, mask=m_lane, other=0),
-        _PRM,
         PURPOSE_ACCEPT,
     )
     m_nan = m_lane & (b_reward != b_reward)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from rsd_kernels.philox.twin import uniform as draw_uniform
+from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.state.columns import add_at, host, number, write_at
@@ -113,15 +113,8 @@ def _accepts(state: SlotState, slot: int, reward: float) -> bool:
         float(host(state.policy_b)[slot]),
         reward,
     )
-    u = draw_uniform(
-        number(state.seed, slot),
-        number(state.sample_index, slot),
-        num_steps=number(state.num_steps, slot),
-        position=number(state.length, slot),
-        role=Role.PRM,
-        purpose=Purpose.ACCEPT,
-    )
-    return u < probability
+    key = DrawKey.of_slot(state, slot, number(state.length, slot), Purpose.ACCEPT)
+    return uniform(key) < probability
 
 
 def keep(

@@ -8,13 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.philox.twin import PURPOSE_BITS
 from rsd_kernels.state.enums import Purpose
 
 _M0 = tl.constexpr(0xD2511F53)
 _M1 = tl.constexpr(0xCD9E8D57)
 _W0 = tl.constexpr(0x9E3779B9)
 _W1 = tl.constexpr(0xBB67AE85)
-PURPOSE_TOKEN = tl.constexpr(int(Purpose.TOKEN))
+_PURPOSE_BITS = tl.constexpr(PURPOSE_BITS)
 PURPOSE_ACCEPT = tl.constexpr(int(Purpose.ACCEPT))
 
 
@@ -36,22 +37,36 @@ def philox4x32(
 
 
 @triton.jit
+def random_words(
+    b_seed: tl.tensor,  # int64
+    b_sample: tl.tensor,
+    b_num_steps: tl.tensor,
+    b_position: tl.tensor,
+    purpose: tl.tensor,
+    b_block: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """The four random words of each block, for a draw; all arguments but the purpose broadcast."""
+    b_zero = b_block * 0
+    return philox4x32(
+        (b_zero + b_position).to(tl.uint32),
+        (b_zero + b_num_steps).to(tl.uint32),
+        ((b_block << _PURPOSE_BITS) | purpose).to(tl.uint32),
+        (b_zero + b_sample).to(tl.uint32),
+        b_seed.to(tl.uint32),
+        (b_seed >> 32).to(tl.uint32),
+    )
+
+
+@triton.jit
 def uniform(
     b_seed: tl.tensor,
     b_sample: tl.tensor,
     b_num_steps: tl.tensor,
     b_position: tl.tensor,
-    role: tl.tensor,
     purpose: tl.constexpr,
 ) -> tl.tensor:
     """A number in [0, 1) with 24 random bits: (first word >> 8) / 2**24. `b_seed` is int64."""
-    b_what = (b_position * 0 + role) | (purpose << 8)
-    b_word, _, _, _ = philox4x32(
-        b_position.to(tl.uint32),
-        b_num_steps.to(tl.uint32),
-        b_what.to(tl.uint32),
-        b_sample.to(tl.uint32),
-        b_seed.to(tl.uint32),
-        (b_seed >> 32).to(tl.uint32),
+    b_word, _, _, _ = random_words(
+        b_seed, b_sample, b_num_steps, b_position, purpose, b_position * 0
     )
     return (b_word >> 8).to(tl.float32) * (1.0 / 16777216.0)

@@ -1,11 +1,12 @@
-"""Second half of sampling: temperature, min-p, top-k, top-p and the inverse of the distribution.
+"""Second half of sampling: temperature, min-p, top-k, top-p and the draw.
 
 s = x / T - max(x) / T and e = exp(s). Kept are the ids with e >= min_p, of these the k largest, of
-these the fewest largest whose mass is top_p. The token is the first kept id, in vocabulary order,
-whose running sum of e exceeds u times the whole sum.
+these the fewest largest whose mass is top_p. The token is the kept id with the largest s + Gumbel
+noise, the first of equals (Gumbel-max, Maddison et al., 2014).
 
-Nothing is sorted: one of 16 coarse thresholds leaves a short list of candidates, then bisection
-over the bits of s finds each cut-off exactly. Ids tied at a cut-off are kept. Sums are in float64.
+Without top-k and top-p the wide launch finds the best id of each block. Else nothing is sorted: one
+of 16 coarse thresholds leaves a short list of candidates, then bisection over the bits of s finds
+each cut-off exactly. Ids tied at a cut-off are kept. Sums are in float64.
 
 The program that draws a token also appends it, unless guesses are verified (`append`).
 
@@ -17,20 +18,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rsd_kernels.philox.kernel import PURPOSE_TOKEN, uniform
-from rsd_kernels.sample.adjust import slot_of_place
+from rsd_kernels.gumbel.kernel import block_noise
+from rsd_kernels.sample.adjust import largest, slot_of_place
 from rsd_kernels.sample.append import append_token
 from rsd_kernels.sample.confidence import add_confidence
 from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
-from rsd_kernels.sample.search import bisect, compact, invert, kept, scaled
-from rsd_kernels.state.enums import NOT_FINITE, Phase, Role
+from rsd_kernels.sample.search import bisect, compact, kept, noisy_largest, scaled
+from rsd_kernels.state.enums import NOT_FINITE, Phase, Purpose
 
 _NUM_CUTS = tl.constexpr(NUM_CUTS)
 _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
 _GUESS = tl.constexpr(int(Phase.GUESS))
-_TARGET = tl.constexpr(int(Role.TARGET))
+_TARGET_TOKEN = tl.constexpr(int(Purpose.TARGET_TOKEN))
 _EVERYTHING = tl.constexpr(0x7F800000)  # bits of infinity: no s is below it
+_NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
@@ -41,6 +43,21 @@ def _cut_bits(cut: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _cutters(state: tl.tuple, slot: tl.tensor, vocabulary: tl.tensor) -> tuple[tl.tensor, ...]:
+    """Top-k, 0 if it keeps all; top-p; whether either of them cuts."""
+    top_p, top_k = tl.load(state.top_p + slot), tl.load(state.top_k + slot)
+    top_k = tl.where(top_k < vocabulary, top_k, 0)
+    return top_k, top_p, (top_k > 0) | (top_p < 1.0)
+
+
+@triton.jit
+def purpose_of_draw(state: tl.tuple, slot: tl.tensor, purpose: tl.tensor) -> tl.tensor:
+    """The writer's own, or the target's where the draft guesses what that will write."""
+    guesses = tl.load(state.phase + slot) == _GUESS
+    return tl.where(guesses, _TARGET_TOKEN, purpose)
+
+
+@triton.jit
 def coarse_kernel(
     state: tl.tuple,
     batch: tl.tuple,
@@ -48,9 +65,10 @@ def coarse_kernel(
     logits: tl.tensor,
     stride_logits: tl.tensor,
     vocabulary: tl.tensor,
+    purpose: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """For each coarse threshold, how many ids of one block it keeps, and their mass."""
+    """The drawn id of one block; or how many ids each coarse threshold keeps, and their mass."""
     i_seq, i_block = tl.program_id(0), tl.program_id(1)
     if tl.load(scratch.seq_draws + i_seq) != 0:
         slot = slot_of_place(state, batch, i_seq)
@@ -62,12 +80,23 @@ def coarse_kernel(
         m_id = b_id < vocabulary
         b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_id = m_id & (b_e >= min_p)
-        p_cut = (i_seq * scratch.num_blocks + i_block) * _NUM_CUTS
-        for cut in tl.static_range(_NUM_CUTS):
-            m_kept = m_id & (b_key <= _cut_bits(tl.full((), cut, tl.int32)))
-            tl.store(scratch.cut_count + p_cut + cut, tl.sum(tl.where(m_kept, 1, 0)))
-            mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
-            tl.store(scratch.cut_mass + p_cut + cut, mass)
+        o_block = i_seq * scratch.num_blocks + i_block
+        _, _, cuts = _cutters(state, slot, vocabulary)
+        if cuts:
+            p_cut = o_block * _NUM_CUTS
+            for cut in tl.static_range(_NUM_CUTS):
+                m_kept = m_id & (b_key <= _cut_bits(tl.full((), cut, tl.int32)))
+                tl.store(scratch.cut_count + p_cut + cut, tl.sum(tl.where(m_kept, 1, 0)))
+                mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
+                tl.store(scratch.cut_mass + p_cut + cut, mass)
+        else:
+            position = tl.load(batch.place_position + i_seq)
+            of_draw = purpose_of_draw(state, slot, purpose)
+            b_sum = block_noise(state, slot, position, of_draw, i_block * BLOCK, BLOCK)
+            b_sum -= b_key.to(tl.float32, bitcast=True)
+            best, token = largest(tl.where(m_id, b_sum, float("-inf")), b_id)
+            tl.store(scratch.block_best + o_block, best)
+            tl.store(scratch.block_token + o_block, token)
 
 
 @triton.jit
@@ -83,34 +112,32 @@ def _coarse_cut(
     b_mass = tl.sum(tl.load(scratch.cut_mass + o_part, mask=m_block, other=0.0), 0)
     everything = tl.sum(tl.where(o_cut == _NUM_CUTS - 1, b_mass, 0.0))
     # Top-p is a share of the mass that top-k leaves, so top-k decides where both are asked for.
-    m_enough = tl.where(
-        top_k > 0, b_count >= top_k, b_mass >= top_p.to(tl.float64) * everything
-    ) & ((top_k > 0) | (top_p < 1.0))
+    m_enough = tl.where(top_k > 0, b_count >= top_k, b_mass >= top_p.to(tl.float64) * everything)
     cut = tl.min(tl.where(m_enough, o_cut, _NUM_CUTS - 1))
     return cut, tl.sum(tl.where(o_cut == cut, b_count, 0)), everything
 
 
 @triton.jit
-def _draw(
+def _draw_cut(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
     i_seq: tl.tensor,
     slot: tl.tensor,
     position: tl.tensor,
-    writer: tl.tensor,
+    purpose: tl.tensor,
     vocabulary: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
     temperature, min_p = tl.load(state.temperature + slot), tl.load(state.min_p + slot)
-    top_p, top_k = tl.load(state.top_p + slot), tl.load(state.top_k + slot)
-    top_k = tl.where(top_k < vocabulary, top_k, 0)
     top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
     p_candidate = scratch.candidate + i_seq.to(tl.int64) * _MAX_CANDIDATES
     cut, left, mass = _coarse_cut(scratch, i_seq, top_k, top_p, BLOCKS)
     limit = _cut_bits(cut)
-    listed = ((top_k > 0) | (top_p < 1.0)) & (left <= _MAX_CANDIDATES)
+    listed = left <= _MAX_CANDIDATES
     number = tl.where(listed, left, vocabulary)
     if listed:
         compact(p_logits, p_candidate, vocabulary, temperature, top, min_p, limit, BLOCK)
@@ -121,21 +148,48 @@ def _draw(
             mass * 0.0, BLOCK,
         )  # fmt: skip
         low = limit * 0 - 1
-        _, mass = kept(p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
     if top_p < 1.0:
+        if top_k > 0:
+            _, mass = kept(
+                p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK
+            )
         limit = bisect(
             p_logits, p_candidate, number, listed, temperature, top, min_p, low, limit, 0,
             top_p.to(tl.float64) * mass, BLOCK,
         )  # fmt: skip
-        _, mass = kept(p_logits, p_candidate, number, listed, temperature, top, min_p, limit, BLOCK)
-    draw = uniform(
-        tl.load(state.seed + slot), tl.load(state.sample_index + slot),
-        tl.load(state.num_steps + slot), position, writer, PURPOSE_TOKEN,
+    return noisy_largest(
+        state, slot, position, purpose, p_logits, p_candidate, number, listed, temperature, top,
+        min_p, limit, BLOCK,
     )  # fmt: skip
-    return invert(
-        p_logits, p_candidate, number, listed, temperature, top, min_p, limit,
-        draw.to(tl.float64) * mass, BLOCK,
-    )  # fmt: skip
+
+
+@triton.jit
+def _draw(
+    state: tl.tuple,
+    scratch: tl.tuple,
+    p_logits: tl.tensor,
+    i_seq: tl.tensor,
+    slot: tl.tensor,
+    position: tl.tensor,
+    purpose: tl.tensor,
+    vocabulary: tl.tensor,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    top_k, top_p, cuts = _cutters(state, slot, vocabulary)
+    if cuts:
+        token = _draw_cut(
+            state, scratch, p_logits, i_seq, slot, position, purpose, vocabulary, top_k, top_p,
+            BLOCK, BLOCKS,
+        )  # fmt: skip
+    else:
+        o_block = tl.arange(0, BLOCKS)
+        m_block = o_block < scratch.num_blocks
+        o_block += i_seq * scratch.num_blocks
+        b_best = tl.load(scratch.block_best + o_block, mask=m_block, other=float("-inf"))
+        b_token = tl.load(scratch.block_token + o_block, mask=m_block, other=_NO_ID)
+        _, token = largest(b_best, b_token)
+    return token
 
 
 @triton.jit
@@ -182,6 +236,7 @@ def draw_kernel(
     vocabulary: tl.tensor,
     tables: tl.tuple,
     role: tl.tensor,
+    purpose: tl.tensor,
     CONFIDENCE: tl.constexpr,
     APPEND: tl.constexpr,  # whether every sequence has one place
     BLOCK: tl.constexpr,
@@ -197,10 +252,10 @@ def draw_kernel(
         token = tl.load(batch.place_token + i_seq)
         tl.debug_barrier()
         if tl.load(scratch.seq_draws + i_seq) != 0:
-            writer = tl.where(guesses, _TARGET, role)  # whose token is guessed
             token = _draw(
-                state, scratch, p_logits, i_seq, slot, position, writer, vocabulary, BLOCK, BLOCKS
-            )
+                state, scratch, p_logits, i_seq, slot, position,
+                purpose_of_draw(state, slot, purpose), vocabulary, BLOCK, BLOCKS,
+            )  # fmt: skip
             token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
             tl.store(batch.place_token + i_seq, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):

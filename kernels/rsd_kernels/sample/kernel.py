@@ -25,7 +25,7 @@ from rsd_kernels.sample.append import append_kernel
 from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
-from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Purpose
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -34,6 +34,7 @@ from rsd_kernels.state.tables import StepTables
 _ADJUST_BLOCK = 2048
 _DRAW_BLOCK = 4096
 _SCAN_WARPS = 16
+_NOISE_BLOCK = 4  # ids whose noise comes from one random block
 
 
 def sample_append(
@@ -100,7 +101,7 @@ def sample_append_launches(
     *,
     verifies: bool = False,
 ) -> list[Launch]:
-    """Statistics of blocks; penalties and greedy tokens; coarse thresholds; draw; append.
+    """Statistics of blocks; penalties and greedy tokens; draws of blocks; draw; append.
 
     Where every sequence has one place, the draw appends.
     """
@@ -110,10 +111,11 @@ def sample_append_launches(
         "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
         "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
     }  # fmt: skip
-    wide = args | {"BLOCK": min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))}
+    wide = args | {"BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary)))}
+    purpose = {"purpose": int(Purpose.token_of(role))}
     width = {"BLOCKS": next_power_of_2(blocks), "CONFIDENCE": int(confidence)}
     adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
-    draw = args | width | {
+    draw = args | width | purpose | {
         "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),
         "tables": table_args(tables), "role": int(role), "APPEND": not verifies,
     }  # fmt: skip
@@ -121,7 +123,7 @@ def sample_append_launches(
     launches = [
         Launch(block_stats_kernel, (places, blocks), wide, num_warps=8),
         Launch(adjust_kernel, (places,), adjust, num_warps=_SCAN_WARPS),
-        Launch(coarse_kernel, (places, blocks), wide, num_warps=8),
+        Launch(coarse_kernel, (places, blocks), wide | purpose, num_warps=8),
         Launch(draw_kernel, (places,), draw, num_warps=_SCAN_WARPS),
     ]
     if verifies:

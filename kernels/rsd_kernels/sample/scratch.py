@@ -33,6 +33,8 @@ class SampleScratch:
     block_sum: Annotated[Tensor, float32, S, NB]  # of exp(logit - block_max)
     cut_count: Annotated[Tensor, int32, S, NB, NUM_CUTS]  # ids kept
     cut_mass: Annotated[Tensor, float64, S, NB, NUM_CUTS]  # their exp
+    block_best: Annotated[Tensor, float32, S, NB]  # largest s + noise of the block
+    block_token: Annotated[Tensor, int32, S, NB]  # the id that has it
     seq_max: Annotated[Tensor, float32, S]  # after penalties
     seq_lse: Annotated[Tensor, float32, S]  # log of the sum of exp, before penalties
     seq_raw: Annotated[Tensor, int32, S]  # 1 if `raw` has the sequence's logits

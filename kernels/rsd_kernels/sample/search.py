@@ -1,4 +1,4 @@
-"""Candidates of a draw: list them, count them, find a cut-off among them, pick one.
+"""Candidates of a draw: list them, count them, find a cut-off among them, draw one.
 
 An id's key is the bits of |s|, s = x / T - max(x) / T, as an integer. All s <= 0, so the smaller
 key is the more probable id, and bisection over keys finds every cut-off exactly.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from rsd_kernels.gumbel.kernel import noise
+from rsd_kernels.sample.adjust import largest
 
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
@@ -119,7 +122,11 @@ def bisect(
 
 
 @triton.jit
-def invert(
+def noisy_largest(
+    state: tl.tuple,
+    slot: tl.tensor,
+    position: tl.tensor,
+    purpose: tl.tensor,
     p_logits: tl.tensor,
     p_candidate: tl.tensor,
     number: tl.tensor,
@@ -128,22 +135,18 @@ def invert(
     top: tl.tensor,
     min_p: tl.tensor,
     limit: tl.tensor,
-    target: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The first kept id whose running mass exceeds `target`; the last kept one if none does."""
-    token = number * 0 + _NO_ID
-    last = number * 0
-    mass = target * 0.0
+    """The candidate that has the largest s + noise, of those with a key of at most `limit`."""
+    best, token = top * 0 + float("-inf"), number * 0 + _NO_ID
     start = 0
-    while (start < number) & (token == _NO_ID):
+    while start < number:
         b_id, m_id = _candidates(p_candidate, start, number, listed, BLOCK)
         b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
-        m_kept = m_id & (b_e >= min_p) & (b_key <= limit) & (b_e > 0)
-        b_mass = tl.where(m_kept, b_e, 0.0).to(tl.float64)
-        b_running = mass + tl.cumsum(b_mass, 0)
-        token = tl.min(tl.where(m_kept & (b_running > target), b_id, _NO_ID))
-        last = tl.maximum(last, tl.max(tl.where(m_kept, b_id, 0)))
-        mass += tl.sum(b_mass)
+        m_kept = m_id & (b_e >= min_p) & (b_key <= limit)
+        b_sum = noise(state, slot, position, purpose, b_id) - b_key.to(tl.float32, bitcast=True)
+        here, here_id = largest(tl.where(m_kept, b_sum, float("-inf")), b_id)
+        token = tl.where(here > best, here_id, token)
+        best = tl.maximum(best, here)
         start += BLOCK
-    return tl.where(token == _NO_ID, last, token)
+    return token

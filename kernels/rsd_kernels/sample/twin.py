@@ -1,7 +1,8 @@
 """Draw a token at every place of a pass: penalties, temperature, min-p, top-k, top-p.
 
-A draw takes one uniform number and inverts the distribution over the kept ids in vocabulary order,
-so a kernel needs no full sort, and the draw depends on nothing but its key (`philox`).
+A draw is the kept id with the largest logit / temperature + Gumbel noise (Gumbel-max: Maddison et
+al., 2014). An id's noise depends on the id and on what the draw is for (`DrawKey`), never on other
+ids or logits: two distributions that are drawn from with one key often give the same token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd_kernels.philox.twin import uniform
+from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.gumbel.twin import MOST_NOISE, noise
+from rsd_kernels.philox.twin import DrawKey
 from rsd_kernels.sample.append_twin import append
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.columns import host, number, write, write_at
@@ -89,8 +92,14 @@ def _choose(state: SlotState, slot: int, position: int, logits: Tensor, writer: 
         return NOT_FINITE if none else int(adjusted.argmax())
     if not bool(torch.isfinite(adjusted.max() / state.temperature[slot])):
         return NOT_FINITE
-    token = _draw(state, slot, position, adjusted, writer)
-    return token if token < logits.shape[0] else NOT_FINITE
+    scores = kept_scores(
+        adjusted,
+        temperature=float(state.temperature[slot]),
+        top_k=int(state.top_k[slot]),
+        top_p=float(state.top_p[slot]),
+        min_p=float(state.min_p[slot]),
+    )
+    return draw(scores, DrawKey.of_slot(state, slot, position, Purpose.token_of(writer)))
 
 
 def _all_plain(state: SlotState, slots: np.ndarray, positions: np.ndarray) -> bool:
@@ -178,7 +187,7 @@ def _penalise_output(state: SlotState, slot: int, length: int, logits: Tensor) -
     logits[ids] = logits[ids] - frequency * counts - presence
 
 
-def filtered_probabilities(
+def kept_scores(
     logits: Tensor,  # [V] float32
     *,
     temperature: float,
@@ -186,45 +195,41 @@ def filtered_probabilities(
     top_p: float,
     min_p: float,
 ) -> Tensor:
-    """The distribution a token is drawn from, [V] float64; ids filtered out have probability 0.
+    """logit / temperature, less the largest of all, [V] float32; minus infinity: filtered out.
 
     In vLLM's order: temperature, min-p, top-k, top-p. Ids tied at a cut-off are kept.
     """
-    scaled = logits / temperature
-    scaled = scaled - scaled.max()
+    scores = logits / temperature
+    scores -= scores.max()
     if min_p > 0:
-        scaled = scaled.masked_fill(scaled.exp() < min_p, -torch.inf)
-    if 0 < top_k < scaled.shape[0]:
-        cut = scaled.topk(top_k).values[-1]
-        scaled = scaled.masked_fill(scaled < cut, -torch.inf)
-    probabilities = scaled.double().softmax(-1)
+        scores[scores.exp() < min_p] = -torch.inf
+    if 0 < top_k < len(scores):
+        scores[scores < scores.topk(top_k).values[-1]] = -torch.inf
     if top_p < 1:
-        ordered = probabilities.sort(descending=True).values
+        probabilities = scores.double().softmax(-1)
+        # Those below this, all together, have less than 1 - top_p.
+        likely = probabilities[probabilities >= (1 - top_p) / len(scores)]
+        ordered = likely.sort(descending=True).values
         kept = int(((ordered.cumsum(-1) - ordered) < top_p).sum())
-        probabilities = probabilities.masked_fill(probabilities < ordered[kept - 1], 0.0)
-        probabilities = probabilities / probabilities.sum()
-    return probabilities
+        scores[probabilities < ordered[kept - 1]] = -torch.inf
+    return scores
 
 
-def _draw(state: SlotState, slot: int, position: int, logits: Tensor, writer: int) -> int:
-    probabilities = filtered_probabilities(
-        logits,
-        temperature=float(state.temperature[slot]),
-        top_k=int(state.top_k[slot]),
-        top_p=float(state.top_p[slot]),
-        min_p=float(state.min_p[slot]),
-    )
-    u = uniform(
-        int(state.seed[slot]),
-        int(state.sample_index[slot]),
-        num_steps=int(state.num_steps[slot]),
-        position=position,
-        role=writer,
-        purpose=Purpose.TOKEN,
-    )
-    cumulative = probabilities.cumsum(-1)
-    # The first id whose cumulative mass exceeds u; scaling by the total keeps u < 1 inside it.
-    return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+def draw(
+    scores: Tensor,  # [V] float32, as `kept_scores` leaves them
+    key: DrawKey,
+) -> int:
+    """The id with the largest score + noise, the first of equals; the largest score is 0."""
+    if cpu_ops.suits(scores) and cpu_ops.available():
+        return cpu_ops.draw(scores, key)
+    return noisy_largest(scores, key)
+
+
+def noisy_largest(scores: Tensor, key: DrawKey) -> int:
+    """`draw` in numpy."""
+    values = host(scores)
+    ids = np.flatnonzero(values > -MOST_NOISE)
+    return int(ids[np.argmax(values[ids] + noise(key, ids))])
 
 
 def add_confidence(

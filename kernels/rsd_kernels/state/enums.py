@@ -110,7 +110,17 @@ class ConfidenceKind(IntEnum):
 
 
 class Purpose(IntEnum):
-    """What a draw decides."""
+    """What a draw is for: draws of different purposes are independent.
 
-    TOKEN = 0
-    ACCEPT = 1
+    What draft and target write for themselves must be: after a rejection the rewrite may not know
+    the draws of the draft. Who guesses what the target will write draws as the target will.
+    """
+
+    DRAFT_TOKEN = 0
+    TARGET_TOKEN = 1
+    ACCEPT = 2
+
+    @classmethod
+    def token_of(cls, role: int) -> Purpose:
+        """For the text that a model writes as its own."""
+        return cls.TARGET_TOKEN if role == Role.TARGET else cls.DRAFT_TOKEN

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.philox.twin import uniform
-from rsd_kernels.state.enums import Purpose, Role
+from rsd_kernels.philox.twin import DrawKey, uniform
+from rsd_kernels.state.enums import Purpose
 
 DELIMITER = "\n\n"
 
@@ -86,10 +86,7 @@ def naive_rsd(
         drafted = next_step(models, "draft", tokenizer, ids, room)
         kept = [step.text for step in steps]
         reward = reward_of(models, question, [*kept, text_of(tokenizer, drafted)])
-        u = uniform(
-            seed, 0, num_steps=len(steps), position=len(ids) + len(drafted),
-            role=Role.PRM, purpose=Purpose.ACCEPT,
-        )  # fmt: skip
+        u = uniform(DrawKey(seed, 0, len(steps), len(ids) + len(drafted), Purpose.ACCEPT))
         text = text_of(tokenizer, drafted)
         if u < policy.weight(reward):
             ids += drafted

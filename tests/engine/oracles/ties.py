@@ -1,8 +1,8 @@
 """Where two runs of one request part, is it a tie within float rounding?
 
 A product may sum in another order for another number of rows, so the last bits of a logit or a
-reward may differ. That can change a result only at a tie: two best logits, a draw at the edge of
-its token's interval, a reward at the threshold.
+reward may differ. That can change a result only at a tie: two best logits, or two of them with
+their noise, a reward at the threshold.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from itertools import zip_longest
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Step, Threshold
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.philox.twin import uniform
-from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.state.enums import Purpose, Role
+from tests.draw_oracle import Place, distribution, draw
 from tests.engine.harness.runs import Fresh, decision
 
 TIE = 1e-4
@@ -60,14 +60,8 @@ def _tie_in_step(
 def _tie_in_decision(policy: Policy, where: Where, position: int, reward: float) -> bool:
     if isinstance(policy, Threshold):
         return abs(reward - policy.threshold) < TIE
-    u = uniform(
-        where.seed,
-        where.sample,
-        num_steps=where.num_steps,
-        position=position,
-        role=Role.PRM,
-        purpose=Purpose.ACCEPT,
-    )
+    key = DrawKey(where.seed, where.sample, where.num_steps, position, Purpose.ACCEPT)
+    u = uniform(key)
     return abs(u - policy.weight(reward)) < TIE
 
 
@@ -86,20 +80,8 @@ def _tie_in_tokens(
     if params.temperature == 0:
         best = logits.topk(2).values
         return float(best[0] - best[1]) < TIE
-    probabilities = filtered_probabilities(
-        logits,
-        temperature=params.temperature,
-        top_k=max(0, params.top_k),
-        top_p=params.top_p,
-        min_p=params.min_p,
+    probabilities = distribution(
+        logits.tolist(), params.temperature, max(0, params.top_k), params.top_p, params.min_p
     )
-    u = uniform(
-        where.seed,
-        where.sample,
-        num_steps=where.num_steps,
-        position=len(row),
-        role=role,
-        purpose=Purpose.TOKEN,
-    )
-    edges = probabilities.cumsum(-1)
-    return float((edges - u).abs().min()) < TIE
+    place = Place(where.seed, where.sample, where.num_steps, len(row), role)
+    return draw(probabilities, place).gap < TIE

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rsd_engine.steps.policies import Policy
-from rsd_kernels.philox.twin import uniform
-from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.state.enums import Purpose, Role
+from tests.draw_oracle import Place, distribution, draw
 from tests.engine.oracles.naive import (
     NaiveModels,
     NaiveStep,
@@ -87,10 +87,8 @@ class Naive:
         text = text_of(two.draft_tokenizer, ids)
         kept = [step.text for step in self.steps]
         reward, rejected = reward_of(two.models, asked.question, [*kept, text]), None
-        u = uniform(
-            asked.seed, 0, num_steps=len(kept), position=len(self.contexts["draft"]) + len(ids),
-            role=Role.PRM, purpose=Purpose.ACCEPT,
-        )  # fmt: skip
+        position = len(self.contexts["draft"]) + len(ids)
+        u = uniform(DrawKey(asked.seed, 0, len(kept), position, Purpose.ACCEPT))
         if u >= asked.policy.weight(reward):
             rejected, writer = text, "target"
             ids = self._write(writer)
@@ -124,11 +122,5 @@ class Naive:
         return step
 
     def _draw(self, logits: torch.Tensor, role: Role, position: int) -> int:
-        probabilities = filtered_probabilities(
-            logits, temperature=self._asked.temperature, top_k=0, top_p=1.0, min_p=0.0
-        )
-        u = uniform(
-            self._asked.seed, 0, num_steps=len(self.steps), position=position, role=role,
-            purpose=Purpose.TOKEN,
-        )  # fmt: skip
-        return int((probabilities.cumsum(-1) <= u).sum())
+        place = Place(self._asked.seed, 0, len(self.steps), position, role)
+        return draw(distribution(logits.tolist(), self._asked.temperature), place).token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, product
@@ -18,12 +19,16 @@ from rsd_kernels.attention import twin as attention_twin
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.gumbel.twin import noise
 from rsd_kernels.linear import twin as fused_twin
 from rsd_kernels.linear.twin import linear as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
+from rsd_kernels.philox.twin import DrawKey
 from rsd_kernels.rope.tables import rope_tables
 from rsd_kernels.rope.twin import rope_kv_write as rope_twin
+from rsd_kernels.sample.twin import noisy_largest
+from rsd_kernels.state.enums import Purpose
 from rsd_kernels.state.rows import RowBatch
 from tests.kernels.harness.tensors import assert_close
 
@@ -418,3 +423,37 @@ def test_what_the_library_cannot_take_goes_to_the_twins() -> None:
     q, batch = randn(2, 2, 320), sequences((0, 2, 4))
     out = attend(cpu_ops.paged_attention, heads, q, batch, None)
     assert torch.equal(out, attend(attention_twin.paged_attention, heads, q, batch, None))
+
+
+def test_noise_has_the_bits_of_the_twin() -> None:
+    """An id that is alone: the sum is its noise."""
+    key = DrawKey(-(2**50) + 7, 2, 3, 2**31 - 1, Purpose.TARGET_TOKEN)
+    scores, token, best = torch.full((3001,), -torch.inf), ctypes.c_int64(), ctypes.c_float()
+    given = cpu_library.Draw(
+        ctypes.addressof(token), ctypes.addressof(best), scores.data_ptr(), len(scores),
+        key.seed % 2**64, key.sample, key.num_steps, key.position, key.purpose,
+    )  # fmt: skip
+    library = cpu_library.load()
+    assert library is not None
+    wanted, found = noise(key, np.arange(len(scores))), []
+    for i in range(len(scores)):
+        scores[i] = 0.0
+        library.draw(given)
+        assert token.value == i
+        found.append(best.value)
+        scores[i] = -torch.inf
+    assert found == wanted.tolist()
+    library.draw(given)
+    assert token.value == -1, "no id was left"
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 63, 64, 65, 129, 5000])
+def test_draw(count: int) -> None:
+    """Flat and steep scores, with and without ids that are out: the token of the twin."""
+    for i in range(40):
+        key = DrawKey(i, i % 3, i % 7, i * 1001, Purpose(i % 2))
+        scores = randn(count, seed=i) * (0.0, 1e-3, 1.0, 30.0)[i % 4]
+        scores[randn(count, seed=i + 99) < (-9.0, 1.0)[i // 4 % 2]] = -torch.inf
+        scores[i % count] = max(float(scores.max()), 0.0)
+        scores -= scores.max()
+        assert cpu_ops.draw(scores, key) == noisy_largest(scores, key)

@@ -1,13 +1,20 @@
-"""Philox in Triton: known answers, and the bits of its twin. Run by `test_kernel.py`."""
+"""Philox and Gumbel noise in Triton: known answers, the bits of the twins. By `test_kernel.py`."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from rsd_kernels.gumbel import twin as gumbel_twin
+from rsd_kernels.gumbel.kernel import block_noise, gumbel, noise
 from rsd_kernels.philox import kernel as philox_kernel
 from rsd_kernels.philox import twin as philox_twin
+from rsd_kernels.state.args import state_args
+from rsd_kernels.state.enums import Purpose
+from rsd_kernels.state.slots import SlotSizes, SlotState
+from tests.kernels.gumbel.test_twin import EDGES
 from tests.kernels.harness.tensors import DEVICE
 
 
@@ -39,15 +46,33 @@ def _uniform_kernel(
     steps: tl.tensor,
     position: tl.tensor,
     out: tl.tensor,
-    role: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     o = tl.arange(0, BLOCK)
     u = philox_kernel.uniform(
         tl.load(seed + o), tl.load(sample + o), tl.load(steps + o), tl.load(position + o),
-        role, philox_kernel.PURPOSE_ACCEPT,
+        philox_kernel.PURPOSE_ACCEPT,
     )  # fmt: skip
     tl.store(out + o, u)
+
+
+@triton.jit
+def _gumbel_kernel(words: tl.tensor, out: tl.tensor, BLOCK: tl.constexpr) -> None:
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + o, gumbel(tl.load(words + o).to(tl.uint32)))
+
+
+@triton.jit
+def _noise_kernel(
+    state: tl.tuple, ids: tl.tensor, out: tl.tensor, block_out: tl.tensor, BLOCK: tl.constexpr
+) -> None:
+    o, first = tl.arange(0, BLOCK), tl.program_id(0) * BLOCK
+    tl.store(
+        out + first + o, noise(state, 1, tl.load(state.length + 1), 1, tl.load(ids + first + o))
+    )
+    tl.store(
+        block_out + first + o, block_noise(state, 1, tl.load(state.length + 1), 1, first, BLOCK)
+    )
 
 
 def test_philox_known_answers() -> None:
@@ -75,12 +100,37 @@ def test_uniform_has_the_bits_of_the_twin() -> None:
     position = random(0, 2**31 - 1, torch.int32)
     out = torch.empty(64, device=DEVICE)
     inputs = [t.to(DEVICE) for t in (seed, sample, steps, position)]
-    _uniform_kernel[(1,)](*inputs, out, 2, BLOCK=64)
+    _uniform_kernel[(1,)](*inputs, out, BLOCK=64)
     expected = [
         philox_twin.uniform(
-            int(seed[i]), int(sample[i]), num_steps=int(steps[i]), position=int(position[i]),
-            role=2, purpose=philox_twin.Purpose.ACCEPT,
+            philox_twin.DrawKey(
+                int(seed[i]), int(sample[i]), int(steps[i]), int(position[i]), Purpose.ACCEPT
+            )
         )
         for i in range(64)
     ]  # fmt: skip
     assert out.tolist() == expected
+
+
+def test_gumbel_has_the_bits_of_the_twin() -> None:
+    block = 4096
+    words = np.concatenate([EDGES, np.random.default_rng(0).integers(0, 2**32, block)])
+    words = words[: len(words) // block * block].astype(np.uint64)
+    out = torch.empty(len(words), device=DEVICE)
+    given = torch.from_numpy(words.astype(np.int64)).to(DEVICE)
+    _gumbel_kernel[(len(words) // block,)](given, out, BLOCK=block)
+    assert out.cpu().numpy().tolist() == gumbel_twin.gumbel(words).tolist()
+
+
+def test_noise_of_ids_is_that_of_the_twin() -> None:
+    """In any order, and as blocks of consecutive ids."""
+    state = SlotState.allocate(SlotSizes(2, 40, 40, 4, 8, 64), DEVICE)
+    for column, value in (("seed", -(2**40)), ("sample_index", 3), ("num_steps", 7)):
+        getattr(state, column)[1] = value
+    state.length[1] = 21
+    ids = torch.randperm(256, generator=torch.Generator().manual_seed(0)).int().to(DEVICE)
+    out, block_out = torch.empty(2, 256, device=DEVICE)
+    _noise_kernel[(4,)](state_args(state), ids, out, block_out, BLOCK=64)
+    key = philox_twin.DrawKey(-(2**40), 3, 7, 21, Purpose.TARGET_TOKEN)
+    assert out.tolist() == gumbel_twin.noise(key, ids.cpu().numpy()).tolist()
+    assert block_out.tolist() == gumbel_twin.noise(key, np.arange(256)).tolist()

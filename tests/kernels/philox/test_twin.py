@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from rsd_kernels.philox.twin import philox, uniform
+from rsd_kernels.philox.twin import DrawKey, philox, uniform
 from rsd_kernels.state.enums import Purpose
 
 ONES = 0xFFFFFFFF
@@ -19,21 +22,27 @@ def test_known_answers() -> None:
 
 
 def test_every_part_of_the_key_counts() -> None:
-    base = {"num_steps": 3, "position": 40, "role": 0, "purpose": Purpose.TOKEN}
-    found = {uniform(5, 0, **base)}  # type: ignore[arg-type]
-    changes: list[dict[str, object]] = [
-        {"num_steps": 4}, {"position": 41}, {"role": 1}, {"purpose": Purpose.ACCEPT},
+    base = DrawKey(5, 0, 3, 40, Purpose.DRAFT_TOKEN)
+    others: list[dict[str, Any]] = [
+        {"num_steps": 4}, {"position": 41}, {"purpose": Purpose.ACCEPT}, {"seed": 6}, {"sample": 1},
+        {"purpose": Purpose.TARGET_TOKEN}, {"seed": 5 + 2**32},
     ]  # fmt: skip
-    found |= {uniform(5, 0, **{**base, **change}) for change in changes}  # type: ignore[arg-type]
-    found |= {uniform(6, 0, **base), uniform(5, 1, **base)}  # type: ignore[arg-type]
-    found.add(uniform(5 + 2**32, 0, **base))  # type: ignore[arg-type]
-    assert len(found) == 8
+    keys = [base, *(replace(base, **change) for change in others)]
+    words = {word for key in keys for block in range(5) for word in key.words(block)}
+    assert len(words) == len(keys) * 5 * 4
+
+
+def test_blocks_together_are_as_each_alone() -> None:
+    key = DrawKey(-3, 2, 1, 9, Purpose.TARGET_TOKEN)
+    blocks = [0, 5, 7, 2**24 - 1]
+    together = np.stack(key.words(np.array(blocks, np.uint64)), 1)
+    assert together.tolist() == [list(key.words(block)) for block in blocks]
 
 
 def test_numbers_are_uniform_and_exact_in_float32() -> None:
     numbers = np.array(
         [
-            uniform(s, 0, num_steps=n, position=p, role=0, purpose=Purpose.TOKEN)
+            uniform(DrawKey(s, 0, n, p, Purpose.ACCEPT))
             for s in range(10) for n in range(10) for p in range(40)
         ]
     )  # fmt: skip

@@ -11,10 +11,11 @@ from torch import Tensor
 from rsd_engine.core.slots import fill_slot
 from rsd_kernels import ops
 from rsd_kernels.sample import twin
-from rsd_kernels.sample.twin import filtered_probabilities
+from rsd_kernels.sample.twin import kept_scores
 from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
+from tests.draw_oracle import distribution
 from tests.kernels.harness.places import one_place_each
 from tests.loop.toy import NUM_IDS, toy_request, toy_tables
 
@@ -26,24 +27,6 @@ def make_state() -> SlotState:
     return SlotState.allocate(sizes, torch.device("cpu"))
 
 
-def naive_distribution(
-    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
-) -> list[float]:
-    """The filters one token at a time in float64: temperature, min-p, top-k, top-p."""
-    weights = [math.exp((x - max(logits)) / temperature) for x in logits]
-    kept = [i for i, w in enumerate(weights) if w >= min_p]
-    kept.sort(key=lambda i: -weights[i])
-    if 0 < top_k < len(logits):
-        kept = kept[:top_k]
-    total, mass, nucleus = sum(weights[i] for i in kept), 0.0, []
-    for i in kept:
-        if mass / total >= top_p:
-            break
-        nucleus.append(i)
-        mass += weights[i]
-    return [weights[i] / mass if i in nucleus else 0.0 for i in range(len(logits))]
-
-
 class TestSample:
     @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 500])
     @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.35, 0.01])
@@ -52,12 +35,12 @@ class TestSample:
         for seed, temperature in enumerate((0.3, 1.0, 1.7)):
             generator = torch.Generator().manual_seed(seed)
             logits = torch.randn(60, generator=generator) * 3
-            found = filtered_probabilities(
+            scores = kept_scores(
                 logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
             )
-            wanted = naive_distribution(logits.tolist(), temperature, top_k, top_p, min_p)
-            assert found.tolist() == pytest.approx(wanted, abs=1e-6)
-            assert float(found.sum()) == pytest.approx(1.0)
+            wanted = distribution(logits.tolist(), temperature, top_k, top_p, min_p)
+            assert float(scores.max()) == 0.0
+            assert scores.double().softmax(-1).tolist() == pytest.approx(wanted, abs=1e-6)
 
     def run(self, state: SlotState, logits: Tensor) -> list[int]:
         batch = RowBatch.allocate(8, len(logits), torch.device("cpu"))
