@@ -98,6 +98,26 @@ def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
     assert mid_step.state.length.tolist() == [LENGTH + 1] * NUM_SLOTS
 
 
+@pytest.mark.parametrize("vocabulary", [49_152, 152_064])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.0, 0, 1.0), (0.7, 0, 1.0), (0.7, 20, 1.0), (0.7, 0, 0.9)],
+    ids=["greedy", "plain", "top-k 20", "top-p 0.9"],
+)
+def test_draw_of_one_slot(
+    benchmark: Any, mid_step: MidStep, vocabulary: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    state, batch = mid_step.state, mid_step.batch.narrow(1, 1)
+    state.num_seqs.fill_(1)
+    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+        getattr(state, name).fill_(value)
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    arguments = (batch, logits, _tables(vocabulary), Role.TARGET)
+    write = lambda: ops.sample_append(state, *arguments)  # noqa: E731
+    benchmark.pedantic(write, setup=mid_step.rewind(), **ROUNDS)
+    assert int(state.length[batch.seq_slot[0]]) == LENGTH + 1
+
+
 @pytest.mark.parametrize("reward", [0.9, 0.1], ids=["keep", "reject"])
 def test_decide(benchmark: Any, mid_step: MidStep, reward: float) -> None:
     restore = mid_step.rewind()
@@ -135,19 +155,19 @@ def _kv(shape: KVShape) -> PagedKV:
     return pool.view(shape)
 
 
-def _tables() -> StepTables:
+def _tables(vocabulary: int = VOCAB) -> StepTables:
     """Every token is the letter a."""
 
     def table(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype)
 
     return StepTables(
-        token_byte=torch.full((VOCAB,), ord("a"), dtype=torch.uint8),
-        token_start=torch.arange(VOCAB + 1, dtype=torch.int32),
-        prefix_entry=torch.full((VOCAB,), -1, dtype=torch.int32),
+        token_byte=torch.full((vocabulary,), ord("a"), dtype=torch.uint8),
+        token_start=torch.arange(vocabulary + 1, dtype=torch.int32),
+        prefix_entry=torch.full((vocabulary,), -1, dtype=torch.int32),
         prefix_start=table(0),
         prefix_token=table(),
-        prm_token=torch.arange(VOCAB, dtype=torch.int32),
+        prm_token=torch.arange(vocabulary, dtype=torch.int32),
         separator=table(0),
         before_step=table(),
         num_transient=0,

@@ -65,7 +65,7 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     shadow = Shadow(monkeypatch, {"end_step": end_step_kernel.end_step})
     requests = [
         replace(
-            toy_request("abc", temperature=1.0, seed=i, max_tokens=24, max_step_tokens=5),
+            toy_request("abc", temperature=1.0, seed=i + 5, max_tokens=24, max_step_tokens=5),
             overflow_mode=mode,
         )
         for i, mode in enumerate([*Mode] * 4)
