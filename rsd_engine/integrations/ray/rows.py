@@ -14,7 +14,7 @@ from rsd_engine.outputs import CompletionOutput, Metrics, RequestOutput, Step
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.policies import parse_policy
 
-_NESTED = ("messages", "tools", "params")
+_NESTED = {"messages", "tools", "params"}
 _REJECTED = pa.struct([("text", pa.string()), ("reward", pa.float64())])
 _STEP = pa.struct(
     [
@@ -58,16 +58,15 @@ def read_row(
     Raises:
         ValueError: the row has no prompt, or a value that is not allowed.
     """
-    values = dict(row)
-    for name in _NESTED:
-        if values.get(name) is not None:
-            values[name] = _nested(name, values[name])
+    values = {name: value for name, value in row.items() if value is not None}
+    for name in values.keys() & _NESTED:
+        values[name] = _nested(name, values[name])
     given = asked(values)
     key = row.get(id_column)
     if key is None:
         key = json.dumps(given, sort_keys=True)
     seed = question_seed(params.seed or 0, key if isinstance(key, int) else str(key))
-    return given, replace(params, seed=seed, **_own_params(values.get("params")))
+    return given, replace(params, **{"seed": seed, **_own_params(values.get("params"))})
 
 
 def add_answers(rows: pa.Table, results: Sequence[Result]) -> pa.Table:
