@@ -20,7 +20,7 @@ import typer
 from rsd_engine.cli.app import app
 from tests.docs.documents import DOCUMENTS, ROOT, Document
 
-_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git")
+_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git", "serve")
 _STARTS = ("rsd ", "python -m ", "pytest")
 
 

@@ -58,7 +58,7 @@ def kill_when(output: Path, files: int, killed: list[float]) -> threading.Thread
     return thread
 
 
-def resumed_from(output: Path) -> int:
+def num_listed(output: Path) -> int:
     """Rows that are listed as written."""
     listed = ray.data.read_parquet(str(output) + ".checkpoint/rows")
     return int(listed.count())
@@ -92,6 +92,7 @@ def test_a_killed_actor_loses_no_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_thousand_rows_on_two_actors_of_which_one_is_killed(tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl", 1000)
     killed: list[float] = []
@@ -125,29 +126,27 @@ answer_files(source, output, ENGINE, PARAMS, batch_size=8, num_engines=2, **ON_C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_killed_run_goes_on(tmp_path: Path, form: str) -> None:
-    """The program that started the run is killed, twice, with all its actors."""
-    questions = write_questions(tmp_path / "q.jsonl", 200)
+    """The program that started the run is killed, with all its actors."""
+    questions = write_questions(tmp_path / "q.jsonl", 100)
     source, output = tmp_path / "q.jsonl", tmp_path / "out"
     with ray_cluster(num_cpus=4):
         if form == "parquet":
             source = tmp_path / "q.parquet"
             pyarrow.parquet.write_table(pyarrow.json.read_json(tmp_path / "q.jsonl"), source)
-        listed = [0]
-        for files in (2, 8):
-            run = start_driver(source, output)
-            while len(list(output.glob("*.json"))) < files:
-                assert run.poll() is None
-                time.sleep(0.02)
-            run.kill()
-            run.wait()
-            while processes(ACTOR):
-                time.sleep(0.1)
-            listed.append(resumed_from(output))
-        assert listed[0] < listed[1] < listed[2] < 201
+        run = start_driver(source, output)
+        while len(list(output.glob("*.json"))) < 3:
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.kill()
+        run.wait()
+        while processes(ACTOR):
+            time.sleep(0.1)
+        assert 0 < num_listed(output) < 101
         answer_files(str(source), str(output), ENGINE, PARAMS, batch_size=8, **ON_CPUS)
-        assert resumed_from(output) == 201
+        assert num_listed(output) == 101
     check_answers(output, questions)
 
 
