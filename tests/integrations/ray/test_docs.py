@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import validate_config
+from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from rsd_engine.integrations.ray.arguments import ServeArguments
@@ -39,7 +39,7 @@ def test_the_command_for_serve_run() -> None:
 
 
 def test_the_cluster_file() -> None:
-    validate_config(CLUSTER)
+    validate_config(prepare_config(CLUSTER))
     assert CLUSTER["head_node_type"] in CLUSTER["available_node_types"]
 
 
