@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data.checkpoint import CheckpointConfig
 
 from rsd_engine.engine.chat.questions import ChatSettings
+from rsd_engine.engine.engine import Engine
 from rsd_engine.integrations.ray.resuming import Run
 from rsd_engine.integrations.ray.rows import ANSWER
 from rsd_engine.integrations.ray.worker import Worker
 from rsd_engine.sampling_params import SamplingParams
 
+_START_DEATHS = 3  # in a row, of actors that load their models; with more the run ends
 _BATCHES = 2  # in an engine at once: while the last rows of one end, those of the next fill slots
 
 
@@ -55,7 +58,13 @@ def answer_rows(
 
     Returns:
         The rows with the columns of `ANSWER` added, one row for each sample.
+
+    Raises:
+        ValueError: `engine` has an argument that `Engine` has not.
     """
+    allowed = sorted(inspect.signature(Engine).parameters)
+    if unknown := sorted(set(engine) - set(allowed)):
+        raise ValueError(f"engine has unknown arguments {unknown}; allowed: {allowed}")
     least, most = (num_engines, num_engines) if isinstance(num_engines, int) else num_engines
     return dataset.repartition(target_num_rows_per_block=batch_size).map_batches(
         Worker,
@@ -119,6 +128,7 @@ def answer_files(
     dataset.context.checkpoint_config = None
     check_ids(dataset.select_columns([id_column]).iter_batches(batch_format="pyarrow"), id_column)
     run.begin()
+    dataset.context.max_consecutive_actor_init_deaths = _START_DEATHS
     dataset.context.checkpoint_config = CheckpointConfig(
         id_column, run.checkpoint, delete_checkpoint_on_success=False
     )

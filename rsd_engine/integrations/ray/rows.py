@@ -64,7 +64,7 @@ def read_row(
     given = asked(values)
     key = row.get(id_column)
     if key is None:
-        key = json.dumps(given, sort_keys=True)
+        key = json.dumps(given, sort_keys=True, default=str)
     seed = question_seed(params.seed or 0, key if isinstance(key, int) else str(key))
     return given, replace(params, **{"seed": seed, **_own_params(values.get("params"))})
 
