@@ -24,6 +24,7 @@ from tests.integrations.ray.conftest import ENGINE
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=256)
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ON_CPUS: dict[str, Any] = {"num_gpus": 0, "num_cpus": 1}
 
 
@@ -91,8 +92,6 @@ def test_a_killed_actor_loses_no_row(tmp_path: Path) -> None:
     check_answers(tmp_path / "out", questions)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_thousand_rows_on_two_actors_of_which_one_is_killed(tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl", 1000)
     killed: list[float] = []
@@ -125,8 +124,6 @@ answer_files(source, output, ENGINE, PARAMS, batch_size=8, num_engines=2, **ON_C
 """
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_killed_run_goes_on(tmp_path: Path, form: str) -> None:
     """The program that started the run is killed, with all its actors."""

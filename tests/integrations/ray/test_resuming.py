@@ -1,16 +1,19 @@
-"""What tells whether a run may go on: ids, settings, and the folders beside the results."""
+"""What tells whether a run may begin or go on: ids, settings, the folders beside the results."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
 
+import rsd_engine.integrations.ray
 from rsd_engine import SamplingParams, Threshold
 from rsd_engine.engine.chat.questions import ChatSettings
-from rsd_engine.integrations.ray.data import check_ids
+from rsd_engine.integrations.ray.data import answer_files, answer_rows, check_ids
 from rsd_engine.integrations.ray.resuming import Run
 
 ENGINE = {"draft": "d", "target": "t", "prm": "p", "policy": Threshold(0.5)}
@@ -102,3 +105,20 @@ def test_good_ids() -> None:
     check_ids([], "key")
     check_ids([pa.table({"key": ["a"]}), pa.table({"key": []}), pa.table({"key": ["b"]})], "key")
     check_ids([pa.table({"key": [1, 2]}), pa.table({"key": [3]})], "key")
+
+
+def test_bad_arguments_are_refused_before_anything_starts() -> None:
+    nothing = cast(Any, None)
+    with pytest.raises(ValueError, match=r"unknown arguments \['tarket'\]; allowed: .*'target'"):
+        answer_rows(nothing, {"tarket": "t"})
+    with pytest.raises(ValueError, match="form must be 'json' or 'parquet', got 'csv'"):
+        answer_files("in.jsonl", "out", ENGINE, form=cast(Any, "csv"))
+    with pytest.raises(ValueError, match="source names no file"):
+        answer_files([], "out", ENGINE)
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"rsd-engine\[ray\]\"") as caught:
+        importlib.reload(rsd_engine.integrations.ray)
+    assert "\n" not in str(caught.value)
