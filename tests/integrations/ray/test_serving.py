@@ -25,7 +25,7 @@ from tests.integrations.ray.cluster import (
 )
 from tests.integrations.ray.conftest import ENGINE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROBLEMS = generate(seed=5, split="test", num=300)
 LONG = {"model": "demo", "prompt": "The", "max_tokens": 900, "stream": True}
 WITHOUT_END: dict[str, Any] = {"ignore_eos": True, "rsd": {"mode": "target"}}
