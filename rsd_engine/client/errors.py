@@ -1,0 +1,31 @@
+"""What went wrong between us and a server, in one line."""
+
+from __future__ import annotations
+
+import os
+
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def api_key() -> str:
+    """The key from the environment; a server without keys takes any."""
+    return os.environ.get(KEY_VARIABLE) or "none"
+
+
+def error_text(error: APIError) -> str:
+    """The server's own words, or why there are none."""
+    if isinstance(error, APITimeoutError):
+        return "the server did not answer in time"
+    if isinstance(error, APIConnectionError):
+        return f"cannot reach the server: {error.__cause__ or error.message}"
+    said = " ".join(_message(error).split())
+    if isinstance(error, APIStatusError):
+        return f"the server answered {error.status_code}: {said}"
+    return f"the server failed: {said}"
+
+
+def _message(error: APIError) -> str:
+    body = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
