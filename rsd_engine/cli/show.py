@@ -81,11 +81,15 @@ class StepView:
             self.console.print(Text(f"[{tag}] {shown}"), soft_wrap=True)
             return
         style = _STYLES[kind]
+        head = Text(tag, style=f"{style} dim")
+        body = Text(shown, style=f"{style} strike" if kind == "rejected" else style)
+        if self.console.width < 3 * _TAG_WIDTH:  # a column beside the tags would be a thin one
+            self.console.print(head, body, sep="\n")
+            return
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=_TAG_WIDTH, justify="right", no_wrap=True)
         grid.add_column(overflow="fold")
-        body = Text(shown, style=f"{style} strike" if kind == "rejected" else style)
-        grid.add_row(Text(tag, style=f"{style} dim"), body)
+        grid.add_row(head, body)
         self.console.print(grid)
 
     def line(self, text: str = "", style: str = "") -> None:

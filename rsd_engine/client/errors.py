@@ -22,7 +22,8 @@ def error_text(error: APIError) -> str:
         return f"cannot reach the server: {error.__cause__ or error.message}"
     said = " ".join(_message(error).split())
     if isinstance(error, APIStatusError):
-        return f"the server answered {error.status_code}: {said}"
+        where = f" at {error.request.url}" if error.status_code == 404 else ""
+        return f"the server answered {error.status_code}{where}: {said}"
     return f"the server failed: {said}"
 
 

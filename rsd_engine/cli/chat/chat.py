@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -157,7 +158,7 @@ class Chat:
         if self.conversation.system:
             self._view.note(f"system: {self.conversation.system}")
         for name, value in self.settings.items():
-            self._view.note(f"{name} = {value}")
+            self._view.note(f"{name} = {value if isinstance(value, str) else json.dumps(value)}")
         self._view.note(f"steps are {'shown' if self._view.show_steps else 'not shown'}")
 
     def _system(self, argument: str) -> None:

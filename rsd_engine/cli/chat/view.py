@@ -72,10 +72,10 @@ def facts(end: End, seconds: float) -> str:
     """Tokens, speed, verdicts on the draft's steps and its share, as far as they are known."""
     if end.tokens is None:
         return f"{seconds:.1f} s"
-    parts = [f"{end.tokens} tokens in {seconds:.1f} s", f"{end.tokens / seconds:.1f} tokens/s"]
+    parts = [f"{end.tokens} tokens in {seconds:.1f} s ({end.tokens / seconds:.0f}/s)"]
     scored = end.accepted + end.rejected
     if scored:
-        parts.append(f"draft steps: {end.accepted} accepted, {end.rejected} rejected")
+        parts.append(f"{end.accepted} of {scored} draft steps accepted")
     if scored and end.tokens:
-        parts.append(f"{end.draft_tokens / end.tokens:.0%} of the text by the draft")
+        parts.append(f"{end.draft_tokens / end.tokens:.0%} by the draft")
     return ", ".join(parts)
