@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rsd_engine.cli.bench.command import bench
 from rsd_engine.cli.chat.command import HELP as CHAT_HELP
 from rsd_engine.cli.chat.command import chat
 from rsd_engine.cli.demo.command import HELP as DEMO_HELP
@@ -68,6 +69,7 @@ def doctor(verbose: Verbose = None) -> None:
         checks.main()
 
 
+app.add_typer(bench, name="bench")
 app.command(help=CHAT_HELP)(chat)
 app.command(help=DEMO_HELP)(demo)
 app.command(help=GENERATE_HELP)(generate)

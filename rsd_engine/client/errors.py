@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-
-
-def api_key() -> str:
-    """The key from the environment; a server without keys takes any."""
-    return os.environ.get(KEY_VARIABLE) or "none"
 
 
 def error_text(error: APIError) -> str:

@@ -10,7 +10,8 @@ from openai import APIError, AsyncOpenAI
 
 from rsd_engine.cli.chat.backend import End, Message, Piece, Settings
 from rsd_engine.cli.config_file import sampling_values
-from rsd_engine.client.errors import api_key, error_text
+from rsd_engine.client.connect import find_model, open_client
+from rsd_engine.client.errors import error_text
 
 _OWNER = "rsd-engine"  # of the models that `rsd serve` lists
 _RSD_FIELDS = ("mode", "policy", "max_steps", "max_step_tokens", "prm_overflow")
@@ -91,16 +92,9 @@ async def connect(url: str, model: str | None, options: Mapping[str, Any]) -> Se
         ValueError: the server has no such model.
         ConnectionError: it cannot be reached, or refuses to answer.
     """
-    client = AsyncOpenAI(base_url=url, api_key=api_key())
-    with _clean_errors():
-        listed = (await client.models.list()).data
-    owners = {found.id: found.owned_by for found in listed}
-    if model is None and not owners:
-        raise ValueError(f"the server at {url} lists no models; name one with --model")
-    name = next(iter(owners)) if model is None else model
-    if owners and name not in owners:
-        raise ValueError(f"the server at {url} has no model {name!r}; it has {list(owners)}")
-    return ServerBackend(client, name, options, has_steps=owners.get(name) == _OWNER)
+    client = open_client(url)
+    found = await find_model(client, model)
+    return ServerBackend(client, found.id, options, has_steps=found.owned_by == _OWNER)
 
 
 @contextmanager
