@@ -51,11 +51,11 @@ def sweep_lines(summaries: Sequence[Summary]) -> Iterator[str]:
     """All runs of a sweep, a line each below their titles."""
     yield "".join(f"{title:>8}" for title in _SWEEP)
     for s in summaries:
-        times = [s.ttft and s.ttft.mean, s.ttft and s.ttft.p99]
-        times += [s.tpot and s.tpot.mean, s.e2el and s.e2el.mean]
+        counts = [s.load.max_concurrency, s.completed, s.failed]
         speeds = [s.completed / s.duration, _per_second(s.output_tokens, s)]
-        cells = [f"{s.load.request_rate:g}", _text(s.load.max_concurrency), f"{s.completed}"]
-        cells += [f"{s.failed}", *(_text(v, 1) for v in (*speeds, *times))]
+        p99 = None if s.ttft is None else s.ttft.p99
+        times = [_mean(s.ttft), p99, _mean(s.tpot), _mean(s.e2el)]
+        cells = [f"{s.load.request_rate:g}", *(_text(v, 1) for v in (*counts, *speeds, *times))]
         yield "".join(f"{cell:>8}" for cell in cells)
 
 
@@ -101,6 +101,10 @@ def _speculation(summary: Summary) -> Iterator[str]:
 
 def _row(name: str, value: Value) -> str:
     return f"{name + ':':<40} {_text(value)}"
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.mean
 
 
 def _per_second(count: int | None, summary: Summary) -> float | None:
