@@ -5,8 +5,10 @@ from __future__ import annotations
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
 
-def error_text(error: APIError) -> str:
+def error_text(error: Exception) -> str:
     """The server's own words, or why there are none."""
+    if not isinstance(error, APIError):
+        return f"the server sent what is no answer: {type(error).__name__}: {error}"
     if isinstance(error, APITimeoutError):
         return "the server did not answer in time"
     if isinstance(error, APIConnectionError):

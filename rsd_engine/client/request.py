@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from openai import APIError, AsyncOpenAI
+from openai import AsyncOpenAI
 
 from rsd_engine.client.errors import error_text
 from rsd_engine.client.speculation import Speculation, speculation_of
@@ -68,7 +68,7 @@ async def ask(target: Target, prompt: str) -> Answer:
                 finished |= _read(answer, chunk, time.perf_counter())
         if not finished:
             answer.error = "the stream ended without a finish_reason"
-    except APIError as error:
+    except Exception as error:  # whatever a server sends fails its own request, not the run
         answer.error = error_text(error)
     answer.ended = answer.ended or time.perf_counter()
     return answer

@@ -1,6 +1,7 @@
 """A server whose answers take known times: the prompt is JSON that says how it is answered.
 
-{"first": s, "gap": s, "chunks": n, "tokens": n}, or {"status": 503}, or {"ends": "cut" | "error"}
+{"first": s, "gap": s, "chunks": n, "tokens": n}, maybe {"ends": "cut", "error" or "garbage"}, or
+{"status": 503}.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class FakeServer:
                 yield _chunk([{"index": 0, "finish_reason": None, **part}])
             if how.get("ends") == "error":
                 yield b'data: {"error": {"message": "broke down", "code": 500}}\n\n'
+            elif how.get("ends") == "garbage":
+                yield b"data: {no json\n\n"
             elif how.get("ends") != "cut":
                 for chunk in self._last(how, chat=chat):
                     yield chunk

@@ -63,6 +63,12 @@ def test_what_fails_is_told_and_not_tried_again(fake: FakeServer) -> None:
     assert len(fake.bodies) == 4
 
 
+def test_what_is_no_answer_fails_its_own_request(fake: FakeServer) -> None:
+    answers, _ = ask_all(fake, [prompt(ends="garbage"), prompt()], Load(math.inf, None))
+    assert answers[0].error is not None and "JSONDecodeError" in answers[0].error
+    assert answers[1].error is None
+
+
 def test_silence_fails_a_request(fake: FakeServer) -> None:
     async def run() -> list[Answer]:
         async with open_client(fake.url, timeout=0.1, max_retries=0) as client:

@@ -14,7 +14,7 @@ from rsd_engine.cli.chat.backend import Backend, End, Settings
 from rsd_engine.cli.chat.conversation import Conversation
 from rsd_engine.cli.chat.settings import field_of, parse_setting
 from rsd_engine.cli.chat.view import ChatView
-from rsd_engine.cli.errors import EXPECTED, error_line
+from rsd_engine.cli.errors import error_line
 from rsd_engine.outputs import EngineDeadError
 
 HELP = {
@@ -85,7 +85,7 @@ class Chat:
                 self._ask(stripped[1:] if stripped.startswith(ESCAPED) else stripped)
         except EngineDeadError:
             raise
-        except (*EXPECTED, RuntimeError) as error:
+        except Exception as error:  # a chat outlives what goes wrong with one of its lines
             self._fail(error_line(error))
         return True
 
