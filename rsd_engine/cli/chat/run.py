@@ -43,7 +43,10 @@ def run_chat(options: ChatOptions) -> int:
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         backend = _open(options, templates, runner, stack)
-        backend.check(settings)
+        try:
+            backend.check(settings)
+        except ValueError as error:
+            raise UsageError(f"--set, or [sampling]: {error}") from None
         chat = Chat(backend, view, runner, settings, templates.system)
         _greet(view, backend, by_hand=by_hand)
         lines = TypedLines(view, colour=not is_plain(out)) if by_hand else PipedLines()
