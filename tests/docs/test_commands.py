@@ -103,7 +103,8 @@ def test_commands(document: Document) -> None:
 def test_the_test_sees_what_it_should() -> None:
     for wrong in (
         "rsd solve", "rsd plan --speed=3", "rsd bench serve --speed=3",
-        "python -m bench.nothing", "python -m bench.gpu --fast", "python -m bench", "pytest -m quick", "make all",
+        "python -m bench.nothing", "python -m bench.gpu --fast", "python -m bench",
+        "pytest -m quick", "make all",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             check(shlex.split(wrong))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -175,7 +176,7 @@ class Chat:
         question = self.conversation.undo()
         if question is None:
             raise ValueError("there is nothing to undo")
-        self._view.note(f"taken back: {question}")
+        self._view.note(f"taken back: {textwrap.shorten(question, 60, placeholder=' ...')}")
 
     def _reset(self, argument: str) -> None:
         self.conversation.reset()
