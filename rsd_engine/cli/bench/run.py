@@ -43,7 +43,7 @@ def run_bench(options: BenchServeOptions) -> int:
     fields = values.json_object("--extra-body", options.extra_body or "{}")
     prompts = questions(options.dataset, options.num_prompts, options.seed)
     if options.save_result is not None:
-        _create(options.save_result)
+        _check_new(options.save_result)
     summaries = asyncio.run(_run_all(options, wanted, prompts, fields))
     return FAILED if any(not summary.completed for summary in summaries) else 0
 
@@ -126,15 +126,9 @@ def _report(options: BenchServeOptions, model: str, summaries: Sequence[Summary]
     )
 
 
-def _create(path: Path) -> None:
-    """Makes the file of results before any work is done.
-
-    Raises:
-        UsageError: it exists, or cannot be made.
-    """
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-    except FileExistsError:
-        raise UsageError(f"--save-result {path} exists; give another file") from None
-    except OSError as error:
-        raise UsageError(f"--save-result {path} cannot be made: {error.strerror}") from None
+def _check_new(path: Path) -> None:
+    """Raises UsageError if the file of results exists, or cannot be made."""
+    if path.exists():
+        raise UsageError(f"--save-result {path} exists; give another file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--save-result {path} cannot be made: no folder to write to")

@@ -75,6 +75,7 @@ class Chat:
 
         Raises:
             EngineDeadError: no question will be answered any more.
+            KeyboardInterrupt: Ctrl-C was pressed; the chat may go on.
         """
         stripped = text.strip()
         if stripped == "/quit":
@@ -108,7 +109,7 @@ class Chat:
             self._view.note("broken off" if kept else "broken off; the question is taken back")
             if kept:
                 self.conversation.add(question, self._answer)
-            return
+            raise
         finally:
             self._view.end_of_text()
         if end.error is not None:

@@ -19,12 +19,11 @@ class Lines(Protocol):
     def next(self) -> str | None:
         """The next line; None at the end."""
 
-    def interrupted(self) -> None:
-        """Ctrl-C was pressed while no answer was written."""
-
 
 class TypedLines:
     """Lines of a terminal, with the keys and the history of readline where Python has it.
+
+    Ctrl-C drops a line that is not complete.
 
     Args:
         view: of the chat.
@@ -44,16 +43,15 @@ class TypedLines:
             except EOFError:
                 print()
                 return None
+            except KeyboardInterrupt:
+                print()
+                self._view.note("Ctrl-D or /quit ends the chat")
             except UnicodeDecodeError as error:
                 self._view.error(f"that is not text: {error}")
 
-    def interrupted(self) -> None:
-        print()
-        self._view.note("Ctrl-D or /quit ends the chat")
-
 
 class PipedLines:
-    """Lines of stdin, which no person types. Ctrl-C ends them."""
+    """Lines of stdin, which no person types."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -65,6 +63,3 @@ class PipedLines:
             return raw.decode() if raw else None
         except UnicodeDecodeError as error:
             raise UsageError(f"stdin, line {self._number}, is not UTF-8 text: {error}") from None
-
-    def interrupted(self) -> None:
-        raise KeyboardInterrupt

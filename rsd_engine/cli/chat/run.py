@@ -15,7 +15,7 @@ from rsd_engine.cli.chat.lines import Lines, PipedLines, TypedLines
 from rsd_engine.cli.chat.options import ChatOptions
 from rsd_engine.cli.chat.settings import first_settings
 from rsd_engine.cli.chat.view import ChatView
-from rsd_engine.cli.config_file import read_config
+from rsd_engine.cli.config_file import Config, read_config
 from rsd_engine.cli.engine_options import EngineOptions, engine_arguments, given, make_engine
 from rsd_engine.cli.errors import FAILED, UsageError
 from rsd_engine.cli.generate.questions import ChatSettings
@@ -42,7 +42,7 @@ def run_chat(options: ChatOptions) -> int:
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
-        backend = _open(options, templates, runner, stack)
+        backend = _open(options, config, templates, runner, stack)
         try:
             backend.check(settings)
         except ValueError as error:
@@ -51,19 +51,19 @@ def run_chat(options: ChatOptions) -> int:
         _greet(view, backend, by_hand=by_hand)
         lines = TypedLines(view, colour=not is_plain(out)) if by_hand else PipedLines()
         with _interrupts_end_answers(by_hand=by_hand):
-            _read(chat, lines)
+            _read(chat, lines, by_hand=by_hand)
     return FAILED if chat.errors and not by_hand else 0
 
 
-def _read(chat: Chat, lines: Lines) -> None:
+def _read(chat: Chat, lines: Lines, *, by_hand: bool) -> None:
     """Passes lines to the chat until one of both ends."""
-    while True:
+    while (line := lines.next()) is not None:
         try:
-            line = lines.next()
-            if line is None or not chat.line(line):
+            if not chat.line(line):
                 return
         except KeyboardInterrupt:
-            lines.interrupted()
+            if not by_hand:
+                raise
 
 
 def _greet(view: ChatView, backend: Backend, *, by_hand: bool) -> None:
@@ -89,7 +89,11 @@ def _interrupts_end_answers(*, by_hand: bool) -> Iterator[None]:
 
 
 def _open(
-    options: ChatOptions, templates: ChatSettings, runner: asyncio.Runner, stack: ExitStack
+    options: ChatOptions,
+    config: Config,
+    templates: ChatSettings,
+    runner: asyncio.Runner,
+    stack: ExitStack,
 ) -> Backend:
     """What answers; the stack closes it."""
     if options.url is not None:
@@ -101,7 +105,7 @@ def _open(
         raise UsageError("--model is the name of a server's model; give --url, or --target")
     from rsd_engine.cli.chat.engine_backend import EngineBackend
 
-    arguments = engine_arguments(options, read_config(options.config))
+    arguments = engine_arguments(options, config)
     engine = stack.enter_context(make_engine(arguments, verbose=bool(options.verbose)))
     roles = [role for role in ("draft", "target", "prm") if role in arguments]
     name = ", ".join(f"{role} {arguments[role]}" for role in roles)

@@ -75,6 +75,10 @@ class Screen:
             file.seek(0)
             file.truncate()
         assert self.chat.line(line)
+        return self.shown()
+
+    def shown(self) -> tuple[str, str]:
+        """What the last line printed."""
         return self._out.getvalue(), self._notes.getvalue()
 
 

@@ -12,7 +12,7 @@ import pytest
 from rsd_engine import EngineDeadError
 from rsd_engine.cli.chat.backend import End, Piece
 from rsd_engine.cli.chat.chat import HELP
-from tests.cli.chat.conftest import Screen
+from tests.cli.chat.conftest import Screen, Script
 
 END = End("stop", tokens=10, draft_tokens=4, accepted=1, rejected=1)
 
@@ -182,6 +182,9 @@ def test_a_question_may_begin_with_a_slash(screen: Screen) -> None:
 def test_help_and_quit(screen: Screen) -> None:
     _, notes = screen.type("/help")
     assert [line.split("  ")[0] for line in notes.splitlines()] == list(HELP)
+    _, notes = screen.type("/what")
+    allowed = notes.partition("allowed: ")[2].partition(";")[0].split(", ")
+    assert {form.split()[0] for form in HELP} == {*allowed}
     assert screen.chat.line("/quit") is False
 
 
@@ -197,11 +200,12 @@ def interrupt() -> None:
 
 
 def test_an_interrupt_ends_the_answer_and_not_the_chat(screen: Screen) -> None:
-    out, notes = screen.type("one", [kept("1, 2,"), interrupt])
-    assert (out, notes) == ("1, 2,\n", "broken off\n")
-    assert screen.backend.left == 1, "the backend was told"
-    out, notes = screen.type("two", [interrupt])
-    assert (out, notes) == ("", "broken off; the question is taken back\n")
+    scripts: list[Script] = [[kept("1, 2,"), interrupt], [interrupt]]
+    for line, script in zip(("one", "two"), scripts, strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            screen.type(line, script)
+    assert screen.shown() == ("", "broken off; the question is taken back\n")
+    assert screen.backend.left == 2, "the backend was told"
     screen.type("three", [kept("3"), END])
     assert [message["content"] for message in screen.backend.asked[-1][0]] == [
         "one", "1, 2,", "three",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -74,25 +76,24 @@ def test_an_engine_with_a_config_file(
     assert result.stdout == ended(two_turns(live.service.engine.engine))
 
 
-def test_models_without_a_template_continue_the_text(rsd: Rsd, tiny: TinyModels) -> None:
-    folder = tiny.target
+def test_models_without_a_template_continue_the_text(
+    rsd: Rsd, tiny: TinyModels, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny.target, tmp_path / "target")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     prompt = "one two"
     with Engine(target=folder, device="cpu") as engine:
-        engine.get_tokenizer().chat_template = None
         params = SamplingParams(temperature=0.0, max_tokens=5)
         [first] = engine.generate(prompt, params, use_tqdm=False)
         text = f"{prompt}{first.outputs[0].text}\nthree"
         [second] = engine.generate(text, params, use_tqdm=False)
     answers = [result.outputs[0].text for result in (first, second)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "rsd_engine.cli.generate.questions.ChatSettings.of",
-            lambda settings, tokenizer: type(settings)(False),
-        )
-        result = rsd(
-            "chat", f"--target={folder}", "--device=cpu", "--set=temperature=0",
-            "--set=max_tokens=5", input=f"{prompt}\nthree\n",
-        )  # fmt: skip
+    result = rsd(
+        "chat", f"--target={folder}", "--device=cpu", "--set=temperature=0",
+        "--set=max_tokens=5", input=f"{prompt}\nthree\n",
+    )  # fmt: skip
     assert result.stdout == ended(answers)
     assert "no chat template: they continue the text" in result.stderr
 
