@@ -65,7 +65,7 @@ class FakeServer:
         self.keys.append(request.headers.get("Authorization"))
         self.times.append(time.perf_counter())
         chat = "messages" in body
-        how = json.loads(body["messages"][0]["content"] if chat else body["prompt"])
+        how = json.loads(body["messages"][-1]["content"] if chat else body["prompt"])
         if "status" in how:
             error = {"message": "no room\nhere", "type": "x", "code": how["status"]}
             return JSONResponse({"error": error}, how["status"])

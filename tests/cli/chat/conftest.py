@@ -13,9 +13,10 @@ from rsd_engine.cli.chat.backend import End, Message, Piece, Settings
 from rsd_engine.cli.chat.chat import Chat
 from rsd_engine.cli.chat.view import ChatView
 from rsd_engine.cli.config_file import sampling_values
+from tests.client.conftest import fake
 from tests.server.conftest import async_engine, engine, live
 
-__all__ = ["async_engine", "engine", "live"]
+__all__ = ["async_engine", "engine", "fake", "live"]
 
 Script = list[Piece | End | Exception | Callable[[], None]]
 

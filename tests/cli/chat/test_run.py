@@ -13,6 +13,7 @@ from rsd_engine import Engine, SamplingParams
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 from tests.cli.conftest import Rsd
+from tests.client.fake_server import FakeServer
 from tests.server.conftest import LiveServer
 from tests.tiny_models import TinyModels
 
@@ -57,6 +58,20 @@ def test_steps_and_errors_of_a_server(rsd: Rsd, live: LiveServer) -> None:
     assert "0 of " in result.stderr and "0% by the draft" in result.stderr
     assert "error: the server answered 400: " in result.stderr
     assert ", 1 turn\n" in result.stderr
+
+
+def test_a_server_that_knows_no_rsd(rsd: Rsd, fake: FakeServer) -> None:
+    question = json.dumps({"first": 0.0, "gap": 0.0, "chunks": 3, "tokens": 5})
+    lines = ["/set top_k 3", question, "/set threshold 0.5", json.dumps({"status": 503})]
+    result = rsd("chat", f"--url={fake.url}", "--show-steps", input="\n".join(lines))
+    assert result.exit_code == 1 and result.stdout == "ababab\n"
+    facts, refused, failed = result.stderr.splitlines()
+    assert facts.startswith("5 tokens in ") and "draft" not in facts
+    assert refused == "error: policy is RSD's, and this server is no `rsd serve`"
+    assert failed == "error: the server answered 503: no room here"
+    assert fake.bodies[0]["top_k"] == 3 and "rsd" not in fake.bodies[0]
+    result = rsd("chat", f"--url={fake.url}", "--set=mode=draft", input="")
+    assert result.exit_code == 2 and "mode is RSD's" in result.stderr
 
 
 def test_an_engine_with_a_config_file(
