@@ -131,3 +131,15 @@ def test_weights_on_several_devices_are_refused() -> None:
     target.model.norm.to("meta")
     with pytest.raises(ValueError, match=r"are on \['cpu', 'meta'\]; they must be on one device"):
         ModuleCheckpoint(target)
+
+
+def test_the_first_call_may_be_in_inference_mode() -> None:
+    """What is made there could not be written to outside, where later calls are."""
+    target = load_writer("target")
+    with torch.inference_mode():
+        first = decode(target, [1, 5, 9, 30])
+    assert torch.equal(decode(target, [1, 5, 9, 30]), first)
+    with torch.inference_mode():
+        loaded = load_writer("draft")
+        inside = decode(loaded, [1, 5, 9, 30])
+    assert torch.equal(decode(loaded, [1, 5, 9, 30]), inside)

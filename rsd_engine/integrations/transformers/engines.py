@@ -59,8 +59,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._made: dict[tuple[object, ...], _Made] = {}
-        # Of one thread more than once: a model may go, and its engine with it, at any moment.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._made)
@@ -87,8 +86,8 @@ class Engines:
             return self._made[key].engine
 
     def _forget(self, key: tuple[object, ...]) -> None:
-        with self._lock:
-            made = self._made.pop(key, None)
+        """Without the lock: a model may go, and its engine with it, at any moment of any thread."""
+        made = self._made.pop(key, None)
         if made is not None:
             made.engine.close()
 
