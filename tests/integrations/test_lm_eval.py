@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import lm_eval.__main__
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -22,7 +24,6 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.integrations.lm_eval import ModelArgumentError, RsdLM
-from rsd_engine.integrations.lm_eval import __main__ as launcher
 from rsd_engine.integrations.lm_eval.arguments import read_arguments, sampling_params
 from tests.docs.documents import ROOT
 from tests.integrations.conftest import TASKS, Harness
@@ -245,9 +246,9 @@ def test_engines_are_freed() -> None:
 def test_the_launcher_says_wrong_arguments_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launcher, "cli_evaluate", lambda: RsdLM(pretrained="gpt2"))
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: RsdLM(pretrained="gpt2"))
     with pytest.raises(SystemExit) as ended:
-        launcher.main()
+        runpy.run_module("rsd_engine.integrations.lm_eval", run_name="__main__")
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("--model_args: unknown arguments ['pretrained']; allowed: ")
