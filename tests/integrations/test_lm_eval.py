@@ -152,7 +152,7 @@ def test_long_contexts_leave_room_for_the_output(model: RsdLM) -> None:
     ("given", "wanted"),
     [
         ({}, {"temperature": 0.0, "max_tokens": 256}),
-        ({"until": "\n", "max_tokens": 9}, {"stop": ["\n"], "max_tokens": 9}),
+        ({"until": "\n", "max_tokens": 9}, {"stop": "\n", "max_tokens": 9}),
         ({"do_sample": True}, {"temperature": 1.0}),
         ({"do_sample": False, "temperature": 0.8}, {"temperature": 0.0}),
         ({"temperature": 0.8, "top_p": 0.9, "top_k": 5}, {"temperature": 0.8, "top_p": 0.9}),
@@ -172,7 +172,10 @@ def test_generation_kwargs(given: dict[str, Any], wanted: dict[str, Any]) -> Non
         ({"num_beams": 4}, r"unknown generation_kwargs \['num_beams'\]; this model takes allowed"),
         ({"temperature": -1.0, "do_sample": True}, "temperature must be 0 or in"),
         ({"policy": "clip", "threshold": 0.5}, "policy and threshold exclude each other"),
-        ({"max_gen_toks": 0}, "max_tokens must be an integer >= 1|max_tokens must be"),
+        ({"max_gen_toks": 0}, "max_tokens must be in"),
+        ({"max_gen_toks": "many"}, "max_tokens must be an integer"),
+        ({"temperature": "hot"}, "temperature must be"),
+        ({"until": 5}, "stop must be a string or a list of strings, got 5"),
     ],
 )
 def test_wrong_generation_kwargs(given: dict[str, Any], message: str) -> None:
@@ -189,6 +192,7 @@ def test_wrong_generation_kwargs(given: dict[str, Any], message: str) -> None:
         (f"{FOLDERS},mode=both", "mode must be 'rsd', 'target' or 'draft', got 'both'"),
         ("draft=nowhere/at/all", "not a folder"),
         (f"{FOLDERS},max_gen_toks=few", "max_gen_toks must be an integer"),
+        (f"{FOLDERS},kv_cache_memory_bytes=1", "kv_cache_memory_bytes"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: str, message: str) -> None:

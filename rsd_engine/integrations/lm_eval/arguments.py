@@ -16,7 +16,8 @@ DEFAULT_MAX_GEN_TOKS = 256  # as the harness has it for other models
 _ENGINE = tuple(inspect.signature(Engine).parameters)
 _SAMPLING = ("mode", "max_steps", "max_step_tokens", "prm_overflow", "seed")
 _OWN = ("max_gen_toks", "question_field", "chat_template_kwargs", "threshold")
-_FROM_HARNESS = ("batch_size", "max_batch_size")  # all requests are given to the engine at once
+# Of no effect: the engine gets all requests at once, and runs no code that comes with a model.
+_FROM_HARNESS = ("batch_size", "max_batch_size", "trust_remote_code")
 _FIELDS = {field.name for field in fields(SamplingParams)} - {"n", "logprobs", "prompt_logprobs"}
 _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -88,9 +89,10 @@ def sampling_params(gen_kwargs: Mapping[str, Any], defaults: ModelArguments) -> 
     """
     rest = dict(gen_kwargs)
     given = [count for name in _MOST_TOKENS if (count := rest.pop(name, None)) is not None]
-    until = rest.pop("until", None) or ()
-    stops = [until] if isinstance(until, str) else list(until)
-    do_sample = rest.pop("do_sample", rest.get("temperature", 0) > 0)
+    until = rest.pop("until", None)
+    if isinstance(until, list | tuple):
+        until = [stop for stop in until if stop]  # the harness takes an empty one for none
+    do_sample = rest.pop("do_sample", bool(rest.get("temperature")))
     temperature = rest.pop("temperature", 1.0)
     policy = _policy_of(rest)
     unknown = sorted(set(rest) - _FIELDS)
@@ -104,8 +106,8 @@ def sampling_params(gen_kwargs: Mapping[str, Any], defaults: ModelArguments) -> 
         **base
         | {
             "temperature": temperature if do_sample else 0.0,
-            "max_tokens": int(given[0]) if given else defaults.max_gen_toks,
-            "stop": [stop for stop in stops if stop],
+            "max_tokens": given[0] if given else defaults.max_gen_toks,
+            "stop": until or None,
             **policy,
             **rest,
         }

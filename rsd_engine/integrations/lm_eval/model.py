@@ -49,7 +49,7 @@ class RsdLM(TemplateLM):
         try:
             self._arguments = read_arguments(given)
             self.engine = Engine(**self._arguments.engine)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise ModelArgumentError(str(error)) from error
         self.tokenizer = self.engine.get_tokenizer()
         self._metrics = Metrics()
@@ -159,10 +159,11 @@ class RsdLM(TemplateLM):
             [output] = result.outputs
             if output.finish_reason == "error":
                 logger.error("generate_until: request %d failed: %s", index, output.error)
+            else:
+                self.cache_hook.add_partial("generate_until", requests[index].args, output.text)
             num_full += len(result.prompt_token_ids) == params[index].truncate_prompt_tokens
             self._metrics += result.metrics
             texts[index] = output.text
-            self.cache_hook.add_partial("generate_until", requests[index].args, output.text)
         if num_full:
             logger.warning(
                 "generate_until: %d contexts fill all that max_model_len=%d leaves beside "
