@@ -20,7 +20,7 @@ import typer
 from rsd_engine.cli.app import app
 from tests.docs.documents import DOCUMENTS, ROOT, Document
 
-_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git")
+_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git", "vllm")
 _STARTS = ("rsd ", "python -m ", "pytest")
 
 
@@ -39,14 +39,18 @@ def commands(document: Document) -> list[list[str]]:
 
 def check(words: list[str]) -> None:
     """Raises AssertionError unless a command of ours is known, with every option."""
-    if words[0] == "rsd":
+    if re.match(r"[A-Z_]+=", words[0]):  # sets a variable for what follows
+        check(words[1:])
+    elif words[0] == "rsd":
         check_rsd(words[1:])
     elif words[:2] == ["python", "-m"]:
         check_module(words[2], options_of(words[3:]))
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
     elif words[0] == "pytest":
         check_pytest(words[1:])
     else:
-        assert words[0] in _OTHERS, f"what is {words[0]}?"
+        assert words[0].rpartition("/")[2] in _OTHERS, f"what is {words[0]}?"
 
 
 def options_of(words: list[str]) -> set[str]:
@@ -101,7 +105,7 @@ def test_commands(document: Document) -> None:
 def test_the_test_sees_what_it_should() -> None:
     for wrong in (
         "rsd solve", "rsd plan --speed=3", "python -m bench.nothing", "python -m bench.gpu --fast",
-        "python -m bench", "pytest -m quick", "make all",
+        "python -m bench", "pytest -m quick", "make all", "python none.py", "X=1 rsd solve",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             check(shlex.split(wrong))

@@ -92,18 +92,12 @@ _FILES = {
             def forward(self, input_ids, positions, intermediate_tensors, inputs_embeds):
                 return self.embed_tokens(input_ids) + positions[:, None]
     """,
-    "model_executor/layers/pooler/special.py": """
-        class DispatchPooler:
-            def __init__(self, pooler_config, classifier):
-                self.classifier = classifier
-
-            @classmethod
-            def for_seq_cls(cls, pooler_config, *, pooling=None, classifier=None):
-                return cls(pooler_config, classifier)
-
-            def __call__(self, hidden, last):
-                logits = self.classifier(hidden[last])
+    "model_executor/layers/pooler/seqwise/poolers.py": """
+        def pooler_for_classify(pooler_config, *, pooling=None, classifier=None, act_fn=None):
+            def pool(hidden, last):
+                logits = classifier(hidden[last])
                 return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+            return pool
     """,
 }
 

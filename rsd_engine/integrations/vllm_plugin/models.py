@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.pooler.special import DispatchPooler
+from vllm.model_executor.layers.pooler.seqwise.poolers import pooler_for_classify
 from vllm.model_executor.models.interfaces import SupportsPP
 from vllm.model_executor.models.interfaces_base import default_pooling_type
 from vllm.model_executor.models.qwen2 import Qwen2Model
@@ -25,8 +25,8 @@ from vllm.sequence import IntermediateTensors
 class _RewardModel(nn.Module, SupportsPP):
     """A Qwen2 decoder with a head on its final norm.
 
-    `classify` gives the activated outputs of the head at the last token of a prompt, and
-    `token_classify` those at every token, without the prefix cache.
+    Its one task is `classify`: what the head gives at the last token of a prompt, activated.
+    `token_classify`, at every token, would leave the prefix cache unread.
     """
 
     is_pooling_model = True
@@ -47,7 +47,7 @@ class _RewardModel(nn.Module, SupportsPP):
         # The pooler runs on rank 0 alone, so the head is whole there: a layer that is split over
         # ranks would wait for the others for ever.
         self.score = self.make_head(self.config.hidden_size, model_config.head_dtype)
-        self.pooler = DispatchPooler.for_seq_cls(model_config.pooler_config, classifier=self.score)
+        self.pooler = pooler_for_classify(model_config.pooler_config, classifier=self.score)
 
     @staticmethod
     def make_head(hidden: int, dtype: torch.dtype) -> nn.Module:

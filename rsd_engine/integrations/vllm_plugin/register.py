@@ -18,14 +18,14 @@ ARCHITECTURES = {
     "RsdProcessRewardModel": "TwoClassRewardModel",
 }
 
-# What `models` takes from vLLM: file -> names, a method after its class and a dot.
+# What is taken from vLLM: file -> names at its top.
 _NEEDED = {
     "model_executor/models/registry.py": ("ModelRegistry",),
     "model_executor/models/qwen2.py": ("Qwen2Model",),
     "model_executor/models/interfaces.py": ("SupportsPP",),
     "model_executor/models/interfaces_base.py": ("default_pooling_type",),
     "model_executor/models/utils.py": ("AutoWeightsLoader", "WeightsMapper", "maybe_prefix"),
-    "model_executor/layers/pooler/special.py": ("DispatchPooler.for_seq_cls",),
+    "model_executor/layers/pooler/seqwise/poolers.py": ("pooler_for_classify",),
 }
 
 
@@ -66,14 +66,10 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _top_names(path: Path) -> Iterator[str]:
-    """Classes, their methods, functions and variables at the top of a source file."""
+    """Classes, functions and variables at the top of a source file."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             yield node.name
-        if isinstance(node, ast.ClassDef):
-            yield from (
-                f"{node.name}.{i.name}" for i in node.body if isinstance(i, ast.FunctionDef)
-            )
         if isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
