@@ -41,7 +41,7 @@ def add_op_namespace_prefix(op_name: str) -> str:
 
 def package_files() -> dict[str, str]:
     """The package's files by their paths in it, without `_ops.py`."""
-    files = {str(path.relative_to(SOURCE)): text for path, text in _reached().items()}
+    files = {path.relative_to(SOURCE).as_posix(): text for path, text in _reached().items()}
     written = (HERE / "project" / "torch-ext").glob("*.py")
     return files | {path.name: path.read_text(encoding="utf-8") for path in written}
 

@@ -37,15 +37,13 @@ def register() -> None:
     too early can no longer be forked.
     """
     try:
-        missing = _missing(_folder_of_vllm())
-        if not missing:
+        refusal = _refusal(_folder_of_vllm())
+        if refusal is None:
             _register_all()
     except Exception as error:  # whatever another version does: vLLM must start
-        missing = [f"{type(error).__name__}: {error}"]
-    if missing:
-        logger.warning(
-            "no reward models are registered with vLLM: this version lacks %s", missing[0]
-        )
+        refusal = f"{type(error).__name__}: {error}"
+    if refusal is not None:
+        logger.warning("no reward models are registered with vLLM: %s", refusal)
 
 
 def _folder_of_vllm() -> Path:
@@ -55,14 +53,15 @@ def _folder_of_vllm() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _missing(folder: Path) -> list[str]:
-    """What is needed and not there, as `file: name`."""
-    missing = []
+def _refusal(folder: Path) -> str | None:
+    """The first thing that is needed and not there; None if all is."""
     for file, names in _NEEDED.items():
         path = folder / file
         found = set(_top_names(path)) if path.is_file() else set()
-        missing += [f"{name} in vllm/{file}" for name in names if name not in found]
-    return missing
+        for name in names:
+            if name not in found:
+                return f"this version has no {name} in vllm/{file}"
+    return None
 
 
 def _top_names(path: Path) -> Iterator[str]:
