@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,9 +91,10 @@ class LiveServer:
     server: Server
 
 
-@pytest.fixture
-def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
-    service = Service(async_engine, replace(OPTIONS, keep_alive_seconds=0.005, drain_seconds=2.0))
+@contextmanager
+def serving(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveServer]:
+    """A server in a thread of its own, until the block ends."""
+    service = Service(async_engine, options)
     server = Server(make_app(service), service, host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -104,3 +106,10 @@ def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
+    options = replace(OPTIONS, keep_alive_seconds=0.005, drain_seconds=2.0)
+    with serving(async_engine, options) as server:
+        yield server
