@@ -34,7 +34,7 @@ def chat_routes(service: Service) -> APIRouter:
         if not body.stream:
             work = _whole(service, answering, body, prompt, params)
             return await whole_answer(request, work)
-        await answering.start([prompt], params, by_token=True)
+        await answering.start([prompt], params, stream=True)
         events = _stream(service, answering, body)
         return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
@@ -80,7 +80,7 @@ async def _whole(
     prompt: dict[str, Any],
     params: SamplingParams,
 ) -> dict[str, Any]:
-    await answering.start([prompt], params, by_token=False)
+    await answering.start([prompt], params, stream=False)
     [result] = await answering.results()
     answer: dict[str, Any] = {
         "id": answer_id("chatcmpl"),

@@ -36,7 +36,7 @@ def completion_routes(service: Service) -> APIRouter:
             return await whole_answer(request, work)
         if body.echo:
             raise ApiError(400, "echo and stream exclude each other here", "echo")
-        await answering.start(prompts, params, by_token=True)
+        await answering.start(prompts, params, stream=True)
         events = _stream(service, answering, body)
         return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
@@ -72,7 +72,7 @@ async def _whole(
     prompts: list[dict[str, Any]],
     params: SamplingParams,
 ) -> dict[str, Any]:
-    await answering.start(prompts, params, by_token=False)
+    await answering.start(prompts, params, stream=False)
     results = await answering.results()
     answer: dict[str, Any] = {
         "id": answer_id("cmpl"),

@@ -75,7 +75,7 @@ async def _write_a_token(service: Service) -> None:
     service.check_open()
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     try:
-        [request] = await service.engine.submit(["1"], params, by_token=False)
+        [request] = await service.engine.submit(["1"], params, stream=False)
         result = await asyncio.wait_for(request.result(), READY_SECONDS)
     except ValueError as error:
         raise ApiError(503, f"the engine cannot write: {error}") from None
