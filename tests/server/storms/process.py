@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +52,7 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        threading.Thread(target=self._read, daemon=True).start()
         self.url = self._wait_for_address()
 
     def held(self) -> Held:
@@ -66,35 +64,33 @@ class ServerProcess:
             rss=pages * resource.getpagesize(),
         )
 
-    def gauges(self) -> dict[str, float]:
+    def load(self) -> dict[str, float]:
         """Samples that run, samples that wait, share of the pages in use."""
         text = httpx.get(f"{self.url}/metrics", timeout=60).text
         found = re.findall(r"^rsd:(\w+)\{[^}]*\} (\S+)$", text, re.MULTILINE)
         names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         return {name: float(value) for name, value in found if name in names}
 
-    def wait_until_running(self, samples: int) -> None:
-        self._wait_for("num_requests_running", samples)
+    def wait_for_samples(self, count: int) -> None:
+        """Until so many run or wait."""
+        self._wait(
+            lambda load: load["num_requests_running"] + load["num_requests_waiting"] >= count
+        )
 
     def wait_until_idle(self) -> None:
-        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
-            self._wait_for(name, 0)
+        """Until nothing runs or waits, and no page is held."""
+        self._wait(lambda load: not any(load.values()))
 
-    def _wait_for(self, gauge: str, value: float) -> None:
+    def _wait(self, reached: Callable[[dict[str, float]], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
-        while self.gauges()[gauge] != value:
-            assert time.monotonic() < deadline, self.gauges()
+        while not reached(load := self.load()):
+            assert time.monotonic() < deadline, load
             time.sleep(0.02)
 
     def stop(self, seconds: float) -> int:
         """Asks it to stop; its exit code, which must come within so many seconds."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
-
-    def requests(self) -> list[dict[str, object]]:
-        """The lines of its log that tell of requests, once it has ended."""
-        self._reader.join()
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
 
     def _read(self) -> None:
         assert self.process.stderr is not None
