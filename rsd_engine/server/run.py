@@ -18,6 +18,9 @@ from rsd_engine.server.service import Service
 
 logger = logging.getLogger("rsd_engine.server")
 
+# Seconds until a connection at rest is closed. Whoever keeps it open should close it first, or his
+# next request meets the end of it: HTTP clients do after 5 seconds, load balancers after 60.
+_KEEP_ALIVE = 75
 _GRACE = 5.0  # seconds to send the ends of requests that took too long
 
 
@@ -38,6 +41,7 @@ class Server(uvicorn.Server):
             port=port,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(service.options.drain_seconds + _GRACE),
         )
         super().__init__(config)

@@ -143,3 +143,15 @@ def test_sigterm_under_load(engine: Engine, drain: float) -> None:
     assert kinds["answered"] and kinds["not let in"] == 0
     assert bool(kinds["refused"]) == (drain < 1)
     assert kinds_late["answered"] == 0
+
+
+@pytest.mark.slow
+def test_a_connection_at_rest_stays_open(async_engine: AsyncEngine) -> None:
+    """Clients keep one for 5 seconds; a server that closes it then loses a request now and then."""
+    with (
+        serving(async_engine, OPTIONS) as live,
+        httpx.Client(base_url=live.url, limits=httpx.Limits(keepalive_expiry=60)) as http,
+    ):
+        first, _, again = http.get("/health"), time.sleep(6), http.get("/health")
+        streams = [answer.extensions["network_stream"] for answer in (first, again)]
+    assert streams[0] is streams[1]
