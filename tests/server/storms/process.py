@@ -56,6 +56,8 @@ class ServerProcess:
         self.url = self._wait_for_address()
 
     def held(self) -> Held:
+        """What is left when the last connections have closed."""
+        time.sleep(1)
         proc = Path(f"/proc/{self.process.pid}")
         pages = int((proc / "statm").read_text().split()[1])
         return Held(

@@ -25,20 +25,20 @@ RSS_GROWTH = 32 * 2**20
 
 def test_who_stays_reads_what_he_reads_alone(engine: Engine, async_engine: AsyncEngine) -> None:
     """In one process, so that every page and every record of a request can be counted."""
-    cases = [make_case(Random(i)) for i in range(16)]
+    cases = [make_case(Random(i)) for i in range(12)]
     alone = [case.alone(engine) for case in cases]
     core, started = engine.parts.core, time.monotonic()
-    with serving(async_engine, replace(OPTIONS, max_queue=20)) as live:
+    with serving(async_engine, replace(OPTIONS, max_queue=12)) as live:
         storm(live.url, cases, clients=8, count=8, rng=Random(0))
         wait_for(lambda: is_idle(live.service))
         names = {thread.name for thread in threading.enumerate()}
-        tally = storm(live.url, cases, clients=16, count=96, rng=Random(1))
+        tally = storm(live.url, cases, clients=16, count=80, rng=Random(1))
         wait_for(lambda: is_idle(live.service))
         left = {thread.name for thread in threading.enumerate()} - names
     answers = compared(tally, alone)
     print(json.dumps({"clients": tally.clients, "answers": answers, "refused": tally.refused,
                       "seconds": round(time.monotonic() - started, 1)}))  # fmt: skip
-    assert answers > 48 and tally.refused
+    assert answers > 40 and tally.refused
     wait_for(lambda: not core.has_work)
     assert core.slot_keys == [None] * core.state.num_slots and all_pages_free(engine)
     assert engine.check_integrity() == []

@@ -73,7 +73,7 @@ def check_answers(answers: list[Answer], wanted: list[Told]) -> Counter[str]:
 def test_a_full_server_refuses_and_mixes_nothing_up(
     engine: Engine, async_engine: AsyncEngine
 ) -> None:
-    cases = [seeded(seed, 16) for seed in range(16)]
+    cases = [seeded(seed, 24) for seed in range(16)]
     wanted = alone(engine, cases)
     with serving(async_engine, replace(OPTIONS, max_queue=3)) as live:
         kinds = check_answers(asyncio.run(all_at_once(live.url, cases, [])), wanted)
