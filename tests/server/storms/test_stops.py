@@ -152,6 +152,8 @@ def test_a_connection_at_rest_stays_open(async_engine: AsyncEngine) -> None:
         serving(async_engine, OPTIONS) as live,
         httpx.Client(base_url=live.url, limits=httpx.Limits(keepalive_expiry=60)) as http,
     ):
-        first, _, again = http.get("/health"), time.sleep(6), http.get("/health")
+        first = http.get("/health")
+        time.sleep(6)
+        again = http.get("/health")
         streams = [answer.extensions["network_stream"] for answer in (first, again)]
     assert streams[0] is streams[1]
