@@ -20,7 +20,8 @@ Flag = StrictBool
 class StreamOptions(BaseModel):
     """What a stream tells besides the text."""
 
-    include_usage: Flag = False
+    include_usage: Flag = Field(False, description="a last chunk with the usage")
+    continuous_usage_stats: Flag = Field(False, description="usage so far on every chunk")
 
 
 class RsdOptions(BaseModel):
@@ -64,6 +65,7 @@ class SamplingFields(BaseModel):
     skip_special_tokens: Flag | None = None
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
+    return_token_ids: Flag | None = Field(None, description="ids beside the texts, as vLLM has it")
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     rsd: RsdOptions | None = None
