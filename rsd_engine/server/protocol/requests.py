@@ -7,14 +7,79 @@ errors.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
-from rsd_engine.sampling_params import MAX_SEED, ModeName
+from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName
+
+
+def _one_of(forms: str) -> WrapValidator:
+    """Says which forms a field may have, in place of what each of them lacks."""
+
+    def check(value: object, allowed: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return allowed(value)
+        except ValidationError:
+            raise PydanticCustomError("one_of", f"must be {forms}") from None
+
+    return WrapValidator(check)
+
 
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Flag = StrictBool
+# `Engine.chat` reads them, and says what is wrong with one; this is what it allows.
+Message = Annotated[
+    dict[str, JsonValue],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {
+                "role": {"type": "string", "examples": ["system", "user", "assistant"]},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["type", "text"],
+                                "properties": {
+                                    "type": {"const": "text"},
+                                    "text": {"type": "string"},
+                                },
+                            },
+                        },
+                    ]
+                },
+            },
+        }
+    ),
+]
+_NAMES = {"top_logprobs": "logprobs", "max_completion_tokens": "max_tokens"}
+
+
+def _describe_ranges(schema: dict[str, Any]) -> None:
+    """Tells which numbers `SamplingParams` allows, which is what checks them."""
+    for name, field in schema["properties"].items():
+        allowed = RANGES.get(_NAMES.get(name, name))
+        for kind in field.get("anyOf", ()):
+            if allowed is not None and kind.get("type") in ("integer", "number"):
+                kind["exclusiveMinimum" if allowed.open_low else "minimum"] = allowed.least
+                kind["maximum"] = allowed.most
 
 
 class StreamOptions(BaseModel):
@@ -27,7 +92,7 @@ class StreamOptions(BaseModel):
 class RsdOptions(BaseModel):
     """What no other server has: how steps are written, scored and shown."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_describe_ranges)
 
     mode: ModeName | None = None
     policy: StrictStr | None = Field(None, description="as on the command line: `threshold:0.7`")
@@ -41,7 +106,7 @@ class RsdOptions(BaseModel):
 class SamplingFields(BaseModel):
     """What both kinds of completion take."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_describe_ranges)
 
     model: StrictStr | None = None
     n: int | None = None
@@ -58,7 +123,9 @@ class SamplingFields(BaseModel):
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: Annotated[
+        StrictStr | list[StrictStr] | None, _one_of("a string or a list of strings")
+    ] = None
     stop_token_ids: TokenIds | None = None
     ignore_eos: Flag | None = None
     include_stop_str_in_output: Flag | None = None
@@ -80,7 +147,7 @@ class ResponseFormat(BaseModel):
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions"""
 
-    messages: list[dict[str, JsonValue]]
+    messages: list[Message] = Field(json_schema_extra={"minItems": 1})
     max_completion_tokens: int | None = None
     logprobs: Flag | None = None
     top_logprobs: int | None = None
@@ -96,7 +163,11 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """POST /v1/completions"""
 
-    prompt: StrictStr | TokenIds | list[StrictStr] | list[TokenIds]
+    prompt: Annotated[
+        StrictStr | TokenIds | list[StrictStr] | list[TokenIds],
+        _one_of("text, token ids from 0 to 2147483647, or a list of texts or of such ids"),
+        Field(json_schema_extra={"minLength": 1, "minItems": 1}),
+    ]
     logprobs: int | None = None
     echo: Flag = False
     suffix: StrictStr | None = None
@@ -118,14 +189,14 @@ class ScoreInput(BaseModel):
 
     question: StrictStr | None = None
     steps: StrictStr | list[StrictStr] | None = None
-    messages: list[dict[str, JsonValue]] | None = None
+    messages: list[Message] | None = None
 
 
 class ScoreRequest(BaseModel):
     """POST /v1/score"""
 
     model: StrictStr | None = None
-    input: ScoreInput | list[ScoreInput]
+    input: ScoreInput | list[ScoreInput] = Field(json_schema_extra={"minItems": 1})
 
 
 class DetokenizeRequest(BaseModel):
