@@ -169,7 +169,7 @@ class CompletionRequest(SamplingFields):
         Field(json_schema_extra={"minLength": 1, "minItems": 1}),
     ]
     logprobs: int | None = None
-    echo: Flag = False
+    echo: Flag | None = None
     suffix: StrictStr | None = None
     best_of: int | None = None
 
