@@ -30,7 +30,9 @@ _UNREADABLE = (  # what reading JSON raises, the narrower kinds first
     (UnicodeError, "it is not UTF-8"),
     (ValueError, "a number has too many digits"),
 )
-_MOST_LETTERS = 64  # of a field's name in a message
+_MOST_LETTERS = 500  # of a message
+_MOST_IN_NAME = 64  # letters of a field's name in it
+_MOST_NAMES = 4  # of fields within fields
 
 
 class ApiError(Exception):
@@ -60,7 +62,7 @@ class ApiError(Exception):
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """The answer's body, also an event of a stream that has begun."""
     kind = _TYPES.get(status) or HTTPStatus(status).phrase.title().replace(" ", "") + "Error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return {"error": {"message": _line(message), "type": kind, "param": param, "code": status}}
 
 
 def error_response(
@@ -102,14 +104,20 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
         return "the body is not JSON: " + str(problem.get("ctx", {}).get("error", "")), None
     if not names:
         return "the body must be a JSON object, with Content-Type: application/json", None
-    param, where = names[0], ".".join(names)
+    param, where = names[0], ".".join(names[:_MOST_NAMES])
     return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}", param
+
+
+def _line(message: str) -> str:
+    """The message on one line, and not longer than anybody reads: some repeat what was sent."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..."
 
 
 def _name(part: object) -> str:
     """A field's name, which a client may have made up, for a message of one line."""
     name = str(part)
-    return name if name.isprintable() and len(name) <= _MOST_LETTERS else shown(name)
+    return name if name.isprintable() and len(name) <= _MOST_IN_NAME else shown(name)
 
 
 def _why_unreadable(cause: BaseException | None) -> str | None:
