@@ -32,8 +32,8 @@ def errors(*statuses: int) -> Responses:
 def streamed(model: type[BaseModel], chunk: type[BaseModel]) -> Responses:
     """An answer that comes whole, or as events of `chunk` if the request says `stream`."""
     told = {"anyOf": [_reference(chunk), _reference(ErrorAnswer)]}
-    json = {"type": "string", "contentMediaType": "application/json", "contentSchema": told}
-    data = {"anyOf": [{"const": "[DONE]"}, json]}
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": told}
+    data = {"anyOf": [{"const": "[DONE]"}, text]}
     event = {"type": "object", "required": ["data"], "properties": {"data": data}}
     content = {"text/event-stream": {"itemSchema": event}}
     return {200: {"model": model, "description": "The answer.", "content": content}}

@@ -46,11 +46,13 @@ Message = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "required": ["role", "content"],
+            "required": ["role"],
             "properties": {
                 "role": {"type": "string", "examples": ["system", "user", "assistant"]},
                 "content": {
+                    "description": "null, or none, in a message of the assistant alone",
                     "anyOf": [
+                        {"type": "null"},
                         {"type": "string"},
                         {
                             "type": "array",
@@ -63,7 +65,7 @@ Message = Annotated[
                                 },
                             },
                         },
-                    ]
+                    ],
                 },
             },
         }
