@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -26,6 +27,13 @@ from pydantic_core import PydanticCustomError
 from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName
 
 
+def _number(value: object) -> object:
+    """Refuses flags and text, of which pydantic would make numbers."""
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number", "must be a number, not text or a flag")
+    return value
+
+
 def _one_of(forms: str) -> WrapValidator:
     """Says which forms a field may have, in place of what each of them lacks."""
 
@@ -38,7 +46,9 @@ def _one_of(forms: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+TokenIds = list[Annotated[Integer, Field(ge=0, lt=2**31)]]
 Flag = StrictBool
 # `Engine.chat` reads them, and says what is wrong with one; this is what it allows.
 Message = Annotated[
@@ -98,9 +108,9 @@ class RsdOptions(BaseModel):
 
     mode: ModeName | None = None
     policy: StrictStr | None = Field(None, description="as on the command line: `threshold:0.7`")
-    threshold: float | None = Field(None, description="short for the policy `threshold:T`")
-    max_steps: int | None = None
-    max_step_tokens: int | None = None
+    threshold: Number | None = Field(None, description="short for the policy `threshold:T`")
+    max_steps: Integer | None = None
+    max_step_tokens: Integer | None = None
     question: StrictStr | None = Field(None, description="what the reward model reads as problem")
     steps: Flag = Field(False, description="send every step: source, reward, rejected text")
 
@@ -111,20 +121,20 @@ class SamplingFields(BaseModel):
     model_config = ConfigDict(extra="allow", json_schema_extra=_describe_ranges)
 
     model: StrictStr | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    n: Integer | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Integer | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
     allowed_token_ids: TokenIds | None = None
     bad_words: list[StrictStr] | None = None
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    seed: Annotated[Integer, Field(ge=-1, le=MAX_SEED)] | None = None
+    max_tokens: Integer | None = None
+    min_tokens: Integer | None = None
     stop: Annotated[
         StrictStr | list[StrictStr] | None, _one_of("a string or a list of strings")
     ] = None
@@ -132,8 +142,8 @@ class SamplingFields(BaseModel):
     ignore_eos: Flag | None = None
     include_stop_str_in_output: Flag | None = None
     skip_special_tokens: Flag | None = None
-    prompt_logprobs: int | None = None
-    truncate_prompt_tokens: int | None = None
+    prompt_logprobs: Integer | None = None
+    truncate_prompt_tokens: Integer | None = None
     return_token_ids: Flag | None = Field(None, description="ids beside the texts, as vLLM has it")
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
@@ -150,9 +160,9 @@ class ChatRequest(SamplingFields):
     """POST /v1/chat/completions"""
 
     messages: list[Message] = Field(json_schema_extra={"minItems": 1})
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Integer | None = None
     logprobs: Flag | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, JsonValue]] | None = None
     tool_choice: JsonValue = None
@@ -170,10 +180,10 @@ class CompletionRequest(SamplingFields):
         _one_of("text, token ids from 0 to 2147483647, or a list of texts or of such ids"),
         Field(json_schema_extra={"minLength": 1, "minItems": 1}),
     ]
-    logprobs: int | None = None
+    logprobs: Integer | None = None
     echo: Flag | None = None
     suffix: StrictStr | None = None
-    best_of: int | None = None
+    best_of: Integer | None = None
 
 
 class TokenizeRequest(BaseModel):
