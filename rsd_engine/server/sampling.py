@@ -72,7 +72,7 @@ def _rsd_fields(request: SamplingFields) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {
         name: value
-        for name in ("mode", "max_steps", "max_step_tokens")
+        for name in ("mode", "max_steps", "max_step_tokens", "prm_overflow")
         if (value := getattr(own, name)) is not None
     }
     policy = _policy(own.policy, own.threshold)

@@ -56,8 +56,10 @@ def options_of(words: list[str]) -> set[str]:
 def check_rsd(words: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     assert words[0] in group.commands, f"rsd has no command {words[0]}"
-    parameters = group.commands[words[0]].params
-    known = {name for p in parameters for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    command = group.commands[words[0]]
+    if words[1:] and words[1] in getattr(command, "commands", {}):
+        command = command.commands[words[1]]
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert options_of(words) <= known, f"rsd {words[0]} lacks {options_of(words) - known}"
 
 
@@ -100,8 +102,9 @@ def test_commands(document: Document) -> None:
 
 def test_the_test_sees_what_it_should() -> None:
     for wrong in (
-        "rsd solve", "rsd plan --speed=3", "python -m bench.nothing", "python -m bench.gpu --fast",
-        "python -m bench", "pytest -m quick", "make all",
+        "rsd solve", "rsd plan --speed=3", "rsd bench serve --speed=3",
+        "python -m bench.nothing", "python -m bench.gpu --fast", "python -m bench",
+        "pytest -m quick", "make all",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             check(shlex.split(wrong))

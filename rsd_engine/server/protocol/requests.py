@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName
+from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName, OverflowName
 
 
 def _number(value: object) -> object:
@@ -111,6 +111,7 @@ class RsdOptions(BaseModel):
     threshold: Number | None = Field(None, description="short for the policy `threshold:T`")
     max_steps: Integer | None = None
     max_step_tokens: Integer | None = None
+    prm_overflow: OverflowName | None = None
     question: StrictStr | None = Field(None, description="what the reward model reads as problem")
     steps: Flag = Field(False, description="send every step: source, reward, rejected text")
 
