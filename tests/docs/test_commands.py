@@ -20,7 +20,9 @@ import typer
 from rsd_engine.cli.app import app
 from tests.docs.documents import DOCUMENTS, ROOT, Document
 
-_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git")
+_OTHERS = (
+    "pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git", "lm_eval",
+)  # fmt: skip
 _STARTS = ("rsd ", "python -m ", "pytest")
 
 
@@ -42,7 +44,8 @@ def check(words: list[str]) -> None:
     if words[0] == "rsd":
         check_rsd(words[1:])
     elif words[:2] == ["python", "-m"]:
-        check_module(words[2], options_of(words[3:]))
+        subcommand = tuple(word for word in words[3:4] if word.isidentifier())
+        check_module(words[2], options_of(words[3:]), subcommand)
     elif words[0] == "pytest":
         check_pytest(words[1:])
     else:
@@ -63,20 +66,20 @@ def check_rsd(words: list[str]) -> None:
     assert options_of(words) <= known, f"rsd {words[0]} lacks {options_of(words) - known}"
 
 
-def check_module(module: str, options: set[str]) -> None:
+def check_module(module: str, options: set[str], subcommand: tuple[str, ...] = ()) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     if spec.submodule_search_locations is not None:
         assert importlib.util.find_spec(f"{module}.__main__"), f"{module} cannot be run"
     for option in options:
-        assert re.search(rf"{option}\b", usage(module)), f"{module} has no {option}"
+        assert re.search(rf"{option}\b", usage(module, subcommand)), f"{module} has no {option}"
 
 
 @functools.cache
-def usage(module: str) -> str:
-    """What `python -m MODULE --help` prints."""
+def usage(module: str, subcommand: tuple[str, ...] = ()) -> str:
+    """What `python -m MODULE --help` prints, or that of its subcommand."""
     with (
-        mock.patch.object(sys, "argv", [module, "--help"]),
+        mock.patch.object(sys, "argv", [module, *subcommand, "--help"]),
         contextlib.redirect_stdout(io.StringIO()) as shown,
         contextlib.suppress(SystemExit),
     ):
