@@ -90,8 +90,10 @@ def _describe_ranges(schema: dict[str, Any]) -> None:
         allowed = RANGES.get(_NAMES.get(name, name))
         for kind in field.get("anyOf", ()):
             if allowed is not None and kind.get("type") in ("integer", "number"):
-                kind["exclusiveMinimum" if allowed.open_low else "minimum"] = allowed.least
-                kind["maximum"] = allowed.most
+                kind.setdefault(
+                    "exclusiveMinimum" if allowed.open_low else "minimum", allowed.least
+                )
+                kind.setdefault("maximum", allowed.most)
 
 
 class StreamOptions(BaseModel):
@@ -181,6 +183,8 @@ class CompletionRequest(SamplingFields):
         _one_of("text, token ids from 0 to 2147483647, or a list of texts or of such ids"),
         Field(json_schema_extra={"minLength": 1, "minItems": 1}),
     ]
+    # 0 is allowed for a prompt that is to be echoed alone.
+    max_tokens: Annotated[Integer, Field(json_schema_extra={"minimum": 0})] | None = None
     logprobs: Integer | None = None
     echo: Flag | None = None
     suffix: StrictStr | None = None
