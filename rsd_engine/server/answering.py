@@ -46,6 +46,11 @@ class Answering:
         self._requests = await self._service.submit(prompts, params, stream=stream)
         self._samples = len(prompts) * params.n
 
+    @property
+    def prompt_token_ids(self) -> list[tuple[int, ...]]:
+        """Of each prompt, once they are queued."""
+        return [request.stream.prompt_token_ids for request in self._requests]
+
     async def results(self) -> list[RequestOutput]:
         """All results, in order of the prompts.
 
