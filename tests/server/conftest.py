@@ -100,7 +100,7 @@ class LiveServer:
 
 
 @contextmanager
-def serving(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveServer]:
+def listening(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveServer]:
     """A server in a thread of its own, until the block ends."""
     service = Service(async_engine, options)
     server = Server(make_app(service), service, host="127.0.0.1", port=0)
@@ -109,8 +109,8 @@ def serving(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveS
     while not server.started:
         assert thread.is_alive()
         threading.Event().wait(0.01)
-    [listening] = server.servers[0].sockets
-    yield LiveServer(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server)
+    [found] = server.servers[0].sockets
+    yield LiveServer(f"http://127.0.0.1:{found.getsockname()[1]}", service, server)
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
@@ -119,5 +119,5 @@ def serving(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveS
 @pytest.fixture
 def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
     options = replace(OPTIONS, keep_alive_seconds=0.005, drain_seconds=2.0)
-    with serving(async_engine, options) as server:
+    with listening(async_engine, options) as server:
         yield server

@@ -13,7 +13,7 @@ import pytest
 from rsd_engine import Engine
 from rsd_engine.server.async_engine import AsyncEngine
 from tests.engine.harness.runs import all_pages_free
-from tests.server.conftest import OPTIONS, serving
+from tests.server.conftest import OPTIONS, listening
 from tests.server.storms.cases import make_case
 from tests.server.storms.clients import compared, storm
 from tests.server.storms.process import server_process
@@ -28,7 +28,7 @@ def test_who_stays_reads_what_he_reads_alone(engine: Engine, async_engine: Async
     cases = [make_case(Random(i)) for i in range(12)]
     alone = [case.alone(engine) for case in cases]
     core, started = engine.parts.core, time.monotonic()
-    with serving(async_engine, replace(OPTIONS, max_queue=12)) as live:
+    with listening(async_engine, replace(OPTIONS, max_queue=12)) as live:
         storm(live.url, cases, clients=8, count=8, rng=Random(0))
         wait_for(lambda: is_idle(live.service))
         names = {thread.name for thread in threading.enumerate()}

@@ -16,7 +16,7 @@ import pytest
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.server.async_engine import AsyncEngine
-from tests.server.conftest import OPTIONS, serving
+from tests.server.conftest import OPTIONS, listening
 from tests.server.storms.cases import QUESTIONS, Case, Told
 from tests.server.storms.clients import Refused, ask, listen
 from tests.server.storms.process import server_process
@@ -75,7 +75,7 @@ def test_a_full_server_refuses_and_mixes_nothing_up(
 ) -> None:
     cases = [seeded(seed, 24) for seed in range(16)]
     wanted = alone(engine, cases)
-    with serving(async_engine, replace(OPTIONS, max_queue=3)) as live:
+    with listening(async_engine, replace(OPTIONS, max_queue=3)) as live:
         kinds = check_answers(asyncio.run(all_at_once(live.url, cases, [])), wanted)
     assert kinds["answered"] >= 7 and kinds["refused"] and kinds["not let in"] == 0
 
@@ -86,7 +86,7 @@ def test_a_server_that_stops_under_load_leaves_no_one_without_a_word(
     """No time to end: some have ended when the signal comes, the others get an error."""
     cases = [seeded(seed, 24 + 16 * seed) for seed in range(8)]
     wanted = alone(engine, cases)
-    with serving(async_engine, replace(OPTIONS, drain_seconds=0.0)) as live:
+    with listening(async_engine, replace(OPTIONS, drain_seconds=0.0)) as live:
         done: list[Answer] = []
 
         async def stop() -> None:
@@ -149,7 +149,7 @@ def test_sigterm_under_load(engine: Engine, drain: float) -> None:
 def test_a_connection_at_rest_stays_open(async_engine: AsyncEngine) -> None:
     """Clients keep one for 5 seconds; a server that closes it then loses a request now and then."""
     with (
-        serving(async_engine, OPTIONS) as live,
+        listening(async_engine, OPTIONS) as live,
         httpx.Client(base_url=live.url, limits=httpx.Limits(keepalive_expiry=60)) as http,
     ):
         first = http.get("/health")
