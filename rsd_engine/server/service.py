@@ -69,6 +69,11 @@ class Service:
         return self.engine.engine.get_default_sampling_params()
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """What requests may ask for; the first is the default."""
+        return self.engine.engine.parts.rules.modes
+
+    @property
     def num_slots(self) -> int:
         return int(self.engine.engine.parts.core.state.num_slots)
 
@@ -100,7 +105,7 @@ class Service:
             raise ApiError(503, "the server is about to stop", headers=RETRY_AFTER)
 
     async def submit(
-        self, prompts: Sequence[Any], params: SamplingParams, *, by_token: bool
+        self, prompts: Sequence[Any], params: SamplingParams, *, stream: bool
     ) -> list[AsyncRequest]:
         """Queues the prompts of one request, all of them or none.
 
@@ -112,7 +117,7 @@ class Service:
         self._check_room(count)
         self._samples_open += count
         try:
-            return await self.engine.submit(prompts, params, by_token=by_token)
+            return await self.engine.submit(prompts, params, stream=stream)
         except ValueError as error:
             self.release(count)
             raise ApiError(400, str(error)) from None
