@@ -70,10 +70,12 @@ class HostSteps:
             collect()
         decided = [slot for slot in _waiting_slots(state) if self._slots[slot]]
         for slot in decided:
-            if self._text_ends is None:
+            if self._text_ends is not None and int(state.kept_from[slot]) >= 0:
+                state.phase[slot] = Phase.DRAFT
+            elif self._slots.contexts_of(slot):
                 self._give_to(state, slot, Role.TARGET, tell)
             else:
-                state.phase[slot] = Phase.DRAFT
+                state.phase[slot] = Phase.TARGET  # for a server
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
             goes_on = int(state.mode[slot]) == Mode.TARGET  # the PRM's context is full
@@ -89,9 +91,10 @@ class HostSteps:
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
         source, is_first = Role(int(state.step_source[slot])), not int(state.num_steps[slot])
-        bridge = self._text_bridges[source]
-        ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
-        ops.write_prm_step(state, slot, ids, self._tables[source])
+        if int(state.mode[slot]) == Mode.RSD and self._text_bridges:  # it has a PRM
+            bridge = self._text_bridges[source]
+            ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
+            ops.write_prm_step(state, slot, ids, self._tables[source])
         ops.end_slot_step(state, slot, self._tokens_per_page)
 
     def _settle_end(
@@ -131,7 +134,7 @@ class HostSteps:
 def _waiting_slots(state: SlotState) -> list[int]:
     """The slots that wait for the host: with an ended step, and with none, since it is decided.
 
-    A step never has no tokens. Where the writers share a vocabulary, a kept one waits for its end;
-    where they do not, a rejected one was rolled back and waits for the target.
+    A step never has no tokens. A kept one waits for its end, if the writers share a vocabulary; a
+    rejected one was rolled back and waits for the target, if that has another one or a server.
     """
     return [slot for slot, phase in enumerate(state.phase.tolist()) if phase == Phase.WAIT_HOST]
