@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.remote.model import RemoteModel, is_url, parse_url
 from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
 
-ModelSource = str | Path | Checkpoint
-"""A folder, hub id or GGUF file, or a checkpoint that was opened already."""
+ModelSource = str | Path | Checkpoint | RemoteModel
+"""A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
 
 
 def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
@@ -24,6 +25,23 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str])
             raise ValueError(
                 f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
             )
+
+
+def as_source(name: str, source: ModelSource | None) -> ModelSource | None:
+    """The same with a URL as a `RemoteModel`.
+
+    Raises:
+        ValueError: the URL is not allowed, or the draft is on a server.
+    """
+    if is_url(source):
+        with naming_model(name):
+            source = parse_url(str(source))
+    if name == "draft" and isinstance(source, RemoteModel):
+        raise ValueError(
+            f"draft is on a server ({source}); it must be here, for it writes most of the tokens: "
+            "give a folder, a hub id or a GGUF file"
+        )
+    return source
 
 
 def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> bool:
@@ -49,6 +67,11 @@ def open_source(
                 "checkpoint has its own overrides"
             )
         return source
+    if is_url(source) or isinstance(source, RemoteModel):
+        raise ValueError(
+            f"{name} is on a server ({source}); this needs the files of a model: give a folder, a "
+            "hub id or a GGUF file"
+        )
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
     with naming_model(name):
