@@ -34,7 +34,7 @@ class StepToWrite:
         request: whose step it is; of a target with a vocabulary of its own, the target's view.
         context: ids of the prompt, of the kept steps, and of the beginning of this one.
         max_tokens: most that are left of the step.
-        min_tokens: before that many more nothing may end the output.
+        min_tokens: of these before nothing may end the output.
         num_steps: kept so far.
     """
 
@@ -182,11 +182,12 @@ class RemoteSteps:
 def _step_to_write(state: SlotState, slot: int, running: Running) -> StepToWrite:
     length, committed = int(state.length[slot]), int(state.committed[slot])
     left = int(state.length_limit[slot]) - length
+    max_tokens = min(left, int(state.max_step_tokens[slot]) - (length - committed))
     return StepToWrite(
         request=running.request.target or running.request,
         context=tuple(state.tokens[slot, :length].tolist()),
-        max_tokens=min(left, int(state.max_step_tokens[slot]) - (length - committed)),
-        min_tokens=max(int(state.min_length[slot]) - length, 0),
+        max_tokens=max_tokens,
+        min_tokens=min(max(int(state.min_length[slot]) - length, 0), max_tokens),
         num_steps=int(state.num_steps[slot]),
     )
 

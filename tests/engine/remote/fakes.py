@@ -44,8 +44,10 @@ class Behind:
         self.bodies: list[dict[str, Any]] = []
 
     def write(self, ids: Sequence[int], max_tokens: int, **params: Any) -> CompletionOutput:
-        params = {"max_tokens": min(max_tokens, self.most_ids), "mode": "target", **params}
-        asked = SamplingParams(**params)
+        most = min(max_tokens, self.most_ids)
+        params["min_tokens"] = min(params["min_tokens"], most)
+        params["logit_bias"] = {int(i): b for i, b in params.get("logit_bias", {}).items()}
+        asked = SamplingParams(max_tokens=most, mode="target", **params)
         [result] = self.engine.generate({"prompt_token_ids": list(ids)}, asked, use_tqdm=False)
         return result.outputs[0]
 

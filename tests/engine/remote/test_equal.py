@@ -5,16 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rsd_engine import Engine, RequestOutput, SamplingParams
+from rsd_engine import (
+    CompletionOutput,
+    Confidence,
+    Engine,
+    RemoteModel,
+    RequestOutput,
+    SamplingParams,
+    Threshold,
+)
+from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo.problems import generate as make_problems
+from rsd_engine.outputs import FinishedEvent, StepEvent
+from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.remote.conftest import POLICY, remote_engine
+from tests.engine.remote.fakes import Behind, sglang_app, vllm_app
+from tests.engine.remote.serving import listening, own_app
 from tests.tiny_models import TinyModels, make_tiny_models, third_tokenizer
 
 FAST = {("steps", "both"), ("stop strings", "prm"), ("the target alone", "target")}
-GREEDY = SamplingParams(temperature=0.0, max_tokens=60)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
 SETTINGS: dict[str, SamplingParams] = {
     "steps": GREEDY,
     "stop strings": replace(GREEDY, stop=["2", "a("], min_tokens=20),
@@ -38,8 +54,9 @@ def assert_equal(ours: Sequence[RequestOutput], theirs: Sequence[RequestOutput])
 
 def rewards(output: CompletionOutput) -> list[float]:
     """Of every step and of the draft's step that it replaces; NaN where there is none."""
-    scored = [(step.reward, step.rejected and step.rejected.reward) for step in output.steps]
-    return [math.nan if reward is None else reward for pair in scored for reward in pair]
+    replaced = [step.rejected for step in output.steps if step.rejected is not None]
+    scored = [step.reward for step in (*output.steps, *replaced)]
+    return [math.nan if reward is None else reward for reward in scored]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +73,9 @@ def test_our_own_server(
     target = url if roles != "prm" else tiny.target
     prm = url if roles != "target" else tiny.prm
     params = SETTINGS[setting]
-    wanted = generate(local, PROMPTS, params)
+    wanted = generate(local, PROMPTS[:4], params)
     with remote_engine(tiny.draft, target, prm) as engine:
-        results = generate(engine, PROMPTS, params)
+        results = generate(engine, PROMPTS[:4], params)
         assert (engine.memory.weights.keys() & {Role.TARGET, Role.PRM}) == (
             {"prm": {Role.TARGET}, "target": {Role.PRM}, "both": set()}[roles]
         )
@@ -112,19 +129,19 @@ def test_prms_of_other_servers(kind: str, tiny: TinyModels, local: Engine) -> No
 
 def test_the_demo_family() -> None:
     draft, target, prm = (checkpoint_dir(role) for role in ("draft", "target", "prm"))
-    problems = [problem.question for problem in make_problems(3, "test", 8)]
-    params = SamplingParams(temperature=0.0, max_tokens=120)
+    problems = [problem.question for problem in make_problems(3, "test", 4)]
+    params = SamplingParams(temperature=0.0, max_tokens=80)
     with (
         Engine(draft, target, prm, device="cpu", max_num_seqs=8) as here,
         own_app(here) as app,
         listening(app) as found,
     ):
         wanted = generate(here, problems, params)
-        policy = Threshold(here.parts.rules.policy.threshold)
+        policy = here.parts.rules.policy
         with Engine(draft, found, found, policy=policy, device="cpu", max_num_seqs=4) as engine:
             results = generate(engine, problems, params)
     assert_equal(results, wanted)
-    assert sum(result.metrics.steps_rejected for result in results) > 3
+    assert sum(result.metrics.steps_rejected for result in results) > 0
 
 
 def test_streams_tell_the_same_steps(tiny: TinyModels, local: Engine, url: str) -> None:
@@ -133,8 +150,9 @@ def test_streams_tell_the_same_steps(tiny: TinyModels, local: Engine, url: str) 
     with remote_engine(tiny.draft, url, tiny.prm) as engine:
         *steps, last = engine.stream(PROMPTS[0], params)
     assert isinstance(last, FinishedEvent)
-    assert [event.token_ids for event in steps] == [s.token_ids for s in wanted.outputs[0].steps]
-    assert "".join(event.text for event in steps) == last.output.outputs[0].text
+    kept = [event for event in steps if isinstance(event, StepEvent)]
+    assert [event.token_ids for event in kept] == [s.token_ids for s in wanted.outputs[0].steps]
+    assert "".join(event.text for event in kept) == last.output.outputs[0].text
 
 
 def test_seeds_depend_on_step_and_sample(tiny: TinyModels, local: Engine) -> None:
@@ -144,7 +162,7 @@ def test_seeds_depend_on_step_and_sample(tiny: TinyModels, local: Engine) -> Non
         first = generate(engine, PROMPTS[:2], params)
         seeds = [body["seed"] for body in behind.bodies]
         again = generate(engine, PROMPTS[:2], params)
-    assert len(set(seeds)) == len(seeds) > 2
+    assert len(set(seeds)) == len(seeds) > 1
     assert sorted(body["seed"] for body in behind.bodies) == sorted(2 * seeds)
     assert [decisions(result) for result in first] == [decisions(result) for result in again]
 
@@ -170,10 +188,10 @@ def test_other_vocabularies(tmp_path: Path) -> None:
 
 
 def test_the_drafts_confidence(tiny: TinyModels, url: str) -> None:
-    scorer = Confidence(threshold=0.3)
-    with Engine(tiny.draft, tiny.target, scorer=scorer, device="cpu", max_num_seqs=4) as here:
+    options: dict[str, Any] = {"scorer": Confidence(), "policy": Threshold(0.06), "device": "cpu"}
+    with Engine(tiny.draft, tiny.target, max_num_seqs=4, **options) as here:
         wanted = generate(here, PROMPTS, GREEDY)
-    with Engine(tiny.draft, url, scorer=scorer, device="cpu", max_num_seqs=4) as engine:
+    with Engine(tiny.draft, url, max_num_seqs=4, **options) as engine:
         results = generate(engine, PROMPTS, GREEDY)
     assert_equal(results, wanted)
     assert {step.source for result in wanted for step in result.outputs[0].steps} == {
