@@ -253,10 +253,12 @@ class EngineCore:
     def _serve_back(self) -> None:
         """Goes on with what servers have written and scored."""
         self._log.rewind()  # its records are collected; what servers wrote needs room
-        if self._remote_steps.take_back(self.state, self._pending.append):
+        back = self._remote_steps.take_back(self.state, self._pending.append)
+        if back:
             self._lacks_pages = False
-            self._host_steps.serve(self.state, self._collect, self._pending.append)
+            int(self.state.log_head)  # host read: waits until the device has decided these steps
             self._collect()
+            self._host_steps.serve(self.state, self._collect, self._pending.append, scored=back)
 
     def _wait_for_servers(self) -> None:
         """Until one has answered, or `ask_to_return`; not at all if there is something to tell."""

@@ -6,7 +6,7 @@ waits where the device cannot tell the tokens of its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rsd_engine.core.events import Event, nothing_written
 from rsd_engine.core.failures import Failure
@@ -48,7 +48,11 @@ class HostSteps:
         self._text_ends = text_ends
 
     def serve(
-        self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
+        self,
+        state: SlotState,
+        collect: Callable[[], None],
+        tell: Callable[[Event], None],
+        scored: Sequence[int] = (),
     ) -> bool:
         """Does what slots wait for the host to do; whether there were any.
 
@@ -56,6 +60,7 @@ class HostSteps:
             state: at rest.
             collect: takes the records of the steps that have ended.
             tell: takes the events of requests that end here, with an error or a full context.
+            scored: slots whose step a server's reward has decided, and that do not wait.
         """
         waiting = _waiting_slots(state)
         ended = [slot for slot in waiting if int(state.committed[slot]) < int(state.length[slot])]
@@ -82,7 +87,7 @@ class HostSteps:
             if contexts and contexts.writer == Role.TARGET and not goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
         if self._text_ends is not None:
-            for slot in [*ended, *decided]:
+            for slot in [*ended, *decided, *scored]:
                 self._settle_end(state, slot, self._text_ends, tell)
         return bool(waiting)
 
@@ -101,11 +106,12 @@ class HostSteps:
         self, state: SlotState, slot: int, text_ends: HostEnds, tell: Callable[[Event], None]
     ) -> None:
         """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
-        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD:
+        first = int(state.kept_from[slot])
+        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD or first < 0:
             return
         context = state.tokens[slot, : int(state.length[slot])].tolist()
         try:
-            begin, tokens = text_ends(context, int(state.kept_from[slot]))
+            begin, tokens = text_ends(context, first)
         except Exception as error:
             failure = Failure.caught("bridge", "tokenising the end of a step", error)
             tell(self._slots.fail(slot, failure))

@@ -134,8 +134,8 @@ class RemoteSteps:
             state.active[slot] = 0
             running.call.add_done_callback(lambda call: self._wake())
 
-    def take_back(self, state: SlotState, tell: Callable[[Event], None]) -> bool:
-        """Goes on with the slots whose calls have ended; whether there were any.
+    def take_back(self, state: SlotState, tell: Callable[[Event], None]) -> list[int]:
+        """Goes on with the slots whose calls have ended, and returns them.
 
         A slot whose step has ended waits for the host then; one whose step was scored is decided.
         """
@@ -149,7 +149,7 @@ class RemoteSteps:
                 role = "target" if int(state.phase[slot]) == Phase.TARGET else "prm"
                 failure = Failure.caught("remote", f"the {role}'s server", error)
                 tell(self._slots.fail(slot, failure))
-        return bool(back)
+        return [slot for slot, _ in back]
 
     def close(self) -> None:
         """Closes the connections."""

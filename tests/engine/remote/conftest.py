@@ -11,16 +11,22 @@ from rsd_engine import Engine, Threshold
 from rsd_engine.engine.model_sources import ModelSource
 from tests.engine.remote.serving import listening, own_app
 from tests.page_checks import check_integrity
-from tests.tiny_models import TinyModels
+from tests.tiny_models import TinyModels, make_tiny_models
 
 POLICY = Threshold(0.5)
 MakeEngine = Callable[[ModelSource, ModelSource], "Engine"]
 
 
 @pytest.fixture(scope="package")
-def local(tiny: TinyModels) -> Iterator[Engine]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Models that like newlines: some of their steps end in other tokens than text has there."""
+    return make_tiny_models(tmp_path_factory.mktemp("remote"), seed=41)
+
+
+@pytest.fixture(scope="package")
+def local(models: TinyModels) -> Iterator[Engine]:
     """What results must be equal to; servers run on it too."""
-    with Engine(**tiny.sources(), policy=POLICY, max_num_seqs=4, device="cpu") as built:
+    with Engine(**models.sources(), policy=POLICY, max_num_seqs=4, device="cpu") as built:
         yield built
 
 

@@ -23,13 +23,15 @@ from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
 from rsd_engine.outputs import FinishedEvent, StepEvent
 from rsd_kernels.state.enums import Role
-from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
 from tests.engine.remote.conftest import POLICY, remote_engine
 from tests.engine.remote.fakes import Behind, sglang_app, vllm_app
 from tests.engine.remote.serving import listening, own_app
 from tests.tiny_models import TinyModels, make_tiny_models, third_tokenizer
 
 FAST = {("steps", "both"), ("stop strings", "prm"), ("the target alone", "target")}
+# What the models read depends on the tokens at the ends of the steps that they write to these.
+QUESTIONS = (PROMPTS[3], PROMPTS[4], "0 + 0 = ?", "2 + 14 = ?")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
 SETTINGS: dict[str, SamplingParams] = {
     "steps": GREEDY,
@@ -54,8 +56,8 @@ def assert_equal(ours: Sequence[RequestOutput], theirs: Sequence[RequestOutput])
 
 def rewards(output: CompletionOutput) -> list[float]:
     """Of every step and of the draft's step that it replaces; NaN where there is none."""
-    replaced = [step.rejected for step in output.steps if step.rejected is not None]
-    scored = [step.reward for step in (*output.steps, *replaced)]
+    scored = [step.reward for step in output.steps]
+    scored += [step.rejected.reward for step in output.steps if step.rejected is not None]
     return [math.nan if reward is None else reward for reward in scored]
 
 
@@ -68,14 +70,14 @@ def rewards(output: CompletionOutput) -> list[float]:
     ],
 )
 def test_our_own_server(
-    setting: str, roles: str, tiny: TinyModels, local: Engine, url: str
+    setting: str, roles: str, models: TinyModels, local: Engine, url: str
 ) -> None:
-    target = url if roles != "prm" else tiny.target
-    prm = url if roles != "target" else tiny.prm
+    target = url if roles != "prm" else models.target
+    prm = url if roles != "target" else models.prm
     params = SETTINGS[setting]
-    wanted = generate(local, PROMPTS[:4], params)
-    with remote_engine(tiny.draft, target, prm) as engine:
-        results = generate(engine, PROMPTS[:4], params)
+    wanted = generate(local, QUESTIONS, params)
+    with remote_engine(models.draft, target, prm) as engine:
+        results = generate(engine, QUESTIONS, params)
         assert (engine.memory.weights.keys() & {Role.TARGET, Role.PRM}) == (
             {"prm": {Role.TARGET}, "target": {Role.PRM}, "both": set()}[roles]
         )
@@ -89,13 +91,13 @@ def test_our_own_server(
 )
 @pytest.mark.parametrize("most_ids", [3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_targets_of_other_servers(
-    kind: str, setting: str, most_ids: int, tiny: TinyModels, local: Engine
+    kind: str, setting: str, most_ids: int, models: TinyModels, local: Engine
 ) -> None:
     """`most_ids`: a server may stop within a step, and is asked for the rest."""
     behind = Behind(local, most_ids)
     app = vllm_app(behind) if kind == "vllm" else sglang_app(behind)
     wanted = generate(local, PROMPTS[:3], SETTINGS[setting])
-    with listening(app) as found, remote_engine(tiny.draft, f"{found}/v1", tiny.prm) as engine:
+    with listening(app) as found, remote_engine(models.draft, f"{found}/v1", models.prm) as engine:
         results = generate(engine, PROMPTS[:3], SETTINGS[setting])
         passes = engine.metrics.target.passes
     assert_equal(results, wanted)
@@ -110,7 +112,7 @@ def logit(p: float) -> float:
 
 
 @pytest.mark.parametrize("kind", ["vllm pooling", "vllm values", "vllm classify", "sglang"])
-def test_prms_of_other_servers(kind: str, tiny: TinyModels, local: Engine) -> None:
+def test_prms_of_other_servers(kind: str, models: TinyModels, local: Engine) -> None:
     behind = Behind(local)
     apps = {
         "vllm pooling": lambda: vllm_app(behind, lambda reward: [1 - reward, reward]),
@@ -120,8 +122,8 @@ def test_prms_of_other_servers(kind: str, tiny: TinyModels, local: Engine) -> No
     }
     wanted = generate(local, PROMPTS[:2], GREEDY)
     with listening(apps[kind]()) as found:
-        prm = RemoteModel(found, tokenizer=tiny.prm)
-        with remote_engine(tiny.draft, tiny.target, prm) as engine:
+        prm = RemoteModel(found, tokenizer=models.prm)
+        with remote_engine(models.draft, models.target, prm) as engine:
             results = generate(engine, PROMPTS[:2], GREEDY)
             assert engine.metrics.prm.passes == sum(r.metrics.prm.passes for r in results) > 0
     assert_equal(results, wanted)
@@ -144,10 +146,10 @@ def test_the_demo_family() -> None:
     assert sum(result.metrics.steps_rejected for result in results) > 0
 
 
-def test_streams_tell_the_same_steps(tiny: TinyModels, local: Engine, url: str) -> None:
+def test_streams_tell_the_same_steps(models: TinyModels, local: Engine, url: str) -> None:
     params = replace(GREEDY, mode="target")
     [wanted] = generate(local, PROMPTS[:1], params)
-    with remote_engine(tiny.draft, url, tiny.prm) as engine:
+    with remote_engine(models.draft, url, models.prm) as engine:
         *steps, last = engine.stream(PROMPTS[0], params)
     assert isinstance(last, FinishedEvent)
     kept = [event for event in steps if isinstance(event, StepEvent)]
@@ -155,10 +157,13 @@ def test_streams_tell_the_same_steps(tiny: TinyModels, local: Engine, url: str) 
     assert "".join(event.text for event in kept) == last.output.outputs[0].text
 
 
-def test_seeds_depend_on_step_and_sample(tiny: TinyModels, local: Engine) -> None:
+def test_seeds_depend_on_step_and_sample(models: TinyModels, local: Engine) -> None:
     behind = Behind(local)
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=40, n=2)
-    with listening(vllm_app(behind)) as found, remote_engine(tiny.draft, found, tiny.prm) as engine:
+    with (
+        listening(vllm_app(behind)) as found,
+        remote_engine(models.draft, found, models.prm) as engine,
+    ):
         first = generate(engine, PROMPTS[:2], params)
         seeds = [body["seed"] for body in behind.bodies]
         again = generate(engine, PROMPTS[:2], params)
@@ -187,13 +192,60 @@ def test_other_vocabularies(tmp_path: Path) -> None:
     assert any(step.source == "target" for result in wanted for step in result.outputs[0].steps)
 
 
-def test_the_drafts_confidence(tiny: TinyModels, url: str) -> None:
-    options: dict[str, Any] = {"scorer": Confidence(), "policy": Threshold(0.06), "device": "cpu"}
-    with Engine(tiny.draft, tiny.target, max_num_seqs=4, **options) as here:
+def test_the_drafts_confidence(models: TinyModels, url: str) -> None:
+    options: dict[str, Any] = {"scorer": Confidence(), "policy": Threshold(0.14), "device": "cpu"}
+    with Engine(models.draft, models.target, max_num_seqs=4, **options) as here:
         wanted = generate(here, PROMPTS, GREEDY)
-    with Engine(tiny.draft, url, max_num_seqs=4, **options) as engine:
+    with Engine(models.draft, url, max_num_seqs=4, **options) as engine:
         results = generate(engine, PROMPTS, GREEDY)
     assert_equal(results, wanted)
     assert {step.source for result in wanted for step in result.outputs[0].steps} == {
         "draft", "target",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("executor", ["eager", "simulated-loop"])
+def test_requests_that_are_preempted(
+    executor: str, models: TinyModels, local: Engine, url: str
+) -> None:
+    """With one tick a launch; or launches that end when a server has answered."""
+    params = replace(GREEDY, max_tokens=24)
+    wanted = generate(local, QUESTIONS, params)
+    with Engine(
+        models.draft, url, url, policy=POLICY, device="cpu", max_num_seqs=3, executor=executor
+    ) as engine:
+        if executor == "eager":
+            with harsh(engine):
+                results = generate(engine, QUESTIONS, params)
+            assert engine.num_preemptions > 0
+        else:
+            results = generate(engine, QUESTIONS, params)
+        assert all_pages_free(engine)
+    assert_equal(results, wanted)
+
+
+def test_few_pages(models: TinyModels, local: Engine, url: str) -> None:
+    """Slots that wait for a server keep their pages; one that lacks some waits for them."""
+    questions = [*QUESTIONS[1:], "x"]
+    params = replace(GREEDY, max_tokens=90, ignore_eos=True, max_step_tokens=6)
+    wanted = generate(local, questions, params)
+    with Engine(
+        models.draft, url, models.prm, policy=POLICY, device="cpu", max_num_seqs=4,
+        kv_cache_memory_bytes=170_000, max_model_len=150,
+    ) as engine:  # fmt: skip
+        results = generate(engine, questions, params)
+        assert engine.num_preemptions > 0
+        assert all_pages_free(engine)
+    assert_equal(results, wanted)
+
+
+def test_ends_of_steps_that_a_server_has_scored(
+    models: TinyModels, local: Engine, url: str
+) -> None:
+    """With the target as the draft: it ends its steps in tokens that text has not."""
+    params = replace(GREEDY, policy=Threshold(0.3))
+    with Engine(models.target, models.draft, models.prm, device="cpu", max_num_seqs=4) as here:
+        wanted = generate(here, QUESTIONS, params)
+    with remote_engine(models.target, models.draft, url) as engine:
+        results = generate(engine, QUESTIONS, params)
+    assert_equal(results, wanted)

@@ -38,11 +38,13 @@ def status(code: int, message: str, **headers: str) -> tuple[Any, ...]:
 
 
 @contextmanager
-def troubled(local: Engine, tiny: TinyModels, **options: Any) -> Iterator[tuple[Troubled, Engine]]:
+def troubled(
+    local: Engine, models: TinyModels, **options: Any
+) -> Iterator[tuple[Troubled, Engine]]:
     app = Troubled(vllm_app(Behind(local)), (PATH,))
     with listening(app) as url:
         target = RemoteModel(url, **{"max_retries": 0, "timeout": 20.0, **options})
-        with remote_engine(tiny.draft, target, tiny.prm) as engine:
+        with remote_engine(models.draft, target, models.prm) as engine:
             yield app, engine
 
 
@@ -71,7 +73,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_one_request_ends_and_the_others_do_not(
-    kind: str, local: Engine, tiny: TinyModels, shared: tuple[Troubled, Engine]
+    kind: str, local: Engine, models: TinyModels, shared: tuple[Troubled, Engine]
 ) -> None:
     trouble, message = FAILURES[kind]
     app, engine = shared
@@ -88,8 +90,8 @@ def test_one_request_ends_and_the_others_do_not(
 
 
 @pytest.fixture(scope="module")
-def shared(local: Engine, tiny: TinyModels) -> Iterator[tuple[Troubled, Engine]]:
-    with troubled(local, tiny) as found:
+def shared(local: Engine, models: TinyModels) -> Iterator[tuple[Troubled, Engine]]:
+    with troubled(local, models) as found:
         yield found
 
 
@@ -107,8 +109,8 @@ def test_an_end_without_an_id(local: Engine, shared: tuple[Troubled, Engine]) ->
 @pytest.mark.parametrize(
     "trouble", [status(500, "x"), status(503, "x"), status(429, "x", retry_after="0.05"), "drop"]
 )
-def test_what_passes_is_tried_again(trouble: Any, local: Engine, tiny: TinyModels) -> None:
-    with troubled(local, tiny, max_retries=1) as (app, engine):
+def test_what_passes_is_tried_again(trouble: Any, local: Engine, models: TinyModels) -> None:
+    with troubled(local, models, max_retries=1) as (app, engine):
         app.troubles.append(trouble)
         [result] = generate(engine, PROMPTS[:1], ALONE)
     [wanted] = generate(local, PROMPTS[:1], ALONE)
@@ -116,17 +118,17 @@ def test_what_passes_is_tried_again(trouble: Any, local: Engine, tiny: TinyModel
     assert app.num_calls == result.metrics.target.passes + 1
 
 
-def test_time_is_up(local: Engine, tiny: TinyModels) -> None:
-    with troubled(local, tiny, timeout=0.3) as (app, engine):
+def test_time_is_up(local: Engine, models: TinyModels) -> None:
+    with troubled(local, models, timeout=0.3) as (app, engine):
         app.troubles.append("hang")
         [result] = generate(engine, PROMPTS[:1], ALONE)
         assert "did not answer in 0.3 seconds" in error_of(result)
         assert app.hung_up.wait(5)
 
 
-def test_the_others_go_on_while_a_server_is_silent(local: Engine, tiny: TinyModels) -> None:
+def test_the_others_go_on_while_a_server_is_silent(local: Engine, models: TinyModels) -> None:
     """An abort hangs up; a wait for servers costs no CPU; requests that come meanwhile run."""
-    with troubled(local, tiny) as (app, engine):
+    with troubled(local, models) as (app, engine):
         app.troubles.append("hang")
         stream = engine.stream(PROMPTS[0], ALONE)
         reader = threading.Thread(target=lambda: list(stream))
@@ -146,12 +148,12 @@ def test_the_others_go_on_while_a_server_is_silent(local: Engine, tiny: TinyMode
         assert decisions(result) == decisions(wanted)
 
 
-def test_a_closed_engine_hangs_up(local: Engine, tiny: TinyModels) -> None:
+def test_a_closed_engine_hangs_up(local: Engine, models: TinyModels) -> None:
     app = Troubled(vllm_app(Behind(local)), (PATH,))
     app.troubles.append("hang")
     threads = set(threading.enumerate())
     with listening(app) as url:
-        engine = Engine(tiny.draft, url, tiny.prm, device="cpu")
+        engine = Engine(models.draft, url, models.prm, device="cpu")
         stream = engine.stream(PROMPTS[0], ALONE)
         reader = threading.Thread(target=lambda: list(stream))
         reader.start()
@@ -163,11 +165,11 @@ def test_a_closed_engine_hangs_up(local: Engine, tiny: TinyModels) -> None:
     assert not {t for t in threading.enumerate() if t.name.startswith("rsd")} - threads
 
 
-def test_a_server_that_dies(local: Engine, tiny: TinyModels) -> None:
+def test_a_server_that_dies(local: Engine, models: TinyModels) -> None:
     app = vllm_app(Behind(local))
     with listening(app) as url:
         target = RemoteModel(url, max_retries=0)
-        engine = Engine(tiny.draft, target, tiny.prm, device="cpu", max_num_seqs=2)
+        engine = Engine(models.draft, target, models.prm, device="cpu", max_num_seqs=2)
         [before] = generate(engine, PROMPTS[:1], ALONE)
     assert before.outputs[0].error is None
     with engine:
@@ -178,11 +180,11 @@ def test_a_server_that_dies(local: Engine, tiny: TinyModels) -> None:
         assert_idle(engine)
 
 
-def test_a_prm_that_fails(local: Engine, tiny: TinyModels) -> None:
+def test_a_prm_that_fails(local: Engine, models: TinyModels) -> None:
     app = Troubled(vllm_app(Behind(local), lambda reward: [reward]), ("/pooling",))
     with listening(app) as url:
-        prm = RemoteModel(url, tokenizer=tiny.prm, max_retries=0)
-        with remote_engine(tiny.draft, tiny.target, prm) as engine:
+        prm = RemoteModel(url, tokenizer=models.prm, max_retries=0)
+        with remote_engine(models.draft, models.target, prm) as engine:
             app.troubles += [status(500, "no"), (200, b'{"data": []}', {})]
             results = generate(engine, PROMPTS[:3], PARAMS)
             errors = [error_of(r) for r in results if r.outputs[0].error]
@@ -211,7 +213,7 @@ START: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", START)
-def test_nothing_is_loaded_where_the_server_does_not_do(kind: str, tiny: TinyModels) -> None:
+def test_nothing_is_loaded_where_the_server_does_not_do(kind: str, models: TinyModels) -> None:
     trouble, message = START[kind]
 
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
@@ -225,7 +227,7 @@ def test_nothing_is_loaded_where_the_server_does_not_do(kind: str, tiny: TinyMod
         address = "http://127.0.0.1:9" if trouble is None else url
         target = RemoteModel(address, name, max_retries=0)
         with pytest.raises(ValueError, match=message) as raised:
-            Engine(tiny.draft, target, tiny.prm, device="cpu", max_model_len=100)
+            Engine(models.draft, target, models.prm, device="cpu", max_model_len=100)
     assert "\n" not in str(raised.value)
 
 
