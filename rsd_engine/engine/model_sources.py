@@ -44,6 +44,15 @@ def as_source(name: str, source: ModelSource | None) -> ModelSource | None:
     return source
 
 
+def check_is_here(name: str, source: object) -> None:
+    """Raises ValueError if a model is on a server."""
+    if is_url(source) or isinstance(source, RemoteModel):
+        raise ValueError(
+            f"{name} is on a server ({source}); this needs the files of a model: give a folder, a "
+            "hub id or a GGUF file"
+        )
+
+
 def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> bool:
     """Whether both are the same open checkpoint, path or hub id."""
     if isinstance(draft, str | Path) and isinstance(target, str | Path):
@@ -67,11 +76,7 @@ def open_source(
                 "checkpoint has its own overrides"
             )
         return source
-    if is_url(source) or isinstance(source, RemoteModel):
-        raise ValueError(
-            f"{name} is on a server ({source}); this needs the files of a model: give a folder, a "
-            "hub id or a GGUF file"
-        )
+    check_is_here(name, source)
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
     with naming_model(name):
