@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.engine.prompts import naming_model
-from rsd_engine.engine.remote.model import RemoteModel, is_url, parse_url
-from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
+from rsd_engine.engine.remote.model import RemoteModel, parse_url
+from rsd_engine.models.checkpoints.open import Checkpoint, is_url, open_checkpoint
 
 ModelSource = str | Path | Checkpoint | RemoteModel
 """A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
@@ -33,24 +33,15 @@ def as_source(name: str, source: ModelSource | None) -> ModelSource | None:
     Raises:
         ValueError: the URL is not allowed, or the draft is on a server.
     """
-    if is_url(source):
+    if isinstance(source, str) and is_url(source):
         with naming_model(name):
-            source = parse_url(str(source))
+            source = parse_url(source)
     if name == "draft" and isinstance(source, RemoteModel):
         raise ValueError(
             f"draft is on a server ({source}); it must be here, for it writes most of the tokens: "
             "give a folder, a hub id or a GGUF file"
         )
     return source
-
-
-def check_is_here(name: str, source: object) -> None:
-    """Raises ValueError if a model is on a server."""
-    if is_url(source) or isinstance(source, RemoteModel):
-        raise ValueError(
-            f"{name} is on a server ({source}); this needs the files of a model: give a folder, a "
-            "hub id or a GGUF file"
-        )
 
 
 def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> bool:
@@ -76,7 +67,6 @@ def open_source(
                 "checkpoint has its own overrides"
             )
         return source
-    check_is_here(name, source)
     if not isinstance(source, str | Path) or not str(source).strip():
         raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
     with naming_model(name):

@@ -16,8 +16,8 @@ NOBODY = "http://127.0.0.1:9/v1?max_retries=0"
     ("command", "said"),
     [
         (("generate", "x"), "target: http://127.0.0.1:9/v1 cannot be reached"),
-        (("inspect",), "target is on a server"),
-        (("plan", "--gpu=h100"), "target is on a server"),
+        (("inspect",), "is on a server, and this needs its files; give a folder"),
+        (("plan", "--gpu=h100"), "is on a server, and this needs its files; give a folder"),
     ],
 )
 def test_a_target_on_a_server(

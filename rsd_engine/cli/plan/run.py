@@ -8,7 +8,6 @@ import torch
 
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
-from rsd_engine.engine.model_sources import check_is_here
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline import rounds
 from rsd_engine.roofline.gpus import Device, find_gpu
@@ -93,8 +92,6 @@ def make_plan(options: PlanOptions) -> Plan:
         ValueError: there is no such model, or the engine does not run its kind.
     """
     device = _device(options)
-    for role, name in options.sources.items():
-        check_is_here(role.name.lower(), name)
     configs = {
         role: find_config(name, options.revision, is_prm=role == Role.PRM)
         for role, name in options.sources.items()

@@ -97,8 +97,3 @@ def parse_url(url: str) -> RemoteModel:
         raise ValueError(f"{url}: timeout and max_retries must be numbers") from None
     bare = urlunsplit((*parts[:3], "", ""))
     return RemoteModel(bare, parts.fragment or None, **given)
-
-
-def is_url(source: object) -> bool:
-    """Whether a model's source is a URL."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
