@@ -24,7 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("rsd_engine.core", "rsd_engine.roofline"),
     ("rsd_engine.engine",),
     ("rsd_engine",),
-    ("rsd_engine.demo", "rsd_engine.doctor", "rsd_engine.server"),
+    ("rsd_engine.demo", "rsd_engine.doctor", "rsd_engine.server", "rsd_engine.client"),
     ("rsd_engine.integrations",),
     ("rsd_engine.cli",),
 ]

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rsd_engine.cli.bench.command import bench
+from rsd_engine.cli.chat.command import HELP as CHAT_HELP
+from rsd_engine.cli.chat.command import chat
 from rsd_engine.cli.demo.command import HELP as DEMO_HELP
 from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import clean_errors
@@ -66,6 +69,8 @@ def doctor(verbose: Verbose = None) -> None:
         checks.main()
 
 
+app.add_typer(bench, name="bench")
+app.command(help=CHAT_HELP)(chat)
 app.command(help=DEMO_HELP)(demo)
 app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)

@@ -85,6 +85,7 @@ class EngineParts:
         return report_memory(self.models, self.pool, self.core.loop)
 
 
+@torch.inference_mode(False)  # what is allocated in that mode cannot be written to outside of it
 def build_engine(
     draft: ModelSource | None,
     target: ModelSource | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rsd_engine.outputs import CompletionOutput, Logprob, Metrics, RequestOutput, Step, StepEvent
@@ -40,6 +41,23 @@ def usage(results: Sequence[RequestOutput]) -> Json:
 def summed(results: Sequence[RequestOutput]) -> Metrics:
     """The metrics of several requests together."""
     return sum((result.metrics for result in results), start=Metrics())
+
+
+def prompt_alone(result: RequestOutput) -> RequestOutput:
+    """The result without what was written."""
+    outputs = tuple(
+        replace(
+            output,
+            text="",
+            token_ids=(),
+            steps=(),
+            logprobs=None if output.logprobs is None else (),
+            finish_reason="length",
+            stop_reason=None,
+        )
+        for output in result.outputs
+    )
+    return replace(result, outputs=outputs)
 
 
 def speculative_metrics(metrics: Metrics) -> Json | None:
@@ -155,12 +173,18 @@ def completion_logprobs(
         text = "" if top is None else top[token].decoded_token
         shape["tokens"].append(text)
         shape["token_logprobs"].append(None if top is None else _finite(top[token].logprob))
-        shape["top_logprobs"].append(
-            None if top is None else {f.decoded_token: _finite(f.logprob) for f in top.values()}
-        )
+        shape["top_logprobs"].append(None if top is None else _likeliest_texts(top))
         shape["text_offset"].append(offset)
         offset += len(text)
     return shape
+
+
+def _likeliest_texts(top: dict[int, Logprob]) -> Json:
+    """Text -> log-probability; of two tokens with one text, that of the likelier one."""
+    found: Json = {}
+    for token in sorted(top.values(), key=lambda token: token.rank):
+        found.setdefault(token.decoded_token, _finite(token.logprob))
+    return found
 
 
 def _chat_logprob(found: Logprob) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,9 +31,15 @@ def chat_params(request: ChatRequest, default: SamplingParams, most_samples: int
 
 
 def completion_params(
-    request: CompletionRequest, default: SamplingParams, most_samples: int
+    request: CompletionRequest,
+    default: SamplingParams,
+    most_samples: int,
+    modes: Collection[str],
 ) -> SamplingParams:
-    """The parameters of a completion.
+    """The parameters of a completion; of one that is to be echoed alone, with a token to drop.
+
+    A prompt that is echoed for its log-probabilities, with a token at most, is the target's work:
+    there is no step to score, and the PRM may not hold what the target does.
 
     Raises:
         ApiError: a field is not allowed.
@@ -42,10 +49,19 @@ def completion_params(
     if request.best_of not in (None, request.n or 1):
         raise ApiError(400, "best_of must equal n; leave it out", "best_of")
     most = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    if echoes_alone(request):
+        most = 1
     changed: dict[str, Any] = {"max_tokens": most, "logprobs": request.logprobs}
     if request.echo and request.logprobs is not None:
         changed["prompt_logprobs"] = request.logprobs
+        if most <= 1 and "target" in modes:
+            default = replace(default, mode="target")
     return _params(request, default, changed, most_samples)
+
+
+def echoes_alone(request: CompletionRequest) -> bool:
+    """Whether nothing but the prompt is to come back."""
+    return request.echo and request.max_tokens == 0
 
 
 def _params(
@@ -72,7 +88,7 @@ def _rsd_fields(request: SamplingFields) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {
         name: value
-        for name in ("mode", "max_steps", "max_step_tokens")
+        for name in ("mode", "max_steps", "max_step_tokens", "prm_overflow")
         if (value := getattr(own, name)) is not None
     }
     policy = _policy(own.policy, own.threshold)

@@ -69,6 +69,11 @@ class Service:
         return self.engine.engine.get_default_sampling_params()
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """What requests may ask for; the first is the default."""
+        return self.engine.engine.parts.rules.modes
+
+    @property
     def num_slots(self) -> int:
         return int(self.engine.engine.parts.core.state.num_slots)
 

@@ -25,7 +25,9 @@ def test_version(rsd: Rsd) -> None:
 def test_help_names_the_commands(rsd: Rsd) -> None:
     result = rsd("--help")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("demo", "generate", "doctor", "plan"))
+    assert all(
+        name in result.stdout for name in ("bench", "chat", "demo", "generate", "doctor", "plan")
+    )
 
 
 def test_help_of_generate_shows_defaults(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +66,12 @@ def test_wrong_use_is_exit_code_2(rsd: Rsd, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], *([name, "--help"] for name in ("demo", "generate", "inspect", "plan"))]
+    "args",
+    [
+        ["--help"],
+        ["bench", "serve", "--help"],
+        *([name, "--help"] for name in ("chat", "demo", "generate", "inspect", "plan")),
+    ],
 )
 def test_help_needs_no_torch(args: list[str]) -> None:
     """A package that stands in for `rsd_engine` shows what the command line itself imports."""
@@ -75,7 +82,7 @@ def test_help_needs_no_torch(args: list[str]) -> None:
         sys.modules["rsd_engine"] = package
         from rsd_engine.cli.app import app
         app({args!r}, standalone_mode=False)
-        assert not {{"torch", "transformers", "tokenizers", "numpy"}} & set(sys.modules)
+        assert not {{"torch", "transformers", "tokenizers", "numpy", "openai"}} & set(sys.modules)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True

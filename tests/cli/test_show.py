@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from rsd_engine import StepEvent
 from rsd_engine.cli.show import StepView, is_plain, visible
 
 
@@ -56,9 +59,43 @@ def test_no_color_on_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_narrow_terminals_wrap_inside_the_column() -> None:
-    lines = shown(terminal=True, width=30).splitlines()
-    assert max(len(line) for line in lines[3:]) < 60
+    lines = shown(terminal=True, width=40).splitlines()
+    assert max(len(line) for line in lines[3:]) < 70
     assert "apples" in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [8, 13, 20])
+def test_the_narrowest_have_the_text_below_its_tag(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system="standard")
+    text = "彼女は三つのリンゴを持っている。 x = 3"
+    StepView(console).step("rejected", 0.25, text)
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in out.getvalue().splitlines()]
+    assert max(map(cell_len, lines)) <= width
+    assert "".join(lines).replace(" ", "") == f"rejected0.25{text}".replace(" ", "")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_no_model_scores_runs_on(*, terminal: bool) -> None:
+    out = io.StringIO()
+    system = "standard" if terminal else None
+    view = StepView(Console(file=out, force_terminal=terminal, width=60, color_system=system))  # type: ignore[arg-type]
+    for kind, source, reward, text in (
+        ("kept", "target", None, "3"), ("kept", "target", None, " + 4\n"),
+        ("kept", "draft", None, "= 8"), ("rejected", "draft", 0.5, "a"),
+        ("kept", "target", None, "b"), ("kept", "target", None, "c"), ("kept", "draft", 0.75, "d"),
+    ):  # fmt: skip
+        view.event(StepEvent("", 0, kind, text, (), source, reward))  # type: ignore[arg-type]
+    view.end()
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
+    lines = [line.strip() for line in plain.splitlines()]
+    if terminal:
+        assert lines == ["3 + 4", "", "= 8", "rejected 0.50 a", "target b", "c", "draft 0.75 d"]
+    else:
+        assert lines == [
+            "[target] 3 + 4", "", "[draft] = 8", "[rejected 0.50] a", "[target] b", "[target] c",
+            "[draft 0.75] d",
+        ]  # fmt: skip
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:

@@ -20,7 +20,9 @@ import typer
 from rsd_engine.cli.app import app
 from tests.docs.documents import DOCUMENTS, ROOT, Document
 
-_OTHERS = ("pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git")
+_OTHERS = (
+    "pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git", "lm_eval",
+)  # fmt: skip
 _STARTS = ("rsd ", "python -m ", "pytest")
 
 
@@ -42,7 +44,8 @@ def check(words: list[str]) -> None:
     if words[0] == "rsd":
         check_rsd(words[1:])
     elif words[:2] == ["python", "-m"]:
-        check_module(words[2], options_of(words[3:]))
+        subcommand = tuple(word for word in words[3:4] if word.isidentifier())
+        check_module(words[2], options_of(words[3:]), subcommand)
     elif words[0] == "pytest":
         check_pytest(words[1:])
     else:
@@ -56,25 +59,27 @@ def options_of(words: list[str]) -> set[str]:
 def check_rsd(words: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     assert words[0] in group.commands, f"rsd has no command {words[0]}"
-    parameters = group.commands[words[0]].params
-    known = {name for p in parameters for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    command = group.commands[words[0]]
+    if words[1:] and words[1] in getattr(command, "commands", {}):
+        command = command.commands[words[1]]
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert options_of(words) <= known, f"rsd {words[0]} lacks {options_of(words) - known}"
 
 
-def check_module(module: str, options: set[str]) -> None:
+def check_module(module: str, options: set[str], subcommand: tuple[str, ...] = ()) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     if spec.submodule_search_locations is not None:
         assert importlib.util.find_spec(f"{module}.__main__"), f"{module} cannot be run"
     for option in options:
-        assert re.search(rf"{option}\b", usage(module)), f"{module} has no {option}"
+        assert re.search(rf"{option}\b", usage(module, subcommand)), f"{module} has no {option}"
 
 
 @functools.cache
-def usage(module: str) -> str:
-    """What `python -m MODULE --help` prints."""
+def usage(module: str, subcommand: tuple[str, ...] = ()) -> str:
+    """What `python -m MODULE --help` prints, or that of its subcommand."""
     with (
-        mock.patch.object(sys, "argv", [module, "--help"]),
+        mock.patch.object(sys, "argv", [module, *subcommand, "--help"]),
         contextlib.redirect_stdout(io.StringIO()) as shown,
         contextlib.suppress(SystemExit),
     ):
@@ -100,8 +105,9 @@ def test_commands(document: Document) -> None:
 
 def test_the_test_sees_what_it_should() -> None:
     for wrong in (
-        "rsd solve", "rsd plan --speed=3", "python -m bench.nothing", "python -m bench.gpu --fast",
-        "python -m bench", "pytest -m quick", "make all",
+        "rsd solve", "rsd plan --speed=3", "rsd bench serve --speed=3",
+        "python -m bench.nothing", "python -m bench.gpu --fast", "python -m bench",
+        "pytest -m quick", "make all",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             check(shlex.split(wrong))

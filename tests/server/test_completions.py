@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rsd_engine import Engine, SamplingParams
+from rsd_engine.outputs import Logprob
+from rsd_engine.server.replies import completion_logprobs
 from tests.server.conftest import Client
 from tests.server.test_chat import events_of
 
@@ -63,3 +65,27 @@ def test_echo_gives_the_log_probabilities_of_the_prompt(client: Client, engine: 
         assert entry is not None
         assert given == pytest.approx(entry[token].logprob, abs=1e-5)
     assert all(len(top) in (1, 2) for top in choice["logprobs"]["top_logprobs"][1:])
+
+
+def test_echo_alone_writes_nothing(client: Client) -> None:
+    """A prompt of which only log-probabilities are wanted is longer than the PRM need hold."""
+    body = {"prompt": ["The answer is 12.", "Tom"], "max_tokens": 0, "echo": True, "logprobs": 1}
+    answer = client.post(PATH, body).json()
+    with_token = client.post(PATH, {**body, "max_tokens": 1}).json()
+    assert [choice["text"] for choice in answer["choices"]] == body["prompt"]
+    assert answer["usage"]["completion_tokens"] == 0
+    for alone, other in zip(answer["choices"], with_token["choices"], strict=True):
+        assert alone["finish_reason"] == "length"
+        for name, values in alone["logprobs"].items():
+            assert values == other["logprobs"][name][:-1]
+    assert with_token["metrics"] is None  # nothing was scored
+    refused = client.post(PATH, {"prompt": "Tom", "max_tokens": 0})
+    assert refused.status_code == 400
+    assert "max_tokens" in refused.json()["error"]["message"]
+
+
+def test_of_two_tokens_with_one_text_the_likelier_is_told() -> None:
+    own, best = Logprob(-3.0, 9, "\ufffd", (195,)), Logprob(-0.5, 1, "\ufffd", (196,))
+    shape = completion_logprobs([5], [{5: own, 6: best}], 0)
+    assert shape["token_logprobs"] == [-3.0]
+    assert shape["top_logprobs"] == [{"\ufffd": -0.5}]

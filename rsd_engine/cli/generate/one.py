@@ -74,7 +74,9 @@ def _answer(
             view.event(event)
         elif event.kind == "kept":
             print(event.text, end="", flush=True)
-    if live and view is None and params.n == 1:
+    if view is not None:
+        view.end()
+    elif live and params.n == 1:
         print(flush=True)
     assert stream.output is not None
     return stream.output

@@ -51,7 +51,7 @@ def run_settings(options: GenerateOptions, config: Config) -> RunSettings:
     engine = engine_arguments(options, config)
     sampling = _sampling_arguments(options, config)
     form = config.generate | given(options, GENERATE)
-    chat = _chat_settings(form)
+    chat = chat_settings(form)
     decisive = {
         "engine": {name: value for name, value in engine.items() if name not in _FREE},
         "sampling": sampling,
@@ -90,7 +90,15 @@ def _sampling_arguments(options: GenerateOptions, config: Config) -> dict[str, A
     return config.sampling | own
 
 
-def _chat_settings(form: dict[str, Any]) -> ChatSettings:
+def chat_settings(form: dict[str, Any]) -> ChatSettings:
+    """How questions become what the engine takes.
+
+    Args:
+        form: options of `rsd generate`, or the table of its defaults.
+
+    Raises:
+        UsageError: a file cannot be read, or a value is not allowed.
+    """
     options: dict[str, Any] = {}
     if "chat_template" in form:
         options["chat_template"] = values.text_file("chat template", form["chat_template"])

@@ -15,7 +15,7 @@ from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
 from rsd_engine.server.protocol.requests import CompletionRequest
 from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
-from rsd_engine.server.sampling import completion_params
+from rsd_engine.server.sampling import completion_params, echoes_alone
 from rsd_engine.server.service import Service
 from rsd_engine.server.streaming import DONE, EventStream, event
 
@@ -28,7 +28,9 @@ def completion_routes(service: Service) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Completes one prompt or several, given as text or token ids."""
         service.check_model(body.model)
-        params = completion_params(body, service.default_params, service.options.max_samples)
+        params = completion_params(
+            body, service.default_params, service.options.max_samples, service.modes
+        )
         prompts = _prompts(body, service)
         answering = Answering(service, request_id(request), "completion")
         if not body.stream:
@@ -74,6 +76,8 @@ async def _whole(
 ) -> dict[str, Any]:
     await answering.start(prompts, params, by_token=False)
     results = await answering.results()
+    if echoes_alone(body):
+        results = [replies.prompt_alone(result) for result in results]
     answer: dict[str, Any] = {
         "id": answer_id("cmpl"),
         "object": "text_completion",

@@ -1,0 +1,1 @@
+"""`rsd bench`: benchmarks of what runs already."""

@@ -1,0 +1,1 @@
+"""`rsd chat`: a conversation in the terminal."""

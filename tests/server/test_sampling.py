@@ -1,0 +1,32 @@
+"""Whatever the engine takes for a request can be sent."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from rsd_engine import SamplingParams, Threshold
+from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, RsdOptions
+from rsd_engine.server.sampling import chat_params, completion_params
+
+RSD: dict[str, Any] = {
+    "policy": "threshold:0.25", "mode": "target", "max_steps": 7, "max_step_tokens": 9,
+    "prm_overflow": "accept",
+}  # fmt: skip
+
+
+def test_every_field_has_a_place() -> None:
+    names = {field.name for field in fields(SamplingParams)}
+    assert names <= {*CompletionRequest.model_fields, *RsdOptions.model_fields}
+    assert names <= {*ChatRequest.model_fields, *RsdOptions.model_fields}
+
+
+def test_fields_of_rsd_arrive() -> None:
+    expected = {**RSD, "policy": Threshold(0.25)}
+    chat = ChatRequest.model_validate({"messages": [], "rsd": RSD})
+    completion = CompletionRequest.model_validate({"prompt": "a", "rsd": RSD})
+    for params in (
+        chat_params(chat, SamplingParams(), 1),
+        completion_params(completion, SamplingParams(), 1),
+    ):
+        assert {name: getattr(params, name) for name in RSD} == expected
