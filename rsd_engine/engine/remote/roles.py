@@ -173,7 +173,11 @@ def _open_prm(
     server: RemoteServer, writers_tokenizer: Any, options: PrmOptions
 ) -> tuple[PrmModel, RemoteScorer]:
     if server.kind == "rsd":
-        options.check_not_given()
+        if options.format is not None or options.separator is not None:
+            raise ValueError(
+                f"{server.client.model} feeds its PRM itself; leave out prm_format and "
+                "prm_separator"
+            )
         family, tokenizer = text_family(writers_tokenizer), writers_tokenizer
     elif server.client.model.tokenizer is None:
         raise ValueError(

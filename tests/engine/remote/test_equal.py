@@ -29,7 +29,7 @@ from tests.engine.remote.fakes import Behind, sglang_app, vllm_app
 from tests.engine.remote.serving import listening, own_app
 from tests.tiny_models import TinyModels, make_tiny_models, third_tokenizer
 
-FAST = {("steps", "both"), ("stop strings", "prm"), ("the target alone", "target")}
+FAST = {("stop strings", "both"), ("the target alone", "target")}
 # What the models read depends on the tokens at the ends of the steps that they write to these.
 QUESTIONS = (PROMPTS[3], PROMPTS[4], "0 + 0 = ?", "2 + 14 = ?")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)

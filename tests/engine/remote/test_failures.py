@@ -14,6 +14,8 @@ import pytest
 
 from rsd_engine import Engine, RemoteModel, RequestOutput, SamplingParams
 from rsd_engine.engine.model_sources import ModelSource
+from rsd_engine.outputs import Errors
+from tests.engine.failures.test_isolation import BAD, GOOD, failing
 from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.remote.conftest import assert_idle, remote_engine
 from tests.engine.remote.fakes import Behind, vllm_app
@@ -265,3 +267,17 @@ def test_what_a_server_cannot_do_for_a_step(
         generate(engine, PROMPTS[:1], SamplingParams(**changes))
     [result] = generate(engine, PROMPTS[:1], SamplingParams(mode="draft", max_tokens=3, **changes))
     assert result.outputs[0].error is None
+
+
+@pytest.mark.parametrize("op", ["DRAFT.forward", "PRM.score"])
+def test_an_op_that_fails_while_others_wait_for_servers(
+    op: str, local: Engine, models: TinyModels, url: str
+) -> None:
+    """The suspects go on one at a time, also by way of servers."""
+    wanted = generate(local, GOOD, PARAMS)
+    with remote_engine(models.draft, url, models.prm) as engine:
+        with failing(engine, op, MemoryError("no memory")):
+            *good, bad = generate(engine, [*GOOD, BAD], PARAMS)
+        assert engine.metrics.target.passes > 0
+    assert bad.metrics.errors == Errors(op=1)
+    assert [decisions(result) for result in good] == [decisions(result) for result in wanted]
