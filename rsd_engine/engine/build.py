@@ -19,7 +19,7 @@ from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
-from rsd_engine.engine.model_sources import as_source
+from rsd_engine.engine.model_sources import named_sources
 from rsd_engine.engine.models import (
     ModelSet,
     ModelSource,
@@ -116,8 +116,8 @@ def build_engine(
     check_dtype(dtype)
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
-    given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
-    draft, target, prm = (as_source(role.name.lower(), s) for role, s in given.items())
+    sources = named_sources(draft, target, prm)
+    draft, target, prm = sources.values()
     delimiters = _delimiters(step_delimiters, scored=scored)
     text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
@@ -125,7 +125,7 @@ def build_engine(
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
-    servers = find_servers({Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}, scorer)
+    servers = find_servers(sources, scorer)
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
@@ -145,8 +145,7 @@ def build_engine(
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
     sizes = slot_sizes(fit.layout, fit.max_len, options.max_num_seqs)
-    prm_len = remote.prm_len(fit.model_len, sizes.prm_max_len)
-    sizes = replace(sizes, row_buckets=buckets, prm_max_len=prm_len)
+    sizes = replace(remote.sized(sizes, fit.model_len), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
@@ -162,7 +161,7 @@ def build_engine(
         text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, fit.model_len, prm_len)
+    rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)
     rules = replace(rules, check_remote=writer.check if writer else None)
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.remote.model import RemoteModel, parse_url
 from rsd_engine.models.checkpoints.open import Checkpoint, is_url, open_checkpoint
+from rsd_kernels.state.enums import Role
 
 ModelSource = str | Path | Checkpoint | RemoteModel
 """A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
@@ -27,12 +28,19 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str])
             )
 
 
-def as_source(name: str, source: ModelSource | None) -> ModelSource | None:
-    """The same with a URL as a `RemoteModel`.
+def named_sources(
+    draft: ModelSource | None, target: ModelSource | None, prm: ModelSource | None
+) -> dict[Role, ModelSource | None]:
+    """Each role's model, those on servers as `RemoteModel`.
 
     Raises:
-        ValueError: the URL is not allowed, or the draft is on a server.
+        ValueError: a URL is not allowed, or the draft is on a server.
     """
+    given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
+    return {role: _as_source(role.name.lower(), source) for role, source in given.items()}
+
+
+def _as_source(name: str, source: ModelSource | None) -> ModelSource | None:
     if isinstance(source, str) and is_url(source):
         with naming_model(name):
             source = parse_url(source)

@@ -283,7 +283,9 @@ def load_models(
                 prm = _load_prm(model, writers.get(Role.TARGET) or writers[Role.DRAFT], options)
             else:
                 writers[role] = _load_writer(role, model, options)
-    models = ModelSet(writers, prm, separate=prm is not None and _differ(opened))
+    models = ModelSet(writers, prm)
+    if prm is not None and Role.TARGET in writers:
+        models = replace(models, separate=differ(writers[Role.DRAFT], writers[Role.TARGET]))
     for writer in models.writers.values() if models.separate else [models.main]:
         _say_stop_ids(models, writer)
     return models
@@ -348,17 +350,22 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
 
 def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
     """The first id that means one thing to the draft and another to the target, in words."""
-    draft, target = opened[Role.DRAFT], opened.get(Role.TARGET)
-    if target is None or draft is target:
+    if Role.TARGET not in opened:  # it is on a server
+        return None
+    return _difference(opened[Role.DRAFT], opened[Role.TARGET])
+
+
+def _difference(draft: OpenModel | WriterModel, target: OpenModel | WriterModel) -> str | None:
+    if draft.tokenizer is target.tokenizer:
         return None
     names = ("the draft", "the target")
     difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
     return difference or first_difference(draft.tokenizer, target.tokenizer, names)
 
 
-def _differ(opened: Mapping[Role, OpenModel]) -> bool:
+def differ(draft: WriterModel, target: WriterModel) -> bool:
     """Whether draft and target have vocabularies of their own; the log says so."""
-    difference = difference_of_writers(opened)
+    difference = _difference(draft, target)
     if difference:
         logger.info(
             "draft and target have different tokenizers: steps go from one to the other through "

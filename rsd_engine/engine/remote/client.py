@@ -129,7 +129,6 @@ class RefusedError(RemoteError):
             given = "refused the key that was given" if model.key else "needs a key"
             advice = f"; it {given}: set {KEY_VARIABLE}"
         super().__init__(f"{model.url} answered {status} to {path}: {said}{advice}")
-        self.status = status
 
 
 def _message(error: Any) -> str:

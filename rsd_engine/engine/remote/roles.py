@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rsd_engine.core.remote_steps import RemoteRoles
-from rsd_engine.engine.models import ModelSet, OpenModel, PrmModel, WriterModel
+from rsd_engine.engine.models import ModelSet, OpenModel, PrmModel, WriterModel, differ
 from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.remote.client import RemoteClient
 from rsd_engine.engine.remote.model import RemoteModel
@@ -21,9 +21,9 @@ from rsd_engine.models.checkpoints.open import Checkpoint, load_tokenizer, open_
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.reward.family import PrmFormat
 from rsd_engine.steps.scorers import Confidence, Scorer
-from rsd_engine.steps.sharing import first_difference, first_special_difference
 from rsd_engine.steps.vocabulary import read_vocabulary
 from rsd_kernels.state.enums import Role
+from rsd_kernels.state.slots import SlotSizes
 
 logger = logging.getLogger("rsd_engine")
 
@@ -76,29 +76,25 @@ class RemoteSet:
         server = self.servers.get(Role.TARGET)
         return server.max_len if server else None
 
-    def prm_len(self, model_len: int, here: int) -> int:
-        """Ids of the PRM's context, `here` if it is not on a server."""
+    def sized(self, sizes: SlotSizes, model_len: int) -> SlotSizes:
+        """Sizes with room for the context of a PRM on a server; `model_len` is the writers'."""
         server = self.servers.get(Role.PRM)
         if server is None:
-            return here
+            return sizes
+        length = 2 * model_len + 128
+        length = min(server.max_len or length, length)
         if server.kind == "rsd":
-            return BYTES_PER_TOKEN * model_len
-        most = 2 * model_len + 128
-        return min(server.max_len or most, most)
+            length = BYTES_PER_TOKEN * model_len
+        return replace(sizes, prm_max_len=length)
 
     def joined(self, models: ModelSet) -> ModelSet:
         """All models, those on servers too."""
         models = replace(models, prm=self.prm or models.prm)
         if self.writer is None:
             return models
-        difference = _difference(models.writers[Role.DRAFT], self.writer)
-        if difference:
-            logger.info(
-                "draft and target have different tokenizers: steps go from one to the other "
-                "through text, on the host (%s)", difference,
-            )  # fmt: skip
+        separate = differ(models.writers[Role.DRAFT], self.writer)
         writers = {**models.writers, Role.TARGET: self.writer}
-        return replace(models, writers=writers, separate=difference is not None)
+        return replace(models, writers=writers, separate=separate)
 
     def asked_for_steps(self, models: ModelSet) -> RemoteWriter | None:
         """What asks for the target's steps; None if it is not on a server."""
@@ -202,12 +198,3 @@ def _checkpoint(server: RemoteServer) -> Checkpoint:
     source = server.client.model.tokenizer
     assert source is not None
     return open_checkpoint(source, weights=False)
-
-
-def _difference(draft: WriterModel, target: WriterModel) -> str | None:
-    """The first id that means one thing to the draft and another to the target, in words."""
-    if draft.tokenizer is target.tokenizer:
-        return None
-    names = ("the draft", "the target")
-    difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
-    return difference or first_difference(draft.tokenizer, target.tokenizer, names)

@@ -38,36 +38,34 @@ class RemoteScorer:
 
     def score(self, context: Sequence[int]) -> Future[ScoredIds]:
         """Begins the call; see `RemoteRoles`."""
-        ids, length = list(context), len(context)
-        name, low_high = self.server.name, self.family.reward_range
-        bodies: dict[str, dict[str, Any]] = {
-            "/v1/score": {"model": name},
-            "/pooling": {
-                "model": name, "input": ids, "task": "token_classify", "use_activation": True,
-                "encoding_format": "float", "add_special_tokens": False,
-            },
-            "/classify": {"model": name, "input": ids, "use_activation": True},
-        }  # fmt: skip
-        body = bodies[self.path]
-        if self.server.kind == "sglang":
-            body = {"input_ids": ids}
-        if self.server.kind == "rsd":
-            question, *steps = texts_of(ids)
-            body["input"] = {"question": question, "steps": steps}
+        length = len(context)
 
         def read(answer: Any) -> ScoredIds:
             try:
-                return ScoredIds(self._reward(answer, low_high), length)
+                return ScoredIds(self._reward(answer), length)
             except (KeyError, IndexError, TypeError, ValueError):
                 raise RemoteError(f"it answered to {self.path} without a reward") from None
 
-        return self.server.client.post(self.path, body, read)
+        return self.server.client.post(self.path, self._body(list(context)), read)
 
-    def _reward(self, answer: Any, bounds: tuple[float, float]) -> float:
+    def _body(self, ids: list[int]) -> dict[str, Any]:
+        name = self.server.name
+        if self.server.kind == "rsd":
+            question, *steps = texts_of(ids)
+            return {"model": name, "input": {"question": question, "steps": steps}}
+        if self.server.kind == "sglang":
+            return {"input_ids": ids}
+        body = {"model": name, "input": ids, "use_activation": True}
+        if self.path == "/classify":
+            return body
+        rows = {"task": "token_classify", "encoding_format": "float", "add_special_tokens": False}
+        return {**body, **rows}
+
+    def _reward(self, answer: Any) -> float:
         if self.path == "/v1/score":
             reward = answer["data"][0]["rewards"][-1]
             return math.nan if reward is None else float(reward)
-        low, high = bounds
+        low, high = self.family.reward_range
         if self.server.kind == "sglang":  # raw scores
             found = answer[0] if isinstance(answer, list) else answer
             share = _activated([float(value) for value in found["embedding"]])
@@ -88,7 +86,7 @@ def find_scorer(server: RemoteServer, family: RewardFamily, probe: Sequence[int]
     url = server.client.model
     if server.kind != "rsd" and not _is_served(family):
         raise ValueError(
-            f"prm: {server.kind} does not give the rewards of {family.name}; serve it with rsd "
+            f"{server.kind} does not give the rewards of {family.name}; serve it with rsd "
             "serve, or load it here"
         )
     refused = ""
@@ -99,10 +97,10 @@ def find_scorer(server: RemoteServer, family: RewardFamily, probe: Sequence[int]
         except RefusedError as error:
             refused = str(error)
         except RemoteError as error:
-            raise ValueError(f"prm: {url}: {error}") from None
+            raise ValueError(f"{url}: {error}") from None
         else:
             return scorer
-    raise ValueError(f"prm: {refused}")
+    raise ValueError(refused)
 
 
 def _is_served(family: RewardFamily) -> bool:

@@ -31,14 +31,18 @@ class RemoteServer:
     max_len: int | None
 
     def tokenize(self, text: str) -> list[int] | None:
-        """The server's ids of a text; None if it does not tell."""
+        """The server's ids of a text; None if it does not tell.
+
+        Raises:
+            ValueError: it did not answer.
+        """
         body = {"model": self.name, "prompt": text, "add_special_tokens": False}
         try:
             found = self.client.post("/tokenize", body, dict_of).result()
-        except RefusedError as error:
-            if error.status in (404, 405):
-                return None
-            raise
+        except RefusedError:
+            return None
+        except RemoteError as error:
+            raise ValueError(str(error)) from None
         tokens = found.get("tokens")
         return tokens if isinstance(tokens, list) else None
 

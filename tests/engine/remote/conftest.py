@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +14,6 @@ from tests.page_checks import check_integrity
 from tests.tiny_models import TinyModels, make_tiny_models
 
 POLICY = Threshold(0.5)
-MakeEngine = Callable[[ModelSource, ModelSource], "Engine"]
 
 
 @pytest.fixture(scope="package")
