@@ -71,14 +71,15 @@ def make_tiny_models(
     *,
     own_prm_tokenizer: bool = False,
     two_class: bool = False,
+    prm_hidden: int = 32,
     seed: int = 10,
     draft_tokenizer: Tokenizer | None = None,
     prm_tokenizer: Tokenizer | None = None,
 ) -> TinyModels:
     """Writes the three checkpoints; the PRM may have a tokenizer of its own, for the text path.
 
-    Its head is Skywork's value head, or Qwen2.5-Math-PRM's of two classes. The draft's and the
-    PRM's tokenizers may be given; the others are the same.
+    Its head is Skywork's value head, or Qwen2.5-Math-PRM's of two classes; its attention has 4
+    heads. The draft's and the PRM's tokenizers may be given; the others are the same.
     """
     tokenizer = tiny_tokenizer()
     if prm_tokenizer is None:
@@ -90,7 +91,7 @@ def make_tiny_models(
     of_draft = draft_tokenizer or tokenizer
     _write_language_model(made.draft, of_draft, hidden=32, layers=2, padded=3, seed=seed + 1)
     _write_language_model(made.target, tokenizer, hidden=48, layers=2, padded=7, seed=seed + 2)
-    _write_prm(made.prm, prm_tokenizer, two_class=two_class, seed=seed + 3)
+    _write_prm(made.prm, prm_tokenizer, two_class=two_class, hidden=prm_hidden, seed=seed + 3)
     return made
 
 
@@ -162,9 +163,11 @@ def _write_language_model(
     _write(folder, config, weights | {"lm_head.weight": head}, tokenizer)
 
 
-def _write_prm(folder: Path, tokenizer: Tokenizer, *, two_class: bool, seed: int) -> None:
+def _write_prm(
+    folder: Path, tokenizer: Tokenizer, *, two_class: bool, hidden: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    hidden, layers, vocab_size = 32, 2, tokenizer.get_vocab_size() + 5
+    layers, vocab_size = 2, tokenizer.get_vocab_size() + 5
     weights = _decoder(generator, hidden, layers, vocab_size, bias=True)
     weights |= _two_class_head(generator, hidden) if two_class else _value_head(generator, hidden)
     architecture = "Qwen2ForProcessRewardModel" if two_class else "Qwen2ForPrmModel"

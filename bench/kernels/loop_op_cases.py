@@ -28,6 +28,7 @@ from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead, TwoClassHead, ValueHead
+from rsd_kernels.reward.loop_twin import score as score_twin
 from rsd_kernels.reward.twin import rewards as rewards_twin
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.state.slots import SlotState
@@ -155,7 +156,7 @@ def score_case(sizes: LoopOpSizes, device: torch.device, width: int, kind: str) 
         torch_ops(0)
         wanted = copied(start, torch.device("cpu"))
         rows = moved(batch, torch.device("cpu"))
-        reward_twin.score(wanted, rows, hidden.cpu(), _on(head, "cpu"), TOKENS_PER_PAGE)
+        score_twin(wanted, rows, hidden.cpu(), _on(head, "cpu"), TOKENS_PER_PAGE)
         names = ("phase", "length", "committed", "prm_length", "kv_len", "num_pages", "num_free")
         twin = {name: getattr(wanted, name) for name in names}
         require_equal({n: getattr(states[0], n) for n in names}, twin, f"score, {kind} head")

@@ -22,7 +22,7 @@ from rsd_kernels import ops
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.reward.twin import decide as decide_by_twin
+from rsd_kernels.reward.loop_twin import decide as decide_by_twin
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState

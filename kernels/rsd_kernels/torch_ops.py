@@ -19,12 +19,11 @@ from torch import Tensor
 from rsd_kernels.launch import runs_on
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import model_ops
+from rsd_kernels.namespace import NAMESPACE
 from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import EnsembleHead, RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.state.rows import RowBatch
-
-NAMESPACE = "rsd"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 

@@ -122,7 +122,8 @@ class SolutionRewards:
         starts = [0, *accumulate(len(span.ids) for span in spans)]
         ends = [start + at for start, span in zip(starts, spans, strict=False) for at in span.ends]
         batch = self._batch(spans, starts, table)
-        rewards = iter(self.read(batch, table, torch.tensor(ends, device=table.device)).tolist())
+        rows = torch.tensor(ends, dtype=torch.int64, device=table.device)  # none, in a long step
+        rewards = iter(self.read(batch, table, rows).tolist())
         for span in spans:
             readings[span.row].rewards += [next(rewards) for _ in span.ends]
 

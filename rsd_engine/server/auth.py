@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterable
 
@@ -12,6 +13,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rsd_engine.server.errors import error_response
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+KEYS_VARIABLE = "RSD_API_KEYS"
+
+
+def environment_keys() -> list[str]:
+    """The keys in RSD_API_KEYS, which are separated by commas."""
+    return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
 
 
 class BearerAuth:

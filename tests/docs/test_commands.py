@@ -22,6 +22,7 @@ from tests.docs.documents import DOCUMENTS, ROOT, Document
 
 _OTHERS = (
     "pip", "curl", "pre-commit", "ruff", "mypy", "cd", ".", "python3", "git", "lm_eval",
+    "serve", "vllm",
 )  # fmt: skip
 _STARTS = ("rsd ", "python -m ", "pytest")
 
@@ -41,15 +42,19 @@ def commands(document: Document) -> list[list[str]]:
 
 def check(words: list[str]) -> None:
     """Raises AssertionError unless a command of ours is known, with every option."""
-    if words[0] == "rsd":
+    if re.match(r"[A-Z_]+=", words[0]):  # sets a variable for what follows
+        check(words[1:])
+    elif words[0] == "rsd":
         check_rsd(words[1:])
     elif words[:2] == ["python", "-m"]:
         subcommand = tuple(word for word in words[3:4] if word.isidentifier())
         check_module(words[2], options_of(words[3:]), subcommand)
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
     elif words[0] == "pytest":
         check_pytest(words[1:])
     else:
-        assert words[0] in _OTHERS, f"what is {words[0]}?"
+        assert words[0].rpartition("/")[2] in _OTHERS, f"what is {words[0]}?"
 
 
 def options_of(words: list[str]) -> set[str]:
@@ -107,7 +112,7 @@ def test_the_test_sees_what_it_should() -> None:
     for wrong in (
         "rsd solve", "rsd plan --speed=3", "rsd bench serve --speed=3",
         "python -m bench.nothing", "python -m bench.gpu --fast", "python -m bench",
-        "pytest -m quick", "make all",
+        "pytest -m quick", "make all", "python none.py", "X=1 rsd solve",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             check(shlex.split(wrong))

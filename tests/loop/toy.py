@@ -23,7 +23,7 @@ from rsd_engine.loop.program import Block
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.reward import twin as reward_twin
+from rsd_kernels.reward import loop_twin
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import (
     MAX_DELIMITER_STATES,
@@ -162,7 +162,7 @@ def toy_core(
             rewards[s] = reward_of(row) if bool(batch.seq_complete[s]) else torch.nan
 
     def score(batch: RowBatch) -> None:
-        reward_twin.decide(state, batch, rewards, tokens_per_page)
+        loop_twin.decide(state, batch, rewards, tokens_per_page)
 
     forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
     if not confidence:

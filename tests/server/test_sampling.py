@@ -27,6 +27,6 @@ def test_fields_of_rsd_arrive() -> None:
     completion = CompletionRequest.model_validate({"prompt": "a", "rsd": RSD})
     for params in (
         chat_params(chat, SamplingParams(), 1),
-        completion_params(completion, SamplingParams(), 1),
+        completion_params(completion, SamplingParams(), 1, ("rsd", "target", "draft")),
     ):
         assert {name: getattr(params, name) for name in RSD} == expected

@@ -1,20 +1,18 @@
-"""Rewards of hidden rows and what a policy decides by them, in plain PyTorch."""
+"""Rewards of hidden rows and what a policy decides by them, in plain PyTorch.
+
+The op of the loop, which reads and writes its state, is in `loop_twin`.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rsd_kernels.end_step.twin import decide_step
 from rsd_kernels.linear.twin import linear
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 from rsd_kernels.policy.formula import accept_probability
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
-from rsd_kernels.state.columns import host, number
-from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotState
-from rsd_kernels.tick_clock.twin import end_tick
 
 
 def rewards(
@@ -85,35 +83,3 @@ def reward_accept(
     draws = uniform.tolist()
     for s, value in enumerate(reward.tolist()):
         accept[s] = int(draws[s] < accept_probability(kinds[s], a[s], b[s], value))
-
-
-def score(
-    state: SlotState,
-    batch: RowBatch,
-    hidden: Tensor,  # [N, hidden] rows of the pass before the final norm
-    head: RewardHead,
-    tokens_per_page: tuple[int, int, int],
-    scratch: Tensor | None = None,
-) -> None:
-    """Scores the last row of each complete sequence and accepts or rejects its step.
-
-    A sequence is complete when the pass read its last pending row. scratch: the kernel's alone.
-    """
-    row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
-    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)
-
-
-def decide(
-    state: SlotState,
-    batch: RowBatch,
-    rewards: Tensor,  # [S] float32
-    tokens_per_page: tuple[int, int, int],
-) -> None:
-    """Accepts each complete sequence's step with probability w(reward), else rejects it."""
-    n = number(state.num_seqs)
-    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
-    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
-        if not complete[s]:
-            continue
-        decide_step(state, b, scored[s], tokens_per_page)
-    end_tick(state)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rsd_engine.cli.chat.backend import End, Message, Piece, Settings
 from rsd_engine.cli.config_file import sampling_values
-from rsd_engine.cli.generate.questions import ChatSettings
+from rsd_engine.engine.chat.questions import ChatSettings
 from rsd_engine.engine.engine import Engine
 from rsd_engine.outputs import FinishedEvent, RequestOutput
 from rsd_engine.sampling_params import SamplingParams

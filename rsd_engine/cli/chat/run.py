@@ -18,9 +18,9 @@ from rsd_engine.cli.chat.view import ChatView
 from rsd_engine.cli.config_file import Config, read_config
 from rsd_engine.cli.engine_options import EngineOptions, engine_arguments, given, make_engine
 from rsd_engine.cli.errors import FAILED, UsageError
-from rsd_engine.cli.generate.questions import ChatSettings
 from rsd_engine.cli.generate.settings import chat_settings
 from rsd_engine.cli.show import is_plain, make_console
+from rsd_engine.engine.chat.questions import ChatSettings
 
 _CHAT = ("system", "chat_template", "chat_template_kwargs", "show_steps")
 _NOT_OF_THE_ENGINE = ("config", "verbose")

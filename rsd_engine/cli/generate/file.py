@@ -20,13 +20,13 @@ from rsd_engine.cli.errors import (
 from rsd_engine.cli.generate.questions import (
     InputLine,
     Question,
-    line_seed,
     parse_question,
     read_lines,
 )
 from rsd_engine.cli.generate.settings import RunSettings
 from rsd_engine.cli.generate.sinks import Sink, open_sink
 from rsd_engine.cli.progress import Progress
+from rsd_engine.engine.chat.questions import question_seed
 
 if TYPE_CHECKING:
     from rsd_engine import Engine, SamplingParams
@@ -145,7 +145,7 @@ def _answer(settings: RunSettings, run: _Run, engine: Engine, questions: list[Qu
 
 
 def _params(engine: Engine, settings: RunSettings, question: Question) -> SamplingParams:
-    seed = line_seed(settings.sampling.get("seed") or 0, question.line.number)
+    seed = question_seed(settings.sampling.get("seed") or 0, question.line.number)
     own = sampling_values(question.params) if question.params else {}
     values = {**settings.sampling, "seed": seed, **own}
     return replace(engine.get_default_sampling_params(), **values)

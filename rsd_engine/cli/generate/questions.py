@@ -7,17 +7,15 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
+from rsd_engine.engine.chat.questions import asked, brief
 
-_MAIN_KEYS = ("prompt", "messages", "prompt_token_ids")
-_PROMPT_KEYS = (*_MAIN_KEYS, "question", "tools")
 # Fields that are surely meant for the engine, unlike "seed" or "mode", which data may have.
 _SAMPLING = {"temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "stop"}
-_MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 
 
 @dataclass(frozen=True)
@@ -39,43 +37,8 @@ class Question:
 
     line: InputLine
     id: str | int | None
-    given: Mapping[str, Any]  # those of _PROMPT_KEYS that the line has
+    given: Mapping[str, Any]  # those of ASKING that the line has
     params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """How questions become what the engine takes."""
-
-    chat: bool | None = None  # None: if there is a template
-    system: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of Engine.chat
-
-    def of(self, tokenizer: Any) -> ChatSettings:
-        """The same, with `chat` decided for the tokenizer of draft and target."""
-        if self.chat is not None:
-            return self
-        has_template = "chat_template" in self.options or getattr(tokenizer, "chat_template", None)
-        return replace(self, chat=bool(has_template))
-
-    def engine_prompt(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The prompt of a question, as the engine takes it.
-
-        With `chat`, a "prompt" or "question" by itself becomes a conversation. A prompt with a
-        question beside it is taken as it is, and so are token ids.
-        """
-        tools = {"tools": given["tools"]} if "tools" in given else {}
-        main = {key: value for key, value in given.items() if key != "tools"}
-        if "messages" in main:
-            return {**self.options, **tools, **main}
-        if len(main) > 1 or "prompt_token_ids" in main:
-            return main
-        text = next(iter(main.values()))
-        if not self.chat:
-            return {"prompt": text, "question": text}
-        head = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*head, {"role": "user", "content": text}]
-        return {**self.options, **tools, "messages": messages}
 
 
 def read_lines(path: Path) -> list[InputLine]:
@@ -107,48 +70,13 @@ def parse_question(line: InputLine) -> Question:
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
     if not isinstance(values, dict):
-        raise ValueError(f"must be a JSON object, got {_short(values)}")
+        raise ValueError(f"must be a JSON object, got {brief(values)}")
     if outside := sorted(_SAMPLING & set(values)):
         raise ValueError(f'sampling parameters {outside} must be inside "params"')
     identity = values.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
-        raise ValueError(f"id must be text or an integer, got {_short(identity)}")
+        raise ValueError(f"id must be text or an integer, got {brief(identity)}")
     params = values.get("params", {})
     if not isinstance(params, dict):
-        raise ValueError(f"params must be an object, got {_short(params)}")
-    given = {key: values[key] for key in _PROMPT_KEYS if values.get(key) is not None}
-    _check_prompt(given, sorted(values))
-    return Question(line, identity, given, params)
-
-
-def _check_prompt(given: Mapping[str, Any], keys: list[str]) -> None:
-    main = [key for key in given if key in _MAIN_KEYS] or [key for key in given if key != "tools"]
-    if len(main) != 1:
-        raise ValueError(
-            'needs one of "prompt", "question", "messages" or "prompt_token_ids" ("question" may '
-            f"also accompany the others), got keys {keys}"
-        )
-    for key in ("prompt", "question"):
-        if key in given and not isinstance(given[key], str):
-            raise ValueError(f"{key} must be text, got {_short(given[key])}")
-    ids = given.get("prompt_token_ids", [])
-    if not isinstance(ids, list) or not all(type(item) is int for item in ids):
-        raise ValueError(f"prompt_token_ids must be a list of integers, got {_short(ids)}")
-    messages = given.get("messages", [{}])
-    if (
-        not isinstance(messages, list)
-        or not messages
-        or any(not isinstance(m, dict) for m in messages)
-    ):
-        raise ValueError(f"messages must be a list of objects, got {_short(messages)}")
-
-
-def line_seed(seed: int, line: int) -> int:
-    """The seed of one line: the same in every run, and different for every line."""
-    digest = hashlib.blake2b(f"{seed}:{line}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") & _MAX_SEED
-
-
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+        raise ValueError(f"params must be an object, got {brief(params)}")
+    return Question(line, identity, asked(values), params)

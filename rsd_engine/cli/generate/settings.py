@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,10 @@ from rsd_engine.cli.config_file import GENERATE, Config, sampling_values
 from rsd_engine.cli.engine_options import engine_arguments, given, make_engine
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.generate.options import GenerateOptions
-from rsd_engine.cli.generate.questions import ChatSettings
+from rsd_engine.engine.chat.questions import ChatSettings, settings_text
 
 if TYPE_CHECKING:
     from rsd_engine import Engine
-
-# What may differ between a run and the one that resumes it, because no result depends on it.
-_FREE = (
-    "device", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization", "executor",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,14 +46,7 @@ def run_settings(options: GenerateOptions, config: Config) -> RunSettings:
     sampling = _sampling_arguments(options, config)
     form = config.generate | given(options, GENERATE)
     chat = chat_settings(form)
-    decisive = {
-        "engine": {name: value for name, value in engine.items() if name not in _FREE},
-        "sampling": sampling,
-        "chat": chat.chat,
-        "system": chat.system,
-        **chat.options,
-    }
-    text = json.dumps(decisive, sort_keys=True, default=repr)
+    text = settings_text(engine, sampling, chat)
     return RunSettings(
         make_engine=lambda: make_engine(engine, verbose=form.get("verbose", False)),
         sampling=sampling,

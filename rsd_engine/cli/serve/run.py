@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from rsd_engine.cli import values
@@ -11,8 +10,6 @@ from rsd_engine.cli.config_file import read_config
 from rsd_engine.cli.engine_options import engine_arguments, make_engine
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.serve.options import ServeOptions
-
-KEYS_VARIABLE = "RSD_API_KEYS"
 
 
 def run_server(options: ServeOptions) -> None:
@@ -22,10 +19,11 @@ def run_server(options: ServeOptions) -> None:
         UsageError: an option is not allowed, or the `server` extra is not installed.
     """
     arguments = engine_arguments(options, read_config(options.config))
-    keys = _keys(options.api_key_file)
+    keys = _keys_of(options.api_key_file)
     try:
         from rsd_engine.server.app import make_app
         from rsd_engine.server.async_engine import AsyncEngine
+        from rsd_engine.server.auth import environment_keys
         from rsd_engine.server.run import Server
         from rsd_engine.server.service import ServerOptions, Service
     except ModuleNotFoundError as error:
@@ -35,7 +33,7 @@ def run_server(options: ServeOptions) -> None:
     name = str(arguments.get("target") or arguments["draft"])
     server_options = ServerOptions(
         model_names=tuple(options.served_model_name or [name]),
-        api_keys=keys,
+        api_keys=(*environment_keys(), *keys),
         max_body_bytes=options.max_body_bytes,
         max_queue=options.max_queue,
         max_prompts=options.max_prompts,
@@ -54,16 +52,15 @@ def run_server(options: ServeOptions) -> None:
             async_engine.close()
 
 
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """Every key that opens the server.
+def _keys_of(file: Path | None) -> list[str]:
+    """The keys in a file, one a line.
 
     Raises:
         UsageError: the file cannot be read, or has no key.
     """
-    found = os.environ.get(KEYS_VARIABLE, "").split(",")
-    if file is not None:
-        lines = values.text_file("--api-key-file", file).splitlines()
-        if not any(line.strip() for line in lines):
-            raise UsageError(f"--api-key-file {file} has no key; give one a line")
-        found += lines
-    return tuple(key.strip() for key in found if key.strip())
+    if file is None:
+        return []
+    keys = [line.strip() for line in values.text_file("--api-key-file", file).splitlines()]
+    if not any(keys):
+        raise UsageError(f"--api-key-file {file} has no key; give one a line")
+    return [key for key in keys if key]

@@ -13,8 +13,8 @@ import pytest
 
 from rsd_engine import Engine, Threshold
 from rsd_engine.cli.generate.file import run_file
-from rsd_engine.cli.generate.questions import ChatSettings
 from rsd_engine.cli.generate.settings import RunSettings
+from rsd_engine.engine.chat.questions import ChatSettings
 from rsd_kernels.state.enums import Role
 from tests.cli.conftest import read_jsonl, write_jsonl
 from tests.engine.harness.scripted import spoiled

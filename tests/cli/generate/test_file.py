@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Clip, Engine, SamplingParams
-from rsd_engine.cli.generate.questions import line_seed
+from rsd_engine.engine.chat.questions import question_seed
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 from tests.tiny_models import TinyModels
 
@@ -74,7 +74,7 @@ def test_results_are_the_engine_s(
     engine = Engine(**tiny.sources(), policy=Clip(), max_num_seqs=2)
 
     def params(line: int) -> SamplingParams:
-        return SamplingParams(max_tokens=24, temperature=1.0, seed=line_seed(5, line))
+        return SamplingParams(max_tokens=24, temperature=1.0, seed=question_seed(5, line))
 
     expected = {
         1: engine.chat([{"role": "user", "content": "the sum"}], params(1), use_tqdm=False),

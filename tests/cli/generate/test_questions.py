@@ -10,12 +10,11 @@ import pytest
 
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.generate.questions import (
-    ChatSettings,
     InputLine,
-    line_seed,
     parse_question,
     read_lines,
 )
+from rsd_engine.engine.chat.questions import ChatSettings, question_seed
 
 USER = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "Sys"}
@@ -112,7 +111,7 @@ def test_options_of_the_chat_go_along() -> None:
 
 
 def test_seeds_of_lines_are_fixed_and_all_different() -> None:
-    seeds = {(seed, line): line_seed(seed, line) for seed in range(3) for line in range(1, 200)}
+    seeds = {(seed, line): question_seed(seed, line) for seed in range(3) for line in range(1, 200)}
     assert len(set(seeds.values())) == len(seeds)
     assert all(0 <= value < 2**53 for value in seeds.values())
-    assert line_seed(0, 1) == 8225708212379481676 & (2**53 - 1)
+    assert question_seed(0, 1) == 8225708212379481676 & (2**53 - 1)

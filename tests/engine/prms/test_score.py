@@ -16,6 +16,7 @@ from torch import Tensor
 from rsd_engine import Engine, RequestOutput, SamplingParams, TargetJudge, Threshold
 from rsd_engine.core import solution_rewards
 from rsd_engine.core.solution_rewards import SolutionRewards
+from rsd_engine.engine.rewards import step_scoring
 from rsd_engine.models.heads import RewardModel
 from rsd_engine.outputs import FinishedEvent
 from rsd_kernels.state.enums import Role
@@ -75,6 +76,15 @@ def test_rewards_are_those_of_the_loop(any_engine: Engine) -> None:
         assert found.question == result.prompt
         assert found.tokens_read == len(prm_rows(any_engine, result)[-1])  # each token once
     assert all_pages_free(any_engine)
+
+
+def test_no_step_may_end_in_a_pass(engine: Engine) -> None:
+    """A question that is longer than a pass has rows."""
+    question = "What is 2 + 3? " * 28
+    [result] = generate(engine, [question], KEEP_ALL)
+    [found] = engine.score(question, texts_of(result))
+    assert same(found.rewards, rewards_of(result)) and len(found.rewards) > 1
+    assert len(prm_rows(engine, result)[0]) > step_scoring.MAX_ROWS
 
 
 @pytest.mark.parametrize("name", ["Universal-PRM", "RLHFlow-PRM", "PURE-PRM"])

@@ -17,7 +17,7 @@ from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.policy.kernel import accepts
 from rsd_kernels.reward import accept as accept_kernel
-from rsd_kernels.reward import kernel, twin
+from rsd_kernels.reward import kernel, loop_twin, twin
 from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.reward.heads import (
     ClassesHead,
@@ -240,7 +240,7 @@ def score_a_run(
     generator = torch.Generator().manual_seed(1)
     width = 48
     head = HEADS[kind](width, torch.float32, generator)
-    calls, decide_by_twin = 0, twin.decide
+    calls, decide_by_twin = 0, loop_twin.decide
 
     def decide(
         state: SlotState, batch: RowBatch, _: Tensor, tokens_per_page: tuple[int, int, int]
@@ -265,7 +265,7 @@ def score_a_run(
         decide_by_twin(state, batch, rewards, tokens_per_page)
         assert not differences(state, ours)
 
-    monkeypatch.setattr(twin, "decide", decide)
+    monkeypatch.setattr(loop_twin, "decide", decide)
     requests = random_requests(3, count)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
@@ -304,7 +304,7 @@ def test_a_decided_step_of_writers_with_contexts_of_their_own(separate: int, kep
     bias = torch.full((1,), 9.0 if kept else -9.0)
     head = ValueHead(torch.ones(8), 1e-6, torch.zeros(1, 8), bias)
     hidden = torch.ones(4, 8)
-    twin.score(state, batch, hidden, head, (3, 3, 3))
+    loop_twin.score(state, batch, hidden, head, (3, 3, 3))
     on_device = with_tensors(head, lambda t: t.to(DEVICE))
     kernel.score(ours, rows, hidden.to(DEVICE), on_device, (3, 3, 3))
     draft, shared, prm = (8, 9, 8) if kept else (6, 6, 7)

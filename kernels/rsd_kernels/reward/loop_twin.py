@@ -1,0 +1,45 @@
+"""`score` of the loop in plain PyTorch: rewards of a pass, and what becomes of the steps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rsd_kernels.end_step.twin import decide_step
+from rsd_kernels.reward.heads import RewardHead
+from rsd_kernels.reward.twin import rewards
+from rsd_kernels.state.columns import host, number
+from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.slots import SlotState
+from rsd_kernels.tick_clock.twin import end_tick
+
+
+def score(
+    state: SlotState,
+    batch: RowBatch,
+    hidden: Tensor,  # [N, hidden] rows of the pass before the final norm
+    head: RewardHead,
+    tokens_per_page: tuple[int, int, int],
+    scratch: Tensor | None = None,
+) -> None:
+    """Scores the last row of each complete sequence and accepts or rejects its step.
+
+    A sequence is complete when the pass read its last pending row. scratch: the kernel's alone.
+    """
+    row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
+    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)
+
+
+def decide(
+    state: SlotState,
+    batch: RowBatch,
+    rewards: Tensor,  # [S] float32
+    tokens_per_page: tuple[int, int, int],
+) -> None:
+    """Accepts each complete sequence's step with probability w(reward), else rejects it."""
+    n = number(state.num_seqs)
+    complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
+    for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):
+        if not complete[s]:
+            continue
+        decide_step(state, b, scored[s], tokens_per_page)
+    end_tick(state)
