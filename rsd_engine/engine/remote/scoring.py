@@ -19,7 +19,8 @@ from rsd_engine.engine.remote.text_format import texts_of
 from rsd_engine.models.reward.family import RewardFamily
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead
 
-_PATHS = {"rsd": ("/v1/score",), "vllm": ("/pooling", "/classify"), "sglang": ("/classify",)}
+# The first at which a server scores. vLLM's prefix cache serves /classify and not /pooling.
+_PATHS = {"rsd": ("/v1/score",), "vllm": ("/classify", "/pooling"), "sglang": ("/classify",)}
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,10 @@ class RemoteScorer:
             return {"model": name, "input": {"question": question, "steps": steps}}
         if self.server.kind == "sglang":
             return {"input_ids": ids}
-        body = {"model": name, "input": ids, "use_activation": True}
+        body = {"model": name, "input": ids, "use_activation": True, "add_special_tokens": False}
         if self.path == "/classify":
             return body
-        rows = {"task": "token_classify", "encoding_format": "float", "add_special_tokens": False}
-        return {**body, **rows}
+        return {**body, "task": "token_classify", "encoding_format": "float"}
 
     def _reward(self, answer: Any) -> float:
         if self.path == "/v1/score":
@@ -84,7 +84,7 @@ def find_scorer(server: RemoteServer, family: RewardFamily, probe: Sequence[int]
         ValueError: the server does not score, or the family's rewards are none that servers give.
     """
     url = server.client.model
-    if server.kind != "rsd" and not _is_served(family):
+    if server.kind != "rsd" and not _is_served(family, server.kind):
         raise ValueError(
             f"{server.kind} does not give the rewards of {family.name}; serve it with rsd "
             "serve, or load it here"
@@ -103,9 +103,13 @@ def find_scorer(server: RemoteServer, family: RewardFamily, probe: Sequence[int]
     raise ValueError(refused)
 
 
-def _is_served(family: RewardFamily) -> bool:
-    """Whether servers give its rewards: of a value, or of two classes with a head of their own."""
-    return not family.reads_lm_head and family.head not in (EnsembleHead, ClassesHead)
+def _is_served(family: RewardFamily, kind: str) -> bool:
+    """Whether a server gives its rewards: a value's or that of two classes.
+
+    vLLM makes two classes of two rows of an LM head, if it is told to.
+    """
+    is_classified = family.head not in (EnsembleHead, ClassesHead)
+    return is_classified and (kind == "vllm" or not family.reads_lm_head)
 
 
 def _activated(scores: list[float]) -> float:

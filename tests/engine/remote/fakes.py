@@ -27,7 +27,7 @@ _SAMPLING = {
     "no_stop_trim", "skip_special_tokens",
 }  # fmt: skip
 _POOLING = {"model", "input", "task", "use_activation", "encoding_format", "add_special_tokens"}
-_CLASSIFY = {"model", "input", "use_activation"}
+_CLASSIFY = {"model", "input", "use_activation", "add_special_tokens"}
 
 
 class Behind:
@@ -73,7 +73,7 @@ def _models(owner: str) -> dict[str, Any]:
 
 
 def vllm_app(behind: Behind, pooling: Callable[[float], Any] | None = None) -> FastAPI:
-    """vLLM; `pooling` makes a row of /pooling of a reward, without it there is /classify only."""
+    """vLLM; `pooling` makes a row of /pooling of a reward, in place of /classify."""
     app = FastAPI()
 
     @app.get("/v1/models")
@@ -115,6 +115,8 @@ def vllm_app(behind: Behind, pooling: Callable[[float], Any] | None = None) -> F
     @app.post("/classify")
     async def classify(request: Request) -> Any:
         body = await _body(request, _CLASSIFY)
+        if pooling is not None:
+            raise HTTPException(400, {"message": "Unsupported task: classify", "code": 400})
         reward = await asyncio.to_thread(behind.reward, body["input"])
         return {"data": [{"index": 0, "label": "LABEL_1", "probs": [1 - reward, reward]}]}
 

@@ -14,6 +14,10 @@ import pytest
 
 from rsd_engine import Engine, RemoteModel, RequestOutput, SamplingParams
 from rsd_engine.engine.model_sources import ModelSource
+from rsd_engine.engine.remote.client import RemoteClient
+from rsd_engine.engine.remote.scoring import find_scorer
+from rsd_engine.engine.remote.server import RemoteServer
+from rsd_engine.models.registry import reward_family
 from rsd_engine.outputs import Errors
 from tests.engine.failures.test_isolation import BAD, GOOD, failing
 from tests.engine.harness.runs import PROMPTS, decisions, generate
@@ -281,3 +285,18 @@ def test_an_op_that_fails_while_others_wait_for_servers(
         assert engine.metrics.target.passes > 0
     assert bad.metrics.errors == Errors(op=1)
     assert [decisions(result) for result in good] == [decisions(result) for result in wanted]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("sglang", "Math-Shepherd"), ("vllm", "ActPRM"), ("sglang", "ActPRM")]
+)
+def test_rewards_that_a_server_does_not_give(kind: str, family: str, url: str) -> None:
+    client = RemoteClient(RemoteModel(url))
+    server = RemoteServer(client, kind, "m", None)
+    try:
+        with pytest.raises(
+            ValueError, match=f"{kind} does not give the rewards of {family}"
+        ):
+            find_scorer(server, reward_family(family), [1, 2])
+    finally:
+        client.close()
