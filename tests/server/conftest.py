@@ -19,6 +19,7 @@ from rsd_engine.server.app import make_app
 from rsd_engine.server.async_engine import AsyncEngine
 from rsd_engine.server.run import Server
 from rsd_engine.server.service import ServerOptions, Service
+from tests.server.served import serving
 
 OPTIONS = ServerOptions(model_names=("demo", "other-name"), max_queue=64, max_samples=8)
 
@@ -79,6 +80,13 @@ class Client:
 @pytest.fixture
 def client(app: FastAPI) -> Client:
     return Client(app)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `rsd serve` in a process of its own, one for all tests."""
+    with serving(tmp_path_factory.mktemp("served")) as address:
+        yield address
 
 
 @dataclass(frozen=True)

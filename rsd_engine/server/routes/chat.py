@@ -13,6 +13,8 @@ from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
+from rsd_engine.server.openapi import errors, streamed
+from rsd_engine.server.protocol.answers import ChatChunk, ChatCompletion
 from rsd_engine.server.protocol.requests import ChatRequest
 from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import chat_params
@@ -24,7 +26,10 @@ def chat_routes(service: Service) -> APIRouter:
     """The route of chats."""
     router = APIRouter(tags=["completions"])
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        responses=streamed(ChatCompletion, ChatChunk) | errors(400, 404, 413, 500, 503),
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
         service.check_model(body.model)

@@ -13,6 +13,8 @@ from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
+from rsd_engine.server.openapi import errors, streamed
+from rsd_engine.server.protocol.answers import Completion, CompletionChunk
 from rsd_engine.server.protocol.requests import CompletionRequest
 from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import completion_params, echoes_alone
@@ -24,7 +26,10 @@ def completion_routes(service: Service) -> APIRouter:
     """The route of plain completions."""
     router = APIRouter(tags=["completions"])
 
-    @router.post("/v1/completions")
+    @router.post(
+        "/v1/completions",
+        responses=streamed(Completion, CompletionChunk) | errors(400, 404, 413, 500, 503),
+    )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Completes one prompt or several, given as text or token ids."""
         service.check_model(body.model)
