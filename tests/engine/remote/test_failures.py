@@ -294,9 +294,7 @@ def test_rewards_that_a_server_does_not_give(kind: str, family: str, url: str) -
     client = RemoteClient(RemoteModel(url))
     server = RemoteServer(client, kind, "m", None)
     try:
-        with pytest.raises(
-            ValueError, match=f"{kind} does not give the rewards of {family}"
-        ):
+        with pytest.raises(ValueError, match=f"{kind} does not give the rewards of {family}"):
             find_scorer(server, reward_family(family), [1, 2])
     finally:
         client.close()
