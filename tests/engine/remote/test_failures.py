@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from rsd_engine import Engine, RemoteModel, RequestOutput, SamplingParams
@@ -23,7 +24,7 @@ from tests.engine.failures.test_isolation import BAD, GOOD, failing
 from tests.engine.harness.runs import PROMPTS, decisions, generate
 from tests.engine.remote.conftest import assert_idle, remote_engine
 from tests.engine.remote.fakes import Behind, vllm_app
-from tests.engine.remote.serving import Troubled, listening
+from tests.engine.remote.serving import Troubled, listening, own_app
 from tests.tiny_models import TinyModels
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=30)
@@ -110,6 +111,19 @@ def test_an_end_without_an_id(local: Engine, shared: tuple[Troubled, Engine]) ->
     assert [output.token_ids for output in ids] == [(eos,), (7, 8), (7, 9)]
     assert [output.stop_reason for output in ids] == [None, 8, 9]
     assert {output.finish_reason for output in ids} == {"stop"}
+
+
+def test_a_client_is_not_told_where_the_server_is(
+    local: Engine, models: TinyModels, caplog: pytest.LogCaptureFixture
+) -> None:
+    with troubled(local, models) as (far, engine), own_app(engine) as app:
+        far.troubles.append(status(500, "secret"))
+        with listening(app) as url:
+            body = {"prompt": "a", "temperature": 0, "rsd": {"mode": "target"}}
+            answer = httpx.post(f"{url}/v1/completions", json=body)
+    assert answer.status_code == 502 and answer.json()["error"]["type"] == "BadGatewayError"
+    assert "secret" not in answer.text and "http" not in answer.text
+    assert "secret" in caplog.text
 
 
 @pytest.mark.parametrize(
