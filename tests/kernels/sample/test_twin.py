@@ -122,6 +122,7 @@ def test_given_ids_are_read_like_sampled_ones() -> None:
     for token in ids[: sum(taken)]:
         assert not int(sampled.ended[1])
         logits = torch.nn.functional.one_hot(torch.tensor([token]), NUM_IDS).float()
+        one_place_each(sampled, batch)
         ops.sample_append(sampled, batch, logits, toy_tables(), Role.TARGET)
     assert taken[0] == 2 and sum(taken) < len(ids) and int(given.ended[1])
     for name in ("tokens", "length", "ended", "finish", "match_bytes", "step_source"):
