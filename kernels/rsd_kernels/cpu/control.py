@@ -87,7 +87,7 @@ def sample_append(
 def _sample_left(state: SlotState, batch: RowBatch, logits: Tensor, role: int) -> None:
     """Draws by the twin where the library did not."""
     tokens = host(batch.place_token)[: number(state.num_places)]
-    for p in np.flatnonzero(tokens == _NOT_SAMPLED).tolist():
+    for p in (int(place) for place in np.flatnonzero(tokens == _NOT_SAMPLED)):
         token, row = NOT_FINITE, logits[p : p + 1]
         if sample_twin.finite_rows(row)[0]:
             slot, position = number(batch.place_slot, p), number(batch.place_position, p)
