@@ -67,6 +67,10 @@ def decode_inputs(
     batch.page.copy_(table[:, (context - 1) // kv.tokens_per_page])
     batch.offset.fill_((context - 1) % kv.tokens_per_page)
     batch.token.copy_(torch.arange(num_rows))
+    batch.seq_place.copy_(batch.seq_start)
+    batch.place_row_end.copy_(batch.seq_start[1:])
+    batch.place_slot.copy_(batch.slot)
+    batch.place_position.fill_(context)
     on_device = {f.name: getattr(batch, f.name).to(device) for f in fields(RowBatch)}
     return DecodeInputs(RowBatch(**on_device), table.to(device), kv, context)
 
@@ -205,20 +209,20 @@ def _embed_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
 def _last_rows_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     x = setting.normal(num_rows, shape.hidden)
     norm = setting.normal(shape.hidden)
-    start = torch.arange(num_rows + 1, dtype=torch.int32, device=x.device)
+    end = torch.arange(1, num_rows + 1, dtype=torch.int32, device=x.device)
     ours, plain = torch.empty_like(x), torch.empty_like(x)
 
     def gate() -> dict[str, Errors]:
         ours.fill_(torch.nan)
-        setting.ops.rows_norm(x, start, norm, _EPS, out=ours)
-        norm_twin.rows_norm(x, start, norm, _EPS, out=plain)
+        setting.ops.rows_norm(x, end, norm, _EPS, out=ours)
+        norm_twin.rows_norm(x, end, norm, _EPS, out=plain)
         exact = torch.empty_like(x, dtype=torch.float64)
-        norm_twin.rows_norm(x.double(), start, norm.double(), _EPS, out=exact)
+        norm_twin.rows_norm(x.double(), end, norm.double(), _EPS, out=exact)
         what = f"rows_norm, {num_rows} rows"
         return {"ours": require_close(ours, plain, exact, what, num_terms=shape.hidden)}
 
     contenders = {
-        "ours": Calls(lambda _: setting.ops.rows_norm(x, start, norm, _EPS, out=ours)),
-        "torch ops": Calls(lambda _: norm_twin.rows_norm(x, start, norm, _EPS, out=plain)),
+        "ours": Calls(lambda _: setting.ops.rows_norm(x, end, norm, _EPS, out=ours)),
+        "torch ops": Calls(lambda _: norm_twin.rows_norm(x, end, norm, _EPS, out=plain)),
     }
     return Case("rows_norm", num_rows, 2 * x.nbytes, 16, contenders, gate)

@@ -107,8 +107,9 @@ def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
 def test_draw_of_one_slot(
     benchmark: Any, mid_step: MidStep, vocabulary: int, temperature: float, top_k: int, top_p: float
 ) -> None:
-    state, batch = mid_step.state, mid_step.batch.narrow(1, 1)
+    state, batch = mid_step.state, mid_step.batch.narrow(1, 1, 1)
     state.num_seqs.fill_(1)
+    state.num_places.fill_(1)
     for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
         getattr(state, name).fill_(value)
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
