@@ -87,7 +87,6 @@ def transition(
     b_max_steps = tl.load(state.max_steps + b_slot, mask=m_lane, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
-    b_speculation = tl.load(state.speculation + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
     m_part = m_lane & (b_kind == _PART)
@@ -111,6 +110,8 @@ def transition(
     tl.store(state.delimiter_state + b_slot, b_zero, mask=m_next)
     tl.store(state.match_bytes + b_slot, b_zero, mask=m_next)
     tl.store(state.finish + b_slot, b_zero, mask=m_next)
+    # Nobody writes this column here: loaded late, it takes no register meanwhile.
+    b_speculation = tl.load(state.speculation + b_slot, mask=m_rejected, other=0)
     m_guessed = m_rejected & ((b_speculation & _GUESS_REJECTED) != 0)
     tl.store(state.guess_end + b_slot, tl.where(m_guessed, b_last, b_zero), mask=m_next)
     tl.store(state.guess_source + b_slot, b_zero + _BY_REJECTED, mask=m_guessed)
