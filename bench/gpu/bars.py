@@ -125,10 +125,8 @@ def _loop_ops(control: Found) -> Iterator[Bar]:
 def _verify(verify: Found) -> Bar:
     slots = verify.get("models", {}).get("Qwen2.5-7B", {})
     found = slots.get("1", {}).get("guesses", {}).get(VERIFY_GUESSES, {}).get("times_decode")
-    name = (
-        f"pass that verifies {VERIFY_GUESSES} guesses, Qwen2.5-7B, batch 1: times one that decodes"
-    )
-    return Bar(name, "verify", VERIFY_TIMES, found)
+    what = f"pass that verifies {VERIFY_GUESSES} guesses, Qwen2.5-7B, batch 1"
+    return Bar(f"{what}: times one that decodes", "verify", VERIFY_TIMES, found)
 
 
 def _device_loop(device_loop: Found) -> Iterator[Bar]:

@@ -193,7 +193,7 @@ def _append_drawn(
         guessed = tl.load(p_tokens + position, mask=there, other=-2)
         tl.debug_barrier()  # every warp has read the guess before the token takes its place
         length, ended = append_token(state, tables, slot, token, role)
-        tl.debug_barrier()  # the token is there, or what replaces it
+        # There was a barrier after the token, or what replaces it, was stored.
         written = tl.load(p_tokens + position, mask=there, other=-1)
         right = tl.where((guessed == written) & (length == position + 1), 1, 0)
         kept += tl.where(at + 1 < count, right, 0)
