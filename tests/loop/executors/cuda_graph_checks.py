@@ -100,7 +100,7 @@ def test_decides_as_the_eager_executor_does(
 def test_guesses_as_the_eager_executor_does(
     name: str, cores: Callable[..., EngineCore], wanted: dict[int, list[str]], guesses: Counts
 ) -> None:
-    events = run_guessing(cores(3, 40, name, MAX_GUESSES), REQUESTS)
+    events = run_guessing(cores(3, 400, 40, name, MAX_GUESSES), REQUESTS)
     assert {key: story(found) for key, found in events.items()} == wanted
     assert counts(events) == guesses
 

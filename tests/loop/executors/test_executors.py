@@ -43,7 +43,7 @@ def wanted() -> dict[int, list[str]]:
 @pytest.fixture(scope="module")
 def guesses() -> Counts:
     """As the eager executor makes and keeps them."""
-    found = counts(run_guessing(core_of(3, 40, max_guesses=MAX_GUESSES), REQUESTS))
+    found = counts(run_guessing(core_of(3, 400, 40, max_guesses=MAX_GUESSES), REQUESTS))
     assert {source for by_source in found.values() for source in by_source} == set(GuessSource)
     return found
 
@@ -69,7 +69,7 @@ class TestSameResults:
     def test_guesses_change_no_result_and_are_the_same_everywhere(
         self, name: str, wanted: dict[int, list[str]], guesses: Counts
     ) -> None:
-        core = core_of(3, 40, name, max_guesses=MAX_GUESSES)
+        core = core_of(3, 400, 40, name, max_guesses=MAX_GUESSES)
         events = run_guessing(core, REQUESTS)
         assert {key: story(found) for key, found in events.items()} == wanted
         assert counts(events) == guesses
