@@ -84,7 +84,7 @@ def test_guesses_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
         "sample_append": sample_kernel.sample_append,
         "end_step": end_step_kernel.end_step,
     }
-    calls = run_shadowed(monkeypatch, kernels, 4, count=7, max_guesses=11)
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, max_guesses=5)
     assert min(calls.values()) > 10, calls
 
 
