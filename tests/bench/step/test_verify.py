@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench.kernels import verify
 from bench.kernels.attention_cases import last_rows
 from bench.kernels.setting import TINY, Setting
 from bench.lib.timing import Mismatch, Timing
+from bench.step import verify
 
 
 def test_every_pass_beside_one_that_decodes(
