@@ -25,12 +25,14 @@ from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.sample import twin as sample_twin
+from rsd_kernels.sample.append_twin import append_given
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
 
 __all__ = [
     "advance",
+    "append_given",
     "bridge",
     "bridge_scratch",
     "end_slot_step",

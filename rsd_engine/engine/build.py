@@ -19,6 +19,7 @@ from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
+from rsd_engine.engine.model_sources import named_sources
 from rsd_engine.engine.models import (
     ModelSet,
     ModelSource,
@@ -27,6 +28,7 @@ from rsd_engine.engine.models import (
     memory_of,
     open_models,
 )
+from rsd_engine.engine.remote.roles import find_servers, open_remote
 from rsd_engine.engine.requests import RequestRules, WriterTokens
 from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.rewards.scorers import (
@@ -114,6 +116,8 @@ def build_engine(
     check_dtype(dtype)
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
+    sources = named_sources(draft, target, prm)
+    draft, target, prm = sources.values()
     delimiters = _delimiters(step_delimiters, scored=scored)
     text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
@@ -121,22 +125,27 @@ def build_engine(
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
+    servers = find_servers(sources, scorer)
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
         scored=scorer is not None,
     )  # fmt: skip
+    remote = open_remote(servers, opened, prm_options)
     own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
     context = own.context if own else None
-    fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
+    fit = fit_memory(
+        memory, options, where, _page_multiple(memory, where), own=context, most=remote.max_len
+    )
     positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
     models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=positions)
-    models = add_scorer(models, scorer, own)
+    models = add_scorer(remote.joined(models), scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
-    sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
+    sizes = slot_sizes(fit.layout, fit.max_len, options.max_num_seqs)
+    sizes = replace(remote.sized(sizes, fit.model_len), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
@@ -145,13 +154,15 @@ def build_engine(
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
+    writer = remote.asked_for_steps(models)
     core = EngineCore(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
-        text_ends=host_ends(models, loop, delimiters),
+        text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0))
+    rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)
+    rules = replace(rules, check_remote=writer.check if writer else None)
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:
         say_scorer(models)
@@ -278,7 +289,8 @@ def _loop(
 
 def _logits(models: ModelSet, num_slots: int, device: torch.device) -> dict[Role, Tensor]:
     """Room for the logits of each writer; all have the same memory, for they never run at once."""
-    num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
+    here = {role: writer for role, writer in models.writers.items() if writer.loaded}
+    num_ids = {role: models.num_ids_of(writer) for role, writer in here.items()}
     room = torch.empty(num_slots * max(num_ids.values()), device=device)
     return {role: room[: num_slots * ids].view(num_slots, ids) for role, ids in num_ids.items()}
 
@@ -298,8 +310,9 @@ def _passes(
     forwards: dict[Role, Forward] = {
         role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits[role])
         for role, w in models.writers.items()
+        if w.loaded
     }
-    if models.prm is None:
+    if models.prm is None or models.prm.loaded is None:
         return forwards, None
     prm, kv = models.prm.model, models.prm.kv
     forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
@@ -320,7 +333,7 @@ def _default_policy(models: ModelSet) -> Policy:
 
 
 def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
-    if models.prm is None:
+    if models.prm is None or models.prm.loaded is None:
         return
     family, form = models.prm.family, models.prm.format
     text = backend_of(models.prm.tokenizer).decode(
@@ -378,7 +391,7 @@ def _say(parts: EngineParts, fit: MemoryFit) -> None:
         megabytes(weights), megabytes(memory.pool), megabytes(memory.activations),
         megabytes(memory.state + memory.log + memory.tables),
     )  # fmt: skip
-    backend = models.main.model.decoder.ops.backend
+    backend = next(iter(models.models.values())).decoder.ops.backend
     logger.info(
         "attention: %s; executor: %s; modes: %s",
         backend, parts.core.executor.name, ", ".join(models.modes),

@@ -58,6 +58,8 @@ class RequestRules:
     max_model_len: int
     prm_max_len: int
     prm_format: PrmFormat | None
+    # of a target on a server: raises ValueError if a request wants what it cannot do
+    check_remote: Callable[[SamplingParams], None] | None = None
 
     @property
     def main(self) -> Role:
@@ -93,6 +95,8 @@ def slot_request(
             loaded, or there are too many stop strings or stop ids.
     """
     mode = mode_of(params, rules)
+    if rules.check_remote and mode != "draft":
+        rules.check_remote(params)
     tokens = rules.writers[rules.main if writer is None else writer]
     check_ids(prompt.token_ids, tokens.num_ids)
     prm_prompt: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ canonical tokens of its bytes up to there, as code on text would do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rsd_kernels.state.columns import host, number, write_at
@@ -69,8 +70,38 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
         return
     slots = _Slots(state, tables)
     appended = [_append_token(slots, tables, b) for b in complete]
-    for b, after in zip(complete, appended, strict=True):
-        first = slots.length[b]
+    _write(state, complete, appended, role)
+
+
+def append_given(
+    state: SlotState, slot: int, ids: Sequence[int], tables: StepTables, role: int
+) -> int:
+    """Appends ids that a model elsewhere has written to one slot's context, up to its step's end.
+
+    For the host, on any device; it sets what `append` sets, and records no logprobs.
+
+    Returns:
+        How many of the ids it took, at least one. The step may not have ended (`ended`).
+    """
+    slots, tokens, taken = _Slots(state, tables), list[int](), 0
+    for token in ids:
+        slots.next_token[slot] = token
+        after = _append_token(slots, tables, slot)
+        tokens += after.tokens
+        taken += 1
+        length, delimiter_state, stop_state, *_, ended = after.columns
+        if ended:
+            break
+        slots.length[slot] = length
+        slots.delimiter_state[slot] = delimiter_state
+        slots.stop_state[slot] = stop_state
+    _write(state, [slot], [_Appended(tokens, after.columns)], role)
+    return taken
+
+
+def _write(state: SlotState, slots: list[int], appended: list[_Appended], role: int) -> None:
+    lengths = host(state.length)[slots].tolist()
+    for b, first, after in zip(slots, lengths, appended, strict=True):
         last = first + len(after.tokens)
         write_at(state.tokens, (b, slice(first, last)), after.tokens)
         if last > first + 1:  # the first token carries all the logprob
@@ -80,8 +111,8 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
             state.top_token[b, first + 1 : last] = state.top_token[b, first]
     columns = zip(*(after.columns for after in appended), strict=True)
     for name, values in zip(_COLUMNS, columns, strict=True):
-        write_at(getattr(state, name), complete, values)
-    write_at(state.step_source, complete, role)
+        write_at(getattr(state, name), slots, values)
+    write_at(state.step_source, slots, role)
 
 
 def _append_token(slots: _Slots, tables: StepTables, b: int) -> _Appended:
