@@ -81,7 +81,7 @@ class TestSample:
         """Whoever drew it: the slot ends with an error, its neighbour goes on."""
         state = make_state()
         for slot in range(2):
-            request = toy_request("ab", temperature=1.0, seed=slot)
+            request = toy_request("ab", temperature=1.0, top_p=0.9, seed=slot)
             fill_slot(state, slot, request, generation=1, arrival=1)
         drawn = iter([token, 5])
         monkeypatch.setattr(twin, "_choose", lambda *args, **kwargs: next(drawn))
