@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictStr
 
-from rsd_engine.sampling_params import MAX_SEED, ModeName, OverflowName
+from rsd_engine.sampling_params import MAX_SEED, ModeName, OverflowName, SpeculateName
 
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Flag = StrictBool
@@ -34,6 +34,8 @@ class RsdOptions(BaseModel):
     max_steps: int | None = None
     max_step_tokens: int | None = None
     prm_overflow: OverflowName | None = None
+    speculate: SpeculateName | None = Field(None, description="who guesses the target's tokens")
+    num_guesses: int | None = None
     question: StrictStr | None = Field(None, description="what the reward model reads as problem")
     steps: Flag = Field(False, description="send every step: source, reward, rejected text")
 

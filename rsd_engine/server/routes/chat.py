@@ -89,7 +89,7 @@ async def _whole(
         "model": service.model,
         "choices": [_choice(output) for output in result.outputs],
         "usage": replies.usage([result]),
-        "metrics": replies.speculative_metrics(result.metrics),
+        "metrics": replies.speculative_metrics([result]),
     }
     if body.rsd is not None and body.rsd.steps:
         answer["rsd"] = replies.rsd_object(result)
@@ -166,6 +166,6 @@ class _Chunks:
         ]
         if self._shows_usage:
             usage = {"usage": replies.usage([result])}
-            metrics = {"metrics": replies.speculative_metrics(result.metrics)}
+            metrics = {"metrics": replies.speculative_metrics([result])}
             ends.append({**self._head, "choices": [], **usage, **metrics})
         return ends
