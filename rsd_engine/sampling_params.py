@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,21 @@ _NUMBERS = (  # name, least, most, the same in words, whether the least is not a
     ("presence_penalty", -2.0, 2.0, "in [-2, 2]", False),
     ("frequency_penalty", -2.0, 2.0, "in [-2, 2]", False),
 )
+
+
+class Range(NamedTuple):
+    """Which numbers are allowed."""
+
+    least: float
+    most: float
+    open_low: bool = False  # whether the least itself is not
+
+
+RANGES: Mapping[str, Range] = {  # of every field that is a number
+    **{name: Range(least, most) for name, least, most in _INTEGERS},
+    **{name: Range(least, most, open_low) for name, least, most, _, open_low in _NUMBERS},
+    "temperature": Range(0.0, 1e6),
+}
 _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 

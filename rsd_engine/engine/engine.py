@@ -11,7 +11,6 @@ import torch
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.checker import RequestChecker
-from rsd_engine.engine.claim import Claim
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
@@ -267,8 +266,12 @@ class Engine(StepScoring):
     ) -> list[Stream]:
         """Starts several requests, all or none; `by_token=False`: a model alone streams steps."""
         resolved = self._prompt_reader().mixed(prompts)
-        claims = self._add_all(resolved, sampling_params, stream=by_token)
-        return [Stream(self._alive(), claim) for claim in claims]
+        requests = self._checker.check_all(resolved, sampling_params, stream=by_token)
+        dispatcher = self._alive()
+        return [
+            Stream(dispatcher, claim, request.prompt.token_ids)
+            for claim, request in zip(dispatcher.add_all(requests), requests, strict=True)
+        ]
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; its result has the kept steps, with finish_reason "abort".
@@ -375,17 +378,6 @@ class Engine(StepScoring):
         self._alive()
         return self._reader
 
-    def _add_all(
-        self,
-        prompts: Sequence[ResolvedPrompt],
-        params: _Params,
-        *,
-        stream: bool = False,
-    ) -> list[Claim]:
-        """Checks all requests before it queues them: if one is not allowed, none is started."""
-        dispatcher = self._alive()
-        return dispatcher.add_all(self._checker.check_all(prompts, params, stream=stream))
-
     # ------------------------------------------------------------------ running
 
     def _run(
@@ -399,4 +391,5 @@ class Engine(StepScoring):
         params: _Params,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Not a generator itself, so that a request that is not allowed is refused at once."""
-        return self._alive().outputs(self._add_all(prompts, params))
+        dispatcher = self._alive()
+        return dispatcher.outputs(dispatcher.add_all(self._checker.check_all(prompts, params)))

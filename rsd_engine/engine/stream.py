@@ -20,8 +20,11 @@ class Stream:
     when the stream is closed, or when nobody holds it any more.
     """
 
-    def __init__(self, dispatcher: Dispatcher, claim: Claim) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, claim: Claim, prompt_token_ids: tuple[int, ...]
+    ) -> None:
         self.request_id = claim.request_id
+        self.prompt_token_ids = prompt_token_ids  # as in its `RequestOutput`
         self._dispatcher = dispatcher
         self._claim = claim
         self._ready: deque[StreamEvent] = deque()

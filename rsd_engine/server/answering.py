@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from rsd_engine.engine.dispatcher import StreamEvent
 from rsd_engine.outputs import FinishedEvent, RequestOutput
 from rsd_engine.sampling_params import SamplingParams
-from rsd_engine.server.async_engine import AsyncRequest
+from rsd_engine.server.async_engine import AsyncRequest, merged
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.service import Service
 
@@ -33,21 +33,23 @@ class Answering:
         self._request_id = request_id
         self._kind = kind
         self._started = time.perf_counter()
-        self._first: float | None = None
         self._requests: list[AsyncRequest] = []
         self._samples = 0
         self._results: dict[int, RequestOutput] = {}
 
-    async def start(
-        self, prompts: Sequence[Any], params: SamplingParams, *, by_token: bool
-    ) -> None:
+    async def start(self, prompts: Sequence[Any], params: SamplingParams, *, stream: bool) -> None:
         """Queues the prompts.
 
         Raises:
             ApiError: see `Service.submit`.
         """
-        self._requests = await self._service.submit(prompts, params, by_token=by_token)
+        self._requests = await self._service.submit(prompts, params, stream=stream)
         self._samples = len(prompts) * params.n
+
+    @property
+    def prompt_token_ids(self) -> list[tuple[int, ...]]:
+        """Of each prompt, once they are queued."""
+        return [request.stream.prompt_token_ids for request in self._requests]
 
     async def results(self) -> list[RequestOutput]:
         """All results, in order of the prompts.
@@ -64,37 +66,17 @@ class Answering:
 
     async def events(self) -> AsyncGenerator[tuple[int, StreamEvent], None]:
         """(which prompt, event) as they come; leaving it aborts what still runs."""
-        queue: asyncio.Queue[tuple[int, StreamEvent] | BaseException | None] = asyncio.Queue()
-        readers = [
-            asyncio.ensure_future(_read(index, request, queue))
-            for index, request in enumerate(self._requests)
-        ]
-        left = len(readers)
         try:
-            while left:
-                found = await queue.get()
-                if found is None:
-                    left -= 1
-                    continue
-                if isinstance(found, BaseException):
-                    raise ApiError(503, str(found)) from found
-                self._note(*found)
-                yield found
+            async with aclosing(merged(self._requests)) as told:
+                async for index, event in told:
+                    if isinstance(event, FinishedEvent):
+                        self._results[index] = event.output
+                        self._service.metrics.count_result(event.output, self._seconds())
+                    yield index, event
+        except RuntimeError as error:
+            raise ApiError(503, str(error)) from error
         finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
             self.end()
-
-    def _note(self, index: int, event: StreamEvent) -> None:
-        if isinstance(event, FinishedEvent):
-            self._results[index] = event.output
-            self._service.metrics.count_result(event.output, self._seconds())
-            return
-        self._service.metrics.count_step(event)
-        if self._first is None and event.kind == "kept":
-            self._first = self._seconds()
-            self._service.metrics.count_first(self._first)
 
     def end(self) -> None:
         """Aborts what still runs and logs the request; again it does nothing."""
@@ -104,9 +86,12 @@ class Answering:
             request.close()
         self._service.release(self._samples)
         self._samples = 0
-        logger.info("%s", json.dumps(self._line()))
+        first = self._seconds_to_first_text()
+        if first is not None:
+            self._service.metrics.count_first(first)
+        logger.info("%s", json.dumps(self._line(first)))
 
-    def _line(self) -> dict[str, Any]:
+    def _line(self, first: float | None) -> dict[str, Any]:
         """What is logged: no text of anybody's."""
         results = list(self._results.values())
         metrics = [result.metrics for result in results]
@@ -122,10 +107,14 @@ class Answering:
             ),
             "steps_accepted": sum(m.steps_accepted for m in metrics),
             "steps_rejected": sum(m.steps_rejected for m in metrics),
-            "seconds_to_first_text": self._first,
+            "seconds_to_first_text": first,
             "seconds": self._seconds(),
             "finish_reasons": reasons if len(results) == len(self._requests) else "client gone",
         }
+
+    def _seconds_to_first_text(self) -> float | None:
+        told = [r.first_text_at for r in self._requests if r.first_text_at is not None]
+        return min(told) - self._started if told else None
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -138,16 +127,3 @@ def check_result(result: RequestOutput) -> None:
             raise ApiError(500, f"the request failed: {output.error}")
         if output.finish_reason == "abort":
             raise ApiError(503, "the server stopped before the request ended")
-
-
-async def _read(
-    index: int,
-    request: AsyncRequest,
-    queue: asyncio.Queue[tuple[int, StreamEvent] | BaseException | None],
-) -> None:
-    try:
-        async for found in request:
-            queue.put_nowait((index, found))
-    except RuntimeError as error:
-        queue.put_nowait(error)
-    queue.put_nowait(None)

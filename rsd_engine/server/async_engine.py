@@ -1,7 +1,8 @@
 """One engine for many asyncio tasks: a thread runs it for all of them.
 
-Each task waits on a queue of its own, so a thousand open requests need no thousand threads, and a
-slow reader holds up nobody.
+Each request has a queue of its own, so a thousand open requests need no thousand threads, and a
+slow reader holds up nobody. Event loop and engine share one interpreter: the loop is woken once for
+all that a turn of the engine has brought, and not for what nobody reads.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
 
 from rsd_engine.engine.chat.conversation import Message
 from rsd_engine.engine.dispatcher import StreamEvent
 from rsd_engine.engine.engine import Engine
 from rsd_engine.engine.prompts import Prompt
 from rsd_engine.engine.stream import Stream
-from rsd_engine.outputs import FinishedEvent, RequestOutput
+from rsd_engine.outputs import FinishedEvent, RequestOutput, StepEvent
 from rsd_engine.sampling_params import SamplingParams
 
 logger = logging.getLogger("rsd_engine")
@@ -33,20 +37,40 @@ class AsyncRequest:
     Leaving the loop early, also because the task is cancelled, aborts the request; so does
     `close`.
 
+    Args:
+        owner: the engine that runs it.
+        stream: the request.
+        bell: rung in the event loop of the reader when events have come.
+        tells_steps: whether the reader wants more than the end.
+
+    Attributes:
+        output: the result, once the reader has come to it.
+        first_text_at: when the first text was kept, by `time.perf_counter`.
+
     Raises:
         RuntimeError: while iterating: the engine failed.
     """
 
-    def __init__(self, owner: AsyncEngine, stream: Stream) -> None:
+    def __init__(
+        self, owner: AsyncEngine, stream: Stream, bell: asyncio.Event, *, tells_steps: bool
+    ) -> None:
         self.stream = stream
+        self.bell = bell
+        self.loop = asyncio.get_running_loop()
         self.output: RequestOutput | None = None
+        self.first_text_at: float | None = None
         self._owner = owner
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[StreamEvent | BaseException] = asyncio.Queue()
+        self._tells_steps = tells_steps
+        self._events: deque[StreamEvent | BaseException] = deque()
 
     @property
     def request_id(self) -> str:
         return self.stream.request_id
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `next_event` has one."""
+        return bool(self._events)
 
     def close(self) -> None:
         """Aborts the request unless it has ended; returns at once."""
@@ -64,24 +88,61 @@ class AsyncRequest:
         return self.output
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        try:
-            while self.output is None:
-                event = await self._events.get()
-                if isinstance(event, BaseException):
-                    raise RuntimeError(f"the engine failed: {event}") from event
-                if isinstance(event, FinishedEvent):
-                    self.output = event.output
+        async with aclosing(merged([self])) as events:
+            async for _, event in events:
                 yield event
-        finally:
-            self.close()
+
+    def next_event(self) -> StreamEvent:
+        """Takes the first event that waits.
+
+        Raises:
+            RuntimeError: the engine failed.
+        """
+        event = self._events.popleft()
+        if isinstance(event, BaseException):
+            raise RuntimeError(f"the engine failed: {event}") from event
+        if isinstance(event, FinishedEvent):
+            self.output = event.output
+        return event
+
+    def take(self) -> Sequence[StreamEvent]:
+        """In the engine's thread: what the reader is to be told of what has happened."""
+        events = self.stream.take()
+        if self.first_text_at is None and any(map(_is_kept, events)):
+            self.first_text_at = time.perf_counter()
+        return events if self._tells_steps else [e for e in events if isinstance(e, FinishedEvent)]
 
     def deliver(self, events: Sequence[StreamEvent | BaseException]) -> None:
-        """Hands over events, from any thread."""
-        try:
-            for event in events:
-                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the event loop has closed, and its tasks with it
-            self.close()
+        """In the reader's event loop: hands over events."""
+        self._events.extend(events)
+        self.bell.set()
+
+
+async def merged(
+    requests: Sequence[AsyncRequest],
+) -> AsyncGenerator[tuple[int, StreamEvent], None]:
+    """(which request, event) as they come, of requests that were submitted together.
+
+    Leaving it aborts what still runs.
+
+    Raises:
+        RuntimeError: the engine failed.
+    """
+    left = dict(enumerate(requests))
+    try:
+        while left:
+            for index, request in list(left.items()):
+                while request.has_events:
+                    yield index, request.next_event()
+                if request.output is not None:
+                    del left[index]
+            if left and not any(request.has_events for request in left.values()):
+                bell = requests[0].bell
+                bell.clear()
+                await bell.wait()
+    finally:
+        for request in left.values():
+            request.close()
 
 
 class AsyncEngine:
@@ -111,20 +172,26 @@ class AsyncEngine:
         prompts: Sequence[Prompt | Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        by_token: bool = True,
+        stream: bool = True,
     ) -> list[AsyncRequest]:
-        """Queues requests, all of them or none; see `Engine.streams`.
+        """Queues requests, all of them or none.
+
+        Args:
+            prompts: as in `Engine.as_completed`.
+            params: as in `Engine.generate`.
+            stream: whether steps and tokens are told as they come; otherwise the end alone is.
 
         Raises:
             ValueError: a prompt or its parameters are not allowed.
         """
-        call = self._callers.submit(self.engine.streams, prompts, params, by_token=by_token)
+        call = self._callers.submit(self.engine.streams, prompts, params, by_token=stream)
         try:
             streams = await asyncio.wrap_future(call)
         except asyncio.CancelledError:
             call.add_done_callback(_close_streams)
             raise
-        requests = [AsyncRequest(self, stream) for stream in streams]
+        bell = asyncio.Event()
+        requests = [AsyncRequest(self, s, bell, tells_steps=stream) for s in streams]
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine for asyncio is closed; make a new one")
@@ -142,7 +209,7 @@ class AsyncEngine:
         with self._changed:
             if self._open.pop(request.request_id, None) is None or self._closed:
                 return
-        self._callers.submit(request.stream.close)
+        self._callers.submit(self._close, request.stream)
 
     def abort_all(self) -> None:
         """Ends all requests; each reader gets a result with what was kept."""
@@ -180,19 +247,24 @@ class AsyncEngine:
             return
         try:
             running[0].stream.run()
-            for request in running:
-                self._hand_out(request)
+            told = [(request, self._take(request)) for request in running]
             self._look_at_pages()
         except Exception as error:
             self._fail(running, error)
+        else:
+            _deliver([(request, events) for request, events in told if events])
 
-    def _hand_out(self, request: AsyncRequest) -> None:
-        events = request.stream.take()
+    def _take(self, request: AsyncRequest) -> Sequence[StreamEvent]:
+        events = request.take()
         if events and isinstance(events[-1], FinishedEvent):
             with self._changed:
                 self._open.pop(request.request_id, None)
-        if events:
-            request.deliver(events)
+        return events
+
+    def _close(self, stream: Stream) -> None:
+        """In a thread of the callers: aborts a request; an idle engine has no turn to look."""
+        stream.close()
+        self._look_at_pages()
 
     def _look_at_pages(self) -> None:
         """Now and then: on a GPU to ask is to wait for the device."""
@@ -207,10 +279,32 @@ class AsyncEngine:
         if not self._closed:
             logger.error("the engine failed", exc_info=error)
             self.failure = error
-        for request in running:
-            with self._changed:
+        with self._changed:
+            for request in running:
                 self._open.pop(request.request_id, None)
-            request.deliver([error])
+        _deliver([(request, [error]) for request in running])
+
+
+def _is_kept(event: StreamEvent) -> bool:
+    return isinstance(event, StepEvent) and event.kind == "kept"
+
+
+def _deliver(told: Sequence[tuple[AsyncRequest, Sequence[StreamEvent | BaseException]]]) -> None:
+    """Hands all events of a turn to their readers: an event loop is woken once for all of its."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
+    for request, events in told:
+        by_loop[request.loop].append((request, events))
+    for loop, batch in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver_here, batch)
+        except RuntimeError:  # the event loop has closed, and its tasks with it
+            for request, _ in batch:
+                request.close()
+
+
+def _deliver_here(batch: Sequence[tuple[AsyncRequest, Sequence[StreamEvent]]]) -> None:
+    for request, events in batch:
+        request.deliver(events)
 
 
 def _close_streams(call: Future[list[Stream]]) -> None:

@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from rsd_engine.arguments import shown
+
 logger = logging.getLogger("rsd_engine.server")
 
 _TYPES = {
@@ -23,6 +25,14 @@ _TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
+_UNREADABLE = (  # what reading JSON raises, the narrower kinds first
+    (RecursionError, "it is nested too deeply"),
+    (UnicodeError, "it is not UTF-8"),
+    (ValueError, "a number has too many digits"),
+)
+_MOST_LETTERS = 500  # of a message
+_MOST_IN_NAME = 64  # letters of a field's name in it
+_MOST_NAMES = 4  # of fields within fields
 
 
 class ApiError(Exception):
@@ -52,7 +62,7 @@ class ApiError(Exception):
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """The answer's body, also an event of a stream that has begun."""
     kind = _TYPES.get(status) or HTTPStatus(status).phrase.title().replace(" ", "") + "Error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return {"error": {"message": _line(message), "type": kind, "param": param, "code": status}}
 
 
 def error_response(
@@ -77,7 +87,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail), headers=error.headers)
+        found = _why_unreadable(error.__cause__) or str(error.detail)
+        return error_response(error.status_code, found, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -88,9 +99,28 @@ def add_error_handlers(app: FastAPI) -> None:
 def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     """The first field that is not allowed, and what is wrong with it."""
     problem = error.errors()[0]
-    names = [str(part) for part in problem["loc"] if part != "body"]
+    names = [_name(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return "the body is not JSON: " + str(problem.get("ctx", {}).get("error", "")), None
-    param = names[0] if names else None
-    where = ".".join(names) or "the body"
+    if not names:
+        return "the body must be a JSON object, with Content-Type: application/json", None
+    param, where = names[0], ".".join(names[:_MOST_NAMES])
     return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}", param
+
+
+def _line(message: str) -> str:
+    """The message on one line, and not longer than anybody reads: some repeat what was sent."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..."
+
+
+def _name(part: object) -> str:
+    """A field's name, which a client may have made up, for a message of one line."""
+    name = str(part)
+    return name if name.isprintable() and len(name) <= _MOST_IN_NAME else shown(name)
+
+
+def _why_unreadable(cause: BaseException | None) -> str | None:
+    """Why FastAPI could not read a body; None if that is not what happened."""
+    found = [why for kind, why in _UNREADABLE if isinstance(cause, kind)]
+    return f"the body is not JSON that can be read: {found[0]}" if found else None

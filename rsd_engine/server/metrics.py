@@ -6,13 +6,13 @@ that its dashboards and its benchmark read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rsd_engine.outputs import GuessCounts, Metrics, RequestOutput, StepEvent
+from rsd_engine.outputs import GuessCounts, Metrics, RequestOutput, Step
 from rsd_engine.server.predictions import Predictions
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -83,11 +83,6 @@ class ServerMetrics:
         ):  # fmt: skip
             self._each(gauges, "set", value)
 
-    def count_step(self, event: StepEvent) -> None:
-        """A step that was decided."""
-        if event.reward is not None and event.reward == event.reward:
-            self._rewards.labels(self._model).observe(event.reward)
-
     def count_first(self, seconds: float) -> None:
         """The first text of a request."""
         self._each(self._first, "observe", seconds)
@@ -101,6 +96,8 @@ class ServerMetrics:
             self._each(self._ended, "inc", 1, output.finish_reason)
             if output.finish_reason == "error":
                 self._errors.labels(self._model).inc()
+            for reward in _rewards(output.steps):
+                self._rewards.labels(self._model).observe(reward)
         self._count_work(result.metrics)
 
     def _count_work(self, metrics: Metrics) -> None:
@@ -149,3 +146,12 @@ class ServerMetrics:
     def _each(self, metrics: list[Any], method: str, value: float, *labels: str) -> None:
         for metric in metrics:
             getattr(metric.labels(self._model, *labels), method)(value)
+
+
+def _rewards(steps: Sequence[Step]) -> Iterator[float]:
+    """Of every scored step, the rejected ones included; NaN is none."""
+    for step in steps:
+        given = [step.reward] if step.rejected is None else [step.rejected.reward, step.reward]
+        for reward in given:
+            if reward is not None and reward == reward:
+                yield reward

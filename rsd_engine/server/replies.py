@@ -8,7 +8,7 @@ from typing import Any
 
 from rsd_engine.outputs import CompletionOutput, Logprob, RequestOutput, Step, StepEvent
 from rsd_engine.server.predictions import Predictions
-from rsd_engine.server.protocol.requests import FinishReason
+from rsd_engine.server.protocol.requests import FinishReason, SamplingFields
 
 Json = dict[str, Any]
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "steps": "length"}
@@ -70,6 +70,47 @@ def speculative_metrics(results: Sequence[RequestOutput]) -> Json | None:
             "mean_acceptance_length": found.accepted / found.rounds,
         }
     }
+
+
+class StreamTokens:
+    """What a stream tells of tokens beside their text, if it is asked to: ids, and usage so far.
+
+    Args:
+        body: of the request.
+        prompts: ids of each prompt.
+    """
+
+    def __init__(self, body: SamplingFields, prompts: Sequence[Sequence[int]]) -> None:
+        options = body.stream_options
+        self._shows_ids = bool(body.return_token_ids)
+        self._shows_usage = options is not None and options.continuous_usage_stats
+        self._prompts = prompts
+        self._samples = body.n or 1
+        self._written = [0] * (len(prompts) * self._samples)
+
+    def of_prompt(self, index: int) -> Json:
+        """The ids that this sample goes on from."""
+        if not self._shows_ids:
+            return {}
+        return {"prompt_token_ids": list(self._prompts[index // self._samples])}
+
+    def of_choice(self, index: int, token_ids: Sequence[int]) -> Json:
+        """The ids of a chunk's text, which count from now on."""
+        self._written[index] += len(token_ids)
+        return {"token_ids": list(token_ids)} if self._shows_ids else {}
+
+    def so_far(self, index: int) -> Json:
+        """The usage of this sample alone."""
+        if not self._shows_usage:
+            return {}
+        prompt, written = len(self._prompts[index // self._samples]), self._written[index]
+        return {
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": written,
+                "total_tokens": prompt + written,
+            }
+        }
 
 
 def rsd_object(result: RequestOutput) -> Json:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -14,6 +18,9 @@ from rsd_engine.server.service import Service
 
 logger = logging.getLogger("rsd_engine.server")
 
+# Seconds until a connection at rest is closed. Whoever keeps it open should close it first, or his
+# next request meets the end of it: HTTP clients do after 5 seconds, load balancers after 60.
+_KEEP_ALIVE = 75
 _GRACE = 5.0  # seconds to send the ends of requests that took too long
 
 
@@ -34,6 +41,7 @@ class Server(uvicorn.Server):
             port=port,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(service.options.drain_seconds + _GRACE),
         )
         super().__init__(config)
@@ -44,6 +52,22 @@ class Server(uvicorn.Server):
         """At a signal: no new requests; a second one does not wait for the others."""
         self._service.draining = True
         super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does it, which raises every signal again at the end, for the next handler.
+
+        A SIGTERM has been obeyed by then: the process goes on, closes its engine and ends well.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Waits for running requests, at most `drain_seconds`."""

@@ -61,7 +61,7 @@ def completion_params(
 
 def echoes_alone(request: CompletionRequest) -> bool:
     """Whether nothing but the prompt is to come back."""
-    return request.echo and request.max_tokens == 0
+    return bool(request.echo) and request.max_tokens == 0
 
 
 def _params(

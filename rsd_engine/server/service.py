@@ -105,7 +105,7 @@ class Service:
             raise ApiError(503, "the server is about to stop", headers=RETRY_AFTER)
 
     async def submit(
-        self, prompts: Sequence[Any], params: SamplingParams, *, by_token: bool
+        self, prompts: Sequence[Any], params: SamplingParams, *, stream: bool
     ) -> list[AsyncRequest]:
         """Queues the prompts of one request, all of them or none.
 
@@ -117,7 +117,7 @@ class Service:
         self._check_room(count)
         self._samples_open += count
         try:
-            return await self.engine.submit(prompts, params, by_token=by_token)
+            return await self.engine.submit(prompts, params, stream=stream)
         except ValueError as error:
             self.release(count)
             raise ApiError(400, str(error)) from None

@@ -57,7 +57,7 @@ def test_what_fails_twice_ends_the_request_that_it_fails_for(
 
 def test_a_broken_launch_and_then_an_abort(wanted: dict[int, list[str]]) -> None:
     core = core_of(3, 400, 1000)
-    break_passes(core, Role.DRAFT, {11})
+    break_passes(core, Role.DRAFT, {7})
     for key in range(3):
         core.add(key, REQUESTS[key])
     told = core.next_events() + core.abort(1)

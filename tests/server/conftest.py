@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from rsd_engine.server.app import make_app
 from rsd_engine.server.async_engine import AsyncEngine
 from rsd_engine.server.run import Server
 from rsd_engine.server.service import ServerOptions, Service
+from tests.server.served import serving
 
 OPTIONS = ServerOptions(model_names=("demo", "other-name"), max_queue=64, max_samples=8)
 
@@ -81,6 +83,13 @@ def client(app: FastAPI) -> Client:
     return Client(app)
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `rsd serve` in a process of its own, one for all tests."""
+    with serving(tmp_path_factory.mktemp("served")) as address:
+        yield address
+
+
 @dataclass(frozen=True)
 class LiveServer:
     """A server that listens at a free port."""
@@ -90,17 +99,25 @@ class LiveServer:
     server: Server
 
 
-@pytest.fixture
-def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
-    service = Service(async_engine, replace(OPTIONS, keep_alive_seconds=0.005, drain_seconds=2.0))
+@contextmanager
+def listening(async_engine: AsyncEngine, options: ServerOptions) -> Iterator[LiveServer]:
+    """A server in a thread of its own, until the block ends."""
+    service = Service(async_engine, options)
     server = Server(make_app(service), service, host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         threading.Event().wait(0.01)
-    [listening] = server.servers[0].sockets
-    yield LiveServer(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server)
+    [found] = server.servers[0].sockets
+    yield LiveServer(f"http://127.0.0.1:{found.getsockname()[1]}", service, server)
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def live(async_engine: AsyncEngine) -> Iterator[LiveServer]:
+    options = replace(OPTIONS, keep_alive_seconds=0.005, drain_seconds=2.0)
+    with listening(async_engine, options) as server:
+        yield server

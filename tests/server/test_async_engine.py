@@ -6,9 +6,9 @@ import asyncio
 import gc
 import weakref
 
-from rsd_engine import SamplingParams
+from rsd_engine import FinishedEvent, SamplingParams, StepEvent
 from rsd_engine.engine.stream import Stream
-from rsd_engine.server.async_engine import AsyncEngine
+from rsd_engine.server.async_engine import AsyncEngine, AsyncRequest, merged
 
 
 def test_an_idle_engine_holds_no_request(async_engine: AsyncEngine) -> None:
@@ -27,3 +27,35 @@ def test_an_idle_engine_holds_no_request(async_engine: AsyncEngine) -> None:
             return
         asyncio.run(asyncio.sleep(0.01))
     raise AssertionError("a request that has ended is still held")
+
+
+def test_requests_of_one_call_are_read_apart_and_at_any_pace(async_engine: AsyncEngine) -> None:
+    async def read(request: AsyncRequest, pause: float) -> str:
+        texts = []
+        async for event in request:
+            if isinstance(event, StepEvent):
+                texts.append(event.text)
+                await asyncio.sleep(pause)
+        return "".join(texts)
+
+    async def answer() -> None:
+        params = SamplingParams(max_tokens=12, temperature=0.0, mode="draft", ignore_eos=True)
+        requests = await async_engine.submit(["2 + 3 =", "The answer", "A"], params)
+        read_apart = (read(r, pause) for r, pause in zip(requests, (0.0, 0.003, 0.01), strict=True))
+        texts = await asyncio.wait_for(asyncio.gather(*read_apart), 30)
+        results = [request.output for request in requests]
+        assert texts == [result.outputs[0].text for result in results if result is not None]
+
+    asyncio.run(answer())
+
+
+def test_who_waits_for_the_end_alone_is_told_nothing_else(async_engine: AsyncEngine) -> None:
+    async def answer() -> None:
+        params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+        requests = await async_engine.submit(["2 + 3 =", "The answer"], params, stream=False)
+        told = [(index, type(event)) async for index, event in merged(requests)]
+        assert sorted(told, key=lambda found: found[0]) == [(0, FinishedEvent), (1, FinishedEvent)]
+        for request in requests:
+            assert request.first_text_at is not None
+
+    asyncio.run(answer())

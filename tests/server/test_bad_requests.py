@@ -27,6 +27,12 @@ HI = [{"role": "user", "content": "Hi"}]
         (CHAT, {"messages": HI, "model": "gpt"}, 404, "gpt"),
         (CHAT, {"messages": HI, "temperature": -1}, 400, "temperature"),
         (CHAT, {"messages": HI, "temperature": "hot"}, 400, "temperature"),
+        (CHAT, {"messages": HI, "temperature": "0.5"}, 400, "temperature: must be a number"),
+        (CHAT, {"messages": HI, "presence_penalty": False}, 400, "presence_penalty: must be a n"),
+        (CHAT, {"messages": HI, "n": True}, 400, "n: must be a number"),
+        (CHAT, {"messages": HI, "seed": "3"}, 400, "seed: must be a number"),
+        (CHAT, {"messages": HI, "logit_bias": {"3": True}}, 400, "logit_bias.3: must be a number"),
+        (CHAT, {"messages": HI, "rsd": {"max_steps": "3"}}, 400, "rsd.max_steps: must be a nu"),
         (CHAT, {"messages": HI, "top_p": 0}, 400, "top_p"),
         (CHAT, {"messages": HI, "max_tokens": 10**30}, 400, "max_tokens"),
         (CHAT, {"messages": HI, "max_tokens": 0}, 400, "max_tokens"),
@@ -51,7 +57,8 @@ HI = [{"role": "user", "content": "Hi"}]
         (PLAIN, {"prompt": ["a"] * 300}, 400, "at most 256"),
         (PLAIN, {"prompt": [10**9]}, 400, "prompt_token_ids"),
         (PLAIN, {"prompt": [-1]}, 400, "prompt"),
-        (PLAIN, {"prompt": ["a", [1]]}, 400, "prompt"),
+        (PLAIN, {"prompt": [True]}, 400, "prompt"),
+        (PLAIN, {"prompt": ["a", [1]]}, 400, "prompt: must be text, token ids"),
         (PLAIN, {"prompt": "a", "suffix": "b"}, 400, "suffix"),
         (PLAIN, {"prompt": "a", "best_of": 4}, 400, "best_of"),
         (PLAIN, {"prompt": "a" * 100_000}, 400, "max_model_len"),
@@ -82,6 +89,64 @@ def test_bodies_that_are_no_object(client: Client, body: bytes) -> None:
     answer = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "BadRequestError"
+
+
+MESSAGES = b'{"messages": [{"role": "user", "content": "Hi"}], '
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (MESSAGES + b'"user": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (MESSAGES + b'"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+        (MESSAGES + b'"seed": ' + b"9" * 4000 + b"}", "seed"),
+        (MESSAGES + b'"user": "\xff"}', "not UTF-8"),
+        (MESSAGES + b'"rsd": {"a\\nb": 1}}', "a\\nb"),
+        (MESSAGES + b'"rsd": {"' + b"x" * 5000 + b'": 1}}', "x..."),
+        (MESSAGES + b'"rsd": {"\\ud800": 1}}', "rsd"),
+        (MESSAGES + b'"temperature": NaN}', "temperature"),
+        (MESSAGES + b'"rsd": {"threshold": NaN}}', "threshold"),
+        (MESSAGES + b'"logit_bias": {"3": -Infinity}}', "logit_bias"),
+        (MESSAGES + b'"max_tokens": 1e400}', "max_tokens"),
+        (MESSAGES + b'"stop": {}}', "stop: must be a string or a list of strings"),
+        (b'{"messages": ' + b"[" * 500 + b"]" * 500 + b"}", "messages"),
+        (b'{"messages": [{"a": ' + b"[" * 500 + b"]" * 500 + b"}]}", "depth exceeded"),
+        (b'{"messages": [{"role": "a"}, {"' + b"x" * 5000 + b'": 1}]}', "must be text"),
+        (b'{"messages": [{"role": "' + b"x" * 5000 + b'", "content": ""}]}', "unknown role"),
+    ],
+)
+def test_odd_json_is_refused_in_one_line(client: Client, body: bytes, said: str) -> None:
+    answer = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert said in message
+    assert message.isprintable() and len(message) < 520
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x", "\t"])
+def test_another_content_type_is_refused(client: Client, kind: str) -> None:
+    answer = client.post(CHAT, content=MESSAGES + b'"n": 1}', headers={"Content-Type": kind})
+    assert answer.status_code == 400
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+def test_the_last_of_equal_keys_counts(client: Client) -> None:
+    body = b'{"prompt": "", "prompt": "The answer", "max_tokens": 9, "max_tokens": 2}'
+    answer = client.post(PLAIN, content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["usage"]["completion_tokens"] == 2
+
+
+def test_fields_of_others_are_ignored(client: Client) -> None:
+    """Those that clients of OpenAI, vLLM and SGLang send, whatever is in them."""
+    body = {
+        "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "flex", "priority": 3,
+        "reasoning_effort": "low", "cache_salt": "x", "request_id": "1", "logprobs": None,
+        "parallel_tool_calls": True, "prediction": {"type": "content"}, "guided_json": [[]],
+    }  # fmt: skip
+    for path, own in ((CHAT, {"messages": HI}), (PLAIN, {"prompt": "Hi"})):
+        wanted = client.post(path, {**own, "max_tokens": 3}).json()["choices"]
+        assert client.post(path, {**body, **own, "max_tokens": 3}).json()["choices"] == wanted
 
 
 def test_a_body_that_is_too_large_is_not_read(async_engine: AsyncEngine) -> None:

@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
 from rsd_engine.demo.problems import generate
+from rsd_engine.server.protocol.answers import ChatChunk, CompletionChunk, ErrorAnswer
 from tests.server.conftest import Client
 
 PATH = "/v1/chat/completions"
+CHUNK: TypeAdapter[object] = TypeAdapter(ChatChunk | CompletionChunk | ErrorAnswer)
 QUESTIONS = [problem.question for problem in generate(5, "test", 3)]
 
 
@@ -20,9 +23,11 @@ def conversation(question: str) -> list[dict[str, str]]:
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """The chunks of a stream, which must end with [DONE]."""
+    """The chunks of a stream, which are as `/openapi.json` has them and end with [DONE]."""
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data")]
     assert lines[-1] == "[DONE]"
+    for line in lines[:-1]:
+        CHUNK.validate_json(line, strict=True)
     return [json.loads(line) for line in lines[:-1]]
 
 

@@ -13,15 +13,17 @@ from tests.server.conftest import Client
 from tests.server.test_chat import QUESTIONS, conversation
 
 
-def test_models(client: Client) -> None:
+def test_models(client: Client, engine: Engine) -> None:
     found = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in found] == ["demo", "other-name"]
     assert client.get("/v1/models/other-name").json()["root"] == "demo"
+    assert {model["max_model_len"] for model in found} == {engine.parts.rules.max_model_len}
     assert client.get("/v1/models/nobody").status_code == 404
 
 
 def test_health(client: Client) -> None:
     assert client.get("/health").status_code == 200
+    assert client.get("/ping").status_code == 200
     assert client.get("/ready").status_code == 200
     assert "version" in client.get("/version").json()
 

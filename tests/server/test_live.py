@@ -69,7 +69,7 @@ def test_comments_fill_long_silences(live: LiveServer) -> None:
 
 def test_stopping_lets_running_requests_end(live: LiveServer) -> None:
     answers: list[httpx.Response] = []
-    body = {**LONG, "max_tokens": 100}
+    body = {**LONG, "max_tokens": 200}
 
     def ask() -> None:
         answers.append(httpx.post(f"{live.url}/v1/completions", json=body, timeout=60))
@@ -77,12 +77,13 @@ def test_stopping_lets_running_requests_end(live: LiveServer) -> None:
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: live.service.num_running == 3)
+    # On a busy machine one may have ended before another begins.
+    wait_for(lambda: live.service.num_running + len(answers) == 3)
     live.server.handle_exit(15, None)
     for thread in threads:
         thread.join(30)
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {100}
+    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {200}
 
 
 def test_what_does_not_end_in_time_ends_with_a_clean_error(live: LiveServer) -> None:

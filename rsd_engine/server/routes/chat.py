@@ -13,6 +13,8 @@ from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
+from rsd_engine.server.openapi import errors, streamed
+from rsd_engine.server.protocol.answers import ChatChunk, ChatCompletion
 from rsd_engine.server.protocol.requests import ChatRequest
 from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import chat_params
@@ -24,7 +26,10 @@ def chat_routes(service: Service) -> APIRouter:
     """The route of chats."""
     router = APIRouter(tags=["completions"])
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        responses=streamed(ChatCompletion, ChatChunk) | errors(400, 404, 413, 500, 503),
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
         service.check_model(body.model)
@@ -34,7 +39,7 @@ def chat_routes(service: Service) -> APIRouter:
         if not body.stream:
             work = _whole(service, answering, body, prompt, params)
             return await whole_answer(request, work)
-        await answering.start([prompt], params, by_token=True)
+        await answering.start([prompt], params, stream=True)
         events = _stream(service, answering, body)
         return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
@@ -80,40 +85,46 @@ async def _whole(
     prompt: dict[str, Any],
     params: SamplingParams,
 ) -> dict[str, Any]:
-    await answering.start([prompt], params, by_token=False)
+    await answering.start([prompt], params, stream=False)
     [result] = await answering.results()
     answer: dict[str, Any] = {
         "id": answer_id("chatcmpl"),
         "object": "chat.completion",
         "created": now(),
         "model": service.model,
-        "choices": [_choice(output) for output in result.outputs],
+        "choices": [_choice(output, body) for output in result.outputs],
         "usage": replies.usage([result]),
         "metrics": replies.speculative_metrics([result]),
     }
+    if body.return_token_ids:
+        answer["prompt_token_ids"] = list(result.prompt_token_ids)
     if body.rsd is not None and body.rsd.steps:
         answer["rsd"] = replies.rsd_object(result)
     return answer
 
 
-def _choice(output: CompletionOutput) -> dict[str, Any]:
+def _choice(output: CompletionOutput, body: ChatRequest) -> dict[str, Any]:
     logprobs = output.logprobs
-    return {
+    choice = {
         "index": output.index,
         "message": {"role": "assistant", "content": output.text},
         "logprobs": None if logprobs is None else replies.chat_logprobs(output.token_ids, logprobs),
         "finish_reason": replies.finish_reason(output),
         "stop_reason": output.stop_reason,
     }
+    if body.return_token_ids:
+        choice["token_ids"] = list(output.token_ids)
+    return choice
 
 
 async def _stream(
     service: Service, answering: Answering, body: ChatRequest
 ) -> AsyncIterator[bytes]:
-    chunks = _Chunks(service, body)
+    tokens = replies.StreamTokens(body, answering.prompt_token_ids)
+    chunks = _Chunks(service, body, tokens)
     try:
         for index in range(body.n or 1):
-            yield event(chunks.delta(index, {"role": "assistant", "content": ""}))
+            yield event(chunks.first(index))
         async with aclosing(answering.events()) as found_events:
             async for _, found in found_events:
                 for chunk in chunks.of(found):
@@ -126,7 +137,8 @@ async def _stream(
 class _Chunks:
     """The chunks of one streamed answer."""
 
-    def __init__(self, service: Service, body: ChatRequest) -> None:
+    def __init__(self, service: Service, body: ChatRequest, tokens: replies.StreamTokens) -> None:
+        self._tokens = tokens
         self._head = {
             "id": answer_id("chatcmpl"),
             "object": "chat.completion.chunk",
@@ -136,31 +148,38 @@ class _Chunks:
         self._shows_steps = body.rsd is not None and body.rsd.steps
         self._shows_usage = body.stream_options is not None and body.stream_options.include_usage
 
+    def first(self, index: int) -> dict[str, Any]:
+        """The one with which a sample begins."""
+        chunk = self._delta(index, {"role": "assistant", "content": ""})
+        return chunk | self._tokens.of_prompt(index)
+
     def of(self, found: StepEvent | FinishedEvent) -> list[dict[str, Any]]:
         if isinstance(found, FinishedEvent):
             return self._last(found.output)
         own = {"rsd": {"step": replies.step_event(found)}} if self._shows_steps else {}
         if found.kind == "rejected":
             return [{**self._head, "choices": [], **own}] if own else []
-        if not found.text and found.logprobs is None and not own:
+        more = self._tokens.of_choice(found.index, found.token_ids)
+        if not (found.text or found.logprobs or own or more.get("token_ids")):
             return []
-        logprobs = None
         if found.logprobs is not None:
-            logprobs = replies.chat_logprobs(found.token_ids, found.logprobs)
-        return [self.delta(found.index, {"content": found.text}, logprobs=logprobs) | own]
+            more["logprobs"] = replies.chat_logprobs(found.token_ids, found.logprobs)
+        return [self._delta(found.index, {"content": found.text}, **more) | own]
 
-    def delta(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return {**self._head, "choices": [choice | more]}
+        usage = self._tokens.so_far(index)
+        return {**self._head, "choices": [choice | more], **usage}
 
     def _last(self, result: RequestOutput) -> list[dict[str, Any]]:
         check_result(result)
         ends = [
-            self.delta(
+            self._delta(
                 output.index,
                 {},
                 finish_reason=replies.finish_reason(output),
                 stop_reason=output.stop_reason,
+                **self._tokens.of_choice(output.index, ()),
             )
             for output in result.outputs
         ]

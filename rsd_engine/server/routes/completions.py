@@ -13,6 +13,8 @@ from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server import replies
 from rsd_engine.server.answering import Answering, check_result
 from rsd_engine.server.errors import ApiError, error_body
+from rsd_engine.server.openapi import errors, streamed
+from rsd_engine.server.protocol.answers import Completion, CompletionChunk
 from rsd_engine.server.protocol.requests import CompletionRequest
 from rsd_engine.server.routes.common import answer_id, now, request_id, whole_answer
 from rsd_engine.server.sampling import completion_params, echoes_alone
@@ -24,7 +26,10 @@ def completion_routes(service: Service) -> APIRouter:
     """The route of plain completions."""
     router = APIRouter(tags=["completions"])
 
-    @router.post("/v1/completions")
+    @router.post(
+        "/v1/completions",
+        responses=streamed(Completion, CompletionChunk) | errors(400, 404, 413, 500, 503),
+    )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Completes one prompt or several, given as text or token ids."""
         service.check_model(body.model)
@@ -38,7 +43,7 @@ def completion_routes(service: Service) -> APIRouter:
             return await whole_answer(request, work)
         if body.echo:
             raise ApiError(400, "echo and stream exclude each other here", "echo")
-        await answering.start(prompts, params, by_token=True)
+        await answering.start(prompts, params, stream=True)
         events = _stream(service, answering, body)
         return EventStream(events, service.options.keep_alive_seconds, answering.end)
 
@@ -74,7 +79,7 @@ async def _whole(
     prompts: list[dict[str, Any]],
     params: SamplingParams,
 ) -> dict[str, Any]:
-    await answering.start(prompts, params, by_token=False)
+    await answering.start(prompts, params, stream=False)
     results = await answering.results()
     if echoes_alone(body):
         results = [replies.prompt_alone(result) for result in results]
@@ -100,13 +105,17 @@ def _choice(
     output: CompletionOutput, index: int, result: RequestOutput, body: CompletionRequest
 ) -> dict[str, Any]:
     prompt = (result.prompt or "") if body.echo else ""
-    return {
+    choice = {
         "index": index,
         "text": prompt + output.text,
         "logprobs": _logprobs(output, result, len(prompt)),
         "finish_reason": replies.finish_reason(output),
         "stop_reason": output.stop_reason,
     }
+    if body.return_token_ids:
+        choice["prompt_token_ids"] = list(result.prompt_token_ids)
+        choice["token_ids"] = list(output.token_ids)
+    return choice
 
 
 def _logprobs(
@@ -124,7 +133,8 @@ def _logprobs(
 async def _stream(
     service: Service, answering: Answering, body: CompletionRequest
 ) -> AsyncIterator[bytes]:
-    chunks = _Chunks(service, body)
+    tokens = replies.StreamTokens(body, answering.prompt_token_ids)
+    chunks = _Chunks(service, body, tokens)
     try:
         async with aclosing(answering.events()) as found_events:
             async for position, found in found_events:
@@ -140,7 +150,10 @@ async def _stream(
 class _Chunks:
     """The chunks of one streamed answer, of all its prompts."""
 
-    def __init__(self, service: Service, body: CompletionRequest) -> None:
+    def __init__(
+        self, service: Service, body: CompletionRequest, tokens: replies.StreamTokens
+    ) -> None:
+        self._tokens = tokens
         self._head = {
             "id": answer_id("cmpl"),
             "object": "text_completion",
@@ -150,6 +163,7 @@ class _Chunks:
         self._samples = body.n or 1
         self._shows_steps = body.rsd is not None and body.rsd.steps
         self._offsets: dict[int, int] = {}
+        self._begun: set[int] = set()
         self._results: list[RequestOutput] = []
 
     def of(self, position: int, found: StepEvent | FinishedEvent) -> list[dict[str, Any]]:
@@ -163,9 +177,11 @@ class _Chunks:
             own = {"rsd": {"prompt": position, "step": replies.step_event(found)}}
         if found.kind == "rejected":
             return [{**self._head, "choices": [], **own}] if own else []
-        if not found.text and found.logprobs is None and not own:
+        index = first + found.index
+        ids = self._tokens.of_choice(index, found.token_ids)
+        if not (found.text or found.logprobs or own or ids.get("token_ids")):
             return []
-        return [self._text(first + found.index, found) | own]
+        return [self._text(index, found, ids) | own]
 
     def usage(self) -> dict[str, Any]:
         return {
@@ -175,13 +191,13 @@ class _Chunks:
             "metrics": replies.speculative_metrics(self._results),
         }
 
-    def _text(self, index: int, found: StepEvent) -> dict[str, Any]:
+    def _text(self, index: int, found: StepEvent, ids: dict[str, Any]) -> dict[str, Any]:
         logprobs = None
         offset = self._offsets.get(index, 0)
         if found.logprobs is not None:
             logprobs = replies.completion_logprobs(found.token_ids, found.logprobs, offset)
         self._offsets[index] = offset + len(found.text)
-        return self._chunk(index, found.text, logprobs=logprobs)
+        return self._chunk(index, found.text, logprobs=logprobs, **ids)
 
     def _end(self, index: int, output: CompletionOutput) -> dict[str, Any]:
         return self._chunk(
@@ -189,8 +205,12 @@ class _Chunks:
             "",
             finish_reason=replies.finish_reason(output),
             stop_reason=output.stop_reason,
+            **self._tokens.of_choice(index, ()),
         )
 
     def _chunk(self, index: int, text: str, **more: Any) -> dict[str, Any]:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-        return {**self._head, "choices": [choice | more]}
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None} | more
+        if index not in self._begun:
+            self._begun.add(index)
+            choice |= self._tokens.of_prompt(index)
+        return {**self._head, "choices": [choice], **self._tokens.so_far(index)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,8 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 import rsd_engine
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.server.errors import ApiError
+from rsd_engine.server.openapi import Responses, errors
+from rsd_engine.server.protocol.answers import Model, Models, Version
 from rsd_engine.server.service import Service
 
+_METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 READY_SECONDS = 10.0  # that a probe waits for its token
 
 
@@ -21,36 +23,36 @@ def fact_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["facts"])
 
     @router.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models() -> Models:
         """The names that requests may give."""
-        return {
-            "object": "list",
-            "data": [_model(service, name) for name in service.options.model_names],
-        }
+        names = service.options.model_names
+        return Models(object="list", data=[_model(service, name) for name in names])
 
-    @router.get("/v1/models/{name:path}")
-    async def show_model(name: str) -> dict[str, Any]:
+    @router.get("/v1/models/{name:path}", responses=errors(404))
+    async def show_model(name: str) -> Model:
         """One of them."""
         service.check_model(name)
         return _model(service, name)
 
-    @router.get("/health")
+    @router.get("/health", response_class=Response, responses=errors(503))
+    @router.get("/ping", response_class=Response, responses=errors(503))
     async def health() -> Response:
         """200 while the engine is alive."""
         service.check_health()
         return Response()
 
-    @router.get("/ready")
+    @router.get("/ready", response_class=Response, responses=errors(503))
     async def ready() -> Response:
         """200 if the engine has just written a token."""
         await _write_a_token(service)
         return Response()
 
     @router.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": rsd_engine.__version__}
+    async def version() -> Version:
+        """Of rsd-engine."""
+        return Version(version=rsd_engine.__version__)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses=_METRICS)
     async def metrics() -> Response:
         """For Prometheus."""
         pages = service.engine.page_share
@@ -60,22 +62,22 @@ def fact_routes(service: Service) -> APIRouter:
     return router
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "rsd-engine",
-        "root": service.model,
-        "max_model_len": service.engine.engine.parts.rules.max_model_len,
-    }
+def _model(service: Service, name: str) -> Model:
+    return Model(
+        id=name,
+        object="model",
+        created=service.created,
+        owned_by="rsd-engine",
+        root=service.model,
+        max_model_len=service.engine.engine.parts.rules.max_model_len,
+    )
 
 
 async def _write_a_token(service: Service) -> None:
     service.check_open()
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     try:
-        [request] = await service.engine.submit(["1"], params, by_token=False)
+        [request] = await service.engine.submit(["1"], params, stream=False)
         result = await asyncio.wait_for(request.result(), READY_SECONDS)
     except ValueError as error:
         raise ApiError(503, f"the engine cannot write: {error}") from None

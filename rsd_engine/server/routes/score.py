@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from rsd_engine.outputs import ScoredSolution
 from rsd_engine.server.errors import ApiError
+from rsd_engine.server.openapi import errors
+from rsd_engine.server.protocol.answers import Scores
 from rsd_engine.server.protocol.requests import ScoreInput, ScoreRequest
 from rsd_engine.server.routes.common import answer_id, now, whole_answer
 from rsd_engine.server.service import Service
@@ -18,7 +20,7 @@ def score_routes(service: Service) -> APIRouter:
     """The route of rewards."""
     router = APIRouter(tags=["score"])
 
-    @router.post("/v1/score")
+    @router.post("/v1/score", responses={200: {"model": Scores}, **errors(400, 404, 413, 500, 503)})
     async def score(body: ScoreRequest, request: Request) -> Response:
         """One number for each step; every token is read once."""
         service.check_model(body.model)

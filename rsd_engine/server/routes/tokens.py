@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter
 
 from rsd_engine.arguments import check_text
 from rsd_engine.server.errors import ApiError
+from rsd_engine.server.openapi import errors
+from rsd_engine.server.protocol.answers import Text, Tokens
 from rsd_engine.server.protocol.requests import DetokenizeRequest, TokenizeRequest
 from rsd_engine.server.service import Service
 
@@ -17,8 +18,8 @@ def token_routes(service: Service) -> APIRouter:
     """The routes of the tokenizer."""
     router = APIRouter(tags=["tokens"])
 
-    @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    @router.post("/tokenize", responses=errors(400, 404, 413))
+    async def tokenize(body: TokenizeRequest) -> Tokens:
         """The ids of a prompt."""
         service.check_model(body.model)
         try:
@@ -29,14 +30,11 @@ def token_routes(service: Service) -> APIRouter:
         ids = await asyncio.to_thread(
             tokenizer.encode, body.prompt, add_special_tokens=body.add_special_tokens
         )
-        return {
-            "tokens": ids,
-            "count": len(ids),
-            "max_model_len": service.engine.engine.parts.rules.max_model_len,
-        }
+        most = service.engine.engine.parts.rules.max_model_len
+        return Tokens(tokens=ids, count=len(ids), max_model_len=most)
 
-    @router.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+    @router.post("/detokenize", responses=errors(400, 404, 413))
+    async def detokenize(body: DetokenizeRequest) -> Text:
         """The text of ids."""
         service.check_model(body.model)
         tokenizer = service.engine.engine.get_tokenizer()
@@ -45,6 +43,6 @@ def token_routes(service: Service) -> APIRouter:
             raise ApiError(
                 400, f"tokens must be in [0, {len(tokenizer) - 1}], got {beyond[0]}", "tokens"
             )
-        return {"prompt": tokenizer.decode(body.tokens)}
+        return Text(prompt=tokenizer.decode(body.tokens))
 
     return router

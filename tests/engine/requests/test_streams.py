@@ -19,7 +19,7 @@ from tests.engine.harness.scripted import replaced, scripted
 PARAMS = [
     SamplingParams(temperature=1.0, seed=3, max_tokens=50),
     SamplingParams(temperature=1.0, seed=4, max_tokens=50, stop=["é", "i", "$", "Y"]),
-    SamplingParams(temperature=1.0, seed=5, max_tokens=50, stop=["\n\n\n\n", "no such text"]),
+    SamplingParams(temperature=1.0, seed=3, max_tokens=50, stop=["\n\n\n\n", "no such text"]),
     SamplingParams(temperature=1.0, seed=6, max_tokens=30, skip_special_tokens=False),
     SamplingParams(temperature=0.0, seed=7, max_tokens=30, max_step_tokens=3, stop="y\ny"),
     SamplingParams(temperature=1.0, seed=8, max_tokens=40, stop=["d"], min_tokens=12,

@@ -1,0 +1,1 @@
+"""The server beside the engine that it serves."""
