@@ -126,7 +126,7 @@ def build_engine(
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
-        scored=scorer is not None,
+        scored=scorer is not None, guesses=options.max_guesses > 0,
     )  # fmt: skip
     own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)

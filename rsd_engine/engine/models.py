@@ -89,7 +89,10 @@ class PrmModel:
 
 @dataclass(frozen=True)
 class ModelSet:
-    """What an engine runs: all three roles, two and a scorer, or one writer alone."""
+    """What an engine runs: all three roles, two and a scorer, or one writer alone.
+
+    Or draft and target without what scores steps, for guesses alone.
+    """
 
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
@@ -106,7 +109,7 @@ class ModelSet:
         """What a request may ask for; the first is the default."""
         if self.prm or self.scorer:
             return ("rsd", "target", "draft")
-        return tuple(role.name.lower() for role in self.writers)
+        return tuple(_name(role) for role in (Role.TARGET, Role.DRAFT) if role in self.writers)
 
     @property
     def num_ids(self) -> int:
@@ -166,22 +169,27 @@ def open_models(
     overrides: Mapping[str, Mapping[str, Any]],
     prm_options: PrmOptions,
     scored: bool = False,
+    guesses: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given; `scored`: with a scorer.
+    """Reads configs and tokenizers of the models that are given.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
+    Args:
+        scored: whether a scorer stands in place of the PRM.
+        guesses: whether the draft may have nothing to do but to guess the target's tokens.
+
     Raises:
-        ValueError: neither all three models nor one writer alone is given, or a checkpoint is bad.
+        ValueError: the models make no engine together, or a checkpoint is bad.
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
     writers = {Role.DRAFT, Role.TARGET}
     allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
-    if set(sources) not in allowed:
+    if set(sources) not in [*allowed, writers] if guesses else set(sources) not in allowed:
         raise ValueError(
             f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm or scorer, or target alone, or draft alone"
+            "prm or scorer, or target alone, or draft alone; or draft and target with max_guesses"
         )
     check_overrides(overrides, set(map(_name, sources)))
     if prm is None:
@@ -195,6 +203,11 @@ def open_models(
         else:
             checkpoint = open_source(_name(role), source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
+    if set(opened) == writers and not scored and (difference := difference_of_writers(opened)):
+        raise ValueError(
+            f"guesses need a draft and a target of one tokenizer, and these differ ({difference}); "
+            "give another draft, or the target alone"
+        )
     if Role.PRM in opened:
         alike = changed[Role.TARGET] == changed[Role.PRM]
         opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)

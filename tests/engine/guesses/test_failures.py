@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,12 +83,14 @@ def test_engines(tiny: TinyModels) -> None:
             Engine(target=tiny.target, device="cpu", max_guesses=value)  # type: ignore[arg-type]
 
 
-def test_two_vocabularies(tmp_path: Any) -> None:
+def test_two_vocabularies(tmp_path: Path) -> None:
     folders = make_tiny_models(tmp_path, draft_tokenizer=other_tokenizer())
     with Engine(**folders.sources(), device="cpu", max_guesses=4) as engine:
         for mode in ("rsd", "target"):
-            params = SamplingParams(speculate="ngram", mode=mode)  # type: ignore[arg-type]
+            params = SamplingParams(speculate="ngram", mode=mode)
             refused(engine, params, "draft and target have different tokenizers here")
+    with pytest.raises(ValueError, match="guesses need a draft and a target of one tokenizer, and"):
+        Engine(folders.draft, folders.target, device="cpu", max_guesses=4)
 
 
 def refused(engine: Engine, params: SamplingParams, said: str) -> None:

@@ -133,6 +133,17 @@ def test_samples_and_logprobs_of_the_prompt(engine: Engine, mode: ModeName) -> N
     assert_same(ask(engine, guessing(plain, mode)), ask(engine, plain))
 
 
+def test_draft_and_target_without_a_prm(engine: Engine) -> None:
+    """Plain token-level speculation: the target is what writes."""
+    plain = plain_params(5, max_tokens=25)
+    with demo_engine(prm=None, step_delimiters="\n\n", max_num_seqs=5) as alone:
+        assert alone.parts.rules.modes == ("target", "draft")
+        found = ask(alone, guessing(plain, "target"))
+        wanted = ask(engine, [replace(params, mode="target") for params in plain])
+        assert_same(found, wanted)
+        assert all(step.source == "target" for r in found for step in r.outputs[0].steps)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_few_places_for_many(mode: ModeName) -> None:
     """One guess a pass for all: who gets it changes nothing."""
