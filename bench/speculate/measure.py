@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 from bench.compare.effect import Models
+from bench.compare.rsd_part import Metered
 from bench.lib.timing import Timing, alternate, require_same_tokens
 from bench.speculate.contenders import NONE, WAYS, Ours, Transformers
 from rsd_engine import Metrics, RequestOutput
@@ -20,6 +22,7 @@ class Found:
     Attributes:
         mode: "target", "rsd" or "transformers".
         guesses: whence they come.
+        cpu_seconds: processor time of a run, the median; a busy machine changes it little.
         ratio: speed against the same mode without guesses.
         tokens_a_pass: that the target wrote, by its passes; None for transformers.
         acceptance: share of the guesses that were right; None without guesses.
@@ -28,6 +31,7 @@ class Found:
     mode: str
     guesses: str
     timing: Timing
+    cpu_seconds: float
     ratio: float
     tokens_a_pass: float | None = None
     acceptance: float | None = None
@@ -42,6 +46,7 @@ class Found:
             "tokens_a_pass": self.tokens_a_pass,
             "acceptance": self.acceptance,
             "seconds": list(self.timing.seconds),
+            "cpu_seconds": self.cpu_seconds,
         }
 
 
@@ -76,7 +81,8 @@ def measure(
             wanted = [result.outputs[0].token_ids for result in plain]
             require_same_tokens(wanted, answer(), f"transformers, guesses: {name}")
     # What ran for the gate was the warm-up.
-    timings = alternate({"/".join(key): fn for key, fn in contenders.items()}, runs, warmup=0)
+    metered = {"/".join(key): Metered(fn) for key, fn in contenders.items()}
+    timings = alternate(metered, runs, warmup=0)
     ours.engine.close()
     found = []
     for mode, name in contenders:
@@ -84,7 +90,8 @@ def measure(
         metrics = _metrics(answers.get((mode, name), ()))
         found.append(
             Found(
-                mode, name, timing, base.median / timing.median,
+                mode, name, timing, median(metered[f"{mode}/{name}"].cpu_seconds),
+                base.median / timing.median,
                 None if metrics is None else _tokens_a_pass(metrics),
                 None if metrics is None else _acceptance(metrics),
             )
