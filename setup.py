@@ -54,9 +54,10 @@ class OptionalLibrary:
 
     def copy_sources(self, package: Path) -> None:
         target = package / "csrc" / self.native.source_path
-        target.mkdir(parents=True, exist_ok=True)
         for path in self.native.source_files(self.sources):
-            shutil.copyfile(path, target / path.name)
+            copy = target / path.relative_to(self.sources)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
     def extension(self) -> Extension:
         files = self.native.source_files(self.sources)

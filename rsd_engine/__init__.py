@@ -13,6 +13,7 @@ from rsd_engine.steps.scorers import *  # noqa: F403
 if TYPE_CHECKING:
     __version__: str
     from rsd_engine.engine.engine import Engine
+    from rsd_engine.engine.remote.model import RemoteModel
     from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
         CompletionOutput,
@@ -35,6 +36,7 @@ _HOMES = {
         "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
         "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
+    "rsd_engine.engine.remote.model": ("RemoteModel",),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
     "rsd_engine.sampling_params": ("SamplingParams",),
 }  # fmt: skip
@@ -50,6 +52,7 @@ __all__ = [
     "Metrics",
     "PrmTemplate",
     "RejectedStep",
+    "RemoteModel",
     "RequestOutput",
     "SamplingParams",
     "ScoredSolution",

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 StepSource = Literal["draft", "target"]
 StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
-ErrorKind = Literal["logits", "admission", "op", "bridge", "result"]
+ErrorKind = Literal["logits", "admission", "op", "bridge", "result", "remote"]
 
 T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | GuessCounts | Guesses | Metrics")
 
@@ -145,6 +145,7 @@ class Errors:
         op: an op of the loop raised an error, such as MemoryError, and again for it alone.
         bridge: bringing a step to another tokenizer failed.
         result: turning tokens into text, steps and results failed.
+        remote: the server of a target or a PRM failed, or did not answer in time.
     """
 
     logits: int = 0
@@ -152,6 +153,7 @@ class Errors:
     op: int = 0
     bridge: int = 0
     result: int = 0
+    remote: int = 0
 
     def __add__(self, other: Errors) -> Errors:
         return _sum(self, other)

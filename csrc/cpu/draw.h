@@ -1,12 +1,13 @@
 // A draw from a distribution: the largest of score + g, g = -ln(-ln u) the Gumbel noise of an id
-// (Maddison et al., 2014). u comes from Philox4x32-10 (Salmon et al., SC 2011). The logarithms are
-// in fixed point, as in rsd_kernels/gumbel, whose bits these are. Loops over plain arrays are for
+// (Maddison et al., 2014). The logarithms are in fixed
+// point, as in rsd_kernels/gumbel, whose bits these are. Loops over plain arrays are for
 // the compiler to vectorise.
 
 #ifndef RSD_CPU_DRAW_H_
 #define RSD_CPU_DRAW_H_
 
 #include "kernels.h"
+#include "philox.h"
 #include "vector.h"
 
 namespace {
@@ -19,8 +20,6 @@ constexpr uint32_t SERIES[] = {0x7FFFFEC3, 0x38A99518, 0x239C5F63, 0x19645BDE,
 constexpr uint32_t LN2 = 0xB17217F8;                                             // by 2^32
 constexpr int32_t FRACTION = 25, SHIFT = 6;
 constexpr int32_t OFFSET = 127250827;  // SHIFT ln 2 + ln ln 2, by 2^FRACTION
-
-inline uint32_t high(uint32_t a, uint32_t b) { return (uint64_t{a} * b) >> 32; }
 
 inline uint32_t bits_of(float value) {
     uint32_t bits;
@@ -69,13 +68,7 @@ inline void random_words(const RsdDraw& d, uint32_t first, WordVec* words) {
     for (uint32_t i = 0; i < LANES; ++i) {
         uint32_t c0 = d.position, c1 = d.num_steps, c2 = (first + i) << 8 | d.purpose,
                  c3 = d.sample;
-        uint32_t k0 = static_cast<uint32_t>(d.seed), k1 = static_cast<uint32_t>(d.seed >> 32);
-#pragma GCC unroll 10
-        for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            const uint32_t high0 = high(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
-            const uint32_t high1 = high(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
-            c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
-        }
+        philox(c0, c1, c2, c3, d.seed);
         c[0][i] = c0, c[1][i] = c1, c[2][i] = c2, c[3][i] = c3;
     }
     WordVec v[4], even[2], odd[2];

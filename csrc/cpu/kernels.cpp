@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "draw.h"
+#include "largest.h"
 #include "product.h"
 #include "rows.h"
 
@@ -13,6 +14,13 @@
 #define RSD_JOINED_OF(a, b) a##b
 #define RSD_JOINED(a, b) RSD_JOINED_OF(a, b)
 
-extern const Kernels RSD_JOINED(kernels_, RSD_CPU_ISA) = {
-    RSD_TEXT(RSD_CPU_ISA), GROUP_ROWS, product, norm, silu_mul, rope_write, attend, draw,
-};
+extern const Kernels RSD_JOINED(kernels_, RSD_CPU_ISA) = {RSD_TEXT(RSD_CPU_ISA),
+                                                          GROUP_ROWS,
+                                                          product,
+                                                          norm,
+                                                          silu_mul,
+                                                          rope_write,
+                                                          attend,
+                                                          draw,
+                                                          largest,
+                                                          scale};

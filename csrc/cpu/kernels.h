@@ -13,6 +13,13 @@ struct AttentionShare {
     int64_t seq, kv_head, first_query, num_queries;
 };
 
+// Of a row of logits, of which some may not be finite.
+struct Largest {
+    int64_t id;  // the first of equals; -1 if not all are finite
+    float value;
+    bool finite;
+};
+
 struct Kernels {
     const char* name;
     int64_t attention_queries;
@@ -22,6 +29,8 @@ struct Kernels {
     void (*rope_write)(const RsdRopeWrite&, int64_t first_row, int64_t last_row);
     void (*attend)(const RsdAttention&, const AttentionShare&);
     void (*draw)(const RsdDraw&);
+    Largest (*largest)(const float* row, int64_t num_ids);
+    void (*scale)(float* row, int64_t num_ids, float temperature, float most);
 };
 
 // Those that were compiled; library.cpp chooses the best one that this machine can run.

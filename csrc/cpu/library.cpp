@@ -117,3 +117,8 @@ int32_t rsd_cpu_draw(const RsdDraw* draw) {
 int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass, int32_t num_threads) {
     return run_decoder(*chosen(), *decoder, *pass, num_threads);
 }
+
+int32_t rsd_cpu_sample(const RsdSlots* slots, const RsdBatch* batch, float* logits, int32_t num_ids,
+                       int32_t role) {
+    return sample(*chosen(), *slots, *batch, logits, num_ids, role);
+}

@@ -33,4 +33,8 @@ int32_t check_attention(const RsdAttention& a);
 int32_t run_decoder(const Kernels& kernels, const RsdDecoder& d, const RsdPass& pass,
                     int64_t num_threads);
 
+// See rsd_cpu_sample.
+int32_t sample(const Kernels& kernels, const RsdSlots& s, const RsdBatch& batch, float* logits,
+               int64_t num_ids, int32_t role);
+
 #endif  // RSD_CPU_OPS_H_

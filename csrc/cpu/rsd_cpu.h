@@ -13,9 +13,11 @@
 
 #include <stdint.h>
 
+#include "control/columns.h"
+
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 4
+#define RSD_CPU_ABI_VERSION 5
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -54,9 +56,9 @@ typedef struct {
 
 // y = x / sqrt(mean(x * x) + eps) * weight
 typedef struct {
-    float* y;                  // [num_rows, width], rows y_stride apart; may be x
-    const float* x;            // [.., width], rows x_stride apart
-    const float* weight;       // [width]
+    float* y;                // [num_rows, width], rows y_stride apart; may be x
+    const float* x;          // [.., width], rows x_stride apart
+    const float* weight;     // [width]
     const int32_t* row_end;  // null: row i is row i of x; else row row_end[i] - 1, or 0
     int64_t num_rows, width, y_stride, x_stride;
     float eps;
@@ -183,6 +185,37 @@ RSD_CPU_API int32_t rsd_cpu_draw(const RsdDraw* draw);  // by one thread
 // the pages hold their K and V. Everything is checked before anything is written.
 RSD_CPU_API int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pass,
                                     int32_t num_threads);
+
+// The loop ops, each with the results of its twin bit for bit, by one thread. They trust what they
+// are given, as kernels do. Slots, pass and tables are those of a running batch.
+
+// Tokens that a page holds, by role.
+typedef struct {
+    int64_t of_role[3];
+} RsdPageSizes;
+
+// In `place_token`: the twin has to draw this one, for it needs more than a temperature.
+enum { RSD_CPU_NOT_SAMPLED = -2 };
+
+RSD_CPU_API void rsd_cpu_guess(const RsdSlots* slots);
+RSD_CPU_API void rsd_cpu_schedule(const RsdSlots* slots, const RsdBatch* batch,
+                                  const RsdPageSizes* per_page, int32_t rule, int32_t prm_kv);
+RSD_CPU_API void rsd_cpu_advance(const RsdSlots* slots, const RsdBatch* batch, int32_t role,
+                                 int32_t prm_kv);
+
+// Draws at the places of a pass from logits [num_places, num_ids], which it may overwrite. Returns
+// how many places are left to the twin.
+RSD_CPU_API int32_t rsd_cpu_sample(const RsdSlots* slots, const RsdBatch* batch, float* logits,
+                                   int32_t num_ids, int32_t role);
+RSD_CPU_API void rsd_cpu_append(const RsdSlots* slots, const RsdBatch* batch,
+                                const RsdTables* tables, int32_t num_ids, int32_t role);
+RSD_CPU_API void rsd_cpu_bridge(const RsdSlots* slots, const RsdTables* tables,
+                                const RsdMerges* merges);
+RSD_CPU_API void rsd_cpu_retokenise(const RsdSlots* slots, const RsdTables* tables,
+                                    const RsdMerges* merges);  // null: steps wait for the host
+RSD_CPU_API void rsd_cpu_end_step(const RsdSlots* slots, const RsdPageSizes* per_page);
+RSD_CPU_API void rsd_cpu_decide(const RsdSlots* slots, const RsdBatch* batch, const float* rewards,
+                                const RsdPageSizes* per_page);  // rewards: [num_seqs]
 
 #ifdef __cplusplus
 }

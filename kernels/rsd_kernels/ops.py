@@ -1,6 +1,8 @@
-"""The loop ops: one function an op, Triton where the state is on a CUDA device, else its twin.
+"""The loop ops: one function an op, for whatever device the state is on.
 
-Triton is imported at the first call that needs it, so never on a CPU.
+On a CUDA device it is a Triton kernel, on a CPU that of the CPU library, where the op has one and
+the library is built, else the twin. Triton is imported at the first call that needs it, so never
+on a CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
+from rsd_kernels.cpu import control
 from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.launch import runs_on
@@ -26,12 +29,14 @@ from rsd_kernels.reward import twin as reward_twin
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.rollback import twin as rollback_twin
 from rsd_kernels.sample import twin as sample_twin
+from rsd_kernels.sample.append_twin import append_given
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
 
 __all__ = [
     "advance",
+    "append_given",
     "bridge",
     "bridge_scratch",
     "end_slot_step",
@@ -53,30 +58,37 @@ __all__ = [
 P = ParamSpec("P")
 
 
-def _op(twin: Callable[P, None], folder: str) -> Callable[P, None]:
-    """The twin, or the launcher of its name in `folder`, by the device of argument 0, the state."""
+def _op(
+    twin: Callable[P, None], folder: str, by_library: Callable[P, None] | None = None
+) -> Callable[P, None]:
+    """The twin, or what stands for it on the device of argument 0, the state.
+
+    folder: where the launcher of the twin's name is. by_library: the op of the CPU library.
+    """
 
     @functools.wraps(twin)
     def op(*args: P.args, **kwargs: P.kwargs) -> None:
         state: Any = args[0]
         if runs_on(state.length):
             getattr(import_module(f"rsd_kernels.{folder}.kernel"), twin.__name__)(*args, **kwargs)
+        elif by_library is not None and control.suits(state):
+            by_library(*args, **kwargs)
         else:
             twin(*args, **kwargs)
 
     return op
 
 
-guess = _op(guess_twin.guess, "guess")
-schedule = _op(schedule_twin.schedule, "schedule")
-advance = _op(schedule_twin.advance, "schedule")
-sample_append = _op(sample_twin.sample_append, "sample")
-bridge = _op(bridge_twin.bridge, "bridge")
+guess = _op(guess_twin.guess, "guess", control.guess)
+schedule = _op(schedule_twin.schedule, "schedule", control.schedule)
+advance = _op(schedule_twin.advance, "schedule", control.advance)
+sample_append = _op(sample_twin.sample_append, "sample", control.sample_append)
+bridge = _op(bridge_twin.bridge, "bridge", control.bridge)
 wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
-end_step = _op(end_step_twin.end_step, "end_step")
+end_step = _op(end_step_twin.end_step, "end_step", control.end_step)
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
-score = _op(score_twin.score, "reward")
-retokenise = _op(retokenise_twin.retokenise, "retokenise")
+score = _op(score_twin.score, "reward", control.score)
+retokenise = _op(retokenise_twin.retokenise, "retokenise", control.retokenise)
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
 
 

@@ -26,8 +26,8 @@ def option(panel: str, help: str, *names: str, **more: Any) -> Any:
 Draft = Annotated[
     str | None, option(_MODELS, "Draft model: folder, hub id or GGUF file.", "--draft")
 ]
-Target = Annotated[str | None, option(_MODELS, "Target model, likewise.", "--target")]
-Prm = Annotated[str | None, option(_MODELS, "Process reward model, likewise.", "--prm")]
+Target = Annotated[str | None, option(_MODELS, "Target model, likewise, or a URL.", "--target")]
+Prm = Annotated[str | None, option(_MODELS, "Process reward model, as the target.", "--prm")]
 ScorerOption = Annotated[
     str | None,
     option(

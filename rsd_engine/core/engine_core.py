@@ -6,20 +6,21 @@ and acts on what it finds once the launch has returned, so all executors share t
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rsd_engine.core.events import Event, PromptRead, RequestDone
+from rsd_engine.core.admission import Admission
+from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
-from rsd_engine.core.page_needs import is_stuck, pages_for_longest_step, pages_when_full
-from rsd_engine.core.prompt_logprobs import read_prompt
+from rsd_engine.core.page_needs import is_stuck, pages_when_full
+from rsd_engine.core.remote_steps import RemoteRoles, RemoteSteps
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.suspects import Suspects
@@ -29,7 +30,7 @@ from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.program import OpFailed
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import EngineDeadError
-from rsd_kernels.state.enums import Finish, HostRequest, Phase, Role
+from rsd_kernels.state.enums import HostRequest, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 Result = TypeVar("Result")
@@ -58,6 +59,7 @@ class EngineCore:
         translate: for each writer, used where the other one has another vocabulary. Requests of
             mode RSD then have a `target`.
         text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
+        remote: the roles that servers play; None if none does.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
@@ -74,6 +76,7 @@ class EngineCore:
         text_bridges: Mapping[Role, HostBridge] | None = None,
         translate: Mapping[Role, Translate] | None = None,
         text_ends: HostEnds | None = None,
+        remote: RemoteRoles | None = None,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -87,15 +90,18 @@ class EngineCore:
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
-        self._slots = RunningRequests(loop, translate or {})
+        self._slots = RunningRequests(loop, translate or {}, remote.roles if remote else ())
         self._suspects = Suspects(self._slots, self.state, loop.batch)
         self._death: Exception | None = None
         self._in_flight = False
-        self._asked = False  # by `ask_to_return`
+        self._asked = threading.Event()  # set by `ask_to_return`
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
-        self._queue: OrderedDict[int, SlotRequest] = OrderedDict()  # by key; the first is next
+        self._remote_steps = RemoteSteps(self._slots, loop, remote, self.ask_to_return)
+        self._lacks_pages = False  # nothing here goes on until a server gives a slot back
+        self._admission = Admission(self._slots, loop, self._suspects)
+        self._queue = self._admission.queue
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
 
@@ -165,9 +171,9 @@ class EngineCore:
     def ask_to_return(self) -> None:
         """Makes the launch that is running, or about to start, return after its tick.
 
-        May be called from any thread.
+        Where all wait for servers, it ends that wait. May be called from any thread.
         """
-        self._asked = True
+        self._asked.set()
         self._ask(HostRequest.RETURN)
 
     def run_between(self, work: Callable[[], object]) -> list[Event]:
@@ -188,10 +194,11 @@ class EngineCore:
         return lost + find_problems(self.state, self.loop.tokens_per_page)
 
     def close(self) -> None:
-        """Ends a running launch and frees the executor's graphs."""
+        """Ends a running launch, frees the executor's graphs and leaves the servers."""
         if self._death is None:
             self._return_now()
             self.executor.close()
+        self._remote_steps.close()
 
     # ------------------------------------------------------------------ one launch
 
@@ -223,9 +230,15 @@ class EngineCore:
         returned = False
         if not self._in_flight:
             self._collect()  # records of a launch that ended with an error
+            self._serve_back()
             self._slots.free()
-            self._resume()
-            self._admit()
+            self._admission.resume()
+            if not self.num_waiting:
+                self._admission.admit(self.max_running, self._pending.append)
+            self._remote_steps.send(self.state, self._pending.append)
+            if self._slots.any_away and (self._lacks_pages or not self._slots.where(active=True)):
+                self._wait_for_servers()
+                return self._take_pending()
             returned = self._launch()
         while True:
             returned = returned or self._turn(self.executor.poll)
@@ -236,6 +249,24 @@ class EngineCore:
             if returned or (self._pending and self._has_requests):
                 return self._take_pending()
             self._watchdog.look()
+
+    def _serve_back(self) -> None:
+        """Goes on with what servers have written and scored."""
+        self._log.rewind()  # its records are collected; what servers wrote needs room
+        back = self._remote_steps.take_back(self.state, self._pending.append)
+        if back:
+            self._lacks_pages = False
+            int(self.state.log_head)  # host read: waits until the device has decided these steps
+            self._collect()
+            self._host_steps.serve(self.state, self._collect, self._pending.append, scored=back)
+
+    def _wait_for_servers(self) -> None:
+        """Until one has answered, or `ask_to_return`; not at all if there is something to tell."""
+        self._returned_at = None
+        if not self._pending:
+            self._asked.wait()
+        self._asked.clear()
+        self._lacks_pages = False
 
     def _turn(self, move: Callable[[], bool | None]) -> bool:
         """One move of the executor; whether the launch has returned, as after a failed op."""
@@ -252,7 +283,7 @@ class EngineCore:
         state.tick_cap.fill_(self._most_ticks())
         waiting = bool(self._queue) or bool(self._slots.where(active=False))
         self._ask(HostRequest.RETURN_WHEN_FREE if waiting else HostRequest.NONE)
-        if self._asked:
+        if self._asked.is_set():
             self._ask(HostRequest.RETURN)
         state.running.fill_(1)
         if self._returned_at is not None:
@@ -272,11 +303,12 @@ class EngineCore:
         return min(most, STREAM_TICKS) if waits and self.executor.blocks else most
 
     def _after_launch(self) -> None:
-        self._in_flight = self._asked = False
+        self._in_flight = False
+        self._asked.clear()
         self.stats.ticks += int(self.state.tick)
         served = self._host_steps.serve(self.state, self._collect, self._pending.append)
         if not served and not self._pending and not self._was_asked() and is_stuck(self.state):
-            self.preempt_youngest()
+            self._lacks_pages = self.preempt_youngest() is None
         self._slots.free()
         self._returned_at = time.perf_counter() if self._has_requests else None
 
@@ -326,57 +358,7 @@ class EngineCore:
         told = Failure.caught("op", failure.op, failure.__cause__ or failure)
         self._pending.append(self._slots.fail(slot, told))
 
-    # ------------------------------------------------------------------ admission and pages
-
-    def _admit(self) -> None:
-        while self._queue and self._may_start and not self.num_waiting:
-            if self._suspects.any_left() or self._slots.where(active=False):
-                return  # preempted requests are older and go first
-            key, request = next(iter(self._queue.items()))
-            if not self._has_room(request, 0):
-                return
-            del self._queue[key]
-            try:
-                self._start(key, request)
-            except Exception as error:
-                failure = Failure.caught("admission", "starting the request", error)
-                self._slots.cancel(key)
-                self._slots.free()
-                self._pending.append(RequestDone(key, Finish.ERROR, {}, 0, failure=failure))
-
-    def _start(self, key: int, request: SlotRequest) -> None:
-        slot = self._slots.start(key, request)
-        if request.prompt_logprobs >= 0:
-            role, read = read_prompt(self.loop, slot, request, self._slots.contexts_of(slot))
-            self._pending.append(PromptRead(key, role, read))
-
-    def _resume(self) -> None:
-        """Resumes preempted requests, oldest first, as far as pages for a longest step are free."""
-        if self._suspects.any_left():
-            self._suspects.resume_next()
-            return
-        for running, slot in sorted(
-            self._slots.where(active=False), key=lambda found: found[0].arrival
-        ):
-            written = int(self.state.length[slot]) - int(self.state.prompt_length[slot])
-            if running.contexts:
-                written = max(written, running.contexts.output_length)
-            if not self._has_room(running.request, written):
-                return
-            self.state.active[slot] = 1
-
-    def _has_room(self, request: SlotRequest, output: int) -> bool:
-        """Whether pages for its output and one longest step are free, or it would run alone.
-
-        Nothing is admitted while a running request lacks pages: it would take the pages just freed.
-        """
-        active = self._slots.where(active=True)
-        if not active:
-            return True
-        lacking = self.state.lacks_pages.tolist()
-        if any(lacking[slot] for _, slot in active):
-            return False
-        return pages_for_longest_step(request, output, self.loop) <= int(self.state.num_free)
+    # ------------------------------------------------------------------ pages
 
     def _was_asked(self) -> bool:
         """Whether the host may have ended the last launch, which then says nothing about pages."""

@@ -6,7 +6,7 @@ waits where the device cannot tell the tokens of its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rsd_engine.core.events import Event, nothing_written
 from rsd_engine.core.failures import Failure
@@ -48,7 +48,11 @@ class HostSteps:
         self._text_ends = text_ends
 
     def serve(
-        self, state: SlotState, collect: Callable[[], None], tell: Callable[[Event], None]
+        self,
+        state: SlotState,
+        collect: Callable[[], None],
+        tell: Callable[[Event], None],
+        scored: Sequence[int] = (),
     ) -> bool:
         """Does what slots wait for the host to do; whether there were any.
 
@@ -56,6 +60,7 @@ class HostSteps:
             state: at rest.
             collect: takes the records of the steps that have ended.
             tell: takes the events of requests that end here, with an error or a full context.
+            scored: slots whose step a server's reward has decided, and that do not wait.
         """
         waiting = _waiting_slots(state)
         ended = [slot for slot in waiting if int(state.committed[slot]) < int(state.length[slot])]
@@ -70,17 +75,19 @@ class HostSteps:
             collect()
         decided = [slot for slot in _waiting_slots(state) if self._slots[slot]]
         for slot in decided:
-            if self._text_ends is None:
+            if self._text_ends is not None and int(state.kept_from[slot]) >= 0:
+                state.phase[slot] = Phase.DRAFT
+            elif self._slots.contexts_of(slot):
                 self._give_to(state, slot, Role.TARGET, tell)
             else:
-                state.phase[slot] = Phase.DRAFT
+                state.phase[slot] = Phase.TARGET  # for a server
         for slot in ended:
             contexts = self._slots.contexts_of(slot)
             goes_on = int(state.mode[slot]) == Mode.TARGET  # the PRM's context is full
             if contexts and contexts.writer == Role.TARGET and not goes_on:
                 self._give_to(state, slot, Role.DRAFT, tell)
         if self._text_ends is not None:
-            for slot in [*ended, *decided]:
+            for slot in [*ended, *decided, *scored]:
                 self._settle_end(state, slot, self._text_ends, tell)
         return bool(waiting)
 
@@ -89,20 +96,22 @@ class HostSteps:
         step = state.tokens[slot, first:last].tolist()
         finish = Finish(int(state.finish[slot]))
         source, is_first = Role(int(state.step_source[slot])), not int(state.num_steps[slot])
-        bridge = self._text_bridges[source]
-        ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
-        ops.write_prm_step(state, slot, ids, self._tables[source])
+        if int(state.mode[slot]) == Mode.RSD and self._text_bridges:  # it has a PRM
+            bridge = self._text_bridges[source]
+            ids = bridge(step, int(state.match_bytes[slot]), finish, is_first)
+            ops.write_prm_step(state, slot, ids, self._tables[source])
         ops.end_slot_step(state, slot, self._tokens_per_page)
 
     def _settle_end(
         self, state: SlotState, slot: int, text_ends: HostEnds, tell: Callable[[Event], None]
     ) -> None:
         """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
-        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD:
+        first = int(state.kept_from[slot])
+        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD or first < 0:
             return
         context = state.tokens[slot, : int(state.length[slot])].tolist()
         try:
-            begin, tokens = text_ends(context, int(state.kept_from[slot]))
+            begin, tokens = text_ends(context, first)
         except Exception as error:
             failure = Failure.caught("bridge", "tokenising the end of a step", error)
             tell(self._slots.fail(slot, failure))
@@ -131,7 +140,7 @@ class HostSteps:
 def _waiting_slots(state: SlotState) -> list[int]:
     """The slots that wait for the host: with an ended step, and with none, since it is decided.
 
-    A step never has no tokens. Where the writers share a vocabulary, a kept one waits for its end;
-    where they do not, a rejected one was rolled back and waits for the target.
+    A step never has no tokens. A kept one waits for its end, if the writers share a vocabulary; a
+    rejected one was rolled back and waits for the target, if that has another one or a server.
     """
     return [slot for slot, phase in enumerate(state.phase.tolist()) if phase == Phase.WAIT_HOST]

@@ -61,7 +61,11 @@ def _pages(request: SlotRequest, lengths: Mapping[Role, int], loop: Loop) -> int
     if Role.PRM in longest:
         prm_length = longest.pop(Role.PRM)
         longest[loop.prm_kv] = max(prm_length, longest.get(loop.prm_kv, 0))
-    return sum(pages_for(tokens, loop.tokens_per_page[role]) for role, tokens in longest.items())
+    return sum(
+        pages_for(tokens, loop.tokens_per_page[role])
+        for role, tokens in longest.items()
+        if role in loop.forwards  # not on a server
+    )
 
 
 def is_stuck(state: SlotState) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
@@ -25,6 +27,8 @@ class Running:
     arrival: int
     generation: int
     contexts: WriterContexts | None  # of writers with vocabularies of their own
+    call: Future[Any] | None = None  # to the server that the slot waits for
+    called_at: float = 0.0  # seconds
 
 
 class RunningRequests:
@@ -36,17 +40,20 @@ class RunningRequests:
     Args:
         loop: whose slots they are.
         translate: for each writer, where the other one has another vocabulary.
+        remote: roles that servers play.
     """
 
     def __init__(
         self,
         loop: Loop,
         translate: Mapping[Role, Translate],
+        remote: Collection[Role] = (),
     ) -> None:
         state = self._state = loop.state
         self._translate = translate
         self._tokens_per_page = loop.tokens_per_page
-        self._roles = loop.forwards.keys()
+        self._remote = remote
+        self._roles = {*loop.forwards, *remote}
         self._slots: list[Running | None] = [None] * state.num_slots
         self._left: list[int] = []  # slots to be freed
         self._started = 0  # requests so far
@@ -67,9 +74,18 @@ class RunningRequests:
         return sum(running is not None for running in self._slots)
 
     def where(self, *, active: bool) -> list[tuple[Running, int]]:
-        """The requests that are active, or that are preempted, and their slots."""
+        """The requests that are active, or that are preempted, and their slots.
+
+        Those that wait for a server are neither.
+        """
         flags = self._state.active.tolist()  # one copy for all slots
-        return [(r, s) for s, r in enumerate(self._slots) if r and bool(flags[s]) == active]
+        here = [(r, s) for s, r in enumerate(self._slots) if r and r.call is None]
+        return [(running, slot) for running, slot in here if bool(flags[slot]) == active]
+
+    @property
+    def any_away(self) -> bool:
+        """Whether a request waits for a server."""
+        return any(running and running.call for running in self._slots)
 
     def contexts_of(self, slot: int) -> WriterContexts | None:
         """Of the writers of the request in a slot, if they have one each."""
@@ -85,6 +101,8 @@ class RunningRequests:
         fill_slot(self._state, slot, request, generation=self._started, arrival=self._started)
         if contexts:
             contexts.enter(self._state, slot, Role.DRAFT)
+        elif Role.TARGET in self._remote:
+            self._state.separate_contexts[slot] = 1
         return slot
 
     def cancel(self, key: int) -> None:
@@ -129,7 +147,7 @@ class RunningRequests:
         """Ends a request without a look at the state: the device does not answer any more."""
         found = [slot for slot, running in enumerate(self._slots) if running and running.key == key]
         for slot in found:
-            self._slots[slot] = None
+            self._clear(slot)
         return [RequestDone(key, None, {}, 0) for _ in found]
 
     def free(self) -> None:
@@ -149,5 +167,10 @@ class RunningRequests:
         self._state.active[slot] = 0
 
     def _vacate(self, slot: int) -> None:
-        self._slots[slot] = None
+        self._clear(slot)
         self._left.append(slot)
+
+    def _clear(self, slot: int) -> None:
+        running, self._slots[slot] = self._slots[slot], None
+        if running and running.call:
+            running.call.cancel()

@@ -10,15 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rsd_engine.arguments import check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
+from rsd_engine.engine.make_loop import make_loop
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
+from rsd_engine.engine.model_sources import named_sources
 from rsd_engine.engine.models import (
     ModelSet,
     ModelSource,
@@ -27,12 +28,12 @@ from rsd_engine.engine.models import (
     memory_of,
     open_models,
 )
+from rsd_engine.engine.remote.roles import find_servers, open_remote
 from rsd_engine.engine.requests import RequestRules, WriterTokens
 from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.rewards.scorers import (
     add_scorer,
     check_given,
-    confidence_kind,
     prepare_scorer,
     say_scorer,
 )
@@ -43,24 +44,18 @@ from rsd_engine.engine.text_paths import (
     translations,
 )
 from rsd_engine.loop.executors.factory import make_executor, resolve_executor
-from rsd_engine.loop.rsd import Forward, Loop, build_program
+from rsd_engine.loop.rsd import build_program
 from rsd_engine.memory.available import megabytes, told_when_full
 from rsd_engine.memory.budget import PoolLayout, slot_sizes
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.models.decoder import page_multiple
 from rsd_engine.models.loader import check_dtype
-from rsd_engine.roofline.guesses import ROW_SHARES, guesses_at_rate
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
-from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.vocabulary import backend_of
-from rsd_kernels import ops
-from rsd_kernels.state.enums import MAX_DELIMITER_STATES, RATE_STEPS, Role
-from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
-from rsd_kernels.state.tables import StepTables
 
 logger = logging.getLogger("rsd_engine")
 
@@ -116,6 +111,8 @@ def build_engine(
     check_dtype(dtype)
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
+    sources = named_sources(draft, target, prm)
+    draft, target, prm = sources.values()
     delimiters = _delimiters(step_delimiters, scored=scored)
     text_ends = _text_ends(step_ends) and scored and bool(delimiters)
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
@@ -123,41 +120,47 @@ def build_engine(
     where = resolve_device(device)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
+    servers = find_servers(sources, scorer)
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
         scored=scorer is not None, guesses=options.max_guesses > 0,
     )  # fmt: skip
+    remote = open_remote(servers, opened, prm_options)
     own = prepare_scorer(scorer, opened)
     memory = memory_of(opened, dtype, where)
     clock.end("read configs and tokenizers")
     context = own.context if own else None
-    fit = fit_memory(memory, options, where, _page_multiple(memory, where), own=context)
+    fit = fit_memory(
+        memory, options, where, _page_multiple(memory, where), own=context, most=remote.max_len
+    )
     positions = dict.fromkeys(opened, max(fit.max_len.values())) if own else fit.max_len
     models = load_models(opened, memory, device=where, max_rows=MAX_ROWS, max_positions=positions)
-    models = add_scorer(models, scorer, own)
+    models = add_scorer(remote.joined(models), scorer, own)
     clock.end("read weights")
     pool = _allocate_pool(fit.layout, where)
-    sizes = replace(slot_sizes(fit.layout, fit.max_len, options.max_num_seqs), row_buckets=buckets)
+    sizes = slot_sizes(fit.layout, fit.max_len, options.max_num_seqs)
+    sizes = replace(remote.sized(sizes, fit.model_len), row_buckets=buckets)
     advice = "lower max_num_seqs, max_model_len or kv_cache_memory_bytes"
     with told_when_full("state of the slots and graphs", fit.estimate.state, where, advice):
         state, mailbox = open_mailbox(SlotState.allocate(sizes, where))
         text_ends = text_ends and may_settle_ends(models)
-        loop = _loop(
+        loop = make_loop(
             models, pool, fit.layout, state, delimiters, text_ends, options.max_guesses, where
         )
-        state.guesses_at_rate.copy_(torch.tensor(_paying_guesses(models, where)))
         clock.end("build")
         runs = make_executor(executor, build_program(loop), where)
         clock.end("warm up and capture")
+    writer = remote.asked_for_steps(models)
     core = EngineCore(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
-        text_ends=host_ends(models, loop, delimiters),
+        text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(
-        models, policy, automaton, fit.model_len, fit.max_len.get(Role.PRM, 0), options.max_guesses
+    rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)
+    rules = replace(
+        rules, max_guesses=options.max_guesses, check_remote=writer.check if writer else None
     )
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:
@@ -240,91 +243,6 @@ def _allocate_pool(layout: PoolLayout, device: torch.device) -> PagePool:
         return PagePool(layout.num_pages, layout.page_bytes, device, layout.page_multiple)
 
 
-def _loop(
-    models: ModelSet,
-    pool: PagePool,
-    layout: PoolLayout,
-    state: SlotState,
-    delimiters: Sequence[str],
-    text_ends: bool,
-    max_guesses: int,
-    device: torch.device,
-) -> Loop:
-    places = state.num_slots + max_guesses
-    prm, logits = models.prm, _logits(models, places, device)
-    confidence = confidence_kind(models.scorer)
-    forwards, score = _passes(models, pool, layout, state, logits)
-    tokenizer, on_device = models.main.tokenizer, None
-    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
-    if not models.separate and (prm is None or shared_prm or text_ends):
-        on_device = build_merge_tables(tokenizer, delimiters, device)
-
-    def tables(writer: WriterModel) -> StepTables:
-        return build_step_tables(
-            writer.tokenizer,
-            shared_prm.tokenizer if shared_prm else None,
-            delimiters,
-            prm.format.separator_ids if prm else (),
-            device,
-            before_step=prm.format.before_step if prm else (),
-            num_transient=prm.format.num_transient if prm else 0,
-            as_written=prm is not None and prm.format.as_written,
-        )
-
-    return Loop(
-        state=state,
-        batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device, places),
-        tables=models.of_vocabularies(tables),
-        merges=on_device if prm is None or shared_prm else None,
-        tokens_per_page=layout.tokens_per_page,
-        forwards=forwards,
-        score=score,
-        logits=logits,
-        confidence=confidence,
-        prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
-        text_ends=text_ends,
-        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
-    )
-
-
-def _logits(models: ModelSet, num_places: int, device: torch.device) -> dict[Role, Tensor]:
-    """Room for the logits of each writer; all have the same memory, for they never run at once."""
-    num_ids = {role: models.num_ids_of(writer) for role, writer in models.writers.items()}
-    room = torch.empty(num_places * max(num_ids.values()), device=device)
-    return {role: room[: num_places * ids].view(num_places, ids) for role, ids in num_ids.items()}
-
-
-def _passes(
-    models: ModelSet,
-    pool: PagePool,
-    layout: PoolLayout,
-    state: SlotState,
-    logits: Mapping[Role, Tensor],
-) -> tuple[dict[Role, Forward], Forward | None]:
-    """The models bound to their pages: the forward of each role, and the op after the PRM's."""
-    shapes = models.kv_shapes
-    views = {shape: pool.view(shape) for shape in set(shapes.values())}
-    pages = {role: views[shape] for role, shape in shapes.items()}
-    tables = state.page_table
-    forwards: dict[Role, Forward] = {
-        role: partial(w.model.logits, kv=pages[role], page_table=tables[role], out=logits[role])
-        for role, w in models.writers.items()
-    }
-    if models.prm is None:
-        return forwards, None
-    prm, kv = models.prm.model, models.prm.kv
-    forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
-    scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
-    return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
-
-
-def _paying_guesses(models: ModelSet, device: torch.device) -> list[int]:
-    """How many guesses of the draft pay, by the share of them that is right."""
-    nbytes = {role: writer.model.weight_bytes for role, writer in models.writers.items()}
-    share = nbytes.get(Role.DRAFT, 0) / nbytes.get(Role.TARGET, 1)
-    return guesses_at_rate(share, row_share=ROW_SHARES[device.type], steps=RATE_STEPS)
-
-
 def _default_policy(models: ModelSet) -> Policy:
     if models.scorer is not None:
         threshold = models.scorer.default_threshold
@@ -338,7 +256,7 @@ def _default_policy(models: ModelSet) -> Policy:
 
 
 def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
-    if models.prm is None:
+    if models.prm is None or models.prm.loaded is None:
         return
     family, form = models.prm.family, models.prm.format
     text = backend_of(models.prm.tokenizer).decode(
@@ -362,7 +280,6 @@ def _rules(
     delimiters: ByteAutomaton,
     model_len: int,
     prm_max_len: int,
-    max_guesses: int,
 ) -> RequestRules:
     return RequestRules(
         modes=models.modes,
@@ -372,7 +289,6 @@ def _rules(
         max_model_len=model_len,
         prm_max_len=prm_max_len,
         prm_format=models.prm.format if models.prm else None,
-        max_guesses=max_guesses,
     )
 
 
@@ -398,7 +314,7 @@ def _say(parts: EngineParts, fit: MemoryFit) -> None:
         megabytes(weights), megabytes(memory.pool), megabytes(memory.activations),
         megabytes(memory.state + memory.log + memory.tables),
     )  # fmt: skip
-    backend = models.main.model.decoder.ops.backend
+    backend = next(iter(models.models.values())).decoder.ops.backend
     logger.info(
         "attention: %s; executor: %s; modes: %s",
         backend, parts.core.executor.name, ", ".join(models.modes),

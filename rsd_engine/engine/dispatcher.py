@@ -76,22 +76,23 @@ class Dispatcher:
         """Runs the core once, unless this request was dropped or already has an event waiting."""
         self._home.check()
         with self._locked(self._queue_up):
-            if request_id not in self._events or self._events[request_id]:
+            waiting = self._events.get(request_id)
+            if waiting is None or waiting:
                 return
             self._run_core()
 
     def take(self, request_id: str) -> list[StreamEvent]:
-        """Takes the events that wait for this request, in order; the last one ends its queue."""
+        """Takes the events that wait for this request, in order; the last one ends its queue.
+
+        It needs no lock: the core may be running for others, or wait for a server.
+        """
         self._home.check()
-        if not self._events.get(request_id):
-            return []
-        with self._locked(self._lock.acquire):
-            queue = self._events.get(request_id, deque())
-            events = list(queue)
-            queue.clear()
-            if events and isinstance(events[-1], FinishedEvent):
-                del self._events[request_id]
-            return events
+        queue, events = self._events.get(request_id), list[StreamEvent]()
+        while queue:
+            events.append(queue.popleft())
+        if events and isinstance(events[-1], FinishedEvent):
+            self._events.pop(request_id, None)
+        return events
 
     def outputs(self, claims: list[Claim]) -> Iterator[tuple[int, RequestOutput]]:
         """Yields (position, result) as requests finish; those left end with the iterator."""

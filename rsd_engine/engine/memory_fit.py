@@ -89,6 +89,7 @@ def fit_memory(
     page_multiple: int = 1,
     available: int | None = None,
     own: OwnContext | None = None,
+    most: int | None = None,
 ) -> MemoryFit:
     """Decides how long contexts are and how many pages there are.
 
@@ -102,6 +103,7 @@ def fit_memory(
         page_multiple: as in `page_layout`.
         available: bytes that the engine may use; by default what the device has.
         own: the scorer, if it is none of the models.
+        most: tokens that the context of a target on a server holds.
 
     Raises:
         ValueError: `max_model_len` is longer than draft and target allow, or the pages cannot hold
@@ -116,11 +118,11 @@ def fit_memory(
         found = estimate_models(
             models, available,
             max_num_seqs=options.max_num_seqs, max_model_len=length, page_multiple=page_multiple,
-            own=own, max_guesses=options.max_guesses,
+            own=own, max_guesses=options.max_guesses, on_gpu=device.type == "cuda",
         )  # fmt: skip
         return _Candidate(length, found, options, device)
 
-    allowed = _allowed_length(models, options.max_model_len, own)
+    allowed = _allowed_length(models, options.max_model_len, own, most)
     shortest = options.max_model_len or min(SHORTEST_CONTEXT, allowed)
     least = candidate(shortest)
     if least.estimate.pool < 0:
@@ -140,11 +142,15 @@ def fit_memory(
 
 
 def _allowed_length(
-    models: Mapping[Role, ModelMemory], asked: int | None, own: OwnContext | None
+    models: Mapping[Role, ModelMemory],
+    asked: int | None,
+    own: OwnContext | None,
+    most: int | None,
 ) -> int:
     writers = {role: model.config for role, model in models.items() if role != Role.PRM}
     taken = {own.role: own.num_transient} if own else {}
     allowed = min(c.max_position_embeddings - taken.get(r, 0) for r, c in writers.items())
+    allowed = min(allowed, most or allowed)
     if asked is not None and not 2 <= asked <= allowed:
         raise ValueError(
             f"max_model_len must be in [2, {allowed}], the context of draft and target, "

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.engine.prompts import naming_model
-from rsd_engine.models.checkpoints.open import Checkpoint, open_checkpoint
+from rsd_engine.engine.remote.model import RemoteModel, parse_url
+from rsd_engine.models.checkpoints.open import Checkpoint, is_url, open_checkpoint
+from rsd_kernels.state.enums import Role
 
-ModelSource = str | Path | Checkpoint
-"""A folder, hub id or GGUF file, or a checkpoint that was opened already."""
+ModelSource = str | Path | Checkpoint | RemoteModel
+"""A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
 
 
 def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
@@ -24,6 +26,42 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str])
             raise ValueError(
                 f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
             )
+
+
+def named_sources(
+    draft: ModelSource | None, target: ModelSource | None, prm: ModelSource | None
+) -> dict[Role, ModelSource | None]:
+    """Each role's model, those on servers as `RemoteModel`.
+
+    Raises:
+        ValueError: a URL is not allowed, or the draft is on a server.
+    """
+    given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
+    return {role: _as_source(role.name.lower(), source) for role, source in given.items()}
+
+
+def _as_source(name: str, source: ModelSource | None) -> ModelSource | None:
+    if isinstance(source, str) and is_url(source):
+        with naming_model(name):
+            source = parse_url(source)
+    if name == "draft" and isinstance(source, RemoteModel):
+        raise ValueError(
+            f"draft is on a server ({source}); it must be here, for it writes most of the tokens: "
+            "give a folder, a hub id or a GGUF file"
+        )
+    return source
+
+
+def check_roles(given: set[Role], *, scored: bool, guesses: bool) -> None:
+    """Raises ValueError unless models of these roles make an engine; see `open_models`."""
+    writers = {Role.DRAFT, Role.TARGET}
+    allowed = [writers] if scored else [set(Role), {Role.TARGET}, {Role.DRAFT}]
+    if given not in allowed and not (guesses and given == writers):
+        names = sorted(role.name.lower() for role in given)
+        raise ValueError(
+            f"got models for {names or 'no role'}; give draft, target and prm or scorer, or target "
+            "alone, or draft alone; or draft and target with max_guesses"
+        )
 
 
 def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> bool:

@@ -13,18 +13,17 @@ from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.model_sources import (
     ModelSource,
     check_overrides,
+    check_roles,
     is_same_source,
     open_source,
 )
 from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.remote.model import RemoteModel
 from rsd_engine.engine.rewards.merged import is_merged
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
-from rsd_engine.models.checkpoints.open import (
-    Checkpoint,
-    load_tokenizer,
-)
+from rsd_engine.models.checkpoints.open import Checkpoint, load_tokenizer
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.heads import LanguageModel, RewardModel
@@ -37,11 +36,7 @@ from rsd_engine.models.loader import (
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Scorer
-from rsd_engine.steps.sharing import (
-    first_difference,
-    first_special_difference,
-    shares_vocabulary,
-)
+from rsd_engine.steps.sharing import first_difference, first_special_difference, shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
 
@@ -67,24 +62,42 @@ class OpenModel:
 class WriterModel:
     """A draft or target model with what belongs to it."""
 
-    model: LanguageModel
+    loaded: LanguageModel | None  # None: it is on a server
     tokenizer: Any
     vocabulary: Vocabulary
     generation_config: dict[str, Any]
     stop_ids: frozenset[int]  # that end a text
+
+    @property
+    def model(self) -> LanguageModel:
+        """Of a writer that is not on a server."""
+        assert self.loaded is not None
+        return self.loaded
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that have a spelling and, if it is not on a server, a row."""
+        known = self.vocabulary.num_tokens
+        return min(known, self.loaded.config.vocab_size) if self.loaded else known
 
 
 @dataclass(frozen=True)
 class PrmModel:
     """A process reward model with what belongs to it."""
 
-    model: RewardModel
+    loaded: RewardModel | None  # None: it is on a server
     family: RewardFamily
     tokenizer: Any
     format: PrmFormat
     # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
     shares_vocabulary: bool
     kv: Role = Role.PRM  # whose K/V it uses
+
+    @property
+    def model(self) -> RewardModel:
+        """Of a PRM that is not on a server."""
+        assert self.loaded is not None
+        return self.loaded
 
 
 @dataclass(frozen=True)
@@ -118,17 +131,16 @@ class ModelSet:
 
     def num_ids_of(self, writer: WriterModel) -> int:
         """Ids below this one have a row and a spelling in every writer that shares them."""
-        return min(
-            min(w.vocabulary.num_tokens, w.model.config.vocab_size) for w in self.peers(writer)
-        )
+        return min(peer.num_ids for peer in self.peers(writer))
 
     @property
     def models(self) -> dict[Role, LanguageModel | RewardModel]:
+        """Those that are not on servers."""
         found: dict[Role, LanguageModel | RewardModel] = {
-            role: writer.model for role, writer in self.writers.items()
+            role: writer.loaded for role, writer in self.writers.items() if writer.loaded
         }
-        if self.prm:
-            found[Role.PRM] = self.prm.model
+        if self.prm and self.prm.loaded:
+            found[Role.PRM] = self.prm.loaded
         return found
 
     @property
@@ -137,7 +149,9 @@ class ModelSet:
 
     @property
     def num_parameters(self) -> dict[Role, int]:
-        return {role: model.num_parameters for role, model in self.models.items()}
+        """Of each role; 0 of one on a server, which does not say."""
+        found = dict.fromkeys([*self.writers, *([Role.PRM] if self.prm else [])], 0)
+        return found | {role: model.num_parameters for role, model in self.models.items()}
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -171,7 +185,7 @@ def open_models(
     scored: bool = False,
     guesses: bool = False,
 ) -> dict[Role, OpenModel]:
-    """Reads configs and tokenizers of the models that are given.
+    """Reads configs and tokenizers of the models that are here; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
@@ -184,13 +198,8 @@ def open_models(
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
-    writers = {Role.DRAFT, Role.TARGET}
-    allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
-    if set(sources) not in [*allowed, writers] if guesses else set(sources) not in allowed:
-        raise ValueError(
-            f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm or scorer, or target alone, or draft alone; or draft and target with max_guesses"
-        )
+    check_roles(set(sources), scored=scored, guesses=guesses)
+    sources = {r: source for r, source in sources.items() if not isinstance(source, RemoteModel)}
     check_overrides(overrides, set(map(_name, sources)))
     if prm is None:
         prm_options.check_not_given()
@@ -203,12 +212,13 @@ def open_models(
         else:
             checkpoint = open_source(_name(role), source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
-    if set(opened) == writers and not scored and (difference := difference_of_writers(opened)):
+    alone = prm is None and not scored and len(opened) > 1
+    if alone and (difference := difference_of_writers(opened)):
         raise ValueError(
             f"guesses need a draft and a target of one tokenizer, and these differ ({difference}); "
             "give another draft, or the target alone"
         )
-    if Role.PRM in opened:
+    if Role.PRM in opened and Role.TARGET in opened:
         alike = changed[Role.TARGET] == changed[Role.PRM]
         opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
     return opened
@@ -272,10 +282,12 @@ def load_models(
         what, size = f"{_name(role)}: weights of {model.checkpoint.source}", memory[role].weights
         with naming_model(_name(role)), told_when_full(what, size, device, advice):
             if role == Role.PRM:
-                prm = _load_prm(model, writers[Role.TARGET], options)
+                prm = _load_prm(model, writers.get(Role.TARGET) or writers[Role.DRAFT], options)
             else:
                 writers[role] = _load_writer(role, model, options)
-    models = ModelSet(writers, prm, separate=prm is not None and _differ(opened))
+    models = ModelSet(writers, prm)
+    if prm is not None and Role.TARGET in writers:
+        models = replace(models, separate=differ(writers[Role.DRAFT], writers[Role.TARGET]))
     for writer in models.writers.values() if models.separate else [models.main]:
         _say_stop_ids(models, writer)
     return models
@@ -330,7 +342,7 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
     form = family.format(model.tokenizer)
     is_device_path = form.encode_step is None
     return PrmModel(
-        model=loaded,
+        loaded=loaded,
         family=family,
         tokenizer=model.tokenizer,
         format=form,
@@ -340,17 +352,22 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
 
 def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
     """The first id that means one thing to the draft and another to the target, in words."""
-    draft, target = opened[Role.DRAFT], opened[Role.TARGET]
-    if draft is target:
+    if Role.TARGET not in opened:  # it is on a server
+        return None
+    return _difference(opened[Role.DRAFT], opened[Role.TARGET])
+
+
+def _difference(draft: OpenModel | WriterModel, target: OpenModel | WriterModel) -> str | None:
+    if draft.tokenizer is target.tokenizer:
         return None
     names = ("the draft", "the target")
     difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
     return difference or first_difference(draft.tokenizer, target.tokenizer, names)
 
 
-def _differ(opened: Mapping[Role, OpenModel]) -> bool:
+def differ(draft: WriterModel, target: WriterModel) -> bool:
     """Whether draft and target have vocabularies of their own; the log says so."""
-    difference = difference_of_writers(opened)
+    difference = _difference(draft, target)
     if difference:
         logger.info(
             "draft and target have different tokenizers: steps go from one to the other through "

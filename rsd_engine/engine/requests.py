@@ -61,6 +61,8 @@ class RequestRules:
     prm_max_len: int
     prm_format: PrmFormat | None
     max_guesses: int = 0  # that a pass verifies
+    # of a target on a server: raises ValueError if a request wants what it cannot do
+    check_remote: Callable[[SamplingParams], None] | None = None
 
     @property
     def main(self) -> Role:
@@ -96,6 +98,8 @@ def slot_request(
             loaded, or there are too many stop strings or stop ids.
     """
     mode = mode_of(params, rules)
+    if rules.check_remote and mode != "draft":
+        rules.check_remote(params)
     tokens = rules.writers[rules.main if writer is None else writer]
     check_ids(prompt.token_ids, tokens.num_ids)
     prm_prompt: tuple[int, ...] = ()
@@ -181,6 +185,8 @@ def speculation_of(params: SamplingParams, mode: str, rules: RequestRules) -> Sp
         problem = "the target writes nothing in mode 'draft'; leave it out"
     elif rules.separate:
         problem = "draft and target have different tokenizers here; leave it out"
+    elif rules.check_remote is not None:
+        problem = "the target is on a server, which has guesses of its own or none; leave it out"
     elif not rules.max_guesses:
         problem = "this engine was made without room for guesses; make it with max_guesses=32"
     elif found & Speculation.DRAFT and Role.DRAFT not in rules.writers:

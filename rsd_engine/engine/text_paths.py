@@ -26,7 +26,7 @@ def text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
     if loop.merges is None:
         if not models.separate:
             logger.info("prm: its steps are tokenised from text, on the host (slower)")
-    elif not _says_what_it_lacks(models, loop):
+    elif not _says_what_it_lacks(models, loop) and all(w.loaded for w in models.writers.values()):
         return None
     form = prm.format
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 from torch import Tensor
 
@@ -23,10 +23,14 @@ from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule.rules import BatchingRule
+from rsd_kernels.state.columns import number
 from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
+
+# Sizes of passes whose views of the rows are kept: to make them takes as long as a small layer.
+KEPT_VIEWS = 64
 
 Forward = Callable[[RowBatch], None]
 """Reads the rows of a pass. A writer leaves its `Loop.logits`, the PRM what `Loop.score` reads."""
@@ -94,20 +98,21 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
     most = loop.batch.num_rows if exact else num_rows
     seqs, places = (min(most, n) for n in (loop.batch.num_seqs, loop.batch.num_places))
     rows = loop.batch.narrow(most, seqs, places)
+    forward = partial(loop.forwards[role], rows)
+    if exact:
+        narrow = lru_cache(maxsize=KEPT_VIEWS)(rows.narrow)
+        forward = partial(_forward, loop, role, narrow)
     return (
-        Call(f"{role.name}.forward", partial(_forward, loop, role, rows, exact=exact)),
+        Call(f"{role.name}.forward", forward),
         Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
         *(_score(loop, rows) if role == Role.PRM else _write(loop, role, rows)),
     )
 
 
-def _forward(loop: Loop, role: Role, rows: RowBatch, *, exact: bool) -> None:
-    """Reads all of `rows`, as a graph must; or, on a CPU, where padding costs, those in use."""
-    if exact:
-        state = loop.state
-        used = (state.num_rows, state.num_seqs, state.num_places)
-        rows = rows.narrow(*(int(number) for number in used))  # host read: on a CPU
-    loop.forwards[role](rows)
+def _forward(loop: Loop, role: Role, narrow: Callable[[int, int, int], RowBatch]) -> None:
+    """Reads the rows in use alone: a graph must read all, but on a CPU padding costs."""
+    rows, seqs, places = loop.state.num_rows, loop.state.num_seqs, loop.state.num_places
+    loop.forwards[role](narrow(number(rows), number(seqs), number(places)))  # host read: on a CPU
 
 
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:

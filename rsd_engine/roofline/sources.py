@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rsd_engine.models.checkpoints.base import Checkpoint
-from rsd_engine.models.checkpoints.open import FolderCheckpoint, open_checkpoint
+from rsd_engine.models.checkpoints.open import FolderCheckpoint, check_has_files, open_checkpoint
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import find_reward_family
 from rsd_engine.roofline.presets import PRESETS
@@ -43,6 +43,7 @@ def find_config(source: str, revision: str | None = None, *, is_prm: bool = Fals
 
 
 def _checkpoint(source: str, path: Path, revision: str | None) -> Checkpoint:
+    check_has_files(source)
     if path.is_dir() or path.suffix == ".gguf":
         return open_checkpoint(path)
     if "/" not in source or path.is_absolute():

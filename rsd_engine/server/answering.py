@@ -123,6 +123,10 @@ class Answering:
 def check_result(result: RequestOutput) -> None:
     """Raises ApiError if a sample of the result failed, or was ended by the server."""
     for output in result.outputs:
+        if output.finish_reason == "error" and result.metrics.errors.remote:
+            # Where that server is, and what it said, is for the log of this one.
+            logger.warning("%s: %s", result.request_id, output.error)
+            raise ApiError(502, "the server of one of the models failed, or did not answer in time")
         if output.finish_reason == "error":
             raise ApiError(500, f"the request failed: {output.error}")
         if output.finish_reason == "abort":

@@ -23,6 +23,7 @@ _TYPES = {
     413: "RequestTooLargeError",
     429: "RateLimitError",
     500: "InternalServerError",
+    502: "BadGatewayError",
     503: "ServiceUnavailableError",
 }
 _UNREADABLE = (  # what reading JSON raises, the narrower kinds first

@@ -20,6 +20,7 @@ _MEANINGS = {
     404: "The model is not served here.",
     413: "The body is too large.",
     500: "The request failed.",
+    502: "The server of one of the models failed.",
     503: "The queue is full, the server is about to stop, or the engine has failed.",
 }
 

@@ -26,6 +26,7 @@ class ByteAutomaton:
 
     next: Tensor  # [states, 256] int16
     match: Tensor  # [states] int16: bytes of the string that ends here, 0 = none
+    strings: tuple[str, ...] = ()  # that it finds
 
     def find(self, state: int, data: bytes) -> tuple[int, int, int]:
         """Walks over `data` from `state` up to the first match.
@@ -63,7 +64,7 @@ def build_automaton(strings: Sequence[str], max_states: int, argument: str) -> B
             f"which need an automaton of {len(children)} states; at most {max_states} are allowed. "
             "Give fewer or shorter strings"
         )
-    return _complete(children, ends)
+    return _complete(children, ends, tuple(strings))
 
 
 def _patterns(strings: Sequence[str], argument: str) -> list[bytes]:
@@ -101,7 +102,9 @@ def _trie(patterns: list[bytes]) -> tuple[list[dict[int, int]], list[int]]:
     return children, ends
 
 
-def _complete(children: list[dict[int, int]], ends: list[int]) -> ByteAutomaton:
+def _complete(
+    children: list[dict[int, int]], ends: list[int], strings: tuple[str, ...]
+) -> ByteAutomaton:
     """Fills in the missing moves, from the root outwards.
 
     A node without a child for a byte moves like the longest proper suffix of its text that is also
@@ -122,5 +125,7 @@ def _complete(children: list[dict[int, int]], ends: list[int]) -> ByteAutomaton:
             queue.append(child)
         table[node] = moves
     return ByteAutomaton(
-        next=torch.tensor(table, dtype=torch.int16), match=torch.tensor(match, dtype=torch.int16)
+        next=torch.tensor(table, dtype=torch.int16),
+        match=torch.tensor(match, dtype=torch.int16),
+        strings=strings,
     )

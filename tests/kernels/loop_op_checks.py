@@ -20,7 +20,7 @@ from rsd_kernels.sample import kernel as sample_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
-from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, Mode, Phase, Role
+from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, Mode, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -31,6 +31,7 @@ from tests.kernels.harness.shadow import (
     copied,
     copied_on_cpu,
     differences,
+    make_rare,
     random_core,
     random_requests,
     run_shadowed,
@@ -77,13 +78,14 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_guesses_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")  # the values are checked too
     kernels: dict[str, Op] = {
         "guess": guess_kernel.guess,
         "schedule": schedule_kernel.schedule,
         "sample_append": sample_kernel.sample_append,
         "end_step": end_step_kernel.end_step,
     }
-    calls = run_shadowed(monkeypatch, kernels, 4, count=7, max_guesses=11)
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, max_guesses=5)
     assert min(calls.values()) > 10, calls
 
 
@@ -112,25 +114,6 @@ def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPa
     assert all(calls[name] > 0 for name in kernels), calls
 
 
-def _changed(state: SlotState, rng: random.Random) -> None:
-    """What a short run rarely meets: roles that have waited, few pages, reasons to return."""
-    for role in range(NUM_ROLES):
-        state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 1023, 1024, 1500])
-    state.last_role.fill_(rng.randrange(NUM_ROLES))
-    if rng.random() < 0.3:
-        state.num_free.fill_(rng.randint(0, min(4, int(state.num_free))))
-    if rng.random() < 0.1:
-        state.active[rng.randrange(state.num_slots)] = 0
-    if rng.random() < 0.1:
-        state.host_request.fill_(rng.choice([1, 2]))
-    if rng.random() < 0.05:
-        state.tick_cap.fill_(int(state.tick) + rng.choice([0, 1]))
-    if rng.random() < 0.1:
-        state.log_head.fill_(state.log.shape[0] - rng.randint(1, 400))
-    if rng.random() < 0.05:
-        state.phase[rng.randrange(state.num_slots)] = rng.choice([Phase.WAIT_HOST, Phase.DONE])
-
-
 @pytest.mark.parametrize("rule", BatchingRule)
 def test_schedule_in_changed_states(rule: BatchingRule, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
@@ -141,7 +124,7 @@ def test_schedule_in_changed_states(rule: BatchingRule, monkeypatch: pytest.Monk
         state: SlotState, batch: RowBatch, tokens_per_page: Any, _: BatchingRule, prm_kv: Role
     ) -> None:
         ours, theirs = copied_on_cpu(state), copied_on_cpu(batch)
-        _changed(ours, rng)
+        make_rare(ours, rng)
         kernel_state, kernel_batch = copied(ours), copied(theirs)
         schedule_twin.schedule(ours, theirs, tokens_per_page, rule, prm_kv)
         schedule_kernel.schedule(kernel_state, kernel_batch, tokens_per_page, rule, prm_kv)
@@ -184,6 +167,10 @@ def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("page_table", (2, 0, 0), -1, r"page_table\[2, 0\]\[0\] is -1"),
         ("length", (1,), 97, r"length\[1\] is 97; allowed: 0 to 96"),
         ("kv_len", (1, 0), 50, r"kv_len\[TARGET\]\[0\] is 50"),
+        ("guess_end", (1,), 97, r"guess_end\[1\] is 97; allowed: 0 to 96"),
+        ("guess_stop", (0,), -1, r"guess_stop\[0\] is -1; allowed: 0 to 96"),
+        ("guess_source", (2,), 3, r"guess_source\[2\] is 3; allowed: 0 to 2"),
+        ("guess_rate", (0,), 65537, r"guess_rate\[0\] is 65537; allowed: 0 to 65536"),
         ("num_free", (0,), 63, r"num_free\[0\] is 63"),
     ],
 )

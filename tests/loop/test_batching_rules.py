@@ -10,6 +10,7 @@ import pytest
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.enums import NUM_ROLES, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
@@ -159,6 +160,7 @@ class TestOrder:
     def test_lock_step_lets_nobody_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request of the draft alone waits for the draft from its first token to its last."""
         monkeypatch.setattr("rsd_kernels.schedule.twin.LONGEST_PHASE", 7)
+        monkeypatch.setattr(ops, "schedule", schedule_twin.schedule)
         ticks = watch(monkeypatch)
         core = toy_core(always_a, always_a, lambda row: 0.9, num_slots=2, rule=LOCK_STEP)
         alone = toy_request("b", mode=Mode.DRAFT, max_tokens=60)

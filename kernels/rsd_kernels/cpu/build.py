@@ -35,6 +35,7 @@ LIBRARY = NativeLibrary(
     source_path="cpu",
     source_suffixes=(".cpp", ".h"),
     header="rsd_cpu.h",
+    subfolders=("control",),
 )
 _KERNELS = "kernels.cpp"  # compiled for each of the targets
 _X86_TARGETS = {
@@ -92,7 +93,7 @@ def build_library(
         }
         for path in LIBRARY.source_files(sources):
             if path.suffix == ".cpp" and path.name != _KERNELS:
-                units[made.with_name(f"{path.stem}.o")] = [path.name]
+                units[made.with_name(f"{path.stem}.o")] = [str(path.relative_to(sources))]
         run_compilers(
             [
                 [*compile_one, *arguments, str(sources / source), "-o", str(unit)]

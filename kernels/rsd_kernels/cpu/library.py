@@ -15,7 +15,7 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_HEAD_DIM = 256
 MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
 
@@ -128,6 +128,15 @@ class Library:
         self.draw.argtypes = [ctypes.POINTER(Draw)]
         self.draw.restype = ctypes.c_int32
         self.decoder = _function(handle.rsd_cpu_decoder, DecoderStruct, Pass)
+        self.guess = _loop_op(handle.rsd_cpu_guess, 1)
+        self.schedule = _loop_op(handle.rsd_cpu_schedule, 3, 2)
+        self.advance = _loop_op(handle.rsd_cpu_advance, 2, 2)
+        self.sample = _loop_op(handle.rsd_cpu_sample, 3, 2, ctypes.c_int32)
+        self.append = _loop_op(handle.rsd_cpu_append, 3, 2)
+        self.bridge = _loop_op(handle.rsd_cpu_bridge, 3)
+        self.retokenise = _loop_op(handle.rsd_cpu_retokenise, 3)
+        self.end_step = _loop_op(handle.rsd_cpu_end_step, 2)
+        self.decide = _loop_op(handle.rsd_cpu_decide, 4)
 
     @property
     def isa(self) -> str:
@@ -151,6 +160,12 @@ class Library:
 def _function(function: Any, *structures: type[ctypes.Structure]) -> Any:
     function.argtypes = [*map(ctypes.POINTER, structures), ctypes.c_int32]
     function.restype = ctypes.c_int32
+    return function
+
+
+def _loop_op(function: Any, addresses: int, integers: int = 0, result: Any = None) -> Any:
+    function.argtypes = [_POINTER] * addresses + [ctypes.c_int32] * integers
+    function.restype = result
     return function
 
 

@@ -74,7 +74,7 @@ def end_slot_step(
     tokens_per_page: tuple[int, int, int],
     confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> None:
-    """The same for one slot whose step the host has brought to the PRM's context."""
+    """The same for one slot whose step the host has brought to the PRM's context, or has scored."""
     role = number(state.step_source, slot)
     if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
         _drop(state, slot, role, tokens_per_page)

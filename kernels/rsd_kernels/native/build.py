@@ -43,6 +43,7 @@ class NativeLibrary:
     source_path: str  # its folder, relative to csrc/
     source_suffixes: tuple[str, ...]
     header: str  # a file that tells its folder
+    subfolders: tuple[str, ...] = ()  # of that folder, with sources of its own
 
     @property
     def rebuild(self) -> str:
@@ -57,14 +58,17 @@ class NativeLibrary:
         return None
 
     def source_files(self, folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.suffix in self.source_suffixes)
+        folders = (folder, *(folder / name for name in self.subfolders))
+        paths = (path for inside in folders for path in inside.iterdir())
+        return sorted(path for path in paths if path.suffix in self.source_suffixes)
 
     def source_hash(self, folder: Path) -> str:
         """A hash of all names and texts; a library built from other sources is not loaded."""
         digest = hashlib.sha256()
         for path in self.source_files(folder):
             text = path.read_bytes()
-            digest.update(f"{path.name}\0{len(text)}\0".encode())
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{len(text)}\0".encode())
             digest.update(text)
         return digest.hexdigest()[:16]
 

@@ -7,6 +7,7 @@ canonical tokens of its bytes up to there, as code on text would do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rsd_kernels.guess.twin import add_guess, settle_guesses
@@ -82,6 +83,33 @@ def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> 
     for name, values in zip(_COLUMNS, columns, strict=bool(written)):
         write_at(getattr(state, name), written, values)
     write_at(state.step_source, written, role)
+
+
+def append_given(
+    state: SlotState, slot: int, ids: Sequence[int], tables: StepTables, role: int
+) -> int:
+    """Appends ids that a model elsewhere has written to one slot's context, up to its step's end.
+
+    For the host, on any device; it sets what `append` sets, and records no logprobs.
+
+    Returns:
+        How many of the ids it took, at least one. The step may not have ended (`ended`).
+    """
+    slots, taken = _Slots(state, tables), 0
+    for token in ids:
+        after = _append_token(slots, tables, slot, token)
+        _write(state, slot, slots.length[slot], after.tokens)
+        taken += 1
+        length, delimiter_state, stop_state, *_, ended = after.columns
+        slots.length[slot] = length
+        slots.delimiter_state[slot] = delimiter_state
+        slots.stop_state[slot] = stop_state
+        if ended:
+            break
+    for name, value in zip(_COLUMNS, after.columns, strict=True):
+        write_at(getattr(state, name), slot, value)
+    write_at(state.step_source, slot, role)
+    return taken
 
 
 def _append_drawn(

@@ -62,25 +62,38 @@ def sample(
     if n == 0:
         return
     logits = logits[:n]
-    finite = _finite(logits)
-    num_logprobs = host(state.num_logprobs).tolist()
-    phase = host(state.phase).tolist()
+    finite = finite_rows(logits)
     slots, positions = host(batch.place_slot)[:n], host(batch.place_position)[:n]
-    greedy = _largest(logits) if _all_plain(state, slots, positions) else None
+    largest = _largest(logits) if _all_plain(state, slots, positions) else [None] * n
     tokens = [NOT_FINITE] * n
     for p, (b, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
-        if not finite[p]:
-            continue
-        writer = Role.TARGET if phase[b] == Phase.GUESS else role  # whose token is guessed
-        token = greedy[p] if greedy is not None else _choose(state, b, position, logits[p], writer)
-        tokens[p] = token
-        if token == NOT_FINITE:
-            continue
-        if num_logprobs[b] >= 0:
-            _record_logprobs(state, b, position, logits[p], token)
-        if confidence and phase[b] != Phase.GUESS:
-            add_confidence(state, b, logits[p], token, confidence)
+        if finite[p]:
+            tokens[p] = sample_place(state, b, position, logits[p], role, confidence, largest[p])
     write(batch.place_token, tokens)
+
+
+def sample_place(
+    state: SlotState,
+    slot: int,
+    position: int,
+    logits: Tensor,  # [V] float32, finite
+    role: int,
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+    largest: int | None = None,
+) -> int:
+    """The token at one place, or NOT_FINITE; writes its logprobs where asked for.
+
+    largest: the id of the largest logit, where that is all that the slot needs.
+    """
+    guesses = number(state.phase, slot) == Phase.GUESS
+    writer = Role.TARGET if guesses else role  # whose token is guessed
+    token = _choose(state, slot, position, logits, writer) if largest is None else largest
+    if token != NOT_FINITE:
+        if number(state.num_logprobs, slot) >= 0:
+            _record_logprobs(state, slot, position, logits, token)
+        if confidence and not guesses:
+            add_confidence(state, slot, logits, token, confidence)
+    return token
 
 
 def _choose(state: SlotState, slot: int, position: int, logits: Tensor, writer: int) -> int:
@@ -113,7 +126,7 @@ def _all_plain(state: SlotState, slots: np.ndarray, positions: np.ndarray) -> bo
     return bool(plain.all())
 
 
-def _finite(logits: Tensor) -> list[bool]:
+def finite_rows(logits: Tensor) -> list[bool]:
     """Whether the logits of each place are finite, by their sum: one that is not shows there."""
     if logits.device.type != "cpu":
         return [bool(finite) for finite in torch.isfinite(logits.sum(-1)).tolist()]

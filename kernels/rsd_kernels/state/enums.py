@@ -102,11 +102,15 @@ class RecordKind(IntEnum):
 
 
 class ConfidenceKind(IntEnum):
-    """By what of its own distributions a draft scores its steps."""
+    """What the column `confidence` holds, by which a draft's step is decided without a PRM's pass.
 
-    NONE = 0  # it does not
+    LOGPROB and ENTROPY are of the draft's own distributions, and the loop sums them up.
+    """
+
+    NONE = 0  # nothing: a PRM scores the steps
     LOGPROB = 1  # exp of the mean log-probability of the tokens
     ENTROPY = 2  # 1 - the mean entropy as a share of the largest
+    GIVEN = 3  # a reward that the host has put there
 
 
 class Purpose(IntEnum):

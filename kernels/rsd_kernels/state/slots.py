@@ -82,7 +82,8 @@ class SlotState:
     mode: Annotated[Tensor, int32, B]  # Mode
     # Mode from the step on that does not fit the PRM's context; RSD: the output ends without it
     overflow_mode: Annotated[Tensor, int32, B]
-    # 1: draft and target write in contexts of their own, and the host puts the writer's in `tokens`
+    # 1: draft and target write in contexts of their own, so a rejected slot waits for the host,
+    # which puts the target's into `tokens` or has a server write the step
     separate_contexts: Annotated[Tensor, int32, B]
     active: Annotated[Tensor, int32, B]  # 0 while preempted
     generation: Annotated[Tensor, int32, B]  # which request sits in the slot

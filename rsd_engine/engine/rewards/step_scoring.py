@@ -50,6 +50,8 @@ class StepScoring:
         dispatcher, prm = self._alive(), self._parts.models.prm
         if prm is None or self._parts.models.scorer is not None:
             raise ValueError("score needs a PRM; make the engine with draft, target and prm")
+        if prm.loaded is None:
+            raise ValueError("score needs a PRM that is here; this one is on a server: ask that")
         rules = self._parts.rules
         reader = SolutionReader(rules.delimiters, prm.format, rules.prm_max_len)
         given = reader.given(question, steps)

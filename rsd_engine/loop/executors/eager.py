@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rsd_engine.loop.executors.base import annotate
 from rsd_engine.loop.program import Block, Call, Switch, check_program
+from rsd_kernels.state.columns import number
 
 
 class EagerExecutor:
@@ -34,9 +35,9 @@ def run(block: Block) -> None:
             with annotate(node.name):
                 node.run()
         elif isinstance(node, Switch):
-            index = int(node.index)  # host read: the device loop does without
+            index = number(node.index)  # host read: the device loop does without
             if index < len(node.bodies):
                 run(node.bodies[index])
         else:
-            while int(node.flag):  # host read: as above
+            while number(node.flag):  # host read: as above
                 run(node.body)

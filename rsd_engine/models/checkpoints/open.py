@@ -59,6 +59,7 @@ def open_checkpoint(
             `revision` is given for a local path.
         ImportError: `source` is a GGUF file and the `gguf` package is not installed.
     """
+    check_has_files(source)
     path = Path(source).expanduser()
     if revision is not None and path.exists():
         raise ValueError(f"revision={revision!r} has no meaning for the local path {str(path)!r}")
@@ -73,6 +74,20 @@ def open_checkpoint(
     if path.exists():
         raise ValueError(f"model {str(path)!r} is a file; give the folder that it is in")
     return FolderCheckpoint(_from_hub(str(source), revision, weights), str(source))
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether a model is named by a server's URL."""
+    return str(source).lower().startswith(("http://", "https://"))
+
+
+def check_has_files(source: str | Path) -> None:
+    """Raises ValueError if a model is named by a server's URL."""
+    if is_url(source):
+        raise ValueError(
+            f"model {str(source)!r} is on a server, and this needs its files; give a folder, a hub "
+            "id or a GGUF file"
+        )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

@@ -28,7 +28,7 @@ def chat_routes(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/chat/completions",
-        responses=streamed(ChatCompletion, ChatChunk) | errors(400, 404, 413, 500, 503),
+        responses=streamed(ChatCompletion, ChatChunk) | errors(400, 404, 413, 500, 502, 503),
     )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""

@@ -28,7 +28,7 @@ def completion_routes(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/completions",
-        responses=streamed(Completion, CompletionChunk) | errors(400, 404, 413, 500, 503),
+        responses=streamed(Completion, CompletionChunk) | errors(400, 404, 413, 500, 502, 503),
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Completes one prompt or several, given as text or token ids."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Engine, FinishedEvent, RequestOutput, SamplingParams, Threshold
-from rsd_engine.core import engine_core, running
+from rsd_engine.core import admission, running
 from rsd_engine.engine.results.sample import SampleBuilder
 from rsd_engine.loop.program import Call
 from rsd_engine.outputs import Endings, EngineDeadError, Errors
@@ -145,7 +145,7 @@ def assert_fine(engine: Engine, wanted: list[RequestOutput]) -> None:
     assert [decisions(r) for r in again] == [decisions(r) for r in wanted]
 
 
-@pytest.mark.parametrize("name", ["running.fill_slot", "engine_core.read_prompt"])
+@pytest.mark.parametrize("name", ["running.fill_slot", "admission.read_prompt"])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_request_that_cannot_be_started(
     engine: Engine,
@@ -154,7 +154,7 @@ def test_a_request_that_cannot_be_started(
     wanted: list[RequestOutput],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = {"running": running, "engine_core": engine_core}[name.split(".")[0]]
+    module = {"running": running, "admission": admission}[name.split(".")[0]]
     name = name.split(".")[1]
     real = getattr(module, name)
 

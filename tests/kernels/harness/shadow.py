@@ -19,7 +19,15 @@ from torch import Tensor
 
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import RATE_STEPS, ConfidenceKind, Mode, Role, Speculation
+from rsd_kernels.state.enums import (
+    NUM_ROLES,
+    RATE_STEPS,
+    ConfidenceKind,
+    Mode,
+    Phase,
+    Role,
+    Speculation,
+)
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import (
@@ -46,18 +54,19 @@ TIMES = (  # clocks differ
 )  # fmt: skip
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, device: torch.device = DEVICE) -> Any:
     """A deep copy on the device under test."""
     if isinstance(value, Tensor):
-        return value.to(DEVICE, copy=True, memory_format=torch.contiguous_format)
+        return value.to(device, copy=True, memory_format=torch.contiguous_format)
     if hasattr(value, "__dataclass_fields__"):
-        return replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
+        members = {f.name: copied(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **members)
     return value
 
 
 def copied_on_cpu(value: Any) -> Any:
     """The same, for the twin."""
-    return replace(value, **{f.name: getattr(value, f.name).clone() for f in fields(value)})
+    return copied(value, torch.device("cpu"))
 
 
 def differences(twin: Any, kernel: Any) -> list[str]:
@@ -89,23 +98,34 @@ def _bits(tensor: Tensor) -> Tensor:
 class Shadow:
     """Replaces ops by ones that run twin and kernel; counts the calls of each."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Op]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Op], *, on_cpu: bool = False
+    ) -> None:
+        """on_cpu: both run on a CPU, and even logprobs agree bit for bit."""
         self.calls: Counter[str] = Counter()
+        self._on_cpu = on_cpu
         for name, kernel in kernels.items():
-            monkeypatch.setattr(ops, name, self._both(name, getattr(ops, name), kernel))
+            monkeypatch.setattr(ops, name, self.both(name, getattr(ops, name), kernel))
 
-    def _both(self, name: str, twin: Op, kernel: Op) -> Op:
+    def both(self, name: str, twin: Op, kernel: Op) -> Op:
+        """Whatever goes wrong fails the test: an ordinary error would end only its request."""
+
         def op(*args: Any, **options: Any) -> None:
-            others = tuple(copied(arg) for arg in args)
+            others = tuple(map(copied_on_cpu if self._on_cpu else copied, args))
             twin(*args, **options)
-            kernel(*others, **options)
             self.calls[name] += 1
+            call = f"{name}, call {self.calls[name]}"
+            try:
+                kernel(*others, **options)
+            except Exception as error:
+                pytest.fail(f"{call}: {error!r}")
+            rounds = name == "sample_append" and not self._on_cpu
             for ours, theirs in zip(args, others, strict=True):
                 if hasattr(ours, "__dataclass_fields__"):
-                    rounds = name == "sample_append" and isinstance(ours, SlotState)
-                    compare = differences_but_rounding if rounds else differences
-                    wrong = compare(ours, theirs)
-                    assert not wrong, f"{name}, call {self.calls[name]}: {wrong} differ"
+                    close = rounds and isinstance(ours, SlotState)
+                    wrong = (differences_but_rounding if close else differences)(ours, theirs)
+                    if wrong:
+                        pytest.fail(f"{call}: {wrong} differ")
 
         return op
 
@@ -234,9 +254,10 @@ def run_shadowed(
     *,
     two: bool = False,
     max_guesses: int = 0,
+    on_cpu: bool = False,
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
-    shadow = Shadow(monkeypatch, kernels)
+    shadow = Shadow(monkeypatch, kernels, on_cpu=on_cpu)
     requests = random_requests(seed, count)
     if max_guesses:
         requests = with_guesses(requests, seed)
@@ -246,3 +267,22 @@ def run_shadowed(
     core.state.guesses_at_rate.copy_(torch.arange(RATE_STEPS + 1) // 6)
     run(core, requests)
     return shadow.calls
+
+
+def make_rare(state: SlotState, rng: random.Random) -> None:
+    """Puts in what a short run rarely meets: roles that waited, few pages, reasons to return."""
+    for role in range(NUM_ROLES):
+        state.role_wait[role] = rng.choice([0, 3, 15, 16, 17, 1023, 1024, 1500])
+    state.last_role.fill_(rng.randrange(NUM_ROLES))
+    if rng.random() < 0.3:
+        state.num_free.fill_(rng.randint(0, min(4, int(state.num_free))))
+    if rng.random() < 0.1:
+        state.active[rng.randrange(state.num_slots)] = 0
+    if rng.random() < 0.1:
+        state.host_request.fill_(rng.choice([1, 2]))
+    if rng.random() < 0.05:
+        state.tick_cap.fill_(int(state.tick) + rng.choice([0, 1]))
+    if rng.random() < 0.1:
+        state.log_head.fill_(state.log.shape[0] - rng.randint(1, 400))
+    if rng.random() < 0.05:
+        state.phase[rng.randrange(state.num_slots)] = rng.choice([Phase.WAIT_HOST, Phase.DONE])

@@ -17,7 +17,7 @@ from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.draw_oracle import distribution
 from tests.kernels.harness.places import one_place_each
-from tests.loop.toy import NUM_IDS, toy_request, toy_tables
+from tests.loop.toy import NUM_IDS, encode, toy_request, toy_tables
 
 
 def make_state() -> SlotState:
@@ -81,7 +81,7 @@ class TestSample:
         """Whoever drew it: the slot ends with an error, its neighbour goes on."""
         state = make_state()
         for slot in range(2):
-            request = toy_request("ab", temperature=1.0, seed=slot)
+            request = toy_request("ab", temperature=1.0, top_p=0.9, seed=slot)
             fill_slot(state, slot, request, generation=1, arrival=1)
         drawn = iter([token, 5])
         monkeypatch.setattr(twin, "_choose", lambda *args, **kwargs: next(drawn))
@@ -105,3 +105,27 @@ class TestSample:
         assert found[0] == NOT_FINITE and (found[1] == 4 or temperature)
         assert state.length[:2].tolist() == [2, 3]
         assert int(state.finish[0]) == Finish.ERROR
+
+
+def test_given_ids_are_read_like_sampled_ones() -> None:
+    """Up to the end of the step; what follows is not taken."""
+    ids = encode("c.\n\nde")
+    given, sampled = make_state(), make_state()
+    for state in (given, sampled):
+        for slot in range(2):
+            fill_slot(state, slot, toy_request("ab"), generation=1, arrival=1)
+    parts = (ids[:2], ids[2:])
+    taken = [ops.append_given(given, 1, part, toy_tables(), Role.TARGET) for part in parts]
+    batch = RowBatch.allocate(8, 1, torch.device("cpu"))
+    batch.seq_slot[0] = batch.seq_complete[0] = 1
+    sampled.num_seqs.fill_(1)
+    for token in ids[: sum(taken)]:
+        assert not int(sampled.ended[1])
+        logits = torch.nn.functional.one_hot(torch.tensor([token]), NUM_IDS).float()
+        one_place_each(sampled, batch)
+        ops.sample_append(sampled, batch, logits, toy_tables(), Role.TARGET)
+    assert taken[0] == 2 and sum(taken) < len(ids) and int(given.ended[1])
+    for name in ("tokens", "length", "ended", "finish", "match_bytes", "step_source"):
+        assert torch.equal(getattr(given, name), getattr(sampled, name))
+    for name in ("delimiter_state", "stop_state"):
+        assert torch.equal(getattr(given, name), getattr(sampled, name))

@@ -1,0 +1,1 @@
+"""Models behind servers: vLLM, SGLang or `rsd serve`."""
