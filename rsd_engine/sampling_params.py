@@ -32,6 +32,9 @@ MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**14
 _MODES = (None, "rsd", "target", "draft")
 _OVERFLOWS = ("stop", "target", "accept")
+OWN_FIELDS = (  # what no other engine has: in a request to the server they are those of `rsd`
+    "mode", "policy", "max_steps", "max_step_tokens", "prm_overflow", "speculate", "num_guesses",
+)  # fmt: skip
 _SPECULATIONS = (None, "draft", "rejected", "rejected+draft", "ngram")
 MAX_GUESSES = 64
 _MAX_STOP = MAX_STOP_STATES - 1  # strings, and bytes of one: each byte needs a state of its own

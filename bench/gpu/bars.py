@@ -23,6 +23,7 @@ _LOOP_OPS = {
     "reward, decision, commit or rollback, value head": "score, value head",
 }
 _TWO_LAYER = "reward_accept, two_class head"
+VERIFY_GUESSES, VERIFY_TIMES = "4", 1.15
 # Of the device loop with one slot; all but the last are upper bounds.
 LOOP: Mapping[str, float] = {
     "launches_a_step": 1 / 8,
@@ -84,6 +85,7 @@ def evaluate(results: Mapping[str, Found | None]) -> list[Bar]:
     return [
         *_decode(found.get("kernels", {})),
         *_loop_ops(found.get("control", {})),
+        _verify(found.get("verify", {})),
         *_device_loop(found.get("device_loop", {})),
     ]
 
@@ -118,6 +120,13 @@ def _loop_ops(control: Found) -> Iterator[Bar]:
         times = worst and _times_eager(worst)
         yield Bar(f"{name}: times faster than PyTorch ops", "control", TIMES_EAGER, times,
                   at_least=True)  # fmt: skip
+
+
+def _verify(verify: Found) -> Bar:
+    slots = verify.get("models", {}).get("Qwen2.5-7B", {})
+    found = slots.get("1", {}).get("guesses", {}).get(VERIFY_GUESSES, {}).get("times_decode")
+    what = f"pass that verifies {VERIFY_GUESSES} guesses, Qwen2.5-7B, batch 1"
+    return Bar(f"{what}: times one that decodes", "verify", VERIFY_TIMES, found)
 
 
 def _device_loop(device_loop: Found) -> Iterator[Bar]:

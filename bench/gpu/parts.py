@@ -63,6 +63,7 @@ def parts() -> tuple[Part, ...]:
         ),
         Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150, least=60),
         Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90, least=40),
+        Part("verify", "bench.verify", (), ("--dry-run",), limit=40, least=30, brief=True),
         Part(
             "device_loop",
             "bench.device_loop",

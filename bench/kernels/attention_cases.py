@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.kernels.gate import Errors, require_close
+from bench.kernels.loop_op_state import moved
 from bench.kernels.projection_cases import Case
 from bench.kernels.setting import Setting
 from bench.lib.timing import Calls
@@ -57,18 +58,36 @@ def decode_inputs(
     order = torch.randperm(num_rows * columns, generator=torch.Generator().manual_seed(7))
     table = order.view(num_rows, columns).int()
     kv = pool.view(kv_shape)
-    batch = RowBatch.allocate(num_rows, num_rows, torch.device("cpu"))
-    batch.seq_slot.copy_(torch.arange(num_rows))
-    batch.slot.copy_(batch.seq_slot)
-    batch.seq_start.copy_(torch.arange(num_rows + 1))
+    batch = last_rows(table, context, kv.tokens_per_page)
+    return DecodeInputs(moved(batch, device), table.to(device), kv, context)
+
+
+def last_rows(
+    table: Tensor,  # [S, P] int32, on the CPU
+    context: int,
+    per_page: int,
+    rows_each: int = 1,
+    padded_to: int | None = None,
+) -> RowBatch:
+    """A pass that reads the last tokens of every sequence, with a place behind each of them."""
+    num_seqs = table.shape[0]
+    count = num_seqs * rows_each
+    slot = torch.arange(num_seqs).repeat_interleave(rows_each)
+    position = torch.arange(context - rows_each, context).repeat(num_seqs)
+    batch = RowBatch.allocate(padded_to or count, num_seqs, torch.device("cpu"), count)
+    for name, values in {
+        "slot": slot, "position": position, "token": torch.arange(count),
+        "page": table[slot, position // per_page], "offset": position % per_page,
+        "place_slot": slot, "place_position": position + 1,
+        "place_row_end": torch.arange(1, count + 1),
+    }.items():  # fmt: skip
+        getattr(batch, name)[:count] = values
+    batch.seq_slot.copy_(torch.arange(num_seqs))
+    batch.seq_start.copy_(torch.arange(num_seqs + 1) * rows_each)
+    batch.seq_place.copy_(batch.seq_start)
     batch.seq_kv_len.fill_(context)
     batch.seq_complete.fill_(1)
-    batch.position.fill_(context - 1)
-    batch.page.copy_(table[:, (context - 1) // kv.tokens_per_page])
-    batch.offset.fill_((context - 1) % kv.tokens_per_page)
-    batch.token.copy_(torch.arange(num_rows))
-    on_device = {f.name: getattr(batch, f.name).to(device) for f in fields(RowBatch)}
-    return DecodeInputs(RowBatch(**on_device), table.to(device), kv, context)
+    return batch
 
 
 def attention_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
@@ -205,20 +224,20 @@ def _embed_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
 def _last_rows_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case:
     x = setting.normal(num_rows, shape.hidden)
     norm = setting.normal(shape.hidden)
-    start = torch.arange(num_rows + 1, dtype=torch.int32, device=x.device)
+    end = torch.arange(1, num_rows + 1, dtype=torch.int32, device=x.device)
     ours, plain = torch.empty_like(x), torch.empty_like(x)
 
     def gate() -> dict[str, Errors]:
         ours.fill_(torch.nan)
-        setting.ops.rows_norm(x, start, norm, _EPS, out=ours)
-        norm_twin.rows_norm(x, start, norm, _EPS, out=plain)
+        setting.ops.rows_norm(x, end, norm, _EPS, out=ours)
+        norm_twin.rows_norm(x, end, norm, _EPS, out=plain)
         exact = torch.empty_like(x, dtype=torch.float64)
-        norm_twin.rows_norm(x.double(), start, norm.double(), _EPS, out=exact)
+        norm_twin.rows_norm(x.double(), end, norm.double(), _EPS, out=exact)
         what = f"rows_norm, {num_rows} rows"
         return {"ours": require_close(ours, plain, exact, what, num_terms=shape.hidden)}
 
     contenders = {
-        "ours": Calls(lambda _: setting.ops.rows_norm(x, start, norm, _EPS, out=ours)),
-        "torch ops": Calls(lambda _: norm_twin.rows_norm(x, start, norm, _EPS, out=plain)),
+        "ours": Calls(lambda _: setting.ops.rows_norm(x, end, norm, _EPS, out=ours)),
+        "torch ops": Calls(lambda _: norm_twin.rows_norm(x, end, norm, _EPS, out=plain)),
     }
     return Case("rows_norm", num_rows, 2 * x.nbytes, 16, contenders, gate)

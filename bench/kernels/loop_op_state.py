@@ -11,6 +11,7 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import NUM_ROLES, Phase
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.tables import StepTables
 
 THRESHOLD = 0.5
 STEP = 40  # tokens of the step that is decided
@@ -118,6 +119,26 @@ def scored_rows(num_slots: int, device: torch.device) -> RowBatch:
     batch.seq_kv_len.fill_(1)
     batch.seq_complete.fill_(1)
     return moved(batch, device)
+
+
+def plain_tables(vocabulary: int, device: torch.device | None = None) -> StepTables:
+    """Every token is the letter a."""
+
+    def table(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    return StepTables(
+        token_byte=torch.full((vocabulary,), ord("a"), dtype=torch.uint8, device=device),
+        token_start=torch.arange(vocabulary + 1, dtype=torch.int32, device=device),
+        prefix_entry=torch.full((vocabulary,), -1, dtype=torch.int32, device=device),
+        prefix_start=table(0),
+        prefix_token=table(),
+        prm_token=torch.arange(vocabulary, dtype=torch.int32, device=device),
+        separator=table(0),
+        before_step=table(),
+        num_transient=0,
+        as_written=0,
+    )
 
 
 def copied(state: SlotState, device: torch.device | None = None) -> SlotState:

@@ -48,17 +48,17 @@ def measure(
     twins.decoder.ops = TWINS
     ops = in_pieces.decoder.ops
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
-    plain = _runner(twins, inputs, out[1])
-    error = _gate(decoding.ours, plain, out)
+    plain = runner(twins, inputs, out[1])
+    error = require_close_logits(decoding.ours, plain, out)
     contenders = {}
     if setting.cuda_ops is not None and num_rows <= MAX_ROWS:
         by_cuda = decoding.model()
         by_cuda.decoder.ops = setting.cuda_ops
-        runner = _runner(by_cuda, inputs, out[0])
-        _gate(runner, plain, out)
-        contenders["ours, CUDA products"] = Calls(switched(runner, early=False))
+        cuda = runner(by_cuda, inputs, out[0])
+        require_close_logits(cuda, plain, out)
+        contenders["ours, CUDA products"] = Calls(switched(cuda, early=False))
     calls = Calls(switched(decoding.ours, early=False))
-    in_two_calls = Calls(switched(_runner(in_pieces, inputs, out[0]), early=False))
+    in_two_calls = Calls(switched(runner(in_pieces, inputs, out[0]), early=False))
     timings = decoding.time(
         {
             "ours": calls,
@@ -122,7 +122,7 @@ class _Decoding:
 
     @cached_property
     def ours(self) -> Callable[[int], None]:
-        return _runner(self.model(), self.inputs, self.out[0])
+        return runner(self.model(), self.inputs, self.out[0])
 
     def model(self) -> LanguageModel:
         num_rows = self.inputs.batch.num_rows
@@ -167,7 +167,7 @@ def kv_bytes(setting: Setting, shape: DecoderShape, num_rows: int) -> int:
     return num_rows * setting.context * token
 
 
-def _runner(model: LanguageModel, inputs: DecodeInputs, out: Tensor) -> Callable[[int], None]:
+def runner(model: LanguageModel, inputs: DecodeInputs, out: Tensor) -> Callable[[int], None]:
     return lambda _: model.logits(inputs.batch, inputs.kv, inputs.table, out)
 
 
@@ -214,8 +214,14 @@ def _early_beside_plain(
     }
 
 
-def _gate(ours: Callable[[int], None], plain: Callable[[int], None], out: Tensor) -> float:
-    """Relative distance of the logits (out[0]) from those of the twins (out[1])."""
+def require_close_logits(
+    ours: Callable[[int], None], plain: Callable[[int], None], out: Tensor
+) -> float:
+    """Relative distance of the logits (out[0]) from those of the twins (out[1]).
+
+    Raises:
+        Mismatch: it is too large.
+    """
     out.fill_(torch.nan)
     ours(0)
     plain(0)

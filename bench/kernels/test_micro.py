@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.kernels.loop_op_state import plain_tables
 from rsd_engine.memory.page_pool import KVShape, PagedKV, PagePool
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
@@ -26,7 +27,6 @@ from rsd_kernels.reward.loop_twin import decide as decide_by_twin
 from rsd_kernels.state.enums import Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
-from rsd_kernels.state.tables import StepTables
 
 CPU = torch.device("cpu")
 NUM_SLOTS, LENGTH, STEP, PAGE, VOCAB = 16, 200, 20, 16, 960
@@ -91,7 +91,7 @@ def test_schedule(benchmark: Any, mid_step: MidStep) -> None:
 
 def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
     logits = torch.randn(NUM_SLOTS, VOCAB)
-    restore, arguments = mid_step.rewind(), (mid_step.rows, logits, _tables(), Role.DRAFT)
+    restore, arguments = mid_step.rewind(), (mid_step.rows, logits, plain_tables(VOCAB), Role.DRAFT)
     write = lambda: ops.sample_append(mid_step.state, *arguments)  # noqa: E731
     benchmark.pedantic(write, setup=restore, **ROUNDS)
     assert mid_step.state.tokens[:, LENGTH].tolist() == logits.argmax(-1).tolist()
@@ -107,12 +107,13 @@ def test_sample_append_greedy(benchmark: Any, mid_step: MidStep) -> None:
 def test_draw_of_one_slot(
     benchmark: Any, mid_step: MidStep, vocabulary: int, temperature: float, top_k: int, top_p: float
 ) -> None:
-    state, batch = mid_step.state, mid_step.batch.narrow(1, 1)
+    state, batch = mid_step.state, mid_step.batch.narrow(1, 1, 1)
     state.num_seqs.fill_(1)
+    state.num_places.fill_(1)
     for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
         getattr(state, name).fill_(value)
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
-    arguments = (batch, logits, _tables(vocabulary), Role.TARGET)
+    arguments = (batch, logits, plain_tables(vocabulary), Role.TARGET)
     write = lambda: ops.sample_append(state, *arguments)  # noqa: E731
     benchmark.pedantic(write, setup=mid_step.rewind(), **ROUNDS)
     assert int(state.length[batch.seq_slot[0]]) == LENGTH + 1
@@ -153,26 +154,6 @@ def _kv(shape: KVShape) -> PagedKV:
     pool = PagePool(4096, PAGE * shape.bytes_per_token, CPU)
     pool.buffer.zero_()
     return pool.view(shape)
-
-
-def _tables(vocabulary: int = VOCAB) -> StepTables:
-    """Every token is the letter a."""
-
-    def table(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype)
-
-    return StepTables(
-        token_byte=torch.full((vocabulary,), ord("a"), dtype=torch.uint8),
-        token_start=torch.arange(vocabulary + 1, dtype=torch.int32),
-        prefix_entry=torch.full((vocabulary,), -1, dtype=torch.int32),
-        prefix_start=table(0),
-        prefix_token=table(),
-        prm_token=torch.arange(vocabulary, dtype=torch.int32),
-        separator=table(0),
-        before_step=table(),
-        num_transient=0,
-        as_written=0,
-    )
 
 
 def _draft() -> LanguageModel:

@@ -56,6 +56,7 @@ ENGINE: Mapping[str, Check] = {
     "revision": text,
     "hf_overrides": json_object,
     "executor": text,
+    "max_guesses": integer,
     "prm_format": prm_format,
     "prm_separator": text,
     "scorer": scorer,

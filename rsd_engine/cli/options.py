@@ -102,6 +102,15 @@ Executor = Annotated[
     ),
 ]
 
+MaxGuesses = Annotated[
+    int | None,
+    option(
+        _MEMORY,
+        "Guessed tokens that one pass of the target may verify, for --speculate (default: 0)",
+        "--max-guesses",
+    ),
+]
+
 PolicyOption = Annotated[
     str | None,
     option(
@@ -143,6 +152,24 @@ PrmOverflow = Annotated[
         _STEPS,
         "When the PRM's context is full: stop, target or accept (default: stop)",
         "--prm-overflow",
+    ),
+]
+
+Speculate = Annotated[
+    str | None,
+    option(
+        _STEPS,
+        "Who guesses what the target will write: draft, ngram, rejected or rejected+draft "
+        "(default: nobody)",
+        "--speculate",
+    ),
+]
+NumGuesses = Annotated[
+    int | None,
+    option(
+        _STEPS,
+        "Tokens guessed at a time (default: as many as pay; 8 with ngram)",
+        "--num-guesses",
     ),
 ]
 

@@ -124,7 +124,7 @@ def build_engine(
     opened = open_models(
         draft, target, prm,
         revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
-        scored=scorer is not None,
+        scored=scorer is not None, guesses=options.max_guesses > 0,
     )  # fmt: skip
     remote = open_remote(servers, opened, prm_options)
     own = prepare_scorer(scorer, opened)

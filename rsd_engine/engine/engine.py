@@ -47,8 +47,9 @@ class Engine(StepScoring):
     Args:
         draft: the small model: folder, hub id, GGUF file or open checkpoint.
         target: the big model, likewise; or, beside a draft, one on a server, as a URL or a
-            `RemoteModel`. Draft or target given alone writes alone, without RSD. If both have
-            different tokenizers, steps go from one to the other through text.
+            `RemoteModel`. Draft or target given alone writes alone, without RSD; so do both without
+            a PRM, if the draft may guess for the target (`max_guesses`). If both have different
+            tokenizers, steps go from one to the other through text.
         prm: the process reward model, of a family in `rsd_engine.models.reward`, or on a server.
         policy: from the reward of a step to the chance to keep it; by default the threshold of the
             PRM's family. A request may bring its own.

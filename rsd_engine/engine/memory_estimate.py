@@ -15,8 +15,9 @@ import torch
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
-from rsd_kernels.state.slots import SlotState, pages_for
+from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class MemoryEstimate:
             those of another.
         kv_bytes_per_token: K and V of one token, all layers, of each role.
         layout: size and contents of a page.
-        activations: buffers of the forwards, logits and rewards.
+        activations: buffers of the forwards, logits and rewards, and of sampling on a GPU.
         state: slots, their contexts, page tables and the step log.
         tables: cosines and sines of the rotary embeddings, for every position of a context.
         available: the memory that the engine may use.
@@ -147,7 +148,7 @@ def estimate_memory(
     max_num_seqs: int,
     max_model_len: int,
 ) -> MemoryEstimate:
-    """The memory of an engine of these models, each with weights of its own.
+    """The memory of an engine of these models on a GPU, each with weights of its own.
 
     Args:
         configs: the model of each role.
@@ -163,7 +164,7 @@ def estimate_memory(
     }
     available = int(memory_bytes * utilization)
     return estimate_models(
-        models, available, max_num_seqs=max_num_seqs, max_model_len=max_model_len
+        models, available, max_num_seqs=max_num_seqs, max_model_len=max_model_len, on_gpu=True
     )
 
 
@@ -176,11 +177,13 @@ def estimate_models(
     page_multiple: int = 1,
     own: OwnContext | None = None,
     max_guesses: int = 0,
+    on_gpu: bool = False,
 ) -> MemoryEstimate:
     """The memory of an engine of these models, which may take `available` bytes.
 
     Roles with the same object in `models` share one model. `own` is the scorer, if it is none of
-    them. The other arguments are as in `estimate_memory` and `page_layout`.
+    them. `max_guesses` is as in `Engine`; `on_gpu`: whether tokens are drawn by kernels, which need
+    room for it. The other arguments are as in `estimate_memory` and `page_layout`.
     """
     configs = {role: model.config for role, model in models.items()}
     shapes = {role: model.config.kv_shape(model.dtype) for role, model in models.items()}
@@ -191,8 +194,10 @@ def estimate_models(
         of_prm = layout.tokens_per_page[own.role]
         layout = replace(layout, tokens_per_page=(draft, target, of_prm))
     num_ids = max(c.vocab_size for role, c in configs.items() if role != Role.PRM)
-    # and a reward
-    logits = (max_num_seqs + max_guesses) * (num_ids + 1) * torch.float32.itemsize
+    sizes = _slot_sizes(layout, max_len, max_num_seqs)
+    places = max_num_seqs + max_guesses
+    logits = places * (num_ids + 1) * torch.float32.itemsize  # and a reward
+    sampling = SampleScratch.num_bytes(sizes.max_len, num_ids, places) if on_gpu else 0
     held: dict[Role, ModelMemory] = {}
     for role, model in models.items():
         if not any(model is other for other in held.values()):
@@ -201,8 +206,8 @@ def estimate_models(
         weights={role: model.weights if role in held else 0 for role, model in models.items()},
         kv_bytes_per_token={role: shape.bytes_per_token for role, shape in shapes.items()},
         layout=layout,
-        activations=sum(model.activations for model in held.values()) + logits,
-        state=_state_bytes(layout, max_len, max_num_seqs),
+        activations=sum(model.activations for model in held.values()) + logits + sampling,
+        state=SlotState.num_bytes(sizes),
         tables=sum(
             model.rope_tables(max(max_len[role] for role, same in models.items() if same is model))
             for model in held.values()
@@ -239,6 +244,6 @@ def _context_tokens(role: Role, length: int, step_tokens: int) -> int:
     return length + length // step_tokens if role == Role.PRM else length
 
 
-def _state_bytes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> int:
+def _slot_sizes(layout: PageLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> SlotSizes:
     pool = PoolLayout(**vars(layout), num_pages=layout.pages_per_sequence * max_num_seqs)
-    return SlotState.num_bytes(slot_sizes(pool, max_len, max_num_seqs))
+    return slot_sizes(pool, max_len, max_num_seqs)

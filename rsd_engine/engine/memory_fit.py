@@ -118,7 +118,7 @@ def fit_memory(
         found = estimate_models(
             models, available,
             max_num_seqs=options.max_num_seqs, max_model_len=length, page_multiple=page_multiple,
-            own=own, max_guesses=options.max_guesses,
+            own=own, max_guesses=options.max_guesses, on_gpu=device.type == "cuda",
         )  # fmt: skip
         return _Candidate(length, found, options, device)
 

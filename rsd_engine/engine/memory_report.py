@@ -46,7 +46,7 @@ class MemoryReport:
         pool: the page pool: K and V of all roles.
         page_bytes: of one page.
         pages: how each role uses its pages.
-        activations: buffers of the forwards, logits and rewards.
+        activations: buffers of the forwards, logits and rewards, and of sampling on a GPU.
         state: slots, their contexts and page tables.
         log: the step log, by which decided steps reach the host.
         tables: vocabulary and rope tables, and the rows of a pass.
@@ -114,7 +114,7 @@ def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     pool_bytes = _count(pool.buffer, counted)
     decoders = [model.decoder for model in models.models.values()]
     scratch = [(decoder.activations, decoder.scratch) for decoder in decoders]
-    activations = _count([scratch, loop.logits], counted)
+    activations = _count([scratch, loop.logits, loop.sample_scratch], counted)
     log = _count(loop.state.log, counted)
     state = _count(loop.state, counted)
     rest = [vars(decoder) for decoder in decoders]

@@ -52,6 +52,18 @@ def _as_source(name: str, source: ModelSource | None) -> ModelSource | None:
     return source
 
 
+def check_roles(given: set[Role], *, scored: bool, guesses: bool) -> None:
+    """Raises ValueError unless models of these roles make an engine; see `open_models`."""
+    writers = {Role.DRAFT, Role.TARGET}
+    allowed = [writers] if scored else [set(Role), {Role.TARGET}, {Role.DRAFT}]
+    if given not in allowed and not (guesses and given == writers):
+        names = sorted(role.name.lower() for role in given)
+        raise ValueError(
+            f"got models for {names or 'no role'}; give draft, target and prm or scorer, or target "
+            "alone, or draft alone; or draft and target with max_guesses"
+        )
+
+
 def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> bool:
     """Whether both are the same open checkpoint, path or hub id."""
     if isinstance(draft, str | Path) and isinstance(target, str | Path):

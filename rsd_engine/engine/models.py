@@ -13,6 +13,7 @@ from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.model_sources import (
     ModelSource,
     check_overrides,
+    check_roles,
     is_same_source,
     open_source,
 )
@@ -22,10 +23,7 @@ from rsd_engine.engine.rewards.merged import is_merged
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import told_when_full
 from rsd_engine.memory.page_pool import KVShape
-from rsd_engine.models.checkpoints.open import (
-    Checkpoint,
-    load_tokenizer,
-)
+from rsd_engine.models.checkpoints.open import Checkpoint, load_tokenizer
 from rsd_engine.models.checkpoints.stop_ids import read_stop_ids
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.heads import LanguageModel, RewardModel
@@ -38,11 +36,7 @@ from rsd_engine.models.loader import (
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Scorer
-from rsd_engine.steps.sharing import (
-    first_difference,
-    first_special_difference,
-    shares_vocabulary,
-)
+from rsd_engine.steps.sharing import first_difference, first_special_difference, shares_vocabulary
 from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 from rsd_kernels.state.enums import Role
 
@@ -108,7 +102,10 @@ class PrmModel:
 
 @dataclass(frozen=True)
 class ModelSet:
-    """What an engine runs: all three roles, two and a scorer, or one writer alone."""
+    """What an engine runs: all three roles, two and a scorer, or one writer alone.
+
+    Or draft and target without what scores steps, for guesses alone.
+    """
 
     writers: dict[Role, WriterModel]
     prm: PrmModel | None
@@ -125,7 +122,7 @@ class ModelSet:
         """What a request may ask for; the first is the default."""
         if self.prm or self.scorer:
             return ("rsd", "target", "draft")
-        return tuple(role.name.lower() for role in self.writers)
+        return tuple(_name(role) for role in (Role.TARGET, Role.DRAFT) if role in self.writers)
 
     @property
     def num_ids(self) -> int:
@@ -186,23 +183,22 @@ def open_models(
     overrides: Mapping[str, Mapping[str, Any]],
     prm_options: PrmOptions,
     scored: bool = False,
+    guesses: bool = False,
 ) -> dict[Role, OpenModel]:
     """Reads configs and tokenizers of the models that are here; `scored`: with a scorer.
 
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
+    Args:
+        scored: whether a scorer stands in place of the PRM.
+        guesses: whether the draft may have nothing to do but to guess the target's tokens.
+
     Raises:
-        ValueError: neither all three models nor one writer alone is given, or a checkpoint is bad.
+        ValueError: the models make no engine together, or a checkpoint is bad.
     """
     given = {Role.DRAFT: draft, Role.TARGET: target, Role.PRM: prm}
     sources = {role: source for role, source in given.items() if source is not None}
-    writers = {Role.DRAFT, Role.TARGET}
-    allowed = [writers] if scored else [set(given), {Role.TARGET}, {Role.DRAFT}]
-    if set(sources) not in allowed:
-        raise ValueError(
-            f"got models for {sorted(map(_name, sources)) or 'no role'}; give draft, target and "
-            "prm or scorer, or target alone, or draft alone"
-        )
+    check_roles(set(sources), scored=scored, guesses=guesses)
     sources = {r: source for r, source in sources.items() if not isinstance(source, RemoteModel)}
     check_overrides(overrides, set(map(_name, sources)))
     if prm is None:
@@ -216,6 +212,12 @@ def open_models(
         else:
             checkpoint = open_source(_name(role), source, revision, changed[role])
             opened[role] = _read(role, checkpoint, prm_options)
+    alone = prm is None and not scored and len(opened) > 1
+    if alone and (difference := difference_of_writers(opened)):
+        raise ValueError(
+            f"guesses need a draft and a target of one tokenizer, and these differ ({difference}); "
+            "give another draft, or the target alone"
+        )
     if Role.PRM in opened and Role.TARGET in opened:
         alike = changed[Role.TARGET] == changed[Role.PRM]
         opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)

@@ -25,17 +25,20 @@ class PassCost:
         return max(self.num_bytes / device.bandwidth, self.flops / device.flops)
 
 
-def pass_cost(shape: ModelShape, *, seqs: float, rows: float, context: float) -> PassCost:
+def pass_cost(
+    shape: ModelShape, *, seqs: float, rows: float, context: float, places: float = 1
+) -> PassCost:
     """The cost of a pass in which each of `seqs` sequences has `rows` new tokens.
 
     Args:
         shape: of the model.
-        seqs: sequences in the pass; the head is computed on the last row of each.
+        seqs: sequences in the pass.
         rows: new tokens of each sequence; may be a mean.
         context: tokens that a row attends to, itself included; their K and V are read once per
             sequence.
+        places: rows of each sequence on which the head is computed: the last, and guesses.
     """
     num_bytes = shape.read_bytes + seqs * context * shape.kv_bytes_per_token
-    products = 2 * seqs * (rows * shape.body_parameters + shape.head_parameters)
+    products = 2 * seqs * (rows * shape.body_parameters + places * shape.head_parameters)
     attention = 4 * seqs * rows * context * shape.attention_width  # q·k and p·v
     return PassCost(num_bytes, products + attention)

@@ -41,9 +41,9 @@ class Setting:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def seconds(self, shape: ModelShape, rows: float = 1.0) -> float:
-        """The least time of a pass in which every slot has `rows` new tokens."""
-        cost = pass_cost(shape, seqs=self.slots, rows=rows, context=self.context)
+    def seconds(self, shape: ModelShape, rows: float = 1.0, places: float = 1.0) -> float:
+        """The least time of a pass in which every slot has `rows` new tokens, `places` sampled."""
+        cost = pass_cost(shape, seqs=self.slots, rows=rows, context=self.context, places=places)
         return cost.seconds(self.device)
 
 
@@ -98,7 +98,7 @@ def round_seconds(triple: Triple, setting: Setting, acceptance: float) -> RoundS
     Raises:
         ValueError: `acceptance` is not in [0, 1].
     """
-    _check_share("acceptance", acceptance)
+    check_share("acceptance", acceptance)
     tokens, rejected = setting.step_tokens, 1 - acceptance
     draft = setting.seconds(triple.draft, 1 + rejected * tokens)
     draft += (tokens - 1) * setting.seconds(triple.draft)
@@ -117,9 +117,14 @@ def _first_rewrite_pass(target: ModelShape, setting: Setting, acceptance: float)
     rejected = 1 - acceptance
     if rejected == 0:
         return 0.0  # the target is never called
-    kept = setting.step_tokens * acceptance / rejected
-    rows = min(1 + kept, setting.context)  # nothing is read twice
-    return rejected * setting.seconds(target, rows)
+    return rejected * setting.seconds(target, 1 + kept_rows(setting, acceptance))
+
+
+def kept_rows(setting: Setting, acceptance: float) -> float:
+    """Tokens of kept steps that the target reads before a rewrite; nothing is read twice."""
+    most = setting.context - 1
+    rejected = 1 - acceptance
+    return most if rejected == 0 else min(setting.step_tokens * acceptance / rejected, most)
 
 
 def rsd(triple: Triple, setting: Setting, acceptance: float) -> float:
@@ -145,12 +150,12 @@ def speculate(
     Raises:
         ValueError: `token_acceptance` is not in [0, 1].
     """
-    _check_share("token_acceptance", token_acceptance)
+    check_share("token_acceptance", token_acceptance)
     one = setting.seconds(draft)
 
     def rate(k: int) -> float:
         tokens = tokens_a_pass(k, token_acceptance)
-        return setting.slots * tokens / (k * one + setting.seconds(target, k + 1))
+        return setting.slots * tokens / (k * one + setting.seconds(target, k + 1, places=k + 1))
 
     best = max(range(MAX_DRAFT_TOKENS + 1), key=rate)
     return Speculation(best, rate(best))
@@ -188,6 +193,7 @@ def flops_ratio(triple: Triple, step_tokens: int, acceptance: float) -> dict[str
     return {"generated": target / generated, "all": target / read}
 
 
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError if the value is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -15,7 +15,7 @@ class ModelShape:
 
     num_parameters: int  # all weights, but for the head of a PRM
     body_parameters: int  # the layers: every row is multiplied by them
-    head_parameters: int  # the LM head: the last row of each sequence is multiplied by it
+    head_parameters: int  # the LM head: rows whose next token is sampled are multiplied by it
     attention_width: int  # query channels of all layers together
     kv_bytes_per_token: int
     bytes_per_parameter: int

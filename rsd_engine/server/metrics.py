@@ -7,11 +7,13 @@ that its dashboards and its benchmark read them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rsd_engine.outputs import Metrics, RequestOutput, Step
+from rsd_engine.outputs import GuessCounts, Metrics, RequestOutput, Step
+from rsd_engine.server.predictions import Predictions
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _REWARDS = tuple(i / 10 for i in range(1, 11))
@@ -44,18 +46,23 @@ class ServerMetrics:
         self._whole = self._shared(
             Histogram, "e2e_request_latency_seconds", "Until the end.", _SECONDS
         )
-        self._drafts = self._shared(Counter, "spec_decode_num_drafts", "Scored steps.")
+        self._drafts = self._shared(
+            Counter, "spec_decode_num_drafts", "Scored steps, and passes that verified guesses."
+        )
         self._drafted = self._shared(
-            Counter, "spec_decode_num_draft_tokens", "Tokens of scored steps."
+            Counter, "spec_decode_num_draft_tokens", "Tokens of scored steps, and guesses."
         )
         self._accepted = self._shared(
-            Counter, "spec_decode_num_accepted_tokens", "Tokens of accepted steps."
+            Counter, "spec_decode_num_accepted_tokens", "Those of them that are in outputs."
         )
         self._steps = self._own(Counter, "rsd:steps", "Scored steps.", extra=("verdict",))
         self._fates = self._own(
             Counter, "rsd:draft_tokens", "Tokens that the draft wrote.", extra=("fate",)
         )
         self._target = self._own(Counter, "rsd:target_tokens", "Tokens that the target wrote.")
+        self._guesses = self._own(
+            Counter, "rsd:guesses", "Guesses that the target read.", extra=("source", "fate")
+        )
         self._rewards = self._own(Histogram, "rsd:reward", "Rewards of steps.", _REWARDS)
         self._seconds = self._own(
             Counter, "rsd:role_seconds", "Time of passes, shared by their samples.", extra=("role",)
@@ -103,10 +110,17 @@ class ServerMetrics:
         self._target.labels(self._model).inc(metrics.target.tokens_generated)
         for role in ("draft", "target", "prm"):
             self._seconds.labels(self._model, role).inc(getattr(metrics, role).seconds)
-        if accepted + rejected:
-            self._each(self._drafts, "inc", accepted + rejected)
-            self._each(self._drafted, "inc", kept + discarded)
-            self._each(self._accepted, "inc", kept)
+        for source in fields(metrics.guesses):
+            guesses: GuessCounts = getattr(metrics.guesses, source.name)
+            if guesses.made:
+                self._guesses.labels(self._model, source.name, "kept").inc(guesses.kept)
+                wrong = guesses.made - guesses.kept
+                self._guesses.labels(self._model, source.name, "discarded").inc(wrong)
+        found = Predictions.of([metrics])
+        if found.rounds:
+            self._each(self._drafts, "inc", found.rounds)
+            self._each(self._drafted, "inc", found.proposed)
+            self._each(self._accepted, "inc", found.accepted)
 
     def _shared(
         self,

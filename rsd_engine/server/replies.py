@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rsd_engine.outputs import CompletionOutput, Logprob, Metrics, RequestOutput, Step, StepEvent
+from rsd_engine.outputs import CompletionOutput, Logprob, RequestOutput, Step, StepEvent
+from rsd_engine.server.predictions import Predictions
 from rsd_engine.server.protocol.requests import FinishReason, SamplingFields
 
 Json = dict[str, Any]
@@ -21,26 +22,21 @@ def finish_reason(output: CompletionOutput) -> FinishReason:
 def usage(results: Sequence[RequestOutput]) -> Json:
     """Tokens of prompts and outputs.
 
-    A prediction of OpenAI's is a draft's token here. `completion_tokens` has kept tokens alone:
-    rejected predictions are beside it, not in it.
+    What OpenAI calls predicted is proposed here, see `Predictions`. `completion_tokens` has kept
+    tokens alone: rejected predictions are beside it, not in it.
     """
     prompt = sum(len(result.prompt_token_ids) for result in results)
     completion = sum(len(o.token_ids) for result in results for o in result.outputs)
-    drafts = [result.metrics.draft for result in results if _has_steps(result.metrics)]
+    found = Predictions.of(result.metrics for result in results)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "completion_tokens_details": {
-            "accepted_prediction_tokens": sum(d.tokens_generated for d in drafts),
-            "rejected_prediction_tokens": sum(d.tokens_discarded for d in drafts),
+            "accepted_prediction_tokens": found.accepted,
+            "rejected_prediction_tokens": found.proposed - found.accepted,
         },
     }
-
-
-def summed(results: Sequence[RequestOutput]) -> Metrics:
-    """The metrics of several requests together."""
-    return sum((result.metrics for result in results), start=Metrics())
 
 
 def prompt_alone(result: RequestOutput) -> RequestOutput:
@@ -60,20 +56,18 @@ def prompt_alone(result: RequestOutput) -> RequestOutput:
     return replace(result, outputs=outputs)
 
 
-def speculative_metrics(metrics: Metrics) -> Json | None:
-    """vLLM's per-request numbers of speculation, a step being one of its rounds."""
-    steps = metrics.steps_accepted + metrics.steps_rejected
-    if not steps:
+def speculative_metrics(results: Sequence[RequestOutput]) -> Json | None:
+    """vLLM's numbers of speculation, of the requests together; None without speculation."""
+    found = Predictions.of(result.metrics for result in results)
+    if not found.rounds:
         return None
-    accepted = metrics.draft.tokens_generated
-    written = accepted + metrics.draft.tokens_discarded
     return {
         "speculative_decoding": {
-            "num_spec_steps": steps,
-            "num_draft_tokens": written,
-            "num_accepted_draft_tokens": accepted,
-            "draft_acceptance_rate": accepted / written if written else 0.0,
-            "mean_acceptance_length": accepted / steps,
+            "num_spec_steps": found.rounds,
+            "num_draft_tokens": found.proposed,
+            "num_accepted_draft_tokens": found.accepted,
+            "draft_acceptance_rate": found.accepted / found.proposed if found.proposed else 0.0,
+            "mean_acceptance_length": found.accepted / found.rounds,
         }
     }
 
@@ -207,6 +201,7 @@ def _step(step: Step) -> Json:
         "source": step.source,
         "reward": _number(step.reward),
         "num_tokens": len(step.token_ids),
+        "guessed": step.guessed,
         "rejected": rejected
         and {
             "text": rejected.text,
@@ -218,7 +213,3 @@ def _step(step: Step) -> Json:
 
 def _number(reward: float | None) -> float | None:
     return None if reward is None or reward != reward else reward
-
-
-def _has_steps(metrics: Metrics) -> bool:
-    return metrics.steps_accepted + metrics.steps_rejected > 0

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
-from rsd_engine.sampling_params import SamplingParams
+from rsd_engine.sampling_params import OWN_FIELDS, SamplingParams
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, SamplingFields
 from rsd_engine.steps.policies import Policy, Threshold, parse_policy
@@ -55,7 +55,7 @@ def completion_params(
     if request.echo and request.logprobs is not None:
         changed["prompt_logprobs"] = request.logprobs
         if most <= 1 and "target" in modes:
-            default = replace(default, mode="target")
+            default = replace(default, mode="target", speculate=None, num_guesses=None)
     return _params(request, default, changed, most_samples)
 
 
@@ -88,8 +88,8 @@ def _rsd_fields(request: SamplingFields) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {
         name: value
-        for name in ("mode", "max_steps", "max_step_tokens", "prm_overflow")
-        if (value := getattr(own, name)) is not None
+        for name in OWN_FIELDS
+        if name != "policy" and (value := getattr(own, name)) is not None
     }
     policy = _policy(own.policy, own.threshold)
     return found if policy is None else {**found, "policy": policy}

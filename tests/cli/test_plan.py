@@ -44,21 +44,37 @@ def test_by_hand(rsd: Rsd) -> None:
     assert speculation["tokens_per_second"] == pytest.approx(
         tokens / (k * draft + target), rel=1e-5
     )
+    rewrite = found["rewrite"]
+    assert rewrite["tokens_a_pass"] == pytest.approx(50 / rewrite["target_passes"], rel=1e-5)
+    later = (rewrite["target_passes"] - 1) * (rewrite["draft_tokens"] * draft + target)
+    assert rewrite["seconds"] == pytest.approx(target + later, rel=1e-4)
+    guessed = step - 0.2 * (50 * target - rewrite["seconds"])
+    assert rates["rsd_guessed"] == pytest.approx(50 / guessed, rel=1e-4)
     assert found["gpu"]["bandwidth"] == 1e12
     assert found["models"]["target"]["source"] == "qwen2.5-7b"
 
 
 def test_what_it_prints(rsd: Rsd) -> None:
-    result = rsd("plan", *MODELS, "--gpu=H100", "--acceptance=0.85")
+    result = rsd("plan", *MODELS, "--gpu=H100", "--acceptance=0.85", "--guess-acceptance=0.75")
     assert result.exit_code == 0
     shown = result.stdout
     assert "H100 SXM: 3.35 TB/s, 990 TFLOP/s, 80 GB (published figures)" in shown
     assert "qwen2.5-7b: 7.62 B parameters (15.2 GB), 57344 bytes of KV a token" in shown
     for share in (50, 60, 70, 80, 85, 90):
         assert f"RSD, {share} % of steps kept" in shown
+    assert "RSD, 85 % of steps kept, 75 % of guesses" in shown
+    assert "A rewrite at 75 % of guesses right, in ms: " in shown
     assert re.search(r"^the target alone +23 %$", shown, re.MULTILINE)
     assert "917504 bytes a page, for 32 draft, 16 target, 32 prm tokens" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_all_guesses_right(rsd: Rsd) -> None:
+    """A rewrite is one pass."""
+    found = as_json(rsd, *MODELS, *PLAIN, "--guess-acceptance=1", "--acceptance=0.5")
+    assert found["guess_acceptance"] == 1
+    assert found["rewrite"]["target_passes"] == 1
+    assert found["rewrite"]["seconds"] == pytest.approx(found["pass_seconds"]["target"]["token"])
 
 
 def test_given_figures_are_said(rsd: Rsd) -> None:
@@ -120,6 +136,7 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
             r"--prm must be a reward model; 'qwen2.5-3b' is a language model \(Qwen2ForCausalLM\)",
         ),
         ((*MODELS, "--gpu=h100", "--acceptance=1.5"), "--acceptance"),
+        ((*MODELS, "--gpu=h100", "--guess-acceptance=-1"), "--guess-acceptance"),
         ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
     ],
 )

@@ -67,6 +67,7 @@ def core_of(
     text: bool = False,
     two: bool = False,
     rule: BatchingRule = BatchingRule.MOST_READY,
+    max_guesses: int = 0,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     ids = (NUM_TARGET_IDS, TOKENS.index("\n")) if two else (NUM_IDS, NEWLINE)
@@ -84,6 +85,7 @@ def core_of(
         make_executor=make_executor,
         text_bridge=by_text if text else None,
         rule=rule,
+        max_guesses=max_guesses,
     )
 
 

@@ -91,7 +91,8 @@ def test_ops_and_columns_are_those_of_the_code() -> None:
     for op, reads, writes in rows:
         told = set(re.findall(r"`(\w+)`", reads + writes))
         assert told <= names | OTHERS, (op, told - names - OTHERS)
-    with Engine(target=checkpoint_dir("target"), device="cpu", max_num_seqs=1) as engine:
+    target = checkpoint_dir("target")
+    with Engine(target=target, device="cpu", max_num_seqs=1, max_guesses=1) as engine:
         program = build_program(engine.parts.core.loop)
     written = {call.name.rpartition(".")[2] for call in calls(program)}
     assert {row[0].strip("`") for row in rows} == {*written, "score", "retokenise"}

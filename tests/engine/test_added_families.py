@@ -86,7 +86,7 @@ def rewards_by_transformers(prm: Path, rows: list[list[int]]) -> Tensor:  # [len
 
 
 def test_a_reward_family(toy_prm: Path, tiny: TinyModels, caplog: pytest.LogCaptureFixture) -> None:
-    params = SamplingParams(temperature=1.0, seed=4, max_tokens=30)
+    params = SamplingParams(temperature=1.0, seed=4, max_tokens=60)
     with caplog.at_level(logging.INFO, "rsd_engine"):
         engine = Engine(tiny.draft, tiny.target, toy_prm, device="cpu")
     with engine:

@@ -78,13 +78,14 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_guesses_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSD_DEBUG_KERNELS", "1")  # the values are checked too
     kernels: dict[str, Op] = {
         "guess": guess_kernel.guess,
         "schedule": schedule_kernel.schedule,
         "sample_append": sample_kernel.sample_append,
         "end_step": end_step_kernel.end_step,
     }
-    calls = run_shadowed(monkeypatch, kernels, 4, count=7, max_guesses=11)
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, max_guesses=5)
     assert min(calls.values()) > 10, calls
 
 
@@ -166,6 +167,10 @@ def test_a_run_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("page_table", (2, 0, 0), -1, r"page_table\[2, 0\]\[0\] is -1"),
         ("length", (1,), 97, r"length\[1\] is 97; allowed: 0 to 96"),
         ("kv_len", (1, 0), 50, r"kv_len\[TARGET\]\[0\] is 50"),
+        ("guess_end", (1,), 97, r"guess_end\[1\] is 97; allowed: 0 to 96"),
+        ("guess_stop", (0,), -1, r"guess_stop\[0\] is -1; allowed: 0 to 96"),
+        ("guess_source", (2,), 3, r"guess_source\[2\] is 3; allowed: 0 to 2"),
+        ("guess_rate", (0,), 65537, r"guess_rate\[0\] is 65537; allowed: 0 to 65536"),
         ("num_free", (0,), 63, r"num_free\[0\] is 63"),
     ],
 )

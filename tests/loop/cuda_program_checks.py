@@ -107,10 +107,10 @@ def judge(target: LanguageModel) -> RewardModel:
     return RewardModel(target.decoder, ClassesHead.allocate(norm, eps, DTYPE, num_classes=10))
 
 
-def program(prm: str) -> list[Call]:
+def program(prm: str, max_guesses: int = 0) -> list[Call]:
     """All calls of a program over a 1.5B draft, a 7B target and this PRM or scorer."""
     pool, state = PagePool(4096, 1 << 20, DEVICE), slot_state()
-    logits = empty(SLOTS, NUM_IDS, dtype=torch.float32)
+    logits = empty(SLOTS + max_guesses, NUM_IDS, dtype=torch.float32)
     target = language_model("qwen2.5-7b")
     models = {
         Role.DRAFT: language_model(SMALL),
@@ -146,7 +146,7 @@ def program(prm: str) -> list[Call]:
     )
     loop = Loop(
         state=state,
-        batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE),
+        batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE, SLOTS + max_guesses),
         tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
         merges=merges,
         text_ends=True,
@@ -167,15 +167,17 @@ def kernels(work: Work) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    "prm",
+    ("prm", "max_guesses"),
     [
-        "skywork-prm-1.5b", "qwen2.5-math-prm-7b", "qwen2.5-math-prm-7b/actprm", "judge",
-        "confidence",
+        ("skywork-prm-1.5b", 0), ("skywork-prm-1.5b", 48), ("qwen2.5-math-prm-7b", 0),
+        ("qwen2.5-math-prm-7b/actprm", 0), ("judge", 0), ("confidence", 0),
     ],
 )  # fmt: skip
-def test_every_op_reaches_the_device_and_allocates_nothing(prm: str, work: Work) -> None:
+def test_every_op_reaches_the_device_and_allocates_nothing(
+    prm: str, max_guesses: int, work: Work
+) -> None:
     """A read by the host would raise: these tensors have no values."""
-    ops = program(prm)
+    ops = program(prm, max_guesses)
     for op in ops:
         before = len(work.launches)
         op.fn()
@@ -208,6 +210,27 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
         "advance", "sample_append", "bridge", "end_step"
     ]  # fmt: skip
     assert sum(kernels(work).values()) == 7
+
+
+def test_what_guesses_add(work: Work) -> None:
+    """One op before the schedule, one launch that appends, a head on as many rows as places."""
+    plain, guessing = (program("skywork-prm-1.5b", guesses) for guesses in (0, 48))
+    extra = Counter(op.name for op in guessing) - Counter(op.name for op in plain)
+    assert extra == {"guess": 1} and guessing[0].name == "guess"
+
+    def launched(ops: list[Call], name: str) -> Counter[str]:
+        work.launches.clear()
+        next(op for op in ops if op.name == name).fn()
+        return kernels(work)
+
+    assert launched(guessing, "guess") == {"guess_kernel": 1}
+    for name in ("schedule", "TARGET.forward", "TARGET.end_step"):
+        assert launched(guessing, name) == launched(plain, name)
+    appends = launched(guessing, "TARGET.sample_append")
+    assert appends - launched(plain, "TARGET.sample_append") == {"append_kernel": 1}
+    *_, wide = (op for op in guessing if op.name == "TARGET.forward")
+    wide.fn()
+    assert work.products[-1] == (SLOTS + 48, NUM_IDS)
 
 
 class RecordedLibrary:

@@ -28,7 +28,7 @@ OPTIONS = ServerOptions(model_names=("demo", "other-name"), max_queue=64, max_sa
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     draft, target, prm = (checkpoint_dir(role) for role in ("draft", "target", "prm"))
-    with Engine(draft, target, prm, device="cpu", max_num_seqs=4) as built:
+    with Engine(draft, target, prm, device="cpu", max_num_seqs=4, max_guesses=16) as built:
         yield built
 
 

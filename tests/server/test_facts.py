@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,40 @@ def test_metrics_add_up(client: Client) -> None:
     assert value("draft_tokens_total", 'fate="discarded",') == discarded
     scored = value("spec_decode_num_drafts_total")
     assert scored == value("reward_count") > 0
+
+
+@pytest.mark.parametrize("asked", [
+    {"mode": "target", "speculate": "draft", "num_guesses": 3},
+    {"threshold": 2, "speculate": "rejected+draft"},
+])  # fmt: skip
+def test_guesses_are_predictions(client: Client, asked: dict[str, Any]) -> None:
+    """A proposed token is accepted if it is in the output; the target alone wrote the others."""
+    body = {"messages": conversation(QUESTIONS[0]), "temperature": 0}
+    plain = client.post("/v1/chat/completions", {**body, "rsd": {"mode": "target"}}).json()
+    answer = client.post("/v1/chat/completions", {**body, "rsd": {**asked, "steps": True}}).json()
+    metrics = answer["rsd"]["metrics"]
+    guesses = metrics["guesses"].values()
+    made, kept = (sum(source[name] for source in guesses) for name in ("made", "kept"))
+    draft = 0 if asked.get("mode") else metrics["draft"]["tokens_discarded"]
+    details = answer["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == kept > 0
+    assert details["rejected_prediction_tokens"] == draft + made - kept
+    [choice] = answer["rsd"]["choices"]
+    assert sum(step["guessed"] for step in choice["steps"]) == kept
+    found = answer["metrics"]["speculative_decoding"]
+    rounds = metrics["steps_rejected"] + metrics["target"]["passes"]
+    assert found["num_spec_steps"] == rounds
+    assert found["num_accepted_draft_tokens"] == kept
+    assert found["num_draft_tokens"] == draft + made
+    if asked.get("mode"):
+        assert answer["choices"] == plain["choices"] and plain["metrics"] is None
+    text = client.get("/metrics").text
+    for source, counts in metrics["guesses"].items():
+        for fate in ("kept", "discarded"):
+            count = counts["kept"] if fate == "kept" else counts["made"] - counts["kept"]
+            line = f'rsd:guesses_total{{fate="{fate}",model_name="demo",source="{source}"}} '
+            assert (f"{line}{float(count)}" in text) == (counts["made"] > 0)
+    assert f'rsd:spec_decode_num_drafts_total{{model_name="demo"}} {float(rounds)}' in text
 
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-1", True), ("x" * 200, False), ("", False)])

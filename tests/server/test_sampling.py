@@ -6,19 +6,29 @@ from dataclasses import fields
 from typing import Any
 
 from rsd_engine import SamplingParams, Threshold
+from rsd_engine.sampling_params import OWN_FIELDS
 from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, RsdOptions
 from rsd_engine.server.sampling import chat_params, completion_params
 
 RSD: dict[str, Any] = {
     "policy": "threshold:0.25", "mode": "target", "max_steps": 7, "max_step_tokens": 9,
-    "prm_overflow": "accept",
+    "prm_overflow": "accept", "speculate": "ngram", "num_guesses": 3,
 }  # fmt: skip
+
+
+def test_an_echo_that_only_the_target_reads_has_no_guesses() -> None:
+    echo = {"prompt": "a", "echo": True, "logprobs": 0, "max_tokens": 0}
+    default = SamplingParams(mode="rsd", speculate="rejected+draft", num_guesses=2)
+    request = CompletionRequest.model_validate(echo)
+    params = completion_params(request, default, 1, ("rsd", "target"))
+    assert (params.mode, params.speculate, params.num_guesses) == ("target", None, None)
 
 
 def test_every_field_has_a_place() -> None:
     names = {field.name for field in fields(SamplingParams)}
     assert names <= {*CompletionRequest.model_fields, *RsdOptions.model_fields}
     assert names <= {*ChatRequest.model_fields, *RsdOptions.model_fields}
+    assert set(OWN_FIELDS) == names & set(RsdOptions.model_fields)
 
 
 def test_fields_of_rsd_arrive() -> None:

@@ -1,1 +1,1 @@
-"""Draw a token for every sequence, append it and look for the end of the step."""
+"""Draw a token at every place of a pass, append it and look for the end of the step."""

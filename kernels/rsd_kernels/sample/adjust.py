@@ -21,10 +21,10 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def slot_of_place(state: tl.tuple, batch: tl.tuple, i_seq: tl.tensor) -> tl.tensor:
+def slot_of_place(state: tl.tuple, batch: tl.tuple, i_place: tl.tensor) -> tl.tensor:
     """Slot of a place; -1 if there is no such place."""
-    there = i_seq < tl.minimum(batch.max_places, tl.load(state.num_places))
-    return tl.load(batch.place_slot + i_seq, mask=there, other=-1)
+    there = i_place < tl.minimum(batch.max_places, tl.load(state.num_places))
+    return tl.load(batch.place_slot + i_place, mask=there, other=-1)
 
 
 @triton.jit
@@ -45,17 +45,17 @@ def block_stats_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Maximum, first id that has it, sum of exponentials and finiteness of one block."""
-    i_seq, i_block = tl.program_id(0), tl.program_id(1)
-    if slot_of_place(state, batch, i_seq) >= 0:
+    i_place, i_block = tl.program_id(0), tl.program_id(1)
+    if slot_of_place(state, batch, i_place) >= 0:
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
-        p_logits = logits + i_seq.to(tl.int64) * stride_logits
+        p_logits = logits + i_place.to(tl.int64) * stride_logits
         b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
         m_finite = tl.abs(b_x) < float("inf")
         b_good = tl.where(m_finite & (b_id < vocabulary), b_x, float("-inf"))
         top, first = largest(b_good, b_id)
-        # Where no logit is finite any shift will do: the sequence is not sampled from.
+        # Where no logit is finite any shift will do: the place is not sampled at.
         total = tl.sum(tl.exp(b_good - tl.where(top == float("-inf"), 0.0, top)))
-        o_block = i_seq * scratch.num_blocks + i_block
+        o_block = i_place * scratch.num_blocks + i_block
         tl.store(scratch.block_max + o_block, top)
         tl.store(scratch.block_first + o_block, first)
         tl.store(scratch.block_bad + o_block, tl.max(tl.where(m_finite, 0, 1)))
@@ -63,13 +63,13 @@ def block_stats_kernel(
 
 
 @triton.jit
-def _sequence_stats(
-    scratch: tl.tuple, i_seq: tl.tensor, BLOCKS: tl.constexpr
+def _place_stats(
+    scratch: tl.tuple, i_place: tl.tensor, BLOCKS: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
     """1 if a logit is not finite; the maximum, the first id that has it, log of the sum of exp."""
     o_block = tl.arange(0, BLOCKS)
     m_block = o_block < scratch.num_blocks
-    o_block = i_seq * scratch.num_blocks + o_block
+    o_block = i_place * scratch.num_blocks + o_block
     bad = tl.max(tl.load(scratch.block_bad + o_block, mask=m_block, other=0))
     b_max = tl.load(scratch.block_max + o_block, mask=m_block, other=float("-inf"))
     b_first = tl.load(scratch.block_first + o_block, mask=m_block, other=_NO_ID)
@@ -129,7 +129,7 @@ def _copy(
 def _scan(
     p_logits: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, BLOCK: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """The largest logit of a sequence and the first id that has it."""
+    """The largest logit of a place and the first id that has it."""
     best, best_id = top * 0 + float("-inf"), (top * 0).to(tl.int32)
     start = 0
     while start < vocabulary:
@@ -155,21 +155,21 @@ def adjust_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a sequence."""
-    i_seq = tl.program_id(0)
-    slot = slot_of_place(state, batch, i_seq)
+    """One program a place."""
+    i_place = tl.program_id(0)
+    slot = slot_of_place(state, batch, i_place)
     draws = slot * 0
     if slot >= 0:
-        p_logits = logits + i_seq.to(tl.int64) * stride_logits
-        p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
-        bad, top, first, lse = _sequence_stats(scratch, i_seq, BLOCKS)
+        p_logits = logits + i_place.to(tl.int64) * stride_logits
+        p_raw = scratch.raw + i_place.to(tl.int64) * vocabulary
+        bad, top, first, lse = _place_stats(scratch, i_place, BLOCKS)
         if bad != 0:
-            tl.store(batch.place_token + i_seq, _NOT_FINITE)
+            tl.store(batch.place_token + i_place, _NOT_FINITE)
         else:
-            length = tl.load(batch.place_position + i_seq)  # with guesses up to there
+            length = tl.load(batch.place_position + i_place)  # with guesses up to there
             wanted = tl.load(state.num_logprobs + slot)
             measured = (wanted >= 0) | (CONFIDENCE != 0)
-            tl.store(scratch.seq_lse + i_seq, lse, mask=measured)
+            tl.store(scratch.place_lse + i_place, lse, mask=measured)
             if wanted >= 0:
                 _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
             penalty = tl.load(state.repetition_penalty + slot)
@@ -178,7 +178,7 @@ def adjust_kernel(
             changes = early | (penalty != 1.0) | adjusts
             only = adjusts & (tl.load(state.only_biased + slot) != 0)
             copies = changes & (only | measured)
-            tl.store(scratch.seq_raw + i_seq, tl.where(copies, 1, 0))
+            tl.store(scratch.place_raw + i_place, tl.where(copies, 1, 0))
             if copies:
                 _copy(p_logits, p_raw, vocabulary, BLOCK)
             if adjusts:
@@ -188,10 +188,10 @@ def adjust_kernel(
                 forbid_stops(state, p_logits, slot, vocabulary)
             if penalty != 1.0:
                 penalise_context(
-                    state, scratch, p_logits, i_seq, slot, length, penalty, vocabulary, BLOCK
+                    state, scratch, p_logits, i_place, slot, length, penalty, vocabulary, BLOCK
                 )
             if adjusts:
-                penalise_output(state, scratch, p_logits, i_seq, slot, length, vocabulary, BLOCK)
+                penalise_output(state, scratch, p_logits, i_place, slot, length, vocabulary, BLOCK)
             if changes:
                 top, first = _scan(p_logits, vocabulary, top, BLOCK)
             temperature = tl.load(state.temperature + slot)
@@ -199,8 +199,8 @@ def adjust_kernel(
             # Every id is forbidden, or the draw would have no finite maximum.
             overflows = (temperature != 0.0) & (tl.abs(scaled) == float("inf"))
             none = (top == float("-inf")) | overflows
-            tl.store(scratch.seq_max + i_seq, top)
+            tl.store(scratch.place_max + i_place, top)
             # The greedy token; a draw replaces it.
-            tl.store(batch.place_token + i_seq, tl.where(none, _NOT_FINITE, first))
+            tl.store(batch.place_token + i_place, tl.where(none, _NOT_FINITE, first))
             draws = tl.where((temperature != 0.0) & ~none, 1, 0)
-    tl.store(scratch.seq_draws + i_seq, draws)
+    tl.store(scratch.place_draws + i_place, draws)

@@ -5,7 +5,7 @@ delimiter = delimiter_next[delimiter, byte]; stop = stop_next[stop, byte]; a mat
 The launch that draws a token appends it, unless guesses are verified: then a launch of its own goes
 over the tokens of each sequence.
 
-Twin: `rsd_kernels.sample.append_twin`. A program has one sequence; every warp walks the same bytes.
+Twin: `rsd_kernels.sample.append_twin`. A program has one slot; every warp walks the same bytes.
 """
 
 from __future__ import annotations
@@ -193,8 +193,9 @@ def _append_drawn(
         guessed = tl.load(p_tokens + position, mask=there, other=-2)
         tl.debug_barrier()  # every warp has read the guess before the token takes its place
         length, ended = append_token(state, tables, slot, token, role)
-        tl.debug_barrier()
-        right = tl.where((guessed == token) & (length == position + 1), 1, 0)
+        # There was a barrier after the token, or what replaces it, was stored.
+        written = tl.load(p_tokens + position, mask=there, other=-1)
+        right = tl.where((guessed == written) & (length == position + 1), 1, 0)
         kept += tl.where(at + 1 < count, right, 0)
         at += 1
         more = tl.where((at < count) & (right != 0) & (ended == 0), 1, 0)

@@ -44,7 +44,7 @@ def add_confidence(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     token: tl.tensor,
     vocabulary: tl.tensor,
@@ -52,9 +52,9 @@ def add_confidence(
     BLOCK: tl.constexpr,
 ) -> None:
     """Takes a token that is about to be appended into the mean of its step."""
-    raw = tl.load(scratch.seq_raw + i_seq) != 0
-    p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
-    lse = tl.load(scratch.seq_lse + i_seq)
+    raw = tl.load(scratch.place_raw + i_place) != 0
+    p_raw = scratch.raw + i_place.to(tl.int64) * vocabulary
+    lse = tl.load(scratch.place_lse + i_place)
     if KIND == _ENTROPY:
         entropy = _entropy(p_logits, p_raw, raw, lse, vocabulary, BLOCK)
         certain = 1.0 - entropy / tl.log((vocabulary + lse * 0).to(tl.float32))

@@ -69,18 +69,18 @@ def coarse_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """The drawn id of one block; or how many ids each coarse threshold keeps, and their mass."""
-    i_seq, i_block = tl.program_id(0), tl.program_id(1)
-    if tl.load(scratch.seq_draws + i_seq) != 0:
-        slot = slot_of_place(state, batch, i_seq)
+    i_place, i_block = tl.program_id(0), tl.program_id(1)
+    if tl.load(scratch.place_draws + i_place) != 0:
+        slot = slot_of_place(state, batch, i_place)
         temperature = tl.load(state.temperature + slot)
         min_p = tl.load(state.min_p + slot)
-        top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
-        p_logits = logits + i_seq.to(tl.int64) * stride_logits
+        top = tl.div_rn(tl.load(scratch.place_max + i_place), temperature)
+        p_logits = logits + i_place.to(tl.int64) * stride_logits
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
         m_id = b_id < vocabulary
         b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
         m_id = m_id & (b_e >= min_p)
-        o_block = i_seq * scratch.num_blocks + i_block
+        o_block = i_place * scratch.num_blocks + i_block
         _, _, cuts = _cutters(state, slot, vocabulary)
         if cuts:
             p_cut = o_block * _NUM_CUTS
@@ -90,7 +90,7 @@ def coarse_kernel(
                 mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
                 tl.store(scratch.cut_mass + p_cut + cut, mass)
         else:
-            position = tl.load(batch.place_position + i_seq)
+            position = tl.load(batch.place_position + i_place)
             of_draw = purpose_of_draw(state, slot, purpose)
             b_sum = block_noise(state, slot, position, of_draw, i_block * BLOCK, BLOCK)
             b_sum -= b_key.to(tl.float32, bitcast=True)
@@ -101,13 +101,13 @@ def coarse_kernel(
 
 @triton.jit
 def _coarse_cut(
-    scratch: tl.tuple, i_seq: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, BLOCKS: tl.constexpr
+    scratch: tl.tuple, i_place: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, BLOCKS: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
     """The first coarse threshold that keeps enough, how many ids it keeps, the mass of all ids."""
     o_cut = tl.arange(0, _NUM_CUTS)
     o_block = tl.arange(0, BLOCKS)
     m_block = (o_block < scratch.num_blocks)[:, None]
-    o_part = (i_seq * scratch.num_blocks + o_block)[:, None] * _NUM_CUTS + o_cut[None, :]
+    o_part = (i_place * scratch.num_blocks + o_block)[:, None] * _NUM_CUTS + o_cut[None, :]
     b_count = tl.sum(tl.load(scratch.cut_count + o_part, mask=m_block, other=0), 0)
     b_mass = tl.sum(tl.load(scratch.cut_mass + o_part, mask=m_block, other=0.0), 0)
     everything = tl.sum(tl.where(o_cut == _NUM_CUTS - 1, b_mass, 0.0))
@@ -122,7 +122,7 @@ def _draw_cut(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     position: tl.tensor,
     purpose: tl.tensor,
@@ -133,9 +133,9 @@ def _draw_cut(
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
     temperature, min_p = tl.load(state.temperature + slot), tl.load(state.min_p + slot)
-    top = tl.div_rn(tl.load(scratch.seq_max + i_seq), temperature)
-    p_candidate = scratch.candidate + i_seq.to(tl.int64) * _MAX_CANDIDATES
-    cut, left, mass = _coarse_cut(scratch, i_seq, top_k, top_p, BLOCKS)
+    top = tl.div_rn(tl.load(scratch.place_max + i_place), temperature)
+    p_candidate = scratch.candidate + i_place.to(tl.int64) * _MAX_CANDIDATES
+    cut, left, mass = _coarse_cut(scratch, i_place, top_k, top_p, BLOCKS)
     limit = _cut_bits(cut)
     listed = left <= _MAX_CANDIDATES
     number = tl.where(listed, left, vocabulary)
@@ -168,7 +168,7 @@ def _draw(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     position: tl.tensor,
     purpose: tl.tensor,
@@ -179,13 +179,13 @@ def _draw(
     top_k, top_p, cuts = _cutters(state, slot, vocabulary)
     if cuts:
         token = _draw_cut(
-            state, scratch, p_logits, i_seq, slot, position, purpose, vocabulary, top_k, top_p,
+            state, scratch, p_logits, i_place, slot, position, purpose, vocabulary, top_k, top_p,
             BLOCK, BLOCKS,
         )  # fmt: skip
     else:
         o_block = tl.arange(0, BLOCKS)
         m_block = o_block < scratch.num_blocks
-        o_block += i_seq * scratch.num_blocks
+        o_block += i_place * scratch.num_blocks
         b_best = tl.load(scratch.block_best + o_block, mask=m_block, other=float("-inf"))
         b_token = tl.load(scratch.block_token + o_block, mask=m_block, other=_NO_ID)
         _, token = largest(b_best, b_token)
@@ -197,7 +197,7 @@ def _token_logprob(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     position: tl.tensor,
     token: tl.tensor,
@@ -205,8 +205,8 @@ def _token_logprob(
     BLOCK: tl.constexpr,
 ) -> None:
     """Writes the model's own logprob and rank of the token, from its logits as they were."""
-    raw = tl.load(scratch.seq_raw + i_seq) != 0
-    p_raw = scratch.raw + i_seq.to(tl.int64) * vocabulary
+    raw = tl.load(scratch.place_raw + i_place) != 0
+    p_raw = scratch.raw + i_place.to(tl.int64) * vocabulary
     logit = tl.load(p_raw + token, mask=raw, other=0.0)
     logit = tl.where(raw, logit, tl.load(p_logits + token))
     rank = token * 0 + 1
@@ -220,7 +220,7 @@ def _token_logprob(
         m_before = (b_x > logit) | ((b_x == logit) & (b_id < token))
         rank += tl.sum(tl.where(m_id & m_before, 1, 0))
         start += BLOCK
-    lse = tl.load(scratch.seq_lse + i_seq)
+    lse = tl.load(scratch.place_lse + i_place)
     o_token = slot.to(tl.int64) * state.max_len + position
     tl.store(state.token_logprob + o_token, logit - lse)
     tl.store(state.token_rank + o_token, rank)
@@ -243,29 +243,29 @@ def draw_kernel(
     BLOCKS: tl.constexpr,
 ) -> None:
     """One program a place; greedy tokens, and logits that are not finite, end here too."""
-    i_seq = tl.program_id(0)
-    slot = slot_of_place(state, batch, i_seq)
+    i_place = tl.program_id(0)
+    slot = slot_of_place(state, batch, i_place)
     if slot >= 0:
-        p_logits = logits + i_seq.to(tl.int64) * stride_logits
-        position = tl.load(batch.place_position + i_seq)
+        p_logits = logits + i_place.to(tl.int64) * stride_logits
+        position = tl.load(batch.place_position + i_place)
         guesses = tl.load(state.phase + slot) == _GUESS
-        token = tl.load(batch.place_token + i_seq)
+        token = tl.load(batch.place_token + i_place)
         tl.debug_barrier()
-        if tl.load(scratch.seq_draws + i_seq) != 0:
+        if tl.load(scratch.place_draws + i_place) != 0:
             token = _draw(
-                state, scratch, p_logits, i_seq, slot, position,
+                state, scratch, p_logits, i_place, slot, position,
                 purpose_of_draw(state, slot, purpose), vocabulary, BLOCK, BLOCKS,
             )  # fmt: skip
             token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
-            tl.store(batch.place_token + i_seq, token)
+            tl.store(batch.place_token + i_place, token)
         if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
             _token_logprob(
-                state, scratch, p_logits, i_seq, slot, position, token, vocabulary, BLOCK
+                state, scratch, p_logits, i_place, slot, position, token, vocabulary, BLOCK
             )
         if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
             if (token >= 0) & ~guesses:
                 add_confidence(
-                    state, scratch, p_logits, i_seq, slot, token, vocabulary, CONFIDENCE, BLOCK
+                    state, scratch, p_logits, i_place, slot, token, vocabulary, CONFIDENCE, BLOCK
                 )
         if APPEND:
             append_token(state, tables, slot, token, role)

@@ -1,4 +1,4 @@
-"""Biases of a request, and ids that it may not sample: in place, on the logits of a sequence.
+"""Biases of a request, and ids that it may not sample: in place, on the logits of a place.
 
 Twin: `rsd_kernels.sample.twin`.
 """

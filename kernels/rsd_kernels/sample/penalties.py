@@ -1,4 +1,4 @@
-"""Penalties for tokens that are there already: in place, on the logits of a sequence.
+"""Penalties for tokens that are there already: in place, on the logits of a place.
 
 Repetition penalty p: x / p if x > 0 else x p, for every id in prompt and output. Then, for every
 id in the output: x - frequency * count - presence.
@@ -19,7 +19,7 @@ def penalise_context(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     length: tl.tensor,
     penalty: tl.tensor,
@@ -28,7 +28,7 @@ def penalise_context(
 ) -> None:
     """In place. All logits are read before one is written, so a repeated id is penalised once."""
     p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
-    p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len
+    p_seen = scratch.seen + i_place.to(tl.int64) * state.max_len
     start = 0
     while start < length:
         o_token = start + tl.arange(0, BLOCK)
@@ -55,7 +55,7 @@ def penalise_output(
     state: tl.tuple,
     scratch: tl.tuple,
     p_logits: tl.tensor,
-    i_seq: tl.tensor,
+    i_place: tl.tensor,
     slot: tl.tensor,
     length: tl.tensor,
     vocabulary: tl.tensor,
@@ -70,7 +70,7 @@ def penalise_output(
     if (frequency != 0.0) | (presence != 0.0):
         first = tl.load(state.prompt_length + slot)
         p_tokens = state.tokens + slot.to(tl.int64) * state.max_len
-        p_seen = scratch.seen + i_seq.to(tl.int64) * state.max_len
+        p_seen = scratch.seen + i_place.to(tl.int64) * state.max_len
         start = first
         while start < length:
             o_token = start + tl.arange(0, BLOCK)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.enums import NUM_GUESS_SOURCES, RATE_ONE, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
 
 def check_values(state: SlotState) -> None:
-    """Raises ValueError if a cursor is past its context or a held page is not in the pool.
+    """Raises ValueError if a cursor or a guess is past its context, or a page is not in the pool.
 
     Of a slot whose writers have contexts of their own, one is not in the state; any may be full.
     """
@@ -27,6 +27,11 @@ def check_values(state: SlotState) -> None:
         _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
         committed = "committed" if name == "length" else "prm_committed"
         _check_range(committed, getattr(state, committed).cpu(), getattr(state, name).tolist())
+    for name, most in {
+        "guess_end": full, "guess_stop": full, "guess_source": NUM_GUESS_SOURCES - 1,
+        "guess_rate": RATE_ONE,
+    }.items():  # fmt: skip
+        _check_range(name, getattr(state, name).cpu(), [most] * state.num_slots)
     _check_range("prm_keep", state.prm_keep.cpu(), state.prm_length.tolist())
     _check_range("log_head", state.log_head.cpu(), [state.log.shape[0]])
     check_pages(state.num_pages, state.page_table, state.free_pages, state.num_free)

@@ -12,9 +12,9 @@ from rsd_engine.cli.chat.backend import End, Message, Piece, Settings
 from rsd_engine.cli.config_file import sampling_values
 from rsd_engine.client.connect import find_model, open_client
 from rsd_engine.client.errors import error_text
+from rsd_engine.sampling_params import OWN_FIELDS
 
 _OWNER = "rsd-engine"  # of the models that `rsd serve` lists
-_RSD_FIELDS = ("mode", "policy", "max_steps", "max_step_tokens", "prm_overflow")
 
 
 class ServerBackend:
@@ -43,7 +43,7 @@ class ServerBackend:
 
     def check(self, settings: Settings) -> None:
         sampling_values(settings)
-        foreign = [name for name in _RSD_FIELDS if name in settings]
+        foreign = [name for name in OWN_FIELDS if name in settings]
         if foreign and not self._has_steps:
             raise ValueError(f"{foreign[0]} is RSD's, and this server is no `rsd serve`")
 
@@ -60,7 +60,6 @@ class ServerBackend:
                     end.read(chunk)
                     piece = _piece(chunk)
                     if piece is not None:
-                        end.rejected += piece.kind == "rejected"
                         yield piece
         yield end.value()
 
@@ -68,8 +67,8 @@ class ServerBackend:
         await self._client.close()
 
     def _request(self, messages: Sequence[Message], settings: Settings) -> dict[str, Any]:
-        own = {name: value for name, value in settings.items() if name in _RSD_FIELDS}
-        others = {name: value for name, value in settings.items() if name not in _RSD_FIELDS}
+        own = {name: value for name, value in settings.items() if name in OWN_FIELDS}
+        others = {name: value for name, value in settings.items() if name not in OWN_FIELDS}
         rsd = {"rsd": {**own, "steps": True}} if self._has_steps else {}
         return {
             "model": self._model,
@@ -110,35 +109,42 @@ class _EndOfStream:
     """What the chunks of a stream tell about its end."""
 
     def __init__(self) -> None:
-        self.rejected = 0
         self._finish_reason = "nothing said"
         self._tokens: int | None = None
-        self._draft_tokens = self._scored = 0
+        self._draft_tokens = self._accepted = self._rejected = 0
 
     def read(self, chunk: Any) -> None:
         if chunk.choices and chunk.choices[0].finish_reason:
             self._finish_reason = chunk.choices[0].finish_reason
         if chunk.usage is not None:
             self._tokens = chunk.usage.completion_tokens
-            details = chunk.usage.completion_tokens_details
-            self._draft_tokens = getattr(details, "accepted_prediction_tokens", None) or 0
-        metrics = getattr(chunk, "metrics", None) or {}
-        speculation = metrics.get("speculative_decoding") or {}
-        self._scored = speculation.get("num_spec_steps", self._scored)
+        step = _step(chunk)
+        if step is None:
+            return
+        if step["kind"] == "rejected":
+            self._rejected += 1
+        elif step["source"] == "draft":
+            self._draft_tokens += step["num_tokens"]
+            self._accepted += step["reward"] is not None
 
     def value(self) -> End:
         return End(
             self._finish_reason,
             self._tokens,
             self._draft_tokens,
-            max(0, self._scored - self.rejected),
-            self.rejected,
+            self._accepted,
+            self._rejected,
         )
 
 
 def _piece(chunk: Any) -> Piece | None:
-    step = (getattr(chunk, "rsd", None) or {}).get("step")
+    step = _step(chunk)
     if step is not None:
         return Piece(step["kind"], step["source"], step["reward"], step["text"])
     text = chunk.choices[0].delta.content if chunk.choices else None
     return Piece("kept", None, None, text) if text else None
+
+
+def _step(chunk: Any) -> Any:
+    """The decided step that a chunk of our server has, or None."""
+    return (getattr(chunk, "rsd", None) or {}).get("step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.cli.errors import FAILED, UsageError, print_stderr
@@ -51,10 +51,19 @@ def run_one(settings: RunSettings, prompt: str, *, show_steps: bool, as_json: bo
 
 
 def _print_json(result: RequestOutput) -> None:
-    """Prints one line of JSON, which has to be Unicode: another stdout gets ASCII."""
+    """Prints one line of JSON, which has to be Unicode: another stdout gets ASCII.
+
+    No other request ran beside this one, so its guesses are facts too.
+    """
     from rsd_engine.cli.generate.records import result_record, to_json
 
-    text = to_json(result_record(result))
+    record = result_record(result)
+    if result.metrics.guesses.made:
+        record["metrics"] |= {
+            "flops": result.metrics.flops.generated,
+            "guesses": asdict(result.metrics.guesses),
+        }
+    text = to_json(record)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(text if unicode else json.dumps(json.loads(text)), flush=True)
 
@@ -98,10 +107,12 @@ def _print_samples(result: RequestOutput, show_steps: bool) -> None:
 def _facts(result: RequestOutput) -> str:
     m = result.metrics
     scored = m.steps_accepted + m.steps_rejected
+    guessed = f" ({m.guesses.kept} of {m.guesses.made} guesses right)" if m.guesses.made else ""
     return (
         f"{m.steps_accepted} of {scored} draft steps accepted; tokens: "
         f"{m.draft.tokens_generated} of the draft, {m.draft.tokens_discarded} discarded, "
-        f"{m.target.tokens_generated} of the target; {m.seconds:.2f} s; seed {result.seed}"
+        f"{m.target.tokens_generated} of the target{guessed}; {m.seconds:.2f} s; "
+        f"seed {result.seed}"
     )
 
 

@@ -32,6 +32,8 @@ class GenerateOptions(EngineOptions):
     max_step_tokens: o.MaxStepTokens = None
     max_steps: o.MaxSteps = None
     prm_overflow: o.PrmOverflow = None
+    speculate: o.Speculate = None
+    num_guesses: o.NumGuesses = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None

@@ -2,7 +2,8 @@
 
 It has only what the request and its seed decide, so that a run that was stopped and resumed writes
 the same file as one that was not: no times, and rewards rounded to four decimals, because the order
-in which a matrix product sums depends on the requests that share a pass.
+in which a matrix product sums depends on the requests that share a pass. Nor does it tell of
+guesses: how many a pass of the target has room for depends on these requests, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
             if output[key] is None:
                 del output[key]
         for step in output["steps"]:
+            del step["guessed"]
             _round(step)
             if step["rejected"] is not None:
                 _round(step["rejected"])
@@ -38,14 +40,14 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
 
 def _counts(metrics: Metrics) -> dict[str, Any]:
     """The counts of a request that do not depend on the other requests."""
-    return {
+    counts = {
         "draft_tokens": metrics.draft.tokens_generated,
         "discarded_tokens": metrics.draft.tokens_discarded,
         "target_tokens": metrics.target.tokens_generated,
         "steps_accepted": metrics.steps_accepted,
         "steps_rejected": metrics.steps_rejected,
-        "flops": metrics.flops.generated,
     }
+    return counts if metrics.guesses.made else {**counts, "flops": metrics.flops.generated}
 
 
 def _round(step: dict[str, Any]) -> None:

@@ -44,6 +44,14 @@ Acceptance = Annotated[
     o.option(_WORK, "Share of draft steps that are kept.", "--acceptance", min=0.0, max=1.0),
 ]
 
+GuessAcceptance = Annotated[
+    float,
+    o.option(
+        _WORK, "Share of guessed tokens in rewrites that are right.", "--guess-acceptance",
+        min=0.0, max=1.0,
+    ),
+]  # fmt: skip
+
 
 def plan(
     draft: o.Draft = None,
@@ -58,6 +66,7 @@ def plan(
     context: Context = 1024,
     step_tokens: StepTokens = 40,
     acceptance: Acceptance = 0.8,
+    guess_acceptance: GuessAcceptance = 0.8,
     dtype: o.Dtype = None,
     max_model_len: o.MaxModelLen = None,
     gpu_memory_utilization: o.GpuMemoryUtilization = None,
@@ -84,6 +93,7 @@ def plan(
             context=context,
             step_tokens=step_tokens,
             acceptance=acceptance,
+            guess_acceptance=guess_acceptance,
             dtype=dtype,
             max_model_len=max_model_len,
             gpu_memory_utilization=gpu_memory_utilization,

@@ -11,6 +11,7 @@ from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline import rounds
 from rsd_engine.roofline.gpus import Device, find_gpu
+from rsd_engine.roofline.rewrites import GuessedRewrite, guessed_rewrite, guessed_round
 from rsd_engine.roofline.rounds import RoundSeconds, Setting, Speculation, Triple
 from rsd_engine.roofline.shape import ModelShape
 from rsd_engine.roofline.sources import find_config
@@ -38,6 +39,7 @@ class PlanOptions:
     context: int
     step_tokens: int
     acceptance: float
+    guess_acceptance: float
     dtype: str | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
@@ -63,6 +65,8 @@ class Plan:
         speculation: by the share of draft tokens that are kept.
         rsd: tokens per second, by the share of draft steps that are kept.
         round: the parts of a round, at the acceptance asked for.
+        rsd_guessed: tokens per second, if the tokens of rewrites are guessed and verified.
+        rewrite: a rewrite with guesses.
         break_even: the least acceptance of steps at which RSD is as fast as the target alone
             ("target alone"), or as speculation at an acceptance of tokens; None if it never is.
         flops_ratio: see `rounds.flops_ratio`.
@@ -78,6 +82,8 @@ class Plan:
     speculation: dict[float, Speculation]
     rsd: dict[float, float]
     round: RoundSeconds
+    rsd_guessed: float
+    rewrite: GuessedRewrite
     break_even: dict[str | float, float | None]
     flops_ratio: dict[str, float]
     memory: MemoryEstimate
@@ -126,6 +132,7 @@ def _plan(
     speculation = {a: rounds.speculate(draft, target, setting, a) for a in TOKEN_ACCEPTANCES}
     goals: dict[str | float, float] = {"target alone": alone}
     goals |= {a: found.tokens_per_second for a, found in speculation.items()}
+    guessed = guessed_round(triple, setting, acceptance, options.guess_acceptance)
     return Plan(
         options=options,
         setting=setting,
@@ -139,6 +146,8 @@ def _plan(
         speculation=speculation,
         rsd={a: rounds.rsd(triple, setting, a) for a in sorted({*ACCEPTANCES, acceptance})},
         round=rounds.round_seconds(triple, setting, acceptance),
+        rsd_guessed=setting.slots * setting.step_tokens / guessed.total,
+        rewrite=guessed_rewrite(triple, setting, acceptance, options.guess_acceptance),
         break_even={name: rounds.break_even(triple, setting, goal) for name, goal in goals.items()},
         flops_ratio=rounds.flops_ratio(triple, setting.step_tokens, acceptance),
         memory=memory,

@@ -35,6 +35,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "context": setting.context,
         "step_tokens": setting.step_tokens,
         "acceptance": plan.options.acceptance,
+        "guess_acceptance": plan.options.guess_acceptance,
         "models": {
             role.name.lower(): {"source": plan.options.sources[role]} | asdict(shape)
             for role, shape in plan.shapes.items()
@@ -48,8 +49,10 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             "draft": plan.draft_alone,
             "speculation": {str(a): asdict(found) for a, found in plan.speculation.items()},
             "rsd": {str(a): rate for a, rate in plan.rsd.items()},
+            "rsd_guessed": plan.rsd_guessed,
         },
         "step_seconds": asdict(plan.round) | {"total": plan.round.total},
+        "rewrite": asdict(plan.rewrite),
         "break_even": {str(name): share for name, share in plan.break_even.items()},
         "flops_ratio": plan.flops_ratio,
         "memory": plan.memory.to_dict(plan.lengths, setting.step_tokens),
@@ -86,6 +89,8 @@ def _speeds(plan: Plan) -> list[str]:
         for a, found in plan.speculation.items()
     ]  # fmt: skip
     rates += [(f"RSD, {_percent(a)} of steps kept", rate) for a, rate in plan.rsd.items()]
+    shares = (_percent(plan.options.acceptance), _percent(plan.options.guess_acceptance))
+    rates.append((f"RSD, {shares[0]} of steps kept, {shares[1]} of guesses", plan.rsd_guessed))
     rates.append(("draft alone", plan.draft_alone))
     rows = [
         (name, f"{rate:.0f}", f"{1e3 * per_step / rate:.1f}", f"{rate / plan.target_alone:.2f}")
@@ -98,10 +103,13 @@ def _speeds(plan: Plan) -> list[str]:
             ("catch up", plan.round.catch_up), ("rewrite", plan.round.rewrite),
         )
     )  # fmt: skip
+    rewrite, alone = plan.rewrite, 1e3 * per_step / plan.target_alone
     return [
         *_table(("At best", "tokens/s", "ms a step", "x target"), rows),
         "Roofline: weights and KV read once, products at full rate. Nothing is faster.",
-        f"A step at {_percent(plan.options.acceptance)} kept, in ms: {parts}.",
+        f"A step at {shares[0]} kept, in ms: {parts}.",
+        f"A rewrite at {shares[1]} of guesses right, in ms: {1e3 * rewrite.seconds:.1f} in "
+        f"{rewrite.target_passes:.1f} passes, not {alone:.1f} in {setting.step_tokens}.",
     ]
 
 

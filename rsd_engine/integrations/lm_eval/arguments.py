@@ -9,12 +9,13 @@ from typing import Any
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.arguments import check_integer, check_text
+from rsd_engine.sampling_params import OWN_FIELDS
 from rsd_engine.steps.policies import parse_policy
 from rsd_engine.steps.scorers import parse_scorer
 
 DEFAULT_MAX_GEN_TOKS = 256  # as the harness has it for other models
 _ENGINE = tuple(inspect.signature(Engine).parameters)
-_SAMPLING = ("mode", "max_steps", "max_step_tokens", "prm_overflow", "seed")
+_SAMPLING = (*(name for name in OWN_FIELDS if name != "policy"), "seed")
 _OWN = ("max_gen_toks", "question_field", "chat_template_kwargs", "threshold")
 # Of no effect: the engine gets all requests at once, and runs no code that comes with a model.
 _FROM_HARNESS = ("batch_size", "max_batch_size", "trust_remote_code")

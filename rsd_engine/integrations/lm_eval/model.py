@@ -36,9 +36,9 @@ class RsdLM(TemplateLM):
 
     Args:
         given: the arguments of `Engine`, its policy and scorer as text; `threshold` in place of a
-            policy; `mode`, `max_steps`, `max_step_tokens`, `prm_overflow` and `seed` as in
-            `SamplingParams`; `max_gen_toks`, `question_field` and `chat_template_kwargs`, see
-            `ModelArguments`.
+            policy; `mode`, `max_steps`, `max_step_tokens`, `prm_overflow`, `speculate`,
+            `num_guesses` and `seed` as in `SamplingParams`; `max_gen_toks`, `question_field` and
+            `chat_template_kwargs`, see `ModelArguments`.
 
     Raises:
         ModelArgumentError: an argument is unknown or not allowed, or the engine refuses it.

@@ -51,6 +51,7 @@ class ServeArguments(BaseModel):
     revision: str | None = None
     hf_overrides: dict[str, dict[str, Any]] | None = None
     executor: str = "auto"
+    max_guesses: Annotated[int, Field(ge=0)] = 0
     prm_format: str | dict[str, Any] | None = None
     prm_separator: str | None = None
     scorer: str | None = None

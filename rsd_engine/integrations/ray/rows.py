@@ -119,12 +119,12 @@ def _step(step: Step) -> dict[str, Any]:
     }
 
 
-def _counts(metrics: Metrics) -> dict[str, int]:
-    """The counts of a request that do not depend on the others."""
+def _counts(metrics: Metrics) -> dict[str, int | None]:
+    """The counts of a request that do not depend on the others; guesses do, and FLOPs with them."""
     counts = (
         metrics.draft.tokens_generated, metrics.draft.tokens_discarded,
         metrics.target.tokens_generated, metrics.steps_accepted, metrics.steps_rejected,
-        metrics.flops.generated,
+        None if metrics.guesses.made else metrics.flops.generated,
     )  # fmt: skip
     return dict(zip(_COUNTS, counts, strict=True))
 

@@ -65,7 +65,7 @@ class SpeculativeDecoding(Answer):
 
 
 class SpeculativeMetrics(Answer):
-    """Of a request whose steps were scored."""
+    """Of a request whose steps were scored, or whose tokens were guessed."""
 
     speculative_decoding: SpeculativeDecoding
 
@@ -85,6 +85,7 @@ class StepAnswer(Answer):
     source: StepSource
     reward: float | None
     num_tokens: int
+    guessed: int = Field(description="of its tokens: guesses that the target verified")
     rejected: RejectedStepAnswer | None = Field(description="the step in whose place it stands")
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName, OverflowName
+from rsd_engine.sampling_params import MAX_SEED, RANGES, ModeName, OverflowName, SpeculateName
 
 
 def _number(value: object) -> object:
@@ -114,6 +114,8 @@ class RsdOptions(BaseModel):
     max_steps: Integer | None = None
     max_step_tokens: Integer | None = None
     prm_overflow: OverflowName | None = None
+    speculate: SpeculateName | None = Field(None, description="who guesses the target's tokens")
+    num_guesses: Integer | None = None
     question: StrictStr | None = Field(None, description="what the reward model reads as problem")
     steps: Flag = Field(False, description="send every step: source, reward, rejected text")
 

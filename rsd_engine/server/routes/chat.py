@@ -94,7 +94,7 @@ async def _whole(
         "model": service.model,
         "choices": [_choice(output, body) for output in result.outputs],
         "usage": replies.usage([result]),
-        "metrics": replies.speculative_metrics(result.metrics),
+        "metrics": replies.speculative_metrics([result]),
     }
     if body.return_token_ids:
         answer["prompt_token_ids"] = list(result.prompt_token_ids)
@@ -185,6 +185,6 @@ class _Chunks:
         ]
         if self._shows_usage:
             usage = {"usage": replies.usage([result])}
-            metrics = {"metrics": replies.speculative_metrics(result.metrics)}
+            metrics = {"metrics": replies.speculative_metrics([result])}
             ends.append({**self._head, "choices": [], **usage, **metrics})
         return ends

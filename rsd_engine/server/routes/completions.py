@@ -94,7 +94,7 @@ async def _whole(
             for output in result.outputs
         ],
         "usage": replies.usage(results),
-        "metrics": replies.speculative_metrics(replies.summed(results)),
+        "metrics": replies.speculative_metrics(results),
     }
     if body.rsd is not None and body.rsd.steps:
         answer["rsd"] = [replies.rsd_object(result) for result in results]
@@ -188,7 +188,7 @@ class _Chunks:
             **self._head,
             "choices": [],
             "usage": replies.usage(self._results),
-            "metrics": replies.speculative_metrics(replies.summed(self._results)),
+            "metrics": replies.speculative_metrics(self._results),
         }
 
     def _text(self, index: int, found: StepEvent, ids: dict[str, Any]) -> dict[str, Any]:

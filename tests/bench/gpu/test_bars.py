@@ -34,6 +34,14 @@ def results() -> dict[str, Any]:
                 op("reward_accept, two_class head, 3584", 20.0, 6.0, limit=19.0),
             ]
         },
+        "verify": {
+            "models": {
+                "Qwen2.5-7B": {
+                    "1": {"guesses": {"2": {"times_decode": 1.3}, "4": {"times_decode": 1.149}}},
+                    "4": {"guesses": {"4": {"times_decode": 1.3}}},
+                }
+            }
+        },
         "device_loop": {"bars": {name: {"bar": 0, "worst": value} for name, value in loop.items()}},
     }
 
@@ -48,10 +56,12 @@ def test_each_bar_is_judged_by_the_worst_figure() -> None:
         "reward and decision, value head: times faster than PyTorch ops",
         "share of the time in which the device stands idle",
     ]
-    assert None not in met.values() and len(met) == 13
+    assert None not in met.values() and len(met) == 14
     assert judged["reward, decision, commit or rollback, value head, 16 slots"].found == 10.5
     two_layers = judged["reward and decision, two-layer head: twice the read of its weights + 5 us"]
     assert (two_layers.asked, two_layers.found) == (19.0, 20.0)
+    verifies = judged["pass that verifies 4 guesses, Qwen2.5-7B, batch 1: times one that decodes"]
+    assert (verifies.asked, verifies.found, verifies.part) == (1.15, 1.149, "verify")
     assert judged["seconds of a step over those of its passes replayed alone"].asked == 1.05
 
 
@@ -59,6 +69,7 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     whole = results()
     whole["kernels"]["whole_model"].pop("Qwen2.5-1.5B")
     whole["control"] = None
+    whole["verify"] = {"models": {}}
     whole["device_loop"]["bars"]["times_faster_than_baseline"]["worst"] = None
     judged = bars.evaluate(whole)
     words = {bar.name: bar.row()[3] for bar in judged}
@@ -68,6 +79,7 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     )
     assert words["times faster than the paper's arrangement, batch 1"] == "not measured"
     assert words["rollback, 16 slots"] == "not measured"
+    assert [word for name, word in words.items() if "verifies" in name] == ["not measured"]
     assert words["host launches a step, device loop"] == "met"
     assert {bar.met for bar in bars.evaluate({})} == {None}
     assert "not measured" in bars.table(judged) and "MISSED" in bars.table(judged)

@@ -146,6 +146,7 @@ def test_dry_run_of_all_parts(tmp_path: Path) -> None:
     brief = {p.name for p in parts() if p.brief}
     assert {path.stem for path in tmp_path.iterdir()} == (present - brief) | {"summary"}
     assert summary["parts"]["overlap"]["result"]["works"] is True
+    assert set(summary["parts"]["verify"]["result"]["models"]["tiny"]["1"]["guesses"]) >= {"4"}
     assert "result" not in summary["parts"]["memory"]
     judged = {bar["name"]: bar for bar in summary["bars"]}
     assert judged["rollback, 16 slots"]["found"] > 0

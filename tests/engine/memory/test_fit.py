@@ -82,7 +82,10 @@ def test_a_context_is_as_long_as_fits(available: Available, device: torch.device
 
     def left_over(length: int) -> int:
         """Bytes that one request of this length leaves of the room for contexts."""
-        at = estimate_models(memory, 24_000_000_000, max_num_seqs=16, max_model_len=length)
+        at = estimate_models(
+            memory, 24_000_000_000, max_num_seqs=16, max_model_len=length,
+            on_gpu=device.type == "cuda",
+        )  # fmt: skip
         room = at.available - sum(at.weights.values()) - at.activations
         room = room if device.type == "cuda" else room // 4
         return room - at.state - at.tables - at.layout.pages_per_sequence * at.layout.page_bytes

@@ -13,7 +13,7 @@ from tests.tiny_models import TinyModels
 
 def test_a_small_pool_gives_the_same_results(tiny: TinyModels) -> None:
     prompts, params = mixed_requests(12, max_tokens=60)
-    options = {"max_num_seqs": 8, "max_model_len": 256, "device": "cpu"}
+    options = {"max_num_seqs": 8, "max_model_len": 128, "device": "cpu"}
     with Engine(**tiny.sources(), **options) as roomy:  # type: ignore[arg-type]
         wanted = generate(roomy, prompts, params)
         assert roomy.num_preemptions == 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
-from rsd_engine.engine.memory_estimate import estimate_memory
+from rsd_engine.engine.memory_estimate import ModelMemory, estimate_memory, estimate_models
 from rsd_engine.roofline.sources import find_config
+from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
 from tests.tiny_models import TinyModels
 
@@ -62,11 +64,50 @@ def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
         assert estimate.weights[role] + head == weights
         assert estimate.kv_bytes_per_token[role] == report.pages[role].bytes_per_token
     assert estimate.state == report.state + report.log
-    # The estimate cannot see which of the vocabulary's rows are padding.
-    assert estimate.activations == pytest.approx(report.activations, rel=0.01)
+    # The estimate cannot see which of the vocabulary's rows are padding. It is for a GPU.
+    sampling = sampling_bytes(scratch_of(engine))
+    assert estimate.activations == pytest.approx(report.activations + sampling, rel=0.01)
     rope = 2 * 4 * (256 * 8 + 256 * 12 + (2 * 256 + 128) * 8)  # contexts and head sizes
     assert estimate.tables == rope < report.tables
     assert estimate.available == 500_000_000
+
+
+def scratch_of(engine: Engine) -> SampleScratch:
+    """What the sampling kernels would get for this engine."""
+    loop = engine.parts.core.loop
+    return SampleScratch.allocate(loop.state, loop.logits[Role.DRAFT].shape[1], SLOTS)
+
+
+def sampling_bytes(scratch: SampleScratch) -> int:
+    return sum(getattr(scratch, field.name).nbytes for field in fields(scratch))
+
+
+def test_the_scratch_of_sampling_is_counted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = engine.memory
+    scratch, loop = scratch_of(engine), engine.parts.core.loop
+    monkeypatch.setitem(vars(loop), "sample_scratch", {scratch.raw.shape[1]: scratch})
+    assert engine.memory.activations - without.activations == sampling_bytes(scratch)
+    assert engine.memory.total - without.total == sampling_bytes(scratch)
+
+
+def test_guesses_need_logits_and_room_to_sample() -> None:
+    """16 slots and 32 guesses: as much as 48 slots, but for contexts and pages."""
+    memory = {Role.TARGET: ModelMemory(find_config("qwen2.5-0.5b"), torch.float32, torch.float32)}
+
+    def activations(slots: int, guesses: int, *, on_gpu: bool) -> int:
+        return estimate_models(
+            memory, 10**10, max_num_seqs=slots, max_model_len=500, max_guesses=guesses,
+            on_gpu=on_gpu,
+        ).activations  # fmt: skip
+
+    for on_gpu in (False, True):
+        assert activations(16, 32, on_gpu=on_gpu) == activations(48, 0, on_gpu=on_gpu)
+    logits = activations(48, 0, on_gpu=False) - activations(16, 0, on_gpu=False)
+    assert logits == 32 * (151936 + 1) * 4
+    more = activations(16, 32, on_gpu=True) - activations(16, 0, on_gpu=True)
+    assert more - logits > 32 * 151936 * 4  # a copy of the logits, and what is small beside it
 
 
 def test_nothing_is_counted_twice(engine: Engine) -> None:

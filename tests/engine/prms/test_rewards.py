@@ -22,7 +22,7 @@ from tests.models.checkpoints import PrmHeads
 from tests.tiny_models import TinyModels, make_tiny_models
 
 PARAMS = [
-    SamplingParams(temperature=t, seed=s, max_tokens=40, max_step_tokens=m)
+    SamplingParams(temperature=t, seed=s, max_tokens=40, max_step_tokens=m, ignore_eos=True)
     for s, (t, m) in enumerate(
         [(0.0, None), (1.0, None), (1.0, 6), (0.7, 9), (0.0, 5), (1.2, None)]
     )
@@ -66,7 +66,7 @@ def scorer(
     if request.param == "two-class":
         models = make_tiny_models(tmp_path_factory.mktemp("two_class"), two_class=True)
         recipe = (math_prm_input, PrmHeads.two_class_reward)
-    with Engine(**models.sources(), policy=Threshold(0.5), max_num_seqs=4, device="cpu") as engine:
+    with Engine(**models.sources(), policy=Threshold(0.4), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is not None, "the steps would go through text"
         yield Scorer(engine, models.prm, *recipe)
 

@@ -34,7 +34,12 @@ from tests.models.reward.family_checkpoints import CASES
 from tests.tiny_models import PRM_CONTEXT, TinyModels, make_tiny_models
 
 KEEP_ALL = SamplingParams(
-    temperature=1.0, seed=3, max_tokens=90, max_step_tokens=25, policy=Threshold(-1.5)
+    temperature=1.0,
+    seed=3,
+    max_tokens=90,
+    max_step_tokens=25,
+    ignore_eos=True,
+    policy=Threshold(-1.5),
 )
 
 

@@ -93,6 +93,7 @@ def running(engine: Engine) -> Iterator[tuple[Engine, Stream, Iterator[object]]]
         release.set()
         other.join(timeout=60)
     assert not other.is_alive()
+    list(completed)  # nobody else may be left when the test ends
     stream.close()
 
 

@@ -226,7 +226,7 @@ def test_missing_tokens_wait_for_the_host() -> None:
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels: dict[str, Op] = {"sample_append": sample_append, "bridge": bridge_kernel.bridge}
-    calls = run_shadowed(monkeypatch, kernels, 2, count=9)
+    calls = run_shadowed(monkeypatch, kernels, 3, count=7)
     assert min(calls.values()) > 20
 
 

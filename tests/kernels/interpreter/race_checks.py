@@ -41,6 +41,7 @@ from rsd_kernels.tick_clock import kernel as tick_clock
 from tests.kernels.activation import kernel_checks as activation_checks
 from tests.kernels.attention import kernel_checks as attention_checks
 from tests.kernels.bridge import kernel_checks as bridge_checks
+from tests.kernels.guess import kernel_checks as ngram_checks
 from tests.kernels.harness.broken import broken
 from tests.kernels.harness.shadow import Op, run_shadowed
 from tests.kernels.interpreter.race_rules import Race
@@ -51,6 +52,7 @@ from tests.kernels.qkv import kernel_checks as qkv_checks
 from tests.kernels.retokenise.contexts import kept
 from tests.kernels.reward import kernel_checks as reward_checks
 from tests.kernels.rollback import kernel_checks as rollback_checks
+from tests.kernels.sample import guess_checks
 from tests.kernels.sample import kernel_checks as sample_checks
 
 WATCHES_ITSELF = True
@@ -139,6 +141,14 @@ def rare_draws() -> None:
     sample_checks.sampled(state, sample_checks.a_batch(state, 0), logits)
 
 
+def guesses() -> None:
+    """Made by all who can, read at several places, kept and forgotten."""
+    ngram_checks.test_who_is_asked()
+    ngram_checks.test_ngrams(24, 20)
+    guess_checks.test_many_slots_at_once()
+    guess_checks.test_the_draft_guesses_until_it_has_enough()
+
+
 @pytest.mark.usefixtures("with_clocks")
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
@@ -156,6 +166,7 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         rare_schedules()
         rare_draws()
         step_ends()
+        guesses()
     assert watch.barriers.keys() == barriers()
     assert [where for where, needed in watch.barriers.items() if not needed] == []
 
@@ -195,6 +206,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
         forwards()
         bridges()
         step_ends()
+        guesses()
     assert watch.reordered >= wide_kernels()
 
 

@@ -8,13 +8,15 @@ from tests.kernels.harness.child import run_checks
 
 pytest.importorskip("triton")
 
-CHECKS = "kernels/sample/kernel_checks.py"
+CHECKS = ("kernels/sample/kernel_checks.py", "kernels/sample/guess_checks.py")
 
 
-def test_in_the_interpreter() -> None:
-    run_checks(CHECKS, interpreted=True)
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(name: str) -> None:
+    run_checks(name, interpreted=True)
 
 
 @pytest.mark.gpu
-def test_on_the_device() -> None:
-    run_checks(CHECKS, interpreted=False)
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_the_device(name: str) -> None:
+    run_checks(name, interpreted=False)

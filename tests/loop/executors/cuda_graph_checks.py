@@ -30,12 +30,13 @@ from rsd_kernels.state.enums import Phase
 from tests.core.test_random_histories import Wanted, alone, core_of, make_request
 from tests.engine.executors.checks import GREEDY, SAMPLED, demo_engine, solve, told
 from tests.fake_cuda.device import DEVICE, FakeDevice, device
+from tests.loop.executors.guessing import MAX_GUESSES, Counts, counts, run_guessing
 from tests.loop.executors.on_cpu import BUCKETS, EXECUTORS
-from tests.loop.executors.test_executors import REQUESTS, flag, wanted
+from tests.loop.executors.test_executors import REQUESTS, flag, guesses, wanted
 from tests.loop.toy import Mode, run, story
 from tests.page_checks import check_integrity
 
-__all__ = ["device", "wanted"]  # fixtures
+__all__ = ["device", "guesses", "wanted"]  # fixtures
 
 EXECUTORS_OF_A_GPU = {  # and what CUDA the driver knows
     "switch": ("device-loop", 13000),
@@ -62,12 +63,15 @@ def cores(
     """Makes toy cores that run on the fake driver."""
     made: list[EngineCore] = []
 
-    def make(num_slots: int, num_pages: int, ticks: int, name: str) -> EngineCore:
+    def make(
+        num_slots: int, num_pages: int, ticks: int, name: str, max_guesses: int = 0
+    ) -> EngineCore:
         def on_device(program: Block, ticks_per_launch: int) -> Executor:
             return executor_on(device, name, program, ticks_per_launch)
 
         monkeypatch.setitem(EXECUTORS, f"cuda-{name}", (on_device, BUCKETS))
-        made.append(core_of(num_slots, num_pages, ticks, f"cuda-{name}"))
+        core = core_of(num_slots, num_pages, ticks, f"cuda-{name}", max_guesses=max_guesses)
+        made.append(core)
         return made[-1]
 
     yield make
@@ -90,6 +94,15 @@ def test_decides_as_the_eager_executor_does(
     found = {key: story(events) for key, events in run(core, REQUESTS).items()}
     assert found == wanted
     assert (core.num_preemptions > 0) == (num_pages == 24)
+
+
+@pytest.mark.parametrize("name", EXECUTORS_OF_A_GPU)
+def test_guesses_as_the_eager_executor_does(
+    name: str, cores: Callable[..., EngineCore], wanted: dict[int, list[str]], guesses: Counts
+) -> None:
+    events = run_guessing(cores(3, 400, 40, name, MAX_GUESSES), REQUESTS)
+    assert {key: story(found) for key, found in events.items()} == wanted
+    assert counts(events) == guesses
 
 
 @pytest.mark.parametrize("name", ["switch", "ifs"])

@@ -21,9 +21,10 @@ from rsd_engine.loop.executors.host_graphs import DirectRecorder, HostGraphsExec
 from rsd_engine.loop.executors.simulated_runtime import SimulatedRuntime
 from rsd_engine.loop.program import Block, Call, ProgramError, Switch, While, calls, check_program
 from rsd_engine.loop.rsd import build_program
-from rsd_kernels.state.enums import HostRequest, Phase, Role
+from rsd_kernels.state.enums import GuessSource, HostRequest, Phase, Role
 from rsd_kernels.state.slots import ANY_ROWS
 from tests.core.test_random_histories import core_of, make_request
+from tests.loop.executors.guessing import MAX_GUESSES, Counts, counts, run_guessing
 from tests.loop.executors.on_cpu import BUCKETS, EXECUTORS
 from tests.loop.toy import Mode, run, story
 
@@ -37,6 +38,14 @@ REQUESTS = [
 def wanted() -> dict[int, list[str]]:
     events = run(core_of(3, 400, 64), REQUESTS)
     return {key: story(found) for key, found in events.items()}
+
+
+@pytest.fixture(scope="module")
+def guesses() -> Counts:
+    """As the eager executor makes and keeps them."""
+    found = counts(run_guessing(core_of(3, 400, 40, max_guesses=MAX_GUESSES), REQUESTS))
+    assert {source for by_source in found.values() for source in by_source} == set(GuessSource)
+    return found
 
 
 def flag(value: int = 0) -> torch.Tensor:
@@ -54,6 +63,16 @@ class TestSameResults:
         found = {key: story(events) for key, events in run(core, REQUESTS).items()}
         assert found == wanted
         assert (core.num_preemptions > 0) == (num_pages == 24)
+        core.close()
+
+    @pytest.mark.parametrize("name", sorted(EXECUTORS))
+    def test_guesses_change_no_result_and_are_the_same_everywhere(
+        self, name: str, wanted: dict[int, list[str]], guesses: Counts
+    ) -> None:
+        core = core_of(3, 400, 40, name, max_guesses=MAX_GUESSES)
+        events = run_guessing(core, REQUESTS)
+        assert {key: story(found) for key, found in events.items()} == wanted
+        assert counts(events) == guesses
         core.close()
 
     @pytest.mark.parametrize("name", ["switch", "ifs", "host-graphs"])
