@@ -187,7 +187,8 @@ RSD_CPU_API int32_t rsd_cpu_decoder(const RsdDecoder* decoder, const RsdPass* pa
                                     int32_t num_threads);
 
 // The loop ops, each with the results of its twin bit for bit, by one thread. They trust what they
-// are given, as kernels do. Slots, pass and tables are those of a running batch.
+// are given, as kernels do, return no code, and may allocate. Slots, pass and tables are those of a
+// running batch.
 
 // Tokens that a page holds, by role.
 typedef struct {

@@ -1,7 +1,5 @@
 // Chooses one pass: the role, its packed rows and their pages. Twin: rsd_kernels/schedule/twin.py.
 
-#include <string.h>
-
 #include <vector>
 
 #include "slots.h"
