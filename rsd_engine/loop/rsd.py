@@ -98,10 +98,10 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
     most = loop.batch.num_rows if exact else num_rows
     seqs, places = (min(most, n) for n in (loop.batch.num_seqs, loop.batch.num_places))
     rows = loop.batch.narrow(most, seqs, places)
-    forward = partial(loop.forwards[role], rows)
+    forward = partial(_forward, loop, role, rows)
     if exact:
         narrow = lru_cache(maxsize=KEPT_VIEWS)(rows.narrow)
-        forward = partial(_forward, loop, role, narrow)
+        forward = partial(_forward_in_use, loop, role, narrow)
     return (
         Call(f"{role.name}.forward", forward),
         Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
@@ -109,8 +109,13 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
     )
 
 
-def _forward(loop: Loop, role: Role, narrow: Callable[[int, int, int], RowBatch]) -> None:
-    """Reads the rows in use alone: a graph must read all, but on a CPU padding costs."""
+def _forward(loop: Loop, role: Role, rows: RowBatch) -> None:
+    """Reads all of `rows`, as a graph must."""
+    loop.forwards[role](rows)
+
+
+def _forward_in_use(loop: Loop, role: Role, narrow: Callable[[int, int, int], RowBatch]) -> None:
+    """Reads the rows in use alone: on a CPU padding costs."""
     rows, seqs, places = loop.state.num_rows, loop.state.num_seqs, loop.state.num_places
     loop.forwards[role](narrow(number(rows), number(seqs), number(places)))  # host read: on a CPU
 
