@@ -13,7 +13,7 @@ from bench.compare.paper.replay import Replay, TextWriter
 from bench.compare.paper.writers import Loaded
 from bench.compare.text_path import DIFFERENT, SAME, verdict
 from rsd_engine import Engine, RequestOutput, SamplingParams, Threshold
-from rsd_engine.engine import build
+from rsd_engine.engine import make_loop
 from rsd_kernels.state.enums import Phase
 from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
 from tests.tiny_models import TinyModels, make_tiny_models
@@ -80,7 +80,7 @@ def test_the_answers_of_text_between_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if way == "host":
-        monkeypatch.setattr(build, "settles_ends", lambda *_: False)
+        monkeypatch.setattr(make_loop, "settles_ends", lambda *_: False)
     with Engine(
         **newline_models.sources(),
         step_ends="text",

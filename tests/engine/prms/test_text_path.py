@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rsd_engine import Engine, Logistic, SamplingParams, Threshold
-from rsd_engine.engine import build
+from rsd_engine.engine import make_loop
 from rsd_engine.steps.policies import Policy
 from tests.engine.harness.runs import (
     PROMPTS,
@@ -46,7 +46,7 @@ def text_engine(other_prm: TinyModels) -> Iterator[Engine]:
 @pytest.fixture
 def forced_engine(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """The tokenizer is shared, and the steps go through text anyway."""
-    monkeypatch.setattr(build, "build_merge_tables", lambda *_: None)
+    monkeypatch.setattr(make_loop, "build_merge_tables", lambda *_: None)
     with Engine(**tiny.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None
         yield engine

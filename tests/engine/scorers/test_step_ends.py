@@ -11,7 +11,7 @@ import pytest
 
 from rsd_engine import Confidence, Constant, Engine, SamplingParams, TargetJudge
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.engine import build
+from rsd_engine.engine import make_loop
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from tests.engine.harness.runs import PROMPTS, all_pages_free, decisions, generate, harsh
@@ -49,7 +49,7 @@ def test_steps_that_a_confidence_keeps(
     assert sources == {"draft", "target"}
     with opened(newline_models, 0.5, "simulated-loop") as engine:
         assert [decisions(r) for r in generate(engine, PROMPTS, PARAMS)] == wanted
-    monkeypatch.setattr(build, "settles_ends", lambda *_: False)
+    monkeypatch.setattr(make_loop, "settles_ends", lambda *_: False)
     with opened(newline_models, 0.5) as engine:  # by way of text, on the host
         assert engine.parts.core.loop.end_merges is None
         assert [decisions(r) for r in generate(engine, PROMPTS, PARAMS)] == wanted
@@ -61,7 +61,7 @@ def test_a_step_of_the_draft_is_settled_once_it_is_kept(
 ) -> None:
     """It is decided in the draft's own pass: no pass of another model settles its end."""
     if way == "host":
-        monkeypatch.setattr(build, "settles_ends", lambda *_: False)
+        monkeypatch.setattr(make_loop, "settles_ends", lambda *_: False)
     with opened(newline_models, 1.0) as engine:
         encode = partial(engine.get_tokenizer().encode, add_special_tokens=False)
         [dot], [blank], [joined] = encode("."), encode("\n\n"), encode(".\n\n")
