@@ -45,10 +45,10 @@ def plain_params(count: int, **common: Any) -> list[SamplingParams]:
 
 
 def guessing(params: Sequence[SamplingParams], mode: ModeName) -> list[SamplingParams]:
-    """The same with guesses from every source; every seventh stays without."""
+    """The same with guesses from every source in turns; every seventh stays without."""
     ways = WAYS[mode]
     return [
-        p if i % 7 == 6 else with_guesses(p, *ways[i % len(ways)]) for i, p in enumerate(params)
+        p if i % 7 == 6 else with_guesses(p, *ways[7 * i % len(ways)]) for i, p in enumerate(params)
     ]
 
 

@@ -97,7 +97,7 @@ def test_the_target_goes_on_where_the_prm_is_full(
 
 def test_executors() -> None:
     """Graphs by the host and graphs that loop by themselves, walked in Python."""
-    plain = plain_params(5, mode="rsd", max_tokens=20)
+    plain = plain_params(4, mode="rsd", max_tokens=16)
     asked = guessing(plain, "rsd")
     with demo_engine(max_num_seqs=3, executor="eager") as engine:
         wanted = ask(engine, plain)
