@@ -14,7 +14,7 @@ from rsd_engine.engine.rewards.scorers import confidence_kind
 from rsd_engine.loop.rsd import Forward, Loop
 from rsd_engine.memory.budget import PoolLayout
 from rsd_engine.memory.page_pool import PagePool
-from rsd_engine.roofline.guesses import ROW_SHARES, guesses_at_rate
+from rsd_engine.roofline.guesses import GuessCosts, guesses_at_rate
 from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.tables import build_step_tables
 from rsd_kernels import ops
@@ -121,5 +121,6 @@ def _paying_guesses(models: ModelSet, device: torch.device) -> list[int]:
     """How many guesses of the draft pay, by the share of them that is right."""
     loaded = {role: writer.loaded for role, writer in models.writers.items()}
     nbytes = {role: model.weight_bytes for role, model in loaded.items() if model}
-    share = nbytes.get(Role.DRAFT, 0) / nbytes.get(Role.TARGET, 1)
-    return guesses_at_rate(share, row_share=ROW_SHARES[device.type], steps=RATE_STEPS)
+    draft, target = nbytes.get(Role.DRAFT, 0), nbytes.get(Role.TARGET, 0)
+    costs = GuessCosts.of_weights(draft, target, device.type)
+    return guesses_at_rate(costs, steps=RATE_STEPS)

@@ -7,10 +7,13 @@ a pass of the draft and of one more row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 MOST_GUESSES = 8  # of the draft at a time, where their number is left open
-PASS_SHARE = 0.05  # of a target's pass: what any pass takes beside reading its weights
+# What any pass takes beside reading its weights, as bytes that could be read meanwhile.
+_FIXED_BYTES = {"cpu": 2_000_000, "cuda": 100_000_000}
 # What one more row adds to a target's pass, as a share of it: a CPU computes as slowly as it reads.
-ROW_SHARES = {"cpu": 0.1, "cuda": 0.01}
+_ROW_SHARE = {"cpu": 0.1, "cuda": 0.01}
 
 
 def tokens_a_pass(guesses: int, acceptance: float) -> float:
@@ -26,22 +29,40 @@ def tokens_a_pass(guesses: int, acceptance: float) -> float:
     return float((1 - acceptance ** (guesses + 1)) / (1 - acceptance))
 
 
-def best_guesses(acceptance: float, draft_share: float, row_share: float) -> int:
+@dataclass(frozen=True)
+class GuessCosts:
+    """What a guess of the draft costs, as a share of a target's pass.
+
+    Attributes:
+        draft: a pass of the draft.
+        row: one more row of the target's pass.
+    """
+
+    draft: float
+    row: float
+
+    @classmethod
+    def of_weights(cls, draft_bytes: int, target_bytes: int, device_type: str) -> GuessCosts:
+        """Of models with weights of so many bytes, on a "cpu" or on "cuda"."""
+        fixed = _FIXED_BYTES[device_type]
+        return cls((draft_bytes + fixed) / (target_bytes + fixed), _ROW_SHARE[device_type])
+
+
+def best_guesses(acceptance: float, costs: GuessCosts) -> int:
     """The number of guesses with the least time per token; 0 if none pay.
 
     Args:
         acceptance: share of the guesses that is right.
-        draft_share: time of a draft's pass, as a share of a target's.
-        row_share: time of one more row, likewise.
+        costs: of a guess.
     """
 
     def cost(guesses: int) -> float:
-        seconds = 1 + guesses * (draft_share + PASS_SHARE + row_share)
+        seconds = 1 + guesses * (costs.draft + costs.row)
         return seconds / tokens_a_pass(guesses, acceptance)
 
     return min(range(MOST_GUESSES + 1), key=cost)
 
 
-def guesses_at_rate(draft_share: float, *, row_share: float, steps: int) -> list[int]:
+def guesses_at_rate(costs: GuessCosts, *, steps: int) -> list[int]:
     """The same for acceptances of 0, 1 / steps, ..., 1."""
-    return [best_guesses(step / steps, draft_share, row_share) for step in range(steps + 1)]
+    return [best_guesses(step / steps, costs) for step in range(steps + 1)]
