@@ -6,11 +6,16 @@ a bit. u has 32 random bits: (word + 1/2) / 2**32.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_kernels.gumbel.series import FRACTION, LN2, OFFSET, SERIES, SHIFT
-from rsd_kernels.philox.twin import DrawKey, Words
+from rsd_kernels.philox.twin import DrawKey
+
+if TYPE_CHECKING:
+    from rsd_kernels.philox.twin import Words
 
 MOST_NOISE = 27.0  # more than the noise of two ids can differ
 _HALF = 1 << 31

@@ -8,17 +8,19 @@ covers positions whose draws were just rejected; reusing them would bias accepta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rsd_kernels.state.columns import number
 from rsd_kernels.state.enums import Purpose
 from rsd_kernels.state.slots import SlotState
 
-Words = NDArray[np.integer[Any]]  # uint64
-Word = TypeVar("Word", int, Words)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Words = NDArray[np.integer[Any]]  # uint64
+
+Word = TypeVar("Word", int, "Words")
 
 PURPOSE_BITS = 8  # of the counter's third word; the rest of it numbers blocks of four ids
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
