@@ -193,10 +193,13 @@ class AsyncEngine:
         bell = asyncio.Event()
         requests = [AsyncRequest(self, s, bell, tells_steps=stream) for s in streams]
         with self._changed:
-            if self._closed:
-                raise RuntimeError("the engine for asyncio is closed; make a new one")
-            self._open.update({request.request_id: request for request in requests})
-            self._changed.notify()
+            closed = self._closed
+            if not closed:
+                self._open.update({request.request_id: request for request in requests})
+                self._changed.notify()
+        if closed:
+            _close_streams(call)
+            raise RuntimeError("the engine for asyncio is closed; make a new one")
         return requests
 
     @property
@@ -308,7 +311,7 @@ def _deliver_here(batch: Sequence[tuple[AsyncRequest, Sequence[StreamEvent]]]) -
 
 
 def _close_streams(call: Future[list[Stream]]) -> None:
-    """Of a task that was cancelled while its requests were being queued."""
+    """Of requests that nobody will read: their task or their engine went as they were queued."""
     if not call.cancelled() and call.exception() is None:
         for stream in call.result():
             stream.close()

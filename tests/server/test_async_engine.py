@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
+from typing import Any
 
-from rsd_engine import FinishedEvent, SamplingParams, StepEvent
+import pytest
+
+from rsd_engine import Engine, FinishedEvent, SamplingParams, StepEvent
 from rsd_engine.engine.stream import Stream
 from rsd_engine.server.async_engine import AsyncEngine, AsyncRequest, merged
+from tests.server.test_live import wait_for
 
 
 def test_an_idle_engine_holds_no_request(async_engine: AsyncEngine) -> None:
@@ -59,3 +64,25 @@ def test_who_waits_for_the_end_alone_is_told_nothing_else(async_engine: AsyncEng
             assert request.first_text_at is not None
 
     asyncio.run(answer())
+
+
+def test_requests_that_are_queued_while_it_closes_are_aborted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, queue, queued = AsyncEngine(engine), engine.streams, list[Stream]()
+    pumps = num_pumps()
+
+    def close_meanwhile(*args: Any, **options: Any) -> list[Stream]:
+        threading.Thread(target=late.close).start()
+        wait_for(lambda: num_pumps() == pumps - 1)
+        queued.extend(queue(*args, **options))
+        return queued
+
+    monkeypatch.setattr(engine, "streams", close_meanwhile)
+    with pytest.raises(RuntimeError, match="the engine for asyncio is closed"):
+        asyncio.run(late.submit(["2 + 3 ="], SamplingParams(max_tokens=40, mode="draft")))
+    assert queued and not engine.parts.core.has_work
+
+
+def num_pumps() -> int:
+    return sum(thread.name == "rsd-pump" for thread in threading.enumerate())
