@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,6 +24,7 @@ logger = logging.getLogger("rsd_engine.server")
 # next request meets the end of it: HTTP clients do after 5 seconds, load balancers after 60.
 _KEEP_ALIVE = 75
 _GRACE = 5.0  # seconds to send the ends of requests that took too long
+_LOOK = 0.02  # seconds between two looks at whether all requests have ended
 
 
 class Server(uvicorn.Server):
@@ -42,11 +45,9 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=int(service.options.drain_seconds + _GRACE),
         )
         super().__init__(config)
         self._service = service
-        self._drain: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """At a signal: no new requests; a second one does not wait for the others."""
@@ -70,22 +71,25 @@ class Server(uvicorn.Server):
             signal.signal(signal.SIGTERM, before)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for running requests, at most `drain_seconds`."""
-        self._drain = asyncio.ensure_future(self._end_late())
-        try:
-            await super().shutdown(sockets)
-        finally:
-            self._drain.cancel()
+        """Waits for running requests, at most `drain_seconds`, then closes the connections.
+
+        Until then it listens: who comes meanwhile is told that the server is about to stop, where
+        a closed socket would reset his connection.
+        """
+        started, seconds = time.monotonic(), self._service.options.drain_seconds
+        while self._service.num_running and not self.force_exit:
+            if time.monotonic() - started >= seconds:
+                left = self._service.engine.num_open
+                logger.warning("%d requests did not end in time and are aborted", left)
+                self._service.engine.abort_all()
+                break
+            await asyncio.sleep(_LOOK)
+        spent = time.monotonic() - started
+        self.config.timeout_graceful_shutdown = math.ceil(max(seconds - spent, 0.0) + _GRACE)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             for address in (listening.getsockname() for listening in server.sockets):
                 logger.info("serving %s at http://%s:%d", self._service.model, *address[:2])
-
-    async def _end_late(self) -> None:
-        await asyncio.sleep(self._service.options.drain_seconds)
-        left = self._service.engine.num_open
-        if left:
-            logger.warning("%d requests did not end in time and are aborted", left)
-            self._service.engine.abort_all()

@@ -104,6 +104,9 @@ def test_what_does_not_end_in_time_ends_with_a_clean_error(live: LiveServer) -> 
         thread.start()
     wait_for(lambda: live.service.engine.num_open == 9)
     live.server.handle_exit(15, None)
+    time.sleep(0.3)  # a server that closed its door would have done so by now
+    late = httpx.post(f"{live.url}/v1/completions", json=LONG)
+    assert late.status_code == 503 and "about to stop" in late.json()["error"]["message"]
     for thread in threads:
         thread.join(30)
     assert answers[0].status_code == 503
