@@ -75,7 +75,7 @@ _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they 
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
     "stop_committed", "nan_rewards", "told", "shortened", "confidence", "guess_end", "guess_stop",
-    "guess_source", "step_guesses",
+    "guess_source", "step_guesses", "prompt_roles", "candidates", "group_left",
 )  # fmt: skip
 
 
@@ -103,7 +103,8 @@ def fill_slot(
         getattr(state, name)[slot] = getattr(request, name)
     for name in _ZERO:
         getattr(state, name)[slot] = 0
-    state.kept_from[slot] = -1
+    for column in (state.kept_from, state.group):
+        column[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
     state.separate_contexts[slot] = request.target is not None
     state.generation[slot] = generation

@@ -22,6 +22,8 @@ typedef struct {
     int32_t* num_pages;
     int32_t* free_pages;
     int32_t* num_free;
+    int32_t* page_owners;
+    int32_t* page_stamp;
     int32_t* phase;
     int32_t* mode;
     int32_t* overflow_mode;
@@ -31,6 +33,10 @@ typedef struct {
     int32_t* arrival;
     int32_t* lacks_pages;
     int32_t* ended;
+    int32_t* prompt_roles;
+    int32_t* candidates;
+    int32_t* group;
+    int32_t* group_left;
     int32_t* num_steps;
     int32_t* stream_tokens;
     int32_t* told;

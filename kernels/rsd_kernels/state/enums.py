@@ -42,6 +42,9 @@ class Phase(IntEnum):
     WAIT_HOST = 4
     DONE = 5
     GUESS = 6  # for the draft, which guesses what the target will write
+    PROMPT = 7  # for the roles of `prompt_roles` to read the prompt; nothing is sampled
+    CANDIDATE = 8  # for the other candidates of its step; its own is scored
+    CHOICE = 9  # for the host, to be forked, or for a choice among the candidates of its step
 
 
 class Mode(IntEnum):
@@ -123,6 +126,8 @@ class Purpose(IntEnum):
     DRAFT_TOKEN = 0
     TARGET_TOKEN = 1
     ACCEPT = 2
+    CHOOSE_DRAFT = 3  # among the candidates for a step that the draft wrote
+    CHOOSE_TARGET = 4
 
     @classmethod
     def token_of(cls, role: int) -> Purpose:

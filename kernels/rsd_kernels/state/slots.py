@@ -77,6 +77,8 @@ class SlotState:
     num_pages: Annotated[Tensor, int32, NUM_ROLES, B]  # pages held
     free_pages: Annotated[Tensor, int32, N]  # a stack
     num_free: Annotated[Tensor, int32, 1]
+    page_owners: Annotated[Tensor, int32, N]  # page tables that name the page; 0: it is free
+    page_stamp: Annotated[Tensor, int32, N]  # how often the page was taken from the stack
     # life of a slot
     phase: Annotated[Tensor, int32, B]  # Phase
     mode: Annotated[Tensor, int32, B]  # Mode
@@ -90,6 +92,11 @@ class SlotState:
     arrival: Annotated[Tensor, int32, B]  # order of arrival: the smallest is the oldest
     lacks_pages: Annotated[Tensor, int32, B]  # 1 if the last schedule found no pages for it
     ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
+    prompt_roles: Annotated[Tensor, int32, B]  # bit r: role r reads the prompt in phase PROMPT
+    # candidates for a step
+    candidates: Annotated[Tensor, int32, B]  # drafts of a step; 0: one, which is no candidate
+    group: Annotated[Tensor, int32, B]  # of candidates that the slot belongs to; -1: to none
+    group_left: Annotated[Tensor, int32, B]  # candidates of each group without a reward yet
     # steps
     num_steps: Annotated[Tensor, int32, B]  # kept steps
     stream_tokens: Annotated[Tensor, int32, B]  # 1: an unscored step is told token by token
@@ -190,6 +197,7 @@ class SlotState:
         torch.arange(sizes.num_pages - 1, -1, -1, out=state.free_pages)
         state.num_free.fill_(sizes.num_pages)
         state.row_buckets.copy_(torch.tensor(sizes.row_buckets))
+        state.group.fill_(-1)
         return state
 
     @classmethod
