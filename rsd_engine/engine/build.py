@@ -98,6 +98,7 @@ def build_engine(
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
     max_guesses: int,
+    enable_prefix_caching: bool,
     prm_format: PrmFormatLike | None,
     prm_separator: str | None,
     scorer: Scorer | None,
@@ -156,6 +157,7 @@ def build_engine(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
         text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
+        enable_prefix_caching=enable_prefix_caching,
     )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)

@@ -81,6 +81,9 @@ class Engine(StepScoring):
             that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
         max_guesses: tokens that one pass of the target may verify, over all slots, for requests
             that `speculate`; each takes a row of logits. 0 is for none.
+        enable_prefix_caching: whether a request finds the K and V of earlier ones that begin with
+            the same tokens, of each model, and reads the rest alone. They lie in free pages until
+            somebody needs these; results are the same.
         scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
             `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
@@ -109,6 +112,7 @@ class Engine(StepScoring):
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
         max_guesses: int = 0,
+        enable_prefix_caching: bool = True,
         prm_format: PrmFormatLike | None = None,
         prm_separator: str | None = None,
         scorer: Scorer | None = None,
@@ -129,6 +133,7 @@ class Engine(StepScoring):
             hf_overrides=hf_overrides,
             executor=executor,
             max_guesses=max_guesses,
+            enable_prefix_caching=enable_prefix_caching,
             prm_format=prm_format,
             prm_separator=prm_separator,
             scorer=scorer,
@@ -320,6 +325,13 @@ class Engine(StepScoring):
         whole page table, so call it when in doubt, not all the time.
         """
         return self._alive().check_integrity()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all that requests have read until now; those that run end as they would have.
+
+        It may be called from any thread, and waits for the end of the running tick.
+        """
+        self._alive().reset_prefix_cache()
 
     @property
     def op_times(self) -> dict[str, OpTime]:
