@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
+from rsd_engine.steps.selection import Selection, slots_of
 from rsd_kernels.state.enums import RATE_ONE, Mode, Phase, Speculation
 from rsd_kernels.state.slots import SlotState
 
@@ -52,7 +53,14 @@ class SlotRequest:
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be written
     speculation: Speculation = Speculation.NONE
     guess_tokens: int = 0  # at a time; 0: as many as pay
+    step_candidates: int = 1  # drafts of a step, or of each beam's
+    select: Selection | None = None  # which of several candidates is taken; None: there is one
     target: SlotRequest | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that it needs at once."""
+        return slots_of(self.step_candidates, self.select)
 
     @property
     def max_tokens(self) -> int:
