@@ -55,7 +55,7 @@ def _pick(b_values: tl.tensor, m_chosen: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _give_up(
+def give_up(
     page_table: tl.tensor,
     free_pages: tl.tensor,
     page_owners: tl.tensor,
@@ -69,16 +69,15 @@ def _give_up(
     count2: tl.tensor,
     num_slots: tl.tensor,
     num_columns: tl.tensor,
-    CHUNK: tl.constexpr,
 ) -> tl.tensor:
-    """Gives up the last `count` of the pages that each role of one slot holds.
+    """Gives up the last `count` of the pages that each role of one slot holds, role by role.
 
     Those that nobody owns any more go onto the stack, which has `free`; returns how many it has.
     """
     total = count0 + count1 + count2
     done = 0
     while done < total:
-        o_page = done + tl.arange(0, CHUNK)
+        o_page = done + tl.arange(0, _CHUNK)
         m_page = o_page < total
         m_role1, m_role2 = o_page >= count0, o_page >= count0 + count1
         b_role = tl.where(m_role2, 2, tl.where(m_role1, 1, 0))
@@ -91,7 +90,7 @@ def _give_up(
         b_at = free + tl.cumsum(b_free, 0) - b_free
         tl.store(free_pages + b_at, b_page, mask=b_free == 1)
         free += tl.sum(b_free)
-        done += CHUNK
+        done += _CHUNK
         tl.debug_barrier()  # the next slot may own the same pages
     return free
 
@@ -152,11 +151,11 @@ def truncate_lanes(
     lane = tl.min(tl.where(m_left, b_lane, lanes))
     while lane < lanes:
         m_chosen = b_lane == lane
-        free = _give_up(
+        free = give_up(
             page_table, free_pages, page_owners, free, _pick(b_slot, m_chosen),
             _pick(b_held0, m_chosen), _pick(b_held1, m_chosen), _pick(b_held2, m_chosen),
             _pick(b_count0, m_chosen), _pick(b_count1, m_chosen), _pick(b_count2, m_chosen),
-            num_slots, num_columns, _CHUNK,
+            num_slots, num_columns,
         )  # fmt: skip
         lane = tl.min(tl.where(m_left & (b_lane > lane), b_lane, lanes))
     tl.store(num_free, free)
