@@ -93,7 +93,9 @@ def give_up_all(state: SlotState, slot: int, is_cached: Callable[[int], bool]) -
     bottom = [page for _, page in by_depth if page in cached]
     top = [page for table in tables for page in reversed(table) if page in others]
     free = state.free_pages[: int(state.num_free)]
-    below, above = (torch.tensor(pages, dtype=torch.int32, device=device) for pages in (bottom, top))
+    below, above = (
+        torch.tensor(pages, dtype=torch.int32, device=device) for pages in (bottom, top)
+    )
     stack = torch.cat((below, free, above))
     state.free_pages[: len(stack)] = stack
     state.num_free.fill_(len(stack))

@@ -22,7 +22,7 @@ class Context(NamedTuple):
     most_found: int  # tokens that need not be read: a row must be left to go on from
 
 
-def context_of_prompt(request: SlotRequest, role: Role) -> Context:
+def prompt_of(request: SlotRequest, role: Role) -> Context:
     """Of a request that has not begun."""
     target = request.target or request
     prompts = {

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+
 DIGEST_BYTES = 16  # so many that two pages never have the same by chance
 
 
@@ -71,13 +73,11 @@ class PrefixIndex:
         entry = self._entries.get(page)
         return entry is not None and entry.stamp == stamp
 
-    def full_page(self, digest: bytes, stamps: Sequence[int]) -> int | None:
+    def full_page(self, digest: bytes, stamps: np.ndarray) -> int | None:
         """The page with this digest."""
         return self._current(self._full.get(digest), stamps)
 
-    def best_page(
-        self, parent: bytes, ids: Sequence[int], stamps: Sequence[int]
-    ) -> tuple[int, int]:
+    def best_page(self, parent: bytes, ids: Sequence[int], stamps: np.ndarray) -> tuple[int, int]:
         """A page that begins with some of `ids`, and with how many; the newest of several.
 
         Args:
@@ -95,7 +95,7 @@ class PrefixIndex:
             same += 1
         return page, same
 
-    def _current(self, page: int | None, stamps: Sequence[int]) -> int | None:
+    def _current(self, page: int | None, stamps: np.ndarray) -> int | None:
         if page is not None and self._entries[page].stamp != stamps[page]:
             self.drop(page)
             return None
