@@ -114,7 +114,9 @@ class ToyKV:
         self.pages = torch.full((num_pages, 4 * max(tokens_per_page)), 0xFF, dtype=torch.uint8)
         self._tokens = self.pages.view(torch.int32)  # [pages, tokens of a page]
 
-    def read(self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None) -> None:
+    def read(
+        self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None
+    ) -> None:
         """Writes the rows of a pass, then checks all that its sequences read before them."""
         rows = [r for r in range(batch.num_rows) if int(batch.page[r]) >= 0]
         for r in rows:
@@ -154,6 +156,7 @@ def toy_core(
     prm_kv: Role = Role.PRM,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     max_guesses: int = 0,
+    enable_prefix_caching: bool = True,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -215,10 +218,14 @@ def toy_core(
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:
-        return EngineCore(loop, executor, mailbox, text_bridges=bridges)
+        return EngineCore(
+            loop, executor, mailbox,
+            text_bridges=bridges, enable_prefix_caching=enable_prefix_caching,
+        )  # fmt: skip
     return EngineCore(
         loop, executor, mailbox,
         text_bridges=vocabularies.bridges, translate=vocabularies.translate,
+        enable_prefix_caching=enable_prefix_caching,
     )  # fmt: skip
 
 
