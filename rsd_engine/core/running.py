@@ -253,8 +253,10 @@ class RunningRequests:
         holding = [slot for running in self.all for slot in running.slots if held[slot]]
         waiting = [slot for slot in holding if slot not in working and self._is_active(slot)]
         others = [slot for slot in working if held[slot] and self._order(slot) != oldest]
-        return max(waiting, default=None, key=self._order) if waiting else max(
-            others, default=None, key=self._order
+        return (
+            max(waiting, default=None, key=self._order)
+            if waiting
+            else max(others, default=None, key=self._order)
         )
 
     @property
