@@ -1,4 +1,4 @@
-"""Forks, shared pages and candidates in Triton: in the interpreter, and on a GPU where there is one."""
+"""Forks, shared pages and candidates in Triton: interpreted, and on a GPU."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def fill(state: SlotState, slot: int, rng: random.Random) -> None:
     for columns in (state.tokens[slot], state.prm_tokens[slot], state.token_rank[slot]):
         columns.random_(0, 9, generator=torch.Generator().manual_seed(slot))
     for role in Role:
-        length = int((state.prm_length if role == Role.PRM else state.length)[slot])
-        state.kv_len[role, slot] = read = rng.randint(0, length)
+        context = state.prm_length if role == Role.PRM else state.length
+        state.kv_len[role, slot] = read = rng.randint(0, int(context[slot]))
         held = pages_for(read, PER_PAGE[role]) + rng.choice([0, 0, 1])  # a step was made shorter
         take_pages(state, role, slot, min(held, int(state.num_free)))
         if int(state.num_pages[role, slot]) < pages_for(read, PER_PAGE[role]):
