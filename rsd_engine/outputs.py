@@ -90,6 +90,7 @@ class RoleMetrics:
         tokens_generated: tokens written and kept.
         tokens_discarded: tokens written and not kept: rejected, or dropped when a request failed.
         tokens_read: rows of its passes: prompts, and what it read again after a preemption, too.
+        cached_tokens: tokens of prompts that it found in the prefix cache and had not to read.
         passes: passes that the request was part of.
         seconds: time of these passes, which other requests shared.
     """
@@ -97,6 +98,7 @@ class RoleMetrics:
     tokens_generated: int = 0
     tokens_discarded: int = 0
     tokens_read: int = 0
+    cached_tokens: int = 0
     passes: int = 0
     seconds: float = 0.0
 
@@ -235,6 +237,8 @@ class RequestOutput:
     seed: int  # the given one, or the one drawn
     finished: bool = True
     prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
+    # of the prompt's tokens: those that the target, or a draft alone, found in the prefix cache
+    num_cached_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; NaN rewards become None."""

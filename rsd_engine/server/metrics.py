@@ -36,6 +36,12 @@ class ServerMetrics:
         self._waiting = self._shared(Gauge, "num_requests_waiting", "Samples that wait for one.")
         self._pages = self._shared(Gauge, "kv_cache_usage_perc", "Share of KV pages in use.")
         self._prompt = self._shared(Counter, "prompt_tokens", "Tokens of prompts.")
+        self._asked = self._shared(
+            Counter, "prefix_cache_queries", "Tokens of prompts that were looked up in the cache."
+        )
+        self._found = self._shared(
+            Counter, "prefix_cache_hits", "Those of them that the target, or a draft alone, found."
+        )
         self._generated = self._shared(Counter, "generation_tokens", "Tokens of outputs.")
         self._ended = self._shared(
             Counter, "request_success", "Ended samples.", extra=("finished_reason",)
@@ -90,6 +96,8 @@ class ServerMetrics:
     def count_result(self, result: RequestOutput, seconds: float) -> None:
         """A request that has ended."""
         self._each(self._prompt, "inc", len(result.prompt_token_ids))
+        self._each(self._asked, "inc", len(result.prompt_token_ids))
+        self._each(self._found, "inc", result.num_cached_tokens)
         self._each(self._whole, "observe", seconds)
         for output in result.outputs:
             self._each(self._generated, "inc", len(output.token_ids))

@@ -32,6 +32,9 @@ def usage(results: Sequence[RequestOutput]) -> Json:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(result.num_cached_tokens for result in results)
+        },
         "completion_tokens_details": {
             "accepted_prediction_tokens": found.accepted,
             "rejected_prediction_tokens": found.proposed - found.accepted,

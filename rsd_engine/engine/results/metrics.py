@@ -60,6 +60,7 @@ class SampleCounts:
             tokens_generated=self._kept_tokens(role),
             tokens_discarded=discarded,
             tokens_read=counters.tokens_read,
+            cached_tokens=counters.cached_tokens,
             passes=counters.passes,
             seconds=counters.seconds,
         )

@@ -193,6 +193,14 @@ class SampleBuilder:
         metrics = counts.metrics(parameters)
         return replace(metrics, endings=Endings(**{self._finish_reason: 1}), errors=self._errors())
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the target, or a draft alone, found in the prefix cache."""
+        assert self.done is not None
+        counters = self.done.counters
+        found = counters.get(Role.TARGET) or counters.get(Role.DRAFT)
+        return found.cached_tokens if found else 0
+
     def _steps_of(self, text: str) -> tuple[Step, ...]:
         """The steps with their texts, which add up to `text`: each character comes once.
 

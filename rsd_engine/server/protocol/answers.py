@@ -45,12 +45,19 @@ class PredictionDetails(Answer):
     rejected_prediction_tokens: int
 
 
+class PromptDetails(Answer):
+    """Of the target's prompt; of the draft's where it writes alone."""
+
+    cached_tokens: int = Field(description="found in the prefix cache, and not read")
+
+
 class Usage(Answer):
     """Tokens of prompts and outputs."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: PredictionDetails | None = None
 
 
