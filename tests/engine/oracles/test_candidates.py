@@ -30,8 +30,10 @@ def asked(
 
 def plain(step: ChosenStep) -> NaiveStep:
     """As a step of one draft, which was scored."""
-    reward = step.rejected.reward if step.rejected else step.reward
-    return NaiveStep(step.text, step.source, reward, step.rejected and step.rejected.text)
+    rejected = step.rejected
+    reward = rejected.reward if rejected else step.reward
+    text = rejected.text if rejected else None
+    return NaiveStep(step.text, step.source, reward, text)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
