@@ -16,7 +16,7 @@ import torch
 from rsd_engine.steps.policies import Policy
 from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.state.enums import Purpose, Role
-from tests.draw_oracle import Place, distribution, draw
+from tests.draw_oracle import Place, gumbels
 from tests.engine.oracles.naive import NaiveModels, greedy, reward_of, text_of, write_step
 
 CANDIDATE_SHIFT = 16  # bits of a sample's index below the number of the candidate
@@ -183,8 +183,8 @@ class Naive:
         def choose(logits: torch.Tensor, written: int) -> int:
             if not asked.temperature:
                 return greedy(logits, written)
-            here = replace(place, position=begin + written)
-            return draw(distribution(logits.tolist(), asked.temperature), here).token
+            noise = gumbels(replace(place, position=begin + written), len(logits))
+            return int((logits.double().numpy() / asked.temperature + noise).argmax())
 
         draws = (asked.temperature, place) if asked.temperature else ()
         key = (writer, room, after.ids, *draws)
