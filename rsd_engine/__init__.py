@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
-from rsd_engine.steps import policies, scorers
+from rsd_engine.steps import policies, scorers, selection
 from rsd_engine.steps.policies import *  # noqa: F403
 from rsd_engine.steps.scorers import *  # noqa: F403
+from rsd_engine.steps.selection import *  # noqa: F403
 
 if TYPE_CHECKING:
     __version__: str
@@ -60,7 +61,7 @@ __all__ = [
     "Step",
     "StepEvent",
 ]
-__all__ += policies.__all__ + scorers.__all__
+__all__ += policies.__all__ + scorers.__all__ + selection.__all__
 
 
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist

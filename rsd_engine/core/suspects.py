@@ -37,7 +37,8 @@ class Suspects:
         for running, slot in active:
             if slot in passed:
                 _restart_step(self._state, slot)
-                self._left.append(running.generation)
+                if running.generation not in self._left:
+                    self._left.append(running.generation)
             self._slots.preempt(slot)
 
     def clear(self, generation: int) -> None:

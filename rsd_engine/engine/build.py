@@ -29,7 +29,7 @@ from rsd_engine.engine.models import (
     open_models,
 )
 from rsd_engine.engine.remote.roles import find_servers, open_remote
-from rsd_engine.engine.requests import RequestRules, WriterTokens
+from rsd_engine.engine.requests.rules import RequestRules, WriterTokens
 from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.rewards.scorers import (
     add_scorer,
@@ -55,7 +55,7 @@ from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
-from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 
 logger = logging.getLogger("rsd_engine")
 
@@ -158,9 +158,12 @@ def build_engine(
         text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)
+    rules = _rules(models, policy, automaton, fit.model_len, sizes)
     rules = replace(
-        rules, max_guesses=options.max_guesses, check_remote=writer.check if writer else None
+        rules,
+        max_guesses=options.max_guesses,
+        check_remote=writer.check if writer else None,
+        remote=frozenset(servers),
     )
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:
@@ -279,7 +282,7 @@ def _rules(
     policy: Policy,
     delimiters: ByteAutomaton,
     model_len: int,
-    prm_max_len: int,
+    sizes: SlotSizes,
 ) -> RequestRules:
     return RequestRules(
         modes=models.modes,
@@ -287,7 +290,8 @@ def _rules(
         delimiters=delimiters,
         writers=models.of_vocabularies(partial(_writer_tokens, models)),
         max_model_len=model_len,
-        prm_max_len=prm_max_len,
+        prm_max_len=sizes.prm_max_len,
+        max_num_seqs=sizes.num_slots,
         prm_format=models.prm.format if models.prm else None,
     )
 

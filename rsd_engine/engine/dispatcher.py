@@ -320,7 +320,7 @@ class Dispatcher:
         self._num_keys += params.n
         for key, sample, slot in zip(keys, samples, request.slots, strict=True):
             self._samples[key] = (builder, sample)
-            self._core.add(key, slot)
+            self._core.add(key, slot, prompt=keys[0] if params.n > 1 else -1)
         self._keys[request_id] = keys
         self._events[request_id] = deque()
         return request_id

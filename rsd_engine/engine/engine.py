@@ -10,14 +10,14 @@ import torch
 
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
-from rsd_engine.engine.checker import RequestChecker
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.progress import Progress, collect
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
-from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.requests.checker import RequestChecker
+from rsd_engine.engine.requests.params import changed_fields, default_params
 from rsd_engine.engine.rewards.prm_options import PrmFormatLike
 from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream

@@ -67,7 +67,7 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-            state.kv_len, tokens_per_page,
+            state.page_owners, state.kv_len, tokens_per_page,
         ),
         **_reward_launches(state, batch),
         **_text_launches(state, batch),

@@ -126,13 +126,13 @@ def _must_return(state: SlotState) -> bool:
         or (Phase.DONE in phases and bool(host(state.lacks_pages).any()))  # its pages will do
         or Phase.WAIT_HOST in phases
         or Phase.CHOICE in phases
-        or any(_has_read_prompt(state, b) for b, p in enumerate(phases) if p == Phase.PROMPT)
+        or any(has_read_prompt(state, b) for b, p in enumerate(phases) if p == Phase.PROMPT)
         or number(state.tick) > number(state.tick_cap)
         or number(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
     )
 
 
-def _has_read_prompt(state: SlotState, b: int) -> bool:
+def has_read_prompt(state: SlotState, b: int) -> bool:
     """Whether an active slot in phase PROMPT has nothing left to read."""
     return bool(number(state.active, b)) and not any(_reads_prompt(state, b, r) for r in Role)
 

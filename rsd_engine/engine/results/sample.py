@@ -9,7 +9,7 @@ from itertools import islice
 
 from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
 from rsd_engine.core.failures import Failure
-from rsd_engine.engine.requests import WriterTokens
+from rsd_engine.engine.requests.rules import WriterTokens
 from rsd_engine.engine.results.logprobs import named_logprobs
 from rsd_engine.engine.results.metrics import SOURCES, SampleCounts
 from rsd_engine.outputs import (
