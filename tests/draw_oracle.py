@@ -46,10 +46,9 @@ def gumbels(place: Place, count: int) -> np.ndarray:
     ids, purpose = np.arange(count, dtype=np.uint64), int(place.purpose)
     counter: Any = (place.position, place.num_steps, ids // 4 * 256 + purpose, place.sample)
     seed = place.seed % 2**64
-    words: np.ndarray = np.choose(
-        ids.astype(int) % 4, philox(counter, (seed % 2**32, seed // 2**32))
-    )
-    return -np.log(-np.log((words + 0.5) / 2**32))
+    words = philox(counter, (seed % 2**32, seed // 2**32))
+    word: np.ndarray = np.choose(ids.astype(int) % 4, words)
+    return -np.log(-np.log((word + 0.5) / 2**32))
 
 
 def distribution(

@@ -138,15 +138,16 @@ class Naive:
             ]
             found = [beam for beam in beams if self._ended(beam)] + drafts
             kept = sorted(found, key=lambda one: -one.reward)[:width]  # stable: first of equals
-            lost = tuple(c.scored for c in drafts if not any(c is one for one in kept))
+            lost = [draft for draft in drafts if not any(draft is one for one in kept)]
             beams = [self._grown(one, lost) if isinstance(one, Candidate) else one for one in kept]
         return max(beams, key=lambda beam: beam.reward)
 
-    def _grown(self, draft: Candidate, lost: tuple[Scored, ...]) -> Solution:
+    def _grown(self, draft: Candidate, lost: Sequence[Candidate]) -> Solution:
         """A beam with its draft, or with what the target, scored as well, puts in its place."""
+        of_beam = tuple(one.scored for one in lost if one.after is draft.after)
         if self._accepts(draft, draft.index):
-            return _kept(draft, lost)
-        return _kept(self._write("target", draft.after, draft.index), lost, draft.scored)
+            return _kept(draft, of_beam)
+        return _kept(self._write("target", draft.after, draft.index), of_beam, draft.scored)
 
     def drawn(
         self, candidates: Sequence[Candidate], scores: Sequence[float], purpose: Purpose
