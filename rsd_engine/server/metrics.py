@@ -69,6 +69,9 @@ class ServerMetrics:
         self._guesses = self._own(
             Counter, "rsd:guesses", "Guesses that the target read.", extra=("source", "fate")
         )
+        self._candidates = self._own(
+            Counter, "rsd:candidates", "Candidates of steps.", extra=("fate",)
+        )
         self._rewards = self._own(Histogram, "rsd:reward", "Rewards of steps.", _REWARDS)
         self._seconds = self._own(
             Counter, "rsd:role_seconds", "Time of passes, shared by their samples.", extra=("role",)
@@ -115,7 +118,11 @@ class ServerMetrics:
         self._steps.labels(self._model, "rejected").inc(rejected)
         self._fates.labels(self._model, "kept").inc(kept)
         self._fates.labels(self._model, "discarded").inc(discarded)
-        self._target.labels(self._model).inc(metrics.target.tokens_generated)
+        target = metrics.target
+        self._target.labels(self._model).inc(target.tokens_generated + target.tokens_discarded)
+        if metrics.candidates.made:
+            self._candidates.labels(self._model, "taken").inc(metrics.candidates.taken)
+            self._candidates.labels(self._model, "lost").inc(metrics.candidates.lost)
         for role in ("draft", "target", "prm"):
             self._seconds.labels(self._model, role).inc(getattr(metrics, role).seconds)
         for source in fields(metrics.guesses):
@@ -157,9 +164,9 @@ class ServerMetrics:
 
 
 def _rewards(steps: Sequence[Step]) -> Iterator[float]:
-    """Of every scored step, the rejected ones included; NaN is none."""
+    """Of every scored step, rejected ones and candidates included; NaN is none."""
     for step in steps:
-        given = [step.reward] if step.rejected is None else [step.rejected.reward, step.reward]
-        for reward in given:
+        rejected = [] if step.rejected is None else [step.rejected.reward]
+        for reward in (*(lost.reward for lost in step.candidates), *rejected, step.reward):
             if reward is not None and reward == reward:
                 yield reward
