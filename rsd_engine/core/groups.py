@@ -281,7 +281,11 @@ class Groups:
         ]
 
     def _logprobs(self, role: Role, slots: list[int]) -> dict[int, float]:
-        sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
+        """Of the step in each slot; a pass that fails is tried once more, as in the loop."""
+        try:
+            sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
+        except Exception:
+            sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
         return dict(zip(slots, sums, strict=True))
 
     def _uniform(self, running: Running, purpose: Purpose) -> float:

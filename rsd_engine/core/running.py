@@ -263,11 +263,7 @@ class RunningRequests:
         holding = [slot for running in self.all for slot in running.slots if held[slot]]
         waiting = [slot for slot in holding if slot not in working and self._is_active(slot)]
         others = [slot for slot in working if held[slot] and self._order(slot) != oldest]
-        return (
-            max(waiting, default=None, key=self._order)
-            if waiting
-            else max(others, default=None, key=self._order)
-        )
+        return max(waiting or others, default=None, key=self._order)
 
     @property
     def working(self) -> list[int]:
@@ -285,6 +281,7 @@ class RunningRequests:
 
     def make_room(self, num_pages: int, slot: int) -> None:
         """Frees pages, at the expense of all but one slot."""
+        self.free()
         while int(self._state.num_free) < num_pages:
             held = self._state.num_pages.sum(0).tolist()
             others = [s for _, s in self.where(active=True) if held[s] and s != slot]
