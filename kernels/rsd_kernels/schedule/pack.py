@@ -113,9 +113,7 @@ def _own_pages(
                 b_held = tl.where(m_lane, index, b_held)
                 b_start = tl.where(m_lane, index * tokens_per_page, b_start)
                 tl.store(state.num_pages + kv_role * state.num_slots + lane, index)
-                tl.store(
-                    state.kv_len + kv_role * state.num_slots + lane, index * tokens_per_page
-                )
+                tl.store(state.kv_len + kv_role * state.num_slots + lane, index * tokens_per_page)
             lane = tl.min(tl.where(m_left & (b_slot > lane), b_slot, lanes))
         tl.store(state.num_free, num_free)
     return b_start, b_held, num_free
