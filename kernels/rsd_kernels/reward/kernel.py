@@ -66,8 +66,8 @@ def _decide(
     b_group = tl.load(state.group + b_slot, mask=m_lane, other=-1)
     wait_for_group(state, b_slot, b_group, b_group >= 0)
     transition(
-        state, b_slot, m_lane & (b_group < 0), tl.where(m_accept, KEPT, REJECTED), b_slot * 0 + DRAFT, b_bits,
-        tokens_per_page, CHUNK,
+        state, b_slot, m_lane & (b_group < 0), tl.where(m_accept, KEPT, REJECTED),
+        b_slot * 0 + DRAFT, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 The role is the first, in the order of the batching rule, that has ready slots and gets rows; a role
 passed over for too long goes first. MOST_READY: by 2 |ready(PRM)|, |ready(target)|, |ready(draft)|.
 EVERY_ROLE: draft, PRM, target in turn. LOCK_STEP: the last role, then in turn. To read its tokens
-start:stop a start:stop a slot needs ceil(stop / tokens_per_page) pages: it gets all of them, or it waits. A page
+start:stop a slot needs ceil(stop / tokens_per_page) pages: it gets all of them, or it waits. A page
 that others own too is given up, not written, and its tokens are read again.
 
 Twin: `rsd_kernels.schedule.twin`.

@@ -98,12 +98,12 @@ def _own_pages(
     lanes: tl.constexpr = b_slot.shape[0]
     lane = tl.min(tl.where(m_left, b_slot, lanes))
     if lane < lanes:
-        tl.debug_barrier()  # every warp has read the owners, the cursors and the pages held
         table = state.page_table + kv_role.to(tl.int64) * state.num_slots * state.num_columns
         while lane < lanes:
             m_lane = b_slot == lane
-            # A slot before this one may have given it up.
-            if tl.load(state.page_owners + _pick(b_page, m_lane)) > 1:
+            owners = tl.load(state.page_owners + _pick(b_page, m_lane))
+            tl.debug_barrier()  # every warp has read the owners, the cursors and the pages held
+            if owners > 1:  # a slot before this one may have given it up
                 held, index = _pick(b_held, m_lane), _pick(b_index, m_lane)
                 count = held - index
                 num_free = give_up(
