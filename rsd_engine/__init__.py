@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rsd_engine.engine.remote.model import RemoteModel
     from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
+        Candidate,
         CompletionOutput,
         EngineDeadError,
         FinishedEvent,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
-        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
+        "Candidate", "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics",
+        "RejectedStep", "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
     "rsd_engine.engine.remote.model": ("RemoteModel",),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
@@ -46,6 +47,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 show_on_stderr()
 
 __all__ = [
+    "Candidate",
     "CompletionOutput",
     "Engine",
     "EngineDeadError",

@@ -7,6 +7,10 @@ import signal
 import pytest
 import torch
 
+from tests.kept_renderers import kept_renderers
+
+__all__ = ["kept_renderers"]
+
 
 def pytest_configure() -> None:
     """Shells start background jobs with Ctrl-C ignored, and children inherit that."""

@@ -92,7 +92,7 @@ end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(score_twin.score, "reward", control.score)
 retokenise = _op(retokenise_twin.retokenise, "retokenise", control.retokenise)
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
-fork = _op(fork_twin.fork, "fork")
+fork = _op(fork_twin.fork, "fork", control.fork)
 
 
 def rewards(hidden: Tensor, head: RewardHead) -> Tensor:

@@ -57,6 +57,7 @@ ENGINE: Mapping[str, Check] = {
     "hf_overrides": json_object,
     "executor": text,
     "max_guesses": integer,
+    "enable_prefix_caching": flag,
     "prm_format": prm_format,
     "prm_separator": text,
     "scorer": scorer,

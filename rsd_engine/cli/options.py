@@ -112,6 +112,15 @@ MaxGuesses = Annotated[
     ),
 ]
 
+EnablePrefixCaching = Annotated[
+    bool | None,
+    option(
+        _MEMORY,
+        "Find the K and V of earlier requests again by their tokens (default: yes)",
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+    ),
+]
+
 PolicyOption = Annotated[
     str | None,
     option(

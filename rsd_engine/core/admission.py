@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rsd_engine.core.events import Event, PromptRead, RequestDone
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.page_needs import pages_for_longest_step
+from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.prompt_logprobs import read_prompt
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.core.slots import SlotRequest
@@ -32,17 +33,21 @@ class Admission:
         slots: the requests that run.
         loop: whose slots and pages they take.
         suspects: after a failure they go on alone, and nobody else starts.
+        prefixes: pages that requests share with others.
 
     Attributes:
         queue: requests without a slot by their keys; the first is next.
     """
 
-    def __init__(self, slots: RunningRequests, loop: Loop, suspects: Suspects) -> None:
+    def __init__(
+        self, slots: RunningRequests, loop: Loop, suspects: Suspects, prefixes: PrefixCache
+    ) -> None:
         self.queue: OrderedDict[int, Queued] = OrderedDict()
         self._slots = slots
         self._loop = loop
         self._state = loop.state
         self._suspects = suspects
+        self._prefixes = prefixes
 
     def admit(self, max_running: int, tell: Callable[[Event], None]) -> None:
         """Starts requests in the order of the queue, as far as there are slots and pages."""
@@ -102,12 +107,14 @@ class Admission:
             written = int(state.length[slot]) - int(state.prompt_length[slot])
             if running.contexts:
                 written = max(written, running.contexts.output_length)
-            if not self._has_room(running.request, written):
+            if not self._has_room(running.request, written, slot):
                 return
             state.active[slot] = 1
 
-    def _has_room(self, request: SlotRequest, output: int) -> bool:
-        """Whether pages for its output and one longest step are free, or it would run alone.
+    def _has_room(self, request: SlotRequest, output: int, slot: int | None = None) -> bool:
+        """Whether pages for its output and one longest step are there, or it would run alone.
+
+        Those that it is to share with others take none of the free ones.
 
         Nothing is admitted while a running request lacks pages: it would take the pages just freed.
         """
@@ -118,4 +125,7 @@ class Admission:
         lacking = self._state.lacks_pages.tolist()
         if any(lacking[slot] for slot in working):
             return False
-        return pages_for_longest_step(request, output, self._loop) <= int(self._state.num_free)
+        lacking_pages = pages_for_longest_step(request, output, self._loop) - int(
+            self._state.num_free
+        )
+        return lacking_pages <= 0 or lacking_pages <= self._prefixes.shared_pages(request, slot)

@@ -1,4 +1,4 @@
-"""The candidates for the steps of one request: which slots write them, and what is known of them."""
+"""The candidates for the steps of one request: who writes them, and what is known of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage(Enum):
     REWRITES = 4  # the target writes steps that are scored, too
 
 
-@dataclass
+@dataclass(eq=False)
 class Solution:
     """One that may become the output: the only one, or a beam."""
 
@@ -82,7 +82,7 @@ class Candidates:
 
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""
-        [solution] = (s for s in self.solutions if s.slot == slot)
+        [solution] = (s for s in self.open if s.slot == slot)
         if not math.isnan(solution.reward):
             step = replace(step, reward=solution.reward)
         if step.kind == RecordKind.REJECTED:

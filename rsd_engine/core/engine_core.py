@@ -21,6 +21,7 @@ from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.page_needs import is_stuck, pages_when_full
+from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.remote_steps import RemoteRoles, RemoteSteps
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.core.slots import SlotRequest
@@ -61,10 +62,12 @@ class EngineCore:
             mode RSD then have a `target`.
         text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
         remote: the roles that servers play; None if none does.
+        enable_prefix_caching: whether what was read is found again.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        prefixes: what was read, and is found again.
         num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
@@ -78,6 +81,7 @@ class EngineCore:
         translate: Mapping[Role, Translate] | None = None,
         text_ends: HostEnds | None = None,
         remote: RemoteRoles | None = None,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -91,7 +95,9 @@ class EngineCore:
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
-        self._slots = RunningRequests(loop, translate or {}, remote.roles if remote else ())
+        self.prefixes = PrefixCache(loop, enabled=enable_prefix_caching)
+        away = remote.roles if remote else ()
+        self._slots = RunningRequests(loop, translate or {}, self.prefixes, away)
         self._suspects = Suspects(self._slots, self.state, loop.batch)
         self._death: Exception | None = None
         self._in_flight = False
@@ -102,7 +108,7 @@ class EngineCore:
         self._groups = Groups(self._slots, loop)
         self._remote_steps = RemoteSteps(self._slots, loop, remote, self.ask_to_return)
         self._lacks_pages = False  # nothing here goes on until a server gives a slot back
-        self._admission = Admission(self._slots, loop, self._suspects)
+        self._admission = Admission(self._slots, loop, self._suspects, self.prefixes)
         self._queue = self._admission.queue
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
@@ -241,6 +247,7 @@ class EngineCore:
             self._admission.resume()
             if not self.num_waiting:
                 self._admission.admit(self.max_running, self._pending.append)
+            self.prefixes.serve()
             self._remote_steps.send(self.state, self._pending.append)
             if self._slots.any_away and (self._lacks_pages or not self._slots.where(active=True)):
                 self._wait_for_servers()

@@ -69,6 +69,7 @@ class RoleCounters:
     tokens_read: int
     passes: int
     seconds: float
+    cached_tokens: int = 0  # that were found, and not read
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,7 @@ class Groups:
         else:
             self._choose_rewrite(running, candidates, rewards)
 
-    def _choose_draft(
-        self, running: Running, candidates: Candidates, rewards: list[float]
-    ) -> None:
+    def _choose_draft(self, running: Running, candidates: Candidates, rewards: list[float]) -> None:
         select, scores = candidates.select, None
         lead = candidates.slots[0]
         if isinstance(select, GSI):
@@ -304,6 +302,7 @@ class Groups:
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> bool:
         """After a choice: rewrites that are scored, the next step, or the end of a beam search."""
+        self._rest(candidates)  # those of beams that have just ended
         phases = {s.slot: int(self._state.phase[s.slot]) for s in candidates.open}
         in_rsd = [s for s in candidates.open if int(self._state.mode[s.slot]) == Mode.RSD]
         rejected = [s for s in in_rsd if phases[s.slot] == Phase.TARGET]
@@ -311,15 +310,13 @@ class Groups:
             self._rewrite(running, candidates, rejected)
         elif not candidates.open:
             self._end_search(running, candidates, tell)
-        elif all(phase == Phase.CHOICE for phase in phases.values()):
+        elif all(phase in (Phase.CHOICE, Phase.CANDIDATE) for phase in phases.values()):
             self._begin_step(running, candidates)
         else:
             return False
         return True
 
-    def _rewrite(
-        self, running: Running, candidates: Candidates, rejected: list[Solution]
-    ) -> None:
+    def _rewrite(self, running: Running, candidates: Candidates, rejected: list[Solution]) -> None:
         """The target writes the steps that were rejected, GSI as many as the draft has written."""
         candidates.writers = [(solution.slot, solution) for solution in rejected]
         if isinstance(candidates.select, GSI):
@@ -328,6 +325,9 @@ class Groups:
             self._fork(solution.slot, others)
             candidates.writers += [(slot, solution) for slot in others]
             self._number(running, candidates)
+        for solution in candidates.open:
+            if solution not in rejected:
+                self._state.phase[solution.slot] = Phase.CANDIDATE  # waits for the others
         self._write(candidates, Phase.TARGET, Stage.REWRITES)
 
     def _end_search(

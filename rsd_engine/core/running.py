@@ -11,6 +11,7 @@ from rsd_engine.core.candidates import Candidates
 from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.page_needs import roles_of
+from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.slots import SlotRequest, fill_slot, reset_counters
 from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.rsd import Loop
@@ -48,6 +49,7 @@ class RunningRequests:
     Args:
         loop: whose slots they are.
         translate: for each writer, where the other one has another vocabulary.
+        prefixes: what was read before, and is found again.
         remote: roles that servers play.
     """
 
@@ -55,10 +57,12 @@ class RunningRequests:
         self,
         loop: Loop,
         translate: Mapping[Role, Translate],
+        prefixes: PrefixCache,
         remote: Collection[Role] = (),
     ) -> None:
         state = self._state = loop.state
         self._translate = translate
+        self._prefixes = prefixes
         self._tokens_per_page = loop.tokens_per_page
         self._forwards, self._prm_kv = loop.forwards, loop.prm_kv
         self._remote = remote
@@ -140,6 +144,7 @@ class RunningRequests:
         )  # fmt: skip
         for slot in slots:
             self._slots[slot] = running
+            self._prefixes.join(slot, request, contexts)
         return running
 
     def _fill(self, running: Running) -> None:
@@ -154,6 +159,7 @@ class RunningRequests:
             running.contexts.enter(self._state, first, Role.DRAFT)
         elif Role.TARGET in self._remote:
             self._state.separate_contexts[first] = 1
+        self._prefixes.look_up(first)
 
     def _reserve(self, slot: int, running: Running) -> None:
         """For a slot that others are to be forked into: it waits, and nothing runs in it."""
@@ -205,10 +211,14 @@ class RunningRequests:
                 tokens_read=int(state.tokens_read[role, slots].sum()),
                 passes=int(state.passes[role, slots].sum()),
                 seconds=int(state.nanoseconds[role, slots].sum()) * 1e-9,
+                cached_tokens=sum(self._prefixes.found(slot, role) for slot in slots),
             )
             for role in roles_of(running.request)
             if role in self._roles
         }
+        if finish == Finish.ERROR:
+            for slot in slots:
+                self._prefixes.distrust(slot)
         self._vacate(running)
         return RequestDone(
             running.key, finish, counters, int(state.nan_rewards[slots].sum()),
@@ -235,7 +245,7 @@ class RunningRequests:
     def free(self) -> None:
         """Frees the slots that requests have left, and gives up their pages."""
         for slot in self._left:
-            self.release(slot)
+            self._prefixes.leave(slot)
             self._state.phase[slot] = Phase.FREE
             self._state.active[slot] = 0
             self._state.group[slot] = -1
@@ -253,8 +263,10 @@ class RunningRequests:
         holding = [slot for running in self.all for slot in running.slots if held[slot]]
         waiting = [slot for slot in holding if slot not in working and self._is_active(slot)]
         others = [slot for slot in working if held[slot] and self._order(slot) != oldest]
-        return max(waiting, default=None, key=self._order) if waiting else max(
-            others, default=None, key=self._order
+        return (
+            max(waiting, default=None, key=self._order)
+            if waiting
+            else max(others, default=None, key=self._order)
         )
 
     @property
@@ -269,7 +281,7 @@ class RunningRequests:
         for running in self.all:
             for slot in running.slots:
                 if phases[slot] == Phase.CANDIDATE:
-                    self.release(slot)
+                    self._prefixes.preempt(slot)
 
     def make_room(self, num_pages: int, slot: int) -> None:
         """Frees pages, at the expense of all but one slot."""
@@ -293,12 +305,16 @@ class RunningRequests:
         """Gives up all pages of a slot."""
         ops.truncate_kv(self._state, slot, (0, 0, 0), self._tokens_per_page)
 
-    def preempt(self, slot: int) -> None:
+    def preempt(self, slot: int, *, trusted: bool = True) -> None:
         """Takes its pages and its turn; lengths, phase, automata and counters stay.
 
         One that waits for other candidates has no turn to lose.
+
+        trusted: what it has read is in order, as far as anybody knows.
         """
-        self.release(slot)
+        if not trusted:
+            self._prefixes.distrust(slot)
+        self._prefixes.preempt(slot)
         if int(self._state.phase[slot]) not in _WAITING:
             self._state.active[slot] = 0
 

@@ -14,9 +14,7 @@ MakeRoom = Callable[[int, int], None]
 """(pages, slot): frees that many; only the slot may keep its own."""
 
 
-def step_logprobs(
-    loop: Loop, role: Role, slots: Sequence[int], make_room: MakeRoom
-) -> list[float]:
+def step_logprobs(loop: Loop, role: Role, slots: Sequence[int], make_room: MakeRoom) -> list[float]:
     """The log-probability of the step that stands in each slot past `committed`.
 
     The model reads what it has not read yet, up to the step's last token but one; its K and V stay.

@@ -39,7 +39,7 @@ class Suspects:
                 _restart_step(self._state, slot)
                 if running.generation not in self._left:
                     self._left.append(running.generation)
-            self._slots.preempt(slot)
+            self._slots.preempt(slot, trusted=slot not in passed)
 
     def clear(self, generation: int) -> None:
         """It has decided a step."""

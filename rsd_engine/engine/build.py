@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsd_engine.arguments import check_integer, check_number
+from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
@@ -98,6 +98,7 @@ def build_engine(
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
     max_guesses: int,
+    enable_prefix_caching: bool,
     prm_format: PrmFormatLike | None,
     prm_separator: str | None,
     scorer: Scorer | None,
@@ -109,6 +110,7 @@ def build_engine(
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
+    caches = check_flag("enable_prefix_caching", enable_prefix_caching)
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
     sources = named_sources(draft, target, prm)
@@ -156,6 +158,7 @@ def build_engine(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
         text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
+        enable_prefix_caching=caches,
     )  # fmt: skip
     policy = policy or _default_policy(models)
     rules = _rules(models, policy, automaton, fit.model_len, sizes)
@@ -320,8 +323,9 @@ def _say(parts: EngineParts, fit: MemoryFit) -> None:
     )  # fmt: skip
     backend = next(iter(models.models.values())).decoder.ops.backend
     logger.info(
-        "attention: %s; executor: %s; modes: %s",
+        "attention: %s; executor: %s; modes: %s; prefix cache: %s",
         backend, parts.core.executor.name, ", ".join(models.modes),
+        "on" if parts.core.prefixes.enabled else "off",
     )  # fmt: skip
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in parts.start_seconds.items())
     logger.info("start: %s", stages)

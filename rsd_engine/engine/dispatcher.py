@@ -121,6 +121,11 @@ class Dispatcher:
         with self._ahead():
             return self._core.check_integrity()
 
+    def reset_prefix_cache(self) -> None:
+        """Nothing that was read until now is found again."""
+        with self._ahead():
+            self._core.prefixes.reset()
+
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
         if not self._home.is_here:

@@ -55,7 +55,10 @@ def completion_params(
     if request.echo and request.logprobs is not None:
         changed["prompt_logprobs"] = request.logprobs
         if most <= 1 and "target" in modes:
-            default = replace(default, mode="target", speculate=None, num_guesses=None)
+            default = replace(
+                default, mode="target", speculate=None, num_guesses=None, step_candidates=1,
+                select=None,
+            )  # fmt: skip
     return _params(request, default, changed, most_samples)
 
 

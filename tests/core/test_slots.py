@@ -75,8 +75,8 @@ def committed_past_the_context(state: SlotState) -> None:
     [
         (lost_page, "page 7 has 0 owners and is 0 times"),
         (page_of_two, "counts 1 owners and has 2"),
-            (uncounted_owner, "counts 2 owners and has 1"),
-            (page_named_twice, "names a page twice"),
+        (uncounted_owner, "counts 2 owners and has 1"),
+        (page_named_twice, "names a page twice"),
         (too_few_pages, "pages are too few"),
         (length_past_the_context, "past its context"),
         (idle_slot_with_pages, "an idle slot holds"),

@@ -1,7 +1,8 @@
 """The loop's program on CUDA tensors: every op of every body, in real shapes, but for the kernels.
 
 Run by `test_cuda_program.py`. The tensors have no memory, so 7B models fit; what an op does on
-its way to a launch (checks, views, products by cuBLAS) is what it does on a GPU.
+its way to a launch (checks, views, products by cuBLAS) is what it does on a GPU. The layers of a
+model are alike, so a first, a middle and a last one stand for all.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ BUCKETS = (1, 4, 16, 64, 256)
 SLOTS = 32
 DTYPE = torch.bfloat16
 SMALL = "qwen2.5-1.5b"
+LAYERS = 3
 
 
 @pytest.fixture
@@ -61,7 +63,8 @@ def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
 
 
 def decoder(name: str) -> Decoder:
-    config = replace(ModelConfig.from_dict(PRESETS[name]), max_position_embeddings=4096)
+    config = ModelConfig.from_dict(PRESETS[name] | {"num_hidden_layers": LAYERS})
+    config = replace(config, max_position_embeddings=4096)
     weights = DecoderWeights.allocate(config, DTYPE, DEVICE)
     return Decoder(config, weights, max_rows=BUCKETS[-1])
 
@@ -194,13 +197,12 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
     forward, *tail = [op for op in program("skywork-prm-1.5b") if op.name.startswith("DRAFT")][:5]
     work.launches.clear()
     forward.fn()
-    layers = int(PRESETS[SMALL]["num_hidden_layers"])
     assert kernels(work) == {
         "_embed_kernel": 1,
-        "_qkv_projection_kernel": layers,
-        "attend_kernel": layers,
-        "combine_kernel": layers,
-        "_projection_kernel": 3 * layers + 1,
+        "_qkv_projection_kernel": LAYERS,
+        "attend_kernel": LAYERS,
+        "combine_kernel": LAYERS,
+        "_projection_kernel": 3 * LAYERS + 1,
         "_rms_norm_kernel": 1,
     }
     assert not work.products
@@ -291,7 +293,7 @@ def test_a_decode_pass_by_the_cuda_library(
     hidden, width = int(config["hidden_size"]), int(config["intermediate_size"])
     *layers, head = recorded.products
     early = decode_projection.OVERLAP_PREVIOUS if overlap else 0
-    assert len(layers) == 3 * int(config["num_hidden_layers"])
+    assert len(layers) == 3 * LAYERS
     for o, gate_up, down in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
         assert sizes(o) == (num_rows, hidden, hidden, early)
         assert sizes(gate_up) == (num_rows, width, hidden, early | decode_projection.GATED)
@@ -323,8 +325,7 @@ def test_the_cuda_library_leaves_wider_passes_to_triton(
     forwards = [op for op in program("skywork-prm-1.5b") if op.name == "DRAFT.forward"]
     work.launches.clear()
     forwards[BUCKETS.index(16)].fn()
-    layers = int(PRESETS[SMALL]["num_hidden_layers"])
-    assert kernels(work)["_projection_kernel"] == 3 * layers + 1
+    assert kernels(work)["_projection_kernel"] == 3 * LAYERS + 1
     assert not recorded.products and not caplog.records
 
 
@@ -350,10 +351,10 @@ def test_more_rows_than_a_tile_are_products_by_cublas(work: Work) -> None:
     work.launches.clear()
     forward.fn()
     config = PRESETS["qwen2.5-7b"]
-    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-    assert Counter(work.products)[(64, hidden)] == 2 * layers  # o and down
+    hidden = int(config["hidden_size"])
+    assert Counter(work.products)[(64, hidden)] == 2 * LAYERS  # o and down
     # Norm and product of q, k and v are two launches then; 32 sequences are more than a tile, too.
-    assert len(work.products) == 4 * layers + 1
+    assert len(work.products) == 4 * LAYERS + 1
     assert work.products[-1] == (SLOTS, NUM_IDS)
 
 

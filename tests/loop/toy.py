@@ -114,7 +114,9 @@ class ToyKV:
         self.pages = torch.full((num_pages, 4 * max(tokens_per_page)), 0xFF, dtype=torch.uint8)
         self._tokens = self.pages.view(torch.int32)  # [pages, tokens of a page]
 
-    def read(self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None) -> None:
+    def read(
+        self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None
+    ) -> None:
         """Writes the rows of a pass, then checks all that its sequences read before them."""
         rows = [r for r in range(batch.num_rows) if int(batch.page[r]) >= 0]
         for r in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ QUICK_ARCH = "80"
 class Kind:
     """One of the two libraries."""
 
+    name: str
     library: NativeLibrary
     find: Callable[..., native_build.CompilerSearch]
     load_from: Callable[[Path], tuple[Any, Any]]
@@ -54,6 +56,7 @@ class Kind:
 
 KINDS = {
     "cuda": Kind(
+        "cuda",
         cuda_build.LIBRARY,
         cuda_build.find_nvcc,
         cuda_library.load_from,
@@ -61,6 +64,7 @@ KINDS = {
         "decode_projection.cu",
     ),
     "cpu": Kind(
+        "cpu",
         cpu_build.LIBRARY,
         cpu_build.find_compiler,
         cpu_library.load_from,
@@ -89,8 +93,12 @@ class Build:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
+    return copied_tree(tmp_path)
+
+
+def copied_tree(folder: Path) -> Path:
     """A copy of what a build reads, so that the checkout's own libraries stay as they are."""
-    copy = tmp_path / "tree"
+    copy = folder / "tree"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, copy / name)
@@ -121,10 +129,31 @@ def run_setup(tree: Path, *arguments: str, **changes: str) -> subprocess.Complet
     )
 
 
-def build(tree: Path, **changes: str) -> Build:
+def build(tree: Path, *and_then: str, **changes: str) -> Build:
     folder = tree / "made"
-    done = run_setup(tree, "build", "--build-lib", str(folder), **changes)
+    done = run_setup(tree, "build", "--build-lib", str(folder), *and_then, **changes)
     return Build(done.returncode, done.stderr + done.stdout, folder)
+
+
+CHECKPOINT = Path("rsd_engine", "demo", "checkpoints", "toy", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
+    """Builds one library, or none, and a wheel in `dist`: once, since compiling takes seconds."""
+
+    @functools.cache
+    def make(name: str) -> Build:
+        changes = {kind.library.switch: "0" for kind in KINDS.values()}
+        if name in KINDS:
+            KINDS[name].needs_compiler()
+            del changes[KINDS[name].library.switch]
+        tree = copied_tree(tmp_path_factory.mktemp(name))
+        (tree / CHECKPOINT).parent.mkdir(parents=True)
+        (tree / CHECKPOINT).write_text("data deep inside the package")
+        return build(tree, "bdist_wheel", "--dist-dir", str(tree / "dist"), **changes)
+
+    return make
 
 
 def fake_compiler(folder: Path, name: str = "nvcc") -> Path:
@@ -148,14 +177,12 @@ def test_without_compilers_the_build_succeeds_and_says_why(tree: Path) -> None:
         assert str(status) == f"absent ({reason})"
 
 
-def test_with_nvcc_the_cuda_library_is_built_and_loads(tree: Path) -> None:
-    kind = KINDS["cuda"]
-    kind.needs_compiler()
-    made = build(tree, **kind.only)
-    assert made.code == 0, made.said
-    assert made.report(kind).built, made.report(kind).reason
-    assert made.report(kind).targets == (QUICK_ARCH,)
-    library, status = cuda_library.load_from(made.folder / "rsd_kernels")
+def test_with_nvcc_the_cuda_library_is_built_and_loads(made: Callable[[str], Build]) -> None:
+    kind, cuda = KINDS["cuda"], made("cuda")
+    assert cuda.code == 0, cuda.said
+    assert cuda.report(kind).built, cuda.report(kind).reason
+    assert cuda.report(kind).targets == (QUICK_ARCH,)
+    library, status = cuda_library.load_from(cuda.folder / "rsd_kernels")
     assert library is not None, status
     assert status.state == "loaded"
     # No rows: checks the call, and needs no device.
@@ -165,38 +192,39 @@ def test_with_nvcc_the_cuda_library_is_built_and_loads(tree: Path) -> None:
         library.check(library.decode_projection(many, 0, None), "it")
 
 
-def test_with_a_compiler_the_cpu_library_is_built_and_loads(tree: Path) -> None:
-    kind = KINDS["cpu"]
-    kind.needs_compiler()
-    made = build(tree, **kind.only)
-    assert made.code == 0, made.said
-    assert made.report(kind).built, made.report(kind).reason
-    assert "baseline" in made.report(kind).targets
-    library, status = cpu_library.load_from(made.folder / "rsd_kernels")
+def test_with_a_compiler_the_cpu_library_is_built_and_loads(made: Callable[[str], Build]) -> None:
+    kind, cpu = KINDS["cpu"], made("cpu")
+    assert cpu.code == 0, cpu.said
+    assert cpu.report(kind).built, cpu.report(kind).reason
+    assert "baseline" in cpu.report(kind).targets
+    library, status = cpu_library.load_from(cpu.folder / "rsd_kernels")
     assert library is not None, status
     assert status.state == "loaded"
-    assert library.isa in made.report(kind).targets
+    assert library.isa in cpu.report(kind).targets
     with pytest.raises(ValueError, match=r"isa 'z80': this machine cannot run .* \(code -6\)"):
         library.choose_isa("z80")
 
 
-def test_cpu_library_without_openmp_is_refused(tree: Path) -> None:
+def test_cpu_library_without_openmp_is_refused(made: Callable[[str], Build]) -> None:
     """Its calls go to the OpenMP that torch has loaded; where there is none it says so."""
-    kind = KINDS["cpu"]
-    kind.needs_compiler()
-    made = build(tree, **kind.only)
-    code = f"import ctypes; ctypes.CDLL({str(made.folder / 'rsd_kernels/librsd_cpu.so')!r})"
+    file = made("cpu").folder / "rsd_kernels" / "librsd_cpu.so"
+    code = f"import ctypes; ctypes.CDLL({str(file)!r})"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
     assert re.search(r"undefined symbol: (GOMP|omp)_", done.stderr)
 
 
-def test_library_of_other_sources_is_refused(tree: Path, kind: Kind) -> None:
-    kind.needs_compiler()
-    with (tree / "csrc" / kind.source).open("a") as source:
-        source.write("// not the source of this checkout\n")
-    made = build(tree, **kind.only)
-    assert made.report(kind).built, made.report(kind).reason
-    library, status = kind.load_from(made.folder / "rsd_kernels")
+def test_library_of_other_sources_is_refused(
+    made: Callable[[str], Build], kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sources change after the build."""
+    library, status = kind.load_from(made(kind.name).folder / "rsd_kernels")
+    assert library is not None, status
+    package = tmp_path / "kernels" / "rsd_kernels"
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    monkeypatch.setattr(native_build, "PACKAGE", package)
+    with (tmp_path / "csrc" / kind.source).open("a") as source:
+        source.write("// not the source of this library\n")
+    library, status = kind.load_from(made(kind.name).folder / "rsd_kernels")
     assert library is None
     assert status.state == "refused"
     assert "built from other sources" in status.reason
@@ -263,17 +291,12 @@ def test_unknown_switch_is_an_error(tree: Path, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("built", ["none", "cuda", "cpu"])
-def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, built: str) -> None:
-    changes = {"RSD_BUILD_CUDA": "0", "RSD_BUILD_CPU": "0"}
-    if built in KINDS:
-        KINDS[built].needs_compiler()
-        del changes[KINDS[built].library.switch]
-    checkpoint = Path("rsd_engine", "demo", "checkpoints", "toy", "model.safetensors")
-    (tree / checkpoint).parent.mkdir(parents=True)
-    (tree / checkpoint).write_text("data deep inside the package")
-    done = run_setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path / "dist"), **changes)
-    assert done.returncode == 0, done.stderr
-    [wheel] = (tmp_path / "dist").iterdir()
+def test_wheel_works_away_from_the_checkout(
+    made: Callable[[str], Build], tmp_path: Path, built: str
+) -> None:
+    done = made(built)
+    assert done.code == 0, done.said
+    [wheel] = done.folder.with_name("dist").iterdir()
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     tag = "any" if built == "none" else platform
     assert wheel.name == f"rsd_engine-0.1.0-py3-none-{tag}.whl"
@@ -283,7 +306,7 @@ def test_wheel_works_away_from_the_checkout(tree: Path, tmp_path: Path, built: s
         archive.extractall(site)
     assert {"rsd_engine/py.typed", "rsd_kernels/py.typed", "rsd_kernels/ops.py"} <= names
     assert {"rsd_kernels/csrc/rsd_kernels.h", "rsd_kernels/csrc/cpu/rsd_cpu.h"} <= names
-    assert checkpoint.as_posix() in names
+    assert CHECKPOINT.as_posix() in names
     assert not [name for name in names if name.startswith(("tests/", "kernels/", "csrc/"))]
     state = subprocess.run(
         [sys.executable, "-c", PROBE],
