@@ -223,6 +223,7 @@ class Groups:
             if i not in chosen:
                 found = self._lost(slot, rewards[i], None)
                 lost[id(parent)] = (*lost.get(id(parent), ()), found)
+                candidates.written.append(found)
         solutions, new = [], []
         for i in kept:
             if i < len(ended):
@@ -338,6 +339,7 @@ class Groups:
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> None:
         found = candidates.solutions[best([s.reward for s in candidates.solutions])]
+        candidates.output = found
         for step in found.told:
             tell(step)
         tell(self._slots.leave(running.slots[0], found.finish))

@@ -223,6 +223,7 @@ class RunningRequests:
         return RequestDone(
             running.key, finish, counters, int(state.nan_rewards[slots].sum()),
             guesses=self._guesses(slots), failure=failure,
+            given_up=running.candidates.given_up if running.candidates else (),
         )  # fmt: skip
 
     def _guesses(self, slots: list[int]) -> dict[GuessSource, GuessCounts]:
