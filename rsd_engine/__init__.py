@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rsd_engine.logs import show_on_stderr
-from rsd_engine.steps import policies, scorers
+from rsd_engine.steps import policies, scorers, selection
 from rsd_engine.steps.policies import *  # noqa: F403
 from rsd_engine.steps.scorers import *  # noqa: F403
+from rsd_engine.steps.selection import *  # noqa: F403
 
 if TYPE_CHECKING:
     __version__: str
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rsd_engine.engine.remote.model import RemoteModel
     from rsd_engine.models.reward.template import PrmTemplate
     from rsd_engine.outputs import (
+        Candidate,
         CompletionOutput,
         EngineDeadError,
         FinishedEvent,
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "rsd_engine.engine.engine": ("Engine",),
     "rsd_engine.outputs": (
-        "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics", "RejectedStep",
-        "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
+        "Candidate", "CompletionOutput", "EngineDeadError", "FinishedEvent", "Metrics",
+        "RejectedStep", "RequestOutput", "ScoredSolution", "ScoredStep", "Step", "StepEvent",
     ),
     "rsd_engine.engine.remote.model": ("RemoteModel",),
     "rsd_engine.models.reward.template": ("PrmTemplate",),
@@ -45,6 +47,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 show_on_stderr()
 
 __all__ = [
+    "Candidate",
     "CompletionOutput",
     "Engine",
     "EngineDeadError",
@@ -60,7 +63,7 @@ __all__ = [
     "Step",
     "StepEvent",
 ]
-__all__ += policies.__all__ + scorers.__all__
+__all__ += policies.__all__ + scorers.__all__ + selection.__all__
 
 
 if not TYPE_CHECKING:  # a type checker must see that other names do not exist

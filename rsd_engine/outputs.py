@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 StepSource = Literal["draft", "target"]
 StepKind = Literal["kept", "rejected"]
 FinishReason = Literal["stop", "length", "steps", "abort", "error"]
 ErrorKind = Literal["logits", "admission", "op", "bridge", "result", "remote"]
 
-T = TypeVar("T", bound="RoleMetrics | Flops | Endings | Errors | GuessCounts | Guesses | Metrics")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class EngineDeadError(RuntimeError):
@@ -40,15 +43,27 @@ class RejectedStep:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A candidate of a step that another one was taken in place of."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    source: StepSource
+    reward: float  # NaN if the PRM gave none
+    score: float | None = None  # the tilted one of GSI; None where it was chosen by reward
+
+
+@dataclass(frozen=True)
 class Step:
     """A kept step."""
 
     text: str  # with its delimiter; the texts of all steps add up to the output's
     token_ids: tuple[int, ...]  # of the vocabulary of the model that wrote it
     source: StepSource  # that model
-    reward: float | None  # in [0, 1]; None if unscored: target steps, and modes without a PRM
+    reward: float | None  # in [0, 1]; None if unscored: the target's rewrite, or without a PRM
     rejected: RejectedStep | None  # the draft's step in whose place it stands
     guessed: int = 0  # of its tokens: guesses that the target verified
+    candidates: tuple[Candidate, ...] = ()  # that lost against it, or against `rejected`
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,10 @@ class RoleMetrics:
 
     Attributes:
         tokens_generated: tokens written and kept.
-        tokens_discarded: tokens written and not kept: rejected, or dropped when a request failed.
+        tokens_discarded: tokens written and not kept: rejected, those of candidates that were not
+            taken, or dropped when a request failed.
         tokens_read: rows of its passes: prompts, and what it read again after a preemption, too.
+        cached_tokens: tokens of prompts that it found in the prefix cache and had not to read.
         passes: passes that the request was part of.
         seconds: time of these passes, which other requests shared.
     """
@@ -97,6 +114,7 @@ class RoleMetrics:
     tokens_generated: int = 0
     tokens_discarded: int = 0
     tokens_read: int = 0
+    cached_tokens: int = 0
     passes: int = 0
     seconds: float = 0.0
 
@@ -109,8 +127,9 @@ class Flops:
     """Floating-point operations, as 2 x parameters x tokens of each model.
 
     Attributes:
-        generated: for tokens written, discarded ones too, and for the draft's tokens once more by
-            the PRM that scored them: the paper's accounting.
+        generated: for tokens written, discarded ones too, and for those of scored steps once more
+            by the PRM: the paper's accounting. With GSI also once by the target, which weighs the
+            draft's candidates.
         all: for every row that a model read, prompts and catching up included.
     """
 
@@ -198,6 +217,29 @@ class Guesses:
 
 
 @dataclass(frozen=True)
+class CandidateCounts:
+    """Candidates of steps, where a request asks for several.
+
+    Attributes:
+        made: that were written, by the draft or the target.
+        taken: those among them that another one was not taken in place of.
+        tokens_discarded: of the others.
+    """
+
+    made: int = 0
+    taken: int = 0
+    tokens_discarded: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Those that were not taken."""
+        return self.made - self.taken
+
+    def __add__(self, other: CandidateCounts) -> CandidateCounts:
+        return _sum(self, other)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Counts of one request, all its samples together, or of the engine."""
 
@@ -209,13 +251,14 @@ class Metrics:
     steps_rejected: int = 0
     nan_rewards: int = 0
     guesses: Guesses = field(default_factory=Guesses)
+    candidates: CandidateCounts = field(default_factory=CandidateCounts)
     endings: Endings = field(default_factory=Endings)
     errors: Errors = field(default_factory=Errors)
     seconds: float = 0.0  # from arrival to the last token; of the engine: time spent in launches
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Share of the scored draft steps that were kept; None if none was scored."""
+        """Share of the draft's steps that the policy kept; None if it decided on none."""
         scored = self.steps_accepted + self.steps_rejected
         return self.steps_accepted / scored if scored else None
 
@@ -235,6 +278,8 @@ class RequestOutput:
     seed: int  # the given one, or the one drawn
     finished: bool = True
     prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None  # None for the first token
+    # of the prompt's tokens: those that the target, or a draft alone, found in the prefix cache
+    num_cached_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; NaN rewards become None."""
@@ -284,6 +329,7 @@ class StepEvent:
     source: StepSource
     reward: float | None
     logprobs: tuple[dict[int, Logprob], ...] | None = None  # as in `CompletionOutput`
+    candidates: tuple[Candidate, ...] = ()  # of a kept step: as in `Step`
 
 
 @dataclass(frozen=True)

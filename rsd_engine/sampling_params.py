@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,15 @@ from rsd_engine.arguments import (
     check_text,
     shown,
 )
-from rsd_engine.steps.policies import Policy, check_policy
+from rsd_engine.steps.policies import Policy, check_policy, parse_policy
+from rsd_engine.steps.selection import (
+    GSI,
+    MAX_CANDIDATES,
+    Beam,
+    Selection,
+    check_selection,
+    parse_selection,
+)
 from rsd_kernels.state.enums import (
     MAX_BAD_WORDS,
     MAX_BIASED_TOKENS,
@@ -34,7 +42,13 @@ _MODES = (None, "rsd", "target", "draft")
 _OVERFLOWS = ("stop", "target", "accept")
 OWN_FIELDS = (  # what no other engine has: in a request to the server they are those of `rsd`
     "mode", "policy", "max_steps", "max_step_tokens", "prm_overflow", "speculate", "num_guesses",
+    "step_candidates", "select",
 )  # fmt: skip
+TEXT_FORMS: Mapping[str, Callable[[str], Policy | Selection]] = {
+    "policy": parse_policy,
+    "select": parse_selection,
+}
+"""Fields that are text wherever a request is written down, and what reads them."""
 _SPECULATIONS = (None, "draft", "rejected", "rejected+draft", "ngram")
 MAX_GUESSES = 64
 _MAX_STOP = MAX_STOP_STATES - 1  # strings, and bytes of one: each byte needs a state of its own
@@ -52,6 +66,7 @@ _INTEGERS: tuple[tuple[str, int, int], ...] = (  # name, least, most
     ("prompt_logprobs", 0, MAX_LOGPROBS),
     ("truncate_prompt_tokens", 1, MAX_INT32),
     ("num_guesses", 1, MAX_GUESSES),
+    ("step_candidates", 1, MAX_CANDIDATES),
 )
 _MAY_BE_NONE = (
     "seed", "max_tokens", "max_step_tokens", "logprobs", "prompt_logprobs",
@@ -132,6 +147,10 @@ class SamplingParams:
             token for token; None does without. See `Engine`'s `max_guesses`.
         num_guesses: tokens that the draft, or "ngram", guesses at a time, at most 64; None lets the
             share of them that was right decide (8 for "ngram").
+        step_candidates: drafts of each step that are written and scored side by side, at most 64;
+            each takes a slot of the batch for as long as the request runs.
+        select: which of them is taken: `Best()`, `Softmax(beta)`, `GSI(beta, threshold)` or
+            `Beam(width)`; None is `Best()`. GSI decides in place of a policy.
 
     Where draft and target have different tokenizers, mode "rsd" takes no token ids (logit_bias,
     allowed_token_ids, stop_token_ids), and tokens are counted as their writers wrote them.
@@ -173,6 +192,8 @@ class SamplingParams:
     prm_overflow: OverflowName = "stop"
     speculate: SpeculateName | None = None
     num_guesses: int | None = None
+    step_candidates: int = 1
+    select: Selection | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -203,6 +224,9 @@ class SamplingParams:
             )
         if self.policy is not None:
             check_policy(self.policy)
+        if self.select is not None:
+            check_selection(self.select)
+            self._check_selection(self.select)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -236,6 +260,19 @@ class SamplingParams:
         self._set("temperature", _temperature(self.temperature))
         if self.seed == -1:
             self._set("seed", None)
+
+    def _check_selection(self, select: Selection) -> None:
+        several_beams = isinstance(select, Beam) and select.width > 1
+        if self.step_candidates == 1 and not several_beams:
+            raise ValueError(
+                f"select is {select}, and step_candidates is 1, so there is nothing to select; "
+                "raise step_candidates or leave select out"
+            )
+        if self.policy is not None and isinstance(select, GSI):
+            raise ValueError(
+                f"policy is {self.policy}, and select is {select}, which has a threshold of its "
+                "own; leave policy out"
+            )
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, str | Collection | None):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from rsd_kernels.philox.twin import philox
 
@@ -36,6 +39,16 @@ def gumbel(place: Place, token: int) -> float:
     seed = place.seed % 2**64
     word = philox(counter, (seed % 2**32, seed // 2**32))[token % 4]
     return -math.log(-math.log((word + 0.5) / 2**32))
+
+
+def gumbels(place: Place, count: int) -> np.ndarray:
+    """`gumbel` of the first `count` ids, [count] float64."""
+    ids, purpose = np.arange(count, dtype=np.uint64), int(place.purpose)
+    counter: Any = (place.position, place.num_steps, ids // 4 * 256 + purpose, place.sample)
+    seed = place.seed % 2**64
+    words = philox(counter, (seed % 2**32, seed // 2**32))
+    word: np.ndarray = np.choose(ids.astype(int) % 4, words)
+    return -np.log(-np.log((word + 0.5) / 2**32))
 
 
 def distribution(

@@ -14,7 +14,7 @@ from typing import Literal
 from rsd_engine import Constant, Engine, SamplingParams
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt
-from rsd_engine.engine.requests import slot_request
+from rsd_engine.engine.requests.slots import slot_request
 from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.state.enums import Mode, Purpose
 

@@ -17,7 +17,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 5
+#define RSD_CPU_ABI_VERSION 6
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -217,6 +217,30 @@ RSD_CPU_API void rsd_cpu_retokenise(const RsdSlots* slots, const RsdTables* tabl
 RSD_CPU_API void rsd_cpu_end_step(const RsdSlots* slots, const RsdPageSizes* per_page);
 RSD_CPU_API void rsd_cpu_decide(const RsdSlots* slots, const RsdBatch* batch, const float* rewards,
                                 const RsdPageSizes* per_page);  // rewards: [num_seqs]
+
+// A column [num_slots] of the state that forks get, of so many bytes a slot.
+typedef struct {
+    uint8_t* bytes;
+    int64_t slot_bytes;
+    int64_t used;  // what of a slot's bytes is copied, see below
+} RsdForkedColumn;
+
+enum {
+    RSD_CPU_WHOLE = 0,
+    RSD_CPU_CONTEXT = 1,      // as many tokens as the context has, and its guesses
+    RSD_CPU_PRM_CONTEXT = 2,  // the same of the PRM's
+    RSD_CPU_LOGPROBS = 3,     // all where the slot asks for logprobs, else nothing
+};
+
+// The pages of all models.
+typedef struct {
+    uint8_t* bytes;
+    int64_t page_bytes;
+} RsdPool;
+
+RSD_CPU_API void rsd_cpu_fork(const RsdSlots* slots, const RsdForkedColumn* columns,
+                              const RsdPool* pool, const RsdPageSizes* per_page,
+                              int32_t num_columns, int32_t source, int32_t target);
 
 #ifdef __cplusplus
 }

@@ -20,6 +20,7 @@ from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
 from rsd_kernels.cpu import control
 from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.fork import twin as fork_twin
 from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.launch import runs_on
 from rsd_kernels.retokenise import twin as retokenise_twin
@@ -41,6 +42,7 @@ __all__ = [
     "bridge_scratch",
     "end_slot_step",
     "end_step",
+    "fork",
     "guess",
     "replace_end",
     "retokenise",
@@ -90,6 +92,7 @@ end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(score_twin.score, "reward", control.score)
 retokenise = _op(retokenise_twin.retokenise, "retokenise", control.retokenise)
 truncate_kv = _op(rollback_twin.truncate_kv, "rollback")
+fork = _op(fork_twin.fork, "fork", control.fork)
 
 
 def rewards(hidden: Tensor, head: RewardHead) -> Tensor:

@@ -145,6 +145,7 @@ def _rollback(
     page_table: Tensor,  # [R, B, P] int32
     free_pages: Tensor,  # [N] int32: a stack, valid up to num_free
     num_free: Tensor,  # [1] int32
+    page_owners: Tensor,  # [N] int32: page tables that name a page
     keep: Tensor,  # [R, B] int32
     tokens_per_page: Sequence[int],  # R values
 ) -> None:
@@ -152,7 +153,9 @@ def _rollback(
         from rsd_kernels.rollback.kernel import rollback
     else:
         rollback = rollback_twin.rollback
-    rollback(kv_len, num_pages, page_table, free_pages, num_free, keep, tokens_per_page)
+    rollback(
+        kv_len, num_pages, page_table, free_pages, num_free, page_owners, keep, tokens_per_page
+    )
 
 
 def _rollback_fake(kv_len: Tensor, *others: Any) -> None:
@@ -259,7 +262,8 @@ register(
 )
 register(
     "rollback(Tensor(a!) kv_len, Tensor(b!) num_pages, Tensor page_table, "
-    "Tensor(c!) free_pages, Tensor(d!) num_free, Tensor keep, int[] tokens_per_page) -> ()",
+    "Tensor(c!) free_pages, Tensor(d!) num_free, Tensor(e!) page_owners, Tensor keep, "
+    "int[] tokens_per_page) -> ()",
     _rollback,
     _rollback_fake,
 )

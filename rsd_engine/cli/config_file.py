@@ -57,6 +57,7 @@ ENGINE: Mapping[str, Check] = {
     "hf_overrides": json_object,
     "executor": text,
     "max_guesses": integer,
+    "enable_prefix_caching": flag,
     "prm_format": prm_format,
     "prm_separator": text,
     "scorer": scorer,
@@ -138,15 +139,16 @@ def _sampling(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampling_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked fields of SamplingParams, from JSON or TOML, where the policy is text.
+    """Checked fields of SamplingParams, from JSON or TOML, where policy and selection are text.
 
     Raises:
         ValueError: a key is unknown or a value not allowed.
     """
-    from rsd_engine.sampling_params import SamplingParams
+    from rsd_engine.sampling_params import TEXT_FORMS, SamplingParams
 
     values = dict(given)
-    if values.get("policy") is not None:
-        values["policy"] = policy("policy", values["policy"])
+    for name in TEXT_FORMS.keys() & values.keys():
+        if values[name] is not None:
+            values[name] = TEXT_FORMS[name](text(name, values[name]))
     SamplingParams.from_dict(values)
     return values

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ENGINE = (
     "draft", "target", "prm", "revision", "device", "dtype", "max_num_seqs", "max_model_len",
-    "gpu_memory_utilization", "executor", "max_guesses", "step_ends",
+    "gpu_memory_utilization", "executor", "max_guesses", "step_ends", "enable_prefix_caching",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ class EngineOptions:
     gpu_memory_utilization: o.GpuMemoryUtilization = None
     executor: o.Executor = None
     max_guesses: o.MaxGuesses = None
+    enable_prefix_caching: o.EnablePrefixCaching = None
     policy: o.PolicyOption = None
     step_delimiter: o.StepDelimiter = None
     no_steps: o.NoSteps = False

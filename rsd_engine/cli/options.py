@@ -12,6 +12,7 @@ import typer
 
 from rsd_engine.steps.policies import POLICY_FORMS
 from rsd_engine.steps.scorers import SCORER_FORMS
+from rsd_engine.steps.selection import SELECTION_FORMS
 
 _MODELS, _MEMORY = "Models", "Device and memory"
 _STEPS, _SAMPLING, _FILES = "Steps and policy", "Sampling and limits", "Input and output"
@@ -111,6 +112,15 @@ MaxGuesses = Annotated[
     ),
 ]
 
+EnablePrefixCaching = Annotated[
+    bool | None,
+    option(
+        _MEMORY,
+        "Find the K and V of earlier requests again by their tokens (default: yes)",
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+    ),
+]
+
 PolicyOption = Annotated[
     str | None,
     option(
@@ -171,6 +181,19 @@ NumGuesses = Annotated[
         "Tokens guessed at a time (default: as many as pay; 8 with ngram)",
         "--num-guesses",
     ),
+]
+
+StepCandidates = Annotated[
+    int | None,
+    option(
+        _STEPS,
+        "Drafts of every step, scored side by side; each takes a slot (default: 1)",
+        "--step-candidates",
+    ),
+]
+Select = Annotated[
+    str | None,
+    option(_STEPS, f"Which of them is taken: {SELECTION_FORMS} (default: best)", "--select"),
 ]
 
 N = Annotated[int | None, option(_SAMPLING, "Samples per prompt (default: 1)", "--n", "-n")]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rsd_engine.outputs import Candidate
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_STYLES = {"draft": "green", "rejected": "red", "target": "yellow"}
+_STYLES = {"draft": "green", "rejected": "red", "target": "yellow", "lost": "bright_black"}
 _TAG_WIDTH = len("rejected 0.00")
 
 
@@ -56,6 +59,11 @@ class StepView:
             self._run_on(event.source or "", event.text)
         self._rewriting = rejected
 
+    def lost(self, candidates: Sequence[Candidate]) -> None:
+        """Shows the candidates that another step was taken in place of."""
+        for candidate in candidates:
+            self.step("lost", candidate.reward, candidate.text)
+
     def end(self) -> None:
         """Ends the line of text that runs on, if there is one."""
         if self._running is not None:
@@ -73,7 +81,7 @@ class StepView:
         self.console.print(Text(visible(text), style=style), end="", soft_wrap=True)
 
     def step(self, kind: str, reward: float | None, text: str) -> None:
-        """Prints a step; `kind` is draft, rejected or target, and NaN means no reward."""
+        """Prints a step; `kind` is draft, rejected, target or lost; NaN means no reward."""
         self.end()
         shown = visible(text.strip("\n")) or "(end of text)"
         tag = kind if reward is None or math.isnan(reward) else f"{kind} {reward:.2f}"

@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rsd_engine.core.admission import Admission
+from rsd_engine.core.admission import Admission, Queued
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.failures import Failure
+from rsd_engine.core.groups import Groups
 from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
 from rsd_engine.core.mailbox import Mailbox
 from rsd_engine.core.page_needs import is_stuck, pages_when_full
+from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.remote_steps import RemoteRoles, RemoteSteps
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.core.slots import SlotRequest
@@ -60,10 +62,12 @@ class EngineCore:
             mode RSD then have a `target`.
         text_ends: finds the tokens of a step's end that the device cannot; None if ends stay.
         remote: the roles that servers play; None if none does.
+        enable_prefix_caching: whether what was read is found again.
 
     Attributes:
         max_running: how many requests may hold a slot at once. It starts as the number of slots;
             a benchmark may lower it between launches.
+        prefixes: what was read, and is found again.
         num_waiting: calls that wait for pages between launches; no request starts meanwhile.
     """
 
@@ -77,6 +81,7 @@ class EngineCore:
         translate: Mapping[Role, Translate] | None = None,
         text_ends: HostEnds | None = None,
         remote: RemoteRoles | None = None,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.loop = loop
         self.state: SlotState = loop.state
@@ -90,7 +95,9 @@ class EngineCore:
         self._mailbox = mailbox
         self._log = LogReader(mailbox)
         self._watchdog = Watchdog(loop.state)
-        self._slots = RunningRequests(loop, translate or {}, remote.roles if remote else ())
+        self.prefixes = PrefixCache(loop, enabled=enable_prefix_caching)
+        away = remote.roles if remote else ()
+        self._slots = RunningRequests(loop, translate or {}, self.prefixes, away)
         self._suspects = Suspects(self._slots, self.state, loop.batch)
         self._death: Exception | None = None
         self._in_flight = False
@@ -98,9 +105,10 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
+        self._groups = Groups(self._slots, loop)
         self._remote_steps = RemoteSteps(self._slots, loop, remote, self.ask_to_return)
         self._lacks_pages = False  # nothing here goes on until a server gives a slot back
-        self._admission = Admission(self._slots, loop, self._suspects)
+        self._admission = Admission(self._slots, loop, self._suspects, self.prefixes)
         self._queue = self._admission.queue
         for stamps in (self.state.tick_nanoseconds, self.state.idle_nanoseconds):
             stamps.zero_()  # an executor that warms up ends ticks that never began
@@ -119,9 +127,16 @@ class EngineCore:
         """KV pages that all its roles hold when its output is as long as it may become."""
         return pages_when_full(request, self.loop)
 
-    def add(self, key: int, request: SlotRequest) -> None:
-        """Queues a request. `key` is the caller's name for it and must be new."""
-        self._queue[key] = request
+    def add(self, key: int, request: SlotRequest, *, prompt: int = -1) -> None:
+        """Queues a request.
+
+        Args:
+            key: the caller's name for it; must be new.
+            request: what it asks for.
+            prompt: the caller's name for its prompt, if other requests share that: the first of
+                them reads it for those that follow.
+        """
+        self._queue[key] = Queued(request, prompt)
         if self._in_flight and len(self._queue) == 1:
             self._ask(HostRequest.RETURN if self._may_start else HostRequest.RETURN_WHEN_FREE)
 
@@ -139,10 +154,7 @@ class EngineCore:
         if any(running and running.key == key for running in self._slots):
             self._return_now()
         events = self._take_pending()
-        for slot, running in enumerate(self._slots):
-            if running and running.key == key:
-                self._slots.release(slot)
-                events.append(self._slots.leave(slot, None))
+        events += self._slots.end(key)
         self._slots.free()
         return events
 
@@ -235,6 +247,7 @@ class EngineCore:
             self._admission.resume()
             if not self.num_waiting:
                 self._admission.admit(self.max_running, self._pending.append)
+            self.prefixes.serve()
             self._remote_steps.send(self.state, self._pending.append)
             if self._slots.any_away and (self._lacks_pages or not self._slots.where(active=True)):
                 self._wait_for_servers()
@@ -306,7 +319,10 @@ class EngineCore:
         self._in_flight = False
         self._asked.clear()
         self.stats.ticks += int(self.state.tick)
+        chosen = self._groups.choose(self._collect, self._pending.append)
         served = self._host_steps.serve(self.state, self._collect, self._pending.append)
+        went_on = self._groups.go_on(self._pending.append)
+        served = chosen or served or went_on or self._slots.any_left
         if not served and not self._pending and not self._was_asked() and is_stuck(self.state):
             self._lacks_pages = self.preempt_youngest() is None
         self._slots.free()
@@ -335,12 +351,15 @@ class EngineCore:
             running = self._slots[record.slot]
             if running is None or record.generation != running.generation:
                 continue
-            step = record.event(running.key)
-            self._pending.append(step)
+            step, ends = record.event(running.key), bool(record.finish)
+            steps = [step]
+            if running.candidates:
+                steps, ends = running.candidates.tell(record.slot, step)
+            self._pending += steps
             self._suspects.clear(running.generation)
             if running.contexts:
                 running.contexts.learn(step)
-            if record.finish:
+            if ends:
                 self._pending.append(self._slots.leave(record.slot, record.finish))
 
     # ------------------------------------------------------------------ failures
@@ -354,7 +373,7 @@ class EngineCore:
         if not self._suspects.any_left():
             self._suspects.accuse(active)
             return
-        [(_, slot)] = active  # it ran alone, for the second time
+        _, slot = active[0]  # it ran alone, for the second time
         told = Failure.caught("op", failure.op, failure.__cause__ or failure)
         self._pending.append(self._slots.fail(slot, told))
 
@@ -370,13 +389,12 @@ class EngineCore:
         """Takes the pages of the youngest active request; the oldest is never preempted.
 
         Lengths, phase, automata and counters stay, so resuming means reading its context again.
-        Returns the slot, or None if there is only one active request.
+        Candidates that wait for others of their step come first. Returns the slot, or None if only
+        the oldest active request holds pages.
         """
         self._return_now()
-        active = self._slots.where(active=True)
-        if len(active) < 2:
-            return None
-        _, slot = max(active, key=lambda found: found[0].arrival)
-        self._slots.preempt(slot)
-        self.num_preemptions += 1
+        slot = self._slots.next_to_preempt()
+        if slot is not None:
+            self._slots.preempt(slot)
+            self.num_preemptions += 1
         return slot

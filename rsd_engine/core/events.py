@@ -30,6 +30,16 @@ class PromptRead:
 
 
 @dataclass(frozen=True)
+class LostCandidate:
+    """A candidate of a step that was not taken."""
+
+    source: Role
+    token_ids: tuple[int, ...]
+    reward: float  # NaN if unscored
+    score: float | None  # what it was drawn by, if that is not its reward
+
+
+@dataclass(frozen=True)
 class StepDecided:
     """A step was kept, rejected, or dropped because its request failed while writing it.
 
@@ -44,6 +54,7 @@ class StepDecided:
     finish: Finish  # why the output ends with this step; NONE if it goes on
     logprobs: tuple[TokenLogprobs, ...] | None
     guesses: int = 0  # tokens of the step, parts before included, that were guessed
+    candidates: tuple[LostCandidate, ...] = ()  # that lost against it, in the order of drafts
 
 
 def nothing_written(key: int, writer: Role) -> StepDecided:
@@ -58,6 +69,7 @@ class RoleCounters:
     tokens_read: int
     passes: int
     seconds: float
+    cached_tokens: int = 0  # that were found, and not read
 
 
 @dataclass(frozen=True)

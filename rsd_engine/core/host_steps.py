@@ -13,6 +13,7 @@ from rsd_engine.core.failures import Failure
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
+from rsd_kernels.end_step.twin import next_writer_phase
 from rsd_kernels.state.enums import Finish, Mode, Phase, Role
 from rsd_kernels.state.slots import SlotState
 
@@ -76,7 +77,7 @@ class HostSteps:
         decided = [slot for slot in _waiting_slots(state) if self._slots[slot]]
         for slot in decided:
             if self._text_ends is not None and int(state.kept_from[slot]) >= 0:
-                state.phase[slot] = Phase.DRAFT
+                state.phase[slot] = next_writer_phase(state, slot)
             elif self._slots.contexts_of(slot):
                 self._give_to(state, slot, Role.TARGET, tell)
             else:
@@ -107,7 +108,8 @@ class HostSteps:
     ) -> None:
         """Gives the end of a step the tokens of its text, if it was kept and the output goes on."""
         first = int(state.kept_from[slot])
-        if int(state.phase[slot]) != Phase.DRAFT or int(state.mode[slot]) != Mode.RSD or first < 0:
+        begins = int(state.phase[slot]) in (Phase.DRAFT, Phase.CHOICE)
+        if not begins or int(state.mode[slot]) != Mode.RSD or first < 0:
             return
         context = state.tokens[slot, : int(state.length[slot])].tolist()
         try:

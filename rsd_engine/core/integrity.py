@@ -11,8 +11,10 @@ from rsd_kernels.state.slots import SlotState, pages_for
 
 
 def find_problems(state: SlotState, tokens_per_page: Sequence[int]) -> list[str]:
-    """What is wrong between two launches, a line each; nothing if every page has one owner, and
-    lengths, cursors and phases are in bounds.
+    """What is wrong between two launches, a line each.
+
+    Nothing is if every page has as many owners as page tables name it and is on the stack once if
+    it has none, and if lengths, cursors and phases are in bounds.
     """
     return [*_pages(state), *_slots(state, tokens_per_page)]
 
@@ -22,15 +24,20 @@ def _pages(state: SlotState) -> Iterator[str]:
     if not 0 <= num_free <= total:
         yield f"{num_free} pages are free, of {total}"
         return
-    owners = Counter(state.free_pages[:num_free].tolist())
+    free, named = Counter(state.free_pages[:num_free].tolist()), Counter[int]()
     for role in range(NUM_ROLES):
         for slot in range(state.num_slots):
             held = int(state.num_pages[role, slot])
-            owners.update(state.page_table[role, slot, :held].tolist())
-    for page in range(total):
-        if owners[page] != 1:
-            yield f"page {page} has {owners[page]} owners"
-    for page in owners.keys() - set(range(total)):
+            pages = state.page_table[role, slot, :held].tolist()
+            named.update(pages)
+            if len(set(pages)) < held:
+                yield f"slot {slot}, {Role(role).name}: its table names a page twice"
+    for page, owners in enumerate(state.page_owners.tolist()):
+        if owners != named[page]:
+            yield f"page {page} counts {owners} owners and has {named[page]}"
+        if free[page] != (named[page] == 0):
+            yield f"page {page} has {named[page]} owners and is {free[page]} times on the stack"
+    for page in (free.keys() | named.keys()) - set(range(total)):
         yield f"there is no page {page}"
 
 
@@ -51,7 +58,7 @@ def _slots(state: SlotState, tokens_per_page: Sequence[int]) -> Iterator[str]:
                 yield f"{where}: kv_len {kv_len} past its context of {context}"
             if pages_for(kv_len, tokens_per_page[role]) > held:
                 yield f"{where}: {held} pages are too few for kv_len {kv_len}"
-            if held and phase in (Phase.FREE, Phase.DONE):
+            if held and phase == Phase.FREE:
                 yield f"{where}: an idle slot holds {held} pages"
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rsd_engine.core.context_rows import rows_of, take_pages_for
 from rsd_engine.core.events import TokenLogprobs
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import WriterContexts
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels.state.enums import Mode, Role
-from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotState, pages_for
 
 
 def read_prompt(
@@ -46,43 +45,18 @@ def read_prompt(
 def _read(loop: Loop, slot: int, role: Role, count: int) -> tuple[TokenLogprobs, ...]:
     state, found = loop.state, list[TokenLogprobs]()
     last = int(state.prompt_length[slot]) - 1
-    _take_pages(state, slot, role, pages_for(last, loop.tokens_per_page[role]))
+    take_pages_for(loop, slot, role, last)
     tokens = state.tokens[slot, 1 : last + 1].long()
     logits = loop.logits[role]
     step = min(logits.shape[0], loop.batch.num_rows)
     for start in range(0, last, step):
         stop = min(start + step, last)
-        loop.forwards[role](_rows(loop, slot, role, start, stop))
+        loop.forwards[role](rows_of(loop, slot, role, start, stop))
         found += _logprobs(logits[: stop - start], tokens[start:stop], count)
         state.passes[role, slot] += 1
     state.kv_len[role, slot] = last
     state.tokens_read[role, slot] += last
     return tuple(found)
-
-
-def _take_pages(state: SlotState, slot: int, role: Role, count: int) -> None:
-    """From the top of the stack, for a slot that has none."""
-    left = int(state.num_free) - count
-    state.page_table[role, slot, :count] = state.free_pages[left : left + count].flip(0)
-    state.num_pages[role, slot] = count
-    state.num_free.fill_(left)
-
-
-def _rows(loop: Loop, slot: int, role: Role, start: int, stop: int) -> RowBatch:
-    """Tokens start:stop of the slot's context, each as a sequence."""
-    state, size = loop.state, loop.tokens_per_page[role]
-    batch = RowBatch.allocate(stop - start, stop - start, state.length.device)
-    position = torch.arange(start, stop, device=state.length.device)
-    batch.token.copy_(state.tokens[slot, start:stop])
-    batch.slot.fill_(slot)
-    batch.position.copy_(position)
-    batch.page.copy_(state.page_table[role, slot, position // size])
-    batch.offset.copy_(position % size)
-    batch.seq_slot.fill_(slot)
-    batch.seq_start.copy_(torch.arange(stop - start + 1))
-    batch.seq_kv_len.copy_(position + 1)
-    batch.place_row_end.copy_(batch.seq_start[1:])
-    return batch
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[TokenLogprobs]:

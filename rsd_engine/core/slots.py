@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
+from rsd_engine.steps.selection import Selection, slots_of
 from rsd_kernels.state.enums import RATE_ONE, Mode, Phase, Speculation
 from rsd_kernels.state.slots import SlotState
 
@@ -52,7 +53,19 @@ class SlotRequest:
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be written
     speculation: Speculation = Speculation.NONE
     guess_tokens: int = 0  # at a time; 0: as many as pay
+    step_candidates: int = 1  # drafts of a step, or of each beam's
+    select: Selection | None = None  # which of several candidates is taken; None: there is one
     target: SlotRequest | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that it needs at once."""
+        return slots_of(self.step_candidates, self.select)
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether several steps are written for one that is kept."""
+        return self.num_slots > 1
 
     @property
     def max_tokens(self) -> int:
@@ -74,7 +87,7 @@ _COPIED = (  # from the request, under the same name
 _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they are about ids
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
-    "stop_committed", "nan_rewards", "told", "shortened", "confidence", "guess_end", "guess_stop",
+    "stop_committed", "told", "shortened", "confidence", "guess_end", "guess_stop",
     "guess_source", "step_guesses", "prompt_roles", "candidates", "group_left",
 )  # fmt: skip
 
@@ -88,11 +101,8 @@ def fill_slot(
     state.prm_tokens[slot, : len(prm_prompt)] = torch.tensor(prm_prompt, dtype=torch.int32)
     _fill_automaton(state.delimiter_next[slot], state.delimiter_match[slot], request.delimiters)
     _fill_automaton(state.stop_next[slot], state.stop_match[slot], request.stops)
-    for column in (
-        state.kv_len, state.tokens_read, state.passes, state.nanoseconds, state.guesses_made,
-        state.guesses_kept,
-    ):  # fmt: skip
-        column[:, slot] = 0
+    reset_counters(state, slot)
+    state.kv_len[:, slot] = 0
     state.guess_rate[slot] = RATE_ONE  # until some have been judged
     for column in (state.length, state.committed, state.prompt_length):
         column[slot] = len(prompt)
@@ -107,10 +117,20 @@ def fill_slot(
         column[slot] = -1
     state.policy_kind[slot], state.policy_a[slot], state.policy_b[slot] = request.policy
     state.separate_contexts[slot] = request.target is not None
+    state.candidates[slot] = request.num_slots if request.has_candidates else 0
     state.generation[slot] = generation
     state.arrival[slot] = arrival
     state.active[slot] = 1
     state.phase[slot] = Phase.TARGET if request.mode == Mode.TARGET else Phase.DRAFT
+
+
+def reset_counters(state: SlotState, slot: int) -> None:
+    """For a request that starts."""
+    for column in (
+        state.tokens_read, state.passes, state.nanoseconds, state.guesses_made, state.guesses_kept,
+    ):  # fmt: skip
+        column[:, slot] = 0
+    state.nan_rewards[slot] = 0
 
 
 def fill_writer(state: SlotState, slot: int, request: SlotRequest) -> None:

@@ -108,6 +108,7 @@ class SolutionRewards:
         table = self.state.page_table.new_zeros(len(counts), max(counts))
         for row, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
             table[row, :count] = self.state.free_pages[left + end - count : left + end]
+            self.state.page_stamp[table[row, :count].long()] += 1
         self.state.num_free.fill_(left)
         return table
 

@@ -37,8 +37,9 @@ class Suspects:
         for running, slot in active:
             if slot in passed:
                 _restart_step(self._state, slot)
-                self._left.append(running.generation)
-            self._slots.preempt(slot)
+                if running.generation not in self._left:
+                    self._left.append(running.generation)
+            self._slots.preempt(slot, trusted=slot not in passed)
 
     def clear(self, generation: int) -> None:
         """It has decided a step."""

@@ -51,6 +51,10 @@ class WriterContexts:
         views = self._requests.items()
         return max(len(self._ids[role]) - len(view.prompt) for role, view in views)
 
+    def ids(self, role: Role) -> Sequence[int]:
+        """The context of a writer, up to the last step that was kept."""
+        return self._ids[role]
+
     def learn(self, step: StepDecided) -> None:
         """Adds a step that was kept."""
         if step.kind != RecordKind.KEPT:

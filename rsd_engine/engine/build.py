@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsd_engine.arguments import check_integer, check_number
+from rsd_engine.arguments import check_flag, check_integer, check_number
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.engine.device import resolve_device
@@ -29,7 +29,7 @@ from rsd_engine.engine.models import (
     open_models,
 )
 from rsd_engine.engine.remote.roles import find_servers, open_remote
-from rsd_engine.engine.requests import RequestRules, WriterTokens
+from rsd_engine.engine.requests.rules import RequestRules, WriterTokens
 from rsd_engine.engine.rewards.prm_options import STEP_DELIMITER, PrmFormatLike, PrmOptions
 from rsd_engine.engine.rewards.scorers import (
     add_scorer,
@@ -55,7 +55,7 @@ from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
 from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
-from rsd_kernels.state.slots import ANY_ROWS, SlotState
+from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 
 logger = logging.getLogger("rsd_engine")
 
@@ -98,6 +98,7 @@ def build_engine(
     hf_overrides: Mapping[str, Mapping[str, Any]] | None,
     executor: str,
     max_guesses: int,
+    enable_prefix_caching: bool,
     prm_format: PrmFormatLike | None,
     prm_separator: str | None,
     scorer: Scorer | None,
@@ -109,6 +110,7 @@ def build_engine(
     if policy is not None:
         check_policy(policy)
     check_dtype(dtype)
+    caches = check_flag("enable_prefix_caching", enable_prefix_caching)
     check_given(scorer, {"draft": draft, "target": target, "prm": prm})
     scored = prm is not None or scorer is not None
     sources = named_sources(draft, target, prm)
@@ -156,11 +158,15 @@ def build_engine(
         loop, runs, mailbox,
         text_bridges=text_bridges(models, loop), translate=translations(models),
         text_ends=host_ends(models, loop, delimiters), remote=remote.roles(writer),
+        enable_prefix_caching=caches,
     )  # fmt: skip
     policy = policy or _default_policy(models)
-    rules = _rules(models, policy, automaton, fit.model_len, sizes.prm_max_len)
+    rules = _rules(models, policy, automaton, fit.model_len, sizes)
     rules = replace(
-        rules, max_guesses=options.max_guesses, check_remote=writer.check if writer else None
+        rules,
+        max_guesses=options.max_guesses,
+        check_remote=writer.check if writer else None,
+        remote=frozenset(servers),
     )
     parts = EngineParts(models, pool, core, rules, clock.seconds)
     if scorer is not None:
@@ -279,7 +285,7 @@ def _rules(
     policy: Policy,
     delimiters: ByteAutomaton,
     model_len: int,
-    prm_max_len: int,
+    sizes: SlotSizes,
 ) -> RequestRules:
     return RequestRules(
         modes=models.modes,
@@ -287,7 +293,8 @@ def _rules(
         delimiters=delimiters,
         writers=models.of_vocabularies(partial(_writer_tokens, models)),
         max_model_len=model_len,
-        prm_max_len=prm_max_len,
+        prm_max_len=sizes.prm_max_len,
+        max_num_seqs=sizes.num_slots,
         prm_format=models.prm.format if models.prm else None,
     )
 
@@ -316,8 +323,9 @@ def _say(parts: EngineParts, fit: MemoryFit) -> None:
     )  # fmt: skip
     backend = next(iter(models.models.values())).decoder.ops.backend
     logger.info(
-        "attention: %s; executor: %s; modes: %s",
+        "attention: %s; executor: %s; modes: %s; prefix cache: %s",
         backend, parts.core.executor.name, ", ".join(models.modes),
+        "on" if parts.core.prefixes.enabled else "off",
     )  # fmt: skip
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in parts.start_seconds.items())
     logger.info("start: %s", stages)

@@ -121,6 +121,11 @@ class Dispatcher:
         with self._ahead():
             return self._core.check_integrity()
 
+    def reset_prefix_cache(self) -> None:
+        """Nothing that was read until now is found again."""
+        with self._ahead():
+            self._core.prefixes.reset()
+
     def drop(self, request_id: str) -> None:
         """Aborts a request that nobody waits for any more, and discards its events."""
         if not self._home.is_here:
@@ -320,7 +325,7 @@ class Dispatcher:
         self._num_keys += params.n
         for key, sample, slot in zip(keys, samples, request.slots, strict=True):
             self._samples[key] = (builder, sample)
-            self._core.add(key, slot)
+            self._core.add(key, slot, prompt=keys[0] if params.n > 1 else -1)
         self._keys[request_id] = keys
         self._events[request_id] = deque()
         return request_id

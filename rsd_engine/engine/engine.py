@@ -10,14 +10,14 @@ import torch
 
 from rsd_engine.engine.build import EngineParts, build_engine
 from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
-from rsd_engine.engine.checker import RequestChecker
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
 from rsd_engine.engine.models import ModelSource
 from rsd_engine.engine.progress import Progress, collect
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
-from rsd_engine.engine.requests import changed_fields, default_params
+from rsd_engine.engine.requests.checker import RequestChecker
+from rsd_engine.engine.requests.params import changed_fields, default_params
 from rsd_engine.engine.rewards.prm_options import PrmFormatLike
 from rsd_engine.engine.rewards.step_scoring import StepScoring
 from rsd_engine.engine.stream import Stream
@@ -81,6 +81,8 @@ class Engine(StepScoring):
             that split solutions by newlines (Skywork) follow `step_delimiters`, the first of them.
         max_guesses: tokens that one pass of the target may verify, over all slots, for requests
             that `speculate`; each takes a row of logits. 0 is for none.
+        enable_prefix_caching: whether a model reads no token again that it has read in the same
+            context for an earlier request, as long as no other needs the pages.
         scorer: what scores the steps in place of a PRM, without a model of its own: `TargetJudge`,
             `Confidence` or `Probe`. Its default threshold is then that of the policy.
 
@@ -109,6 +111,7 @@ class Engine(StepScoring):
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         executor: str = "auto",
         max_guesses: int = 0,
+        enable_prefix_caching: bool = True,
         prm_format: PrmFormatLike | None = None,
         prm_separator: str | None = None,
         scorer: Scorer | None = None,
@@ -129,6 +132,7 @@ class Engine(StepScoring):
             hf_overrides=hf_overrides,
             executor=executor,
             max_guesses=max_guesses,
+            enable_prefix_caching=enable_prefix_caching,
             prm_format=prm_format,
             prm_separator=prm_separator,
             scorer=scorer,
@@ -140,8 +144,7 @@ class Engine(StepScoring):
         self._closed = False
         self._default_params = default_params(models.main.generation_config)
         self._checker = RequestChecker(self._parts, self._default_params)
-        if self._default_params != SamplingParams():
-            changed = changed_fields(self._default_params)
+        if changed := changed_fields(self._default_params):
             logger.info("sampling defaults of the checkpoint: %s", changed)
 
     # ------------------------------------------------------------------ generate
@@ -321,6 +324,10 @@ class Engine(StepScoring):
         """
         return self._alive().check_integrity()
 
+    def reset_prefix_cache(self) -> None:
+        """What was read until now is read again by requests to come; from any thread."""
+        self._alive().reset_prefix_cache()
+
     @property
     def op_times(self) -> dict[str, OpTime]:
         """Calls and seconds of every op so far, by "ROLE.op"; needs executor="profile"."""
@@ -380,17 +387,13 @@ class Engine(StepScoring):
         self._alive()
         return self._reader
 
-    # ------------------------------------------------------------------ running
-
     def _run(
         self, prompts: Sequence[ResolvedPrompt], params: _Params, use_tqdm: Progress
     ) -> list[RequestOutput]:
         return collect(self._completed(prompts, params), len(prompts), use_tqdm)
 
     def _completed(
-        self,
-        prompts: Sequence[ResolvedPrompt],
-        params: _Params,
+        self, prompts: Sequence[ResolvedPrompt], params: _Params
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Not a generator itself, so that a request that is not allowed is refused at once."""
         dispatcher = self._alive()

@@ -77,6 +77,7 @@ def make_loop(
         forwards=forwards,
         score=score,
         logits=logits,
+        pages=pool.pages,
         confidence=confidence,
         prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
         text_ends=text_ends,

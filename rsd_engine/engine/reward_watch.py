@@ -24,16 +24,17 @@ def reward_problem(metrics: Metrics) -> str | None:
     scored = metrics.steps_accepted + metrics.steps_rejected
     if scored < MIN_SCORED:
         return None
-    if 2 * metrics.nan_rewards >= scored:
+    given = scored + metrics.candidates.lost
+    if 2 * metrics.nan_rewards >= given:
         return (
-            f"{metrics.nan_rewards} of {scored} rewards are NaN, which rejects a step: check that "
+            f"{metrics.nan_rewards} of {given} rewards are NaN, which rejects a step: check that "
             "the PRM's checkpoint is whole, and try dtype float32"
         )
     if not metrics.steps_accepted:
         return (
             f"none of {scored} draft steps was accepted, so the draft and the PRM only cost time: "
             "look at the rewards of some steps, then check that the PRM fits these prompts and "
-            "steps (its prompt format, step_delimiters) and that the policy's threshold suits it"
+            "steps (its prompt format, step_delimiters) and that the threshold suits it"
         )
     return None
 

@@ -49,6 +49,7 @@ class Loop:
     score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
     # of each writer: [places, vocabulary] float32, the ids that may be sampled; often the same
     logits: Mapping[Role, Tensor]
+    pages: Tensor  # [N, page_bytes] uint8: the pool
     text_ends: bool = False  # the end of a kept step is read as the tokens of its text
     end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it

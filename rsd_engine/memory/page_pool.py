@@ -62,6 +62,11 @@ class PagePool:
         self.page_multiple = page_multiple
         self.buffer = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
 
+    @property
+    def pages(self) -> Tensor:
+        """[num_pages, page_bytes] uint8."""
+        return self.buffer.view(self.num_pages, self.page_bytes)
+
     def tokens_per_page(self, shape: KVShape) -> int:
         return shape.tokens_in(self.page_bytes, self.page_multiple)
 

@@ -102,6 +102,7 @@ class Answering:
             "model": self._service.model,
             "prompts": len(self._requests),
             "prompt_tokens": sum(len(result.prompt_token_ids) for result in results),
+            "cached_tokens": sum(result.num_cached_tokens for result in results),
             "completion_tokens": sum(
                 len(output.token_ids) for result in results for output in result.outputs
             ),

@@ -36,6 +36,12 @@ class ServerMetrics:
         self._waiting = self._shared(Gauge, "num_requests_waiting", "Samples that wait for one.")
         self._pages = self._shared(Gauge, "kv_cache_usage_perc", "Share of KV pages in use.")
         self._prompt = self._shared(Counter, "prompt_tokens", "Tokens of prompts.")
+        self._asked = self._shared(
+            Counter, "prefix_cache_queries", "Tokens of prompts that were looked up in the cache."
+        )
+        self._found = self._shared(
+            Counter, "prefix_cache_hits", "Those of them that the target, or a draft alone, found."
+        )
         self._generated = self._shared(Counter, "generation_tokens", "Tokens of outputs.")
         self._ended = self._shared(
             Counter, "request_success", "Ended samples.", extra=("finished_reason",)
@@ -62,6 +68,9 @@ class ServerMetrics:
         self._target = self._own(Counter, "rsd:target_tokens", "Tokens that the target wrote.")
         self._guesses = self._own(
             Counter, "rsd:guesses", "Guesses that the target read.", extra=("source", "fate")
+        )
+        self._candidates = self._own(
+            Counter, "rsd:candidates", "Candidates of steps.", extra=("fate",)
         )
         self._rewards = self._own(Histogram, "rsd:reward", "Rewards of steps.", _REWARDS)
         self._seconds = self._own(
@@ -90,6 +99,8 @@ class ServerMetrics:
     def count_result(self, result: RequestOutput, seconds: float) -> None:
         """A request that has ended."""
         self._each(self._prompt, "inc", len(result.prompt_token_ids))
+        self._each(self._asked, "inc", len(result.prompt_token_ids))
+        self._each(self._found, "inc", result.num_cached_tokens)
         self._each(self._whole, "observe", seconds)
         for output in result.outputs:
             self._each(self._generated, "inc", len(output.token_ids))
@@ -107,7 +118,11 @@ class ServerMetrics:
         self._steps.labels(self._model, "rejected").inc(rejected)
         self._fates.labels(self._model, "kept").inc(kept)
         self._fates.labels(self._model, "discarded").inc(discarded)
-        self._target.labels(self._model).inc(metrics.target.tokens_generated)
+        target = metrics.target
+        self._target.labels(self._model).inc(target.tokens_generated + target.tokens_discarded)
+        if metrics.candidates.made:
+            self._candidates.labels(self._model, "taken").inc(metrics.candidates.taken)
+            self._candidates.labels(self._model, "lost").inc(metrics.candidates.lost)
         for role in ("draft", "target", "prm"):
             self._seconds.labels(self._model, role).inc(getattr(metrics, role).seconds)
         for source in fields(metrics.guesses):
@@ -149,9 +164,9 @@ class ServerMetrics:
 
 
 def _rewards(steps: Sequence[Step]) -> Iterator[float]:
-    """Of every scored step, the rejected ones included; NaN is none."""
+    """Of every scored step, rejected ones and candidates included; NaN is none."""
     for step in steps:
-        given = [step.reward] if step.rejected is None else [step.rejected.reward, step.reward]
-        for reward in given:
+        rejected = [] if step.rejected is None else [step.rejected.reward]
+        for reward in (*(lost.reward for lost in step.candidates), *rejected, step.reward):
             if reward is not None and reward == reward:
                 yield reward

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rsd_engine.outputs import CompletionOutput, Logprob, RequestOutput, Step, StepEvent
+from rsd_engine.outputs import (
+    Candidate,
+    CompletionOutput,
+    Logprob,
+    RequestOutput,
+    Step,
+    StepEvent,
+)
 from rsd_engine.server.predictions import Predictions
 from rsd_engine.server.protocol.requests import FinishReason, SamplingFields
 
@@ -32,6 +39,9 @@ def usage(results: Sequence[RequestOutput]) -> Json:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(result.num_cached_tokens for result in results)
+        },
         "completion_tokens_details": {
             "accepted_prediction_tokens": found.accepted,
             "rejected_prediction_tokens": found.proposed - found.accepted,
@@ -139,6 +149,7 @@ def step_event(event: StepEvent) -> Json:
         "reward": _number(event.reward),
         "text": event.text,
         "num_tokens": len(event.token_ids),
+        "candidates": [_candidate(lost) for lost in event.candidates],
     }
 
 
@@ -208,6 +219,17 @@ def _step(step: Step) -> Json:
             "reward": _number(rejected.reward),
             "num_tokens": len(rejected.token_ids),
         },
+        "candidates": [_candidate(lost) for lost in step.candidates],
+    }
+
+
+def _candidate(lost: Candidate) -> Json:
+    return {
+        "text": lost.text,
+        "source": lost.source,
+        "reward": _number(lost.reward),
+        "score": lost.score,
+        "num_tokens": len(lost.token_ids),
     }
 
 

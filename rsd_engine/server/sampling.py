@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
-from rsd_engine.sampling_params import OWN_FIELDS, SamplingParams
+from rsd_engine.sampling_params import OWN_FIELDS, TEXT_FORMS, SamplingParams
 from rsd_engine.server.errors import ApiError
 from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, SamplingFields
-from rsd_engine.steps.policies import Policy, Threshold, parse_policy
+from rsd_engine.steps.policies import Threshold
 
 COMPLETION_TOKENS = 16  # of /v1/completions, where the request names no number, as OpenAI has it
 _OWN_NAMES = {field.name for field in fields(SamplingParams)}
@@ -55,7 +55,10 @@ def completion_params(
     if request.echo and request.logprobs is not None:
         changed["prompt_logprobs"] = request.logprobs
         if most <= 1 and "target" in modes:
-            default = replace(default, mode="target", speculate=None, num_guesses=None)
+            default = replace(
+                default, mode="target", speculate=None, num_guesses=None, step_candidates=1,
+                select=None,
+            )  # fmt: skip
     return _params(request, default, changed, most_samples)
 
 
@@ -73,7 +76,7 @@ def _params(
         raise ApiError(400, "stream_options needs stream: true", "stream_options")
     given = {
         name: value
-        for name in _OWN_NAMES - {"policy", "mode", "logprobs", "max_tokens"}
+        for name in _OWN_NAMES - {*OWN_FIELDS, "logprobs", "max_tokens"}
         if (value := getattr(request, name, None)) is not None
     }
     try:
@@ -87,20 +90,15 @@ def _rsd_fields(request: SamplingFields) -> dict[str, Any]:
     if own is None:
         return {}
     found: dict[str, Any] = {
-        name: value
+        name: TEXT_FORMS[name](value) if name in TEXT_FORMS else value
         for name in OWN_FIELDS
-        if name != "policy" and (value := getattr(own, name)) is not None
+        if (value := getattr(own, name)) is not None
     }
-    policy = _policy(own.policy, own.threshold)
-    return found if policy is None else {**found, "policy": policy}
-
-
-def _policy(text: str | None, threshold: float | None) -> Policy | None:
-    if text is not None and threshold is not None:
+    if own.threshold is None:
+        return found
+    if own.policy is not None:
         raise ApiError(400, "give either rsd.policy or rsd.threshold", "rsd")
-    if threshold is not None:
-        return Threshold(threshold)
-    return None if text is None else parse_policy(text)
+    return {**found, "policy": Threshold(own.threshold)}
 
 
 def _named_field(message: str) -> str | None:

@@ -7,32 +7,24 @@ of one batch may use different policies. To add one: a kind and its formula in
 
 from __future__ import annotations
 
-import math
-from dataclasses import MISSING, astuple, dataclass, fields
-from numbers import Real
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
-from rsd_engine.arguments import MAX_FLOAT32, check_number, shown
+from rsd_engine.arguments import shown
+from rsd_engine.steps.text_form import Numbers, form_of, parse_form
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 
 __all__ = ["Clip", "Constant", "Logistic", "Policy", "Sigmoidal", "Threshold"]
 
-_FLOAT32 = (-MAX_FLOAT32, MAX_FLOAT32)
-
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Numbers):
     """One of the policies below. Source: Liao et al., ICML 2025, Table 1.
 
     A subclass names its `kind`; its fields, at most two, are the formula's a and b.
     """
 
     kind: ClassVar[PolicyKind]
-
-    def _check(self, name: str, low: float, high: float, allowed: str) -> None:
-        """Stores a field as a float; ValueError unless it is in its range and float32's."""
-        number = check_number(name, getattr(self, name), low, high, allowed)
-        object.__setattr__(self, name, number)
 
     def weight(self, reward: float) -> float:
         """The probability in [0, 1] to keep a step of this reward; 0 for NaN, a step unscored."""
@@ -74,8 +66,7 @@ class Threshold(Policy):
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        if not _is_infinite(self.threshold):
-            self._check("threshold", *_FLOAT32, "infinite or in [-3.4e38, 3.4e38]")
+        self._check_bound("threshold")
 
 
 @dataclass(frozen=True)
@@ -106,18 +97,11 @@ class Logistic(Policy):
 
     def __post_init__(self) -> None:
         self._check("alpha", 1e-6, 1e6, "in [1e-6, 1e6]")
-        self._check("threshold", *_FLOAT32, "in [-3.4e38, 3.4e38]")
-
-
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, Real) and value in (-math.inf, math.inf)
+        self._check_float32("threshold")
 
 
 _POLICIES = {policy.kind.name.lower(): policy for policy in Policy.__subclasses__()}
-POLICY_FORMS = ", ".join(
-    name + "".join(f":{f.name}" if f.default is MISSING else f"[:{f.name}]" for f in fields(policy))
-    for name, policy in _POLICIES.items()
-)
+POLICY_FORMS = ", ".join(map(form_of, _POLICIES.values()))
 """How each policy is written on a command line: `constant:p, threshold[:threshold], ...`."""
 
 
@@ -136,14 +120,4 @@ def parse_policy(text: str) -> Policy:
     Raises:
         ValueError: the name is unknown, a number is missing, too many or out of its range.
     """
-    name, *numbers = text.strip().split(":")
-    if name not in _POLICIES:
-        raise ValueError(f"policy = {text!r}: unknown; write one of {POLICY_FORMS}")
-    try:
-        return _POLICIES[name](*map(float, numbers))
-    except TypeError:
-        raise ValueError(
-            f"policy = {text!r}: wrong count of numbers; write one of {POLICY_FORMS}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"policy = {text!r}: {error}") from None
+    return parse_form("policy", _POLICIES, text)

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from rsd_engine import StepEvent
+from rsd_engine import Candidate, StepEvent
 from rsd_engine.cli.show import StepView, is_plain, visible
 
 
@@ -26,6 +26,7 @@ def shown(*, terminal: bool, width: int = 100) -> str:
     view.step("target", None, "3 + 4 = 7.\n\n")
     view.step("draft", None, "")
     view.step("rejected", float("nan"), "?")
+    view.lost([Candidate("3 + 4 = 9.\n\n", (1,), "draft", 0.5, score=-3.0)])
     return out.getvalue()
 
 
@@ -36,6 +37,7 @@ def test_without_a_terminal_words_say_who_wrote() -> None:
         "[target] 3 + 4 = 7.",
         "[draft] (end of text)",
         "[rejected] ?",
+        "[lost 0.50] 3 + 4 = 9.",
     ]
 
 

@@ -44,6 +44,14 @@ def page_of_two(state: SlotState) -> None:
     state.page_table[Role.DRAFT, 1, 0] = state.page_table[Role.PRM, 1, 0]
 
 
+def uncounted_owner(state: SlotState) -> None:
+    state.page_owners[state.page_table[Role.DRAFT, 1, 0]] += 1
+
+
+def page_named_twice(state: SlotState) -> None:
+    state.page_table[Role.DRAFT, 1, 1] = state.page_table[Role.DRAFT, 1, 0]
+
+
 def too_few_pages(state: SlotState) -> None:
     state.kv_len[Role.DRAFT, 1] = 6
     truncate_kv(state, 1, (3, 6, 6), PER_PAGE)
@@ -55,7 +63,7 @@ def length_past_the_context(state: SlotState) -> None:
 
 
 def idle_slot_with_pages(state: SlotState) -> None:
-    state.phase[1] = Phase.DONE
+    state.phase[1] = Phase.FREE
 
 
 def committed_past_the_context(state: SlotState) -> None:
@@ -65,8 +73,10 @@ def committed_past_the_context(state: SlotState) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lost_page, "page 7 has 0 owners"),
-        (page_of_two, "has 2 owners"),
+        (lost_page, "page 7 has 0 owners and is 0 times"),
+        (page_of_two, "counts 1 owners and has 2"),
+        (uncounted_owner, "counts 2 owners and has 1"),
+        (page_named_twice, "names a page twice"),
         (too_few_pages, "pages are too few"),
         (length_past_the_context, "past its context"),
         (idle_slot_with_pages, "an idle slot holds"),

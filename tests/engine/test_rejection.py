@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine.prompts import resolve_prompt
-from rsd_engine.engine.requests import slot_request
+from rsd_engine.engine.requests.slots import slot_request
 from rsd_kernels.state.enums import Phase, Role
 from tests.engine.harness.runs import PROMPTS
 from tests.page_checks import check_integrity

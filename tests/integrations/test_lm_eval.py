@@ -20,7 +20,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from bench.compare.effect import MAX_TOKENS, run_problems
-from rsd_engine import Engine, SamplingParams, Threshold
+from rsd_engine import Beam, Engine, SamplingParams, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.integrations.lm_eval import ModelArgumentError, RsdLM
@@ -158,6 +158,7 @@ def test_long_contexts_leave_room_for_the_output(model: RsdLM) -> None:
         ({"temperature": 0.8, "top_p": 0.9, "top_k": 5}, {"temperature": 0.8, "top_p": 0.9}),
         ({"threshold": 0.9}, {"policy": Threshold(0.9)}),
         ({"policy": "threshold:0.4", "mode": "rsd"}, {"policy": Threshold(0.4), "mode": "rsd"}),
+        ({"select": "beam:2"}, {"select": Beam(2), "step_candidates": 1}),
         ({"until": ["", "Q:"], "max_steps": 3}, {"stop": ["Q:"], "max_steps": 3}),
     ],
 )

@@ -36,7 +36,7 @@ def arguments(name: str, device: str = "cpu") -> tuple[Any, ...]:
         free[:3] = whole(12, 13, 14)
         values: tuple[Any, ...] = (
             whole(7, 8, 1)[None], whole(4, 4, 1)[None], table, free, whole(3),
-            whole(3, 9, 0)[None], [2],
+            whole(*[1] * 12, 0, 0, 0, 0), whole(3, 9, 0)[None], [2],
         )  # fmt: skip
     else:
         kinds = whole(*[PolicyKind.THRESHOLD] * 3, PolicyKind.CONSTANT)
@@ -61,8 +61,9 @@ def test_schema_and_fake(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rollback_returns_pages(device: str) -> None:
-    kv_len, num_pages, table, free, num_free, keep, sizes = arguments("rollback", device)
-    OPS.rollback(kv_len, num_pages, table, free, num_free, keep, sizes)
+    kv_len, num_pages, table, free, num_free, owners, keep, sizes = arguments("rollback", device)
+    owners[9] = 2
+    OPS.rollback(kv_len, num_pages, table, free, num_free, owners, keep, sizes)
     assert kv_len.tolist() == [[3, 8, 0]]
     assert num_pages.tolist() == [[2, 4, 0]]
     assert free[: int(num_free)].tolist() == [12, 13, 14, 3, 2, 8]

@@ -158,6 +158,7 @@ def program(prm: str, max_guesses: int = 0) -> list[Call]:
         forwards=forwards,
         score=score,
         logits=dict.fromkeys((Role.DRAFT, Role.TARGET), logits),
+        pages=empty(8, 256, dtype=byte),
         confidence=ConfidenceKind.ENTROPY if prm == "confidence" else ConfidenceKind.NONE,
         prm_kv=prm_kv,
     )  # fmt: skip

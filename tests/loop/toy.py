@@ -106,6 +106,31 @@ def toy_merges() -> MergeTables:
     )
 
 
+class ToyKV:
+    """The "K and V" of a token is the token itself: who reads another one's finds out."""
+
+    def __init__(self, num_pages: int, tokens_per_page: tuple[int, int, int]) -> None:
+        self._tokens_per_page = tokens_per_page
+        self.pages = torch.full((num_pages, 4 * max(tokens_per_page)), 0xFF, dtype=torch.uint8)
+        self._tokens = self.pages.view(torch.int32)  # [pages, tokens of a page]
+
+    def read(
+        self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None
+    ) -> None:
+        """Writes the rows of a pass, then checks all that its sequences read before them."""
+        rows = [r for r in range(batch.num_rows) if int(batch.page[r]) >= 0]
+        for r in rows:
+            self._tokens[int(batch.page[r]), int(batch.offset[r])] = batch.token[r]
+        context = state.prm_tokens if reader == Role.PRM else state.tokens
+        size = self._tokens_per_page[role]
+        for s in range(batch.num_seqs):
+            slot, length = int(batch.seq_slot[s]), int(batch.seq_kv_len[s])
+            table = state.page_table[role, slot, : -(-length // size)].long()
+            held = self._tokens[table, :size].flatten()[:length]
+            wanted = context[slot, :length]
+            assert held.equal(wanted), f"{role.name} of slot {slot} reads {held}, not {wanted}"
+
+
 def eager_executor(program: Block, ticks_per_launch: int) -> Executor:
     return EagerExecutor(program, ticks_per_launch=ticks_per_launch)
 
@@ -148,11 +173,15 @@ def toy_core(
     places = num_slots + max_guesses
     logits = {role: torch.full((places, num_ids[role]), torch.nan) for role in WRITERS}
     rewards = torch.full((num_slots,), torch.nan)
+    kv = ToyKV(num_pages, tokens_per_page)
 
     def writer(role: Role, model: Writer) -> Callable[[RowBatch], None]:
         def forward(batch: RowBatch) -> None:
             logits[role].fill_(torch.nan)
-            for p in range(int(state.num_places)):
+            kv.read(state, batch, role)
+            for p in range(batch.num_places):
+                if not int(batch.place_position[p]):
+                    continue  # padding
                 slot, position = int(batch.place_slot[p]), int(batch.place_position[p])
                 row = tuple(state.tokens[slot, :position].tolist())
                 logits[role][p] = torch.tensor(model(row))
@@ -160,6 +189,7 @@ def toy_core(
         return forward
 
     def read(batch: RowBatch) -> None:
+        kv.read(state, batch, prm_kv, Role.PRM)
         for s, slot in enumerate(batch.seq_slot.tolist()):
             row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
             rewards[s] = reward_of(row) if bool(batch.seq_complete[s]) else torch.nan
@@ -180,6 +210,7 @@ def toy_core(
         forwards=forwards,
         score=score,
         logits=logits,
+        pages=kv.pages,
         rule=rule,
         prm_kv=prm_kv,
         confidence=confidence,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from rsd_engine import SamplingParams, Threshold
+from rsd_engine import SamplingParams, Softmax, Threshold
 from rsd_engine.sampling_params import OWN_FIELDS
 from rsd_engine.server.protocol.requests import ChatRequest, CompletionRequest, RsdOptions
 from rsd_engine.server.sampling import chat_params, completion_params
@@ -13,6 +13,7 @@ from rsd_engine.server.sampling import chat_params, completion_params
 RSD: dict[str, Any] = {
     "policy": "threshold:0.25", "mode": "target", "max_steps": 7, "max_step_tokens": 9,
     "prm_overflow": "accept", "speculate": "ngram", "num_guesses": 3,
+    "step_candidates": 4, "select": "softmax:20",
 }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def test_every_field_has_a_place() -> None:
 
 
 def test_fields_of_rsd_arrive() -> None:
-    expected = {**RSD, "policy": Threshold(0.25)}
+    expected = {**RSD, "policy": Threshold(0.25), "select": Softmax(20.0)}
     chat = ChatRequest.model_validate({"messages": [], "rsd": RSD})
     completion = CompletionRequest.model_validate({"prompt": "a", "rsd": RSD})
     for params in (

@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "step.h"
 
 namespace {
@@ -12,10 +14,15 @@ class Steps {
   public:
     Steps(const RsdSlots& s, const RsdPageSizes& per_page) : s_(s), per_page_(per_page) {}
 
-    // After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
+    // After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored. A
+    // candidate goes there whoever wrote it, unless nothing can come of it.
     void end(int32_t b) const {
         const int32_t source = s_.step_source[b], finish = s_.finish[b], mode = s_.mode[b];
-        if (finish == Finish::ERROR || finish == Finish::PRM_FULL) {
+        const bool fails = finish == Finish::ERROR || finish == Finish::PRM_FULL;
+        if (s_.group[b] >= 0) {
+            if (fails || mode != Mode::RSD) return wait_for_group(b, -INFINITY);
+            s_.phase[b] = Phase::SCORE;
+        } else if (fails) {
             drop(b, source);
         } else if (source == Role::DRAFT && mode == Mode::RSD) {
             s_.phase[b] = Phase::SCORE;
@@ -36,10 +43,10 @@ class Steps {
         s_.told[b] = s_.length[b];
     }
 
-    // Accepts the draft's step with probability w(reward), else rejects it.
+    // Accepts the draft's step with probability w(reward), else rejects it. A candidate waits.
     void decide(int32_t b, float reward) const {
-        s_.reward[b] = reward;
-        if (reward != reward) ++s_.nan_rewards[b];
+        if (s_.group[b] >= 0) return wait_for_group(b, reward);
+        write_reward(b, reward);
         const double chance =
             accept_probability(s_.policy_kind[b], s_.policy_a[b], s_.policy_b[b], reward);
         if (accept_draw(s_, b) < chance) {
@@ -50,7 +57,18 @@ class Steps {
     }
 
   private:
-    // The step becomes part of the output; an output that ends gives its pages back.
+    void write_reward(int32_t b, float reward) const {
+        s_.reward[b] = reward;
+        if (reward != reward) ++s_.nan_rewards[b];
+    }
+
+    // The last candidate of a step to have its reward is where the host chooses.
+    void wait_for_group(int32_t b, float reward) const {
+        write_reward(b, reward);
+        s_.phase[b] = --s_.group_left[s_.group[b]] == 0 ? Phase::CHOICE : Phase::CANDIDATE;
+    }
+
+    // The step becomes part of the output; the host gives up the pages of one that ends.
     void keep(int32_t b, int32_t source, float reward) const {
         const int32_t num_steps = s_.num_steps[b] + 1;
         int32_t finish = s_.finish[b];
@@ -62,9 +80,13 @@ class Steps {
         s_.prm_committed[b] = s_.prm_length[b] = s_.prm_keep[b];
         s_.stop_committed[b] = s_.stop_state[b];
         start_step(s_, b);
-        if (finish) return finish_output(b);
-        s_.phase[b] = s_.mode[b] == Mode::TARGET ? Phase::TARGET : Phase::DRAFT;
+        s_.phase[b] = finish ? Phase::DONE : next_phase(b);
         truncate_to_cursors(b, source);
+    }
+
+    int32_t next_phase(int32_t b) const {
+        if (s_.mode[b] == Mode::TARGET) return Phase::TARGET;
+        return s_.mode[b] == Mode::RSD && s_.candidates[b] > 0 ? Phase::CHOICE : Phase::DRAFT;
     }
 
     // Back to the last kept step, and the target writes this one. A target with a context of its
@@ -87,12 +109,7 @@ class Steps {
     // Ends the output without the step.
     void drop(int32_t b, int32_t source) const {
         publish(s_, b, {RecordKind::DROPPED, source, UNSCORED, s_.finish[b]});
-        finish_output(b);
-    }
-
-    void finish_output(int32_t b) const {
         s_.phase[b] = Phase::DONE;
-        truncate_kv(s_, b, {0, 0, 0}, per_page_);
     }
 
     // Cuts K and V to what is kept; that of another context than the writer's stays.

@@ -87,6 +87,7 @@ void rsd_cpu_retokenise(const RsdSlots* slots, const RsdTables* tables, const Rs
     const Ends ends(s, *tables, merges);
     for (int32_t b = 0; b < s.num_slots; ++b) {
         const bool decided = s.kept_from[b] >= 0 && s.length[b] == s.committed[b];
-        if (decided && s.phase[b] == Phase::DRAFT && s.mode[b] == Mode::RSD) ends.settle(b);
+        const bool goes_on = s.phase[b] == Phase::DRAFT || s.phase[b] == Phase::CHOICE;
+        if (decided && goes_on && s.mode[b] == Mode::RSD) ends.settle(b);
     }
 }

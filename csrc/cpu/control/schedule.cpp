@@ -51,14 +51,28 @@ class Scheduler {
 
     bool must_return() const {
         const int32_t asked = *s_.host_request;
-        return asked == HostRequest::RETURN ||
-               (asked == HostRequest::RETURN_WHEN_FREE && any_in(Phase::DONE)) ||
-               any_in(Phase::WAIT_HOST) || *s_.tick > *s_.tick_cap ||
+        if (asked == HostRequest::RETURN || *s_.tick > *s_.tick_cap) return true;
+        bool done = false, waits = false, lacks_pages = false;
+        for (int32_t b = 0; b < s_.num_slots; ++b) {
+            const int32_t phase = s_.phase[b];
+            done |= phase == Phase::DONE;
+            waits |= phase == Phase::WAIT_HOST || phase == Phase::CHOICE || has_read_prompt(b);
+            lacks_pages |= s_.lacks_pages[b] != 0;
+        }
+        // The host gives up the pages of an output that has ended.
+        return waits || (done && (lacks_pages || asked == HostRequest::RETURN_WHEN_FREE)) ||
                *s_.log_head + log_words_of_a_tick() > s_.log_words;
     }
 
-    bool any_in(int32_t phase) const {
-        return std::find(s_.phase, s_.phase + s_.num_slots, phase) != s_.phase + s_.num_slots;
+    bool has_read_prompt(int32_t b) const {
+        return s_.phase[b] == Phase::PROMPT && s_.active[b] && !reads_prompt(Role::DRAFT, b) &&
+               !reads_prompt(Role::TARGET, b) && !reads_prompt(Role::PRM, b);
+    }
+
+    // Whether the role has yet to read the prompt of a slot in phase PROMPT.
+    bool reads_prompt(int32_t role, int32_t b) const {
+        const bool asked = s_.prompt_roles[b] & (1 << role);
+        return asked && of_role(s_, s_.kv_len, role, b) < end_of(role, b);
     }
 
     // The most words that one tick can append: every slot decides a step, all guesses are kept.
@@ -73,25 +87,24 @@ class Scheduler {
         return words;
     }
 
-    // The slots that each role could serve, oldest first.
+    // The slots that each role could serve.
     void find_ready() {
         for (int32_t b = 0; b < s_.num_slots; ++b) {
-            const int32_t role = role_of(s_.phase[b]);
-            if (s_.active[b] && role < NUM_ROLES) ready_[role].push_back(b);
-        }
-        for (auto& slots : ready_) {
-            std::stable_sort(slots.begin(), slots.end(),
-                             [&](int32_t a, int32_t b) { return s_.arrival[a] < s_.arrival[b]; });
+            if (!s_.active[b]) continue;
+            for (int32_t role = 0; role < NUM_ROLES; ++role) {
+                if (is_ready(role, b)) ready_[role].push_back(b);
+            }
         }
     }
 
-    static int32_t role_of(int32_t phase) {
-        switch (phase) {
+    bool is_ready(int32_t role, int32_t b) const {
+        switch (s_.phase[b]) {
             case Phase::DRAFT:
-            case Phase::GUESS: return Role::DRAFT;
-            case Phase::TARGET: return Role::TARGET;
-            case Phase::SCORE: return Role::PRM;
-            default: return NUM_ROLES;
+            case Phase::GUESS: return role == Role::DRAFT;
+            case Phase::TARGET: return role == Role::TARGET;
+            case Phase::SCORE: return role == Role::PRM;
+            case Phase::PROMPT: return reads_prompt(role, b);
+            default: return false;
         }
     }
 
@@ -134,9 +147,11 @@ class Scheduler {
 
     int32_t kv_role(int32_t role) const { return role == Role::PRM ? prm_kv_ : role; }
 
-    // The end of what the role has to read of a slot, without guesses that it verifies.
+    // The end of what the role has to read of a slot, without guesses that it verifies. Of a
+    // prompt that is only read the last token stays: a writer samples from there.
     int32_t end_of(int32_t role, int32_t b) const {
         if (role == Role::PRM) return s_.prm_length[b];
+        if (s_.phase[b] == Phase::PROMPT) return s_.length[b] - 1;
         const bool guesses = role == Role::DRAFT && s_.phase[b] == Phase::GUESS;
         return guesses ? std::max(s_.guess_end[b], s_.length[b]) : s_.length[b];
     }
@@ -151,12 +166,31 @@ class Scheduler {
         return role == Role::TARGET ? std::max(s_.guess_end[b] - s_.length[b], 0) : 0;
     }
 
+    // A page that others own too is never written: they keep it, and the slot reads its tokens
+    // again.
+    void leave_shared_page(int32_t role, int32_t b) const {
+        const int32_t kv = kv_role(role), per_page = per_page_.of_role[kv];
+        const int32_t index = start_of(role, b) / per_page;
+        if (index >= of_role(s_, s_.num_pages, kv, b)) return;
+        if (s_.page_owners[pages_of(s_, kv, b)[index]] == 1) return;
+        give_up_pages(s_, kv, b, index);
+        int32_t& kv_len = of_role(s_, s_.kv_len, kv, b);
+        kv_len = std::min(kv_len, index * per_page);
+    }
+
+    bool decodes(int32_t role, int32_t b) const {
+        return end_of(role, b) - start_of(role, b) == 1;
+    }
+
     // Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none.
     // Guesses are read where rows, places and pages are left.
     void pack(int32_t role) {
         std::vector<int32_t>& slots = ready_[role];
-        std::stable_partition(slots.begin(), slots.end(),
-                              [&](int32_t b) { return end_of(role, b) - start_of(role, b) == 1; });
+        for (const int32_t b : slots) leave_shared_page(role, b);
+        std::stable_sort(slots.begin(), slots.end(), [&](int32_t a, int32_t b) {
+            const bool first = decodes(role, a);
+            return first == decodes(role, b) ? s_.arrival[a] < s_.arrival[b] : first;
+        });
         const int32_t kv = kv_role(role), per_page = per_page_.of_role[kv];
         auto room = static_cast<int32_t>(batch_.max_rows);
         auto spare = static_cast<int32_t>(batch_.max_places - static_cast<int64_t>(slots.size()));
@@ -164,7 +198,7 @@ class Scheduler {
             if (room == 0) break;
             const int32_t start = start_of(role, b), end = end_of(role, b);
             const int32_t stop = std::min(end, start + room);
-            const bool complete = stop == end;
+            const bool complete = stop == end && s_.phase[b] != Phase::PROMPT;
             int32_t more = 0;
             if (complete) more = std::min({guesses_of(role, b), spare, room - (stop - start)});
             const int32_t held = of_role(s_, s_.num_pages, kv, b);

@@ -34,19 +34,31 @@ inline bool is_stop_token(const RsdSlots& s, int32_t slot, int32_t token) {
 inline void take_pages(const RsdSlots& s, int32_t role, int32_t slot, int32_t count) {
     int32_t& held = of_role(s, s.num_pages, role, slot);
     int32_t* table = pages_of(s, role, slot);
-    for (; count > 0; --count) table[held++] = s.free_pages[--*s.num_free];
+    for (; count > 0; --count) {
+        const int32_t page = s.free_pages[--*s.num_free];
+        s.page_owners[page] = 1;
+        ++s.page_stamp[page];
+        table[held++] = page;
+    }
 }
 
-// Rolls back one slot to keep[role] tokens of K and V, and returns pages no longer needed.
+// Gives up all but the first `kept` pages, last first; those that no table names now are free.
+inline void give_up_pages(const RsdSlots& s, int32_t role, int32_t slot, int32_t kept) {
+    int32_t& held = of_role(s, s.num_pages, role, slot);
+    const int32_t* table = pages_of(s, role, slot);
+    while (held > kept) {
+        const int32_t page = table[--held];
+        if (--s.page_owners[page] == 0) s.free_pages[(*s.num_free)++] = page;
+    }
+}
+
+// Rolls back one slot to keep[role] tokens of K and V, and gives up pages no longer needed.
 inline void truncate_kv(const RsdSlots& s, int32_t slot, const int32_t (&keep)[NUM_ROLES],
                         const RsdPageSizes& per_page) {
     for (int32_t role = 0; role < NUM_ROLES; ++role) {
         int32_t& kv_len = of_role(s, s.kv_len, role, slot);
         kv_len = std::min(kv_len, keep[role]);
-        int32_t& held = of_role(s, s.num_pages, role, slot);
-        const int32_t* table = pages_of(s, role, slot);
-        const int32_t needed = pages_for(kv_len, per_page.of_role[role]);
-        while (held > needed) s.free_pages[(*s.num_free)++] = table[--held];
+        give_up_pages(s, role, slot, pages_for(kv_len, per_page.of_role[role]));
     }
 }
 

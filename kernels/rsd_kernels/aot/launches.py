@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.activation.kernel import gate_mul_launch
-from rsd_kernels.aot.loop_launches import loop_launches
+from rsd_kernels.aot.loop_launches import PAGE_BYTES, loop_launches
 from rsd_kernels.attention.kernel import attention_launches
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
@@ -29,7 +29,6 @@ from rsd_kernels.state.rows import RowBatch
 _META = torch.device("meta")
 _NUM_SLOTS = 16
 _NUM_POSITIONS = 32768
-_PAGE_BYTES = 16 * 57344  # 16 tokens of Qwen2.5-7B in 16 bits
 ROWS = (1, 2, 4, 16, 64, 256)  # the loop's row buckets, and the rows of every tile
 
 
@@ -196,8 +195,8 @@ class _Forward:
         """K and V of the first layer, as the page pool lays them out."""
         shape, size = self.shape, self.dtype.itemsize
         token = shape.num_kv_heads * shape.head_dim
-        per_page = _PAGE_BYTES // (2 * shape.num_layers * token * size)
-        stride = _PAGE_BYTES // size
+        per_page = PAGE_BYTES // (2 * shape.num_layers * token * size)
+        stride = PAGE_BYTES // size
         pool = torch.empty(64 * stride, dtype=self.dtype, device=_META)
         sizes = (64, per_page, shape.num_kv_heads, shape.head_dim)
         strides = (stride, token, shape.head_dim, 1)

@@ -9,6 +9,7 @@ import torch
 
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.end_step import kernel as end_step
+from rsd_kernels.fork import kernel as fork
 from rsd_kernels.guess import kernel as guess
 from rsd_kernels.launch import Launch
 from rsd_kernels.retokenise import kernel as retokenise
@@ -30,6 +31,8 @@ _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
 _MAX_ROWS = 256
 _MAX_GUESSES = 64  # of a pass
+PAGE_BYTES = 16 * 57344  # 16 tokens of Qwen2.5-7B in 16 bits
+_FORKS = range(4)  # the source and three targets
 
 _VOCABULARY = 151936  # of Qwen2.5
 _HIDDEN = {"1.5B": 1536, "7B": 3584}  # of a PRM
@@ -67,11 +70,17 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
             state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-            state.kv_len, tokens_per_page,
+            state.page_owners, state.kv_len, tokens_per_page,
         ),
+        **{f"fork_{i}": launch for i, launch in enumerate(_fork_launches(state))},
         **_reward_launches(state, batch),
         **_text_launches(state, batch),
     }  # fmt: skip
+
+
+def _fork_launches(state: SlotState) -> list[Launch]:
+    pages = torch.empty(state.free_pages.shape[0], PAGE_BYTES, dtype=torch.uint8, device=_META)
+    return fork.fork_launches(state, pages, _FORKS, _TOKENS_PER_PAGE)
 
 
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:

@@ -8,7 +8,7 @@ draft, logprobs, penalties, top-k, top-p and min-p.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.library import Library
 from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.fork.columns import CONTEXTS, LOGPROBS, forked_columns
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.reward.twin import rewards
 from rsd_kernels.sample import twin as sample_twin
@@ -34,7 +35,12 @@ from rsd_kernels.state.tables import MergeTables, StepTables
 Addresses = Any  # of the columns of one dataclass, an array as csrc/cpu/control/columns.h has it
 
 _NOT_SAMPLED = -2  # RSD_CPU_NOT_SAMPLED of csrc/cpu/rsd_cpu.h
-_ADDRESSES = "_rsd_addresses"
+_ADDRESSES, _FORKED = "_rsd_addresses", "_rsd_forked"
+# What forks copy of a slot's bytes: RSD_CPU_WHOLE and so on of csrc/cpu/rsd_cpu.h.
+_WHOLE, _CONTEXT, _PRM_CONTEXT, _LOGPROBS = range(4)
+_USED = dict(zip(CONTEXTS, (_CONTEXT, _PRM_CONTEXT), strict=True)) | dict.fromkeys(
+    LOGPROBS, _LOGPROBS
+)
 
 
 def suits(state: SlotState) -> bool:
@@ -147,6 +153,20 @@ def decide(
     _library().decide(_slots(state), _rows(batch), given.data_ptr(), sizes)
 
 
+def fork(
+    state: SlotState,
+    pages: Tensor,  # [N, page_bytes] uint8: the pool
+    source: int,
+    targets: Sequence[int],
+    tokens_per_page: Sequence[int],
+) -> None:
+    """See `fork.twin`."""
+    library, slots, sizes = _library(), _slots(state), _pages(tuple(tokens_per_page))
+    columns, pool = _forked(state), _array("the pool", [pages, pages.shape[1]])
+    for target in targets:
+        library.fork(slots, columns, pool, sizes, len(forked_columns()), source, target)
+
+
 @cache
 def _library() -> Library:
     library = native.load()
@@ -160,6 +180,17 @@ def _pages(tokens_per_page: tuple[int, int, int]) -> Addresses:
     return (ctypes.c_int64 * len(tokens_per_page))(*tokens_per_page)
 
 
+def _forked(state: SlotState) -> Addresses:
+    """What forks get, as RsdForkedColumn of csrc/cpu/rsd_cpu.h has it."""
+
+    def members() -> Iterator[Tensor | int]:
+        for column in forked_columns():
+            tensor = getattr(state, column.name)
+            yield from (tensor, tensor[0].nbytes, _USED.get(column.name, _WHOLE))
+
+    return _kept(state, _FORKED, lambda: [*members()])
+
+
 def _slots(state: SlotState) -> Addresses:
     return _addresses(state, state_args)
 
@@ -169,10 +200,14 @@ def _rows(batch: RowBatch) -> Addresses:
 
 
 def _addresses(columns: Any, members: Callable[[Any], Sequence[Tensor | int]]) -> Addresses:
-    """Addresses and sizes, kept with the columns: tensors of a state or a pass never move."""
-    kept = columns.__dict__.get(_ADDRESSES)
+    return _kept(columns, _ADDRESSES, lambda: members(columns))
+
+
+def _kept(owner: Any, name: str, members: Callable[[], Sequence[Tensor | int]]) -> Addresses:
+    """Addresses and sizes, kept with their owner: tensors of a state or a pass never move."""
+    kept = owner.__dict__.get(name)
     if kept is None:
-        kept = columns.__dict__[_ADDRESSES] = _array(type(columns).__name__, members(columns))
+        kept = owner.__dict__[name] = _array(type(owner).__name__, members())
     return kept
 
 

@@ -15,7 +15,7 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_HEAD_DIM = 256
 MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
 
@@ -137,6 +137,7 @@ class Library:
         self.retokenise = _loop_op(handle.rsd_cpu_retokenise, 3)
         self.end_step = _loop_op(handle.rsd_cpu_end_step, 2)
         self.decide = _loop_op(handle.rsd_cpu_decide, 4)
+        self.fork = _loop_op(handle.rsd_cpu_fork, 4, 3)
 
     @property
     def isa(self) -> str:

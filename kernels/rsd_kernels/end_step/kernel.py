@@ -1,11 +1,14 @@
 """What becomes of an ended step, for every slot in one launch: to the PRM, kept or dropped.
 
+A candidate goes to the PRM whoever wrote it, and then waits for its group.
+
 keep:   committed = length, prm_committed = prm_length = prm_keep, stop_committed = stop_state
 reject: length = committed, prm_length = prm_keep = prm_committed, stop_state = stop_committed;
         guess_end = the length as it was, if the request wants its rejected steps as guesses
 both:   K/V cut to length and prm_length; where draft and target have contexts of their own, that of
         the other writer stays, and a rejected slot waits for the host
-drop:   the output ends without the step
+drop:   the output ends without the step; pages of an output that ends stay until the host takes
+        them
 part:   told = length; the step goes on, and nothing else changes
 
 Twin: `rsd_kernels.end_step.twin`. A launch has one program, so the order of log records and of
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from rsd_kernels.end_step.decision import NAN_BITS, decide
+from rsd_kernels.end_step.decision import NAN_BITS, decide, wait_for_group
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.rollback.kernel import truncate_lanes
 from rsd_kernels.state.args import check_state, page_sizes, state_args, warps_for
@@ -48,6 +51,7 @@ _PHASE_SCORE = tl.constexpr(int(Phase.SCORE))
 _PHASE_TARGET = tl.constexpr(int(Phase.TARGET))
 _PHASE_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
 _PHASE_DONE = tl.constexpr(int(Phase.DONE))
+_PHASE_CHOICE = tl.constexpr(int(Phase.CHOICE))
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _MODE_TARGET = tl.constexpr(int(Mode.TARGET))
 _FINISH_NONE = tl.constexpr(int(Finish.NONE))
@@ -117,21 +121,23 @@ def transition(
     tl.store(state.guess_source + b_slot, b_zero + _BY_REJECTED, mask=m_guessed)
     tl.store(state.guess_stop + b_slot, b_zero, mask=m_next)
     tl.store(state.step_guesses + b_slot, b_zero, mask=m_next)
+    b_candidates = tl.load(state.candidates + b_slot, mask=m_kept, other=0)
+    m_forks = (b_candidates != 0) & (b_mode == _MODE_RSD)
     b_writer = tl.where(b_mode == _MODE_TARGET, _PHASE_TARGET, _PHASE_DRAFT)
-    b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_writer)
+    b_phase = tl.where(m_forks, _PHASE_CHOICE, b_writer)
+    b_phase = tl.where(b_finish != 0, _PHASE_DONE, b_phase)
     b_rewriter = tl.where(b_separate != 0, _PHASE_WAIT_HOST, _PHASE_TARGET)
     b_phase = tl.where(m_rejected, b_rewriter, b_phase)
     tl.store(state.phase + b_slot, b_phase, mask=m_lane & ~m_part)
-    b_keep = tl.where(b_finish != 0, 0, tl.where(m_rejected, b_first, b_last))
-    m_others = (b_separate != 0) & (b_finish == 0)
+    b_keep = tl.where(m_rejected, b_first, b_last)
     truncate_lanes(
         state.kv_len, state.num_pages, state.page_table, state.free_pages, state.num_free,
-        b_slot, m_lane & ~m_part,
-        tl.where(m_others & (b_source != DRAFT), _ALL, b_keep),
-        tl.where(m_others & (b_source != _TARGET), _ALL, b_keep),
-        tl.where(b_finish != 0, 0, b_prm),
+        state.page_owners, b_slot, m_next,
+        tl.where((b_separate != 0) & (b_source != DRAFT), _ALL, b_keep),
+        tl.where((b_separate != 0) & (b_source != _TARGET), _ALL, b_keep),
+        b_prm,
         tokens_per_page.draft, tokens_per_page.target, tokens_per_page.prm,
-        state.num_slots, state.num_columns, 3, CHUNK,
+        state.num_slots, state.num_columns, 3,
     )  # fmt: skip
 
 
@@ -172,25 +178,33 @@ def end_step_kernel(
     b_source = tl.load(state.step_source + b_slot, mask=m_lane | m_part, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
+    b_group = tl.load(state.group + b_slot, mask=m_lane, other=-1)
+    m_candidate = b_group >= 0
     m_dropped = (b_finish == _FINISH_ERROR) | (b_finish == _FINISH_PRM_FULL)
     m_draft = m_lane & ~m_dropped & (b_source == DRAFT)
-    m_score = m_draft & (b_mode == _MODE_RSD)
     # The step did not fit the PRM's context, and the request lets the target write from there on.
     m_again = m_draft & (b_mode == _MODE_TARGET)
+    m_score = (m_draft | (m_candidate & ~m_dropped)) & (b_mode == _MODE_RSD)
+    m_lost = m_candidate & ~m_score  # it can only be chosen where all are like it
     b_kind = tl.where(m_dropped, _DROPPED, tl.where(m_again, REJECTED, KEPT))
     b_kind = tl.where(m_part, _PART, b_kind)
     b_bits = b_slot * 0 + NAN_BITS
     if CONFIDENCE == 0:
         tl.debug_barrier()
         tl.store(state.phase + b_slot, b_slot * 0 + _PHASE_SCORE, mask=m_score)
+        tl.store(state.reward + b_slot, b_slot * 0 - float("inf"), mask=m_lost)
+        wait_for_group(state, b_slot, b_group, m_lost)
         m_lane = m_lane & ~m_score
     else:
         b_reward = tl.load(state.confidence + b_slot, mask=m_score, other=0.0)
         if CONFIDENCE == _LOGPROB:
             b_reward = tl.exp(b_reward)
-        m_accept, b_scored = decide(state, b_slot, m_score, b_reward)
+        b_reward = tl.where(m_lost, -float("inf"), b_reward)
+        m_accept, b_scored = decide(state, b_slot, m_score | m_lost, b_reward)
+        wait_for_group(state, b_slot, b_group, m_candidate)
         b_kind = tl.where(m_score & ~m_accept, REJECTED, b_kind)
         b_bits = tl.where(m_score, b_scored, b_bits)
+    m_lane = m_lane & ~m_candidate
     transition(
         state, b_slot, m_lane | m_part, b_kind, b_source, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
@@ -205,7 +219,8 @@ def end_step(
 ) -> None:
     """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
 
-    confidence: by which a draft's step is decided at once, in place of a PRM.
+    A candidate goes there too, whoever wrote it, and then waits for its group.
+    confidence: by which a step is decided at once, in place of a PRM.
 
     Raises:
         ValueError: the state is not contiguous or not on one device that runs Triton.
@@ -214,8 +229,13 @@ def end_step(
     end_step_launch(state, tokens_per_page, confidence=confidence).run()
 
 
-def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -> None:
-    """The same for one slot whose step the host has brought to the PRM's context.
+def end_slot_step(
+    state: SlotState,
+    slot: int,
+    tokens_per_page: Sequence[int],
+    confidence: ConfidenceKind = ConfidenceKind.NONE,
+) -> None:
+    """The same for one slot whose step the host has brought to the PRM's context, or has scored.
 
     Raises:
         ValueError: `slot` is not a slot, or the state is not one the kernel can take.
@@ -223,7 +243,7 @@ def end_slot_step(state: SlotState, slot: int, tokens_per_page: Sequence[int]) -
     if not 0 <= slot < state.num_slots:
         raise ValueError(f"slot is {slot}; it must be 0 to {state.num_slots - 1}")
     check_state(state)
-    end_step_launch(state, tokens_per_page, slot).run()
+    end_step_launch(state, tokens_per_page, slot, confidence).run()
 
 
 def end_step_launch(

@@ -29,7 +29,6 @@ from rsd_kernels.step_log.twin import publish
 from rsd_kernels.tick_clock.twin import end_tick
 
 UNSCORED = math.nan
-_NOTHING = (0, 0, 0)
 
 
 def end_step(
@@ -76,9 +75,13 @@ def end_slot_step(
 ) -> None:
     """The same for one slot whose step the host has brought to the PRM's context, or has scored."""
     role = number(state.step_source, slot)
-    if number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL):
-        _drop(state, slot, role, tokens_per_page)
-    elif role == Role.DRAFT and number(state.mode, slot) == Mode.RSD:
+    dropped = number(state.finish, slot) in (Finish.ERROR, Finish.PRM_FULL)
+    is_candidate = number(state.group, slot) >= 0
+    if is_candidate and (dropped or number(state.mode, slot) != Mode.RSD):
+        _wait_for_group(state, slot, -math.inf)  # it can only be chosen where all are like it
+    elif dropped:
+        _drop(state, slot, role)
+    elif is_candidate or (role == Role.DRAFT and number(state.mode, slot) == Mode.RSD):
         if confidence:
             mean = host(state.confidence)[slot]
             reward = np.exp(mean) if confidence == ConfidenceKind.LOGPROB else mean
@@ -95,15 +98,35 @@ def end_slot_step(
 def decide_step(
     state: SlotState, b: int, scored: float, tokens_per_page: tuple[int, int, int]
 ) -> None:
-    """Accepts the draft's step with probability w(reward), else rejects it."""
-    write_at(state.reward, b, scored)
-    reward = float(host(state.reward)[b])
-    if math.isnan(reward):
-        add_at(state.nan_rewards, b, 1)
+    """Accepts the draft's step with probability w(reward), else rejects it.
+
+    A candidate is neither accepted nor rejected: the host chooses among its group.
+    """
+    if number(state.group, b) >= 0:
+        _wait_for_group(state, b, scored)
+        return
+    reward = _note_reward(state, b, scored)
     if _accepts(state, b, reward):
         keep(state, b, Role.DRAFT, reward, tokens_per_page)
     else:
         reject(state, b, reward, tokens_per_page)
+
+
+def _note_reward(state: SlotState, b: int, scored: float) -> float:
+    write_at(state.reward, b, scored)
+    reward = float(host(state.reward)[b])
+    if math.isnan(reward):
+        add_at(state.nan_rewards, b, 1)
+    return reward
+
+
+def _wait_for_group(state: SlotState, b: int, reward: float) -> None:
+    """A candidate has its reward; the last of its group lets the host choose."""
+    _note_reward(state, b, reward)
+    group = number(state.group, b)
+    add_at(state.group_left, group, -1)
+    is_last = number(state.group_left, group) == 0
+    write_at(state.phase, b, Phase.CHOICE if is_last else Phase.CANDIDATE)
 
 
 def _accepts(state: SlotState, slot: int, reward: float) -> bool:
@@ -120,7 +143,10 @@ def _accepts(state: SlotState, slot: int, reward: float) -> bool:
 def keep(
     state: SlotState, b: int, source: int, reward: float, tokens_per_page: tuple[int, int, int]
 ) -> None:
-    """The step of slot b becomes part of the output; an output that ends gives its pages back."""
+    """The step of slot b becomes part of the output.
+
+    The pages of an output that ends stay until the host takes them.
+    """
     num_steps = number(state.num_steps, b) + 1
     finish = number(state.finish, b)
     if finish == Finish.NONE and num_steps >= number(state.max_steps, b):
@@ -133,13 +159,16 @@ def keep(
         write_at(cursor, b, host(state.prm_keep)[b])
     write_at(state.stop_committed, b, host(state.stop_state)[b])
     _start_step(state, b)
-    if finish:
-        write_at(state.phase, b, Phase.DONE)
-        truncate_kv(state, b, _NOTHING, tokens_per_page)
-    else:
-        by_target = number(state.mode, b) == Mode.TARGET
-        write_at(state.phase, b, Phase.TARGET if by_target else Phase.DRAFT)
-        _truncate_to_cursors(state, b, source, tokens_per_page)
+    write_at(state.phase, b, Phase.DONE if finish else next_writer_phase(state, b))
+    _truncate_to_cursors(state, b, source, tokens_per_page)
+
+
+def next_writer_phase(state: SlotState, b: int) -> Phase:
+    """Of a slot that begins a step: who writes it, or that the host forks it first."""
+    if number(state.mode, b) == Mode.TARGET:
+        return Phase.TARGET
+    forks = number(state.candidates, b) and number(state.mode, b) == Mode.RSD
+    return Phase.CHOICE if forks else Phase.DRAFT
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:
@@ -177,12 +206,11 @@ def _truncate_to_cursors(
     truncate_kv(state, b, (draft, target, prm), tokens_per_page)
 
 
-def _drop(state: SlotState, b: int, role: int, tokens_per_page: tuple[int, int, int]) -> None:
+def _drop(state: SlotState, b: int, role: int) -> None:
     """Ends the output without the step."""
     finish = number(state.finish, b)
     publish(state, b, kind=RecordKind.DROPPED, source=role, reward=UNSCORED, finish=finish)
     write_at(state.phase, b, Phase.DONE)
-    truncate_kv(state, b, _NOTHING, tokens_per_page)
 
 
 def _start_step(state: SlotState, b: int) -> None:

@@ -32,6 +32,7 @@ from rsd_kernels.state.tables import (
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _PHASE_DRAFT = tl.constexpr(int(Phase.DRAFT))
+_PHASE_CHOICE = tl.constexpr(int(Phase.CHOICE))
 _WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
 _JOINS_NEXT = tl.constexpr(JOINS_NEXT)
 _JOINS_PREVIOUS = tl.constexpr(JOINS_PREVIOUS)
@@ -140,7 +141,8 @@ def retokenise_kernel(
 ) -> None:
     slot = tl.program_id(0)
     first = tl.load(state.kept_from + slot)
-    wanted = (tl.load(state.phase + slot) == _PHASE_DRAFT) & (first >= 0)
+    phase = tl.load(state.phase + slot)
+    wanted = ((phase == _PHASE_DRAFT) | (phase == _PHASE_CHOICE)) & (first >= 0)
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD)
     length = tl.load(state.length + slot)
     if wanted & (length == tl.load(state.committed + slot)):
@@ -168,8 +170,8 @@ def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
     b_kept_from = tl.load(state.kept_from + b_slot, mask=m_slot, other=-1)
     b_begun = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_begun -= tl.load(state.committed + b_slot, mask=m_slot, other=0)
-    m_wait = (b_phase == _PHASE_DRAFT) & (b_mode == _MODE_RSD) & (b_kept_from >= 0)
-    m_wait = m_wait & (b_begun == 0)
+    m_begins = (b_phase == _PHASE_DRAFT) | (b_phase == _PHASE_CHOICE)
+    m_wait = m_begins & (b_mode == _MODE_RSD) & (b_kept_from >= 0) & (b_begun == 0)
     tl.debug_barrier()  # a slot may be the lane of several threads: all have read its phase
     tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
 

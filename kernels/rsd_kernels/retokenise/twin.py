@@ -90,7 +90,8 @@ def replace_end(state: SlotState, slot: int, begin: int, tokens: list[int]) -> N
 def _just_kept(state: SlotState) -> list[int]:
     columns = (state.phase, state.mode, state.kept_from, state.length, state.committed)
     phase, mode, kept_from, length, committed = (host(column) for column in columns)
-    kept = (phase == Phase.DRAFT) & (mode == Mode.RSD) & (kept_from >= 0) & (length == committed)
+    begins = (phase == Phase.DRAFT) | (phase == Phase.CHOICE)
+    kept = begins & (mode == Mode.RSD) & (kept_from >= 0) & (length == committed)
     return [int(b) for b in kept.nonzero()[0]]
 
 

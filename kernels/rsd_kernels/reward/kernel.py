@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.end_step.decision import decide
+from rsd_kernels.end_step.decision import decide, wait_for_group
 from rsd_kernels.end_step.kernel import DRAFT, KEPT, REJECTED, STEP_CHUNK, transition
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
@@ -58,11 +58,16 @@ def _decide(
     tokens_per_page: tl.tuple,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Accepts each lane's step with probability w(reward), else rejects it."""
+    """Accepts each lane's step with probability w(reward), else rejects it.
+
+    A candidate waits for its group.
+    """
     m_accept, b_bits = decide(state, b_slot, m_lane, b_reward)
+    b_group = tl.load(state.group + b_slot, mask=m_lane, other=-1)
+    wait_for_group(state, b_slot, b_group, b_group >= 0)
     transition(
-        state, b_slot, m_lane, tl.where(m_accept, KEPT, REJECTED), b_slot * 0 + DRAFT, b_bits,
-        tokens_per_page, CHUNK,
+        state, b_slot, m_lane & (b_group < 0), tl.where(m_accept, KEPT, REJECTED),
+        b_slot * 0 + DRAFT, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
 
 

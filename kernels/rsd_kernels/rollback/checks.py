@@ -15,6 +15,7 @@ def check_rollback(
     page_table: Tensor,
     free_pages: Tensor,
     num_free: Tensor,
+    page_owners: Tensor,
     keep: Tensor,
     tokens_per_page: Sequence[int],
 ) -> None:
@@ -35,6 +36,11 @@ def check_rollback(
         )
     if free_pages.dim() != 1:
         raise ValueError(f"free_pages has shape {list(free_pages.shape)}; it must be [pages]")
+    if page_owners.shape != free_pages.shape:
+        raise ValueError(
+            f"page_owners has shape {list(page_owners.shape)}; it must be "
+            f"{list(free_pages.shape)}, one for each page"
+        )
     if num_free.shape != (1,):
         raise ValueError(f"num_free has shape {list(num_free.shape)}; it must be [1]")
     if len(tokens_per_page) != kv_len.shape[0] or any(t < 1 for t in tokens_per_page):

@@ -3,7 +3,8 @@
 The role is the first, in the order of the batching rule, that has ready slots and gets rows; a role
 passed over for too long goes first. MOST_READY: by 2 |ready(PRM)|, |ready(target)|, |ready(draft)|.
 EVERY_ROLE: draft, PRM, target in turn. LOCK_STEP: the last role, then in turn. To read its tokens
-start:stop a slot needs ceil(stop / tokens_per_page) pages: it gets all of them, or it waits.
+start:stop a slot needs ceil(stop / tokens_per_page) pages: it gets all of them, or it waits. A page
+that others own too is given up, not written, and its tokens are read again.
 
 Twin: `rsd_kernels.schedule.twin`.
 """
@@ -51,6 +52,8 @@ _PHASE_TARGET = tl.constexpr(int(Phase.TARGET))
 _PHASE_WAIT_HOST = tl.constexpr(int(Phase.WAIT_HOST))
 _PHASE_DONE = tl.constexpr(int(Phase.DONE))
 _PHASE_GUESS = tl.constexpr(int(Phase.GUESS))
+_PHASE_PROMPT = tl.constexpr(int(Phase.PROMPT))
+_PHASE_CHOICE = tl.constexpr(int(Phase.CHOICE))
 _RETURN = tl.constexpr(int(HostRequest.RETURN))
 _RETURN_WHEN_FREE = tl.constexpr(int(HostRequest.RETURN_WHEN_FREE))
 MAX_WARPS_ROWS = 64  # rows up to which one warp fills a pass
@@ -70,25 +73,48 @@ def _same_for_all(state: tl.tuple, asked: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _reads_prompt(
+    state: tl.tuple, b_slot: tl.tensor, m_prompt: tl.tensor, b_end: tl.tensor, ROLE: tl.constexpr
+) -> tl.tensor:
+    """Whether a role has yet to read the prompt of each slot of `m_prompt`, up to `b_end`."""
+    b_roles = tl.load(state.prompt_roles + b_slot, mask=m_prompt, other=0)
+    b_kv = tl.load(state.kv_len + ROLE * state.num_slots + b_slot, mask=m_prompt, other=0)
+    return m_prompt & ((b_roles >> ROLE) % 2 == 1) & (b_kv < b_end)
+
+
+@triton.jit
 def _must_return(
     state: tl.tuple, b_slot: tl.tensor, m_slot: tl.tensor, tick: tl.tensor
 ) -> tl.tensor:
-    """Whether to stop: asked to, a slot waits for the host, or ticks or log have run out."""
+    """Whether to stop: asked to, a slot waits for the host, or ticks or log have run out.
+
+    One whose output has ended waits where another lacks the pages that it still has.
+    """
     asked = tl.load(state.host_request, volatile=True)  # the host writes it at any time
     b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
     b_top = tl.load(state.num_logprobs + b_slot, mask=m_slot, other=0)
     b_length = tl.load(state.length + b_slot, mask=m_slot, other=0)
     b_committed = tl.load(state.committed + b_slot, mask=m_slot, other=0)
     b_guessed = tl.load(state.guess_end + b_slot, mask=m_slot, other=0)
+    b_lacks = tl.load(state.lacks_pages + b_slot, mask=m_slot, other=0)
+    b_active = tl.load(state.active + b_slot, mask=m_slot, other=0)
+    m_prompt = m_slot & (b_phase == _PHASE_PROMPT) & (b_active != 0)
+    m_reads = _reads_prompt(state, b_slot, m_prompt, b_length - 1, _DRAFT)
+    m_reads = m_reads | _reads_prompt(state, b_slot, m_prompt, b_length - 1, _TARGET)
+    b_prm_length = tl.load(state.prm_length + b_slot, mask=m_prompt, other=0)
+    m_reads = m_reads | _reads_prompt(state, b_slot, m_prompt, b_prm_length, _PRM)
     b_tokens = tl.maximum(b_length, b_guessed) - b_committed + _CUT_TOKENS
     b_words = b_tokens * tl.where(b_top < 0, 1, 2 * b_top + 1 + _LOGPROB_WORDS) + _HEADER
     words = tl.sum(tl.where(m_slot, b_words, 0))
     done = tl.max(tl.where(b_phase == _PHASE_DONE, 1, 0))
-    waiting = tl.max(tl.where(b_phase == _PHASE_WAIT_HOST, 1, 0))
+    lacks = tl.max(b_lacks)
+    m_waits = (b_phase == _PHASE_WAIT_HOST) | (b_phase == _PHASE_CHOICE) | (m_prompt & ~m_reads)
+    waiting = tl.max(tl.where(m_waits, 1, 0))
     asked = _same_for_all(state, asked)
     return (
         (asked == _RETURN)
         | ((asked == _RETURN_WHEN_FREE) & (done == 1))
+        | ((lacks != 0) & (done == 1))
         | (waiting == 1)
         | (tick > tl.load(state.tick_cap))
         | (tl.load(state.log_head) + words > state.log_words)
@@ -132,11 +158,19 @@ def _choose(
     b_prm_length = tl.load(state.prm_length + b_slot, mask=m_slot, other=0)
     m_guesses = b_phase == _PHASE_GUESS
     b_guessed = tl.load(state.guess_end + b_slot, mask=m_slot, other=0)
+    m_prompt = m_active & (b_phase == _PHASE_PROMPT)
+    # Of a writer's prompt the last token stays: it samples from there.
+    b_length = tl.where(m_prompt, b_length - 1, b_length)
     b_guessed = tl.maximum(b_guessed, b_length)
     m_draft = m_active & ((b_phase == _PHASE_DRAFT) | m_guesses)
+    m_draft = m_draft | _reads_prompt(state, b_slot, m_prompt, b_length, _DRAFT)
+    m_target = m_active & (b_phase == _PHASE_TARGET)
+    m_target = m_target | _reads_prompt(state, b_slot, m_prompt, b_length, _TARGET)
+    m_score = m_active & (b_phase == _PHASE_SCORE)
+    m_score = m_score | _reads_prompt(state, b_slot, m_prompt, b_prm_length, _PRM)
     drafts = tl.sum(tl.where(m_draft, 1, 0))
-    targets = tl.sum(tl.where(m_active & (b_phase == _PHASE_TARGET), 1, 0))
-    scores = tl.sum(tl.where(m_active & (b_phase == _PHASE_SCORE), 1, 0))
+    targets = tl.sum(tl.where(m_target, 1, 0))
+    scores = tl.sum(tl.where(m_score, 1, 0))
     draft_wait = tl.load(state.role_wait + _DRAFT)
     target_wait = tl.load(state.role_wait + _TARGET)
     prm_wait = tl.load(state.role_wait + _PRM)
@@ -153,8 +187,7 @@ def _choose(
         prm_rank = tl.where(role == _PRM, -1, prm_rank)
         target_rank = tl.where(role == _TARGET, -1, target_rank)
         draft_rank = tl.where(role == _DRAFT, -1, draft_rank)
-        wanted = tl.where(role == _PRM, _PHASE_SCORE, _PHASE_TARGET)
-        m_ready = tl.where(role == _DRAFT, m_draft, m_active & (b_phase == wanted))
+        m_ready = tl.where(role == _PRM, m_score, tl.where(role == _TARGET, m_target, m_draft))
         kv_role = tl.where(role == _PRM, PRM_KV, role)
         size = tl.where(
             kv_role == _PRM,
@@ -165,8 +198,8 @@ def _choose(
         b_end = tl.where(role == _PRM, b_prm_length, b_end)
         b_guesses = tl.where(role == _TARGET, b_guessed - b_length, 0)
         rows, seqs, places, num_free = pack(
-            state, batch, role, kv_role, size, b_slot, m_ready, b_end, b_arrival, b_guesses,
-            num_free, o_row, o_place,
+            state, batch, role, kv_role, size, b_slot, m_ready, m_prompt, b_end, b_arrival,
+            b_guesses, num_free, o_row, o_place,
         )  # fmt: skip
         chosen = tl.where(seqs > 0, role, chosen)
         best = tl.maximum(tl.maximum(draft_rank, target_rank), prm_rank)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.rollback.kernel import give_up
 from rsd_kernels.state.enums import Role
 
 _PRM = tl.constexpr(int(Role.PRM))
@@ -67,7 +68,55 @@ def _fill_rows(
     tl.store(batch.page + o_row, b_page, mask=m_row)
     tl.store(batch.offset + o_row, b_offset, mask=m_row)
     # The first row on a new page enters it into the table; no other row writes that entry.
-    tl.store(p_table, b_page, mask=m_new & (b_offset == 0))
+    m_first = m_new & (b_offset == 0)
+    tl.store(p_table, b_page, mask=m_first)
+    tl.store(state.page_owners + b_page, o_row * 0 + 1, mask=m_first)
+    tl.atomic_add(state.page_stamp + b_page, 1, mask=m_first, sem="relaxed")
+
+
+@triton.jit
+def _own_pages(
+    state: tl.tuple,
+    kv_role: tl.tensor,
+    tokens_per_page: tl.tensor,
+    b_slot: tl.tensor,
+    m_ready: tl.tensor,
+    b_start: tl.tensor,
+    b_held: tl.tensor,
+    num_free: tl.tensor,
+) -> tuple[tl.tensor, ...]:
+    """Sees to it that no page is written that others own too: they keep it.
+
+    Returns where each slot goes on reading, the pages it holds, and the pages that are free.
+    """
+    o_role = kv_role * state.num_slots + b_slot
+    b_index = b_start // tokens_per_page
+    m_held = m_ready & (b_index < b_held)
+    p_page = state.page_table + o_role.to(tl.int64) * state.num_columns + b_index
+    b_page = tl.load(p_page, mask=m_held, other=0)
+    m_left = m_held & (tl.load(state.page_owners + b_page, mask=m_held, other=1) > 1)
+    lanes: tl.constexpr = b_slot.shape[0]
+    lane = tl.min(tl.where(m_left, b_slot, lanes))
+    if lane < lanes:
+        table = state.page_table + kv_role.to(tl.int64) * state.num_slots * state.num_columns
+        while lane < lanes:
+            m_lane = b_slot == lane
+            owners = tl.load(state.page_owners + _pick(b_page, m_lane))
+            tl.debug_barrier()  # every warp has read the owners, the cursors and the pages held
+            if owners > 1:  # a slot before this one may have given it up
+                held, index = _pick(b_held, m_lane), _pick(b_index, m_lane)
+                count = held - index
+                num_free = give_up(
+                    table, state.free_pages, state.page_owners, num_free, lane, held, held, held,
+                    count, count * 0, count * 0, state.num_slots, state.num_columns,
+                )  # fmt: skip
+                b_held = tl.where(m_lane, index, b_held)
+                b_start = tl.where(m_lane, index * tokens_per_page, b_start)
+                tl.store(state.num_pages + kv_role * state.num_slots + lane, index)
+                tl.store(state.kv_len + kv_role * state.num_slots + lane, index * tokens_per_page)
+            lane = tl.min(tl.where(m_left & (b_slot > lane), b_slot, lanes))
+        tl.store(state.num_free, num_free)
+    return b_start, b_held, num_free
 
 
 @triton.jit
@@ -79,6 +128,7 @@ def pack(
     tokens_per_page: tl.tensor,
     b_slot: tl.tensor,
     m_ready: tl.tensor,
+    m_prompt: tl.tensor,
     b_end: tl.tensor,
     b_arrival: tl.tensor,
     b_guesses: tl.tensor,
@@ -88,14 +138,18 @@ def pack(
 ) -> tuple[tl.tensor, ...]:
     """Packs one role; returns its rows, sequences and places, and the pages left.
 
-    Its pages are those of `kv_role`, a writer's where its model scores its own context. Guesses
-    are read where rows, places and pages are left.
+    Its pages are those of `kv_role`, a writer's where its model scores its own context. Of a prompt
+    nothing is sampled. Guesses are read where rows, places and pages are left.
     """
     o_role = kv_role * state.num_slots + b_slot
     b_kv = tl.load(state.kv_len + o_role, mask=m_ready, other=0)
     b_held = tl.load(state.num_pages + o_role, mask=m_ready, other=0)
     # A writer needs a row to sample from even when it has read everything.
     b_start = tl.where(role == _PRM, b_kv, tl.minimum(b_kv, b_end - 1))
+    b_start, b_held, num_free = _own_pages(
+        state, kv_role, tokens_per_page, b_slot, m_ready, b_start, b_held, num_free
+    )
+    b_samples = tl.where(m_prompt, 0, 1)
     b_key = tl.where(m_ready, _order_key(b_end - b_start == 1, b_arrival, b_slot), _NEVER)
     b_row_slot, b_row_position = o_row * 0, o_row * 0
     b_row_held, b_row_free = o_row * 0, o_row * 0
@@ -120,18 +174,19 @@ def pack(
         stop = tl.minimum(end, start + batch.max_rows - rows)
         room = batch.max_rows - rows - (stop - start)
         more = tl.minimum(tl.minimum(_pick(b_guesses, m_slot), spare), room)
-        more = tl.where(stop == end, more, 0)
+        complete = (stop == end) & (_pick(b_samples, m_slot) == 1)
+        more = tl.where(complete, more, 0)
         need = (stop + more + tokens_per_page - 1) // tokens_per_page - held
         more = tl.where(need > num_free, 0, more)
         need = tl.maximum((stop + more + tokens_per_page - 1) // tokens_per_page - held, 0)
         fits = need <= num_free
-        asks = fits & (stop == end) & (role != _PRM)
+        asks = fits & complete & (role != _PRM)
         here = o_place - places
         m_place = asks & (here >= 0) & (here <= more)
         b_row_end = tl.where(m_place, rows + stop - start + here, b_row_end)
         b_place_slot = tl.where(m_place, slot, b_place_slot)
         b_place_position = tl.where(m_place, stop + here, b_place_position)
-        b_complete = tl.where(m_slot & fits & (stop == end), 1, b_complete)
+        b_complete = tl.where(m_slot & fits & complete, 1, b_complete)
         stop = stop + more
         b_lacks = tl.where(m_slot & ~fits, 1, b_lacks)
         m_taken = m_slot & fits

@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from rsd_kernels.rollback.twin import give_up_pages
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule, kv_role
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
 from rsd_kernels.state.enums import (
@@ -122,10 +123,29 @@ def _must_return(state: SlotState) -> bool:
     return (
         asked == HostRequest.RETURN
         or (asked == HostRequest.RETURN_WHEN_FREE and Phase.DONE in phases)
+        or (Phase.DONE in phases and bool(host(state.lacks_pages).any()))  # its pages will do
         or Phase.WAIT_HOST in phases
+        or Phase.CHOICE in phases
+        or any(has_read_prompt(state, b) for b, p in enumerate(phases) if p == Phase.PROMPT)
         or number(state.tick) > number(state.tick_cap)
         or number(state.log_head) + _log_words_of_a_tick(state) > state.log.shape[0]
     )
+
+
+def has_read_prompt(state: SlotState, b: int) -> bool:
+    """Whether an active slot in phase PROMPT has nothing left to read."""
+    return bool(number(state.active, b)) and not any(_reads_prompt(state, b, r) for r in Role)
+
+
+def _reads_prompt(state: SlotState, b: int, role: Role) -> bool:
+    """Whether a role has yet to read the prompt of a slot in phase PROMPT.
+
+    Of a writer's prompt the last token stays: it samples from there.
+    """
+    if not number(state.prompt_roles, b) & 1 << role:
+        return False
+    end = number(state.prm_length, b) if role == Role.PRM else number(state.length, b) - 1
+    return number(state.kv_len, (role, b)) < end
 
 
 def _log_words_of_a_tick(state: SlotState) -> int:
@@ -147,6 +167,10 @@ def _ready_slots(state: SlotState) -> list[list[int]]:
         role = _ROLE_OF_PHASE.get(phase[b])
         if role is not None:
             ready[role].append(b)
+        elif phase[b] == Phase.PROMPT:
+            for reader in Role:
+                if _reads_prompt(state, b, reader):
+                    ready[reader].append(b)
     return ready
 
 
@@ -182,12 +206,12 @@ def _pack(
 
     Guesses are read where rows, places and pages are left.
     """
-    is_prm = role == Role.PRM
     ends, guesses = _ends(state, role)
-    kv_len = host(state.kv_len)[kv].tolist()
+    prompts = (host(state.phase) == Phase.PROMPT).tolist()
+    starts = _starts(state, role, kv, ends)
+    for b in sorted(slots):
+        starts[b] = _own_page(state, kv, b, starts[b], tokens_per_page)
     held = host(state.num_pages)[kv].tolist()
-    # A writer needs a row to sample from even when it has read everything.
-    starts = [n if is_prm else min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
     extends: list[_Extend] = []
     room, spare = batch.num_rows, batch.num_places - len(slots)  # each may need a place
@@ -195,7 +219,7 @@ def _pack(
         if room == 0:
             break
         stop = min(ends[b], starts[b] + room)
-        complete = stop == ends[b]
+        complete = stop == ends[b] and not prompts[b]
         more = min(guesses[b], spare, room - (stop - starts[b])) if complete else 0
         need, free = pages_for(stop + more, tokens_per_page) - held[b], number(state.num_free)
         if more and need > free:
@@ -210,9 +234,34 @@ def _pack(
     return extends
 
 
+def _starts(state: SlotState, role: Role, kv: Role, ends: list[int]) -> list[int]:
+    """Of each slot: where the role goes on reading.
+
+    A writer needs a row to sample from even when it has read everything.
+    """
+    kv_len = host(state.kv_len)[kv].tolist()
+    if role == Role.PRM:
+        return kv_len
+    return [min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
+
+
+def _own_page(state: SlotState, kv: Role, b: int, start: int, tokens_per_page: int) -> int:
+    """Where to go on so that no page is written that others own too: they keep it, and its tokens
+    are read again."""
+    index = start // tokens_per_page
+    if index >= number(state.num_pages, (kv, b)):
+        return start
+    if number(state.page_owners, number(state.page_table, (kv, b, index))) == 1:
+        return start
+    give_up_pages(state, kv, b, index)
+    start = index * tokens_per_page
+    write_at(state.kv_len, (kv, b), min(number(state.kv_len, (kv, b)), start))
+    return start
+
+
 def _ends(state: SlotState, role: Role) -> tuple[list[int], list[int]]:
     """Of each slot: the end of what the role has to read, and how many guesses it verifies."""
-    length = host(state.length)
+    length = host(state.length) - (host(state.phase) == Phase.PROMPT)
     if role == Role.PRM:
         return host(state.prm_length).tolist(), [0] * state.num_slots
     guessed = np.maximum(host(state.guess_end), length)
@@ -302,3 +351,5 @@ def take_pages(state: SlotState, role: int, slot: int, count: int) -> None:
     write_at(state.page_table, (role, slot, slice(held, held + count)), taken)
     write_at(state.num_pages, (role, slot), held + count)
     write_at(state.num_free, 0, free - count)
+    write_at(state.page_owners, taken, 1)
+    add_at(state.page_stamp, taken, 1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from typing import Any
 
 from rsd_engine.cli.config_file import sampling_values
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.steps.policies import Policy
+from rsd_engine.steps.text_form import Numbers
 
 _NO_USE = ("n", "logprobs", "prompt_logprobs")
 
@@ -48,10 +47,10 @@ def first_settings(config: Mapping[str, Any], assignments: Sequence[str]) -> dic
         UsageError: one of them is not allowed.
     """
     found = dict(config)
-    if isinstance(found.get("policy"), Policy):
-        found["policy"] = policy_text(found["policy"])
-    for field in found:
+    for field, value in found.items():
         _check_field(field)
+        if isinstance(value, Numbers):
+            found[field] = value.text
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         try:
@@ -63,11 +62,6 @@ def first_settings(config: Mapping[str, Any], assignments: Sequence[str]) -> dic
             raise UsageError(f"--set {assignment}: {error}") from None
         found[field] = value
     return found
-
-
-def policy_text(policy: Policy) -> str:
-    """A policy as `parse_policy` reads it."""
-    return ":".join([policy.kind.name.lower(), *map(str, astuple(policy))])
 
 
 def _check_field(field: str) -> None:

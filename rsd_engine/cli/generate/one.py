@@ -80,6 +80,7 @@ def _answer(
         if not isinstance(event, StepEvent) or not live or params.n > 1:
             continue
         if view is not None:
+            view.lost(event.candidates)
             view.event(event)
         elif event.kind == "kept":
             print(event.text, end="", flush=True)
@@ -99,6 +100,7 @@ def _print_samples(result: RequestOutput, show_steps: bool) -> None:
             print(output.text, flush=True)
             continue
         for step in output.steps:
+            view.lost(step.candidates)
             if step.rejected is not None:
                 view.step("rejected", step.rejected.reward, step.rejected.text)
             view.step(step.source, step.reward, step.text)
@@ -107,9 +109,11 @@ def _print_samples(result: RequestOutput, show_steps: bool) -> None:
 def _facts(result: RequestOutput) -> str:
     m = result.metrics
     scored = m.steps_accepted + m.steps_rejected
+    c = m.candidates
+    chosen = f"{c.taken} of {c.made} candidates taken; " if c.made else ""
     guessed = f" ({m.guesses.kept} of {m.guesses.made} guesses right)" if m.guesses.made else ""
     return (
-        f"{m.steps_accepted} of {scored} draft steps accepted; tokens: "
+        f"{chosen}{m.steps_accepted} of {scored} draft steps accepted; tokens: "
         f"{m.draft.tokens_generated} of the draft, {m.draft.tokens_discarded} discarded, "
         f"{m.target.tokens_generated} of the target{guessed}; {m.seconds:.2f} s; "
         f"seed {result.seed}"

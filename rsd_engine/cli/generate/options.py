@@ -34,6 +34,8 @@ class GenerateOptions(EngineOptions):
     prm_overflow: o.PrmOverflow = None
     speculate: o.Speculate = None
     num_guesses: o.NumGuesses = None
+    step_candidates: o.StepCandidates = None
+    select: o.Select = None
     n: o.N = None
     temperature: o.Temperature = None
     top_p: o.TopP = None

@@ -9,12 +9,14 @@ guesses: how many a pass of the target has room for depends on these requests, t
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rsd_engine.cli.generate.questions import InputLine
 from rsd_engine.outputs import Metrics, RequestOutput
 
 _DECIMALS = 4
+_SCORE_DECIMALS = 2  # of GSI, which sums the log-probabilities of a step's tokens
 
 
 def result_record(result: RequestOutput) -> dict[str, Any]:
@@ -26,10 +28,7 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
             if output[key] is None:
                 del output[key]
         for step in output["steps"]:
-            del step["guessed"]
-            _round(step)
-            if step["rejected"] is not None:
-                _round(step["rejected"])
+            _make_lasting(step)
     record: dict[str, Any] = {"seed": result.seed, "outputs": outputs}
     if values["prompt_logprobs"] is not None:
         record["prompt_logprobs"] = values["prompt_logprobs"]
@@ -40,14 +39,32 @@ def result_record(result: RequestOutput) -> dict[str, Any]:
 
 def _counts(metrics: Metrics) -> dict[str, Any]:
     """The counts of a request that do not depend on the other requests."""
-    counts = {
+    counts: dict[str, Any] = {
         "draft_tokens": metrics.draft.tokens_generated,
         "discarded_tokens": metrics.draft.tokens_discarded,
         "target_tokens": metrics.target.tokens_generated,
         "steps_accepted": metrics.steps_accepted,
         "steps_rejected": metrics.steps_rejected,
     }
+    if metrics.candidates.made:
+        counts["candidates"] = asdict(metrics.candidates)
     return counts if metrics.guesses.made else {**counts, "flops": metrics.flops.generated}
+
+
+def _make_lasting(step: dict[str, Any]) -> None:
+    """Leaves out what another run would not repeat, and what is empty in most runs."""
+    del step["guessed"]
+    _round(step)
+    if step["rejected"] is not None:
+        _round(step["rejected"])
+    for candidate in step["candidates"]:
+        _round(candidate)
+        if candidate["score"] is None:
+            del candidate["score"]
+        else:
+            candidate["score"] = round(candidate["score"], _SCORE_DECIMALS)
+    if not step["candidates"]:
+        del step["candidates"]
 
 
 def _round(step: dict[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rsd_engine.core.events import RequestDone, StepDecided
 from rsd_engine.outputs import (
+    Candidate,
+    CandidateCounts,
     Flops,
     GuessCounts,
     Guesses,
@@ -27,6 +29,7 @@ class SampleCounts:
 
     steps: Sequence[Step]
     rejected: Sequence[RejectedStep]
+    lost: Sequence[Candidate]  # for a step that was never written
     dropped: StepDecided | None  # the step without which it ended
     done: RequestDone
 
@@ -38,10 +41,11 @@ class SampleCounts:
             target=roles.get(Role.TARGET, RoleMetrics()),
             prm=roles.get(Role.PRM, RoleMetrics()),
             flops=self._flops(roles, parameters),
-            steps_accepted=sum(step.reward is not None for step in self.steps),
+            steps_accepted=sum(_is_accepted(step) for step in self.steps),
             steps_rejected=len(self.rejected),
             nan_rewards=self.done.nan_rewards,
             guesses=self._guesses,
+            candidates=self._candidates,
         )
 
     @property
@@ -51,15 +55,32 @@ class SampleCounts:
             **{source.name.lower(): counts.get(source, GuessCounts()) for source in GuessSource}
         )
 
+    @property
+    def _races(self) -> Sequence[Sequence[Candidate]]:
+        """Those that lost for each step, and for the last one that was never written."""
+        return [*(step.candidates for step in self.steps), self.lost]
+
+    @property
+    def _candidates(self) -> CandidateCounts:
+        lost = sum(map(len, self._races))
+        # Draft and target may have written candidates for the same step, and one of each was taken.
+        taken = sum(len({one.source for one in race}) for race in self._races)
+        return CandidateCounts(
+            made=lost + taken, taken=taken, tokens_discarded=sum(map(_tokens, self._races))
+        )
+
     def _role_metrics(self, role: Role) -> RoleMetrics:
         counters = self.done.counters[role]
-        discarded = self._rejected_tokens() if role == Role.DRAFT else 0
+        source = SOURCES.get(role)
+        lost = (one for race in self._races for one in race if one.source == source)
+        discarded = _tokens(lost) + (self._rejected_tokens() if role == Role.DRAFT else 0)
         if self.dropped and self.dropped.source == role:
             discarded += len(self.dropped.token_ids)
         return RoleMetrics(
             tokens_generated=self._kept_tokens(role),
             tokens_discarded=discarded,
             tokens_read=counters.tokens_read,
+            cached_tokens=counters.cached_tokens,
             passes=counters.passes,
             seconds=counters.seconds,
         )
@@ -72,7 +93,7 @@ class SampleCounts:
         if Role.DRAFT in roles:
             tokens[Role.DRAFT] += guesses.draft.made
         if Role.TARGET in roles:  # it computes those that it does not keep, too
-            tokens[Role.TARGET] += guesses.made - guesses.kept
+            tokens[Role.TARGET] += guesses.made - guesses.kept + self._weighed_tokens()
         return Flops(
             generated=sum(2 * parameters[role] * n for role, n in tokens.items()),
             all=sum(2 * parameters[role] * m.tokens_read for role, m in roles.items()),
@@ -80,11 +101,29 @@ class SampleCounts:
 
     def _kept_tokens(self, role: Role) -> int:
         source = SOURCES.get(role)
-        return sum(len(step.token_ids) for step in self.steps if step.source == source)
+        return _tokens(step for step in self.steps if step.source == source)
 
     def _scored_tokens(self) -> int:
         scored = (step for step in self.steps if step.reward is not None)
-        return sum(len(step.token_ids) for step in scored) + self._rejected_tokens()
+        return _tokens(scored) + self._rejected_tokens() + sum(map(_tokens, self._races))
+
+    def _weighed_tokens(self) -> int:
+        """Tokens of the draft's candidates among which the target's probabilities decided."""
+        found = 0
+        for step in self.steps:
+            weighed = [one for one in step.candidates if one.score is not None]
+            if weighed:
+                found += _tokens([*weighed, step.rejected or step])
+        return found
 
     def _rejected_tokens(self) -> int:
-        return sum(len(step.token_ids) for step in self.rejected)
+        return _tokens(self.rejected)
+
+
+def _is_accepted(step: Step) -> bool:
+    """Whether it is a step that the draft wrote and the policy kept."""
+    return step.source == "draft" and step.reward is not None
+
+
+def _tokens(written: Iterable[Step | RejectedStep | Candidate]) -> int:
+    return sum(len(one.token_ids) for one in written)

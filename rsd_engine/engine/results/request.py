@@ -43,6 +43,7 @@ class RequestBuilder:
             metrics=replace(metrics, seconds=time.perf_counter() - self._arrived),
             seed=self._seed,
             prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=self.samples[0].num_cached_tokens,
         )
 
     def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:

@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
-from rsd_engine.core.events import PromptRead, RequestDone, StepDecided, TokenLogprobs
+from rsd_engine.core.events import (
+    LostCandidate,
+    PromptRead,
+    RequestDone,
+    StepDecided,
+    TokenLogprobs,
+)
 from rsd_engine.core.failures import Failure
-from rsd_engine.engine.requests import WriterTokens
+from rsd_engine.engine.requests.rules import WriterTokens
 from rsd_engine.engine.results.logprobs import named_logprobs
 from rsd_engine.engine.results.metrics import SOURCES, SampleCounts
 from rsd_engine.outputs import (
+    Candidate,
     CompletionOutput,
     Endings,
     Errors,
@@ -73,6 +80,7 @@ class SampleBuilder:
         self._part: list[StepDecided] = []  # what is told of the step being written
         self._rejected: list[RejectedStep] = []
         self._to_rewrite: RejectedStep | None = None  # the next kept step stands in its place
+        self._lost: tuple[Candidate, ...] = ()  # against the step being written
         self._logprobs: list[TokenLogprobs] = []
         self._dropped: StepDecided | None = None
         self._failure: Failure | None = None
@@ -88,6 +96,7 @@ class SampleBuilder:
 
     def push(self, event: StepDecided) -> StepEvent | None:
         """Takes in a decided step; returns what a stream shows of it."""
+        self._lost += tuple(map(self._candidate, event.candidates))
         if event.kind == RecordKind.DROPPED:
             self._dropped = event
             return None
@@ -97,9 +106,10 @@ class SampleBuilder:
         self._pieces.append(piece)
         self._logprobs += event.logprobs or ()
         self._part.append(event)
+        told = self._event("kept", piece, event)
         if event.kind == RecordKind.KEPT:
             self._end_step()
-        return self._event("kept", piece, event)
+        return told
 
     def _add_text(self, event: StepDecided) -> str:
         """What a kept step, or a part of one, adds to the text."""
@@ -120,17 +130,26 @@ class SampleBuilder:
         """Makes a step of the parts told so far."""
         last = self._part[-1]
         ids = tuple(i for event in self._part for i in event.token_ids)
-        reward, guessed = _reward_of(last), last.guesses
-        step = Step("", ids, SOURCES[last.source], reward, self._to_rewrite, guessed)
-        self._steps.append(step)
+        reward, guessed = _finite(last.reward), last.guesses
+        source, lost = SOURCES[last.source], self._lost
+        self._steps.append(Step("", ids, source, reward, self._to_rewrite, guessed, lost))
         self._ends.append(self._detokenizer.num_decoded)
-        self._to_rewrite = None
+        self._to_rewrite, self._lost = None, ()
         self._part.clear()
 
-    def _reject(self, event: StepDecided) -> StepEvent:
+    def _text_here(self, event: StepDecided | LostCandidate) -> str:
+        """The text that its tokens would add, if they were kept."""
         vocabulary = self._writers[event.source].vocabulary
-        text = self._detokenizer.text_if_last(event.token_ids, vocabulary)
-        self._to_rewrite = RejectedStep(text, event.token_ids, event.reward)
+        return self._detokenizer.text_if_last(event.token_ids, vocabulary)
+
+    def _candidate(self, lost: LostCandidate) -> Candidate:
+        score = None if lost.score is None else _finite(lost.score)
+        text, source = self._text_here(lost), SOURCES[lost.source]
+        return Candidate(text, lost.token_ids, source, _or_nan(lost.reward), score)
+
+    def _reject(self, event: StepDecided) -> StepEvent:
+        text = self._text_here(event)
+        self._to_rewrite = RejectedStep(text, event.token_ids, _or_nan(event.reward))
         self._rejected.append(self._to_rewrite)
         return self._event("rejected", text, event)
 
@@ -189,9 +208,17 @@ class SampleBuilder:
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
         assert self.done is not None
-        counts = SampleCounts(self._steps, self._rejected, self._dropped, self.done)
+        counts = SampleCounts(self._steps, self._rejected, self._lost, self._dropped, self.done)
         metrics = counts.metrics(parameters)
         return replace(metrics, endings=Endings(**{self._finish_reason: 1}), errors=self._errors())
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the target, or a draft alone, found in the prefix cache."""
+        assert self.done is not None
+        counters = self.done.counters
+        found = counters.get(Role.TARGET) or counters.get(Role.DRAFT)
+        return found.cached_tokens if found else 0
 
     def _steps_of(self, text: str) -> tuple[Step, ...]:
         """The steps with their texts, which add up to `text`: each character comes once.
@@ -205,13 +232,14 @@ class SampleBuilder:
         )
 
     def _event(self, kind: StepKind, text: str, event: StepDecided) -> StepEvent:
-        source, reward = SOURCES[event.source], _reward_of(event)
+        source, reward = SOURCES[event.source], _finite(event.reward)
         logprobs = None
         if self._params.logprobs is not None:
             vocabulary = self._writers[event.source].vocabulary
             logprobs = named_logprobs(event.token_ids, event.logprobs or (), vocabulary)
+        lost = self._lost if event.kind == RecordKind.KEPT else ()
         return StepEvent(
-            self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs
+            self.request_id, self.index, kind, text, event.token_ids, source, reward, logprobs, lost
         )
 
     def _stop_reason(self) -> int | str | None:
@@ -275,5 +303,10 @@ class SampleBuilder:
         return tuple(named)
 
 
-def _reward_of(event: StepDecided) -> float | None:
-    return None if math.isnan(event.reward) else event.reward
+def _finite(number: float) -> float | None:
+    """A reward or a score; None if there is none, which the core has as NaN or -inf."""
+    return number if math.isfinite(number) else None
+
+
+def _or_nan(reward: float) -> float:
+    return reward if math.isfinite(reward) else math.nan

@@ -9,8 +9,7 @@ from typing import Any
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.arguments import check_integer, check_text
-from rsd_engine.sampling_params import OWN_FIELDS
-from rsd_engine.steps.policies import parse_policy
+from rsd_engine.sampling_params import OWN_FIELDS, TEXT_FORMS
 from rsd_engine.steps.scorers import parse_scorer
 
 DEFAULT_MAX_GEN_TOKS = 256  # as the harness has it for other models
@@ -57,7 +56,7 @@ def read_arguments(given: Mapping[str, Any]) -> ModelArguments:
     unknown = sorted(set(given) - {*allowed, *_FROM_HARNESS})
     if unknown:
         raise ValueError(f"unknown arguments {unknown}; allowed: {', '.join(allowed)}")
-    engine = {name: _engine_value(name, given[name]) for name in _ENGINE if name in given}
+    engine = {name: _read(name, given[name]) for name in _ENGINE if name in given}
     if "threshold" in given:
         engine["policy"] = _threshold(given)
     most = given.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)
@@ -70,7 +69,8 @@ def read_arguments(given: Mapping[str, Any]) -> ModelArguments:
     return ModelArguments(
         engine=engine,
         sampling=SamplingParams(
-            temperature=0.0, **{name: given[name] for name in _SAMPLING if name in given}
+            temperature=0.0,
+            **{name: _read(name, given[name]) for name in _SAMPLING if name in given},
         ),
         max_gen_toks=check_integer("max_gen_toks", most, 1),
         question_field=field,
@@ -82,8 +82,8 @@ def sampling_params(gen_kwargs: Mapping[str, Any], defaults: ModelArguments) -> 
     """The parameters of one request, from the `generation_kwargs` of its task.
 
     `until`, `do_sample` and the harness's four names for the most tokens are its own; all others
-    are those of `SamplingParams`, a policy as text. Without `do_sample`, a temperature above 0
-    samples, and without both the output is greedy.
+    are those of `SamplingParams`, policy and selection as text. Without `do_sample`, a temperature
+    above 0 samples, and without both the output is greedy.
 
     Raises:
         ValueError: one is unknown or not allowed.
@@ -95,7 +95,9 @@ def sampling_params(gen_kwargs: Mapping[str, Any], defaults: ModelArguments) -> 
         until = [stop for stop in until if stop]  # the harness takes an empty one for none
     do_sample = rest.pop("do_sample", bool(rest.get("temperature")))
     temperature = rest.pop("temperature", 1.0)
-    policy = _policy_of(rest)
+    if "threshold" in rest:
+        rest["policy"] = _threshold(rest)
+        del rest["threshold"]
     unknown = sorted(set(rest) - _FIELDS)
     if unknown:
         names = sorted({"until", "do_sample", "threshold", *_MOST_TOKENS, *_FIELDS})
@@ -109,28 +111,15 @@ def sampling_params(gen_kwargs: Mapping[str, Any], defaults: ModelArguments) -> 
             "temperature": temperature if do_sample else 0.0,
             "max_tokens": given[0] if given else defaults.max_gen_toks,
             "stop": until or None,
-            **policy,
-            **rest,
+            **{name: _read(name, value) for name, value in rest.items()},
         }
     )
-
-
-def _policy_of(rest: dict[str, Any]) -> dict[str, Any]:
-    """Takes policy or threshold out of generation_kwargs."""
-    found: dict[str, Any] = {n: rest.pop(n) for n in ("policy", "threshold") if n in rest}
-    if "threshold" in found:
-        return {"policy": _threshold(found)}
-    return {name: _policy(value) for name, value in found.items()}
 
 
 def _threshold(given: Mapping[str, Any]) -> Threshold:
     if "policy" in given:
         raise ValueError("policy and threshold exclude each other; leave one out")
     return Threshold(given["threshold"])
-
-
-def _policy(value: Any) -> Any:
-    return parse_policy(value) if isinstance(value, str) else value
 
 
 def _with_newlines(value: Any) -> Any:
@@ -144,14 +133,18 @@ def _step_delimiters(value: Any) -> Any:
     return None if found in ([None], ["None"]) else found[0] if len(found) == 1 else found
 
 
+def _if_text(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    return lambda value: parse(value) if isinstance(value, str) else value
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
-    "policy": _policy,
-    "scorer": lambda value: parse_scorer(value) if isinstance(value, str) else value,
+    **{name: _if_text(parse) for name, parse in TEXT_FORMS.items()},
+    "scorer": _if_text(parse_scorer),
     "step_delimiters": _step_delimiters,
     "prm_separator": _with_newlines,
 }
 
 
-def _engine_value(name: str, value: Any) -> Any:
+def _read(name: str, value: Any) -> Any:
     reader = _READERS.get(name)
     return value if reader is None else reader(value)

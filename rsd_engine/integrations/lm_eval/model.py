@@ -37,8 +37,9 @@ class RsdLM(TemplateLM):
     Args:
         given: the arguments of `Engine`, its policy and scorer as text; `threshold` in place of a
             policy; `mode`, `max_steps`, `max_step_tokens`, `prm_overflow`, `speculate`,
-            `num_guesses` and `seed` as in `SamplingParams`; `max_gen_toks`, `question_field` and
-            `chat_template_kwargs`, see `ModelArguments`.
+            `num_guesses`, `step_candidates`, `select` (as text) and `seed` as in
+            `SamplingParams`; `max_gen_toks`, `question_field` and `chat_template_kwargs`, see
+            `ModelArguments`.
 
     Raises:
         ModelArgumentError: an argument is unknown or not allowed, or the engine refuses it.

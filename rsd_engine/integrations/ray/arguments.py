@@ -52,6 +52,7 @@ class ServeArguments(BaseModel):
     hf_overrides: dict[str, dict[str, Any]] | None = None
     executor: str = "auto"
     max_guesses: Annotated[int, Field(ge=0)] = 0
+    enable_prefix_caching: bool = True
     prm_format: str | dict[str, Any] | None = None
     prm_separator: str | None = None
     scorer: str | None = None

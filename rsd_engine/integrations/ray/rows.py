@@ -10,23 +10,31 @@ from typing import Any
 import pyarrow as pa
 
 from rsd_engine.engine.chat.questions import asked, question_seed
-from rsd_engine.outputs import CompletionOutput, Metrics, RequestOutput, Step
-from rsd_engine.sampling_params import SamplingParams
-from rsd_engine.steps.policies import parse_policy
+from rsd_engine.outputs import Candidate, CompletionOutput, Metrics, RequestOutput, Step
+from rsd_engine.sampling_params import TEXT_FORMS, SamplingParams
 
 _NESTED = {"messages", "tools", "params"}
 _REJECTED = pa.struct([("text", pa.string()), ("reward", pa.float64())])
+_CANDIDATE = pa.struct(
+    [
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("reward", pa.float64()),
+        ("score", pa.float64()),
+    ]
+)
 _STEP = pa.struct(
     [
         ("text", pa.string()),
         ("source", pa.string()),
         ("reward", pa.float64()),
         ("rejected", _REJECTED),
+        ("candidates", pa.list_(_CANDIDATE)),
     ]
 )
 _COUNTS = (
     "draft_tokens", "discarded_tokens", "target_tokens", "steps_accepted", "steps_rejected",
-    "flops",
+    "candidates", "flops",
 )  # fmt: skip
 ANSWER = pa.schema(
     [
@@ -116,6 +124,16 @@ def _step(step: Step) -> dict[str, Any]:
         "source": step.source,
         "reward": _number(step.reward),
         "rejected": rejected and {"text": rejected.text, "reward": _number(rejected.reward)},
+        "candidates": [_candidate(lost) for lost in step.candidates],
+    }
+
+
+def _candidate(lost: Candidate) -> dict[str, Any]:
+    return {
+        "text": lost.text,
+        "source": lost.source,
+        "reward": _number(lost.reward),
+        "score": lost.score,
     }
 
 
@@ -124,7 +142,7 @@ def _counts(metrics: Metrics) -> dict[str, int | None]:
     counts = (
         metrics.draft.tokens_generated, metrics.draft.tokens_discarded,
         metrics.target.tokens_generated, metrics.steps_accepted, metrics.steps_rejected,
-        None if metrics.guesses.made else metrics.flops.generated,
+        metrics.candidates.made, None if metrics.guesses.made else metrics.flops.generated,
     )  # fmt: skip
     return dict(zip(_COUNTS, counts, strict=True))
 
@@ -140,8 +158,9 @@ def _own_params(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ValueError(f"params must be an object, got {given!r}")
     values = dict(given)
-    if isinstance(values.get("policy"), str):
-        values["policy"] = parse_policy(values["policy"])
+    for name, parse in TEXT_FORMS.items():
+        if isinstance(values.get(name), str):
+            values[name] = parse(values[name])
     SamplingParams.from_dict(values)
     return values
 

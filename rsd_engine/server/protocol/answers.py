@@ -45,12 +45,19 @@ class PredictionDetails(Answer):
     rejected_prediction_tokens: int
 
 
+class PromptDetails(Answer):
+    """Of the target's prompt; of the draft's where it writes alone."""
+
+    cached_tokens: int = Field(description="found in the prefix cache, and not read")
+
+
 class Usage(Answer):
     """Tokens of prompts and outputs."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: PredictionDetails | None = None
 
 
@@ -78,6 +85,16 @@ class RejectedStepAnswer(Answer):
     num_tokens: int
 
 
+class CandidateAnswer(Answer):
+    """A candidate of a step that another one was taken in place of."""
+
+    text: str
+    source: StepSource
+    reward: float | None
+    score: float | None = Field(description="of GSI; null where the reward decided")
+    num_tokens: int
+
+
 class StepAnswer(Answer):
     """A kept step."""
 
@@ -87,6 +104,7 @@ class StepAnswer(Answer):
     num_tokens: int
     guessed: int = Field(description="of its tokens: guesses that the target verified")
     rejected: RejectedStepAnswer | None = Field(description="the step in whose place it stands")
+    candidates: list[CandidateAnswer] = Field(description="that lost against either of them")
 
 
 class SampleSteps(Answer):
@@ -197,6 +215,7 @@ class DecidedStep(Answer):
     reward: float | None
     text: str
     num_tokens: int
+    candidates: list[CandidateAnswer] = Field(description="that lost against a kept step")
 
 
 class RsdChunk(Answer):

@@ -116,6 +116,8 @@ class RsdOptions(BaseModel):
     prm_overflow: OverflowName | None = None
     speculate: SpeculateName | None = Field(None, description="who guesses the target's tokens")
     num_guesses: Integer | None = None
+    step_candidates: Integer | None = Field(None, description="drafts of every step")
+    select: StrictStr | None = Field(None, description="which is taken: `best`, `softmax:20`")
     question: StrictStr | None = Field(None, description="what the reward model reads as problem")
     steps: Flag = Field(False, description="send every step: source, reward, rejected text")
 

@@ -1,4 +1,4 @@
-"""What is served, whether it works, how it does: models, health, version, metrics."""
+"""What is served, whether it works, how it does: models, health, version, metrics, the cache."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def fact_routes(service: Service) -> APIRouter:
         pages = service.engine.page_share
         service.metrics.set_load(service.num_running, service.num_waiting, pages)
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.post("/reset_prefix_cache", response_class=Response, responses=errors(503))
+    async def reset_prefix_cache() -> Response:
+        """Prompts to come are read from their beginning; what runs goes on."""
+        service.check_open()
+        await asyncio.to_thread(service.engine.engine.reset_prefix_cache)
+        return Response()
 
     return router
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rsd_engine import Clip, Constant, Logistic, Sigmoidal, Threshold
-from rsd_engine.cli.chat.settings import first_settings, parse_setting, policy_text
+from rsd_engine.cli.chat.settings import first_settings, parse_setting
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.steps.policies import Policy, parse_policy
 
@@ -32,7 +32,7 @@ def test_values_are_json_or_text(name: str, text: str, expected: tuple[str, obje
     "policy", [Constant(0.25), Threshold(0.1), Clip(), Sigmoidal(), Logistic(1e-5, 0.123456789)]
 )
 def test_policies_as_text(policy: Policy) -> None:
-    assert parse_policy(policy_text(policy)) == policy
+    assert parse_policy(policy.text) == policy
 
 
 def test_the_command_line_counts_more_than_the_config() -> None:

@@ -42,23 +42,28 @@ def decision(step: Step) -> tuple[object, ...]:
 
 
 def poison_free(engine: Engine) -> None:
-    """Writes NaN into free pages, and into held pages past the tokens read."""
+    """Writes NaN into free pages in which nothing is to be found, and into held ones past the
+    tokens read, unless others own them too.
+    """
     built = engine.parts
     state = built.core.state
-    poison(built.pool, state.free_pages[: int(state.num_free)])
+    free, holds = state.free_pages[: int(state.num_free)], built.core.prefixes.holds
+    poison(built.pool, free[[not holds(page) for page in free.tolist()]])
     for role, shape in built.models.kv_shapes.items():
         kv = built.pool.view(shape)
         for slot in range(state.num_slots):
-            _poison_tail(kv, state.page_table[role, slot], int(state.num_pages[role, slot]),
-                         int(state.kv_len[role, slot]))  # fmt: skip
+            held = state.page_table[role, slot, : int(state.num_pages[role, slot])]
+            owned = [page for page in held.tolist() if int(state.page_owners[page]) == 1]
+            _poison_tail(kv, held, owned, int(state.kv_len[role, slot]))
 
 
-def _poison_tail(kv: PagedKV, pages: Tensor, held: int, kv_len: int) -> None:
+def _poison_tail(kv: PagedKV, held: Tensor, owned: list[int], kv_len: int) -> None:
     size = kv.tokens_per_page
-    for position in range(kv_len, held * size):
-        page, offset = int(pages[position // size]), position % size
-        for plane in (*kv.k, *kv.v):
-            plane[page, offset] = torch.nan
+    for position in range(kv_len, len(held) * size):
+        page, offset = int(held[position // size]), position % size
+        if page in owned:
+            for plane in (*kv.k, *kv.v):
+                plane[page, offset] = torch.nan
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class NaiveModels:
     head: dict[str, torch.Tensor]
     tokenizer: PreTrainedTokenizerFast
     prm_tokenizer: PreTrainedTokenizerFast
-    steps: dict[tuple[str, int, tuple[int, ...]], list[int]] = field(default_factory=dict)
+    steps: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
     rewards: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     @classmethod

@@ -18,9 +18,9 @@ from torch import Tensor
 from rsd_engine import Clip, Constant, Engine, Logistic, SamplingParams, Threshold
 from rsd_engine.arguments import MAX_FLOAT32, MAX_INT32
 from rsd_engine.core.slots import fill_slot
-from rsd_engine.engine.checker import RequestChecker
 from rsd_engine.engine.prompts import ResolvedPrompt
-from rsd_engine.engine.requests import slot_request
+from rsd_engine.engine.requests.checker import RequestChecker
+from rsd_engine.engine.requests.slots import slot_request
 from rsd_engine.sampling_params import MAX_SAMPLES, MAX_SEED
 from rsd_kernels.state.slots import SlotState
 from tests.engine.harness.runs import all_pages_free, decisions, generate

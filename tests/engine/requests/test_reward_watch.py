@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 
 from rsd_engine import Constant, Engine, Metrics, SamplingParams, Threshold
 from rsd_engine.engine.reward_watch import MIN_SCORED, reward_problem
+from rsd_engine.outputs import CandidateCounts
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import generate
 from tests.engine.harness.scripted import spoiled
@@ -34,6 +36,15 @@ def test_when_something_is_said(accepted: int, rejected: int, nan: int, said: st
         Metrics(steps_accepted=accepted, steps_rejected=rejected, nan_rewards=nan)
     )
     assert (problem or "").startswith(said or "") and (problem is None) == (said is None)
+
+
+def test_rewards_of_candidates_count() -> None:
+    """32 steps were decided upon, and 48 others had a reward."""
+    candidates = CandidateCounts(made=80, taken=32)
+    counts = Metrics(steps_accepted=20, steps_rejected=12, candidates=candidates)
+    assert reward_problem(replace(counts, nan_rewards=39)) is None
+    problem = reward_problem(replace(counts, nan_rewards=40)) or ""
+    assert problem.startswith("40 of 80 rewards are NaN")
 
 
 @pytest.mark.parametrize("kind", ["NaN", "rejected", "fine"])

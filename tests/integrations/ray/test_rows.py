@@ -8,10 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rsd_engine import Metrics, RejectedStep, RequestOutput, SamplingParams, Step, Threshold
+from rsd_engine import (
+    Candidate,
+    Metrics,
+    RejectedStep,
+    RequestOutput,
+    SamplingParams,
+    Softmax,
+    Step,
+    Threshold,
+)
 from rsd_engine.engine.chat.questions import question_seed
 from rsd_engine.integrations.ray.rows import ANSWER, add_answers, read_row
-from rsd_engine.outputs import CompletionOutput, RoleMetrics
+from rsd_engine.outputs import CandidateCounts, CompletionOutput, RoleMetrics
 from tests.integrations.ray.conftest import table
 
 PARAMS = SamplingParams(temperature=0.5, max_tokens=9, seed=7)
@@ -26,10 +35,14 @@ def through_arrow(*rows: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_row_brings_its_own_parameters() -> None:
     rows = through_arrow(
         {"id": 1, "question": "a", "params": {"temperature": 0.0, "policy": "threshold:0.9"}},
+        {"id": 4, "question": "d", "params": {"step_candidates": 4, "select": "softmax:20"}},
         {"id": 2, "question": "b", "params": {"max_tokens": 3, "seed": 5}},
         {"id": 3, "question": "c", "params": None},
     )
     params = [read_row(row, PARAMS, "id")[1] for row in rows]
+    one, candidates, two, three = params
+    assert (candidates.step_candidates, candidates.select) == (4, Softmax(20.0))
+    params = [one, two, three]
     assert [p.temperature for p in params] == [0.0, 0.5, 0.5]
     assert [p.max_tokens for p in params] == [9, 3, 9]
     assert [p.policy for p in params] == [Threshold(0.9), None, None]
@@ -88,13 +101,22 @@ def test_bad_rows(row: dict[str, Any], message: str) -> None:
 
 
 def result(*outputs: CompletionOutput) -> RequestOutput:
-    metrics = Metrics(draft=RoleMetrics(tokens_generated=5), steps_accepted=2)
+    metrics = Metrics(
+        draft=RoleMetrics(tokens_generated=5),
+        steps_accepted=2,
+        candidates=CandidateCounts(made=3, taken=1, tokens_discarded=3),
+    )
     return RequestOutput("r", "p", (1,), outputs, metrics, seed=2**62)
 
 
 def test_answers_become_columns() -> None:
     rejected = RejectedStep("no", (1,), float("nan"))
-    steps = (Step("one", (1,), "draft", 0.75, None), Step("two", (2,), "target", None, rejected))
+    lost = (
+        Candidate("eins", (3,), "draft", float("nan")),
+        Candidate("uno", (4, 5), "draft", 0.5, score=9.5),
+    )
+    first_step = Step("one", (1,), "draft", 0.75, None, candidates=lost)
+    steps = (first_step, Step("two", (2,), "target", None, rejected))
     one = CompletionOutput(0, "onetwo", (1, 2), "stop", 17, steps)
     two = CompletionOutput(1, "", (), "error", None, (), error="broke")
     rows = pa.table({"id": ["a", "b"]})
@@ -110,12 +132,22 @@ def test_answers_become_columns() -> None:
         "finish_reason": "stop",
         "stop_reason": "17",
         "steps": [
-            {"text": "one", "source": "draft", "reward": 0.75, "rejected": None},
+            {
+                "text": "one",
+                "source": "draft",
+                "reward": 0.75,
+                "rejected": None,
+                "candidates": [
+                    {"text": "eins", "source": "draft", "reward": None, "score": None},
+                    {"text": "uno", "source": "draft", "reward": 0.5, "score": 9.5},
+                ],
+            },
             {
                 "text": "two",
                 "source": "target",
                 "reward": None,
                 "rejected": {"text": "no", "reward": None},
+                "candidates": [],
             },
         ],
         "rewards": [0.75, None],
@@ -125,6 +157,7 @@ def test_answers_become_columns() -> None:
             "target_tokens": 0,
             "steps_accepted": 2,
             "steps_rejected": 0,
+            "candidates": 3,
             "flops": 0,
         },
         "error": None,

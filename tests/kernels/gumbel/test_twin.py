@@ -66,6 +66,7 @@ def test_noise_of_an_id_does_not_depend_on_the_others() -> None:
     ids = np.array([9, 8, 151_000, 0, 9, 3])
     wanted = [draw_oracle.gumbel(place, int(token)) for token in ids]
     assert noise(key, ids).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert draw_oracle.gumbels(place, 151_001)[ids].tolist() == pytest.approx(wanted, abs=1e-12)
     assert [noise(key, ids[i : i + 1])[0] for i in range(len(ids))] == noise(key, ids).tolist()
 
 

@@ -18,7 +18,10 @@ from tests.kernels.harness.tensors import DEVICE
 def paged(
     num_roles: int, num_slots: int, tokens_per_page: tuple[int, ...], seed: int
 ) -> dict[str, torch.Tensor]:
-    """A page table in use; some slots are empty, one may be full, the stack is shuffled."""
+    """A page table in use; some slots are empty, one may be full, the stack is shuffled.
+
+    Slots of a role share first pages: with the slot before, or with one outside of the tables too.
+    """
     generator = torch.Generator().manual_seed(seed)
     columns = 37
     kv_len = torch.randint(0, 90, (num_roles, num_slots), generator=generator)
@@ -37,12 +40,26 @@ def paged(
             num_pages[role, slot] = held
             taken += held
     free = torch.full((len(pages),), -9)
-    free[: len(pages) - taken] = pages[taken:]
+    num_free = len(pages) - taken
+    free[:num_free] = pages[taken:]
+    owners = torch.zeros(len(pages), dtype=torch.long)
+    owners[pages[:taken]] = 1
+    for role in range(num_roles):
+        for slot in range(1, num_slots):
+            most = int(num_pages[role, slot - 1 : slot + 1].min())
+            shared = int(torch.randint(0, most + 1, (), generator=generator))
+            before = table[role, slot, :shared].clone()
+            table[role, slot, :shared] = table[role, slot - 1, :shared]
+            owners[table[role, slot, :shared]] += 1
+            owners[before] = 0
+            free[num_free : num_free + shared] = before
+            num_free += shared
+    owners[pages[:taken:7]] += owners[pages[:taken:7]] > 0
     keep = torch.randint(0, 100, (num_roles, num_slots), generator=generator)
     keep[:, 1::4] = 0
     named = {
         "kv_len": kv_len, "num_pages": num_pages, "page_table": table, "free_pages": free,
-        "num_free": torch.tensor([len(pages) - taken]), "keep": keep,
+        "num_free": torch.tensor([num_free]), "page_owners": owners, "keep": keep,
     }  # fmt: skip
     return {name: tensor.to(torch.int32).to(DEVICE) for name, tensor in named.items()}
 
@@ -59,6 +76,20 @@ def test_rollback(num_roles: int, num_slots: int, tokens_per_page: tuple[int, ..
         rollback_twin.rollback(**twins, tokens_per_page=tokens_per_page)
         for name, tensor in twins.items():
             assert torch.equal(ours[name], tensor), name
+
+
+def test_a_page_that_two_slots_give_up() -> None:
+    """The last of its owners puts it onto the stack; one that somebody else owns stays."""
+    named = {
+        "kv_len": [[4, 4]], "num_pages": [[4, 4]], "page_table": [[[5, 1, 2, 0], [5, 1, 3, 4]]],
+        "free_pages": [-9] * 6, "num_free": [0], "page_owners": [1, 3, 1, 1, 1, 2],
+        "keep": [[0, 0]],
+    }  # fmt: skip
+    tensors = {name: torch.tensor(v, dtype=torch.int32).to(DEVICE) for name, v in named.items()}
+    rollback_kernel.rollback(**tensors, tokens_per_page=(1,))
+    assert tensors["free_pages"].tolist() == [0, 2, 4, 3, 5, -9]
+    assert tensors["num_free"].tolist() == [5]
+    assert tensors["page_owners"].tolist() == [0, 1, 0, 0, 0, 0]
 
 
 @triton.jit
@@ -105,6 +136,7 @@ def test_rollback_says_what_is_wrong() -> None:
         ("keep", good["keep"].long(), "keep has dtype torch.int64"),
         ("page_table", good["page_table"].transpose(0, 1), "page_table has shape"),
         ("kv_len", good["kv_len"].t().contiguous().t(), "kv_len has strides"),
+        ("page_owners", good["page_owners"][1:], "page_owners has shape"),
     ):
         with pytest.raises(ValueError, match=message):
             rollback_kernel.rollback(**(good | {name: bad}), tokens_per_page=(4, 4))

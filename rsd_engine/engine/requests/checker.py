@@ -11,14 +11,9 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.build import EngineParts
 from rsd_engine.engine.dispatcher import CheckedRequest
 from rsd_engine.engine.prompts import ResolvedPrompt, naming, naming_model
-from rsd_engine.engine.requests import (
-    check_clear,
-    mode_of,
-    params_of_each,
-    sample_request,
-    slot_request,
-    truncated,
-)
+from rsd_engine.engine.requests.params import params_of_each
+from rsd_engine.engine.requests.rules import check_clear, mode_of
+from rsd_engine.engine.requests.slots import sample_request, slot_request, truncated
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 from rsd_kernels.state.enums import Role
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property, reduce
-from operator import or_
-from typing import Any
+from dataclasses import replace
 
 from rsd_engine.arguments import shown
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.engine.prompts import ResolvedPrompt, check_ids
-from rsd_engine.models.reward.family import PrmFormat
+from rsd_engine.engine.requests.rules import (
+    RequestRules,
+    WriterTokens,
+    mode_of,
+    selection_of,
+    speculation_of,
+)
 from rsd_engine.sampling_params import SamplingParams
-from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
-from rsd_engine.steps.policies import Policy
-from rsd_engine.steps.vocabulary import Vocabulary
+from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.state.enums import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -24,56 +23,10 @@ from rsd_kernels.state.enums import (
     MAX_STOP_TOKENS,
     Mode,
     Role,
-    Speculation,
 )
-
-logger = logging.getLogger("rsd_engine")
 
 _MODES = {"rsd": Mode.RSD, "draft": Mode.DRAFT, "target": Mode.TARGET}
 _OVERFLOW_MODES = {"stop": Mode.RSD, "target": Mode.TARGET, "accept": Mode.DRAFT}
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-@dataclass(frozen=True)
-class WriterTokens:
-    """The tokens of a writer."""
-
-    vocabulary: Vocabulary
-    num_ids: int  # that may be sampled
-    eos_ids: frozenset[int]
-    encode: Callable[[str], Sequence[int]]  # the ids of a text, without special ones around it
-
-    @cached_property
-    def special_ids(self) -> dict[str, int]:
-        """By the token's text."""
-        return {text: i for i, text in self.vocabulary.special_text.items()}
-
-
-@dataclass(frozen=True)
-class RequestRules:
-    """What every request of an engine must obey."""
-
-    modes: tuple[str, ...]  # allowed; the first is the default
-    policy: Policy
-    delimiters: ByteAutomaton
-    writers: Mapping[Role, WriterTokens]  # writers that share a vocabulary have the same ones
-    max_model_len: int
-    prm_max_len: int
-    prm_format: PrmFormat | None
-    max_guesses: int = 0  # that a pass verifies
-    # of a target on a server: raises ValueError if a request wants what it cannot do
-    check_remote: Callable[[SamplingParams], None] | None = None
-
-    @property
-    def main(self) -> Role:
-        """The writer whose prompts and tokens a request of mode rsd has, unless they differ."""
-        return Role.TARGET if Role.TARGET in self.writers else Role.DRAFT
-
-    @property
-    def separate(self) -> bool:
-        """Whether draft and target have vocabularies of their own."""
-        tokens = list(self.writers.values())
-        return any(other is not tokens[0] for other in tokens)
 
 
 def slot_request(
@@ -113,6 +66,7 @@ def slot_request(
         # Of both contexts; whoever writes is held to his own, and the PRM's may become full.
         room, prm_limits = 2 * rules.max_model_len, False
     policy = params.policy or rules.policy
+    select = selection_of(params, mode, rules)
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return SlotRequest(
         prompt=prompt.token_ids,
@@ -147,6 +101,8 @@ def slot_request(
         bad_words=_bad_words(params, tokens),
         speculation=speculation_of(params, mode, rules),
         guess_tokens=params.num_guesses or 0,
+        step_candidates=params.step_candidates,
+        select=select,
     )
 
 
@@ -156,131 +112,11 @@ def sample_request(first: SlotRequest, sample: int) -> SlotRequest:
     return replace(first, sample_index=sample, prompt_logprobs=-1, target=target)
 
 
-def mode_of(params: SamplingParams, rules: RequestRules) -> str:
-    """The mode of a request.
-
-    Raises:
-        ValueError: it needs models that are not loaded.
-    """
-    mode = params.mode or rules.modes[0]
-    if mode not in rules.modes:
-        raise ValueError(
-            f"mode={mode!r} needs models that were not loaded; allowed here: {list(rules.modes)}"
-        )
-    return mode
-
-
-def speculation_of(params: SamplingParams, mode: str, rules: RequestRules) -> Speculation:
-    """Where the guesses of a request come from.
-
-    Raises:
-        ValueError: its mode, or the engine, has no place for them.
-    """
-    asked = params.speculate
-    if asked is None:
-        return Speculation.NONE
-    found = reduce(or_, (Speculation[name.upper()] for name in asked.split("+")))
-    problem = None
-    if mode == "draft":
-        problem = "the target writes nothing in mode 'draft'; leave it out"
-    elif rules.separate:
-        problem = "draft and target have different tokenizers here; leave it out"
-    elif rules.check_remote is not None:
-        problem = "the target is on a server, which has guesses of its own or none; leave it out"
-    elif not rules.max_guesses:
-        problem = "this engine was made without room for guesses; make it with max_guesses=32"
-    elif found & Speculation.DRAFT and Role.DRAFT not in rules.writers:
-        problem = "no draft was loaded; use 'ngram' or leave it out"
-    elif found & Speculation.REJECTED and mode != "rsd":
-        problem = f"nothing is rejected in mode {mode!r}; use 'draft' or 'ngram'"
-    if problem:
-        raise ValueError(f"speculate is {asked!r}, and {problem}")
-    return found
-
-
-def check_clear(prompt: ResolvedPrompt, params: SamplingParams) -> None:
-    """For mode rsd with two vocabularies.
-
-    Raises:
-        ValueError: the request has token ids: it would not be clear whose they are.
-    """
-    ids = {
-        "prompt_token_ids": prompt.is_ids,
-        "stop_token_ids": params.stop_token_ids,
-        "logit_bias": params.logit_bias,
-        "allowed_token_ids": params.allowed_token_ids is not None,
-    }
-    instead = {
-        "prompt_token_ids": "give the prompt as text or messages",
-        "stop_token_ids": "give the tokens as stop strings",
-    }
-    for name, given in ids.items():
-        if given:
-            advice = instead.get(name, "leave it out")
-            raise ValueError(
-                f"{name} cannot be used in mode 'rsd' here, for draft and target have different "
-                f"tokenizers; {advice}, or use mode 'draft' or 'target'"
-            )
-
-
 def truncated(prompt: ResolvedPrompt, params: SamplingParams) -> ResolvedPrompt:
     """The prompt's last tokens, if the request wants no more; its text stays as it was given."""
     if params.truncate_prompt_tokens is None:
         return prompt
     return replace(prompt, token_ids=prompt.token_ids[-params.truncate_prompt_tokens :])
-
-
-def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What a request without parameters gets: the checkpoint's own sampling defaults.
-
-    One that is not allowed is left out with a warning: it is no reason not to start.
-    """
-    found = {}
-    for name in _SAMPLING_DEFAULTS:
-        value = generation_config.get(name)
-        if value is None:
-            continue
-        try:
-            SamplingParams(**{name: value})
-        except ValueError as error:
-            logger.warning("generation_config.json: %s; ignored", error)
-        else:
-            found[name] = value
-    if generation_config.get("do_sample") is False:
-        found["temperature"] = 0.0
-    return SamplingParams(**found)
-
-
-def changed_fields(params: SamplingParams) -> str:
-    """The fields that differ from the library's defaults, as `name=value, ...`."""
-    plain = SamplingParams()
-    values = ((field.name, getattr(params, field.name)) for field in fields(params))
-    return ", ".join(f"{k}={v!r}" for k, v in values if v != getattr(plain, k))
-
-
-def params_of_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
-) -> list[SamplingParams]:
-    """The parameters of each of `count` prompts, from one for all, one for each, or None.
-
-    Raises:
-        ValueError: `params` is none of these, or has another count.
-    """
-    if params is None or isinstance(params, SamplingParams):
-        return [params or default] * count
-    if not isinstance(params, list | tuple):
-        raise ValueError(
-            "sampling_params must be SamplingParams or a list of them, one per prompt, "
-            f"got {params!r}"
-        )
-    if len(params) != count:
-        raise ValueError(
-            f"sampling_params must have one entry per prompt ({count}), got {len(params)}"
-        )
-    wrong = [p for p in params if not isinstance(p, SamplingParams)]
-    if wrong:
-        raise ValueError(f"sampling_params must hold SamplingParams, got {wrong[0]!r}")
-    return list(params)
 
 
 def _room(

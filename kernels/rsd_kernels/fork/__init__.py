@@ -1,0 +1,1 @@
+"""A slot becomes several: its columns are copied, its pages shared."""

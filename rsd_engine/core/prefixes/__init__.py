@@ -1,0 +1,1 @@
+"""The prefix cache: K and V of earlier requests, found again by their tokens."""

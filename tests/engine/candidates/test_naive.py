@@ -1,0 +1,169 @@
+"""Candidates of a step, and beams of them: the engine against the naive implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from rsd_engine import (
+    GSI,
+    Beam,
+    Best,
+    Constant,
+    Engine,
+    RequestOutput,
+    SamplingParams,
+    Softmax,
+    Step,
+    Threshold,
+)
+from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo.problems import generate as make_problems
+from rsd_engine.steps.selection import Selection
+from tests.engine.harness.runs import PROMPTS, all_pages_free, generate
+from tests.engine.oracles.candidates import (
+    Asked,
+    ChosenStep,
+    Naive,
+    Scored,
+    Solution,
+    best,
+    softmax,
+)
+from tests.engine.oracles.naive import NaiveModels
+from tests.tiny_models import TinyModels
+
+SEED, CANDIDATES, SLOTS = 5, 3, 12
+
+
+@dataclass(frozen=True)
+class Way:
+    """A selection, the algorithm of the oracle, and parameters that both branches are taken by."""
+
+    select: Selection
+    naive: Callable[[Naive], Solution]
+
+
+TINY: Mapping[str, Way] = {
+    "best": Way(Best(), lambda naive: naive.select(best)),
+    "softmax": Way(Softmax(8.0), lambda naive: naive.select(softmax(8.0))),
+    "gsi": Way(GSI(8.0, -2.0), lambda naive: naive.tilt(8.0, -2.0)),
+    "beam": Way(Beam(2), lambda naive: naive.beams(2)),
+}
+DEMO: Mapping[str, Way] = {
+    "best": TINY["best"],
+    "softmax": Way(Softmax(2.0), lambda naive: naive.select(softmax(2.0))),
+    "gsi": Way(GSI(), lambda naive: naive.tilt(20.0, 10.0)),
+    "beam": TINY["beam"],
+}
+
+
+def params_of(way: Way, temperature: float, max_tokens: int, threshold: float) -> SamplingParams:
+    policy = None if isinstance(way.select, GSI) else Threshold(threshold)
+    return SamplingParams(
+        temperature=temperature, max_tokens=max_tokens, seed=SEED, policy=policy,
+        step_candidates=CANDIDATES, select=way.select,
+    )  # fmt: skip
+
+
+def chosen(step: Step) -> ChosenStep:
+    rejected = step.rejected and Scored(step.rejected.text, step.rejected.reward)
+    lost = tuple(Scored(one.text, one.reward) for one in step.candidates)
+    return ChosenStep(step.text, step.source, step.reward, rejected, lost)
+
+
+def assert_same(ours: Sequence[ChosenStep], theirs: Sequence[ChosenStep]) -> None:
+    """Texts and decisions are equal, rewards within rounding."""
+    assert list(map(told, ours)) == list(map(told, theirs))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert rewards(mine) == pytest.approx(rewards(other), abs=1e-4)
+
+
+def told(step: ChosenStep) -> tuple[object, ...]:
+    rejected = step.rejected.text if step.rejected else None
+    return step.text, step.source, rejected, [one.text for one in step.lost]
+
+
+def rewards(step: ChosenStep) -> list[float | None]:
+    scored = [one.reward for one in step.lost]
+    return [step.reward, step.rejected.reward if step.rejected else None, *scored]
+
+
+def check(
+    results: Sequence[RequestOutput],
+    questions: Sequence[str],
+    models: NaiveModels,
+    way: Way,
+    params: SamplingParams,
+) -> list[ChosenStep]:
+    """All steps of all results, which are those of the oracle."""
+    steps: list[ChosenStep] = []
+    for question, result in zip(questions, results, strict=True):
+        assert params.max_tokens is not None
+        asked = Asked(
+            result.prompt_token_ids, question, params.policy or Constant(1.0), params.max_tokens,
+            params.step_candidates, SEED, temperature=params.temperature,
+        )  # fmt: skip
+        found = [chosen(step) for step in result.outputs[0].steps]
+        assert_same(found, way.naive(Naive(models, asked)).steps)
+        steps += found
+    assert {step.source for step in steps} == {"draft", "target"}
+    return steps
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tiny: TinyModels) -> Iterator[Engine]:
+    with Engine(**tiny.sources(), max_num_seqs=SLOTS, step_ends="tokens", device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tiny: TinyModels) -> NaiveModels:
+    return NaiveModels.load(tiny.draft, tiny.target, tiny.prm)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models(
+    tiny_engine: Engine, tiny_models: NaiveModels, name: str, temperature: float
+) -> None:
+    params = params_of(TINY[name], temperature, max_tokens=24, threshold=0.5)
+    results = generate(tiny_engine, PROMPTS, params)
+    steps = check(results, PROMPTS, tiny_models, TINY[name], params)
+    assert all_pages_free(tiny_engine)
+    different = [step for step in steps if len({step.text, *(one.text for one in step.lost)}) > 1]
+    assert bool(different) == (temperature > 0)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[tuple[Engine, NaiveModels]]:
+    folders = [checkpoint_dir(role) for role in ("draft", "target", "prm")]
+    with Engine(*folders, dtype="float32", device="cpu", max_num_seqs=SLOTS) as engine:
+        yield engine, NaiveModels.load(*folders)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("temperature", [0.0, 0.7], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", DEMO)
+def test_demo_problems(
+    demo: tuple[Engine, NaiveModels], name: str, temperature: float, count: int
+) -> None:
+    engine, models = demo
+    questions = [problem.question for problem in make_problems(11, "test", count)]
+    params = params_of(DEMO[name], temperature, max_tokens=160, threshold=0.7)
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    results = engine.chat(chats, params, use_tqdm=False)
+    check(results, questions, models, DEMO[name], params)
+    assert all_pages_free(engine)
+
+
+def test_one_candidate_is_plain_rsd(tiny_engine: Engine) -> None:
+    """Whatever it is chosen by; and its numbers are those of a sample."""
+    params = params_of(TINY["best"], 1.0, max_tokens=24, threshold=0.5)
+    plain = generate(tiny_engine, PROMPTS, replace(params, step_candidates=1, select=None))
+    for select in (Best(), Softmax(3.0)):
+        one = generate(tiny_engine, PROMPTS, replace(params, step_candidates=1, select=select))
+        assert [r.outputs for r in one] == [r.outputs for r in plain]
