@@ -45,6 +45,8 @@ class Candidates:
         solutions: one, or as many beams as are kept; the most promising first.
         writers: slots that write a candidate, and the solution that each goes on from, in the order
             of the candidates.
+        written: all that a beam search has written.
+        output: the solution that a beam search ended with.
     """
 
     request: SlotRequest
@@ -52,6 +54,8 @@ class Candidates:
     stage: Stage = Stage.PROMPT
     solutions: list[Solution] = field(default_factory=list)
     writers: list[tuple[int, Solution]] = field(default_factory=list)
+    written: list[StepDecided | LostCandidate] = field(default_factory=list)
+    output: Solution | None = None
 
     def __post_init__(self) -> None:
         self.solutions = [Solution(self.slots[0])]
@@ -94,4 +98,16 @@ class Candidates:
             return [step], bool(step.finish)
         solution.told.append(step)
         solution.finish = step.finish
+        self.written.append(step)
         return [], False
+
+    @property
+    def given_up(self) -> tuple[LostCandidate, ...]:
+        """What a beam search has written that its output tells nothing of."""
+        told = self.output.told if self.output else []
+        known = {id(one) for step in told for one in (step, *step.candidates)}
+        return tuple(
+            LostCandidate(one.source, one.token_ids, one.reward, None)
+            for one in self.written
+            if id(one) not in known
+        )

@@ -223,6 +223,7 @@ class Groups:
             if i not in chosen:
                 found = self._lost(slot, rewards[i], None)
                 lost[id(parent)] = (*lost.get(id(parent), ()), found)
+                candidates.written.append(found)
         solutions, new = [], []
         for i in kept:
             if i < len(ended):
@@ -281,7 +282,11 @@ class Groups:
         ]
 
     def _logprobs(self, role: Role, slots: list[int]) -> dict[int, float]:
-        sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
+        """Of the step in each slot; a pass that fails is tried once more, as in the loop."""
+        try:
+            sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
+        except Exception:
+            sums = step_logprobs(self._loop, role, slots, self._slots.make_room)
         return dict(zip(slots, sums, strict=True))
 
     def _uniform(self, running: Running, purpose: Purpose) -> float:
@@ -334,6 +339,7 @@ class Groups:
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> None:
         found = candidates.solutions[best([s.reward for s in candidates.solutions])]
+        candidates.output = found
         for step in found.told:
             tell(step)
         tell(self._slots.leave(running.slots[0], found.finish))

@@ -63,7 +63,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
 
 
 def decoder(name: str) -> Decoder:
-    config = ModelConfig.from_dict(PRESETS[name] | {"num_hidden_layers": LAYERS})
+    config = ModelConfig.from_dict({**PRESETS[name], "num_hidden_layers": LAYERS})
     config = replace(config, max_position_embeddings=4096)
     weights = DecoderWeights.allocate(config, DTYPE, DEVICE)
     return Decoder(config, weights, max_rows=BUCKETS[-1])

@@ -13,7 +13,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from typer.testing import CliRunner
 
+from rsd_engine.cli.app import app
 from tests.tiny_models import TinyModels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,23 +42,28 @@ def questions(count: int) -> str:
     return "\n".join(lines)
 
 
+def arguments(tiny: TinyModels, folder: Path, output: str) -> list[str]:
+    """Answer the questions of a folder into one of its files."""
+    models = [f"--{role}={path}" for role, path in tiny.sources().items()]
+    return [
+        "generate", *models,
+        "--temperature=1", "--max-tokens=120", "--max-step-tokens=12", "--max-num-seqs=1",
+        f"--input={folder / 'q.jsonl'}", f"--output={folder / output}",
+    ]  # fmt: skip
+
+
 class Run:
     """One process that answers the questions of a folder into one of its files."""
 
     def __init__(self, tiny: TinyModels, folder: Path, output: str) -> None:
-        models = [f"--{role}={path}" for role, path in tiny.sources().items()]
         paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
         self.output = folder / output
         self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "rsd_engine.cli", "generate", *models,
-                "--temperature=1", "--max-tokens=120", "--max-step-tokens=12", "--max-num-seqs=1",
-                f"--input={folder / 'q.jsonl'}", f"--output={self.output}",
-            ],
+            [sys.executable, "-m", "rsd_engine.cli", *arguments(tiny, folder, output)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
     def end(self) -> tuple[int, str]:
         """Exit code and stderr."""
@@ -116,7 +123,8 @@ def test_stopped_runs_write_what_one_run_writes(
     rng.shuffle(stops)
     (tmp_path / "q.jsonl").write_text(questions(LINES_FOR_A_STOP * len(stops) + 12))
     started = time.monotonic()
-    assert Run(tiny, tmp_path, "whole.jsonl").end()[0] == HAS_FAILED_LINES
+    whole_run = CliRunner().invoke(app, arguments(tiny, tmp_path, "whole.jsonl"))
+    assert whole_run.exit_code == HAS_FAILED_LINES, whole_run.output
     progress = stop_all(tiny, tmp_path, stops, rng)
     code, errors = Run(tiny, tmp_path, "part.jsonl").end()
     assert code == HAS_FAILED_LINES, errors

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,16 +132,58 @@ def test_the_parts() -> None:
     assert "cuda" not in [p.name for p in build_parts(True)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # ten processes; about 20 seconds of one core
-def test_dry_run_of_all_parts(tmp_path: Path) -> None:
+def test_dry_run_of_all_parts_in_processes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--dry-run", "--output", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"RSD_COMMIT": "0123abc", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert json.loads(done.stdout.splitlines()[-1]) == summary
+    check_dry_run(tmp_path, done.stdout)
+
+
+def test_dry_run_of_all_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which has imported torch; that parts run in others is tested above."""
+    monkeypatch.setenv("RSD_COMMIT", "0123abc")
+    monkeypatch.setattr(Runner, "child", run_here)
+    at_a_stop = signal.getsignal(signal.SIGTERM)
+    code = command.main(["--dry-run", "--output", str(tmp_path)])
+    signal.signal(signal.SIGTERM, at_a_stop)  # the part with the tests has its own
+    said = capsys.readouterr().out
+    assert code == 0, said[-4000:]
+    check_dry_run(tmp_path, said)
+
+
+ONE_AT_A_TIME = threading.Lock()
+
+
+def run_here(runner: Runner, part: Part) -> dict[str, Any]:
+    """What `python -m` would do, without the process and its limit."""
+    said = io.StringIO()
+    code: str | int | None = None
+    module, *arguments = part.command(runner.identity.dry_run)[1:]
+    with ONE_AT_A_TIME, pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys, "argv", [module, *arguments])
+        try:
+            runpy.run_module(module, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    lines = said.getvalue().splitlines()
+    return {
+        "part": part.name, "status": "failed" if code else "passed", "exit_status": code,
+        "seconds": 1.0, "result": last_json(lines),
+        "output": [line for line in lines if not line.startswith("{")],
+    }  # fmt: skip
+
+
+def check_dry_run(folder: Path, said: str) -> None:
+    """What a dry run wrote and printed."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(said.splitlines()[-1]) == summary
     assert summary["machine"]["commit"] == "0123abc"
     assert set(summary["machine"]) >= {"device", "driver", "versions", "cuda", "python"}
     assert list(summary["parts"]) == [p.name for p in parts()]
@@ -144,17 +191,17 @@ def test_dry_run_of_all_parts(tmp_path: Path) -> None:
     for name, found in summary["parts"].items():
         assert found["status"] == ("passed" if name in present else "missing")
     brief = {p.name for p in parts() if p.brief}
-    assert {path.stem for path in tmp_path.iterdir()} == (present - brief) | {"summary"}
+    assert {path.stem for path in folder.iterdir()} == (present - brief) | {"summary"}
     assert summary["parts"]["overlap"]["result"]["works"] is True
     assert set(summary["parts"]["verify"]["result"]["models"]["tiny"]["1"]["guesses"]) >= {"4"}
     assert "result" not in summary["parts"]["memory"]
     judged = {bar["name"]: bar for bar in summary["bars"]}
     assert judged["rollback, 16 slots"]["found"] > 0
     assert judged["host launches a step, device loop"]["met"] is not None
-    assert "rollback, 16 slots" in done.stdout
+    assert "rollback, 16 slots" in said
     assert all(built["status"] == "passed" for built in summary["builds"].values())
     assert any("torch" in line for line in summary["builds"]["doctor"]["output"])
-    assert len(done.stdout.splitlines()[-1]) < 12000
+    assert len(said.splitlines()[-1]) < 12000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -1,4 +1,4 @@
-"""The index: pages are found by their tokens and those before them, and only while they are true."""
+"""The index: pages are found by their tokens and those in front, and only while they are true."""
 
 from __future__ import annotations
 

@@ -41,8 +41,13 @@ def files_of(items: Iterable[pytest.Item]) -> list[str]:
     """The files that the selected tests will ask for, each once, in their order."""
     found: dict[str, None] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and item.originalname == "test_in_the_interpreter":
+        if isinstance(item, pytest.Function) and last(item):
             parametrized = getattr(item, "callspec", None)
             name = parametrized.params["name"] if parametrized else item.module.CHECKS
             found[name] = None
     return list(found)
+
+
+def last(item: pytest.Item) -> bool:
+    """Whether a test only waits for checks; a key that sorts these behind all others."""
+    return isinstance(item, pytest.Function) and item.originalname == "test_in_the_interpreter"
