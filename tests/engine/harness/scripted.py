@@ -15,7 +15,7 @@ from rsd_kernels.state.rows import RowBatch
 
 @contextmanager
 def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) -> Iterator[None]:
-    """Runs `forward` instead of a model's."""
+    """Runs `forward` instead of a model's; what it has left in the pages is not found later."""
     forwards = engine.parts.core.loop.forwards
     before = forwards[role]
     forwards[role] = forward
@@ -23,6 +23,7 @@ def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) ->
         yield
     finally:
         forwards[role] = before
+        engine.reset_prefix_cache()
 
 
 @contextmanager

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
 from rsd_engine.demo import checkpoint_dir, problems
+from rsd_engine.engine.prompts import Prompt
 from tests.engine.harness.runs import decisions
 
 SLOTS = 8
 ROLES = ("draft", "target", "prm")
 
 
-def prompts(count: int, shots: int) -> tuple[list[dict[str, str]], str]:
+def prompts(count: int, shots: int) -> tuple[list[Prompt], str]:
     """Solved problems in front of each question, for the PRM too; and the common beginning."""
     examples = problems.generate(1, "train", shots)
     stem = "".join(f"{p.question}\n\n{p.solution}\n\n" for p in examples)
@@ -22,10 +24,8 @@ def prompts(count: int, shots: int) -> tuple[list[dict[str, str]], str]:
     return [{"prompt": text, "question": text} for text in asked], stem
 
 
-def run(
-    asked: list[dict[str, str]], *, enable_prefix_caching: bool
-) -> tuple[list[RequestOutput], float]:
-    models = {role: checkpoint_dir(role) for role in ROLES}
+def run(asked: list[Prompt], *, enable_prefix_caching: bool) -> tuple[list[RequestOutput], float]:
+    models: dict[str, Any] = {role: checkpoint_dir(role) for role in ROLES}
     params = SamplingParams(temperature=0.0, max_tokens=40)
     with Engine(
         **models, device="cpu", max_num_seqs=SLOTS, enable_prefix_caching=enable_prefix_caching

@@ -11,6 +11,7 @@ import pytest
 
 from rsd_engine import Clip, Engine, RequestOutput, SamplingParams, TargetJudge, Threshold
 from rsd_engine.demo import checkpoint_dir, problems
+from rsd_engine.sampling_params import ModeName
 from rsd_kernels.cpu.library import load
 from tests.engine.harness.runs import all_pages_free, decisions, generate, harsh, scores
 from tests.tiny_models import TinyModels
@@ -57,9 +58,9 @@ def same(plain: Sequence[RequestOutput], cached: Sequence[RequestOutput]) -> Non
         assert facts(one) == facts(other), f"request {i}"
 
 
-def found(results: Sequence[RequestOutput]) -> tuple[int, int, int]:
+def found(results: Sequence[RequestOutput]) -> tuple[int, ...]:
     metrics = [result.metrics for result in results]
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         sum(getattr(m, role).cached_tokens for m in metrics) for role in ("draft", "target", "prm")
     )
 
@@ -108,7 +109,7 @@ def test_where_pages_are_short(tiny: TinyModels) -> None:
 
 
 @pytest.mark.parametrize("mode", ["rsd", "target"])
-def test_a_judge_finds_what_the_target_has_read(mode: str) -> None:
+def test_a_judge_finds_what_the_target_has_read(mode: ModeName) -> None:
     judge = TargetJudge(question="Is it right? From 0 to 9.", answer="It is ")
     sources = {"draft": checkpoint_dir("draft"), "target": checkpoint_dir("target")}
     prompts = [f"{STEM}{i} + {i}" for i in range(4)]
@@ -124,7 +125,7 @@ def test_a_judge_finds_what_the_target_has_read(mode: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("mode", ["rsd", "draft", "target"])
-def test_the_demo_family(mode: str, temperature: float) -> None:
+def test_the_demo_family(mode: ModeName, temperature: float) -> None:
     check_demo(mode, temperature, 40)
 
 
@@ -132,7 +133,7 @@ def test_some_problems_of_the_demo_family() -> None:
     check_demo("rsd", 0.7, 6)
 
 
-def check_demo(mode: str, temperature: float, count: int) -> None:
+def check_demo(mode: ModeName, temperature: float, count: int) -> None:
     draft, target, prm = (checkpoint_dir(role) for role in ("draft", "target", "prm"))
     params = SamplingParams(temperature=temperature, seed=11, max_tokens=160, mode=mode)
     chats = [[{"role": "user", "content": p.question}] for p in problems.generate(5, "test", count)]
