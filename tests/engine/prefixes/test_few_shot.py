@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from rsd_engine import Engine, RequestOutput, SamplingParams
-from rsd_engine.demo import checkpoint_dir, problems
+from rsd_engine.demo import ROLES, checkpoint_dir, problems
 from rsd_engine.engine.prompts import Prompt
 from tests.engine.harness.runs import decisions
 
 SLOTS = 8
-ROLES = ("draft", "target", "prm")
 
 
 def prompts(count: int, shots: int) -> tuple[list[Prompt], str]:
