@@ -84,13 +84,12 @@ class Candidates:
         used = set(taken)
         return [slot for slot in self.slots if slot not in used]
 
-    def leader(self) -> Solution:
-        """The one whose last step has the highest reward."""
-        return self.solutions[best([solution.reward for solution in self.solutions])]
-
-    def best_so_far(self) -> list[StepDecided]:
-        """The steps of the leader, as far as nobody has been told of them."""
-        return [] if self.width == 1 else list(self.leader().told)
+    def end(self) -> list[StepDecided]:
+        """Makes the best beam the output; its steps, of which nobody has been told yet."""
+        if self.width == 1:
+            return []
+        self.output = self.solutions[best([solution.reward for solution in self.solutions])]
+        return self.output.told
 
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""
