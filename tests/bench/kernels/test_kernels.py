@@ -258,7 +258,9 @@ def test_a_wrong_rollback_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(eager_ops, "rollback", forgets_pages)
     case = rollback_case(LoopOpSizes.tiny(), CPU)
-    with pytest.raises(Mismatch, match="rollback, torch ops: num_pages, free_pages, num_free, page_"):
+    with pytest.raises(
+        Mismatch, match="rollback, torch ops: num_pages, free_pages, num_free, page_"
+    ):
         case.gate()
 
 

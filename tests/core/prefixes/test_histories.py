@@ -64,7 +64,9 @@ def test_every_request_tells_its_own_story(executor: str) -> None:
 @pytest.mark.parametrize("executor", sorted(EXECUTORS))
 def test_so_do_many(executor: str) -> None:
     seen = run_histories(executor, 60)
-    assert all(seen[name] > 20 for name in ("found", "found by the PRM", "preempted", "shared")), seen
+    assert all(seen[name] > 20 for name in ("found", "found by the PRM", "preempted", "shared")), (
+        seen
+    )
 
 
 def run_histories(executor: str, count: int) -> Counter[str]:
@@ -92,7 +94,12 @@ def run_histories(executor: str, count: int) -> Counter[str]:
 
 
 def play(
-    core: EngineCore, rng: random.Random, wanted: dict[int, Wanted], seen: Counter[str], *, two: bool
+    core: EngineCore,
+    rng: random.Random,
+    wanted: dict[int, Wanted],
+    seen: Counter[str],
+    *,
+    two: bool,
 ) -> dict[int, list[Event]]:
     """Runs them in a random order of events; returns what was told of each."""
     told_of: dict[int, list[Event]] = {}
