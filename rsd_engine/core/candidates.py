@@ -9,7 +9,7 @@ from enum import Enum
 
 from rsd_engine.core.events import LostCandidate, StepDecided
 from rsd_engine.core.slots import SlotRequest
-from rsd_engine.steps.selection import GSI, Beam, Best, Selection
+from rsd_engine.steps.selection import GSI, Beam, Best, Selection, best
 from rsd_kernels.state.enums import Finish, RecordKind
 
 
@@ -83,6 +83,14 @@ class Candidates:
         """Slots that are not among `taken`."""
         used = set(taken)
         return [slot for slot in self.slots if slot not in used]
+
+    def leader(self) -> Solution:
+        """The one whose last step has the highest reward."""
+        return self.solutions[best([solution.reward for solution in self.solutions])]
+
+    def best_so_far(self) -> list[StepDecided]:
+        """The steps of the leader, as far as nobody has been told of them."""
+        return [] if self.width == 1 else list(self.leader().told)
 
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""

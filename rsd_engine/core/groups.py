@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from rsd_engine.core.candidates import Candidates, Solution, Stage
-from rsd_engine.core.events import Event, LostCandidate
+from rsd_engine.core.events import Event, LostCandidate, StepDecided
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.running import Running, RunningRequests
 from rsd_engine.core.step_logprobs import step_logprobs
@@ -83,6 +83,13 @@ class Groups:
             except Exception as error:
                 self._fail(running, error, tell)
         return went_on
+
+    def told_by(self, key: int) -> list[StepDecided]:
+        """The steps of the best beam of a request that is aborted: it has told none of them."""
+        for running in self._slots.all:
+            if running.key == key and running.candidates:
+                return running.candidates.best_so_far()
+        return []
 
     def _fail(self, running: Running, error: Exception, tell: Callable[[Event], None]) -> None:
         failure = Failure.caught("op", "going on with candidates for a step", error)
