@@ -46,7 +46,6 @@ class Candidates:
         writers: slots that write a candidate, and the solution that each goes on from, in the order
             of the candidates.
         written: all that a beam search has written.
-        output: the solution that a beam search ended with.
     """
 
     request: SlotRequest
@@ -55,7 +54,6 @@ class Candidates:
     solutions: list[Solution] = field(default_factory=list)
     writers: list[tuple[int, Solution]] = field(default_factory=list)
     written: list[StepDecided | LostCandidate] = field(default_factory=list)
-    output: Solution | None = None
 
     def __post_init__(self) -> None:
         self.solutions = [Solution(self.slots[0])]
@@ -109,10 +107,8 @@ class Candidates:
         self.written.append(step)
         return [], False
 
-    @property
-    def given_up(self) -> tuple[LostCandidate, ...]:
-        """What a beam search has written that its output tells nothing of."""
-        told = self.output.told if self.output else []
+    def given_up(self, told: Iterable[StepDecided]) -> tuple[LostCandidate, ...]:
+        """What a beam search has written beside the steps that its output tells of."""
         known = {id(one) for step in told for one in (step, *step.candidates)}
         return tuple(
             LostCandidate(one.source, one.token_ids, one.reward, None)

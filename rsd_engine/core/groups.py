@@ -352,8 +352,7 @@ class Groups:
     def _end_search(
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> None:
-        found = candidates.solutions[best([s.reward for s in candidates.solutions])]
-        candidates.output = found
+        found = candidates.leader()
         for step in found.told:
             tell(step)
         tell(self._slots.leave(running.slots[0], found.finish))
