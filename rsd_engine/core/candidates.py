@@ -46,6 +46,7 @@ class Candidates:
         writers: slots that write a candidate, and the solution that each goes on from, in the order
             of the candidates.
         written: all that a beam search has written.
+        output: the solution that a beam search ended with.
     """
 
     request: SlotRequest
@@ -54,6 +55,7 @@ class Candidates:
     solutions: list[Solution] = field(default_factory=list)
     writers: list[tuple[int, Solution]] = field(default_factory=list)
     written: list[StepDecided | LostCandidate] = field(default_factory=list)
+    output: Solution | None = None
 
     def __post_init__(self) -> None:
         self.solutions = [Solution(self.slots[0])]
@@ -82,13 +84,12 @@ class Candidates:
         used = set(taken)
         return [slot for slot in self.slots if slot not in used]
 
-    def leader(self) -> Solution:
-        """The one whose last step has the highest reward."""
-        return self.solutions[best([solution.reward for solution in self.solutions])]
-
-    def best_so_far(self) -> list[StepDecided]:
-        """The steps of the leader, as far as nobody has been told of them."""
-        return [] if self.width == 1 else list(self.leader().told)
+    def end(self) -> list[StepDecided]:
+        """Makes the best beam the output; its steps, of which nobody has been told yet."""
+        if self.width == 1:
+            return []
+        self.output = self.solutions[best([solution.reward for solution in self.solutions])]
+        return self.output.told
 
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""
@@ -107,8 +108,10 @@ class Candidates:
         self.written.append(step)
         return [], False
 
-    def given_up(self, told: Iterable[StepDecided]) -> tuple[LostCandidate, ...]:
-        """What a beam search has written beside the steps that its output tells of."""
+    @property
+    def given_up(self) -> tuple[LostCandidate, ...]:
+        """What a beam search has written that its output tells nothing of."""
+        told = self.output.told if self.output else []
         known = {id(one) for step in told for one in (step, *step.candidates)}
         return tuple(
             LostCandidate(one.source, one.token_ids, one.reward, None)

@@ -88,7 +88,7 @@ class Groups:
         """The steps of the best beam of a request that is aborted: it has told none of them."""
         for running in self._slots.all:
             if running.key == key and running.candidates:
-                return running.candidates.best_so_far()
+                return running.candidates.end()
         return []
 
     def _fail(self, running: Running, error: Exception, tell: Callable[[Event], None]) -> None:
@@ -352,7 +352,7 @@ class Groups:
     def _end_search(
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> None:
-        found = candidates.leader()
-        for step in found.told:
+        for step in candidates.end():
             tell(step)
-        tell(self._slots.leave(running.slots[0], found.finish))
+        assert candidates.output is not None
+        tell(self._slots.leave(running.slots[0], candidates.output.finish))

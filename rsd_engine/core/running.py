@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rsd_engine.core.candidates import Candidates
-from rsd_engine.core.events import LostCandidate, RequestDone, RoleCounters
+from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.page_needs import roles_of
 from rsd_engine.core.prefixes.cache import PrefixCache
@@ -223,7 +223,7 @@ class RunningRequests:
         return RequestDone(
             running.key, finish, counters, int(state.nan_rewards[slots].sum()),
             guesses=self._guesses(slots), failure=failure,
-            given_up=_given_up(running.candidates, told=failure is None),
+            given_up=running.candidates.given_up if running.candidates else (),
         )  # fmt: skip
 
     def _guesses(self, slots: list[int]) -> dict[GuessSource, GuessCounts]:
@@ -325,10 +325,3 @@ class RunningRequests:
             self._slots[slot] = None
         if running.call:
             running.call.cancel()
-
-
-def _given_up(candidates: Candidates | None, *, told: bool) -> tuple[LostCandidate, ...]:
-    """`told`: whether the best beam's steps have been."""
-    if candidates is None:
-        return ()
-    return candidates.given_up(candidates.best_so_far() if told else ())
