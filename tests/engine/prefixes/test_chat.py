@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -47,7 +47,8 @@ def sampled(params: SamplingParams, temperature: float) -> SamplingParams:
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens at the beginning of both."""
-    return len(os.path.commonprefix([list(one), list(other)]))
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return [*same, False].index(False)
 
 
 def prm_row(engine: Engine, result: RequestOutput) -> list[int]:
@@ -82,7 +83,7 @@ def test_a_writer_reads_each_token_of_a_chat_once(
     [turns] = talk(written, sampled(params, temperature))
     read, cached = role_sums(turns, writer.split()[-1])
     contexts = [written_context(result) for result in turns]
-    assert all(b[: len(a)] == a for a, b in zip(contexts, contexts[1:], strict=False))
+    assert all(b[: len(a)] == a for a, b in itertools.pairwise(contexts))
     assert read == len(contexts[-1]) - 1
     assert cached == sum(len(context) - 1 for context in contexts[:-1])
 
@@ -104,7 +105,7 @@ def test_chats_side_by_side_share_their_beginning(written: Engine) -> None:
     params = sampled(SamplingParams(mode="target"), 0.8)
     alone, *others = talk(written, params, chats=3)
     for turns in (alone, *others):
-        for last, result in zip(turns, turns[1:], strict=False):
+        for last, result in itertools.pairwise(turns):
             assert result.num_cached_tokens == len(written_context(last)) - 1
     [again] = talk(written, params)
     assert [r.outputs[0].token_ids for r in again] == [r.outputs[0].token_ids for r in alone]

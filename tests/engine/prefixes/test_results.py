@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rsd_engine import Clip, Engine, RequestOutput, SamplingParams, TargetJudge, Threshold
-from rsd_engine.demo import checkpoint_dir
-from rsd_engine.demo import problems
+from rsd_engine.demo import checkpoint_dir, problems
 from rsd_kernels.cpu.library import load
 from tests.engine.harness.runs import all_pages_free, decisions, generate, harsh, scores
 from tests.tiny_models import TinyModels
