@@ -55,24 +55,31 @@ def rollback(
     page_table: Tensor,  # [R, B, P] int32
     free_pages: Tensor,  # [N + 1] int32: one place more than the stack, for what is not returned
     num_free: Tensor,  # [1] int32
+    page_owners: Tensor,  # [N] int32
     keep: Tensor,  # [R, B] int32
     tokens_per_page: Tensor,  # [R, 1] int32
     column: Tensor,  # [P] int32: 0, 1, ..
 ) -> None:
-    """Rolls back in place; leaves the same stack of free pages as `rsd_kernels.rollback.twin`."""
+    """Rolls back in place; leaves the same stack of free pages as `rsd_kernels.rollback.twin`.
+
+    At most one of those that own a page may give it up.
+    """
     tokens = torch.minimum(kv_len, keep)
     needed = (tokens + tokens_per_page - 1) // tokens_per_page
-    count = (num_pages - needed).clamp(min=0)
-    by_slot = count.t().flatten()
-    before = (by_slot.cumsum(0, dtype=torch.int32) - by_slot).view(count.shape[1], -1).t()
-    last = num_pages - 1
-    held = (column >= (num_pages - count)[..., None]) & (column <= last[..., None])
-    place = num_free + before[..., None] + last[..., None] - column
-    place = torch.where(held, place, free_pages.shape[0] - 1)
+    kept = torch.minimum(num_pages, needed)
+    given_up = (column >= kept[..., None]) & (column < num_pages[..., None])
+    table = page_table.long()
+    page_owners.scatter_add_(0, table.flatten(), -given_up.flatten().int())
+    freed = given_up & (page_owners[table] == 0)
+    # The order of the stack: slot by slot, role by role, last page first.
+    in_order = freed.transpose(0, 1).flip(2)
+    place = in_order.flatten().cumsum(0, dtype=torch.int32).view(in_order.shape)
+    place = num_free + place.flip(2).transpose(0, 1) - 1
+    place = torch.where(freed, place, free_pages.shape[0] - 1)
     free_pages.scatter_(0, place.flatten().long(), page_table.flatten())
-    num_pages.sub_(count)
+    num_pages.copy_(kept)
     kv_len.copy_(tokens)
-    num_free.add_(by_slot.sum())
+    num_free.add_(freed.sum())
 
 
 def as_column(values: Sequence[int], device: torch.device) -> Tensor:

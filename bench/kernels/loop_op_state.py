@@ -47,7 +47,7 @@ class LoopOpSizes:
 class PageSet:
     """A copy of a state's page table, cursors and stack of free pages, which can be restored."""
 
-    NAMES = ("kv_len", "num_pages", "page_table", "free_pages", "num_free")
+    NAMES = ("kv_len", "num_pages", "page_table", "free_pages", "num_free", "page_owners")
 
     def __init__(self, start: SlotState, device: torch.device | None = None) -> None:
         self._start = start
@@ -106,6 +106,7 @@ def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
         state.num_pages[role] = held
         taken = state.free_pages[free - num_slots * held : free]
         state.page_table[role, :, :held] = taken.view(num_slots, held)
+        state.page_owners[taken.long()] = 1
         free -= num_slots * held
     state.num_free.fill_(free)
     return copied(state, device)

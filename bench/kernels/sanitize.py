@@ -1,4 +1,4 @@
-"""Small launches of schedule, rollback and attention for compute-sanitizer.
+"""Small launches of schedule, rollback, fork and attention for compute-sanitizer.
 
     python -m bench.sanitize --tool memcheck     # runs itself under compute-sanitizer
     python -m bench.sanitize --dry-run           # the same launches on a CPU, without it
@@ -19,13 +19,15 @@ from pathlib import Path
 import torch
 
 from bench.kernels.attention_cases import attention_case
+from bench.kernels.gate import require_equal
 from bench.kernels.loop_op_cases import rollback_case
-from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, mid_step
+from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, copied, mid_step
 from bench.kernels.setting import Setting
 from bench.lib import report
 from bench.lib.options import command_parser
 from bench.lib.timing import Mismatch
 from rsd_kernels import ops
+from rsd_kernels.fork import twin as fork_twin
 from rsd_kernels.state.enums import Phase
 from rsd_kernels.state.rows import RowBatch
 
@@ -48,13 +50,25 @@ def rollback(device: torch.device) -> None:
     rollback_case(LoopOpSizes.tiny(), device).gate()
 
 
+def fork(device: torch.device) -> None:
+    state = mid_step(LoopOpSizes.tiny(), device)
+    targets = [1, 2]
+    for slot in targets:
+        ops.truncate_kv(state, slot, (0, 0, 0), TOKENS_PER_PAGE)
+    pages = torch.randint(0, 256, (state.free_pages.shape[0], 20000), dtype=torch.uint8)
+    wanted, found = copied(state, torch.device("cpu")), pages.to(device, copy=True)
+    fork_twin.fork(wanted, pages, 0, targets, TOKENS_PER_PAGE)
+    ops.fork(state, found, 0, targets, TOKENS_PER_PAGE)
+    require_equal({"pages": found} | vars(state), {"pages": pages} | vars(wanted), "fork")
+
+
 def attention(device: torch.device) -> None:
     setting = replace(Setting.tiny(), device=device)
     for num_rows in setting.rows:
         attention_case(setting, setting.shapes["tiny"], num_rows).gate()
 
 
-CASES = {"schedule": schedule, "rollback": rollback, "attention": attention}
+CASES = {"schedule": schedule, "rollback": rollback, "fork": fork, "attention": attention}
 
 
 def find_sanitizer() -> str | None:

@@ -9,7 +9,7 @@ from enum import Enum
 
 from rsd_engine.core.events import LostCandidate, StepDecided
 from rsd_engine.core.slots import SlotRequest
-from rsd_engine.steps.selection import GSI, Beam, Best, Selection
+from rsd_engine.steps.selection import GSI, Beam, Best, Selection, best
 from rsd_kernels.state.enums import Finish, RecordKind
 
 
@@ -45,6 +45,8 @@ class Candidates:
         solutions: one, or as many beams as are kept; the most promising first.
         writers: slots that write a candidate, and the solution that each goes on from, in the order
             of the candidates.
+        written: all that a beam search has written.
+        output: the solution that a beam search ended with.
     """
 
     request: SlotRequest
@@ -52,6 +54,8 @@ class Candidates:
     stage: Stage = Stage.PROMPT
     solutions: list[Solution] = field(default_factory=list)
     writers: list[tuple[int, Solution]] = field(default_factory=list)
+    written: list[StepDecided | LostCandidate] = field(default_factory=list)
+    output: Solution | None = None
 
     def __post_init__(self) -> None:
         self.solutions = [Solution(self.slots[0])]
@@ -80,6 +84,13 @@ class Candidates:
         used = set(taken)
         return [slot for slot in self.slots if slot not in used]
 
+    def end(self) -> list[StepDecided]:
+        """Makes the best beam the output; its steps, of which nobody has been told yet."""
+        if self.width == 1:
+            return []
+        self.output = self.solutions[best([solution.reward for solution in self.solutions])]
+        return self.output.told
+
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""
         [solution] = (s for s in self.open if s.slot == slot)
@@ -94,4 +105,16 @@ class Candidates:
             return [step], bool(step.finish)
         solution.told.append(step)
         solution.finish = step.finish
+        self.written.append(step)
         return [], False
+
+    @property
+    def given_up(self) -> tuple[LostCandidate, ...]:
+        """What a beam search has written that its output tells nothing of."""
+        told = self.output.told if self.output else []
+        known = {id(one) for step in told for one in (step, *step.candidates)}
+        return tuple(
+            LostCandidate(one.source, one.token_ids, one.reward, None)
+            for one in self.written
+            if id(one) not in known
+        )

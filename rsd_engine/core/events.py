@@ -81,6 +81,7 @@ class RequestDone:
     counters: dict[Role, RoleCounters]
     nan_rewards: int
     guesses: Mapping[GuessSource, GuessCounts] = field(default_factory=dict)  # none: left out
+    given_up: tuple[LostCandidate, ...] = ()  # written for beams that the output has no part in
     failure: Failure | None = None  # where more is known than that the logits were not finite
 
 

@@ -223,6 +223,7 @@ class RunningRequests:
         return RequestDone(
             running.key, finish, counters, int(state.nan_rewards[slots].sum()),
             guesses=self._guesses(slots), failure=failure,
+            given_up=running.candidates.given_up if running.candidates else (),
         )  # fmt: skip
 
     def _guesses(self, slots: list[int]) -> dict[GuessSource, GuessCounts]:
@@ -263,11 +264,7 @@ class RunningRequests:
         holding = [slot for running in self.all for slot in running.slots if held[slot]]
         waiting = [slot for slot in holding if slot not in working and self._is_active(slot)]
         others = [slot for slot in working if held[slot] and self._order(slot) != oldest]
-        return (
-            max(waiting, default=None, key=self._order)
-            if waiting
-            else max(others, default=None, key=self._order)
-        )
+        return max(waiting or others, default=None, key=self._order)
 
     @property
     def working(self) -> list[int]:
@@ -285,6 +282,7 @@ class RunningRequests:
 
     def make_room(self, num_pages: int, slot: int) -> None:
         """Frees pages, at the expense of all but one slot."""
+        self.free()
         while int(self._state.num_free) < num_pages:
             held = self._state.num_pages.sum(0).tolist()
             others = [s for _, s in self.where(active=True) if held[s] and s != slot]

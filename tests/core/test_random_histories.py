@@ -68,6 +68,7 @@ def core_of(
     two: bool = False,
     rule: BatchingRule = BatchingRule.MOST_READY,
     max_guesses: int = 0,
+    enable_prefix_caching: bool = True,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     ids = (NUM_TARGET_IDS, TOKENS.index("\n")) if two else (NUM_IDS, NEWLINE)
@@ -86,6 +87,7 @@ def core_of(
         text_bridge=by_text if text else None,
         rule=rule,
         max_guesses=max_guesses,
+        enable_prefix_caching=enable_prefix_caching,
     )
 
 

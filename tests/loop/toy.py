@@ -156,6 +156,7 @@ def toy_core(
     prm_kv: Role = Role.PRM,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     max_guesses: int = 0,
+    enable_prefix_caching: bool = True,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -217,10 +218,14 @@ def toy_core(
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:
-        return EngineCore(loop, executor, mailbox, text_bridges=bridges)
+        return EngineCore(
+            loop, executor, mailbox,
+            text_bridges=bridges, enable_prefix_caching=enable_prefix_caching,
+        )  # fmt: skip
     return EngineCore(
         loop, executor, mailbox,
         text_bridges=vocabularies.bridges, translate=vocabularies.translate,
+        enable_prefix_caching=enable_prefix_caching,
     )  # fmt: skip
 
 

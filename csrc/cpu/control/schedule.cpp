@@ -91,20 +91,22 @@ class Scheduler {
     void find_ready() {
         for (int32_t b = 0; b < s_.num_slots; ++b) {
             if (!s_.active[b]) continue;
-            for (int32_t role = 0; role < NUM_ROLES; ++role) {
-                if (is_ready(role, b)) ready_[role].push_back(b);
+            const int32_t phase = s_.phase[b], role = role_of(phase);
+            if (role < NUM_ROLES) ready_[role].push_back(b);
+            if (phase != Phase::PROMPT) continue;
+            for (const int32_t reader : {Role::DRAFT, Role::TARGET, Role::PRM}) {
+                if (reads_prompt(reader, b)) ready_[reader].push_back(b);
             }
         }
     }
 
-    bool is_ready(int32_t role, int32_t b) const {
-        switch (s_.phase[b]) {
+    static int32_t role_of(int32_t phase) {
+        switch (phase) {
             case Phase::DRAFT:
-            case Phase::GUESS: return role == Role::DRAFT;
-            case Phase::TARGET: return role == Role::TARGET;
-            case Phase::SCORE: return role == Role::PRM;
-            case Phase::PROMPT: return reads_prompt(role, b);
-            default: return false;
+            case Phase::GUESS: return Role::DRAFT;
+            case Phase::TARGET: return Role::TARGET;
+            case Phase::SCORE: return Role::PRM;
+            default: return NUM_ROLES;
         }
     }
 
@@ -178,19 +180,15 @@ class Scheduler {
         kv_len = std::min(kv_len, index * per_page);
     }
 
-    bool decodes(int32_t role, int32_t b) const {
-        return end_of(role, b) - start_of(role, b) == 1;
-    }
-
     // Decode rows first, then chunks, in order of arrival; a slot gets all its pages or none.
     // Guesses are read where rows, places and pages are left.
     void pack(int32_t role) {
         std::vector<int32_t>& slots = ready_[role];
         for (const int32_t b : slots) leave_shared_page(role, b);
-        std::stable_sort(slots.begin(), slots.end(), [&](int32_t a, int32_t b) {
-            const bool first = decodes(role, a);
-            return first == decodes(role, b) ? s_.arrival[a] < s_.arrival[b] : first;
-        });
+        std::stable_sort(slots.begin(), slots.end(),
+                         [&](int32_t a, int32_t b) { return s_.arrival[a] < s_.arrival[b]; });
+        std::stable_partition(slots.begin(), slots.end(),
+                              [&](int32_t b) { return end_of(role, b) - start_of(role, b) == 1; });
         const int32_t kv = kv_role(role), per_page = per_page_.of_role[kv];
         auto room = static_cast<int32_t>(batch_.max_rows);
         auto spare = static_cast<int32_t>(batch_.max_places - static_cast<int64_t>(slots.size()));

@@ -180,17 +180,6 @@ def _pages(tokens_per_page: tuple[int, int, int]) -> Addresses:
     return (ctypes.c_int64 * len(tokens_per_page))(*tokens_per_page)
 
 
-def _forked(state: SlotState) -> Addresses:
-    """What forks get, as RsdForkedColumn of csrc/cpu/rsd_cpu.h has it."""
-
-    def members() -> Iterator[Tensor | int]:
-        for column in forked_columns():
-            tensor = getattr(state, column.name)
-            yield from (tensor, tensor[0].nbytes, _USED.get(column.name, _WHOLE))
-
-    return _kept(state, _FORKED, lambda: [*members()])
-
-
 def _slots(state: SlotState) -> Addresses:
     return _addresses(state, state_args)
 
@@ -200,15 +189,25 @@ def _rows(batch: RowBatch) -> Addresses:
 
 
 def _addresses(columns: Any, members: Callable[[Any], Sequence[Tensor | int]]) -> Addresses:
-    return _kept(columns, _ADDRESSES, lambda: members(columns))
-
-
-def _kept(owner: Any, name: str, members: Callable[[], Sequence[Tensor | int]]) -> Addresses:
-    """Addresses and sizes, kept with their owner: tensors of a state or a pass never move."""
-    kept = owner.__dict__.get(name)
+    """Addresses and sizes, kept with the columns: tensors of a state or a pass never move."""
+    kept = columns.__dict__.get(_ADDRESSES)
     if kept is None:
-        kept = owner.__dict__[name] = _array(type(owner).__name__, members())
+        kept = columns.__dict__[_ADDRESSES] = _array(type(columns).__name__, members(columns))
     return kept
+
+
+def _forked(state: SlotState) -> Addresses:
+    """What forks get, as RsdForkedColumn of csrc/cpu/rsd_cpu.h has it, kept like the others."""
+    kept = state.__dict__.get(_FORKED)
+    if kept is None:
+        kept = state.__dict__[_FORKED] = _array("SlotState", [*_forked_members(state)])
+    return kept
+
+
+def _forked_members(state: SlotState) -> Iterator[Tensor | int]:
+    for column in forked_columns():
+        tensor = getattr(state, column.name)
+        yield from (tensor, tensor[0].nbytes, _USED.get(column.name, _WHOLE))
 
 
 def _array(name: str, members: Sequence[Tensor | int]) -> Addresses:

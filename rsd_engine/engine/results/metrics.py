@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from rsd_engine.core.events import RequestDone, StepDecided
+from rsd_engine.core.events import LostCandidate, RequestDone, StepDecided
 from rsd_engine.outputs import (
     Candidate,
     CandidateCounts,
@@ -32,6 +33,7 @@ class SampleCounts:
     lost: Sequence[Candidate]  # for a step that was never written
     dropped: StepDecided | None  # the step without which it ended
     done: RequestDone
+    has_candidates: bool = False  # for every step that is scored
 
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """All but how it ended; `parameters` of each model, for the FLOPs."""
@@ -55,25 +57,29 @@ class SampleCounts:
             **{source.name.lower(): counts.get(source, GuessCounts()) for source in GuessSource}
         )
 
-    @property
-    def _races(self) -> Sequence[Sequence[Candidate]]:
-        """Those that lost for each step, and for the last one that was never written."""
-        return [*(step.candidates for step in self.steps), self.lost]
+    @cached_property
+    def _all_lost(self) -> Sequence[Candidate]:
+        """Against steps of the output, and for the last one that was never written."""
+        return [*(one for step in self.steps for one in step.candidates), *self.lost]
+
+    def _lost_tokens(self, role: Role) -> int:
+        """Tokens of candidates, those of beams that were given up included."""
+        source = SOURCES.get(role)
+        told = _tokens(one for one in self._all_lost if one.source == source)
+        return told + _tokens(one for one in self.done.given_up if one.source == role)
 
     @property
     def _candidates(self) -> CandidateCounts:
-        lost = sum(map(len, self._races))
-        # Draft and target may have written candidates for the same step, and one of each was taken.
-        taken = sum(len({one.source for one in race}) for race in self._races)
-        return CandidateCounts(
-            made=lost + taken, taken=taken, tokens_discarded=sum(map(_tokens, self._races))
-        )
+        if not self.has_candidates:
+            return CandidateCounts()
+        taken = sum(map(_num_taken, self.steps)) + len({one.source for one in self.lost})
+        lost = len(self._all_lost) + len(self.done.given_up)
+        return CandidateCounts(lost + taken, taken, sum(map(self._lost_tokens, SOURCES)))
 
     def _role_metrics(self, role: Role) -> RoleMetrics:
         counters = self.done.counters[role]
-        source = SOURCES.get(role)
-        lost = (one for race in self._races for one in race if one.source == source)
-        discarded = _tokens(lost) + (self._rejected_tokens() if role == Role.DRAFT else 0)
+        discarded = self._lost_tokens(role)
+        discarded += self._rejected_tokens() if role == Role.DRAFT else 0
         if self.dropped and self.dropped.source == role:
             discarded += len(self.dropped.token_ids)
         return RoleMetrics(
@@ -105,7 +111,8 @@ class SampleCounts:
 
     def _scored_tokens(self) -> int:
         scored = (step for step in self.steps if step.reward is not None)
-        return _tokens(scored) + self._rejected_tokens() + sum(map(_tokens, self._races))
+        lost = sum(map(self._lost_tokens, SOURCES))
+        return _tokens(scored) + self._rejected_tokens() + lost
 
     def _weighed_tokens(self) -> int:
         """Tokens of the draft's candidates among which the target's probabilities decided."""
@@ -125,5 +132,11 @@ def _is_accepted(step: Step) -> bool:
     return step.source == "draft" and step.reward is not None
 
 
-def _tokens(written: Iterable[Step | RejectedStep | Candidate]) -> int:
+def _num_taken(step: Step) -> int:
+    """Candidates taken for it: one of the draft's, and of the target's where it wrote several."""
+    raced = {one.source for one in step.candidates}
+    return len(raced | {"draft"} if _is_accepted(step) or step.rejected else raced)
+
+
+def _tokens(written: Iterable[Step | RejectedStep | Candidate | LostCandidate]) -> int:
     return sum(len(one.token_ids) for one in written)

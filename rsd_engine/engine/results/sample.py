@@ -33,6 +33,7 @@ from rsd_engine.outputs import (
 )
 from rsd_engine.sampling_params import SamplingParams
 from rsd_engine.steps.detokenize import Detokenizer, cut_at_stop
+from rsd_engine.steps.selection import slots_of
 from rsd_engine.steps.vocabulary import Vocabulary
 from rsd_kernels.state.enums import Finish, RecordKind, Role
 
@@ -208,7 +209,10 @@ class SampleBuilder:
     def metrics(self, parameters: Mapping[Role, int]) -> Metrics:
         """Counts of the sample, once it is closed; `parameters` of each model, for the FLOPs."""
         assert self.done is not None
-        counts = SampleCounts(self._steps, self._rejected, self._lost, self._dropped, self.done)
+        counts = SampleCounts(
+            self._steps, self._rejected, self._lost, self._dropped, self.done,
+            has_candidates=slots_of(self._params.step_candidates, self._params.select) > 1,
+        )  # fmt: skip
         metrics = counts.metrics(parameters)
         return replace(metrics, endings=Endings(**{self._finish_reason: 1}), errors=self._errors())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -35,15 +35,16 @@ from tests.engine.oracles.candidates import (
 from tests.engine.oracles.naive import NaiveModels
 from tests.tiny_models import TinyModels
 
-SEED, CANDIDATES, SLOTS = 5, 3, 12
+SEED, SLOTS = 5, 12
 
 
 @dataclass(frozen=True)
 class Way:
-    """A selection, the algorithm of the oracle, and parameters that both branches are taken by."""
+    """A selection, and the algorithm of the oracle that it asks for."""
 
     select: Selection
     naive: Callable[[Naive], Solution]
+    candidates: int = 3
 
 
 TINY: Mapping[str, Way] = {
@@ -51,6 +52,7 @@ TINY: Mapping[str, Way] = {
     "softmax": Way(Softmax(8.0), lambda naive: naive.select(softmax(8.0))),
     "gsi": Way(GSI(8.0, -2.0), lambda naive: naive.tilt(8.0, -2.0)),
     "beam": Way(Beam(2), lambda naive: naive.beams(2)),
+    "beam of single drafts": Way(Beam(3), lambda naive: naive.beams(3), candidates=1),
 }
 DEMO: Mapping[str, Way] = {
     "best": TINY["best"],
@@ -64,12 +66,12 @@ def params_of(way: Way, temperature: float, max_tokens: int, threshold: float) -
     policy = None if isinstance(way.select, GSI) else Threshold(threshold)
     return SamplingParams(
         temperature=temperature, max_tokens=max_tokens, seed=SEED, policy=policy,
-        step_candidates=CANDIDATES, select=way.select,
+        step_candidates=way.candidates, select=way.select,
     )  # fmt: skip
 
 
 def chosen(step: Step) -> ChosenStep:
-    rejected = step.rejected and Scored(step.rejected.text, step.rejected.reward)
+    rejected = Scored(step.rejected.text, step.rejected.reward) if step.rejected else None
     lost = tuple(Scored(one.text, one.reward) for one in step.candidates)
     return ChosenStep(step.text, step.source, step.reward, rejected, lost)
 
@@ -109,7 +111,6 @@ def check(
         found = [chosen(step) for step in result.outputs[0].steps]
         assert_same(found, way.naive(Naive(models, asked)).steps)
         steps += found
-    assert {step.source for step in steps} == {"draft", "target"}
     return steps
 
 
@@ -132,9 +133,10 @@ def test_tiny_models(
     params = params_of(TINY[name], temperature, max_tokens=24, threshold=0.5)
     results = generate(tiny_engine, PROMPTS, params)
     steps = check(results, PROMPTS, tiny_models, TINY[name], params)
+    assert {step.source for step in steps} == {"draft", "target"}
+    if temperature and TINY[name].candidates > 1:
+        assert any(len({one.text for one in step.lost}) > 1 for step in steps)
     assert all_pages_free(tiny_engine)
-    different = [step for step in steps if len({step.text, *(one.text for one in step.lost)}) > 1]
-    assert bool(different) == (temperature > 0)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def demo() -> Iterator[tuple[Engine, NaiveModels]]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("temperature", [0.0, 0.7], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", DEMO)
 def test_demo_problems(
@@ -156,14 +158,7 @@ def test_demo_problems(
     params = params_of(DEMO[name], temperature, max_tokens=160, threshold=0.7)
     chats = [[{"role": "user", "content": question}] for question in questions]
     results = engine.chat(chats, params, use_tqdm=False)
-    check(results, questions, models, DEMO[name], params)
+    steps = check(results, questions, models, DEMO[name], params)
+    if count > 1:
+        assert {step.source for step in steps} == {"draft", "target"}
     assert all_pages_free(engine)
-
-
-def test_one_candidate_is_plain_rsd(tiny_engine: Engine) -> None:
-    """Whatever it is chosen by; and its numbers are those of a sample."""
-    params = params_of(TINY["best"], 1.0, max_tokens=24, threshold=0.5)
-    plain = generate(tiny_engine, PROMPTS, replace(params, step_candidates=1, select=None))
-    for select in (Best(), Softmax(3.0)):
-        one = generate(tiny_engine, PROMPTS, replace(params, step_candidates=1, select=select))
-        assert [r.outputs for r in one] == [r.outputs for r in plain]

@@ -49,13 +49,16 @@ def decided(
     return StepDecided(0, kind, source, reward, ids, finish, None, candidates=lost)
 
 
-def result_of(*events: StepDecided) -> tuple[RequestOutput, list[StepEvent]]:
-    """Of one sample, which ends well."""
+def result_of(
+    *events: StepDecided, given_up: tuple[LostCandidate, ...] = ()
+) -> tuple[RequestOutput, list[StepEvent]]:
+    """Of one sample."""
     tokens = WriterTokens(LETTERS, len(TEXTS), frozenset({END}), lambda text: [])
-    sample = SampleBuilder("r", 0, SamplingParams(), {DRAFT: tokens, TARGET: tokens})
+    params = SamplingParams(step_candidates=3)
+    sample = SampleBuilder("r", 0, params, {DRAFT: tokens, TARGET: tokens})
     told = [told for event in events if (told := sample.push(event))]
     counters = dict.fromkeys(PARAMETERS, RoleCounters(7, 2, 0.5))
-    sample.close(RequestDone(0, events[-1].finish, counters, 0))
+    sample.close(RequestDone(0, events[-1].finish, counters, 0, given_up=given_up))
     builder = RequestBuilder("r", ResolvedPrompt("x", (0,), "x"), 1, [sample])
     return builder.output(PARAMETERS), told
 
@@ -141,6 +144,26 @@ def test_gsi_keeps_a_candidate_of_the_target() -> None:
     )
 
 
+def test_beams_that_were_given_up_are_counted() -> None:
+    """Nobody lost against the first step, whose reward is the target's; others did later."""
+    result, _ = result_of(
+        decided(RecordKind.REJECTED, DRAFT, 0.25, 0, 3),
+        decided(RecordKind.KEPT, TARGET, 0.75, 2, 3),
+        decided(
+            RecordKind.KEPT, DRAFT, 0.75, 0, END, lost=(LostCandidate(DRAFT, (1,), 0.5, None),)
+        ),
+        given_up=(
+            LostCandidate(DRAFT, (0, 0, 0), 0.5, None),
+            LostCandidate(TARGET, (1, 1, 1, 1, 1), 0.5, None),
+        ),
+    )
+    metrics = result.metrics
+    assert metrics.candidates == CandidateCounts(made=5, taken=2, tokens_discarded=9)
+    assert (metrics.draft.tokens_discarded, metrics.target.tokens_discarded) == (6, 5)
+    assert (metrics.steps_accepted, metrics.steps_rejected) == (1, 1)
+    assert metrics.flops.generated == 2 * ((6 + 2) * 1 + (5 + 2) * 100 + (6 + 5 + 4) * 10_000)
+
+
 def test_candidates_for_a_step_that_failed_are_counted() -> None:
     lost = (LostCandidate(DRAFT, (1, 3), 0.25, None),)
     result, [event] = result_of(
@@ -150,7 +173,7 @@ def test_candidates_for_a_step_that_failed_are_counted() -> None:
     [output] = result.outputs
     assert output.finish_reason == "error"
     assert [step.candidates for step in output.steps] == [()] and event.text == "a\n"
-    assert result.metrics.candidates == CandidateCounts(made=2, taken=1, tokens_discarded=2)
+    assert result.metrics.candidates == CandidateCounts(made=3, taken=2, tokens_discarded=2)
     assert result.metrics.draft.tokens_discarded == 2
     assert result.metrics.target.tokens_discarded == 2
 
@@ -160,10 +183,13 @@ def test_results_are_json_and_counts_add_up() -> None:
         LostCandidate(DRAFT, (1,), -INF, -INF),
         LostCandidate(DRAFT, (1,), 0.5, 9.5),
     )
-    result, _ = result_of(decided(RecordKind.KEPT, DRAFT, -INF, 0, END, lost=lost))
+    result, _ = result_of(
+        decided(RecordKind.REJECTED, DRAFT, -INF, 0, 3),
+        decided(RecordKind.KEPT, TARGET, NAN, 0, END, lost=lost),
+    )
     back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     [step] = back["outputs"][0]["steps"]
-    assert step["reward"] is None
+    assert step["reward"] is step["rejected"]["reward"] is None
     assert step["candidates"] == [
         {"text": "b", "token_ids": [1], "source": "draft", "reward": None, "score": None},
         {"text": "b", "token_ids": [1], "source": "draft", "reward": 0.5, "score": 9.5},

@@ -25,6 +25,7 @@ from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.embedding.kernel import embed
 from rsd_kernels.end_step import kernel as end_step
+from rsd_kernels.fork import kernel as fork
 from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
@@ -34,13 +35,15 @@ from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
+from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, HostRequest, Phase
 from rsd_kernels.state.rows import RowBatch
-from rsd_kernels.state.slots import SlotSizes, SlotState
+from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 from rsd_kernels.tick_clock import kernel as tick_clock
 from tests.kernels.activation import kernel_checks as activation_checks
 from tests.kernels.attention import kernel_checks as attention_checks
 from tests.kernels.bridge import kernel_checks as bridge_checks
+from tests.kernels.fork import kernel_checks as fork_checks
 from tests.kernels.guess import kernel_checks as ngram_checks
 from tests.kernels.harness.broken import broken
 from tests.kernels.harness.shadow import Op, run_shadowed
@@ -122,6 +125,33 @@ def rare_schedules() -> None:
     assert int(state.pass_role) == NUM_ROLES
 
 
+def shared_pages() -> None:
+    """Given up by two slots in one launch, and by one that was to write them; candidates."""
+    rollback_checks.test_a_page_that_two_slots_give_up()
+    fork_checks.test_a_role_without_rows_has_given_up_pages_nevertheless()
+    state = SlotState.allocate(SlotSizes(3, 8, 8, 4, 8, 1000), CPU)
+    state.ended.fill_(1)
+    state.finish.fill_(Finish.ERROR)
+    state.group.copy_(torch.tensor([1, 1, 0]))
+    state.group_left.fill_(2)
+    end_step.end_step(state, (2, 2, 2))
+    assert state.phase.tolist() == [Phase.CANDIDATE, Phase.CHOICE, Phase.CANDIDATE]
+
+
+def forks() -> None:
+    """One slot becomes three, the last without copies of partial pages: none is left."""
+    state = SlotState.allocate(SlotSizes(3, 8, 8, 4, 6, 1000), CPU)
+    state.length.fill_(6)
+    for role, read in enumerate((3, 2, 1)):
+        state.kv_len[role, 1] = read
+        take_pages(state, role, 1, pages_for(read, 2))
+    state.num_logprobs.fill_(2)
+    pages = torch.arange(6 * 40000).view(6, 40000).to(torch.uint8)
+    fork.fork(state, pages, 1, [2, 0], (2, 2, 2))
+    assert state.num_pages.tolist() == [[1, 2, 2], [1, 1, 1], [0, 1, 1]]
+    assert int(state.num_free) == 0 and pages[4:].equal(pages[[1, 3]])
+
+
 def draws() -> None:
     """Three sequences with penalties and cut-offs, and one that is not complete."""
     state = sample_checks.a_state(4, 1)
@@ -167,6 +197,8 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         rare_draws()
         step_ends()
         guesses()
+        shared_pages()
+        forks()
     assert watch.barriers.keys() == barriers()
     assert [where for where, needed in watch.barriers.items() if not needed] == []
 
@@ -207,6 +239,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
         bridges()
         step_ends()
         guesses()
+        forks()
     assert watch.reordered >= wide_kernels()
 
 

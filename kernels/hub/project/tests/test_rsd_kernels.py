@@ -38,10 +38,11 @@ def test_rewards_and_verdicts() -> None:
 def test_rollback() -> None:
     kv_len, num_pages = torch.tensor([[40, 52]]), torch.tensor([[3, 4]])
     keep, table = torch.tensor([[40, 30]]), torch.arange(8).view(1, 2, 4)
-    free, num_free = torch.arange(15, -1, -1), torch.tensor([8])
-    kv_len, num_pages, table, free, num_free, keep = (
-        tensor.int().to(DEVICE) for tensor in (kv_len, num_pages, table, free, num_free, keep)
+    free, num_free, owners = torch.arange(15, -1, -1), torch.tensor([8]), torch.ones(16)
+    kv_len, num_pages, table, free, num_free, owners, keep = (
+        tensor.int().to(DEVICE)
+        for tensor in (kv_len, num_pages, table, free, num_free, owners, keep)
     )
-    rsd_kernels.rollback(kv_len, num_pages, table, free, num_free, keep, [16])
+    rsd_kernels.rollback(kv_len, num_pages, table, free, num_free, owners, keep, [16])
     assert kv_len.tolist() == [[40, 30]] and num_pages.tolist() == [[3, 2]]
     assert int(num_free) == 10

@@ -1,0 +1,1 @@
+"""Prompts that begin alike: what it saves to read a common beginning once."""
