@@ -111,10 +111,10 @@ class PrefixCache:
         reading = [s for s in self._holders if active[s] and phases[s] not in _IDLE]
         if not any(self._holders[slot].waits for slot in reading):
             return
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         for slot in self._holders:
             self._enter(held, slot, ends=False)
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         for slot in reading:
             self._holders[slot].waits = False
             for role in self._holders[slot].chains:
@@ -141,7 +141,7 @@ class PrefixCache:
         """
         if not self.enabled:
             return 0
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         pages: list[int] = []
         if slot is None:
             for role, chain in self._chains(request).items():
@@ -157,7 +157,7 @@ class PrefixCache:
         if holder is None:
             ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
             return
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         self._enter(held, slot, ends=True)
         stamps = held.page_stamp
         freed = give_up_all(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from importlib import util
 from pathlib import Path
 
 import torch
 
-from tests.kernels.harness.ahead import Ahead
+from tests.kernels.harness.ahead import Ahead, Checks
 
 ROOT = Path(__file__).resolve().parents[3]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,13 +23,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def run_checks(name: str, *, interpreted: bool) -> None:
     """Runs tests/`name` and fails with its report if any of it fails, or none ran."""
-    if interpreted:
-        AHEAD.finish(name)
-    else:
-        _run(name, interpreted=False)
+    AHEAD.finish(Checks(name, interpreted))
 
 
-def _run(name: str, *, interpreted: bool, timeout: float = 280) -> None:
+def _run(checks: Checks, timeout: float = 280) -> None:
+    name, interpreted = checks
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     paths = [str(ROOT / "kernels"), str(ROOT)]
     variables["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
@@ -52,4 +49,4 @@ def _run(name: str, *, interpreted: bool, timeout: float = 280) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-AHEAD = Ahead(partial(_run, interpreted=True))  # of this session
+AHEAD = Ahead(_run)  # of this session
