@@ -210,7 +210,7 @@ def _pack(
     prompts = (host(state.phase) == Phase.PROMPT).tolist()
     starts = _starts(state, role, kv, ends)
     for b in sorted(slots):
-        starts[b] = _own_page(state, kv, b, starts[b], tokens_per_page)
+        starts[b] = own_page(state, kv, b, starts[b], tokens_per_page)
     held = host(state.num_pages)[kv].tolist()
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
     extends: list[_Extend] = []
@@ -245,7 +245,7 @@ def _starts(state: SlotState, role: Role, kv: Role, ends: list[int]) -> list[int
     return [min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
 
 
-def _own_page(state: SlotState, kv: Role, b: int, start: int, tokens_per_page: int) -> int:
+def own_page(state: SlotState, kv: Role, b: int, start: int, tokens_per_page: int) -> int:
     """Where to go on so that no page is written that others own too: they keep it, and its tokens
     are read again."""
     index = start // tokens_per_page

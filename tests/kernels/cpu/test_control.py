@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from rsd_kernels.cpu import control
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.build import LIBRARY
 from rsd_kernels.end_step import twin as end_step_twin
+from rsd_kernels.fork import twin as fork_twin
 from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.policy import formula
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.retokenise import twin as retokenise_twin
 from rsd_kernels.reward import loop_twin as score_twin
+from rsd_kernels.rollback.twin import truncate_kv
 from rsd_kernels.sample import twin as sample_twin
 from rsd_kernels.schedule import rules
 from rsd_kernels.schedule import twin as schedule_twin
@@ -40,6 +43,7 @@ from tests.kernels.bridge.texts import (
     token_stream,
     two_for_one,
 )
+from tests.kernels.harness.forks import put_forks
 from tests.kernels.harness.places import one_place_each
 from tests.kernels.harness.shadow import (
     Op,
@@ -51,6 +55,7 @@ from tests.kernels.harness.shadow import (
     random_requests,
     run_shadowed,
 )
+from tests.kernels.harness.slots import PER_PAGE
 from tests.kernels.retokenise.contexts import kept, written
 from tests.loop import toy
 from tests.steps.test_prm_tokens import FAMILIES
@@ -80,6 +85,50 @@ def test_every_state_of_a_run(seed: int, max_guesses: int, monkeypatch: pytest.M
     calls = run_shadowed(monkeypatch, TWINS, seed, count=8, max_guesses=max_guesses, on_cpu=True)
     assert min(calls[name] for name in TWINS if name != "guess") > 10, calls
     assert shadow.calls["decide"] and bool(calls["guess"]) == bool(max_guesses)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_states_with_forks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared pages, candidates and prompts that are only read, put into the states of a run."""
+    prm_kv = random_core(seed).loop.prm_kv
+    change = partial(put_forks, rng=random.Random(seed), per_page=PER_PAGE, prm_kv=prm_kv)
+    shadow = Shadow(monkeypatch, TWINS, on_cpu=True, change=change)
+    decide = shadow.both("decide", control.decide, score_twin.decide)
+    monkeypatch.setattr(score_twin, "decide", decide)
+    toy.run(random_core(seed), random_requests(seed, 20))
+    assert min(shadow.calls[name] for name in [*TWINS, "decide"] if name != "guess") > 10
+    assert min(shadow.seen.values()) > 1 and len(shadow.seen) == 6, shadow.seen
+
+
+def test_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of slots of a run, with and without free pages for what cannot be shared."""
+    rng, as_read = random.Random(0), Counter[bool]()
+
+    def schedule(state: SlotState, *args: Any) -> None:
+        ours = copied_on_cpu(state)
+        put_forks(ours, rng, PER_PAGE)
+        source, *targets = rng.sample(range(ours.num_slots), rng.randint(2, 5))
+        for target in targets:
+            truncate_kv(ours, target, (0, 0, 0), PER_PAGE)
+        if rng.random() < 0.4:
+            ours.num_free.fill_(rng.randint(0, 3))
+        for column in (ours.tokens, ours.prm_tokens, ours.token_rank, ours.top_token):
+            column.random_(toy.NUM_IDS)
+        ours.guess_end.copy_(ours.length + rng.randint(-1, 3))
+        pages = torch.randint(256, (ours.free_pages.shape[0], 512), dtype=torch.uint8)
+        theirs, their_pages = copied_on_cpu(ours), pages.clone()
+        fork_twin.fork(ours, pages, source, targets, PER_PAGE)
+        control.fork(theirs, their_pages, source, targets, PER_PAGE)
+        wrong = differences(ours, theirs)
+        if wrong or not torch.equal(pages, their_pages):
+            pytest.fail(f"{wrong} or pages differ")
+        for target in targets:
+            as_read.update((ours.kv_len[:, target] == ours.kv_len[:, source]).tolist())
+        schedule_twin.schedule(state, *args)
+
+    monkeypatch.setattr(ops, "schedule", schedule)
+    toy.run(random_core(0), random_requests(0, 20))
+    assert min(as_read.values()) > 10, as_read
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -119,6 +168,7 @@ def test_schedule_in_changed_states(rule: BatchingRule, monkeypatch: pytest.Monk
         state: SlotState, batch: RowBatch, per_page: Any, _: BatchingRule, prm_kv: Role
     ) -> None:
         ours, rows = copied_on_cpu(state), copied_on_cpu(batch)
+        put_forks(ours, rng, PER_PAGE, prm_kv)
         make_rare(ours, rng)
         theirs, their_rows = copied_on_cpu(ours), copied_on_cpu(rows)
         schedule_twin.schedule(ours, rows, per_page, rule, prm_kv)

@@ -9,14 +9,25 @@ from typing import NamedTuple
 
 import pytest
 
-INTERPRETED_BY_TEST = {"test_in_the_interpreter": True, "test_without_a_device": False}
-
 
 class Checks(NamedTuple):
-    """A file of checks in `tests/`, and whether Triton interprets its kernels."""
+    """A file of checks in `tests/`.
+
+    Attributes:
+        interpreted: whether Triton interprets the kernels.
+        fake_driver: whether the CUDA driver is that of `tests/fake_cuda/`.
+    """
 
     name: str
     interpreted: bool
+    fake_driver: bool = False
+
+
+_MADE_BY_TEST: dict[str, Callable[[str], Checks]] = {
+    "test_in_the_interpreter": lambda name: Checks(name, interpreted=True),
+    "test_without_a_device": lambda name: Checks(name, interpreted=False),
+    "test_on_a_fake_driver": lambda name: Checks(name, interpreted=False, fake_driver=True),
+}
 
 
 class Ahead:
@@ -54,10 +65,10 @@ def files_of(items: Iterable[pytest.Item]) -> list[Checks]:
         if isinstance(item, pytest.Function) and only_waits(item):
             parametrized = getattr(item, "callspec", None)
             name = parametrized.params["name"] if parametrized else item.module.CHECKS
-            found[Checks(name, INTERPRETED_BY_TEST[item.originalname])] = None
+            found[_MADE_BY_TEST[item.originalname](name)] = None
     return list(found)
 
 
 def only_waits(item: pytest.Item) -> bool:
     """Whether a test does nothing but run checks, which can begin before it."""
-    return isinstance(item, pytest.Function) and item.originalname in INTERPRETED_BY_TEST
+    return isinstance(item, pytest.Function) and item.originalname in _MADE_BY_TEST

@@ -29,6 +29,7 @@ from rsd_kernels.state.enums import (
     Speculation,
 )
 from rsd_kernels.state.slots import SlotState
+from tests.kernels.harness.forks import happened
 from tests.kernels.harness.tensors import DEVICE
 from tests.loop.toy import (
     NUM_IDS,
@@ -99,17 +100,40 @@ class Shadow:
     """Replaces ops by ones that run twin and kernel; counts the calls of each."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, kernels: dict[str, Op], *, on_cpu: bool = False
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        kernels: dict[str, Op],
+        *,
+        on_cpu: bool = False,
+        change: Callable[[SlotState], None] | None = None,
     ) -> None:
-        """on_cpu: both run on a CPU, and even logprobs agree bit for bit."""
+        """on_cpu: both run on a CPU, and even logprobs agree bit for bit. change: they run in
+        changed copies of the states of the run.
+        """
         self.calls: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()  # in changed states
         self._on_cpu = on_cpu
+        self._change = change
         for name, kernel in kernels.items():
             monkeypatch.setattr(ops, name, self.both(name, getattr(ops, name), kernel))
 
     def both(self, name: str, twin: Op, kernel: Op) -> Op:
         """Whatever goes wrong fails the test: an ordinary error would end only its request."""
+        if self._change is None:
+            return self._compared(name, twin, kernel)
+        compared, change = self._compared(name, twin, kernel), self._change
 
+        def op(state: SlotState, *args: Any, **options: Any) -> None:
+            changed = copied_on_cpu(state)
+            change(changed)
+            before = copied_on_cpu(changed)
+            compared(changed, *map(copied_on_cpu, args), **options)
+            self.seen.update(happened(before, changed))
+            twin(state, *args, **options)
+
+        return op
+
+    def _compared(self, name: str, twin: Op, kernel: Op) -> Op:
         def op(*args: Any, **options: Any) -> None:
             others = tuple(map(copied_on_cpu if self._on_cpu else copied, args))
             twin(*args, **options)
@@ -285,4 +309,5 @@ def make_rare(state: SlotState, rng: random.Random) -> None:
     if rng.random() < 0.1:
         state.log_head.fill_(state.log.shape[0] - rng.randint(1, 400))
     if rng.random() < 0.05:
-        state.phase[rng.randrange(state.num_slots)] = rng.choice([Phase.WAIT_HOST, Phase.DONE])
+        phases = [Phase.WAIT_HOST, Phase.DONE, Phase.CHOICE]
+        state.phase[rng.randrange(state.num_slots)] = rng.choice(phases)
