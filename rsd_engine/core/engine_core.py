@@ -15,7 +15,7 @@ from typing import TypeVar
 from rsd_engine.core.admission import Admission, Queued
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.failures import Failure
-from rsd_engine.core.groups import Groups
+from rsd_engine.core.groups.groups import Groups
 from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader

@@ -22,6 +22,7 @@ from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import ConfidenceKind, Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from tests.kernels.harness.forks import put_forks
@@ -94,7 +95,7 @@ def test_a_role_without_rows_has_given_up_pages_nevertheless() -> None:
     state.prm_length.fill_(4)
     state.active.fill_(1)
     state.num_logprobs.fill_(-1)
-    schedule_twin.take_pages(state, Role.TARGET, 0, 2)
+    take_pages(state, Role.TARGET, 0, 2)
     state.kv_len[Role.TARGET] = 3
     state.page_table[Role.TARGET, 1, :2] = state.page_table[Role.TARGET, 0, :2]
     state.num_pages[Role.TARGET] = 2
@@ -161,7 +162,7 @@ def test_every_column_that_forks_get_has_rows_of_whole_words() -> None:
 def test_a_page_of_several_chunks() -> None:
     state = copied(make_state(2, 9))
     state.length.fill_(2)
-    schedule_twin.take_pages(state, Role.DRAFT, 0, 1)
+    take_pages(state, Role.DRAFT, 0, 1)
     state.kv_len[Role.DRAFT, 0] = 1
     pages = copied(torch.randint(256, (9, 40007), dtype=torch.uint8))
     wanted = pages.clone()

@@ -29,8 +29,8 @@ from rsd_kernels.reward.heads import (
     TwoClassHead,
     ValueHead,
 )
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.kernels.harness.forks import put_forks

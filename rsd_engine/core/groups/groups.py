@@ -10,18 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from rsd_engine.core.candidates import Candidates, Solution, Stage
 from rsd_engine.core.events import Event, LostCandidate, StepDecided
 from rsd_engine.core.failures import Failure
+from rsd_engine.core.groups.candidates import Candidates, Solution, Stage
+from rsd_engine.core.groups.step_logprobs import step_logprobs
 from rsd_engine.core.running import Running, RunningRequests
-from rsd_engine.core.step_logprobs import step_logprobs
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.steps.selection import GSI, Softmax, best, draw, survivors
 from rsd_kernels import ops
-from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.schedule.twin import has_read_prompt
 from rsd_kernels.state.enums import ConfidenceKind, Finish, Mode, Phase, Purpose, Role
+from rsd_kernels.state.phases import has_read_prompt
 from rsd_kernels.state.slots import SlotState
 
 CANDIDATE_SHIFT = 16  # of a candidate's number in the sample index that its draws depend on
@@ -298,8 +297,8 @@ class Groups:
 
     def _uniform(self, running: Running, purpose: Purpose) -> float:
         slot, request = running.slots[0], running.request
-        return uniform(
-            DrawKey(
+        return ops.uniform(
+            ops.DrawKey(
                 seed=request.seed,
                 sample=request.sample_index,
                 num_steps=int(self._state.num_steps[slot]),

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rsd_engine.core.context_rows import rows_of, take_pages_for
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels.schedule.twin import own_page
 from rsd_kernels.state.enums import Role
+from rsd_kernels.state.pages import own_page
 
 MakeRoom = Callable[[int, int], None]
 """(pages, slot): frees that many; only the slot may keep its own."""
