@@ -118,7 +118,8 @@ class ForkHistories(RuleBasedStateMachine):
         rule: BatchingRule,
         first: list[tuple[Asked, int]],
     ) -> None:
-        self.scorer, self.ends = scorer, ends
+        # A scorer of its own K and V reads ends as they were written.
+        self.scorer, self.ends = scorer, ends if scorer != "target" else None
         tables, prm_kv = SCORERS[scorer]
         self.asked: dict[int, Asked] = {}
         self.events: dict[int, list[Event]] = {}
@@ -129,7 +130,7 @@ class ForkHistories(RuleBasedStateMachine):
             self.core = core_of(
                 slots, pages, ticks, executor,
                 text=text and scorer == "PRM", rule=rule, tables=tables, prm_kv=prm_kv,
-                text_ends=ends,
+                text_ends=self.ends,
             )  # fmt: skip
         for asked, samples in first:
             self.admit(asked, samples)
@@ -186,10 +187,10 @@ class ForkHistories(RuleBasedStateMachine):
             found, end = outcome(self.events[key]), self.events[key][-1]
             whole = alone(asked, self.scorer, self.ends)
             assert isinstance(end, RequestDone)
-            if end.finish is None or end.failure:
-                assert found[:-1] == whole[: len(found) - 1]
-            else:
+            if end.finish is not None and not end.failure:
                 assert found == whole
+            elif not isinstance(asked.select, Beam):  # a beam that leads may lose yet
+                assert found[:-1] == whole[: len(found) - 1]
             self.seen["tokens found"] += sum(c.cached_tokens for c in end.counters.values())
             self.seen["candidates that lost"] += sum(len(lost) for _, lost in found)
             self.seen["failures"] += bool(end.failure)
@@ -245,7 +246,7 @@ def of(max_examples: int, steps: int) -> settings:
 TestFew = FewHistories.TestCase
 TestFew.settings = of(12, 25)
 TestMany = pytest.mark.slow(ManyHistories.TestCase)
-TestMany.settings = of(600, 40)
+TestMany.settings = of(400, 40)
 
 
 def test_the_few_histories_were_worth_it() -> None:
