@@ -105,7 +105,7 @@ class EngineCore:
         self._returned_at: float | None = None
         self._pending: list[Event] = []  # collected, not yet returned
         self._host_steps = HostSteps(self._slots, loop, text_bridges or {}, text_ends)
-        self._groups = Groups(self._slots, loop)
+        self._groups = Groups(self._slots, loop, self.prefixes)
         self._remote_steps = RemoteSteps(self._slots, loop, remote, self.ask_to_return)
         self._lacks_pages = False  # nothing here goes on until a server gives a slot back
         self._admission = Admission(self._slots, loop, self._suspects, self.prefixes)

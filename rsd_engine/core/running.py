@@ -16,7 +16,6 @@ from rsd_engine.core.slots import SlotRequest, fill_slot, reset_counters
 from rsd_engine.core.writer_contexts import Translate, WriterContexts
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.outputs import GuessCounts
-from rsd_kernels import ops
 from rsd_kernels.state.enums import Finish, GuessSource, Phase, Role
 
 _WORKING = (Phase.DRAFT, Phase.SCORE, Phase.TARGET, Phase.GUESS, Phase.PROMPT)
@@ -63,7 +62,6 @@ class RunningRequests:
         state = self._state = loop.state
         self._translate = translate
         self._prefixes = prefixes
-        self._tokens_per_page = loop.tokens_per_page
         self._forwards, self._prm_kv = loop.forwards, loop.prm_kv
         self._remote = remote
         self._roles = {*loop.forwards, *remote}
@@ -301,7 +299,7 @@ class RunningRequests:
 
     def release(self, slot: int) -> None:
         """Gives up all pages of a slot."""
-        ops.truncate_kv(self._state, slot, (0, 0, 0), self._tokens_per_page)
+        self._prefixes.give_up(slot)
 
     def preempt(self, slot: int, *, trusted: bool = True) -> None:
         """Takes its pages and its turn; lengths, phase, automata and counters stay.

@@ -14,6 +14,7 @@ from rsd_engine.core.events import Event, LostCandidate, StepDecided
 from rsd_engine.core.failures import Failure
 from rsd_engine.core.groups.candidates import Candidates, Solution, Stage
 from rsd_engine.core.groups.step_logprobs import step_logprobs
+from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.running import Running, RunningRequests
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.steps.selection import GSI, Softmax, best, draw, survivors
@@ -35,10 +36,12 @@ class Groups:
     Args:
         slots: the requests.
         loop: that they belong to.
+        prefixes: is told who forks whom.
     """
 
-    def __init__(self, slots: RunningRequests, loop: Loop) -> None:
+    def __init__(self, slots: RunningRequests, loop: Loop, prefixes: PrefixCache) -> None:
         self._slots = slots
+        self._prefixes = prefixes
         self._loop = loop
         self._state: SlotState = loop.state
 
@@ -148,6 +151,7 @@ class Groups:
         if targets:
             loop = self._loop
             ops.fork(self._state, loop.pages, source, targets, loop.tokens_per_page)
+            self._prefixes.fork(source, targets)
 
     def _set_policy(self, slot: int) -> None:
         """One that accepts a reward of 1 and rejects 0."""

@@ -9,7 +9,7 @@ It reads the rest, and writes what it would have written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rsd_engine.core.page_needs import roles_of
@@ -73,6 +73,14 @@ class PrefixCache:
         if self.enabled:
             self._holders[slot] = _Holder(writers, self._chains(request))
 
+    def fork(self, source: int, targets: Sequence[int]) -> None:
+        """Slots have become copies of another one, and own its pages, too."""
+        for target in targets:
+            if source in self._holders and target in self._holders:
+                forked, holder = self._holders[source], self._holders[target]
+                holder.chains = {role: chain.copy() for role, chain in forked.chains.items()}
+                holder.trusted = holder.trusted and forked.trusted
+
     def look_up(self, slot: int) -> None:
         """A slot is to read its context from the beginning; it is served once it is active."""
         if slot in self._holders:
@@ -123,18 +131,35 @@ class PrefixCache:
 
     def leave(self, slot: int) -> None:
         """The request of a slot has ended; its pages are given up."""
-        self._give_up(slot)
+        self.give_up(slot)
         self._holders.pop(slot, None)
 
     def preempt(self, slot: int) -> None:
         """The pages of a slot are given up; it looks them up when it goes on."""
-        self._give_up(slot)
+        self.give_up(slot)
         holder = self._holders.get(slot)
         if holder:
             holder.waits = holder.trusted = True
             holder.is_new = False
             for chain in holder.chains.values():
                 chain.pages.clear()
+
+    def give_up(self, slot: int) -> None:
+        """The pages of a slot are given up; it may get others by a fork."""
+        holder = self._holders.get(slot)
+        if holder is None:
+            ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
+            return
+        held = HeldContexts.of(self._loop)
+        self._enter(held, slot, ends=True)
+        stamps = held.page_stamp
+        freed = give_up_all(
+            self._state, slot,
+            lambda page: holder.trusted and self._index.holds(page, int(stamps[page])),
+        )  # fmt: skip
+        if not holder.trusted:
+            for page in freed:
+                self._index.drop(page)
 
     def shared_pages(self, request: SlotRequest, slot: int | None = None) -> int:
         """How many of the pages that a request needs are there, owned by others.
@@ -153,22 +178,6 @@ class PrefixCache:
             for role, chain in holder.chains.items():
                 pages += self._full_pages(held, chain, held.context(slot, role, holder.writers))
         return sum(bool(held.page_owners[page]) for page in pages)
-
-    def _give_up(self, slot: int) -> None:
-        holder = self._holders.get(slot)
-        if holder is None:
-            ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
-            return
-        held = HeldContexts.of(self._loop)
-        self._enter(held, slot, ends=True)
-        stamps = held.page_stamp
-        freed = give_up_all(
-            self._state, slot,
-            lambda page: holder.trusted and self._index.holds(page, int(stamps[page])),
-        )  # fmt: skip
-        if not holder.trusted:
-            for page in freed:
-                self._index.drop(page)
 
     def _enter(self, held: HeldContexts, slot: int, *, ends: bool) -> None:
         holder = self._holders[slot]
@@ -198,7 +207,7 @@ class PrefixCache:
         """The pages that hold the beginning of a context."""
         changed = chain.first_change(context.ids)
         if changed is not None:
-            chain.cut(changed)
+            chain.cut(changed // chain.size)
         chain.extend(context.ids, context.final)
         pages: list[int] = []
         for digest in chain.digests[1 : max(context.most_found, 0) // chain.size + 1]:

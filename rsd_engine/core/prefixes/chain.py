@@ -33,8 +33,8 @@ class Chain:
         return cls(size, [first_digest(role)])
 
     def copy(self) -> Chain:
-        """For another slot with the same context."""
-        return Chain(self.size, self.digests[:], self.ids[:])
+        """For another slot with the same context, which holds the same pages if it is a fork."""
+        return Chain(self.size, self.digests[:], self.ids[:], self.pages[:])
 
     def extend(self, ids: np.ndarray, num_tokens: int) -> None:
         """Hashes the full pages of the context's first tokens, as far as they are new."""
@@ -44,12 +44,12 @@ class Chain:
             self.digests.append(next_digest(self.digests[-1], page))
 
     def first_change(self, ids: np.ndarray) -> int | None:
-        """The first page in which the context has other tokens now, or too few; None: in none."""
+        """The first token that is another one in the context now, or missing; None: none is."""
         known = np.frombuffer(self.ids, dtype=np.int32) if self.ids else ids[:0]
         here = ids[: len(known)]
         changed = np.flatnonzero(here != known[: len(here)])
         same = int(changed[0]) if len(changed) else len(here)
-        return None if same == len(known) else same // self.size
+        return None if same == len(known) else same
 
     def cut(self, num_pages: int) -> None:
         """Leaves the first pages."""

@@ -53,7 +53,7 @@ class Entering:
         num_tokens = min(int(held.kv_len[role, slot]), context.final)
         changed = chain.first_change(context.ids)
         if changed is not None and self._take_back(held, slot, role, chain, changed):
-            num_tokens = min(num_tokens, changed * chain.size)
+            num_tokens = min(num_tokens, changed // chain.size * chain.size)
         chain.extend(context.ids, num_tokens)
         whole = num_tokens // chain.size
         for i in range(len(chain.pages), whole):
@@ -80,22 +80,24 @@ class Entering:
     def _take_back(
         self, held: HeldContexts, slot: int, role: Role, chain: Chain, changed: int
     ) -> bool:
-        """The tokens of an entered page have changed, as the end of a step may.
+        """Tokens of entered pages have changed, from `changed` on, as the end of a step may.
 
         The slot reads them again: onto a page of its own if others own this one, which stays as it
-        is; else into the same page.
+        is; else into the same page. If it has done so already, its forks may be the others.
 
         Returns:
             Whether the slot has given the page up.
         """
-        pages = chain.pages[changed:]
-        shared = bool(pages) and held.page_owners[pages[0]] > 1
+        first = changed // chain.size
+        pages = held.page_table[role, slot, first : held.num_pages[role, slot]].tolist()
+        was_read = held.kv_len[role, slot] > changed
+        shared = bool(pages) and not was_read and held.page_owners[pages[0]] > 1
         if shared:
             keep = held.kv_len[:, slot].tolist()
-            keep[role] = min(keep[role], changed * chain.size)
+            keep[role] = min(keep[role], first * chain.size)
             ops.truncate_kv(self._state, slot, keep, self._tokens_per_page)
         else:
-            for page in pages:
+            for page in pages:  # whoever entered them
                 self._index.drop(page)
-        chain.cut(changed)
+        chain.cut(first)
         return shared
