@@ -87,7 +87,7 @@ def test_every_state_of_a_run(seed: int, max_guesses: int, monkeypatch: pytest.M
     assert shadow.calls["decide"] and bool(calls["guess"]) == bool(max_guesses)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_states_with_forks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared pages, candidates and prompts that are only read, put into the states of a run."""
     prm_kv = random_core(seed).loop.prm_kv
