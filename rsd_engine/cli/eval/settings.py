@@ -82,8 +82,8 @@ def _engine_arguments(options: EvalOptions) -> dict[str, Any]:
     if not set(ROLES) & (config.engine | given(options, ROLES)).keys():
         scored = options.scorer is not None or "scorer" in config.engine
         roles = [role for role in ROLES if not (role == "prm" and scored)]
-        demo = {role: str(checkpoint_dir(role)) for role in roles}
-        config = replace(config, engine={**config.engine, **demo})
+        demo: dict[str, Any] = {role: str(checkpoint_dir(role)) for role in roles}
+        config = replace(config, engine=config.engine | demo)
     return engine_arguments(options, config)
 
 
