@@ -56,6 +56,8 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     if options.output is None:
         raise UsageError("--output is missing; give a folder for the results")
     engine = _engine_arguments(options)
+    if "policy" in engine:
+        raise UsageError("policy is given; here a policy is part of a method, such as rsd:clip")
     try:
         thresholds = _listed("--threshold", options.threshold, _number)
         seeds = _listed("--seeds", options.seeds, _seed) or [0]

@@ -121,6 +121,7 @@ def test_an_answer_that_failed_is_told_and_tried_again(
         (["--seeds=1.5"], "got '1.5'"),
         (["--questions=nosuch"], "questions 'nosuch' are no file and no data set"),
         (["--questions=demo:0"], "how many to take, at least 1"),
+        (["--policy=clip"], "policy is given; here a policy is part of a method, such as rsd:clip"),
         (["--temperature=-1"], "temperature must be 0 or in"),
         (["--several-top-p=0"], "top_p must be in (0, 1]"),
         (["--max-tokens=0"], "max_tokens must be in [1, "),
