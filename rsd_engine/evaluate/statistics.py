@@ -7,16 +7,18 @@ from rsd_engine.evaluate.missing import needs_package
 _LEVEL = 0.95
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share; (0, 1) of nothing.
+def require_scipy() -> None:
+    """Raises ImportError, with what to install, if scipy is not there."""
+    with needs_package("scipy", "eval"):
+        import scipy.stats  # noqa: F401
 
-    Raises:
-        ImportError: scipy is not installed.
-    """
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share; (0, 1) of nothing."""
     if not total:
         return 0.0, 1.0
-    with needs_package("scipy", "eval"):
-        from scipy.stats import binomtest
+    from scipy.stats import binomtest
+
     found = binomtest(right, total).proportion_ci(_LEVEL, method="wilson")
     return float(found.low), float(found.high)
 
@@ -27,12 +29,9 @@ def mcnemar(better: int, worse: int) -> float:
     Args:
         better: questions that the first is right on and the second is not.
         worse: the other way round.
-
-    Raises:
-        ImportError: scipy is not installed.
     """
     if not better + worse:
         return 1.0
-    with needs_package("scipy", "eval"):
-        from scipy.stats import binomtest
+    from scipy.stats import binomtest
+
     return float(binomtest(better, better + worse, 0.5).pvalue)

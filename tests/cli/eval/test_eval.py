@@ -137,6 +137,23 @@ def test_what_cannot_be_run_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "questions"),
+    [("scipy", "scipy.stats", "demo:1"), ("math-verify", "math_verify", "{}")],
+)
+def test_a_missing_package_is_told_before_any_work(
+    package: str, name: str, questions: str, rsd: Rsd, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, name, None)
+    path = write_jsonl(tmp_path / "math.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    result = rsd("eval", f"--questions={questions.format(path)}", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"this needs {package}, which is not installed" in result.stderr
+    assert 'pip install "rsd-engine[eval]"' in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_is_needed_and_must_be_a_folder(rsd: Rsd, tmp_path: Path) -> None:
     assert "--output is missing; give a folder" in rsd("eval").stderr
     (tmp_path / "file").write_text("mine")
