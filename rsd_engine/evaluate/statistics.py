@@ -14,11 +14,15 @@ def require_scipy() -> None:
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share; (0, 1) of nothing."""
+    """Wilson's 95 % confidence interval of a share; (0, 1) of nothing.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
     if not total:
         return 0.0, 1.0
-    from scipy.stats import binomtest
-
+    with needs_package("scipy", "eval"):
+        from scipy.stats import binomtest
     found = binomtest(right, total).proportion_ci(_LEVEL, method="wilson")
     return float(found.low), float(found.high)
 
@@ -29,9 +33,12 @@ def mcnemar(better: int, worse: int) -> float:
     Args:
         better: questions that the first is right on and the second is not.
         worse: the other way round.
+
+    Raises:
+        ImportError: scipy is not installed.
     """
     if not better + worse:
         return 1.0
-    from scipy.stats import binomtest
-
+    with needs_package("scipy", "eval"):
+        from scipy.stats import binomtest
     return float(binomtest(better, better + worse, 0.5).pvalue)
