@@ -19,11 +19,11 @@ from rsd_engine.evaluate.record import read_records
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
-METHODS_TRIED = "target,rsd,best@2,gsi@2"
+METHODS_TRIED = "target,rsd,best@2"
 OPTIONS = ["--max-tokens=40", "--max-step-tokens=8", "--several-temperature=1"]
 ROWS = [
     {"question": f"Which? Number {i}", "choices": ["a", "b", "c", "d"], "answer": i % 4}
-    for i in range(5)
+    for i in range(3)
 ]
 
 
@@ -50,17 +50,17 @@ def test_a_run_and_its_resumption(rsd: Rsd, eval_args: list[str], tmp_path: Path
     assert result.exit_code == 0, result.stderr
     results = folder / "results.jsonl"
     records = read_records(results.read_text())
-    tried = ("target", "rsd 0.4", "rsd 0.6", "best@2", "gsi@2")
+    tried = ("target", "rsd 0.4", "rsd 0.6", "best@2")
     assert [(r.label, r.seed, r.question.id) for r in records] == [
         (label, seed, f"q-{i}") for label in tried for seed in (1, 2) for i in range(len(ROWS))
     ]
-    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[3:8]] == list(tried)
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[3:7]] == list(tried)
     summary = json.loads((folder / "summary.json").read_text())
-    assert [row["method"] for row in summary] == ["target", "rsd", "rsd", "best@2", "gsi@2"]
+    assert [row["method"] for row in summary] == ["target", "rsd", "rsd", "best@2"]
     whole, data = lasting(results), results.read_bytes()
     part = tmp_path / "part" / "results.jsonl"
     part.parent.mkdir()
-    for share in (0.05, 0.55, 0.9):  # what a kill leaves, the last line torn
+    for share in (0.3, 0.9):  # what a kill leaves, the last line torn
         part.write_bytes(data[: int(share * len(data))])
         again = rsd(*wanted, "-o", part.parent)
         assert again.exit_code == 0, again.stderr
