@@ -15,16 +15,18 @@ from xml.etree.ElementTree import Element
 Tree = list[Any]
 """[tag, {attribute: value}, *children]; a child is a tree or text."""
 
+_MOST_CHARACTERS = 2000  # of a formula; a longer one stays text
+_MOST_LEVELS = 50  # of a tree
 # A dollar opens before what is no space and closes behind it, not before a digit, so that "$5 and
 # $6" stays money. JavaScript reads the same pattern.
 FORMULA = (
-    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?![\s$])[^$\n]*[^\s$\\]\$(?!\d)"
+    rf"\\\(.{{1,{_MOST_CHARACTERS}}}?\\\)|\\\[.{{1,{_MOST_CHARACTERS}}}?\\\]"
+    rf"|\$\$.{{1,{_MOST_CHARACTERS}}}?\$\$|\$(?![\s$])[^$\n]*[^\s$\\]\$(?!\d)"
     r"|\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 )
 _FORMULA = re.compile(FORMULA, re.DOTALL)
 _DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
 _DISPLAY = (r"\[", "$$")
-_MOST_CHARACTERS = 2000  # of a formula; a longer one stays text
 # Definitions may expand without end.
 _DEFINES = re.compile(r"\\(?:def|(?:re)?newcommand|newenvironment|DeclareMathOperator)\b")
 _ENTITY = re.compile(r"&#x([0-9A-Fa-f]{2,6});")  # how latex2mathml names a character
@@ -36,6 +38,10 @@ _TAGS = frozenset(
         "menclose", "mpadded", "mphantom",
     }
 )  # fmt: skip
+_ARITIES = {
+    "mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "msubsup": 3,
+    "munder": 2, "mover": 2, "munderover": 3,
+}  # fmt: skip
 _ATTRIBUTES = {
     name: re.compile(values)
     for name, values in {
@@ -78,7 +84,7 @@ def parse_formula(source: str) -> Tree | None:
         return None
     display = "block" if source.startswith(_DISPLAY) else "inline"
     try:
-        return _tree(Converter(display=display).convert_to_element(_inner(source)))
+        return _tree(Converter(display=display).convert_to_element(_inner(source)), _MOST_LEVELS)
     except Exception:  # it raises many kinds, StopIteration and IndexError among them
         return None
 
@@ -90,10 +96,12 @@ def _inner(source: str) -> str:
     return source
 
 
-def _tree(element: Element) -> Tree:
-    """Raises ValueError for an element that is not allowed, or a command that was not known."""
-    if element.tag not in _TAGS:
+def _tree(element: Element, levels: int) -> Tree:
+    """Raises ValueError for an element not allowed or incomplete, and for an unknown command."""
+    if element.tag not in _TAGS or not levels:
         raise ValueError(f"<{element.tag}> is not allowed")
+    if _ARITIES.get(element.tag, len(element)) != len(element):
+        raise ValueError(f"<{element.tag}> has {len(element)} parts")
     text = _ENTITY.sub(lambda match: chr(int(match[1], 16)), element.text or "")
     if re.match(r"\\[A-Za-z]", text):
         raise ValueError(f"unknown command {text}")
@@ -102,4 +110,5 @@ def _tree(element: Element) -> Tree:
         for name, value in element.attrib.items()
         if name in _ALLOWED and _ALLOWED[name].fullmatch(value)
     }
-    return [element.tag, attributes, *([text] if text else []), *map(_tree, element)]
+    children = [_tree(child, levels - 1) for child in element]
+    return [element.tag, attributes, *([text] if text else []), *children]
