@@ -13,6 +13,8 @@ from rsd_engine.cli.chat.command import chat
 from rsd_engine.cli.demo.command import HELP as DEMO_HELP
 from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import clean_errors
+from rsd_engine.cli.eval.command import HELP as EVAL_HELP
+from rsd_engine.cli.eval.command import evaluate
 from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate.command import generate
 from rsd_engine.cli.inspect.command import HELP as INSPECT_HELP
@@ -74,6 +76,7 @@ def doctor(verbose: Verbose = None) -> None:
 app.add_typer(bench, name="bench")
 app.command(help=CHAT_HELP)(chat)
 app.command(help=DEMO_HELP)(demo)
+app.command("eval", help=EVAL_HELP)(evaluate)
 app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)

@@ -156,6 +156,11 @@ class Record:
     samples: tuple[Sample, ...] = ()
     error: str | None = None
 
+    @property
+    def label(self) -> str:
+        """The method and, if it was tried at several, the threshold: `rsd 0.7`."""
+        return label(self.method, self.settings)
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values; `samples` and `error` are left out where there are none."""
         values: dict[str, Any] = {
@@ -201,6 +206,13 @@ class Record:
             )
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a record of `rsd eval`: {error}") from None
+
+
+def label(method: str, settings: Mapping[str, Any]) -> str:
+    """What a method is called in tables and plots."""
+    is_swept = method.isidentifier() or "+" in method
+    threshold = settings.get("threshold")
+    return f"{method} {threshold:g}" if is_swept and threshold is not None else method
 
 
 def read_records(lines: str) -> list[Record]:

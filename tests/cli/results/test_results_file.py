@@ -257,7 +257,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     link.symlink_to(target)  # to be made
     filled(link, (3, 0))
     target.chmod(0o640)
-    with closing(ResultsFile(link, "s", LINES)) as results:
+    with closing(ResultsFile(link, GENERATED, "s", LINES)) as results:
         results.finish()
     assert link.is_symlink() and numbers(target) == [1, 5]
     assert target.stat().st_mode & 0o777 == 0o640
