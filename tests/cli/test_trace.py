@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from rsd_engine.cli.eval.run import RESULTS
 from rsd_engine.cli.generate.questions import read_lines
+from rsd_engine.cli.trace import read
 from tests.cli.conftest import Rsd, write_jsonl
 from tests.evaluate.trace.records import record, step
 
@@ -34,12 +36,17 @@ def test_results_of_eval(rsd: Rsd, tmp_path: Path) -> None:
 def test_two_runs_of_one_name_are_told_apart(rsd: Rsd, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        write_jsonl(tmp_path / folder / "run.jsonl", [record("q", [step(folder)])])
+        made = {"line": 1, "input": "0", "run": "0", **record("q", [step(folder)])}
+        write_jsonl(tmp_path / folder / "results.jsonl", [made])
     page = tmp_path / "page.html"
-    paths = [tmp_path / "a" / "run.jsonl", tmp_path / "b" / "run.jsonl"]
+    paths = [tmp_path / "a" / "results.jsonl", tmp_path / "b" / "results.jsonl"]
     rsd("trace", *paths, "--output", page)
     assert [run[0]["steps"][0]["text"] for run in records_of(page)] == ["a", "b"]
     assert all(json.dumps(str(path)) in page.read_text(encoding="utf-8") for path in paths)
+    files = records_of(page)
+    assert RESULTS == read.RESULTS == "results.jsonl"
+    rsd("trace", tmp_path / "a", tmp_path / "b", "--output", page)
+    assert records_of(page) == files
 
 
 def generated(line: int, digest: str, texts: list[str]) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from rsd_engine.cli.errors import UsageError, clean_errors, print_stderr
 
 HELP = (
     "Write a page of HTML that shows answers step by step, to read or to share.\n\n"
-    "RESULTS is what `rsd eval` or `rsd generate --output` wrote; with OTHER, two runs on the same "
-    "questions stand side by side. The page is one file and loads nothing from anywhere."
+    "RESULTS is what `rsd eval` or `rsd generate --output` wrote, a file or eval's folder; with "
+    "OTHER, two runs on the same questions stand side by side. The page is one file and loads "
+    "nothing from anywhere."
 )
 
-Results = Annotated[Path, typer.Argument(help="JSONL file of results.", show_default=False)]
+Results = Annotated[
+    Path, typer.Argument(help="JSONL file of results, or its folder.", show_default=False)
+]
 Other = Annotated[
     Path | None, typer.Argument(help="Another run on the same questions.", show_default=False)
 ]

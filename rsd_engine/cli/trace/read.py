@@ -12,6 +12,7 @@ from rsd_engine.cli.generate.questions import InputLine, parse_question, read_li
 from rsd_engine.evaluate.record import Record
 from rsd_engine.evaluate.trace.page import Run
 
+RESULTS = "results.jsonl"  # in a folder of `rsd eval`, whose module loads the engine
 _COUNTS = {
     "draft_tokens": "draft_tokens",
     "discarded_tokens": "discarded_tokens",
@@ -23,7 +24,8 @@ _COUNTS = {
 
 
 def read_runs(paths: Sequence[Path], questions: Path | None) -> list[Run]:
-    """The runs of one or two files; `questions` is the input of those from `rsd generate`.
+    """The runs of one or two files, or folders of `rsd eval`; `questions` is the input of those
+    from `rsd generate`.
 
     Raises:
         UsageError: a file cannot be read, or a line is no result; it names file and line.
@@ -31,9 +33,13 @@ def read_runs(paths: Sequence[Path], questions: Path | None) -> list[Run]:
     asked = {} if questions is None else {line.number: line for line in read_lines(questions)}
     names = _distinct_names(paths)
     return [
-        Run(name, list(_read_records(path, asked, questions)))
+        Run(name, list(_read_records(_file_of(path), asked, questions)))
         for name, path in zip(names, paths, strict=True)
     ]
+
+
+def _file_of(path: Path) -> Path:
+    return path / RESULTS if path.is_dir() else path
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

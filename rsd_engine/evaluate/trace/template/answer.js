@@ -122,8 +122,10 @@ function makeRejected(step) {
     const draft = splitWords(step.rejected.text.trimEnd());
     const rewrite = splitWords(step.text.trimEnd());
     const [draftDiffers, rewriteDiffers] = differingWords(draft, rewrite);
+    const isSame = ![...draftDiffers, ...rewriteDiffers].some(Boolean);
     return make(
       "div", { class: "pair" },
+      isSame ? make("p", { class: "note" }, "The target wrote the same words.") : null,
       make("section", { class: "draft" }, make("h4", null, "draft, rejected"),
         make("div", { class: "text" }, makeMarked(draft, draftDiffers, "del"))),
       make("section", { class: "target" }, make("h4", null, "target, in its place"),

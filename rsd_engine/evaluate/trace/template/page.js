@@ -91,7 +91,7 @@ function makeSlider(answer) {
   const output = make("output", null);
   const slider = make("input", {
     type: "range", min: 0, max: 1, step: 0.01, "aria-describedby": "slider-note",
-    value: threshold ?? (typeof ran === "number" ? ran : 0.7),
+    value: threshold ?? (ran >= 0 && ran <= 1 ? ran : 0.7),
     input: () => setThreshold(Number(slider.value)),
   });
   const reset = make("button", { type: "button", click: () => setThreshold(null) }, "As it ran");
