@@ -83,16 +83,17 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 
 def texts(record: Mapping[str, Any]) -> Iterator[str]:
-    """All texts of a record that may hold mathematics."""
-    yield from (record["question"]["text"], record["question"]["answer"], record["text"])
-    yield record["found"] or ""
+    """All texts of a record that may hold mathematics, and answers that are LaTeX as formulas."""
+    yield from (record["question"]["text"], record["text"])
+    found = [sample["found"] for sample in record.get("samples", ())]
+    for answer in (record["question"]["answer"], record["found"], *found):
+        yield rf"\({answer}\)" if answer and "\\" in answer else answer or ""
     for step in record["steps"]:
         yield step["text"]
         yield from (candidate["text"] for candidate in step["candidates"])
         if step["rejected"] is not None:
             yield step["rejected"]["text"]
-    for sample in record.get("samples", ()):
-        yield from (sample["text"], sample["found"] or "")
+    yield from (sample["text"] for sample in record.get("samples", ()))
 
 
 def _slim(record: Mapping[str, Any]) -> Mapping[str, Any]:

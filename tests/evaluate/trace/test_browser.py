@@ -31,7 +31,7 @@ def listed(page: Any) -> list[str]:
 
 
 def heading(page: Any) -> str:
-    return str(page.locator("main h2").inner_text())
+    return str(page.locator("main h2").inner_text()).removesuffix(" #")
 
 
 def test_what_models_wrote_is_text_and_runs_nothing(open_page: Open) -> None:
@@ -144,6 +144,16 @@ def test_keys(open_page: Open) -> None:
     assert not page.locator("#help").is_visible()
 
 
+def test_a_link_leads_to_an_answer(open_page: Open) -> None:
+    page = open_page(three_answers())
+    page.keyboard.press("j")
+    page.get_by_role("link", name="Link to this answer").click()
+    assert page.url.endswith("page.html#answer-2")
+    page.keyboard.press("k")
+    page.reload()
+    assert heading(page) == "Question q2"
+
+
 def test_another_threshold(open_page: Open) -> None:
     page = open_page(three_answers())
     page.keyboard.press("End")
@@ -254,7 +264,6 @@ def test_print_shows_the_answer_unfolded(open_page: Open) -> None:
     page = open_page([record("q", STEPS)], color_scheme="dark")
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    page.locator(".pair").wait_for()
     assert page.locator(".pair").is_visible() and not page.locator("nav").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
@@ -288,7 +297,9 @@ def test_thousands_of_answers(open_page: Open) -> None:
 
 def test_mathematics_is_drawn(open_page: Open) -> None:
     pytest.importorskip("latex2mathml", reason="latex2mathml parses the LaTeX")
-    page = open_page([record("q", [step(r"So \(\frac{1}{2}\), and \(\frac{\), or $5 and $6.")])])
+    made = record("q", [step(r"So \(\frac{1}{2}\), and \(\frac{\), or $5 and $6.")])
+    page = open_page([made | {"found": r"\frac{1}{2}"}])
+    assert page.locator("article .verdict mfrac").count() == 1
     text = page.locator("main .step .text")
     assert text.locator("math").count() == 1
     box = text.locator("mfrac").bounding_box()

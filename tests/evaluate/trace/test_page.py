@@ -86,13 +86,16 @@ def test_only_the_scripts_of_the_page_may_run_and_nothing_is_loaded() -> None:
 
 def test_formulas_of_all_texts_are_parsed() -> None:
     pytest.importorskip("latex2mathml", reason="latex2mathml parses the LaTeX")
-    steps = [step("$1$", rejected=("$2$", 0.1)), step("$3$", candidates=(("$4$", 0.1),))]
+    steps = [
+        step(r"$1$, $\nosuch$", rejected=("$2$", 0.1)),
+        step("$3$", candidates=(("$4$", 0.1),)),
+    ]
     samples = [{"text": "$5$", "found": "$6$", "correct": True, "reward": None}]
     made = record("a", steps, text="$7$", samples=samples) | {"found": "$8$", "text": "$9$"}
-    made["question"]["answer"] = r"$\nosuch$"
+    made["question"]["answer"] = r"\frac{1}{2}"
     page = make_page([Run("run", [made])])
     formulas = data_of(page.html)["formulas"]
-    assert set(formulas) == {f"${number}$" for number in range(1, 10)}
+    assert set(formulas) == {*(f"${number}$" for number in range(1, 10)), r"\(\frac{1}{2}\)"}
     assert json.loads(formulas["$3$"])[2] == ["mrow", {}, ["mn", {}, "3"]]
     assert page.unparsed == 1
 

@@ -22,15 +22,14 @@ function makeBadge(source) {
 function makeVerdict(record) {
   const [mark, verdict] = verdictOf(record);
   const { answer: expected } = record.question;
-  const wanted = expected ? `, expected ${expected}` : "";
-  const found = record.found === null ? "no answer found" : `found ${record.found}`;
-  const text = {
-    right: `right: ${record.found ?? ""}`,
-    wrong: `wrong: ${found}${wanted}`,
-    failed: `failed: ${record.error}`,
-    unchecked: "not checked",
+  const found = record.found === null ? ["no answer found"] : makeResult(record.found);
+  const said = {
+    right: ["right: ", ...found],
+    wrong: ["wrong: ", ...found, ...(expected ? [", expected ", ...makeResult(expected)] : [])],
+    failed: [`failed: ${record.error}`],
+    unchecked: ["not checked"],
   }[verdict];
-  return make("span", { class: `verdict ${verdict}` }, `${mark} `, makeText(text));
+  return make("span", { class: `verdict ${verdict}` }, `${mark} `, said);
 }
 
 /** Bars of all steps with the threshold across, and who wrote them; a click leads to the step. */
@@ -155,7 +154,7 @@ function makeSamples(record) {
       "li", { class: "sample" },
       make("header", null,
         make("span", { class: `verdict ${verdict}` }, `${mark} ${verdict}: `,
-          makeText(sample.found ?? "no answer found")),
+          makeResult(sample.found ?? "no answer found")),
         sample.reward === null ? null : makeReward(sample.reward)),
       make("div", { class: "text" }, makeText(sample.text)));
   })));
@@ -163,8 +162,11 @@ function makeSamples(record) {
 }
 
 function makeWhenOpen(details, makeContent) {
+  details.fill = () => {
+    if (details.children.length === 1) details.append(makeContent());
+  };
   details.addEventListener("toggle", () => {
-    if (details.open && details.children.length === 1) details.append(makeContent());
+    if (details.open) details.fill();
   });
 }
 

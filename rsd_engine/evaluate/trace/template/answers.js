@@ -49,12 +49,12 @@ function describe(record, run, index) {
 
 const answers = data.runs.flatMap((run, r) => run.records.map((record) => [record, r]))
   .map(([record, r], index) => describe(record, r, index));
-const byQuestion = Map.groupBy
-  ? Map.groupBy(answers, (answer) => answer.record.question.id)
-  : answers.reduce((groups, answer) => {
-    const id = answer.record.question.id;
-    return groups.set(id, [...(groups.get(id) ?? []), answer]);
-  }, new Map());
+const byQuestion = new Map();
+for (const answer of answers) {
+  const { id } = answer.record.question;
+  if (!byQuestion.has(id)) byQuestion.set(id, []);
+  byQuestion.get(id).push(answer);
+}
 
 /** The other answers to the same question, those of the other run first, alike methods before. */
 function othersOf(answer) {

@@ -68,11 +68,12 @@ function showAnswer(answer) {
   reading.replaceChildren(
     make("button", { class: "back", type: "button", click: closeAnswer }, "← Answers"),
     make("section", { class: "question" },
-      make("h2", null, `Question ${question.id}`),
+      make("h2", null, `Question ${question.id} `,
+        make("a", { href: `#answer-${answer.index + 1}`, "aria-label": "Link to this answer" }, "#")),
       question.source ? make("p", { class: "note" }, question.source) : null,
       make("div", { class: "text" }, makeText(question.text || "(the text was not given)")),
       question.answer
-        ? make("p", { class: "expected" }, "Expected: ", makeText(question.answer)) : null),
+        ? make("p", { class: "expected" }, "Expected: ", makeResult(question.answer)) : null),
     make("div", { class: "tools" },
       answer.decisions.length || partner?.decisions.length ? makeSlider(answer) : null,
       others.length ? make("label", null, "Beside it ", choice) : null),
@@ -83,7 +84,8 @@ function showAnswer(answer) {
 
 function nameOf(answer) {
   const run = data.runs.length > 1 ? `${data.runs[answer.run].name}: ` : "";
-  return `${run}${answer.label}, seed ${answer.record.seed} ${verdictOf(answer.record)[0]}`;
+  const seed = answer.record.seed === null ? "" : `, seed ${answer.record.seed}`;
+  return `${run}${answer.label}${seed} ${verdictOf(answer.record)[0]}`;
 }
 
 function makeSlider(answer) {
@@ -121,8 +123,20 @@ function closeAnswer() {
   byId("list").focus();
 }
 
+/** Opens the answer that a link names, as `page.html#answer-12`. */
+function openLinked() {
+  const number = Number(location.hash.match(/^#answer-(\d+)$/)?.[1]);
+  const at = list.shown.findIndex((answer) => answer.index + 1 === number);
+  if (at < 0) return;
+  list.choose(at);
+  openAnswer();
+}
+
 function unfoldAll(open = [...reading.querySelectorAll("details")].some((one) => !one.open)) {
-  reading.querySelectorAll("details").forEach((one) => { one.open = open; });
+  for (const details of reading.querySelectorAll("details")) {
+    if (open) details.fill(); // at once: printing does not wait
+    details.open = open;
+  }
 }
 
 const KEYS = {
@@ -179,6 +193,8 @@ function start() {
   byId("summary").textContent = data.runs
     .map((run) => `${run.name}: ${counted(run.records.length, "answer")}`).join(" · ");
   applyFilters(null);
+  openLinked();
+  addEventListener("hashchange", openLinked);
   byId("filters").addEventListener("input", applyFilters);
   byId("filters").addEventListener("submit", (event) => {
     event.preventDefault();

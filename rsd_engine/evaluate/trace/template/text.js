@@ -45,6 +45,12 @@ function makeText(text) {
   return nodes.filter((node) => node !== "");
 }
 
+/** An answer as nodes: LaTeX, as data sets have it, is mathematics without its delimiters, too. */
+function makeResult(answer) {
+  const formula = `\\(${answer}\\)`;
+  return makeText(Object.hasOwn(data.formulas, formula) ? formula : answer);
+}
+
 /** Words with the space behind them; a formula is one word. */
 function splitWords(text) {
   const words = [];
