@@ -55,6 +55,7 @@ def test_an_inserted_script_is_refused_by_the_policy(open_page: Open, faults: li
           const script = document.createElement("script");
           script.textContent = "document.title = 'run'";
           document.body.append(script);
+          setTimeout(() => resolve("nothing was refused"), 2000);
         })"""
     )
     assert refused.startswith("script-src") and page.title() == "RSD trace"
@@ -263,7 +264,13 @@ def test_phone(open_page: Open) -> None:
 def test_print_shows_the_answer_unfolded(open_page: Open) -> None:
     page = open_page([record("q", STEPS)], color_scheme="dark")
     page.emulate_media(media="print")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    unfolded = page.evaluate(
+        """() => {
+          dispatchEvent(new Event("beforeprint"));
+          return document.querySelectorAll(".pair").length;
+        }"""
+    )
+    assert unfolded == 1  # at once: the browser does not wait before it prints
     assert page.locator(".pair").is_visible() and not page.locator("nav").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
