@@ -22,7 +22,7 @@ from rsd_engine.outputs import (
 )
 
 AnswerKind = Literal["math", "choice", "demo"]
-REWARD_DECIMALS = 4
+_DIGITS = 7  # of a reward: as many as float32 holds, so that no threshold lies between
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,8 @@ def step_records(output: CompletionOutput) -> tuple[StepRecord, ...]:
 
 
 def lasting(reward: float | None) -> float | None:
-    """A reward as a record keeps it: rounded, and None for NaN."""
-    return None if reward is None or math.isnan(reward) else round(reward, REWARD_DECIMALS)
+    """A reward as a record keeps it: in few digits, and None for NaN."""
+    return None if reward is None or math.isnan(reward) else float(f"{reward:.{_DIGITS}g}")
 
 
 def _step_record(step: Step) -> StepRecord:

@@ -93,11 +93,11 @@ def test_what_is_no_record_is_refused(given: str, message: str) -> None:
 def test_steps_and_counts_of_a_result() -> None:
     lost = Candidate("b", (4,), "draft", 0.123456)
     steps = (
-        Step("a", (1,), "draft", 0.98765432, None, candidates=(lost,)),
+        Step("a", (1,), "draft", 0.987654321, None, candidates=(lost,)),
         Step("c", (2,), "target", None, RejectedStep("d", (3,), math.nan)),
     )
     assert step_records(CompletionOutput(0, "ac", (1, 2), "stop", None, steps)) == (
-        StepRecord("a", "draft", 0.9877, None, (CandidateText("b", "draft", 0.1235),)),
+        StepRecord("a", "draft", 0.9876543, None, (CandidateText("b", "draft", 0.123456),)),
         StepRecord("c", "target", None, ScoredText("d", None)),
     )
     metrics = Metrics(

@@ -56,6 +56,8 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     if options.output is None:
         raise UsageError("--output is missing; give a folder for the results")
     engine = _engine_arguments(options)
+    if "policy" in engine:
+        raise UsageError("policy is given; here a policy is part of a method, such as rsd:clip")
     try:
         thresholds = _listed("--threshold", options.threshold, _number)
         seeds = _listed("--seeds", options.seeds, _seed) or [0]
@@ -82,8 +84,8 @@ def _engine_arguments(options: EvalOptions) -> dict[str, Any]:
     if not set(ROLES) & (config.engine | given(options, ROLES)).keys():
         scored = options.scorer is not None or "scorer" in config.engine
         roles = [role for role in ROLES if not (role == "prm" and scored)]
-        demo = {role: str(checkpoint_dir(role)) for role in roles}
-        config = replace(config, engine={**config.engine, **demo})
+        demo: dict[str, Any] = {role: str(checkpoint_dir(role)) for role in roles}
+        config = replace(config, engine=config.engine | demo)
     return engine_arguments(options, config)
 
 
