@@ -62,14 +62,17 @@ class Progress:
         else:
             print_stderr(visible(text))
 
-    def advance(self, metrics: Any) -> None:
-        """Counts one more line; `metrics` are those of its request, if it had one."""
+    def advance(self, metrics: Any, fact: str = "") -> None:
+        """Counts one more line; `metrics` are those of its request, if it had one.
+
+        What else there is to know, in a few words, stands before the speed.
+        """
         if metrics is not None:
             self._count += 1
             self._tokens += metrics.draft.tokens_generated + metrics.target.tokens_generated
             self._accepted += metrics.steps_accepted
             self._scored += metrics.steps_accepted + metrics.steps_rejected
-        self._bar.update(self._task, advance=1, facts=self._facts())
+        self._bar.update(self._task, advance=1, facts=f"{fact}{self._facts()}")
 
     def summary(self, metrics: Any) -> None:
         """Prints the run in one line."""

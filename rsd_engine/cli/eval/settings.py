@@ -1,0 +1,133 @@
+"""What `rsd eval` runs with, checked before any work starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rsd_engine.cli.config_file import read_config
+from rsd_engine.cli.engine_options import engine_arguments, given
+from rsd_engine.cli.errors import UsageError
+from rsd_engine.cli.eval.options import EvalOptions
+from rsd_engine.cli.generate.settings import chat_settings
+from rsd_engine.demo import ROLES, checkpoint_dir
+from rsd_engine.engine.chat.questions import ChatSettings, settings_text
+from rsd_engine.evaluate.methods import Decoding, Trial, make_trials
+from rsd_engine.evaluate.questions import DEMO, load_questions
+from rsd_engine.evaluate.record import Question
+from rsd_engine.sampling_params import MAX_SEED, SamplingParams
+
+_SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+_THRESHOLD = 0.7  # the paper's
+_MAX_GUESSES = 32
+_DEMO_TOKENS = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """A run.
+
+    Attributes:
+        engine: arguments of `Engine`.
+        digest: of all settings that decide the answers, methods and seeds aside.
+    """
+
+    engine: dict[str, Any]
+    trials: list[Trial]
+    seeds: list[int]
+    questions: list[Question]
+    chat: ChatSettings
+    digest: str
+    output: Path
+
+
+def eval_settings(options: EvalOptions) -> EvalSettings:
+    """The settings of a run.
+
+    Raises:
+        UsageError: an option is not allowed, or a file cannot be read.
+        ImportError: an optional package is missing.
+    """
+    if options.output is None:
+        raise UsageError("--output is missing; give a folder for the results")
+    engine = _engine_arguments(options)
+    try:
+        thresholds = _listed("--threshold", options.threshold, _number)
+        seeds = _listed("--seeds", options.seeds, _seed) or [0]
+        methods = _listed("--methods", options.methods, str)
+        scorer = engine.get("scorer")
+        default = _THRESHOLD if scorer is None else scorer.default_threshold
+        is_demo = options.questions.partition(":")[0] == DEMO
+        decoding = _decoding(options, is_demo=is_demo)
+        trials = make_trials(methods, thresholds or [default], decoding, scorer)
+        questions = load_questions(options.questions)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    chat = _chat(options, is_demo=is_demo)
+    text = settings_text(engine, [decoding.single, decoding.several], chat)
+    if any(trial.params.speculate for trial in trials):
+        engine.setdefault("max_guesses", _MAX_GUESSES)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return EvalSettings(engine, trials, seeds, questions, chat, digest, options.output)
+
+
+def _engine_arguments(options: EvalOptions) -> dict[str, Any]:
+    """Those of the options, or, where they name no model, of the demo family."""
+    config = read_config(options.config)
+    if not set(ROLES) & (config.engine | given(options, ROLES)).keys():
+        scored = options.scorer is not None or "scorer" in config.engine
+        roles = [role for role in ROLES if not (role == "prm" and scored)]
+        demo = {role: str(checkpoint_dir(role)) for role in roles}
+        config = replace(config, engine={**config.engine, **demo})
+    return engine_arguments(options, config)
+
+
+def _decoding(options: EvalOptions, *, is_demo: bool) -> Decoding:
+    limits = given(options, ("max_tokens", "max_step_tokens", "max_steps"))
+    if is_demo:
+        limits.setdefault("max_tokens", _DEMO_TOKENS)
+    return Decoding(
+        single=SamplingParams(temperature=options.temperature, **limits),
+        several=SamplingParams(
+            temperature=options.several_temperature, top_p=options.several_top_p, **limits
+        ),
+    )
+
+
+def _chat(options: EvalOptions, *, is_demo: bool) -> ChatSettings:
+    form = given(options, ("chat", "system", "chat_template", "chat_template_kwargs"))
+    return chat_settings(form if is_demo else {"system": _SYSTEM, **form})
+
+
+def _listed(name: str, text: str | None, read: Callable[[str], T]) -> list[T]:
+    """The items of a list with commas, all different."""
+    if text is None:
+        return []
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(f"{name} {text!r} has an empty item; write items with commas between them")
+    found: list[T] = []
+    for item in items:
+        value = read(item)
+        if value in found:
+            raise UsageError(f"{name} has {item!r} twice; write it once")
+        found.append(value)
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--threshold must be numbers such as 0.5,0.7, got {text!r}") from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise UsageError(f"--seeds must be integers in [0, {MAX_SEED}], got {text!r}")
+    return int(text)
