@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +22,6 @@ from rsd_engine.demo.problems import generate
 from rsd_engine.outputs import Flops, RequestOutput, RoleMetrics
 from tests.cli.conftest import Rsd
 
-ROOT = Path(__file__).resolve().parents[2]
 TAG = re.compile(r"^\[(draft \d\.\d\d|rejected \d\.\d\d|target)\] ")
 
 
@@ -57,8 +53,14 @@ def test_shows_every_step_and_compares(rsd: Rsd, model_args: list[str]) -> None:
     assert "prefix cache off" in result.stdout
 
 
-def test_json_is_all_that_stdout_gets(rsd: Rsd, model_args: list[str]) -> None:
-    found = json.loads(rsd("demo", "--json", "--compare=2", "--threshold=1.5", *model_args).stdout)
+def test_json_is_all_that_stdout_gets_and_the_page_has_all_answers(
+    rsd: Rsd, model_args: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "demo.html"
+    result = rsd(
+        "demo", "--json", "--compare=2", "--threshold=1.5", f"--html={page}", *model_args
+    )  # fmt: skip
+    found = json.loads(result.stdout)
     assert (found["problems"], found["seed"], found["threshold"]) == (2, 0, 1.5)
     draft, target, rsd_alone = (found["modes"][mode] for mode in ("draft", "target", "rsd"))
     assert draft["target_tokens_written"] == target["draft_tokens_written"] == 0
@@ -66,6 +68,25 @@ def test_json_is_all_that_stdout_gets(rsd: Rsd, model_args: list[str]) -> None:
     assert rsd_alone["steps_accepted"] == 0 < rsd_alone["steps_rejected"]
     assert draft["flops_generated"] < draft["flops_all"]
     assert found["reading"].startswith("RSD got 0 of 2 right")
+    assert result.stderr.startswith(f"6 answers in {page} (")
+    [data] = re.findall(r'type="application/json"[^>]*>(.*?)</script>', page.read_text(), re.S)
+    [run] = json.loads(data)["runs"]
+    asked = [problem.question for problem in generate(0, "test", 2)]
+    assert [(one["method"], one["question"]["text"]) for one in run["records"]] == [
+        (mode, question) for mode in ("draft", "target", "rsd") for question in asked
+    ]
+    rejected = sum(step["rejected"] is not None for one in run["records"] for step in one["steps"])
+    assert rejected == rsd_alone["steps_rejected"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("demo.txt", "must end in .html"), ("none/demo.html", "must be in a folder that exists")],
+)
+def test_a_page_that_cannot_be_written_is_refused_first(rsd: Rsd, path: str, message: str) -> None:
+    result = rsd("demo", f"--html={path}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: --html {message}, got {path}\n"
 
 
 def test_threshold_and_seed_decide(rsd: Rsd, model_args: list[str]) -> None:
@@ -183,18 +204,10 @@ def _has_checkpoints() -> bool:
 
 
 @pytest.mark.skipif(not _has_checkpoints(), reason="the demo checkpoints are not trained yet")
-def test_the_demo_family_shows_rewrites_and_right_answers() -> None:
+def test_the_demo_family_shows_rewrites_and_right_answers(rsd: Rsd) -> None:
     """As everybody runs it first, but compared on fewer problems."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
-        "OMP_NUM_THREADS": "2",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "rsd_engine.cli", "demo", "--compare", "12"],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = rsd("demo", "--compare=12", "--device=cpu")
+    assert done.exit_code == 0
     tags = tags_of(done.stdout)
     assert tags.count("draft") >= 3
     assert tags.count("rejected") == tags.count("target") >= 3

@@ -44,6 +44,9 @@ def demo(
         bool | None,
         typer.Option("--json/--no-json", help="Print the comparison as one line of JSON instead."),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the compared answers as a page, see rsd trace.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help=r"TOML file with a \[demo] table.")] = None,
     verbose: o.Verbose = None,
 ) -> None:  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +19,7 @@ from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.options import MAX_PROBLEMS
 from rsd_engine.cli.progress import Progress
 from rsd_engine.cli.show import StepView, make_console
+from rsd_engine.cli.values import html_file
 
 if TYPE_CHECKING:
     from rsd_engine import Engine
@@ -37,6 +39,7 @@ class DemoOptions:
     target: str | None = None
     prm: str | None = None
     json: bool = False
+    html: Path | None = None  # not in the config
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class DemoOptions:
                 )
         if math.isnan(self.threshold):
             raise UsageError(f"threshold must be a number, got {self.threshold}")
+        if self.html is not None:
+            html_file("--html", self.html)
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -56,10 +61,26 @@ def run_demo(options: DemoOptions) -> None:
     drawn = generate(options.seed, "test", max(options.problems, options.compare))
     compared = drawn[: options.compare]
     if options.json:
-        typer.echo(to_json(_compare(_make_engine(options), compared, options)))
-        return
-    view = StepView(make_console())
-    shown = first_of_each_kind(drawn, options.problems)
+        found = _compare(_make_engine(options), compared, options)
+        typer.echo(to_json(found))
+    else:
+        view = StepView(make_console())
+        engine = _show(view, first_of_each_kind(drawn, options.problems), options)
+        view.line()
+        view.line(
+            f"Now {held_out(len(compared))} with the draft alone, the target alone and RSD ...",
+            "dim",
+        )
+        found = _compare(engine, compared, options)
+        print_comparison(view, found)
+    if options.html is not None:
+        from rsd_engine.cli.demo.page import write_page
+
+        write_page(found, options.html)
+
+
+def _show(view: StepView, problems: Sequence[Problem], options: DemoOptions) -> Engine:
+    """Solves problems in view; there is something to read while the engine is made."""
     view.line(
         f"A draft writes each step; below a reward of {options.threshold:g} the target writes "
         "it instead."
@@ -70,14 +91,10 @@ def run_demo(options: DemoOptions) -> None:
         "or wrong.",
         "dim",
     )
-    print_question(view, shown, 0)
+    print_question(view, problems, 0)
     engine = _make_engine(options)
-    solve_in_view(engine, view, shown)
-    view.line()
-    view.line(
-        f"Now {held_out(len(compared))} with the draft alone, the target alone and RSD ...", "dim"
-    )
-    print_comparison(view, _compare(engine, compared, options))
+    solve_in_view(engine, view, problems)
+    return engine
 
 
 def first_of_each_kind(problems: Sequence[Problem], count: int) -> list[Problem]:
