@@ -46,7 +46,7 @@ def test_shows_every_step_and_compares(rsd: Rsd, model_args: list[str]) -> None:
     assert int(accepted) == tags.count("draft")  # the problems that are shown are those compared
     assert share == f"({tags.count('draft') / (tags.count('draft') + tags.count('rejected')):.0%})"
     assert numbers_of("right answers", result.stdout) == ["0", "(0%)"] * 3
-    for row in ("seconds, one at a time", "seconds, 16 at a time"):
+    for row in ("seconds, one at a time", "seconds, 16 at once"):
         *seconds, ratio, x = numbers_of(row, result.stdout)
         assert len(seconds) == 3 and min(map(float, seconds)) > 0 and float(ratio) > 0 and x == "x"
     assert "RSD got 0 of 2 right (target alone 0, draft alone 0) for " in result.stdout
@@ -159,16 +159,16 @@ def test_the_table_has_a_line_for_each_row(width: int) -> None:
         ["FLOPs, tokens written", "10", "1000", "300", "0.30 x"],
         ["FLOPs, all tokens read", "20", "2000", "1500", "0.75 x"],
         ["seconds, one at a time", "1.00", "10.00", "5.00", "0.50 x"],
-        ["seconds, 16 at a time", "0.50", "4.00", "6.00", "1.50 x"],
+        ["seconds, 16 at once", "0.50", "4.00", "6.00", "1.50 x"],
         ["draft steps accepted", "8 (80%)"],
     ]
-    assert "RSD is slower here 16 at a time:" in out.getvalue()
+    assert "RSD is slower here 16 at once:" in out.getvalue()
 
 
 def test_the_reading_follows_from_the_numbers() -> None:
     assert reading(_comparison(at_once=2.0)) == (
         "RSD got 2 of 2 right (target alone 2, draft alone 1) for 25% of the tokens by the target, "
-        "30% of the FLOPs, 50% of the seconds one at a time and 50% of the seconds 16 at a time "
+        "30% of the FLOPs, 50% of the seconds one at a time and 50% of the seconds 16 at once "
         "that the target alone took."
     )
     assert why_slower(_comparison(at_once=2.0)) is None
@@ -176,10 +176,10 @@ def test_the_reading_follows_from_the_numbers() -> None:
 
 def test_it_is_said_where_rsd_is_slower_and_why() -> None:
     found = _comparison(at_once=6.0)
-    assert "and 150% of the seconds 16 at a time" in reading(found)
+    assert "and 150% of the seconds 16 at once" in reading(found)
     why = why_slower(found)
     assert why is not None and why.startswith(
-        "RSD is slower here 16 at a time: it made 132 passes of three models (draft 95, target 25, "
+        "RSD is slower here 16 at once: it made 132 passes of three models (draft 95, target 25, "
         "PRM 12), the target alone 100."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rsd_engine.cli.progress import Progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rsd_engine.sampling_params import ModeName
 
 MODES: dict[ModeName, str] = {"draft": "draft alone", "target": "target alone", "rsd": "RSD"}
-AT_ONCE = 16  # problems that run at once, in the run that does not take them one by one
+AT_ONCE = 16  # problems of a group, where they are not taken one by one
 _WARM_UP_TOKENS = 16
 _MAX_TOKENS = 256
 _MAX_STEP_TOKENS = 64
@@ -28,10 +28,10 @@ class Measured:
     """What one mode did.
 
     Attributes:
-        results: one per problem, of the run that took one after the other.
-        right: how many answers are right.
-        seconds: of that run.
-        seconds_at_once: of the run with `AT_ONCE` problems at a time.
+        results: one per problem, of those that were solved one at a time.
+        right: how many of their answers are right.
+        seconds: that they took.
+        seconds_at_once: that all problems took in groups of `AT_ONCE`.
     """
 
     results: tuple[RequestOutput, ...]
@@ -61,16 +61,30 @@ class Comparison:
 def compare(
     engine: Engine, problems: Sequence[Problem], bar: Progress, *, seed: int, threshold: float
 ) -> Comparison:
-    """Solves the problems in every mode, one at a time and `AT_ONCE` at a time."""
+    """Solves the problems in every mode, one at a time and `AT_ONCE` at once."""
     import torch
 
+    asked = [messages(problem) for problem in problems]
+    bar.status("one at a time")
+    singly = _solve(engine, [[one] for one in asked], bar)
+    bar.status(f"{AT_ONCE} at once")
+    groups = [asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE)]
+    together = _solve(engine, groups, bar)
     return Comparison(
         problems=problems,
         seed=seed,
         threshold=threshold,
         device=str(engine.parts.core.state.length.device),
         threads=torch.get_num_threads(),
-        modes={mode: _measure(engine, problems, mode, bar) for mode in MODES},
+        modes={
+            mode: Measured(
+                results=tuple(singly[mode].results),
+                right=_count_right(problems, singly[mode].results),
+                seconds=singly[mode].seconds,
+                seconds_at_once=together[mode].seconds,
+            )
+            for mode in MODES
+        },
     )
 
 
@@ -88,33 +102,40 @@ def messages(problem: Problem) -> Messages:
     return [{"role": "user", "content": problem.question}]
 
 
-def _measure(
-    engine: Engine, problems: Sequence[Problem], mode: ModeName, bar: Progress
-) -> Measured:
+@dataclass
+class _Timed:
+    """Results of a mode as they came, and the seconds that it took."""
+
+    results: list[RequestOutput] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def _solve(
+    engine: Engine, groups: Sequence[list[Messages]], bar: Progress
+) -> dict[ModeName, _Timed]:
+    """Solves each group in every mode, after a warm-up of every mode.
+
+    The modes take turns, so that what else the machine does hits all of them alike.
+    """
+    params = {mode: demo_params(mode) for mode in MODES}
+    for wanted in params.values():
+        list(engine.as_completed(groups[0], replace(wanted, max_tokens=_WARM_UP_TOKENS)))
+    timed = {mode: _Timed() for mode in MODES}
+    for group in groups:
+        for mode, found in timed.items():
+            started = time.perf_counter()
+            results = [result for _, result in engine.as_completed(group, params[mode])]
+            found.seconds += time.perf_counter() - started
+            found.results += results
+            for result in results:
+                bar.advance(result.metrics)
+    return timed
+
+
+def _count_right(problems: Sequence[Problem], results: Sequence[RequestOutput]) -> int:
     from rsd_engine.demo.problems import check_answer
 
-    asked, params = [messages(problem) for problem in problems], demo_params(mode)
-    bar.status(f"{MODES[mode]}, one at a time")
-    results, seconds = _timed(engine, [[one] for one in asked], params, bar)
-    bar.status(f"{MODES[mode]}, {AT_ONCE} at a time")
-    _, seconds_at_once = _timed(engine, [asked], params, bar)
-    right = sum(
+    return sum(
         check_answer(problem, result.outputs[0].text)
         for problem, result in zip(problems, results, strict=True)
     )
-    return Measured(tuple(results), right, seconds, seconds_at_once)
-
-
-def _timed(
-    engine: Engine, groups: list[list[Messages]], params: SamplingParams, bar: Progress
-) -> tuple[list[RequestOutput], float]:
-    """Solves one group after the other, after a warm-up; gives the results as they came."""
-    short = replace(params, max_tokens=_WARM_UP_TOKENS)
-    list(engine.as_completed(groups[0][:AT_ONCE], short))
-    results = []
-    started = time.perf_counter()
-    for group in groups:
-        for _, result in engine.as_completed(group, params):
-            results.append(result)
-            bar.advance(result.metrics)
-    return results, time.perf_counter() - started

@@ -63,7 +63,7 @@ def reading(found: Comparison) -> str:
         (written(ours.target), written(theirs.target), "the tokens by the target"),
         (ours.flops.generated, theirs.flops.generated, "the FLOPs"),
         (rsd.seconds, target.seconds, "the seconds one at a time"),
-        (rsd.seconds_at_once, target.seconds_at_once, f"the seconds {AT_ONCE} at a time"),
+        (rsd.seconds_at_once, target.seconds_at_once, f"the seconds {AT_ONCE} at once"),
     )
     *shares, last = [f"{a / b:.0%} of {name}" if b else f"{a} of {name}" for a, b, name in costs]
     return (
@@ -79,7 +79,7 @@ def why_slower(found: Comparison) -> str | None:
         name
         for name, ours, theirs in (
             ("one at a time", rsd.seconds, target.seconds),
-            (f"{AT_ONCE} at a time", rsd.seconds_at_once, target.seconds_at_once),
+            (f"{AT_ONCE} at once", rsd.seconds_at_once, target.seconds_at_once),
         )
         if ours > theirs
     ]

@@ -24,7 +24,7 @@ def print_comparison(view: StepView, found: Comparison) -> None:
     if problem := reward_problem(found.modes["rsd"].metrics):
         view.line(f"note: {problem}")
     view.line(
-        "Greedy decoding, each run after a warm-up, prefix cache off; "
+        "Greedy decoding; the three take turns, each after a warm-up, prefix cache off; "
         f"{found.device}, threads: {found.threads}. FLOPs are 2 x parameters x tokens: the first "
         "row counts as the paper does, the second also what a model only reads.",
         "dim",
@@ -46,7 +46,7 @@ def _table(found: Comparison, bold: str) -> Table:
         ("FLOPs, tokens written", lambda one: one.metrics.flops.generated, _flops),
         ("FLOPs, all tokens read", lambda one: one.metrics.flops.all, _flops),
         ("seconds, one at a time", lambda one: one.seconds, "{:.2f}".format),
-        (f"seconds, {AT_ONCE} at a time", lambda one: one.seconds_at_once, "{:.2f}".format),
+        (f"seconds, {AT_ONCE} at once", lambda one: one.seconds_at_once, "{:.2f}".format),
     )
     for name, value, shown in rows:
         values = {mode: value(found.modes[mode]) for mode in MODES}
