@@ -18,20 +18,29 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.core.host_steps import HostEnds
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.steps.selection import GSI, Beam, Best, Selection, Softmax
 from rsd_kernels import ops
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Mode, Role
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.tables import StepTables
 from tests.core.groups.test_groups import outcome
 from tests.core.prefixes.test_histories import STEMS, spoil_free_pages
 from tests.core.test_random_histories import POLICIES, break_passes, core_of, make_request
 from tests.loop.executors.on_cpu import EXECUTORS
-from tests.loop.toy import run
+from tests.loop.toy import around_steps, as_written, run, toy_ends, toy_tables
 from tests.page_checks import check_integrity
 
 TICKS = 100_000  # of the many histories
+
+
+SCORERS: dict[str, tuple[StepTables | None, Role]] = {
+    "PRM": (None, Role.PRM),
+    "PRM, tokens that leave again": (around_steps(toy_tables()), Role.PRM),
+    "target": (as_written("ij"), Role.TARGET),
+}
 
 
 class Asked(NamedTuple):
@@ -47,8 +56,10 @@ class Asked(NamedTuple):
     candidates: int
     sample: int = 0
 
-    def request(self) -> SlotRequest:
-        made = make_request(self[:6])
+    def request(self, scorer: str) -> SlotRequest:
+        made = replace(make_request(self[:6]), prm_step_ids=4, prm_transient=2)
+        if scorer == "target" and made.prm_prompt:
+            made = replace(made, prm_prompt=made.prompt)
         if self.select and self.mode == Mode.RSD:
             made = replace(made, select=self.select, step_candidates=self.candidates)
         return replace(made, sample_index=self.sample)
@@ -66,13 +77,17 @@ ASKED = st.builds(
     mode=st.sampled_from([Mode.RSD, Mode.RSD, Mode.RSD, Mode.DRAFT, Mode.TARGET]),
     select=st.sampled_from([None, None, Best(), Softmax(3.0), GSI(4.0, 1.0), Beam(2)]),
     candidates=st.integers(2, 3),
+    sample=st.just(0),
 )
 
 
 @cache
-def alone(asked: Asked) -> list[tuple[str, tuple[str, ...]]]:
-    core = core_of(6, 800, 64, enable_prefix_caching=False)
-    return outcome(run(core, [asked.request()])[0])
+def alone(asked: Asked, scorer: str, ends: HostEnds | None) -> list[tuple[str, tuple[str, ...]]]:
+    tables, prm_kv = SCORERS[scorer]
+    core = core_of(
+        6, 800, 64, enable_prefix_caching=False, tables=tables, prm_kv=prm_kv, text_ends=ends
+    )
+    return outcome(run(core, [asked.request(scorer)])[0])
 
 
 class ForkHistories(RuleBasedStateMachine):
@@ -85,7 +100,9 @@ class ForkHistories(RuleBasedStateMachine):
         pages=st.integers(45, 120),
         ticks=st.sampled_from([1, 3, 40]),
         executor=st.sampled_from(sorted(EXECUTORS)),
+        scorer=st.sampled_from(sorted(SCORERS)),
         text=st.booleans(),
+        ends=st.sampled_from([None, toy_ends]),
         rule=st.sampled_from(BatchingRule),
         first=st.lists(st.tuples(ASKED, st.integers(1, 4)), min_size=1, max_size=4),
     )
@@ -95,17 +112,26 @@ class ForkHistories(RuleBasedStateMachine):
         pages: int,
         ticks: int,
         executor: str,
+        scorer: str,
         text: bool,
+        ends: HostEnds | None,
         rule: BatchingRule,
         first: list[tuple[Asked, int]],
     ) -> None:
+        # A scorer of its own K and V reads ends as they were written.
+        self.scorer, self.ends = scorer, ends if scorer != "target" else None
+        tables, prm_kv = SCORERS[scorer]
         self.asked: dict[int, Asked] = {}
         self.events: dict[int, list[Event]] = {}
         self.prompts = 0
         self.kept: dict[int, int] = {}  # stamps of free pages in which something is found
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ops, "schedule", self._watched(ops.schedule))
-            self.core = core_of(slots, pages, ticks, executor, text=text, rule=rule)
+            self.core = core_of(
+                slots, pages, ticks, executor,
+                text=text and scorer == "PRM", rule=rule, tables=tables, prm_kv=prm_kv,
+                text_ends=self.ends,
+            )  # fmt: skip
         for asked, samples in first:
             self.admit(asked, samples)
 
@@ -114,7 +140,7 @@ class ForkHistories(RuleBasedStateMachine):
         self.prompts += 1
         for sample in range(samples):
             one, key = asked._replace(sample=sample), len(self.asked)
-            request = one.request()
+            request = one.request(self.scorer)
             if self.core.check(request) is None:
                 self.core.add(key, request, prompt=self.prompts if samples > 1 else -1)
                 self.asked[key], self.events[key] = one, []
@@ -158,12 +184,13 @@ class ForkHistories(RuleBasedStateMachine):
         assert int(state.num_free) == state.free_pages.shape[0]
         self.seen["preemptions"] += self.core.num_preemptions
         for key, asked in self.asked.items():
-            found, end, whole = outcome(self.events[key]), self.events[key][-1], alone(asked)
+            found, end = outcome(self.events[key]), self.events[key][-1]
+            whole = alone(asked, self.scorer, self.ends)
             assert isinstance(end, RequestDone)
-            if end.finish is None or end.failure:
-                assert found[:-1] == whole[: len(found) - 1]
-            else:
+            if end.finish is not None and not end.failure:
                 assert found == whole
+            elif not isinstance(asked.select, Beam):  # a beam that leads may lose yet
+                assert found[:-1] == whole[: len(found) - 1]
             self.seen["tokens found"] += sum(c.cached_tokens for c in end.counters.values())
             self.seen["candidates that lost"] += sum(len(lost) for _, lost in found)
             self.seen["failures"] += bool(end.failure)
@@ -219,13 +246,13 @@ def of(max_examples: int, steps: int) -> settings:
 TestFew = FewHistories.TestCase
 TestFew.settings = of(12, 25)
 TestMany = pytest.mark.slow(ManyHistories.TestCase)
-TestMany.settings = of(600, 40)
+TestMany.settings = of(400, 40)
 
 
 def test_the_few_histories_were_worth_it() -> None:
     if not FewHistories.seen:
         pytest.skip("they have not run")
-    assert all(count > 2 for count in FewHistories.seen.values()), FewHistories.seen
+    assert all(FewHistories.seen.values()), FewHistories.seen
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ def demo(
         int | None,
         typer.Argument(
             help="How many problems to show step by step (default: 3)",
-            metavar="N", min=1, max=o.MAX_PROBLEMS,
+            metavar="N",
+            min=1,
+            max=o.MAX_PROBLEMS,
         ),
     ] = None,
     compare: Annotated[
@@ -49,7 +51,7 @@ def demo(
     ] = None,
     config: Annotated[Path | None, typer.Option(help=r"TOML file with a \[demo] table.")] = None,
     verbose: o.Verbose = None,
-) -> None:  # fmt: skip
+) -> None:
     """See HELP."""
     given = {name: value for name, value in locals().items() if value is not None}
     with clean_errors(verbose=bool(verbose)):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rsd_engine.cli.progress import Progress
+from rsd_engine.demo.problems import Problem, check_answer
 
 if TYPE_CHECKING:
     from rsd_engine import Engine, Metrics, RequestOutput, SamplingParams
-    from rsd_engine.demo.problems import Problem
     from rsd_engine.sampling_params import ModeName
 
 MODES: dict[ModeName, str] = {"draft": "draft alone", "target": "target alone", "rsd": "RSD"}
@@ -133,8 +133,6 @@ def _solve(
 
 
 def _count_right(problems: Sequence[Problem], results: Sequence[RequestOutput]) -> int:
-    from rsd_engine.demo.problems import check_answer
-
     return sum(
         check_answer(problem, result.outputs[0].text)
         for problem, result in zip(problems, results, strict=True)

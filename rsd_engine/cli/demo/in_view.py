@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rsd_engine.cli.demo.comparison import demo_params, messages
 from rsd_engine.cli.show import StepView
+from rsd_engine.demo.problems import Problem, extract_answer
 
 if TYPE_CHECKING:
     from rsd_engine import Engine
-    from rsd_engine.demo.problems import Problem
     from rsd_engine.sampling_params import ModeName
 
 
@@ -33,7 +33,6 @@ def solve_in_view(engine: Engine, view: StepView, problems: Sequence[Problem]) -
 
 def _solve(engine: Engine, view: StepView, problem: Problem) -> None:
     from rsd_engine import StepEvent
-    from rsd_engine.demo.problems import extract_answer
 
     stream = engine.stream(messages(problem), demo_params("rsd"))
     for event in stream:
@@ -52,8 +51,6 @@ def _solve(engine: Engine, view: StepView, problem: Problem) -> None:
 
 
 def _alone(engine: Engine, problem: Problem, mode: ModeName) -> str:
-    from rsd_engine.demo.problems import extract_answer
-
     [result] = engine.chat(messages(problem), demo_params(mode), use_tqdm=False)
     found = extract_answer(result.outputs[0].text)
     return "none" if found is None else str(found)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from rsd_engine.cli.demo.comparison import Comparison
 from rsd_engine.cli.errors import print_stderr
-from rsd_engine.demo.problems import extract_answer
+from rsd_engine.demo.problems import Problem, extract_answer
 from rsd_engine.evaluate.record import Counts, Question, Record, step_records
 from rsd_engine.evaluate.trace.page import Run, make_page
 
 if TYPE_CHECKING:
     from rsd_engine import RequestOutput
-    from rsd_engine.demo.problems import Problem
     from rsd_engine.sampling_params import ModeName
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from rsd_engine.cli.options import MAX_PROBLEMS
 from rsd_engine.cli.progress import Progress
 from rsd_engine.cli.show import StepView, make_console
 from rsd_engine.cli.values import html_file
+from rsd_engine.demo.events import FAMILIES
+from rsd_engine.demo.problems import Problem, generate
 
 if TYPE_CHECKING:
     from rsd_engine import Engine
-    from rsd_engine.demo.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,6 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions) -> None:
     """Solves the problems and prints everything; FileNotFoundError if a demo model is missing."""
-    from rsd_engine.demo.problems import generate
-
     drawn = generate(options.seed, "test", max(options.problems, options.compare))
     compared = drawn[: options.compare]
     if options.json:
@@ -98,17 +98,10 @@ def _show(view: StepView, problems: Sequence[Problem], options: DemoOptions) -> 
 
 
 def first_of_each_kind(problems: Sequence[Problem], count: int) -> list[Problem]:
-    """The first problem of each kind, in the order in which the kinds are defined, then the second
-    of each, and so on, until there are `count`."""
-    from rsd_engine.demo.events import FAMILIES
-
-    kinds = list(FAMILIES)
-    ranked = []
-    for kind in kinds:
-        of_kind = [problem for problem in problems if problem.family == kind]
-        ranked += [(rank, kinds.index(kind), problem) for rank, problem in enumerate(of_kind)]
-    ranked.sort(key=lambda found: found[:2])
-    return [problem for _, _, problem in ranked[:count]]
+    """The first problem of each kind, in the order of `FAMILIES`, then the second of each, ..."""
+    kinds = [[problem for problem in problems if problem.family == kind] for kind in FAMILIES]
+    in_turn = chain.from_iterable(zip_longest(*kinds))
+    return [problem for problem in in_turn if problem is not None][:count]
 
 
 def _make_engine(options: DemoOptions) -> Engine:

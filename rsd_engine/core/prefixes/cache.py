@@ -133,6 +133,8 @@ class PrefixCache:
         if holder:
             holder.waits = holder.trusted = True
             holder.is_new = False
+            for chain in holder.chains.values():
+                chain.pages.clear()
 
     def shared_pages(self, request: SlotRequest, slot: int | None = None) -> int:
         """How many of the pages that a request needs are there, owned by others.

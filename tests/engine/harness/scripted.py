@@ -16,14 +16,15 @@ from rsd_kernels.state.rows import RowBatch
 @contextmanager
 def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) -> Iterator[None]:
     """Runs `forward` instead of a model's; what it has left in the pages is not found later."""
-    forwards = engine.parts.core.loop.forwards
+    core = engine.parts.core
+    forwards = core.loop.forwards
     before = forwards[role]
     forwards[role] = forward
     try:
         yield
     finally:
         forwards[role] = before
-        engine.reset_prefix_cache()
+        core.prefixes.reset()
 
 
 @contextmanager
