@@ -73,7 +73,7 @@ def test_json_is_all_that_stdout_gets_and_the_page_has_all_answers(
     [run] = json.loads(data)["runs"]
     asked = [problem.question for problem in generate(0, "test", 2)]
     assert [(one["method"], one["question"]["text"]) for one in run["records"]] == [
-        (mode, question) for mode in ("draft", "target", "rsd") for question in asked
+        (mode, question) for mode in ("rsd", "target", "draft") for question in asked
     ]
     rejected = sum(step["rejected"] is not None for one in run["records"] for step in one["steps"])
     assert rejected == rsd_alone["steps_rejected"]

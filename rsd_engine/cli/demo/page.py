@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def write_page(found: Comparison, path: Path) -> None:
-    """Writes the page, with the answers of the runs that took one problem after the other."""
+    """Writes the page: those solved one at a time, RSD's first, for the page opens with them."""
     records = [
         _record(found, mode, number, problem, result)
-        for mode, measured in found.modes.items()
+        for mode, measured in reversed(found.modes.items())
         for number, (problem, result) in enumerate(
             zip(found.problems, measured.results, strict=True)
         )
