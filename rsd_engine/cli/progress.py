@@ -80,13 +80,14 @@ class Progress:
         if metrics is not None:
             seconds = time.perf_counter() - self._started
             requests = "1 request" if self._count == 1 else f"{self._count} requests"
-            print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
+            facts = self._facts("of draft steps accepted")
+            print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {facts}")
             if problem := reward_problem(metrics):
                 print_stderr(f"note: {problem}")
 
-    def _facts(self) -> str:
+    def _facts(self, accepted: str = "accepted") -> str:
         speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)
         facts = f"{speed:.0f} tokens/s"
         if self._scored:
-            facts += f", {self._accepted / self._scored:.0%} of draft steps accepted"
+            facts += f", {self._accepted / self._scored:.0%} {accepted}"
         return facts

@@ -9,6 +9,7 @@ import typer
 
 from rsd_engine.cli import options as o
 from rsd_engine.cli.errors import UsageError, clean_errors, print_stderr
+from rsd_engine.cli.values import html_file
 
 HELP = (
     "Write a page of HTML that shows answers step by step, to read or to share.\n\n"
@@ -42,8 +43,7 @@ def trace(
 ) -> None:
     """See HELP."""
     with clean_errors(verbose=bool(verbose)):
-        if output.suffix.lower() not in (".html", ".htm"):
-            raise UsageError(f"--output must end in .html, got {output}")
+        html_file("--output", output)
         from rsd_engine.cli.trace.read import read_runs
         from rsd_engine.evaluate.trace.formulas import can_parse
         from rsd_engine.evaluate.trace.page import check_runs, make_page
