@@ -28,6 +28,8 @@ from rsd_engine.cli.score.command import HELP as SCORE_HELP
 from rsd_engine.cli.score.command import score
 from rsd_engine.cli.serve.command import HELP as SERVE_HELP
 from rsd_engine.cli.serve.command import serve
+from rsd_engine.cli.tune.command import HELP as TUNE_HELP
+from rsd_engine.cli.tune.command import tune
 
 app = typer.Typer(
     name="rsd",
@@ -81,3 +83,4 @@ app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)
 app.command(help=SCORE_HELP)(score)
 app.command(help=SERVE_HELP)(serve)
+app.command(help=TUNE_HELP)(tune)
