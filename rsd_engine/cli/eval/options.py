@@ -88,6 +88,14 @@ class EvalOptions(AnswerOptions):
         ),
     ] = None
     overwrite: o.Overwrite = False
+    pictures: Annotated[
+        bool,
+        option(
+            "Input and output",
+            "Draw the results too: PNG and SVG in the folder pictures beside them.",
+            "--pictures",
+        ),
+    ] = False
     several_temperature: Annotated[
         float,
         option(
