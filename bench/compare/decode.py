@@ -175,7 +175,7 @@ def load_contenders(folder: Path, max_batch: int, num_tokens: int) -> Contenders
     """This engine and transformers, with the weights of `folder` in fp32."""
     engine = Engine(
         target=folder, dtype="float32", device="cpu", step_delimiters=None, max_num_seqs=max_batch,
-        max_model_len=_context(folder, num_tokens),
+        max_model_len=_context(folder, num_tokens), enable_prefix_caching=False,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # write on after end-of-text, as ours does

@@ -97,7 +97,9 @@ def solve(
     ways = {"draft": replace(greedy, mode="draft"), "target": replace(greedy, mode="target")}
     for threshold in thresholds:
         ways[rsd_name(threshold)] = replace(greedy, mode="rsd", policy=Threshold(threshold))
-    with Engine(models.draft, models.target, models.prm, max_num_seqs=slots) as engine:
+    with Engine(
+        models.draft, models.target, models.prm, max_num_seqs=slots, enable_prefix_caching=False
+    ) as engine:
         run_problems(engine, "warm-up", problems[: 2 * slots], ways[rsd_name(thresholds[0])])
         return {name: run_problems(engine, name, problems, params) for name, params in ways.items()}
 
@@ -119,7 +121,9 @@ def judge(
     )
     judged = {name: JudgedSteps() for name in ("draft", "target", "all")}
     for name, writer in (("draft", models.draft), ("target", models.target)):
-        with Engine(writer, models.target, models.prm, max_num_seqs=slots) as engine:
+        with Engine(
+            writer, models.target, models.prm, max_num_seqs=slots, enable_prefix_caching=False
+        ) as engine:
             completions = run_problems(engine, name, problems, params).completions
         for group in (name, "all"):
             judged[group].add(problems, completions)

@@ -46,7 +46,7 @@ class RsdContenders:
     def load(cls, models: Models, batch: int) -> RsdContenders:
         engine = Engine(
             models.draft, models.target, models.prm, dtype="float32", device="cpu",
-            max_num_seqs=batch, policy=Threshold(THRESHOLD),
+            max_num_seqs=batch, policy=Threshold(THRESHOLD), enable_prefix_caching=False,
         )  # fmt: skip
         arrangements = {
             PAPER[kind]: PaperArrangement(

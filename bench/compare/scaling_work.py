@@ -74,7 +74,7 @@ class Writers:
         folders = draft, checkpoint_dir("target"), checkpoint_dir("prm")
         self._engine = Engine(
             *folders, policy=Constant(1.0), dtype="float32", device="cpu",
-            max_num_seqs=max_slots, step_delimiters=(_NEVER,),
+            max_num_seqs=max_slots, step_delimiters=(_NEVER,), enable_prefix_caching=False,
         )  # fmt: skip
         self._arrangement = PaperArrangement(*folders, threshold=0.0)
 

@@ -95,7 +95,9 @@ def _alone(models: Models, test: Sequence[Problem], slots: int) -> dict[str, Run
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     runs = {}
     for name in ("draft", "target"):
-        with Engine(**{name: getattr(models, name)}, max_num_seqs=slots) as engine:
+        with Engine(
+            **{name: getattr(models, name)}, max_num_seqs=slots, enable_prefix_caching=False
+        ) as engine:
             run_problems(engine, "warm-up", test[: 2 * slots], params)
             runs[name] = run_problems(engine, name, test, params)
     return runs
@@ -109,7 +111,9 @@ def _measure(
     test: Sequence[Problem],
     slots: int,
 ) -> Found:
-    with Engine(models.draft, models.target, max_num_seqs=slots, **scorer) as engine:
+    with Engine(
+        models.draft, models.target, max_num_seqs=slots, enable_prefix_caching=False, **scorer
+    ) as engine:
         threshold = _judge(engine, tuning).best_threshold()
         auc = _judge(engine, test).auc()
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, policy=Threshold(threshold))

@@ -86,7 +86,7 @@ def trial(options: Options) -> dict[str, Any]:
             *options.triple.checkpoints(options.device, None, 2 * options.model_len),
             device=options.device, executor=options.executor, step_delimiters=None,
             max_num_seqs=options.gate.slots, kv_cache_memory_bytes=options.kv_bytes,
-            max_model_len=options.model_len,
+            max_model_len=options.model_len, enable_prefix_caching=False,
         )  # fmt: skip
     with engine, starting_early(False):
         loop = engine.parts.core.loop

@@ -19,8 +19,8 @@ from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone, StepDecided
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Mode, RecordKind, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.slots import pages_for
 
 

@@ -174,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_num_seqs=max(*options.slots, options.gate.slots),
         kv_cache_memory_bytes=options.kv_bytes,
         max_model_len=max(options.scene.model_len, options.gate.model_len),
+        enable_prefix_caching=False,
     ) as engine:  # fmt: skip
         bench = Bench(options, engine)
         try:

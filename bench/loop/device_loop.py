@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *checkpoints, device=options.device, executor=options.executors[0], step_delimiters=None,
         max_num_seqs=options.max_slots, kv_cache_memory_bytes=options.kv_bytes,
         max_model_len=max(options.scene.model_len, options.gate.model_len),
+        enable_prefix_caching=False,
     ) as engine, closing(Bench(options, engine)) as bench:  # fmt: skip
         bench.pass_gate()
         baseline = Baseline(checkpoints, triple.num_tokens)

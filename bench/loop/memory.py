@@ -84,6 +84,7 @@ def _engine(given: argparse.Namespace, device: torch.device) -> Engine:
     arguments: dict[str, Any] = {
         "device": device,
         "step_delimiters": None,
+        "enable_prefix_caching": False,
         "max_num_seqs": given.slots,
         "max_model_len": length,
     }

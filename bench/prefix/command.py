@@ -156,7 +156,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("prefix", __doc__)
-    parser.add_argument("--runs", type=positive, default=5, help="of each way, in turn")
+    parser.add_argument("--runs", type=positive, default=3, help="of each way, in turn")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--samples", type=positive, default=16, help="of one prompt")
     parser.add_argument("--turns", type=positive, default=10, help="of the chat")

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fields = {"max_tokens": _MAX_TOKENS, "temperature": 0.0, "rsd": {"mode": given.mode}}
     with serving(slots=given.slots, queue=given.slots, threads=given.threads) as server:
         ask = partial(ask_all, server.url, prompts, fields)
-        with Engine(*map(checkpoint_dir, ROLES), max_num_seqs=given.slots) as engine:
+        with Engine(
+            *map(checkpoint_dir, ROLES), max_num_seqs=given.slots, enable_prefix_caching=False
+        ) as engine:
             params = SamplingParams(temperature=0.0, max_tokens=_MAX_TOKENS, mode=given.mode)
             ways: dict[str, Way] = {
                 DIRECT: lambda: [

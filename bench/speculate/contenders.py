@@ -60,6 +60,7 @@ class Ours:
         engine = Engine(
             models.draft, models.target, models.prm, device="cpu", dtype="float32",
             max_num_seqs=batch, max_guesses=_GUESSES * batch, policy=Threshold(THRESHOLD),
+            enable_prefix_caching=False,
         )  # fmt: skip
         return cls(engine, batch, tokens)
 

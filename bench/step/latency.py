@@ -84,6 +84,7 @@ def build_engine(options: Options, executor: str) -> Engine:
         "dtype": options.dtype,
         "executor": executor,
         "step_delimiters": None,
+        "enable_prefix_caching": False,
         "max_num_seqs": max(*options.slots, GATE_SLOTS),
         "max_model_len": model_len,
     }

@@ -23,6 +23,7 @@ from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.fork import twin as fork_twin
 from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.launch import runs_on
+from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.retokenise import twin as retokenise_twin
 from rsd_kernels.retokenise.twin import replace_end
 from rsd_kernels.reward import loop_twin as score_twin
@@ -36,6 +37,7 @@ from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
 
 __all__ = [
+    "DrawKey",
     "advance",
     "append_given",
     "bridge",
@@ -53,6 +55,7 @@ __all__ = [
     "score",
     "score_scratch",
     "truncate_kv",
+    "uniform",
     "wait_for_host",
     "write_prm_step",
 ]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from rsd_engine.loop.rsd import Loop
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import pages_for
 

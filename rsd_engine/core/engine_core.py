@@ -15,7 +15,7 @@ from typing import TypeVar
 from rsd_engine.core.admission import Admission, Queued
 from rsd_engine.core.events import Event, RequestDone
 from rsd_engine.core.failures import Failure
-from rsd_engine.core.groups import Groups
+from rsd_engine.core.groups.groups import Groups
 from rsd_engine.core.host_steps import HostBridge, HostEnds, HostSteps
 from rsd_engine.core.integrity import find_problems
 from rsd_engine.core.log_reader import LogReader
@@ -154,7 +154,7 @@ class EngineCore:
         if any(running and running.key == key for running in self._slots):
             self._return_now()
         events = self._take_pending()
-        events += self._slots.end(key)
+        events += [*self._groups.told_by(key), *self._slots.end(key)]
         self._slots.free()
         return events
 
@@ -373,7 +373,7 @@ class EngineCore:
         if not self._suspects.any_left():
             self._suspects.accuse(active)
             return
-        _, slot = active[0]  # it ran alone, for the second time
+        slot = self._suspects.alone()  # it ran for the second time
         told = Failure.caught("op", failure.op, failure.__cause__ or failure)
         self._pending.append(self._slots.fail(slot, told))
 

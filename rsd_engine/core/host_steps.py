@@ -13,8 +13,8 @@ from rsd_engine.core.failures import Failure
 from rsd_engine.core.running import RunningRequests
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels import ops
-from rsd_kernels.end_step.twin import next_writer_phase
 from rsd_kernels.state.enums import Finish, Mode, Phase, Role
+from rsd_kernels.state.phases import next_writer_phase
 from rsd_kernels.state.slots import SlotState
 
 HostBridge = Callable[[list[int], int, Finish, bool], list[int]]

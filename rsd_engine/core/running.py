@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rsd_engine.core.candidates import Candidates
 from rsd_engine.core.events import RequestDone, RoleCounters
 from rsd_engine.core.failures import Failure
+from rsd_engine.core.groups.candidates import Candidates
 from rsd_engine.core.page_needs import roles_of
 from rsd_engine.core.prefixes.cache import PrefixCache
 from rsd_engine.core.slots import SlotRequest, fill_slot, reset_counters

@@ -46,6 +46,11 @@ class Suspects:
         if generation in self._left:
             self._left.remove(generation)
 
+    def alone(self) -> int:
+        """The slot, or the first of them, of the suspect that runs alone."""
+        active = self._slots.where(active=True)
+        return next(slot for found, slot in active if found.generation == self._left[0])
+
     def resume_next(self) -> None:
         """Only the next suspect runs, with the pool to itself."""
         for running, slot in self._slots.where(active=True):

@@ -31,6 +31,7 @@ from rsd_engine.evaluate.record import (
 
 BATCH = 64  # questions that are asked at once, and asked again if the run is killed meanwhile
 _WARM_UP_TOKENS = 16
+_EASY = "1 + 1 = ?"  # fits into any context
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,15 @@ class Examiner:
         self._chat = chat.of(engine.get_tokenizer())
         self._answers = {kind: answers_of(kind) for kind in {one.kind for one in questions}}
 
-    def check(self, trials: Iterable[Trial], question: Question) -> None:
+    def check(self, trials: Iterable[Trial]) -> None:
         """Raises ValueError if the engine cannot do what a method asks; see `Engine`'s errors."""
         for trial in trials:
-            try:
-                self._engine.stream(self._prompt(question), trial.params).close()
-            except ValueError as error:
-                raise ValueError(f"method {trial.method!r}: {error}") from None
+            if error := self._refusal(trial, _EASY):
+                raise ValueError(f"method {trial.method!r}: {error}")
 
     def warm_up(self, batch: Batch) -> None:
         """Asks a batch and discards the answers: what is done once is not to count as time."""
-        params = [replace(one.trial.params, max_tokens=_WARM_UP_TOKENS, seed=0) for one in batch]
-        prompts = [self._prompt(one.question) for one in batch]
-        for _ in self._engine.as_completed(prompts, params):
+        for _ in self._ask([_shortened(item) for item in batch]):
             pass
 
     def answer(self, batch: Batch, notice: Notice) -> list[Record]:
@@ -125,13 +122,17 @@ class Examiner:
         seconds = (time.perf_counter() - started) / len(batch)
         return [replace(found[item.number], seconds=round(seconds, 6)) for item in batch]
 
-    def _ask(self, batch: Batch) -> Iterator[tuple[Item, RequestOutput | str]]:
+    def _ask(self, batch: Sequence[Item]) -> Iterator[tuple[Item, RequestOutput | str]]:
         """Each item with its result, as it comes, or with what keeps it from being asked."""
         ready, refused = list(batch), []
         try:
             results = self._results(ready)
         except ValueError:  # one of them, and then none is started
-            refused = [(item, error) for item in batch if (error := self._refusal(item))]
+            refused = [
+                (item, error)
+                for item in batch
+                if (error := self._refusal(item.trial, item.question.text))
+            ]
             bad = {item.number for item, _ in refused}
             ready = [item for item in batch if item.number not in bad]
             self._engine.reset_prefix_cache()
@@ -142,19 +143,20 @@ class Examiner:
 
     def _results(self, items: Sequence[Item]) -> Iterator[tuple[int, RequestOutput]]:
         return self._engine.as_completed(
-            [self._prompt(one.question) for one in items],
+            [self._prompt(one.question.text) for one in items],
             [replace(one.trial.params, seed=_seed(one)) for one in items],
         )
 
-    def _refusal(self, item: Item) -> str | None:
+    def _refusal(self, trial: Trial, text: str) -> str | None:
+        """What keeps a question from being asked, in one line."""
         try:
-            self._engine.stream(self._prompt(item.question), item.trial.params).close()
+            self._engine.stream(self._prompt(text), trial.params).close()
         except ValueError as error:
             return " ".join(str(error).split())
         return None
 
-    def _prompt(self, question: Question) -> dict[str, object]:
-        return self._chat.engine_prompt({"question": question.text})
+    def _prompt(self, text: str) -> dict[str, object]:
+        return self._chat.engine_prompt({"question": text})
 
     def _judge(self, item: Item, result: RequestOutput) -> Record:
         answers, trial = self._answers[item.question.kind], item.trial
@@ -184,6 +186,11 @@ def by_method(batches: Iterable[Batch]) -> Iterator[tuple[Trial, int, list[Batch
     for _, same in groupby(batches, key=lambda batch: (id(batch[0].trial), batch[0].seed)):
         group = list(same)
         yield group[0][0].trial, group[0][0].seed, group
+
+
+def _shortened(item: Item) -> Item:
+    params = replace(item.trial.params, max_tokens=_WARM_UP_TOKENS)
+    return replace(item, trial=replace(item.trial, params=params))
 
 
 def _seed(item: Item) -> int:

@@ -1,6 +1,6 @@
 """One byte buffer for the K and V of all models, cut into pages of equal size.
 
-A page belongs to one (slot, role) at a time and holds K and V of every layer of that role for
+A page belongs to one role at a time, in one slot or several, and holds K and V of its layers for
 `page_bytes // bytes_per_token` tokens, so pages move freely between models whose tokens differ in
 size. The K or V of a layer is a strided view; nothing is ever copied.
 """

@@ -19,6 +19,7 @@ from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import Mode, Role
 from rsd_kernels.state.rows import RowBatch
+from rsd_kernels.state.tables import StepTables
 from tests.loop.executors.on_cpu import EXECUTORS
 from tests.loop.toy import NEWLINE, NUM_IDS, Writer, run, story, toy_core, toy_request
 from tests.loop.two_vocabularies import (
@@ -69,6 +70,8 @@ def core_of(
     rule: BatchingRule = BatchingRule.MOST_READY,
     max_guesses: int = 0,
     enable_prefix_caching: bool = True,
+    tables: StepTables | None = None,
+    prm_kv: Role = Role.PRM,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     ids = (NUM_TARGET_IDS, TOKENS.index("\n")) if two else (NUM_IDS, NEWLINE)
@@ -88,6 +91,8 @@ def core_of(
         rule=rule,
         max_guesses=max_guesses,
         enable_prefix_caching=enable_prefix_caching,
+        tables=tables,
+        prm_kv=prm_kv,
     )
 
 

@@ -10,8 +10,8 @@ import torch
 
 from rsd_engine.core.slots import fill_slot
 from rsd_kernels.rollback.twin import truncate_kv
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.loop.toy import encode, toy_request
 from tests.page_checks import check_integrity

@@ -30,7 +30,8 @@ def shared_engine(tiny: TinyModels) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
-    """The shared engine; all pages are back when the test ends."""
+    """The shared engine, which finds nothing of earlier tests; all pages are back when it ends."""
+    shared_engine.reset_prefix_cache()
     yield shared_engine
     core = shared_engine.parts.core
     assert not core.has_work

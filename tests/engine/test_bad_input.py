@@ -90,6 +90,7 @@ def test_the_copies_are_good_before_they_are_broken(copies: TinyModels) -> None:
     ("options", "words"),
     [
         ({"max_num_seqs": 0}, ["max_num_seqs", "0"]),
+        ({"enable_prefix_caching": "yes"}, ["enable_prefix_caching", "True or False", "'yes'"]),
         ({"max_model_len": 1}, ["max_model_len", "1", str(CONTEXT)]),
         ({"max_model_len": CONTEXT + 1}, ["max_model_len", str(CONTEXT + 1)]),
         ({"kv_cache_memory_bytes": 0}, ["kv_cache_memory_bytes", "0"]),

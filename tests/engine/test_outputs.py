@@ -148,7 +148,7 @@ def test_arguments_and_their_defaults() -> None:
         "dtype": "auto", "max_num_seqs": 16, "max_model_len": None, "kv_cache_memory_bytes": None,
         "gpu_memory_utilization": 0.9, "step_delimiters": "auto", "step_ends": "text",
         "revision": None, "hf_overrides": None, "executor": "auto", "max_guesses": 0,
-        "prm_format": None, "prm_separator": None, "scorer": None,
+        "enable_prefix_caching": True, "prm_format": None, "prm_separator": None, "scorer": None,
     }  # fmt: skip
     assert Threshold() == Threshold(0.7)
 

@@ -144,10 +144,10 @@ def test_a_question_that_cannot_be_asked_is_an_error_of_its_own(examiner: Examin
 
 def test_methods_that_the_engine_cannot_do_are_refused_before_any_work(examiner: Examiner) -> None:
     fine = make_trials(["target", "rsd", "gsi@2"], [0.7], DECODING)
-    examiner.check(fine, QUESTIONS[0])
+    examiner.check(fine)
     too_many = make_trials(["target", "beam@4:4"], [0.7], DECODING)
     with pytest.raises(ValueError, match=r"method 'beam@4:4': .*16 slots at once, of max_num_seqs"):
-        examiner.check(too_many, QUESTIONS[0])
+        examiner.check(too_many)
 
 
 def test_batches() -> None:

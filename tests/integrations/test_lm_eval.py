@@ -20,7 +20,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from bench.compare.effect import MAX_TOKENS, run_problems
-from rsd_engine import Beam, Engine, SamplingParams, Threshold
+from rsd_engine import Beam, Engine, SamplingParams, Softmax, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
 from rsd_engine.integrations.lm_eval import ModelArgumentError, RsdLM
@@ -210,6 +210,8 @@ def test_arguments_of_the_engine_as_text() -> None:
     assert found.engine["prm_separator"] == "\n\n"
     assert type(found.engine["scorer"]).__name__ == "TargetJudge"
     assert type(found.engine["policy"]).__name__ == "Clip"
+    sampling = read_arguments({"step_candidates": 4, "select": "softmax:20"}).sampling
+    assert (sampling.step_candidates, sampling.select) == (4, Softmax(20.0))
 
 
 def test_the_model_is_registered_and_announced() -> None:

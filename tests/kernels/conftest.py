@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.kernels.harness.ahead import files_of, last
+from tests.kernels.harness.ahead import files_of, only_waits
 from tests.kernels.harness.child import AHEAD, INTERPRETED
 
 MANY = 1000  # tests: with fewer, nothing is worth starting before its turn
@@ -18,11 +18,11 @@ MANY = 1000  # tests: with fewer, nothing is worth starting before its turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Nothing waits for checks that run ahead while there are other tests to run."""
     if len(items) > MANY:
-        items.sort(key=last)
+        items.sort(key=only_waits)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """In a run of the whole suite, interpreted checks run beside all other tests."""
+    """In a run of the whole suite, checks run beside all other tests."""
     if len(session.items) > MANY and not session.config.option.collectonly:
         AHEAD.start(files_of(session.items))
 

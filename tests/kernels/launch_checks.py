@@ -24,11 +24,12 @@ from rsd_kernels.launch import Launch
 
 MODEL = "Qwen2.5-1.5B"
 STREAM = 0x5EED0
-# One of each way to launch: few parameters and over a hundred, bundles, early, one program or many.
+# One of each way to launch: few parameters and over a hundred, bundles, early, one program or many,
+# pointers in a tensor.
 FORWARD = ("embed", "qkv_projection", "paged_attention", "linear (down), early")
 LOOP_OPS = (
     "schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_3", "guess",
-    "sample_append_verifying_4",
+    "sample_append_verifying_4", "fork_0",
 )  # fmt: skip
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from rsd_engine.steps.selection import GSI, Beam, Best, Softmax
 from rsd_kernels import ops
 from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
+from rsd_kernels.fork import kernel as fork_kernel
 from rsd_kernels.guess import kernel as guess_kernel
 from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.sample import kernel as sample_kernel
@@ -44,7 +46,6 @@ def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "schedule": schedule_kernel.schedule,
         "advance": schedule_kernel.advance,
         "end_step": end_step_kernel.end_step,
-        "truncate_kv": rollback_kernel.truncate_kv,
     }
     calls = run_shadowed(monkeypatch, kernels, 1, count=10)
     calls += run_shadowed(monkeypatch, kernels, 2, count=3)
@@ -99,6 +100,31 @@ def test_confidence_in_every_state_of_a_run(
     }
     calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
     assert min(calls.values()) > 10, calls
+
+
+def test_candidates_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that share a prompt, and steps that are chosen among candidates in every way."""
+    kernels: dict[str, Op] = {
+        "schedule": schedule_kernel.schedule,
+        "end_step": end_step_kernel.end_step,
+        "end_slot_step": end_step_kernel.end_slot_step,
+        "truncate_kv": rollback_kernel.truncate_kv,
+        "fork": fork_kernel.fork,
+    }
+    shadow = Shadow(monkeypatch, kernels)
+    selections = (Best(), Softmax(2.0), GSI(5.0, 0.5), Beam(2))
+    requests = [
+        replace(
+            toy_request("abcdef"[i:] * 3, temperature=1.0, seed=i, max_tokens=9, max_step_tokens=4),
+            step_candidates=2, select=select,
+        )
+        for i, select in enumerate(selections)
+    ]  # fmt: skip
+    requests += [
+        replace(requests[0], step_candidates=1, select=None, sample_index=i) for i in (1, 2)
+    ]
+    run(random_core(0, num_slots=6), requests)
+    assert min(shadow.calls.values()) > 5 and shadow.calls.keys() == kernels.keys(), shadow.calls
 
 
 def test_every_state_of_a_run_with_two_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:

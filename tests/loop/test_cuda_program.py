@@ -9,8 +9,10 @@ from tests.kernels.harness.child import run_checks
 
 pytest.importorskip("triton")
 
+CHECKS = "loop/cuda_program_checks.py"
 
-def test_on_tensors_without_memory() -> None:
+
+def test_without_a_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a device: the executors run every op there")
-    run_checks("loop/cuda_program_checks.py", interpreted=False)
+    run_checks(CHECKS, interpreted=False)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 from rsd_engine.core.engine_core import EngineCore
@@ -19,7 +20,7 @@ from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor
 from rsd_engine.loop.executors.device_loop import DeviceLoopExecutor
 from rsd_engine.loop.executors.eager import EagerExecutor
-from rsd_engine.loop.program import Block
+from rsd_engine.loop.program import Block, OpFailed
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
@@ -117,10 +118,16 @@ class ToyKV:
     def read(
         self, state: SlotState, batch: RowBatch, role: Role, reader: Role | None = None
     ) -> None:
-        """Writes the rows of a pass, then checks all that its sequences read before them."""
+        """Writes the rows of a pass, then checks all that its sequences read before them.
+
+        What is wrong fails the test: an ordinary error would end only a request.
+        """
         rows = [r for r in range(batch.num_rows) if int(batch.page[r]) >= 0]
         for r in rows:
-            self._tokens[int(batch.page[r]), int(batch.offset[r])] = batch.token[r]
+            page = int(batch.page[r])
+            if int(state.page_owners[page]) != 1:
+                pytest.fail(f"{role.name} writes to page {page}, which others own too")
+            self._tokens[page, int(batch.offset[r])] = batch.token[r]
         context = state.prm_tokens if reader == Role.PRM else state.tokens
         size = self._tokens_per_page[role]
         for s in range(batch.num_seqs):
@@ -128,7 +135,17 @@ class ToyKV:
             table = state.page_table[role, slot, : -(-length // size)].long()
             held = self._tokens[table, :size].flatten()[:length]
             wanted = context[slot, :length]
-            assert held.equal(wanted), f"{role.name} of slot {slot} reads {held}, not {wanted}"
+            if not held.equal(wanted):
+                pytest.fail(f"{role.name} of slot {slot} reads {held}, not {wanted}")
+
+
+class ToyCore(EngineCore):
+    """An assertion that fails in an op fails the test: it would end one request, or be retried."""
+
+    def _blame(self, failure: OpFailed) -> None:
+        if isinstance(failure.__cause__, AssertionError):
+            raise failure.__cause__
+        super()._blame(failure)
 
 
 def eager_executor(program: Block, ticks_per_launch: int) -> Executor:
@@ -218,11 +235,11 @@ def toy_core(
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:
-        return EngineCore(
+        return ToyCore(
             loop, executor, mailbox,
             text_bridges=bridges, enable_prefix_caching=enable_prefix_caching,
         )  # fmt: skip
-    return EngineCore(
+    return ToyCore(
         loop, executor, mailbox,
         text_bridges=vocabularies.bridges, translate=vocabularies.translate,
         enable_prefix_caching=enable_prefix_caching,

@@ -89,7 +89,6 @@ def transition(
     b_steps = tl.load(state.num_steps + b_slot, mask=m_lane, other=0) + 1
     b_max_steps = tl.load(state.max_steps + b_slot, mask=m_lane, other=0)
     b_finish = tl.load(state.finish + b_slot, mask=m_lane, other=0)
-    b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
     m_kept = m_lane & (b_kind == KEPT)
     m_rejected = m_lane & (b_kind == REJECTED)
     m_part = m_lane & (b_kind == _PART)
@@ -114,6 +113,7 @@ def transition(
     tl.store(state.match_bytes + b_slot, b_zero, mask=m_next)
     tl.store(state.finish + b_slot, b_zero, mask=m_next)
     # These columns are not written here: loaded late, they take no registers meanwhile.
+    b_separate = tl.load(state.separate_contexts + b_slot, mask=m_lane, other=0)
     b_speculation = tl.load(state.speculation + b_slot, mask=m_rejected, other=0)
     b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
     m_guessed = m_rejected & ((b_speculation & _GUESS_REJECTED) != 0)

@@ -24,6 +24,7 @@ from rsd_kernels.state.enums import (
     Role,
     Speculation,
 )
+from rsd_kernels.state.phases import next_writer_phase
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.twin import publish
 from rsd_kernels.tick_clock.twin import end_tick
@@ -161,14 +162,6 @@ def keep(
     _start_step(state, b)
     write_at(state.phase, b, Phase.DONE if finish else next_writer_phase(state, b))
     _truncate_to_cursors(state, b, source, tokens_per_page)
-
-
-def next_writer_phase(state: SlotState, b: int) -> Phase:
-    """Of a slot that begins a step: who writes it, or that the host forks it first."""
-    if number(state.mode, b) == Mode.TARGET:
-        return Phase.TARGET
-    forks = number(state.candidates, b) and number(state.mode, b) == Mode.RSD
-    return Phase.CHOICE if forks else Phase.DRAFT
 
 
 def reject(state: SlotState, b: int, reward: float, tokens_per_page: tuple[int, int, int]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rsd_kernels.fork.columns import CONTEXTS, LOGPROBS, forked_columns
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.columns import add_at, host, number, write_at
 from rsd_kernels.state.enums import NUM_ROLES, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.slots import SlotState
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rsd_kernels.rollback.checks import check_rollback
-from rsd_kernels.state.columns import add_at, host, number, write_at
+from rsd_kernels.state.columns import number, write_at
 from rsd_kernels.state.enums import NUM_ROLES
+from rsd_kernels.state.pages import give_up_pages
 from rsd_kernels.state.slots import SlotState, pages_for
 
 
@@ -63,17 +64,3 @@ def truncate_kv(
         kv_len = min(number(state.kv_len, (role, slot)), keep[role])
         give_up_pages(state, role, slot, pages_for(kv_len, tokens_per_page[role]))
         write_at(state.kv_len, (role, slot), kv_len)
-
-
-def give_up_pages(state: SlotState, role: int, slot: int, kept: int) -> None:
-    """Gives up all but the first `kept` pages, last first; those without owners are free."""
-    held = number(state.num_pages, (role, slot))
-    if held <= kept:
-        return
-    pages = host(state.page_table)[role, slot, kept:held][::-1].copy()
-    add_at(state.page_owners, pages, -1)
-    freed = pages[host(state.page_owners)[pages] == 0]
-    free = number(state.num_free)
-    write_at(state.free_pages, slice(free, free + len(freed)), freed)
-    write_at(state.num_free, 0, free + len(freed))
-    write_at(state.num_pages, (role, slot), kept)

@@ -15,7 +15,6 @@ from itertools import accumulate
 
 import numpy as np
 
-from rsd_kernels.rollback.twin import give_up_pages
 from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule, kv_role
 from rsd_kernels.state.columns import add_at, host, number, write, write_at
 from rsd_kernels.state.enums import (
@@ -27,6 +26,8 @@ from rsd_kernels.state.enums import (
     Phase,
     Role,
 )
+from rsd_kernels.state.pages import own_page, take_pages
+from rsd_kernels.state.phases import has_read_prompt, reads_prompt
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState, pages_for
 from rsd_kernels.tick_clock.twin import begin_tick, end_tick
@@ -132,22 +133,6 @@ def _must_return(state: SlotState) -> bool:
     )
 
 
-def has_read_prompt(state: SlotState, b: int) -> bool:
-    """Whether an active slot in phase PROMPT has nothing left to read."""
-    return bool(number(state.active, b)) and not any(_reads_prompt(state, b, r) for r in Role)
-
-
-def _reads_prompt(state: SlotState, b: int, role: Role) -> bool:
-    """Whether a role has yet to read the prompt of a slot in phase PROMPT.
-
-    Of a writer's prompt the last token stays: it samples from there.
-    """
-    if not number(state.prompt_roles, b) & 1 << role:
-        return False
-    end = number(state.prm_length, b) if role == Role.PRM else number(state.length, b) - 1
-    return number(state.kv_len, (role, b)) < end
-
-
 def _log_words_of_a_tick(state: SlotState) -> int:
     """The most words that one tick can append: every slot decides a step, all guesses are kept."""
     asked = host(state.num_logprobs)
@@ -169,7 +154,7 @@ def _ready_slots(state: SlotState) -> list[list[int]]:
             ready[role].append(b)
         elif phase[b] == Phase.PROMPT:
             for reader in Role:
-                if _reads_prompt(state, b, reader):
+                if reads_prompt(state, b, reader):
                     ready[reader].append(b)
     return ready
 
@@ -210,7 +195,7 @@ def _pack(
     prompts = (host(state.phase) == Phase.PROMPT).tolist()
     starts = _starts(state, role, kv, ends)
     for b in sorted(slots):
-        starts[b] = _own_page(state, kv, b, starts[b], tokens_per_page)
+        starts[b] = own_page(state, kv, b, starts[b], tokens_per_page)
     held = host(state.num_pages)[kv].tolist()
     decode_first = sorted(slots, key=lambda b: ends[b] - starts[b] != 1)
     extends: list[_Extend] = []
@@ -243,20 +228,6 @@ def _starts(state: SlotState, role: Role, kv: Role, ends: list[int]) -> list[int
     if role == Role.PRM:
         return kv_len
     return [min(n, end - 1) for n, end in zip(kv_len, ends, strict=True)]
-
-
-def _own_page(state: SlotState, kv: Role, b: int, start: int, tokens_per_page: int) -> int:
-    """Where to go on so that no page is written that others own too: they keep it, and its tokens
-    are read again."""
-    index = start // tokens_per_page
-    if index >= number(state.num_pages, (kv, b)):
-        return start
-    if number(state.page_owners, number(state.page_table, (kv, b, index))) == 1:
-        return start
-    give_up_pages(state, kv, b, index)
-    start = index * tokens_per_page
-    write_at(state.kv_len, (kv, b), min(number(state.kv_len, (kv, b)), start))
-    return start
 
 
 def _ends(state: SlotState, role: Role) -> tuple[list[int], list[int]]:
@@ -340,16 +311,3 @@ def _count_waits(state: SlotState, chosen: Role, ready: list[list[int]]) -> None
         state.role_wait,
         [waits[r] + 1 if ready[r] and r != chosen else 0 for r in range(NUM_ROLES)],
     )
-
-
-def take_pages(state: SlotState, role: int, slot: int, count: int) -> None:
-    """Moves `count` pages from the stack to the end of a page table; the caller checked both."""
-    if count <= 0:
-        return
-    free, held = number(state.num_free), number(state.num_pages, (role, slot))
-    taken = host(state.free_pages)[free - count : free][::-1].copy()
-    write_at(state.page_table, (role, slot, slice(held, held + count)), taken)
-    write_at(state.num_pages, (role, slot), held + count)
-    write_at(state.num_free, 0, free - count)
-    write_at(state.page_owners, taken, 1)
-    add_at(state.page_stamp, taken, 1)

@@ -5,6 +5,7 @@ This waits for the device, so it cannot run while a graph is captured.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rsd_kernels.state.enums import NUM_GUESS_SOURCES, RATE_ONE, Phase, Role
@@ -40,9 +41,13 @@ def check_values(state: SlotState) -> None:
 def longest_kv(state: SlotState) -> dict[Role, Tensor]:
     """[B] the most tokens whose K and V each role may hold.
 
-    A writer that scores its own context holds those of the PRM's while it does. Guesses count.
+    A writer that scores its own context holds those of the PRM's until the step is decided. Guesses
+    count.
     """
-    scores = (state.phase == Phase.SCORE) & (state.kv_len[Role.PRM] == 0)
+    undecided = torch.zeros_like(state.phase, dtype=torch.bool)
+    for phase in (Phase.SCORE, Phase.CANDIDATE, Phase.CHOICE):
+        undecided |= state.phase == phase
+    scores = undecided & (state.kv_len[Role.PRM] == 0)
     writers = state.length.maximum(state.prm_length * scores).maximum(state.guess_end)
     return {Role.DRAFT: writers, Role.TARGET: writers, Role.PRM: state.prm_length}
 

@@ -42,6 +42,8 @@ def run_eval(options: EvalOptions) -> int:
         require_matplotlib()
     batches = make_batches(settings.trials, settings.seeds, settings.questions)
     path = settings.output / RESULTS
+    if settings.output.exists() and not settings.output.is_dir():
+        raise UsageError(f"--output must be a folder, got {settings.output}, which is none")
     with opening(settings.output):
         settings.output.mkdir(parents=True, exist_ok=True)
     items = [item for batch in batches for item in batch]
@@ -77,7 +79,7 @@ def _answer_all(
                 progress.status("loading the models")
                 with make_engine(settings.engine, verbose=verbose) as engine:
                     examiner = Examiner(engine, settings.chat, settings.questions)
-                    examiner.check(settings.trials, settings.questions[0])
+                    examiner.check(settings.trials)
                     _answer(examiner, results, todo, progress)
             results.finish()
         except BaseException as error:

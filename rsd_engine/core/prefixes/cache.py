@@ -111,10 +111,10 @@ class PrefixCache:
         reading = [s for s in self._holders if active[s] and phases[s] not in _IDLE]
         if not any(self._holders[slot].waits for slot in reading):
             return
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         for slot in self._holders:
             self._enter(held, slot, ends=False)
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         for slot in reading:
             self._holders[slot].waits = False
             for role in self._holders[slot].chains:
@@ -133,6 +133,8 @@ class PrefixCache:
         if holder:
             holder.waits = holder.trusted = True
             holder.is_new = False
+            for chain in holder.chains.values():
+                chain.pages.clear()
 
     def shared_pages(self, request: SlotRequest, slot: int | None = None) -> int:
         """How many of the pages that a request needs are there, owned by others.
@@ -141,7 +143,7 @@ class PrefixCache:
         """
         if not self.enabled:
             return 0
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         pages: list[int] = []
         if slot is None:
             for role, chain in self._chains(request).items():
@@ -157,7 +159,7 @@ class PrefixCache:
         if holder is None:
             ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
             return
-        held = HeldContexts.of(self._state)
+        held = HeldContexts.of(self._loop)
         self._enter(held, slot, ends=True)
         stamps = held.page_stamp
         freed = give_up_all(

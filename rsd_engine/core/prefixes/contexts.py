@@ -9,9 +9,9 @@ import numpy as np
 
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.core.writer_contexts import WriterContexts
+from rsd_engine.loop.rsd import Loop
 from rsd_kernels.state.columns import host
-from rsd_kernels.state.enums import Role
-from rsd_kernels.state.slots import SlotState
+from rsd_kernels.state.enums import Mode, Phase, Role
 
 
 class Context(NamedTuple):
@@ -39,7 +39,7 @@ class HeldContexts:
     tokens: np.ndarray
     length: np.ndarray
     committed: np.ndarray
-    kept_from: np.ndarray
+    pending_from: np.ndarray  # where the tokens of a step's end may change yet; -1: nowhere
     prm_tokens: np.ndarray
     prm_length: np.ndarray
     prm_committed: np.ndarray
@@ -50,15 +50,16 @@ class HeldContexts:
     page_stamp: np.ndarray
 
     @classmethod
-    def of(cls, state: SlotState) -> HeldContexts:
+    def of(cls, loop: Loop) -> HeldContexts:
         """As they are now. On a CPU they are views, elsewhere they do not follow the state."""
+        state = loop.state
         length, prm_length = host(state.length), host(state.prm_length)
         num_pages = host(state.num_pages)
         return cls(
             tokens=host(state.tokens[:, : length.max()]),
             length=length,
             committed=host(state.committed),
-            kept_from=host(state.kept_from),
+            pending_from=_pending_from(loop),
             prm_tokens=host(state.prm_tokens[:, : prm_length.max()]),
             prm_length=prm_length,
             prm_committed=host(state.prm_committed),
@@ -78,6 +79,15 @@ class HeldContexts:
             ids = np.array(writers.ids(role), dtype=np.int32)
             return Context(ids, len(ids), len(ids) - 1)
         length, final = int(self.length[slot]), int(self.committed[slot])
-        if self.kept_from[slot] >= 0:  # the end of the last step may get other tokens
-            final = min(final, int(self.kept_from[slot]))
+        if self.pending_from[slot] >= 0:
+            final = min(final, int(self.pending_from[slot]))
         return Context(self.tokens[slot, :length], final, min(final, length - 1))
+
+
+def _pending_from(loop: Loop) -> np.ndarray:
+    """Only an output that goes on, with steps that are scored, is tokenised again."""
+    phase, mode, kept_from = (
+        host(column) for column in (loop.state.phase, loop.state.mode, loop.state.kept_from)
+    )
+    pending = loop.text_ends & (mode == Mode.RSD) & (phase != Phase.DONE)
+    return np.where(pending, kept_from, -1)

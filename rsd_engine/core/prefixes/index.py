@@ -8,6 +8,8 @@ page's stamp, which grows with that, and an entry with another stamp is dropped 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -41,15 +43,16 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}  # by page
         self._full: dict[bytes, int] = {}
-        self._newest: dict[tuple[bytes, int], int] = {}  # by parent and first id
+        # By parent, sorted: of ids, one of the neighbours shares the longest beginning.
+        self._followers: defaultdict[bytes, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
 
     def add(
         self, page: int, stamp: int, parent: bytes, ids: Sequence[int], digest: bytes | None = None
     ) -> None:
         """Enters a page; `digest` is its own if it is full."""
         self.drop(page)
-        self._entries[page] = _Entry(stamp, parent, tuple(ids), digest)
-        self._newest[parent, ids[0]] = page
+        entry = self._entries[page] = _Entry(stamp, parent, tuple(ids), digest)
+        insort(self._followers[parent], (entry.ids, page))
         if digest is not None:
             self._full[digest] = page
 
@@ -58,15 +61,18 @@ class PrefixIndex:
         entry = self._entries.pop(page, None)
         if entry is None:
             return
-        if self._newest.get((entry.parent, entry.ids[0])) == page:
-            del self._newest[entry.parent, entry.ids[0]]
+        followers = self._followers[entry.parent]
+        del followers[bisect_left(followers, (entry.ids, page))]
+        if not followers:
+            del self._followers[entry.parent]
         if entry.digest is not None and self._full.get(entry.digest) == page:
             del self._full[entry.digest]
 
     def clear(self) -> None:
         """Forgets all pages."""
-        for found in (self._entries, self._full, self._newest):
-            found.clear()
+        self._entries.clear()
+        self._full.clear()
+        self._followers.clear()
 
     def holds(self, page: int, stamp: int) -> bool:
         """Whether the page, with this stamp, can be found."""
@@ -78,25 +84,31 @@ class PrefixIndex:
         return self._current(self._full.get(digest), stamps)
 
     def best_page(self, parent: bytes, ids: Sequence[int], stamps: np.ndarray) -> tuple[int, int]:
-        """A page that begins with some of `ids`, and with how many; the newest of several.
+        """The page that has most of `ids` at its beginning, and how many; (-1, 0) if none has any.
 
         Args:
             parent: digest of the page before.
             ids: that are looked for.
             stamps: of all pages.
         """
-        page = self._current(self._newest.get((parent, ids[0])), stamps) if len(ids) else None
-        if page is None:
-            return -1, 0
-        same = 0
-        for wanted, found in zip(ids, self._entries[page].ids, strict=False):
-            if wanted != found:
-                break
-            same += 1
-        return page, same
+        while True:
+            followers = self._followers.get(parent, [])
+            at = bisect_left(followers, (tuple(ids),))
+            near = [(_same(ids, found), page) for found, page in followers[max(at - 1, 0) : at + 1]]
+            same, page = max(near, default=(0, -1))
+            if not same:
+                return -1, 0
+            if self._current(page, stamps) is not None:
+                return page, same
 
     def _current(self, page: int | None, stamps: np.ndarray) -> int | None:
         if page is not None and self._entries[page].stamp != stamps[page]:
             self.drop(page)
             return None
         return page
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids they have in common at the beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

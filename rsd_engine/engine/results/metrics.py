@@ -72,10 +72,7 @@ class SampleCounts:
     def _candidates(self) -> CandidateCounts:
         if not self.has_candidates:
             return CandidateCounts()
-        # Of the draft's one is taken for every step, and of the target's where it wrote several.
-        by_draft = sum(_is_accepted(step) or step.rejected is not None for step in self.steps)
-        by_target = sum(any(c.source == "target" for c in step.candidates) for step in self.steps)
-        taken = by_draft + by_target + len({one.source for one in self.lost})
+        taken = sum(map(_num_taken, self.steps)) + len({one.source for one in self.lost})
         lost = len(self._all_lost) + len(self.done.given_up)
         return CandidateCounts(lost + taken, taken, sum(map(self._lost_tokens, SOURCES)))
 
@@ -133,6 +130,12 @@ class SampleCounts:
 def _is_accepted(step: Step) -> bool:
     """Whether it is a step that the draft wrote and the policy kept."""
     return step.source == "draft" and step.reward is not None
+
+
+def _num_taken(step: Step) -> int:
+    """Candidates taken for it: one of the draft's, and of the target's where it wrote several."""
+    raced = {one.source for one in step.candidates}
+    return len(raced | {"draft"} if _is_accepted(step) or step.rejected else raced)
 
 
 def _tokens(written: Iterable[Step | RejectedStep | Candidate | LostCandidate]) -> int:

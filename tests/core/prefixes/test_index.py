@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import numpy as np
+from hypothesis import given
 
 from rsd_engine.core.prefixes.index import PrefixIndex, first_digest, next_digest
 
@@ -44,13 +46,36 @@ def test_an_entry_is_dropped_when_its_page_was_taken_since() -> None:
     assert index.best_page(ROOT, [1, 2, 3], taken) == (-1, 0)
 
 
-def test_the_newest_page_with_the_same_first_id_counts() -> None:
+def test_the_page_with_most_of_the_tokens_is_found() -> None:
     index, one, _ = filled()
     assert index.best_page(one, [4, 5, 9], STAMPS) == (6, 2)
     index.add(7, 0, one, [4, 8])
-    assert index.best_page(one, [4, 5, 9], STAMPS) == (7, 1)
+    index.add(8, 0, one, [4, 5, 9, 9])
+    assert index.best_page(one, [4, 5, 9], STAMPS) == (8, 3)
+    assert index.best_page(one, [4, 8, 8], STAMPS) == (7, 2)
     assert index.best_page(one, [3, 5], STAMPS) == (-1, 0)
     assert index.best_page(one, [], STAMPS) == (-1, 0)
+    taken = STAMPS.copy()
+    taken[[7, 8]] = 1
+    assert index.best_page(one, [4, 5, 9], taken) == (6, 2)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=8), st.data())
+def test_no_page_has_more_of_them(pages: list[list[int]], data: st.DataObject) -> None:
+    index, stamps = PrefixIndex(), np.zeros(len(pages), dtype=np.int32)
+    for page, ids in enumerate(pages):
+        index.add(page, 0, ROOT, ids)
+    stamps[data.draw(st.lists(st.integers(0, len(pages) - 1), max_size=3)) if pages else []] = 1
+    wanted = data.draw(st.lists(st.integers(0, 2), max_size=5))
+    common = [
+        max(n for n in range(6) if wanted[:n] == ids[:n] and n <= min(len(wanted), len(ids)))
+        for i, ids in enumerate(pages)
+        if not stamps[i]
+    ]
+    page, same = index.best_page(ROOT, wanted, stamps)
+    assert same == max(common, default=0)
+    if same:
+        assert pages[page][:same] == wanted[:same] and not stamps[page]
 
 
 def test_a_page_has_one_entry() -> None:

@@ -6,8 +6,8 @@ import torch
 
 from rsd_engine.memory.shared_pages import adopt_pages, copy_page, give_up_all
 from rsd_kernels import ops
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from tests.page_checks import check_integrity
 

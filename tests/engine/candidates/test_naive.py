@@ -11,6 +11,7 @@ from rsd_engine import (
     GSI,
     Beam,
     Best,
+    Clip,
     Constant,
     Engine,
     RequestOutput,
@@ -21,6 +22,7 @@ from rsd_engine import (
 )
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
+from rsd_engine.steps.policies import Policy
 from rsd_engine.steps.selection import Selection
 from tests.engine.harness.runs import PROMPTS, all_pages_free, generate
 from tests.engine.oracles.candidates import (
@@ -40,39 +42,38 @@ SEED, SLOTS = 5, 12
 
 @dataclass(frozen=True)
 class Way:
-    """A selection, and the algorithm of the oracle that it asks for."""
+    """What is asked for, and the algorithm of the oracle that it names."""
 
     select: Selection
+    policy: Policy | None
     naive: Callable[[Naive], Solution]
     candidates: int = 3
 
+    def params(self, temperature: float, max_tokens: int, n: int) -> SamplingParams:
+        return SamplingParams(
+            n=n, temperature=temperature, max_tokens=max_tokens, seed=SEED, policy=self.policy,
+            step_candidates=self.candidates, select=self.select,
+        )  # fmt: skip
+
 
 TINY: Mapping[str, Way] = {
-    "best": Way(Best(), lambda naive: naive.select(best)),
-    "softmax": Way(Softmax(8.0), lambda naive: naive.select(softmax(8.0))),
-    "gsi": Way(GSI(8.0, -2.0), lambda naive: naive.tilt(8.0, -2.0)),
-    "beam": Way(Beam(2), lambda naive: naive.beams(2)),
-    "beam of single drafts": Way(Beam(3), lambda naive: naive.beams(3), candidates=1),
+    "best": Way(Best(), Threshold(0.5), lambda naive: naive.select(best)),
+    "softmax": Way(Softmax(8.0), Constant(0.5), lambda naive: naive.select(softmax(8.0))),
+    "gsi": Way(GSI(8.0, -2.0), None, lambda naive: naive.tilt(8.0, -2.0)),
+    "beam": Way(Beam(2), Clip(), lambda naive: naive.beams(2)),
+    "beam of single drafts": Way(Beam(3), Threshold(0.5), lambda naive: naive.beams(3), 1),
 }
 DEMO: Mapping[str, Way] = {
-    "best": TINY["best"],
-    "softmax": Way(Softmax(2.0), lambda naive: naive.select(softmax(2.0))),
-    "gsi": Way(GSI(), lambda naive: naive.tilt(20.0, 10.0)),
-    "beam": TINY["beam"],
+    "best": Way(Best(), Threshold(0.7), TINY["best"].naive),
+    "softmax": Way(Softmax(2.0), Threshold(0.7), lambda naive: naive.select(softmax(2.0))),
+    "gsi": Way(GSI(), None, lambda naive: naive.tilt(20.0, 10.0)),
+    "beam": Way(Beam(2), Threshold(0.7), TINY["beam"].naive),
 }
-
-
-def params_of(way: Way, temperature: float, max_tokens: int, threshold: float) -> SamplingParams:
-    policy = None if isinstance(way.select, GSI) else Threshold(threshold)
-    return SamplingParams(
-        temperature=temperature, max_tokens=max_tokens, seed=SEED, policy=policy,
-        step_candidates=way.candidates, select=way.select,
-    )  # fmt: skip
 
 
 def chosen(step: Step) -> ChosenStep:
     rejected = Scored(step.rejected.text, step.rejected.reward) if step.rejected else None
-    lost = tuple(Scored(one.text, one.reward) for one in step.candidates)
+    lost = tuple(Scored(one.text, one.reward, one.score) for one in step.candidates)
     return ChosenStep(step.text, step.source, step.reward, rejected, lost)
 
 
@@ -89,8 +90,8 @@ def told(step: ChosenStep) -> tuple[object, ...]:
 
 
 def rewards(step: ChosenStep) -> list[float | None]:
-    scored = [one.reward for one in step.lost]
-    return [step.reward, step.rejected.reward if step.rejected else None, *scored]
+    lost = [number for one in step.lost for number in (one.reward, one.score)]
+    return [step.reward, step.rejected.reward if step.rejected else None, *lost]
 
 
 def check(
@@ -101,16 +102,17 @@ def check(
     params: SamplingParams,
 ) -> list[ChosenStep]:
     """All steps of all results, which are those of the oracle."""
+    assert params.max_tokens is not None
     steps: list[ChosenStep] = []
     for question, result in zip(questions, results, strict=True):
-        assert params.max_tokens is not None
-        asked = Asked(
-            result.prompt_token_ids, question, params.policy or Constant(1.0), params.max_tokens,
-            params.step_candidates, SEED, temperature=params.temperature,
-        )  # fmt: skip
-        found = [chosen(step) for step in result.outputs[0].steps]
-        assert_same(found, way.naive(Naive(models, asked)).steps)
-        steps += found
+        for output in result.outputs:
+            asked = Asked(
+                result.prompt_token_ids, question, way.policy or Constant(1.0), params.max_tokens,
+                way.candidates, SEED, output.index, params.temperature,
+            )  # fmt: skip
+            found = [chosen(step) for step in output.steps]
+            assert_same(found, way.naive(Naive(models, asked)).steps)
+            steps += found
     return steps
 
 
@@ -130,9 +132,9 @@ def tiny_models(tiny: TinyModels) -> NaiveModels:
 def test_tiny_models(
     tiny_engine: Engine, tiny_models: NaiveModels, name: str, temperature: float
 ) -> None:
-    params = params_of(TINY[name], temperature, max_tokens=24, threshold=0.5)
-    results = generate(tiny_engine, PROMPTS, params)
-    steps = check(results, PROMPTS, tiny_models, TINY[name], params)
+    params = TINY[name].params(temperature, max_tokens=24, n=2)
+    results = generate(tiny_engine, PROMPTS[:4], params)
+    steps = check(results, PROMPTS[:4], tiny_models, TINY[name], params)
     assert {step.source for step in steps} == {"draft", "target"}
     if temperature and TINY[name].candidates > 1:
         assert any(len({one.text for one in step.lost}) > 1 for step in steps)
@@ -155,7 +157,7 @@ def test_demo_problems(
 ) -> None:
     engine, models = demo
     questions = [problem.question for problem in make_problems(11, "test", count)]
-    params = params_of(DEMO[name], temperature, max_tokens=160, threshold=0.7)
+    params = DEMO[name].params(temperature, max_tokens=160, n=1)
     chats = [[{"role": "user", "content": question}] for question in questions]
     results = engine.chat(chats, params, use_tqdm=False)
     steps = check(results, questions, models, DEMO[name], params)

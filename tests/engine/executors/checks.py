@@ -30,7 +30,7 @@ from tests.page_checks import check_integrity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRAPHS = ("host-graphs", "device-loop") if DEVICE == "cuda" else ("simulated-loop",)
-COUNT = int(os.environ.get("RSD_TEST_PROBLEMS", "24"))
+COUNT = int(os.environ.get("RSD_TEST_PROBLEMS", "12"))
 PROBLEMS = make_problems(0, "test", COUNT)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=200, seed=1)
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=200, seed=1)

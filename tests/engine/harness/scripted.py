@@ -15,14 +15,16 @@ from rsd_kernels.state.rows import RowBatch
 
 @contextmanager
 def replaced(engine: Engine, role: Role, forward: Callable[[RowBatch], None]) -> Iterator[None]:
-    """Runs `forward` instead of a model's."""
-    forwards = engine.parts.core.loop.forwards
+    """Runs `forward` instead of a model's; what it has left in the pages is not found later."""
+    core = engine.parts.core
+    forwards = core.loop.forwards
     before = forwards[role]
     forwards[role] = forward
     try:
         yield
     finally:
         forwards[role] = before
+        core.prefixes.reset()
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class Scored:
 
     text: str
     reward: float
+    score: float | None = None  # by which GSI drew it
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,13 @@ class Naive:
                 for c in drafts
             ]
             picked = self.drawn(drafts, scores, Purpose.CHOOSE_DRAFT)
+            lost = _others(drafts, picked, scores)
             if scores[picked.index] > threshold:
-                solution = _kept(picked, _others(drafts, picked))
+                solution = _kept(picked, lost)
                 continue
             written = [self._write("target", solution, i) for i in self._every]
             best = self.drawn(written, [beta * c.reward for c in written], Purpose.CHOOSE_TARGET)
-            lost = _others(drafts, picked) + _others(written, best)
-            solution = _kept(best, lost, picked.scored)
+            solution = _kept(best, lost + _others(written, best), picked.scored)
         return solution
 
     @torch.no_grad()
@@ -228,8 +229,15 @@ def _uniform(place: Place) -> float:
     return uniform(DrawKey(*astuple(place)))
 
 
-def _others(candidates: Sequence[Candidate], winner: Candidate) -> tuple[Scored, ...]:
-    return tuple(one.scored for one in candidates if one is not winner)
+def _others(
+    candidates: Sequence[Candidate], winner: Candidate, scores: Sequence[float] | None = None
+) -> tuple[Scored, ...]:
+    each: Sequence[float | None] = scores or [None] * len(candidates)
+    return tuple(
+        Scored(one.text, one.reward, score)
+        for one, score in zip(candidates, each, strict=True)
+        if one is not winner
+    )
 
 
 def _kept(

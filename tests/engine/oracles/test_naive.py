@@ -80,7 +80,7 @@ def demo_folders() -> TinyModels:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_demo_family(demo_folders: TinyModels, count: int) -> None:
     check_against_naive(demo_folders, _demo_problems(count), max_tokens=160)
 

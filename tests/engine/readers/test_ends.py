@@ -286,10 +286,10 @@ def test_garbage_collection_waits_for_nothing(
     def collecting(call: Callable[..., Any]) -> Callable[..., Any]:
         once = [gc.collect]
 
-        def collected(*args: Any) -> Any:
+        def collected(*args: Any, **kwargs: Any) -> Any:
             if once:
                 once.pop()()
-            return call(*args)
+            return call(*args, **kwargs)
 
         return collected
 

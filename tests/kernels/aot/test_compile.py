@@ -14,9 +14,13 @@ from tests.kernels.harness.child import ROOT, run_checks
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("name", ["launch_checks.py", "loop_launch_checks.py"])
-def test_a_few_kernels(name: str) -> None:
-    run_checks(f"kernels/aot/{name}", interpreted=False)
+FOLDER = "kernels/aot"
+
+
+@pytest.mark.parametrize("name", [f"{FOLDER}/launch_checks.py", f"{FOLDER}/loop_launch_checks.py"])
+def test_without_a_device(name: str) -> None:
+    """A few kernels."""
+    run_checks(name, interpreted=False)
 
 
 def resources(*arguments: str) -> dict[str, object]:

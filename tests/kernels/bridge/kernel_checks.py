@@ -65,7 +65,7 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
     plain = around_steps(two_for_one(made.tables)) if name == "math" else made.tables
     tables, merges = copied(plain), copied(made.merges)
     finishes, modes, replaced = set(), set(), [0, 0]
-    for _ in range(60):
+    for _ in range(40):
         batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
         batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))
         batch.seq_complete.copy_(torch.tensor([rng.random() < 0.9 for _ in range(SLOTS)]))

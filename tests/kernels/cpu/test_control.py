@@ -97,7 +97,7 @@ def test_states_with_forks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_twin, "decide", decide)
     toy.run(random_core(seed), random_requests(seed, 20))
     assert min(shadow.calls[name] for name in [*TWINS, "decide"] if name != "guess") > 10
-    assert min(shadow.seen.values()) > 4 and len(shadow.seen) == 6, shadow.seen
+    assert min(shadow.seen.values()) > 1 and len(shadow.seen) == 6, shadow.seen
 
 
 def test_forks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rsd_engine.core.slots import fill_slot
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 from tests.loop.toy import toy_request
 

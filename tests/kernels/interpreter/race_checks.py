@@ -35,8 +35,8 @@ from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
 from rsd_kernels.sample.kernel import sample_append
 from rsd_kernels.schedule import kernel as schedule
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, HostRequest, Phase
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 from rsd_kernels.tick_clock import kernel as tick_clock

@@ -25,6 +25,7 @@ def a_state(made: Family, rng: random.Random) -> SlotState:
     state.kv_len.copy_(state.kv_len - torch.randint(0, 3, state.kv_len.shape))
     state.mode[3] = Mode.TARGET
     state.phase[5] = Phase.SCORE
+    state.phase[10:16] = Phase.CHOICE  # candidates for the next step are still to be forked
     state.kept_from[7] = -1
     state.committed[9] -= 1  # it goes on already
     return state

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,11 +29,19 @@ from rsd_kernels.reward.heads import (
     TwoClassHead,
     ValueHead,
 )
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Phase, Role
+from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
-from tests.kernels.harness.shadow import copied, differences, random_core, random_requests
+from tests.kernels.harness.forks import put_forks
+from tests.kernels.harness.shadow import (
+    copied,
+    copied_on_cpu,
+    differences,
+    random_core,
+    random_requests,
+)
+from tests.kernels.harness.slots import PER_PAGE
 from tests.kernels.harness.tensors import DEVICE, DTYPES
 from tests.loop.toy import run, toy_request
 from tests.loop.two_vocabularies import for_two_vocabularies
@@ -234,25 +245,36 @@ def test_a_reward_that_is_no_number_is_never_accepted(kind: str) -> None:
 
 
 def score_a_run(
-    kind: str, monkeypatch: pytest.MonkeyPatch, count: int, *, two: bool = False
-) -> int:
-    """Scores what a run scores by kernel too; its rewards, given to the twin, leave one state."""
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    *,
+    two: bool = False,
+    change: Callable[[SlotState], None] = lambda state: None,
+) -> Counter[int]:
+    """Scores what a run scores by kernel too; its rewards, given to the twin, leave one state.
+
+    Returns the phases in which the scored slots were left. change: of a copy of the run's state,
+    which is scored in its place.
+    """
     generator = torch.Generator().manual_seed(1)
     width = 48
     head = HEADS[kind](width, torch.float32, generator)
-    calls, decide_by_twin = 0, loop_twin.decide
+    calls, decide_by_twin, phases = 0, loop_twin.decide, Counter[int]()
 
     def decide(
         state: SlotState, batch: RowBatch, _: Tensor, tokens_per_page: tuple[int, int, int]
     ) -> None:
         nonlocal calls
         calls += 1
+        changed, rows = copied_on_cpu(state), copied_on_cpu(batch)
+        change(changed)
         hidden = 3 * torch.randn(batch.num_rows, width, generator=generator)
         if calls % 7 == 0:
             hidden[-1] = torch.nan
-        ours, rows = copied(state), copied(batch)
+        ours = copied(changed)
         kernel.score(
-            ours, rows, hidden.to(DEVICE), with_tensors(head, lambda t: t.to(DEVICE)),
+            ours, copied(batch), hidden.to(DEVICE), with_tensors(head, lambda t: t.to(DEVICE)),
             tokens_per_page, poisoned(head, batch.num_seqs),
         )  # fmt: skip
         rewards = ours.reward.cpu()[batch.seq_slot.long()]
@@ -262,15 +284,17 @@ def score_a_run(
         exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
         if bool(finite.any()):
             close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
+        decide_by_twin(changed, rows, rewards, tokens_per_page)
+        assert not differences(changed, ours)
+        phases.update(changed.phase[batch.seq_slot[done].long()].tolist())
         decide_by_twin(state, batch, rewards, tokens_per_page)
-        assert not differences(state, ours)
 
     monkeypatch.setattr(loop_twin, "decide", decide)
     requests = random_requests(3, count)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
     run(random_core(3, two=two), requests)
-    return calls
+    return phases
 
 
 @pytest.mark.parametrize("kind", ["value", "classes", "ensemble", "digits"])
@@ -278,7 +302,14 @@ def score_a_run(
 def test_score_in_the_states_of_a_run(
     kind: str, two: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert score_a_run(kind, monkeypatch, 10, two=two) > 7
+    assert score_a_run(kind, monkeypatch, 10, two=two).total() > 7
+
+
+def test_score_in_states_with_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the scored slots are candidates, which wait for their group."""
+    change = partial(put_forks, rng=random.Random(0), per_page=PER_PAGE)
+    phases = score_a_run("value", monkeypatch, 10, change=change)
+    assert phases[Phase.CHOICE] > 1 and phases[Phase.CANDIDATE] > 1, phases
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["rejected", "kept"])

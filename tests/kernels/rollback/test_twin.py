@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rsd_kernels.rollback.twin import truncate_kv
-from rsd_kernels.schedule.twin import take_pages
 from rsd_kernels.state.enums import Role
+from rsd_kernels.state.pages import take_pages
 from tests.kernels.harness.slots import PER_PAGE, make_state
 
 

@@ -9,7 +9,7 @@ from enum import Enum
 
 from rsd_engine.core.events import LostCandidate, StepDecided
 from rsd_engine.core.slots import SlotRequest
-from rsd_engine.steps.selection import GSI, Beam, Best, Selection
+from rsd_engine.steps.selection import GSI, Beam, Best, Selection, best
 from rsd_kernels.state.enums import Finish, RecordKind
 
 
@@ -83,6 +83,13 @@ class Candidates:
         """Slots that are not among `taken`."""
         used = set(taken)
         return [slot for slot in self.slots if slot not in used]
+
+    def end(self) -> list[StepDecided]:
+        """Makes the best beam the output; its steps, of which nobody has been told yet."""
+        if self.width == 1:
+            return []
+        self.output = self.solutions[best([solution.reward for solution in self.solutions])]
+        return self.output.told
 
     def tell(self, slot: int, step: StepDecided) -> tuple[list[StepDecided], bool]:
         """What becomes known with a decided step, and whether the output ends with it."""

@@ -8,20 +8,19 @@ there are beams, and what follows is decided as for any other step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from rsd_engine.core.candidates import Candidates, Solution, Stage
-from rsd_engine.core.events import Event, LostCandidate
+from rsd_engine.core.events import Event, LostCandidate, StepDecided
 from rsd_engine.core.failures import Failure
+from rsd_engine.core.groups.candidates import Candidates, Solution, Stage
+from rsd_engine.core.groups.step_logprobs import step_logprobs
 from rsd_engine.core.running import Running, RunningRequests
-from rsd_engine.core.step_logprobs import step_logprobs
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.steps.selection import GSI, Softmax, best, draw, survivors
 from rsd_kernels import ops
-from rsd_kernels.philox.twin import DrawKey, uniform
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.schedule.twin import has_read_prompt
 from rsd_kernels.state.enums import ConfidenceKind, Finish, Mode, Phase, Purpose, Role
+from rsd_kernels.state.phases import has_read_prompt
 from rsd_kernels.state.slots import SlotState
 
 CANDIDATE_SHIFT = 16  # of a candidate's number in the sample index that its draws depend on
@@ -78,11 +77,18 @@ class Groups:
                 if self._reads_prompt(running) and has_read_prompt(self._state, running.slots[0]):
                     self._share_prompt(running)
                     went_on = True
-                elif running.candidates and running.candidates.stage == Stage.DECIDED:
+                elif running.candidates:
                     went_on |= self._go_on(running, running.candidates, tell)
             except Exception as error:
                 self._fail(running, error, tell)
         return went_on
+
+    def told_by(self, key: int) -> list[StepDecided]:
+        """The steps of the best beam of a request that is aborted: it has told none of them."""
+        for running in self._slots.all:
+            if running.key == key and running.candidates:
+                return running.candidates.end()
+        return []
 
     def _fail(self, running: Running, error: Exception, tell: Callable[[Event], None]) -> None:
         failure = Failure.caught("op", "going on with candidates for a step", error)
@@ -210,7 +216,7 @@ class Groups:
         if slot != solution.slot:
             self._slots.release(solution.slot)
             self._fork(slot, [solution.slot])
-        self._rest(candidates)
+        self._rest(candidates.idle(solution.slot for solution in candidates.open))
 
     def _keep_beams(self, candidates: Candidates, rewards: list[float]) -> None:
         """Of all candidates and the solutions that have ended, keeps the best."""
@@ -236,7 +242,7 @@ class Groups:
             solutions.append(solution)
             new.append(solution)
         candidates.solutions = solutions
-        self._rest(candidates)
+        self._rest(candidates.idle(solution.slot for solution in candidates.open))
         for solution in new:
             self._decide(solution.slot, solution.reward)
 
@@ -256,9 +262,9 @@ class Groups:
         state.confidence[slot] = reward
         ops.end_slot_step(state, slot, sizes, ConfidenceKind.GIVEN)
 
-    def _rest(self, candidates: Candidates) -> None:
+    def _rest(self, slots: Iterable[int]) -> None:
         """Slots of no solution that goes on give their pages up, and wait to be forked into."""
-        for slot in candidates.idle(solution.slot for solution in candidates.open):
+        for slot in slots:
             self._slots.release(slot)
             self._state.group[slot] = -1
             self._state.phase[slot] = Phase.CANDIDATE
@@ -291,8 +297,8 @@ class Groups:
 
     def _uniform(self, running: Running, purpose: Purpose) -> float:
         slot, request = running.slots[0], running.request
-        return uniform(
-            DrawKey(
+        return ops.uniform(
+            ops.DrawKey(
                 seed=request.seed,
                 sample=request.sample_index,
                 num_steps=int(self._state.num_steps[slot]),
@@ -307,7 +313,9 @@ class Groups:
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> bool:
         """After a choice: rewrites that are scored, the next step, or the end of a beam search."""
-        self._rest(candidates)  # those of beams that have just ended
+        self._rest(s for s in candidates.slots if int(self._state.phase[s]) == Phase.DONE)
+        if candidates.stage != Stage.DECIDED:
+            return False
         phases = {s.slot: int(self._state.phase[s.slot]) for s in candidates.open}
         in_rsd = [s for s in candidates.open if int(self._state.mode[s.slot]) == Mode.RSD]
         rejected = [s for s in in_rsd if phases[s.slot] == Phase.TARGET]
@@ -318,8 +326,15 @@ class Groups:
         elif all(phase in (Phase.CHOICE, Phase.CANDIDATE) for phase in phases.values()):
             self._begin_step(running, candidates)
         else:
+            self._let_wait(candidates.open)  # for one that writes on unscored
             return False
         return True
+
+    def _let_wait(self, solutions: Iterable[Solution]) -> None:
+        """Those that may begin a step wait for others; in CHOICE they would end every launch."""
+        for slot in (solution.slot for solution in solutions):
+            if int(self._state.phase[slot]) == Phase.CHOICE:
+                self._state.phase[slot] = Phase.CANDIDATE
 
     def _rewrite(self, running: Running, candidates: Candidates, rejected: list[Solution]) -> None:
         """The target writes the steps that were rejected, GSI as many as the draft has written."""
@@ -330,16 +345,13 @@ class Groups:
             self._fork(solution.slot, others)
             candidates.writers += [(slot, solution) for slot in others]
             self._number(running, candidates)
-        for solution in candidates.open:
-            if solution not in rejected:
-                self._state.phase[solution.slot] = Phase.CANDIDATE  # waits for the others
+        self._let_wait(candidates.open)
         self._write(candidates, Phase.TARGET, Stage.REWRITES)
 
     def _end_search(
         self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
     ) -> None:
-        found = candidates.solutions[best([s.reward for s in candidates.solutions])]
-        candidates.output = found
-        for step in found.told:
+        for step in candidates.end():
             tell(step)
-        tell(self._slots.leave(running.slots[0], found.finish))
+        assert candidates.output is not None
+        tell(self._slots.leave(running.slots[0], candidates.output.finish))

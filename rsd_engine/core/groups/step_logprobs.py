@@ -9,6 +9,7 @@ from torch import Tensor
 from rsd_engine.core.context_rows import rows_of, take_pages_for
 from rsd_engine.loop.rsd import Loop
 from rsd_kernels.state.enums import Role
+from rsd_kernels.state.pages import own_page
 
 MakeRoom = Callable[[int, int], None]
 """(pages, slot): frees that many; only the slot may keep its own."""
@@ -36,6 +37,7 @@ def _step_logprob(loop: Loop, role: Role, slot: int, make_room: MakeRoom) -> flo
     state = loop.state
     first, last = int(state.committed[slot]), int(state.length[slot])
     start = min(int(state.kv_len[role, slot]), first - 1)
+    start = own_page(state, role, slot, start, loop.tokens_per_page[role])
     take_pages_for(loop, slot, role, last - 1, make_room)
     size, total = min(loop.logits[role].shape[0], loop.batch.num_rows), 0.0
     for begin in range(start, last - 1, size):
