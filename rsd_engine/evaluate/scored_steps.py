@@ -29,9 +29,19 @@ class ScoredStep:
     right: bool | None
 
 
+def has_policy(record: Record) -> bool:
+    """Whether a policy decided on each step of the draft, as in RSD.
+
+    Of methods that choose between candidates or samples by reward only the best are left, which
+    says nothing about the rest.
+    """
+    settings = record.settings.keys()
+    return bool(settings & {"threshold", "policy"}) and "candidates" not in settings
+
+
 def scored_steps(records: Iterable[Record]) -> list[ScoredStep]:
-    """All scored steps of answers, in order."""
-    given = list(records)
+    """All scored steps of the answers that a policy decided on, in order."""
+    given = [record for record in records if has_policy(record)]
     problems = _problems(given)
     return [step for record in given for step in _of_answer(record, problems)]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rsd_engine.evaluate.record import Record, StepRecord
+from rsd_engine.evaluate.scored_steps import has_policy
 from rsd_engine.evaluate.statistics import ratio_interval
 
 KEEP_ALL, REJECT_ALL = 0.0, 1.1  # rewards are in [0, 1]
@@ -46,11 +47,13 @@ class Trajectory:
 
     Attributes:
         question: id of its question.
+        seed: that it was sampled with.
         decisions: on its steps, in order; steps that nobody scored are not among them.
         target_tokens, tokens: kept ones; those of all models.
     """
 
     question: str
+    seed: int
     decisions: tuple[Decision, ...]
     target_tokens: int
     tokens: int
@@ -94,20 +97,26 @@ class Expected:
     accuracy: float | None
 
 
+def is_by_threshold(record: Record) -> bool:
+    """Whether a threshold alone decided on the steps of an answer."""
+    return has_policy(record) and "threshold" in record.settings
+
+
 def trajectory(record: Record) -> Trajectory:
     """What the record of an answer with a threshold tells.
 
     Raises:
-        ValueError: it was written by another method, or with candidates.
+        ValueError: it was not decided by a threshold.
     """
-    if "threshold" not in record.settings or any(step.candidates for step in record.steps):
+    if not is_by_threshold(record):
         raise ValueError(
             f"records must be of rsd at a threshold, got {record.method!r} with "
-            f"{dict(record.settings)}; evaluate with --methods rsd"
+            f"{dict(record.settings)}"
         )
     decisions = (_decision(step) for step in record.steps)
     return Trajectory(
         question=record.question.id,
+        seed=record.seed,
         decisions=tuple(one for one in decisions if one is not None),
         target_tokens=record.counts.target_tokens,
         tokens=record.counts.draft_tokens + record.counts.target_tokens,
@@ -128,13 +137,13 @@ class Sweep:
     """How the share of the target grows with the threshold, over some questions."""
 
     def __init__(self, answers: Iterable[Trajectory]) -> None:
-        self._answers: dict[str, list[Trajectory]] = {}
+        self._answers: dict[tuple[str, int], list[Trajectory]] = {}
         self.add(answers)
 
     def add(self, answers: Iterable[Trajectory]) -> None:
         """Takes more answers: to other questions, or to the same ones at other thresholds."""
         for one in answers:
-            self._answers.setdefault(one.question, []).append(one)
+            self._answers.setdefault((one.question, one.seed), []).append(one)
 
     def at(self, threshold: float) -> Expected:
         """What a threshold costs.
@@ -192,7 +201,7 @@ class Sweep:
         return _ratio(target, sum(one.tokens for one in nearest))
 
     def _nearest(self, threshold: float) -> list[Trajectory]:
-        """For each question the answer that a threshold changes least."""
+        """For each question and seed the answer that a threshold changes least."""
         return [
             min(answers, key=lambda one: one.changed(threshold))
             for answers in self._answers.values()

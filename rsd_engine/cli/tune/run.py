@@ -83,7 +83,7 @@ class _Asker:
     def _answer(self, questions: Sequence[Question], threshold: float, what: str) -> list[Record]:
         params = replace(self._params, mode="rsd", policy=Threshold(threshold))
         trial = Trial("rsd", {"threshold": threshold}, params)
-        self._examiner.check([trial], questions[0])
+        self._examiner.check([trial])
         self._progress.begin(f"{what}, threshold {threshold:g}", len(questions))
         batches = make_batches([trial], [self._seed], questions)
         return [one for batch in batches for one in self._examiner.answer(batch, self._notice)]
@@ -99,7 +99,4 @@ def _trajectories(records: Sequence[Record]) -> list[Trajectory]:
     answered = [record for record in records if record.error is None]
     if not answered:
         raise UsageError("no question has an answer, so there is nothing to find a threshold from")
-    try:
-        return [trajectory(record) for record in answered]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return [trajectory(record) for record in answered]

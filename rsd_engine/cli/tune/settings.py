@@ -16,6 +16,7 @@ from rsd_engine.cli.tune.options import TuneOptions
 from rsd_engine.engine.chat.questions import ChatSettings
 from rsd_engine.evaluate.questions import DEMO, load_questions
 from rsd_engine.evaluate.record import Question, Record, read_records
+from rsd_engine.evaluate.tuning import is_by_threshold
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 
 
@@ -89,7 +90,12 @@ def _records(options: TuneOptions) -> list[Record]:
         raise UsageError(f"cannot read {options.records}: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{options.records}: {error}") from None
-    return found
+    decided = [record for record in found if is_by_threshold(record)]
+    if not decided:
+        raise UsageError(
+            f"{options.records} has no answers of rsd at a threshold; evaluate with --methods rsd"
+        )
+    return decided
 
 
 def _check_apart(questions: list[Question], held_out: list[Question]) -> None:
