@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsd_engine.evaluate.pictures import draw_pictures
-from rsd_engine.evaluate.pictures.accuracy import FLOPS, SECONDS, Point, make_series
+from rsd_engine.evaluate.pictures.accuracy import FLOPS, SECONDS, make_series
 from rsd_engine.evaluate.pictures.calibration import Bin, bins, calibration_error
 from rsd_engine.evaluate.record import Counts, Question, Record, Sample, ScoredText, StepRecord
 from rsd_engine.evaluate.summary import summarise
@@ -64,19 +64,19 @@ RECORDS = [
 
 def test_points_of_accuracy_against_cost() -> None:
     found = make_series(summarise(RECORDS), FLOPS)
-    # Wilson's interval of n of n is n / (n + z^2) to 1, by hand.
-    low = 100 * 4 / (4 + 1.959964**2)
-    every = (100.0, pytest.approx(low, abs=0.01), pytest.approx(100.0))
     assert list(found) == ["target", "best@N:min", "rsd"]
     assert [(point.notes, point.cost, point.accuracy) for point in found["target"]] == [
         ((), 800.0, 75.0)
     ]
     assert [point.notes for point in found["best@N:min"]] == [("@8",)]
     # In the order of thresholds; two that would cover each other are one.
-    assert found["rsd"] == [
-        Point(0.5, ("0.5",), 300.0, *every),
-        Point(0.7, ("0.7", "0.9"), 400.0, *every),
+    assert [(point.notes, point.cost, point.accuracy) for point in found["rsd"]] == [
+        (("0.5",), 300.0, 100.0),
+        (("0.7", "0.9"), 400.0, 100.0),
     ]
+    low = 100 * 4 / (4 + 1.959964**2)  # Wilson's interval of n of n is n / (n + z^2) to 1
+    assert [point.low for point in found["rsd"]] == pytest.approx([low, low])
+    assert [point.high for point in found["rsd"]] == pytest.approx([100, 100])
     assert make_series(summarise(RECORDS), SECONDS)["target"][0].cost == 0.5
 
 

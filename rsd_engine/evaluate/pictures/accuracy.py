@@ -71,6 +71,7 @@ def draw_accuracy(rows: Sequence[Row], cost: Cost) -> Figure:
     axes = figure.subplots()
     for index, (name, points) in enumerate(make_series(rows, cost).items()):
         _draw_series(axes, index, name, points)
+    axes.margins(x=0.07, y=0.12)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(cost.unit))
@@ -139,15 +140,17 @@ def _draw_series(axes: Axes, index: int, name: str, points: Sequence[Point]) -> 
         elinewidth=0.7,
         capsize=2,
     )
+    side = -1 if index % 2 else 1  # below and above, by turns, as methods often come close
     for point in points:
         notes = dict.fromkeys(point.notes[:1] + point.notes[-1:])  # the first and the last
         text = "\N{EN DASH}".join(notes)
         axes.annotate(
             text,
             (point.cost, point.accuracy),
-            (3, 5),
+            (3, 5 * side),
             textcoords="offset points",
             fontsize=7,
-            rotation=45,
+            verticalalignment="bottom" if side > 0 else "top",
+            rotation=45 * side,
             rotation_mode="anchor",
         )

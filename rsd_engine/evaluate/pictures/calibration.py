@@ -47,7 +47,7 @@ def draw_calibration(records: Sequence[Record]) -> Figure | None:
     axes.plot((0, 1), (0, 100), color="grey", linewidth=1, label="reward = probability")
     for index, (name, judged) in enumerate(series.items()):
         _draw(axes, index, name, judged)
-    axes.set_xlabel("mean reward of a tenth of the scale")
+    axes.set_xlabel("reward, mean of each tenth of the scale")
     axes.set_ylabel("right, % (95 % interval)")
     axes.set_title("Calibration of the rewards")
     figure.legend(loc="outside lower center")
@@ -55,21 +55,22 @@ def draw_calibration(records: Sequence[Record]) -> Figure | None:
 
 
 def _series(records: Sequence[Record]) -> dict[str, list[Judged]]:
-    """What was scored: each step once, and solutions whose steps' rewards became one."""
+    """What was scored: each step once, and each solution whose rewards became one."""
     steps = {
         step.context: (step.reward, step.right)
         for step in scored_steps(records)
         if step.right is not None
     }
     what = "the draft's steps, checked" if are_checked(records) else "kept steps, by their answer"
-    found: dict[str, list[Judged]] = {what: list(steps.values())}
+    found: dict[str, dict[tuple[str, str], Judged]] = {what: steps}
     for record in records:
         aggregate = record.settings.get("aggregate")
         for sample in record.samples:
             if aggregate is not None and sample.reward is not None:
                 name = f"the draft's answers, {_OF[str(aggregate)]}"
-                found.setdefault(name, []).append((sample.reward, sample.correct))
-    return found
+                place = (record.question.id, sample.text)
+                found.setdefault(name, {})[place] = (sample.reward, sample.correct)
+    return {name: list(judged.values()) for name, judged in found.items()}
 
 
 def bins(judged: Iterable[Judged]) -> list[Bin]:
