@@ -13,6 +13,7 @@ from rsd_engine.evaluate.record import AnswerKind
 
 _SECONDS = 5  # for one expression; sympy may think about some for ever
 _BOX = "\\boxed{"
+_DELIMITER = re.compile(r"(?<!\\)\$")  # of mathematics, unlike \$ of dollars
 _LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
 _SAID = re.compile(r"answer\s+is:?\s*[({\[*$]*\s*([A-J])(?![A-Za-z])", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(([A-J])\)")
@@ -91,7 +92,8 @@ class MathAnswers:
 
 
 def _as_math(answer: str) -> str:
-    return answer if "$" in answer else f"${answer}$"
+    """All of an answer as mathematics; some data sets mark only a part of it as that."""
+    return f"${_DELIMITER.sub('', answer).rstrip('. ')}$"
 
 
 def _time_limit() -> int | None:

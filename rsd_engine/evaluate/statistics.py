@@ -10,6 +10,12 @@ _LEVEL = 0.95
 _RESAMPLES = 2000  # of a bootstrap
 
 
+def require_scipy() -> None:
+    """Raises ImportError, with what to install, if scipy is not there."""
+    with needs_package("scipy", "eval"):
+        import scipy.stats  # noqa: F401
+
+
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a share; (0, 1) of nothing.
 

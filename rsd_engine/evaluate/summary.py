@@ -54,11 +54,7 @@ class Row:
 
 
 def summarise(records: Iterable[Record]) -> list[Row]:
-    """A row for each method and setting, in the order of the records.
-
-    Raises:
-        ImportError: scipy is not installed.
-    """
+    """A row for each method and setting, in the order of the records."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         key = (record.method, json.dumps(dict(record.settings), sort_keys=True))

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.core.host_steps import HostEnds
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.steps.selection import GSI, Beam, Best, Selection, Softmax
 from rsd_kernels import ops
@@ -29,7 +30,7 @@ from tests.core.groups.test_groups import outcome
 from tests.core.prefixes.test_histories import STEMS, spoil_free_pages
 from tests.core.test_random_histories import POLICIES, break_passes, core_of, make_request
 from tests.loop.executors.on_cpu import EXECUTORS
-from tests.loop.toy import around_steps, as_written, run, toy_tables
+from tests.loop.toy import around_steps, as_written, run, toy_ends, toy_tables
 from tests.page_checks import check_integrity
 
 TICKS = 100_000  # of the many histories
@@ -81,9 +82,11 @@ ASKED = st.builds(
 
 
 @cache
-def alone(asked: Asked, scorer: str) -> list[tuple[str, tuple[str, ...]]]:
+def alone(asked: Asked, scorer: str, ends: HostEnds | None) -> list[tuple[str, tuple[str, ...]]]:
     tables, prm_kv = SCORERS[scorer]
-    core = core_of(6, 800, 64, enable_prefix_caching=False, tables=tables, prm_kv=prm_kv)
+    core = core_of(
+        6, 800, 64, enable_prefix_caching=False, tables=tables, prm_kv=prm_kv, text_ends=ends
+    )
     return outcome(run(core, [asked.request(scorer)])[0])
 
 
@@ -99,6 +102,7 @@ class ForkHistories(RuleBasedStateMachine):
         executor=st.sampled_from(sorted(EXECUTORS)),
         scorer=st.sampled_from(sorted(SCORERS)),
         text=st.booleans(),
+        ends=st.sampled_from([None, toy_ends]),
         rule=st.sampled_from(BatchingRule),
         first=st.lists(st.tuples(ASKED, st.integers(1, 4)), min_size=1, max_size=4),
     )
@@ -110,10 +114,12 @@ class ForkHistories(RuleBasedStateMachine):
         executor: str,
         scorer: str,
         text: bool,
+        ends: HostEnds | None,
         rule: BatchingRule,
         first: list[tuple[Asked, int]],
     ) -> None:
-        self.scorer = scorer
+        # A scorer of its own K and V reads ends as they were written.
+        self.scorer, self.ends = scorer, ends if scorer != "target" else None
         tables, prm_kv = SCORERS[scorer]
         self.asked: dict[int, Asked] = {}
         self.events: dict[int, list[Event]] = {}
@@ -124,6 +130,7 @@ class ForkHistories(RuleBasedStateMachine):
             self.core = core_of(
                 slots, pages, ticks, executor,
                 text=text and scorer == "PRM", rule=rule, tables=tables, prm_kv=prm_kv,
+                text_ends=self.ends,
             )  # fmt: skip
         for asked, samples in first:
             self.admit(asked, samples)
@@ -178,12 +185,12 @@ class ForkHistories(RuleBasedStateMachine):
         self.seen["preemptions"] += self.core.num_preemptions
         for key, asked in self.asked.items():
             found, end = outcome(self.events[key]), self.events[key][-1]
-            whole = alone(asked, self.scorer)
+            whole = alone(asked, self.scorer, self.ends)
             assert isinstance(end, RequestDone)
-            if end.finish is None or end.failure:
-                assert found[:-1] == whole[: len(found) - 1]
-            else:
+            if end.finish is not None and not end.failure:
                 assert found == whole
+            elif not isinstance(asked.select, Beam):  # a beam that leads may lose yet
+                assert found[:-1] == whole[: len(found) - 1]
             self.seen["tokens found"] += sum(c.cached_tokens for c in end.counters.values())
             self.seen["candidates that lost"] += sum(len(lost) for _, lost in found)
             self.seen["failures"] += bool(end.failure)
@@ -239,7 +246,7 @@ def of(max_examples: int, steps: int) -> settings:
 TestFew = FewHistories.TestCase
 TestFew.settings = of(12, 25)
 TestMany = pytest.mark.slow(ManyHistories.TestCase)
-TestMany.settings = of(600, 40)
+TestMany.settings = of(400, 40)
 
 
 def test_the_few_histories_were_worth_it() -> None:

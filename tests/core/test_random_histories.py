@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
+from rsd_engine.core.host_steps import HostEnds
 from rsd_engine.core.slots import SlotRequest
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.schedule.rules import BatchingRule
@@ -72,6 +73,7 @@ def core_of(
     enable_prefix_caching: bool = True,
     tables: StepTables | None = None,
     prm_kv: Role = Role.PRM,
+    text_ends: HostEnds | None = None,
 ) -> EngineCore:
     make_executor, row_buckets = EXECUTORS[executor]
     ids = (NUM_TARGET_IDS, TOKENS.index("\n")) if two else (NUM_IDS, NEWLINE)
@@ -93,6 +95,7 @@ def core_of(
         enable_prefix_caching=enable_prefix_caching,
         tables=tables,
         prm_kv=prm_kv,
+        text_ends=text_ends,
     )
 
 

@@ -53,6 +53,10 @@ def test_letters(text: str, found: str | None) -> None:
         ("\\boxed{\\text{Evelyn}}", "\\text{Evelyn}"),
         ("\\boxed{p - q}", "-q + p"),
         ("\\boxed{[-2, 1)}", "$[-2,1)$"),
+        ("\\boxed{32348}", "\\$32,\\!348"),
+        ("\\boxed{\\$18.90}", "18.9"),
+        ("\\boxed{20 cm^{2}}", "20 $cm^{2}$"),
+        ("\\boxed{(2, 3)}", "$(2,3)$."),
     ],
 )
 def test_what_means_the_same_is_right(text: str, answer: str) -> None:

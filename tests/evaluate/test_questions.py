@@ -55,6 +55,7 @@ def test_a_file(tmp_path: Path) -> None:
         {"problem": "Half?", "answer": "\\frac{1}{2}"},
         {"question": "Why?", "answer": "Add.\n#### 1,200"},
         {"question": "Any?", "final_answer": ["3", "4"], "unique_id": "x/1.json"},
+        {"question": "None?", "answer": ""},
         {"question": "Which?", "choices": ["red ", 5], "answer": "B"},
     )
     assert load_questions(str(path)) == [
@@ -62,7 +63,8 @@ def test_a_file(tmp_path: Path) -> None:
         Question("mine-2", "Half?", "\\frac{1}{2}", "mine"),
         Question("mine-3", "Why?", "1200", "mine"),
         Question("mine-x/1.json", "Any?", "3", "mine"),
-        Question("mine-5", "Which?\nAnswer Choices: (A) red (B) 5", "B", "mine", "choice"),
+        Question("mine-5", "None?", "", "mine"),
+        Question("mine-6", "Which?\nAnswer Choices: (A) red (B) 5", "B", "mine", "choice"),
     ]
     assert len(load_questions(f"{path}:2")) == 2
 
@@ -108,7 +110,7 @@ def test_what_names_no_questions(spec: str, message: str) -> None:
 def test_data_sets_of_the_hub(hub: dict[tuple[str, str | None, str], list[Any]]) -> None:
     hub["openai/gsm8k", "main", "test"] = [{"question": "How many?", "answer": "5 + 4\n#### 9"}] * 2
     hub["TIGER-Lab/MMLU-STEM", None, "test"] = [
-        {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "x"}
+        {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "x"},
     ]
     hub["HuggingFaceH4/MATH-500", None, "test"] = [
         {"problem": "p", "solution": "s", "answer": "3", "unique_id": "test/1.json"}

@@ -18,8 +18,8 @@ from rsd_engine.evaluate.questions import load_questions
 from rsd_engine.evaluate.record import Counts, Question, Record
 from rsd_engine.evaluate.run import BATCH, Examiner, by_method, make_batches
 
-QUESTIONS = load_questions("demo:4")
-LIMIT = 100
+QUESTIONS = load_questions("demo:3")
+LIMIT = 80
 SEVERAL = SamplingParams(temperature=1.0, max_tokens=LIMIT)
 DECODING = Decoding(SamplingParams(temperature=0.0, max_tokens=LIMIT), SEVERAL)
 
@@ -126,7 +126,7 @@ def test_process_best_of_n_takes_the_best_step_each_time(examiner: Examiner) -> 
 @pytest.mark.parametrize("method", ["beam@2:2", "gsi@2", "rsd+guesses", "rsd:clip"])
 def test_a_batch_that_is_asked_again_gives_the_same(examiner: Examiner, method: str) -> None:
     def lasting() -> list[Record]:
-        return [replace(record, seconds=0.0) for record in answers(examiner, method)]
+        return [replace(record, seconds=0.0) for record in answers(examiner, method, QUESTIONS[:2])]
 
     first = lasting()
     answers(examiner, "draft", QUESTIONS[:1])  # other work in between, and another prefix cache

@@ -14,7 +14,7 @@ import torch
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone, StepDecided
-from rsd_engine.core.host_steps import HostBridge
+from rsd_engine.core.host_steps import HostBridge, HostEnds
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.core.slots import SlotRequest
 from rsd_engine.loop.executors.base import Executor
@@ -96,6 +96,13 @@ def as_written(question: str) -> StepTables:
     return replace(toy_tables(), separator=ids, num_transient=len(ids), as_written=1)
 
 
+def toy_ends(context: list[int], _: int) -> tuple[int, list[int]]:
+    """Two newlines become a full stop, and the sign before them, be it of an earlier step, `a`."""
+    if len(context) < 4 or context[-2:] != [NEWLINE, NEWLINE]:
+        return len(context), []
+    return len(context) - 3, list(encode("a."))
+
+
 def toy_merges() -> MergeTables:
     """No token shares a word with a delimiter."""
     return MergeTables(
@@ -174,6 +181,7 @@ def toy_core(
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     max_guesses: int = 0,
     enable_prefix_caching: bool = True,
+    text_ends: HostEnds | None = None,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -232,12 +240,14 @@ def toy_core(
         rule=rule,
         prm_kv=prm_kv,
         confidence=confidence,
+        text_ends=text_ends is not None,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:
         return ToyCore(
             loop, executor, mailbox,
-            text_bridges=bridges, enable_prefix_caching=enable_prefix_caching,
+            text_bridges=bridges, text_ends=text_ends,
+            enable_prefix_caching=enable_prefix_caching,
         )  # fmt: skip
     return ToyCore(
         loop, executor, mailbox,

@@ -15,9 +15,11 @@ from rsd_engine.cli.eval.options import AnswerOptions, EvalOptions
 from rsd_engine.cli.generate.settings import chat_settings
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.engine.chat.questions import ChatSettings, settings_text
+from rsd_engine.evaluate.answers import answers_of
 from rsd_engine.evaluate.methods import Decoding, Trial, make_trials
 from rsd_engine.evaluate.questions import DEMO, load_questions
 from rsd_engine.evaluate.record import Question
+from rsd_engine.evaluate.statistics import require_scipy
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 
 _SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -56,6 +58,8 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     if options.output is None:
         raise UsageError("--output is missing; give a folder for the results")
     engine = model_arguments(options)
+    if "policy" in engine:
+        raise UsageError("policy is given; here a policy is part of a method, such as rsd:clip")
     try:
         thresholds = _listed("--threshold", options.threshold, _number)
         seeds = _listed("--seeds", options.seeds, _seed) or [0]
@@ -71,6 +75,9 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
         questions = load_questions(options.questions)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    require_scipy()
+    for kind in {question.kind for question in questions}:
+        answers_of(kind)  # what it needs is there
     chat = question_chat(options, is_demo=is_demo)
     text = settings_text(engine, [single, several], chat)
     if any(trial.params.speculate for trial in trials):

@@ -14,8 +14,10 @@ from rsd_engine.cli.eval.settings import (
 )
 from rsd_engine.cli.tune.options import TuneOptions
 from rsd_engine.engine.chat.questions import ChatSettings
+from rsd_engine.evaluate.answers import answers_of
 from rsd_engine.evaluate.questions import DEMO, load_questions
 from rsd_engine.evaluate.record import Question, Record, read_records
+from rsd_engine.evaluate.statistics import require_scipy
 from rsd_engine.evaluate.tuning import is_by_threshold
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
 
@@ -50,6 +52,8 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
     """
     _check(options)
     engine = model_arguments(options)
+    if "policy" in engine:
+        raise UsageError("policy is given; here it is a threshold, which is what is looked for")
     is_demo = options.records is None and options.questions.partition(":")[0] == DEMO
     try:
         params = answer_params(options, is_demo=is_demo)
@@ -57,6 +61,9 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
         held_out = load_questions(options.held_out) if options.held_out else []
     except ValueError as error:
         raise UsageError(str(error)) from None
+    require_scipy()
+    for kind in {question.kind for question in [*questions, *held_out]}:
+        answers_of(kind)  # what it needs is there
     records = _records(options)
     _check_apart(questions or [record.question for record in records], held_out)
     return TuneSettings(

@@ -49,7 +49,7 @@ def print_tuned(
         table.add_row(*_cells(one), style="bold" if chosen and not plain else "")
     console.print(table)
     lines = [
-        f"recommended: --policy threshold:{expected.threshold:g}, the largest threshold with at "
+        f"recommended: --policy threshold:{expected.threshold:.9g}, the largest threshold with at "
         f"most {100 * budget:g}% of the tokens from the target",
         f"expected: {_sentence(expected)}",
     ]
@@ -75,7 +75,7 @@ def _sentence(one: Expected) -> str:
 
 def _cells(one: Expected) -> list[str]:
     return [
-        f"{one.threshold:g}",
+        f"{one.threshold:.9g}",
         f"{100 * one.share:.1f}",
         f"{100 * one.low:.1f}-{100 * one.high:.1f}",
         f"{100 * one.acceptance:.1f}",
