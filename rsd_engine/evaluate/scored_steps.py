@@ -79,11 +79,8 @@ def _draft(step: StepRecord) -> tuple[str, float, bool] | None:
 
 def _problems(records: Iterable[Record]) -> dict[str, Problem]:
     """The demo's problems by their questions."""
-    numbers = [
-        int(record.question.id.removeprefix(f"{DEMO}-"))
-        for record in records
-        if record.question.kind == DEMO
-    ]
+    ids = (record.question.id for record in records if record.question.kind == DEMO)
+    numbers = [int(number) for one in ids if (number := one.rpartition("-")[2]).isdecimal()]
     if not numbers:
         return {}
     return {problem.question: problem for problem in generate(0, "test", max(numbers) + 1)}

@@ -220,7 +220,6 @@ def find_threshold(
     The first pass answers all questions at `start`. Each further one answers, at the best threshold
     so far, those whose answer there is not known yet, until there are none or the passes end.
     """
-    threshold = start
     sweep = Sweep(ask(questions, start))
     for _ in range(passes - 1):
         threshold = sweep.largest_threshold(budget)

@@ -14,7 +14,7 @@ ROWS = [
     {"question": f"Which? Number {i}", "choices": ["a", "b", "c", "d"], "answer": i % 4}
     for i in range(9)
 ]
-SHORT = ["--max-tokens=40", "--max-step-tokens=8"]
+SHORT = ["--max-tokens=40", "--max-step-tokens=8", "--temperature=0.8", "--seed=3"]
 
 
 @pytest.fixture
