@@ -96,13 +96,15 @@ def _answer(
 ) -> None:
     for trial, seed, batches in by_method(todo):
         examiner.warm_up(batches[0][:_WARM_UP])
-        progress.status(f"{label(trial.method, trial.settings)}, seed {seed}")
+        name = f"{label(trial.method, trial.settings)}, seed {seed}"
+        progress.status(name)
         watch = _Watch(progress)
         for batch in batches:
             records = examiner.answer(batch, watch.notice)
             for item, record in zip(batch, records, strict=True):
                 if item.number not in results.done:
                     results.append(item, record.to_json())
+        progress.note(f"{name}: {watch.right} of {watch.total} right")
 
 
 class _Watch:
@@ -110,14 +112,14 @@ class _Watch:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._right = self._total = 0
+        self.right = self.total = 0
 
     def notice(self, record: Record, metrics: Any) -> None:
-        self._right += record.correct
-        self._total += 1
+        self.right += record.correct
+        self.total += 1
         if record.error is not None:
             self._progress.note(f"{record.label}, {record.question.id}: {record.error}")
-        self._progress.advance(metrics, f"{self._right / self._total:.0%} right, ")
+        self._progress.advance(metrics, f"{self.right / self.total:.0%} right, ")
 
 
 def _write_summary(path: Path, rows: Sequence[Row]) -> None:

@@ -48,6 +48,7 @@ def test_a_run_and_its_resumption(rsd: Rsd, eval_args: list[str], tmp_path: Path
     folder = tmp_path / "whole"
     result = rsd(*wanted, "-o", folder)
     assert result.exit_code == 0, result.stderr
+    assert "best@2, seed 2: " in result.stderr
     results = folder / "results.jsonl"
     records = read_records(results.read_text())
     tried = ("target", "rsd 0.4", "rsd 0.6", "best@2")
