@@ -54,7 +54,8 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
     engine = model_arguments(options)
     if "policy" in engine:
         raise UsageError("policy is given; here it is a threshold, which is what is looked for")
-    is_demo = options.records is None and options.questions.partition(":")[0] == DEMO
+    asked = [options.held_out] if options.records else [options.questions, options.held_out]
+    is_demo = all(spec.partition(":")[0] == DEMO for spec in asked if spec)
     try:
         params = answer_params(options, is_demo=is_demo)
         questions = [] if options.records else load_questions(options.questions)
