@@ -30,6 +30,8 @@ from rsd_engine.cli.serve.command import HELP as SERVE_HELP
 from rsd_engine.cli.serve.command import serve
 from rsd_engine.cli.trace.command import HELP as TRACE_HELP
 from rsd_engine.cli.trace.command import trace
+from rsd_engine.cli.tune.command import HELP as TUNE_HELP
+from rsd_engine.cli.tune.command import tune
 
 app = typer.Typer(
     name="rsd",
@@ -84,3 +86,4 @@ app.command(help=PROFILE_HELP)(profile)
 app.command(help=SCORE_HELP)(score)
 app.command(help=SERVE_HELP)(serve)
 app.command(help=TRACE_HELP)(trace)
+app.command(help=TUNE_HELP)(tune)

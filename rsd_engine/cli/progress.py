@@ -55,6 +55,11 @@ class Progress:
         self._started = time.perf_counter()
         self._bar.update(self._task, description=text)
 
+    def begin(self, text: str, total: int) -> None:
+        """Starts again with a part of the run that has `total` lines."""
+        self._bar.reset(self._task, total=total)
+        self.status(text)
+
     def note(self, text: str) -> None:
         """Prints a line on stderr without breaking the bar."""
         if self._console.is_terminal:

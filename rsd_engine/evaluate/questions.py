@@ -55,15 +55,15 @@ def load_questions(spec: str) -> list[Question]:
 
     Args:
         spec: a JSONL file, "demo", a name of `DATA_SETS`, or a hub id such as "openai/gsm8k", each
-            with ":N" behind it to take the first N.
+            with ":N" behind it to take the first N, or ":M-N" to take those from M to N.
 
     Raises:
         ValueError: there are none of that name, or what is there has no questions and answers.
         ImportError: a data set of the hub needs the package datasets.
     """
-    name, count = _name_and_count(spec)
+    name, skipped, last = _name_and_range(spec)
     if name == DEMO:
-        return _demo(count or DEMO_COUNT)
+        return _demo(last or DEMO_COUNT)[skipped:]
     path = Path(name).expanduser()
     if path.is_file():
         found = _questions(_file_rows(path), path.stem, f"{name}, line", 1)
@@ -76,23 +76,27 @@ def load_questions(spec: str) -> list[Question]:
             f"questions {name!r} are no file and no data set; give a JSONL file, demo, a hub id, "
             f"or one of {', '.join(DATA_SETS)}"
         )
-    found = found[:count]
+    found = found[skipped:last]
     if not found:
-        raise ValueError(f"{name} has no questions")
+        where = f" from number {skipped + 1} on" if skipped else ""
+        raise ValueError(f"{name} has no questions{where}")
     _check_ids(found, name)
     return found
 
 
-def _name_and_count(spec: str) -> tuple[str, int | None]:
-    name, colon, count = spec.rpartition(":")
+def _name_and_range(spec: str) -> tuple[str, int, int | None]:
+    """The name, how many to leave out, and the number of the last one if it is told."""
+    name, colon, wanted = spec.rpartition(":")
     if not colon:
-        return spec, None
-    if not count.isdecimal() or not int(count):
+        return spec, 0, None
+    first, dash, last = wanted.rpartition("-")
+    first = first if dash else "1"
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ValueError(
-            f"questions {spec!r} end with {count!r}; after the colon stands how many to take, at "
-            "least 1"
+            f"questions {spec!r} end with {wanted!r}; after the colon stands how many to take, at "
+            "least 1, or which ones, such as 201-300"
         )
-    return name, int(count)
+    return name, int(first) - 1, int(last)
 
 
 def _demo(count: int) -> list[Question]:

@@ -155,3 +155,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r'needs datasets.*pip install "rsd-engine\[eval\]"'):
         load_questions("gsm8k")
+
+
+def test_a_range_of_questions(tmp_path: Path) -> None:
+    assert load_questions("demo:3-5") == load_questions("demo:5")[2:]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(f'{{"question": "{i}?", "answer": {i}}}\n' for i in range(1, 6)))
+    assert [one.answer for one in load_questions(f"{path}:2-4")] == ["2", "3", "4"]
+    assert [one.answer for one in load_questions(f"{path}:4-9")] == ["4", "5"]
+    with pytest.raises(ValueError, match="has no questions from number 6 on"):
+        load_questions(f"{path}:6-9")
+    for wrong in ("0-3", "4-3", "-3", "3-", "a-b"):
+        with pytest.raises(ValueError, match=f"end with '{wrong}'"):
+            load_questions(f"{path}:{wrong}")

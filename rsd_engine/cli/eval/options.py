@@ -15,45 +15,9 @@ DEFAULT_METHODS = "draft,target,rsd"
 
 
 @dataclass(frozen=True)
-class EvalOptions(EngineOptions):
-    """The command line; None, or an empty list, stands for an option that was not given."""
+class AnswerOptions(EngineOptions):
+    """How questions are asked, and what an answer may be."""
 
-    methods: Annotated[
-        str,
-        option(_WHAT, "Methods, commas between them; --list shows all.", "--methods"),
-    ] = DEFAULT_METHODS
-    threshold: Annotated[
-        str | None,
-        option(
-            _WHAT,
-            "Thresholds that rsd, rsd+guesses and judge are tried at, commas between them "
-            "(default: 0.7, or the scorer's own)",
-            "--threshold",
-        ),
-    ] = None
-    seeds: Annotated[str, option(_WHAT, "Seeds, commas between them.", "--seeds")] = "0"
-    questions: Annotated[
-        str,
-        option(
-            _WHAT,
-            'JSONL file with "question" and "answer", demo, a data set of --list or a hub id; :N '
-            "behind it takes the first N.",
-            "--questions",
-        ),
-    ] = "demo:100"
-    show_list: Annotated[
-        bool, option(_WHAT, "Show all methods and data sets, and exit.", "--list")
-    ] = False
-    output: Annotated[
-        Path | None,
-        option(
-            "Input and output",
-            "Folder of the results. If it has some, their run is resumed.",
-            "--output",
-            "-o",
-        ),
-    ] = None
-    overwrite: o.Overwrite = False
     chat: o.Chat = None
     system: Annotated[
         str | None,
@@ -82,6 +46,56 @@ class EvalOptions(EngineOptions):
             "Sampling and limits", "Of methods that write one answer; 0 is greedy.", "--temperature"
         ),
     ] = 0.0
+
+
+@dataclass(frozen=True)
+class EvalOptions(AnswerOptions):
+    """The command line; None, or an empty list, stands for an option that was not given."""
+
+    methods: Annotated[
+        str,
+        option(_WHAT, "Methods, commas between them; --list shows all.", "--methods"),
+    ] = DEFAULT_METHODS
+    threshold: Annotated[
+        str | None,
+        option(
+            _WHAT,
+            "Thresholds that rsd, rsd+guesses and judge are tried at, commas between them "
+            "(default: 0.7, or the scorer's own)",
+            "--threshold",
+        ),
+    ] = None
+    seeds: Annotated[str, option(_WHAT, "Seeds, commas between them.", "--seeds")] = "0"
+    questions: Annotated[
+        str,
+        option(
+            _WHAT,
+            'JSONL file with "question" and "answer", demo, a data set of --list or a hub id; :N '
+            "behind it takes the first N, :M-N those from M to N.",
+            "--questions",
+        ),
+    ] = "demo:100"
+    show_list: Annotated[
+        bool, option(_WHAT, "Show all methods and data sets, and exit.", "--list")
+    ] = False
+    output: Annotated[
+        Path | None,
+        option(
+            "Input and output",
+            "Folder of the results. If it has some, their run is resumed.",
+            "--output",
+            "-o",
+        ),
+    ] = None
+    overwrite: o.Overwrite = False
+    pictures: Annotated[
+        bool,
+        option(
+            "Input and output",
+            "Draw the results too: PNG and SVG in the folder pictures beside them.",
+            "--pictures",
+        ),
+    ] = False
     several_temperature: Annotated[
         float,
         option(

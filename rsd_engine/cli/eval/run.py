@@ -17,11 +17,12 @@ from rsd_engine.cli.progress import Progress
 from rsd_engine.cli.results.locked_file import opening
 from rsd_engine.cli.results.result_line import ResultsKind
 from rsd_engine.cli.results.results_file import ResultsFile
+from rsd_engine.evaluate.pictures import draw_pictures, require_matplotlib
 from rsd_engine.evaluate.record import Record, label, read_records
 from rsd_engine.evaluate.run import Batch, Examiner, by_method, make_batches
 from rsd_engine.evaluate.summary import Row, summarise
 
-RESULTS, SUMMARY = "results.jsonl", "summary.json"
+RESULTS, SUMMARY, PICTURES = "results.jsonl", "summary.json", "pictures"
 EVALUATED = ResultsKind(
     "rsd eval",
     settings="run",  # "settings" are those of the method
@@ -37,6 +38,8 @@ def run_eval(options: EvalOptions) -> int:
         UsageError: an option is not allowed, or the folder holds the results of another run.
     """
     settings = eval_settings(options)
+    if options.pictures:
+        require_matplotlib()
     batches = make_batches(settings.trials, settings.seeds, settings.questions)
     path = settings.output / RESULTS
     if settings.output.exists() and not settings.output.is_dir():
@@ -48,9 +51,13 @@ def run_eval(options: EvalOptions) -> int:
         ResultsFile(path, EVALUATED, settings.digest, items, overwrite=options.overwrite)
     ) as results:
         _answer_all(settings, results, batches, verbose=bool(options.verbose))
-    rows = summarise(read_records(path.read_text(encoding="utf-8")))
+    records = read_records(path.read_text(encoding="utf-8"))
+    rows = summarise(records)
     _write_summary(settings.output / SUMMARY, rows)
     print_rows(rows)
+    if options.pictures:
+        with opening(settings.output / PICTURES):
+            draw_pictures(records, settings.output / PICTURES)
     failed = sum(row.failed for row in rows)
     if failed:
         print_stderr(f"{failed} of {len(items)} answers failed; {path} says why")

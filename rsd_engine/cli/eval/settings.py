@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rsd_engine.cli.config_file import read_config
 from rsd_engine.cli.engine_options import engine_arguments, given
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.eval.options import EvalOptions
+from rsd_engine.cli.eval.options import AnswerOptions, EvalOptions
 from rsd_engine.cli.generate.settings import chat_settings
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.engine.chat.questions import ChatSettings, settings_text
@@ -57,7 +57,7 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     """
     if options.output is None:
         raise UsageError("--output is missing; give a folder for the results")
-    engine = _engine_arguments(options)
+    engine = model_arguments(options)
     if "policy" in engine:
         raise UsageError("policy is given; here a policy is part of a method, such as rsd:clip")
     try:
@@ -65,26 +65,29 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
         seeds = _listed("--seeds", options.seeds, _seed) or [0]
         methods = _listed("--methods", options.methods, str)
         scorer = engine.get("scorer")
-        default = _THRESHOLD if scorer is None else scorer.default_threshold
         is_demo = options.questions.partition(":")[0] == DEMO
-        decoding = _decoding(options, is_demo=is_demo)
-        trials = make_trials(methods, thresholds or [default], decoding, scorer)
+        single = answer_params(options, is_demo=is_demo)
+        several = replace(
+            single, temperature=options.several_temperature, top_p=options.several_top_p
+        )
+        decoding = Decoding(single, several)
+        trials = make_trials(methods, thresholds or [default_threshold(engine)], decoding, scorer)
         questions = load_questions(options.questions)
     except ValueError as error:
         raise UsageError(str(error)) from None
     require_scipy()
     for kind in {question.kind for question in questions}:
         answers_of(kind)  # what it needs is there
-    chat = _chat(options, is_demo=is_demo)
-    text = settings_text(engine, [decoding.single, decoding.several], chat)
+    chat = question_chat(options, is_demo=is_demo)
+    text = settings_text(engine, [single, several], chat)
     if any(trial.params.speculate for trial in trials):
         engine.setdefault("max_guesses", _MAX_GUESSES)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return EvalSettings(engine, trials, seeds, questions, chat, digest, options.output)
 
 
-def _engine_arguments(options: EvalOptions) -> dict[str, Any]:
-    """Those of the options, or, where they name no model, of the demo family."""
+def model_arguments(options: AnswerOptions) -> dict[str, Any]:
+    """The arguments of `Engine`: the options', or, where they name no model, the demo family."""
     config = read_config(options.config)
     if not set(ROLES) & (config.engine | given(options, ROLES)).keys():
         scored = options.scorer is not None or "scorer" in config.engine
@@ -94,19 +97,26 @@ def _engine_arguments(options: EvalOptions) -> dict[str, Any]:
     return engine_arguments(options, config)
 
 
-def _decoding(options: EvalOptions, *, is_demo: bool) -> Decoding:
+def default_threshold(engine: dict[str, Any]) -> float:
+    """The paper's, or the one of the scorer that an engine of these arguments has."""
+    scorer = engine.get("scorer")
+    return _THRESHOLD if scorer is None else float(scorer.default_threshold)
+
+
+def answer_params(options: AnswerOptions, *, is_demo: bool) -> SamplingParams:
+    """Those of one answer; the demo's are short.
+
+    Raises:
+        ValueError: a limit or the temperature is not allowed.
+    """
     limits = given(options, ("max_tokens", "max_step_tokens", "max_steps"))
     if is_demo:
         limits.setdefault("max_tokens", _DEMO_TOKENS)
-    return Decoding(
-        single=SamplingParams(temperature=options.temperature, **limits),
-        several=SamplingParams(
-            temperature=options.several_temperature, top_p=options.several_top_p, **limits
-        ),
-    )
+    return SamplingParams(temperature=options.temperature, **limits)
 
 
-def _chat(options: EvalOptions, *, is_demo: bool) -> ChatSettings:
+def question_chat(options: AnswerOptions, *, is_demo: bool) -> ChatSettings:
+    """How questions become prompts; the demo's models know no instructions."""
     form = given(options, ("chat", "system", "chat_template", "chat_template_kwargs"))
     return chat_settings(form if is_demo else {"system": _SYSTEM, **form})
 

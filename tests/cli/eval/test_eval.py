@@ -218,3 +218,21 @@ def test_killed_at_random_and_resumed_gives_what_one_run_gives(tmp_path: Path) -
         process.wait()
     subprocess.run(command("part"), env=env, check=True, capture_output=True, timeout=300)
     assert records("part") == records("whole")
+
+
+def test_pictures_of_a_finished_run(
+    rsd: Rsd, eval_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [*eval_args, "--methods=draft", "-o", str(tmp_path / "run")]
+    assert rsd(*wanted).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        result = rsd(*wanted, "--pictures", "--overwrite")
+        assert result.exit_code != 0
+        assert 'pip install "rsd-engine[eval]"' in result.stderr
+    result = rsd(*wanted, "--pictures")
+    assert result.exit_code == 0, result.stderr
+    assert "nothing to do" in result.stderr  # what is there was not overwritten
+    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == {
+        f"accuracy_{cost}.{kind}" for cost in ("flops", "seconds") for kind in ("png", "svg")
+    }
