@@ -97,10 +97,10 @@ def as_written(question: str) -> StepTables:
 
 
 def toy_ends(context: list[int], _: int) -> tuple[int, list[int]]:
-    """Two newlines become a full stop, and the sign before them, be it of an earlier step, `a`."""
-    if len(context) < 4 or context[-2:] != [NEWLINE, NEWLINE]:
+    """Two newlines become a full stop, and the signs before them, be they of earlier steps, `a`."""
+    if len(context) < 7 or context[-2:] != [NEWLINE, NEWLINE]:
         return len(context), []
-    return len(context) - 3, list(encode("a."))
+    return len(context) - 6, list(encode("aaaa."))
 
 
 def toy_merges() -> MergeTables:
