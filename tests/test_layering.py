@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("rsd_engine.engine",),
     ("rsd_engine",),
     ("rsd_engine.demo", "rsd_engine.doctor", "rsd_engine.server", "rsd_engine.client"),
-    ("rsd_engine.integrations",),
+    ("rsd_engine.integrations", "rsd_engine.evaluate"),
     ("rsd_engine.cli",),
 ]
 # The package itself is only its __init__, which re-exports the public face.

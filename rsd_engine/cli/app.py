@@ -13,6 +13,8 @@ from rsd_engine.cli.chat.command import chat
 from rsd_engine.cli.demo.command import HELP as DEMO_HELP
 from rsd_engine.cli.demo.command import demo
 from rsd_engine.cli.errors import clean_errors
+from rsd_engine.cli.eval.command import HELP as EVAL_HELP
+from rsd_engine.cli.eval.command import evaluate
 from rsd_engine.cli.generate.command import HELP as GENERATE_HELP
 from rsd_engine.cli.generate.command import generate
 from rsd_engine.cli.inspect.command import HELP as INSPECT_HELP
@@ -26,6 +28,10 @@ from rsd_engine.cli.score.command import HELP as SCORE_HELP
 from rsd_engine.cli.score.command import score
 from rsd_engine.cli.serve.command import HELP as SERVE_HELP
 from rsd_engine.cli.serve.command import serve
+from rsd_engine.cli.trace.command import HELP as TRACE_HELP
+from rsd_engine.cli.trace.command import trace
+from rsd_engine.cli.tune.command import HELP as TUNE_HELP
+from rsd_engine.cli.tune.command import tune
 
 app = typer.Typer(
     name="rsd",
@@ -72,9 +78,12 @@ def doctor(verbose: Verbose = None) -> None:
 app.add_typer(bench, name="bench")
 app.command(help=CHAT_HELP)(chat)
 app.command(help=DEMO_HELP)(demo)
+app.command("eval", help=EVAL_HELP)(evaluate)
 app.command(help=GENERATE_HELP)(generate)
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=PROFILE_HELP)(profile)
 app.command(help=SCORE_HELP)(score)
 app.command(help=SERVE_HELP)(serve)
+app.command(help=TRACE_HELP)(trace)
+app.command(help=TUNE_HELP)(tune)

@@ -74,12 +74,14 @@ GENERATE: Mapping[str, Check] = {
 }
 DEMO: Mapping[str, Check] = {
     "problems": integer,
+    "compare": integer,
     "threshold": number,
     "seed": integer,
     "device": text,
     "draft": text,
     "target": text,
     "prm": text,
+    "json": flag,
     "verbose": flag,
 }
 

@@ -50,9 +50,15 @@ class Progress:
         self._bar.stop()
 
     def status(self, text: str) -> None:
-        """Says what is going on; speeds count from here."""
+        """Says what is going on; speeds and shares count from here."""
+        self._tokens = self._accepted = self._scored = self._count = 0
         self._started = time.perf_counter()
         self._bar.update(self._task, description=text)
+
+    def begin(self, text: str, total: int) -> None:
+        """Starts again with a part of the run that has `total` lines."""
+        self._bar.reset(self._task, total=total)
+        self.status(text)
 
     def note(self, text: str) -> None:
         """Prints a line on stderr without breaking the bar."""
@@ -61,14 +67,17 @@ class Progress:
         else:
             print_stderr(visible(text))
 
-    def advance(self, metrics: Any) -> None:
-        """Counts one more line; `metrics` are those of its request, if it had one."""
+    def advance(self, metrics: Any, fact: str = "") -> None:
+        """Counts one more line; `metrics` are those of its request, if it had one.
+
+        What else there is to know, in a few words, stands before the speed.
+        """
         if metrics is not None:
             self._count += 1
             self._tokens += metrics.draft.tokens_generated + metrics.target.tokens_generated
             self._accepted += metrics.steps_accepted
             self._scored += metrics.steps_accepted + metrics.steps_rejected
-        self._bar.update(self._task, advance=1, facts=self._facts())
+        self._bar.update(self._task, advance=1, facts=f"{fact}{self._facts()}")
 
     def summary(self, metrics: Any) -> None:
         """Prints the run in one line."""
@@ -76,13 +85,14 @@ class Progress:
         if metrics is not None:
             seconds = time.perf_counter() - self._started
             requests = "1 request" if self._count == 1 else f"{self._count} requests"
-            print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {self._facts()}")
+            facts = self._facts("of draft steps accepted")
+            print_stderr(f"{requests} in {seconds:.1f} s, {self._tokens} tokens, {facts}")
             if problem := reward_problem(metrics):
                 print_stderr(f"note: {problem}")
 
-    def _facts(self) -> str:
+    def _facts(self, accepted: str = "accepted") -> str:
         speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)
         facts = f"{speed:.0f} tokens/s"
         if self._scored:
-            facts += f", {self._accepted / self._scored:.0%} of draft steps accepted"
+            facts += f", {self._accepted / self._scored:.0%} {accepted}"
         return facts

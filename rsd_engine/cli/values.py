@@ -24,6 +24,14 @@ Check = Callable[[str, Any], Any]
 """(name, value) -> the value to use; raises UsageError naming both."""
 
 
+def html_file(name: str, path: Path) -> None:
+    """Raises UsageError unless a page can be written there: .html, in a folder that exists."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{name} must end in .html, got {path}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{name} must be in a folder that exists, got {path}")
+
+
 def size(name: str, value: Any) -> int:
     """A size in bytes: a number, or text such as `2GiB` or `500 MB`."""
     given = value if isinstance(value, str) else reprlib.repr(value)

@@ -28,7 +28,7 @@ def test_engine_keys_are_those_of_the_engine() -> None:
 
 
 def test_demo_keys_are_the_options_of_the_demo() -> None:
-    assert set(config_file.DEMO) == set(inspect.signature(demo).parameters) - {"config"}
+    assert set(config_file.DEMO) == set(inspect.signature(demo).parameters) - {"config", "html"}
 
 
 def test_values_are_read(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_terminal_gets_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = run(monkeypatch, terminal=True)
-    assert "3/4" in shown and "75% of draft steps accepted" in shown
+    assert "3/4" in shown and "75% accepted" in shown
     assert "line 2: [red]not JSON[/red]�[2J" in shown
     assert "1 request in" in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def test_demo_runs_without_triton(tmp_path: Path) -> None:
         import sys
         sys.modules["triton"] = None
         from rsd_engine.cli import main
-        sys.argv = ["rsd", "demo", "1", "--device", "cpu"]
+        sys.argv = ["rsd", "demo", "1", "--compare", "1", "--device", "cpu"]
         main()
     """
     assert "[draft" in run_python(code, tmp_path)

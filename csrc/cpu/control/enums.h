@@ -10,8 +10,18 @@ namespace Role {
 enum : int32_t { DRAFT = 0, TARGET = 1, PRM = 2 };
 }
 namespace Phase {
-enum : int32_t { FREE = 0, DRAFT = 1, SCORE = 2, TARGET = 3, WAIT_HOST = 4, DONE = 5, GUESS = 6,
-               PROMPT = 7, CANDIDATE = 8, CHOICE = 9 };
+enum : int32_t {
+    FREE = 0,
+    DRAFT = 1,
+    SCORE = 2,
+    TARGET = 3,
+    WAIT_HOST = 4,
+    DONE = 5,
+    GUESS = 6,
+    PROMPT = 7,
+    CANDIDATE = 8,
+    CHOICE = 9
+};
 }
 namespace Mode {
 enum : int32_t { RSD = 0, DRAFT = 1, TARGET = 2 };
@@ -40,7 +50,13 @@ namespace RecordKind {
 enum : int32_t { KEPT = 1, REJECTED = 2, DROPPED = 3, PART = 4 };
 }
 namespace Purpose {
-enum : int32_t { DRAFT_TOKEN = 0, TARGET_TOKEN = 1, ACCEPT = 2, CHOOSE_DRAFT = 3, CHOOSE_TARGET = 4 };
+enum : int32_t {
+    DRAFT_TOKEN = 0,
+    TARGET_TOKEN = 1,
+    ACCEPT = 2,
+    CHOOSE_DRAFT = 3,
+    CHOOSE_TARGET = 4
+};
 }
 namespace BatchingRule {  // rsd_kernels/schedule/rules.py
 enum : int32_t { MOST_READY = 0, EVERY_ROLE = 1, LOCK_STEP = 2 };

@@ -1,4 +1,4 @@
-"""`rsd demo`: the demo family solves held-out problems while the user watches."""
+"""`rsd demo`: the demo family solves held-out problems, and is compared with its models alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rsd_engine.cli.config_file import read_config
 from rsd_engine.cli.errors import clean_errors
 
 HELP = (
-    "Solve N word problems step by step, then compare with the target alone.\n\n"
+    "Solve N word problems step by step, then compare RSD with its models alone.\n\n"
     "The three models come with the package. Decoding is greedy. The models were not trained on "
-    "these problems."
+    "these problems; those that are shown are the first of each kind."
 )
 
 
@@ -22,7 +22,16 @@ def demo(
     problems: Annotated[
         int | None,
         typer.Argument(
-            help="How many problems (default: 3)", metavar="N", min=1, max=o.MAX_PROBLEMS
+            help="How many problems to show step by step (default: 3)",
+            metavar="N",
+            min=1,
+            max=o.MAX_PROBLEMS,
+        ),
+    ] = None,
+    compare: Annotated[
+        int | None,
+        typer.Option(
+            help="How many problems to compare on (default: 80)", min=1, max=o.MAX_PROBLEMS
         ),
     ] = None,
     threshold: Annotated[
@@ -33,6 +42,13 @@ def demo(
     draft: Annotated[str | None, typer.Option(help="A draft in place of the demo's.")] = None,
     target: Annotated[str | None, typer.Option(help="A target in place of the demo's.")] = None,
     prm: Annotated[str | None, typer.Option(help="A PRM in place of the demo's.")] = None,
+    json: Annotated[
+        bool | None,
+        typer.Option("--json/--no-json", help="Print the comparison as one line of JSON instead."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the compared answers as a page, see rsd trace.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help=r"TOML file with a \[demo] table.")] = None,
     verbose: o.Verbose = None,
 ) -> None:

@@ -55,7 +55,8 @@ def _print_json(result: RequestOutput) -> None:
 
     No other request ran beside this one, so its guesses are facts too.
     """
-    from rsd_engine.cli.generate.records import result_record, to_json
+    from rsd_engine.cli.generate.records import result_record
+    from rsd_engine.cli.results.result_line import to_json
 
     record = result_record(result)
     if result.metrics.guesses.made:

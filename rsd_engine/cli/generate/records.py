@@ -8,12 +8,13 @@ guesses: how many a pass of the target has room for depends on these requests, t
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
-from rsd_engine.cli.generate.questions import InputLine
+from rsd_engine.cli.results.result_line import ResultsKind
 from rsd_engine.outputs import Metrics, RequestOutput
+
+GENERATED = ResultsKind("rsd generate")
 
 _DECIMALS = 4
 _SCORE_DECIMALS = 2  # of GSI, which sums the log-probabilities of a step's tokens
@@ -70,18 +71,3 @@ def _make_lasting(step: dict[str, Any]) -> None:
 def _round(step: dict[str, Any]) -> None:
     if step["reward"] is not None:
         step["reward"] = round(step["reward"], _DECIMALS)
-
-
-def encode_record(line: InputLine, settings: str, record: dict[str, Any]) -> bytes:
-    """A record as one line of JSON. It begins with `line`, which marks even an incomplete one."""
-    head = {"line": line.number, "input": line.digest, "settings": settings}
-    return to_json({**head, **record}).encode() + b"\n"
-
-
-def to_json(values: dict[str, Any]) -> str:
-    """JSON that any Unicode encoding can write.
-
-    Half a surrogate pair, which JSON allows and UTF-8 does not, becomes its JSON escape again.
-    """
-    text = json.dumps(values, ensure_ascii=False)
-    return text.encode(errors="backslashreplace").decode()

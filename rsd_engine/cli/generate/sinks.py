@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate.locked_file import opening
 from rsd_engine.cli.generate.questions import InputLine
-from rsd_engine.cli.generate.records import encode_record
-from rsd_engine.cli.generate.results_file import ResultsFile
+from rsd_engine.cli.generate.records import GENERATED
+from rsd_engine.cli.results.locked_file import opening
+from rsd_engine.cli.results.result_line import encode_result
+from rsd_engine.cli.results.results_file import ResultsFile
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a disk"))
 
@@ -55,7 +56,7 @@ def open_sink(
     with opening(output), suppress(FileNotFoundError):
         mode = output.stat().st_mode
     if stat.S_ISREG(mode):
-        return ResultsFile(output, settings, lines, overwrite=overwrite)
+        return ResultsFile(output, GENERATED, settings, lines, overwrite=overwrite)
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise UsageError(f"cannot use {output} for results: it is {kind}; give a file")
@@ -71,7 +72,7 @@ class Stdout:
         self._settings = settings
 
     def append(self, line: InputLine, record: dict[str, Any]) -> None:
-        sys.stdout.buffer.write(encode_record(line, self._settings, record))
+        sys.stdout.buffer.write(encode_result(GENERATED, line, self._settings, record))
         sys.stdout.buffer.flush()
 
     def finish(self) -> None:
@@ -104,7 +105,7 @@ class Special:
         os.set_blocking(self._file, True)
 
     def append(self, line: InputLine, record: dict[str, Any]) -> None:
-        data = memoryview(encode_record(line, self._settings, record))
+        data = memoryview(encode_result(GENERATED, line, self._settings, record))
         try:
             while data:
                 data = data[os.write(self._file, data) :]

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from rsd_engine import Candidate, Metrics, RequestOutput, Step
-from rsd_engine.cli.generate.records import result_record, to_json
+from rsd_engine.cli.generate.records import result_record
+from rsd_engine.cli.results.result_line import to_json
 from rsd_engine.outputs import CandidateCounts, CompletionOutput
 
 

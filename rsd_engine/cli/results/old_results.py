@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate.questions import InputLine
+from rsd_engine.cli.results.result_line import Asked, ResultsKind
 
 Span = tuple[int, int]
 """Where a record begins and ends in its file, in bytes."""
@@ -31,7 +31,7 @@ class OldResults:
 
 
 def read_results(
-    file: BinaryIO, path: Path, settings: str, inputs: Mapping[int, InputLine]
+    file: BinaryIO, path: Path, kind: ResultsKind, settings: str, inputs: Mapping[int, Asked]
 ) -> OldResults:
     """Finds the results of these settings and inputs; those of failed lines are left out.
 
@@ -39,12 +39,12 @@ def read_results(
         UsageError: the file has results of other settings or inputs, or something else.
     """
     spans: dict[int, Span] = {}
-    for record, start, stop in _records(file, path):
+    for record, start, stop in _records(file, path, kind):
         if record is None:
             return OldResults(spans, torn=True)
         if "error" in record:
             continue
-        if record["settings"] != settings:
+        if record[kind.settings] != settings:
             raise UsageError(
                 f"{path} was written with other models or settings; give the same ones to "
                 "resume it, another --output, or --overwrite to start again"
@@ -53,38 +53,40 @@ def read_results(
         line = inputs.get(number)
         if line is None or line.digest != record["input"]:
             raise UsageError(
-                f"line {number} of the input has changed since {path} answered it; give another "
-                "--output, or --overwrite to start again"
+                f"{kind.place.format(number=number)} has changed since {path} answered it; give "
+                "another --output, or --overwrite to start again"
             )
         spans.setdefault(number, (start, stop))
     return OldResults(spans, torn=False)
 
 
-def check_results(file: BinaryIO, path: Path) -> None:
+def check_results(file: BinaryIO, path: Path, kind: ResultsKind) -> None:
     """Raises UsageError if the file has anything but results, of whatever settings."""
-    for _ in _records(file, path):
+    for _ in _records(file, path, kind):
         pass
 
 
-def _records(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, Any] | None, int, int]]:
+def _records(
+    file: BinaryIO, path: Path, kind: ResultsKind
+) -> Iterator[tuple[dict[str, Any] | None, int, int]]:
     """Each record with its span; None for an incomplete last line."""
     start = position = 0
     # The first byte of a line is looked at first: a foreign file may be one line of gigabytes.
     while first := file.read(1):
         position += 1
         raw = first + file.readline() if first == b"{" else first
-        record = _parse(raw) if raw.endswith(b"\n") else None
+        record = _parse(raw, kind) if raw.endswith(b"\n") else None
         torn = first == b"{" and raw[-1:] != b"\n" and raw.startswith(_START[: len(raw)])
         if record is None and not torn:
             raise UsageError(
-                f"{path}, line {position}, is not a result of `rsd generate`; nothing was changed. "
-                "Give another --output, or remove the file yourself"
+                f"{path}, line {position}, is not a result of `{kind.command}`; nothing was "
+                "changed. Give another --output, or remove the file yourself"
             )
         yield record, start, start + len(raw)
         start += len(raw)
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def _parse(raw: bytes, kind: ResultsKind) -> dict[str, Any] | None:
     """A line, if it is a record."""
     try:
         record = json.loads(raw)
@@ -92,5 +94,5 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("line")) is not int:
         return None
-    texts = (record.get("input"), record.get("settings"))
+    texts = (record.get("input"), record.get(kind.settings))
     return record if all(isinstance(text, str) for text in texts) else None

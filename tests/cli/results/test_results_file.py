@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.generate import results_file
 from rsd_engine.cli.generate.questions import InputLine
-from rsd_engine.cli.generate.results_file import ResultsFile
+from rsd_engine.cli.generate.records import GENERATED
+from rsd_engine.cli.results import results_file
+from rsd_engine.cli.results.results_file import ResultsFile
 
 LINES = [InputLine(number, f'{{"prompt": "p{number}"}}'.encode()) for number in (1, 2, 4, 5)]
 
 
 def filled(path: Path, order: tuple[int, ...], settings: str = "s") -> bytes:
     """A run that stopped after the results of `order`."""
-    with closing(ResultsFile(path, settings, LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, settings, LINES)) as results:
         for position in order:
             results.append(LINES[position], {"text": "ü" * position})
     return path.read_bytes()
@@ -33,7 +34,7 @@ def filled(path: Path, order: tuple[int, ...], settings: str = "s") -> bytes:
 
 def done(path: Path, lines: list[InputLine] = LINES, **options: Any) -> frozenset[int]:
     """The lines that a run finds answered."""
-    with closing(ResultsFile(path, "s", lines, **options)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", lines, **options)) as results:
         return results.done
 
 
@@ -49,14 +50,14 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def half(path: Path) -> Iterator[ResultsFile]:
     """A run that has its last two results, not in the order of the input."""
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         results.append(LINES[3], {"text": "d"})
         results.append(LINES[2], {"text": "c"})
         yield results
 
 
 def test_every_result_is_on_disk_at_once(path: Path) -> None:
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         for count, line in enumerate(LINES, start=1):
             results.append(line, {"text": "a"})
             assert path.read_text().count("\n") == count
@@ -64,7 +65,7 @@ def test_every_result_is_on_disk_at_once(path: Path) -> None:
 
 def test_goes_on_and_ends_in_the_order_of_the_input(path: Path) -> None:
     filled(path, (3, 0))
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         assert results.done == {5, 1}
         results.append(LINES[2], {"text": "x"})
         results.append(LINES[1], {"text": "y"})
@@ -81,7 +82,7 @@ def test_a_torn_last_line_is_dropped(
     whole = filled(path, (0, 1))
     first = whole.index(b"\n") + 1
     path.write_bytes(whole[: first + cut])
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         assert results.done == {1}
         assert path.read_bytes() == whole[:first]
         assert "the last line was cut off" in capsys.readouterr().err
@@ -90,7 +91,7 @@ def test_a_torn_last_line_is_dropped(
 
 
 def test_failed_lines_are_tried_again(path: Path) -> None:
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         results.append(LINES[0], {"error": "not JSON"})
         results.append(LINES[1], {"text": "a"})
         results.finish()
@@ -110,17 +111,17 @@ def test_a_changed_input_line_is_refused(path: Path) -> None:
     before = filled(path, (0, 1))
     changed = [LINES[0], InputLine(2, b'{"prompt": "other"}')]
     with pytest.raises(UsageError, match="line 2 of the input has changed since .*r.jsonl"):
-        ResultsFile(path, "s", changed)
+        ResultsFile(path, GENERATED, "s", changed)
     with pytest.raises(UsageError, match="line 2 of the input has changed"):
-        ResultsFile(path, "s", LINES[:1])
+        ResultsFile(path, GENERATED, "s", LINES[:1])
     assert path.read_bytes() == before
 
 
 def test_other_settings_are_refused_and_overwritten_only_by_results(path: Path) -> None:
     before = filled(path, (3, 0))
     with pytest.raises(UsageError, match="written with other models or settings"):
-        ResultsFile(path, "t", LINES)
-    with closing(ResultsFile(path, "t", LINES, overwrite=True)) as results:
+        ResultsFile(path, GENERATED, "t", LINES)
+    with closing(ResultsFile(path, GENERATED, "t", LINES, overwrite=True)) as results:
         assert results.done == frozenset()
         assert path.read_bytes() == before  # the models may not even load
         results.append(LINES[1], {"text": "y"})
@@ -132,7 +133,7 @@ def test_other_settings_are_refused_and_overwritten_only_by_results(path: Path) 
 
 def test_overwriting_with_nothing_leaves_nothing(path: Path) -> None:
     filled(path, (3, 0))
-    with closing(ResultsFile(path, "t", [], overwrite=True)) as results:
+    with closing(ResultsFile(path, GENERATED, "t", [], overwrite=True)) as results:
         results.finish()
     assert path.read_bytes() == b""
 
@@ -154,7 +155,7 @@ def test_foreign_files_are_never_touched(tmp_path: Path, data: bytes, overwrite:
         path.write_bytes(before + data)
         status = path.stat()
         with pytest.raises(UsageError, match=f"line {line}, is not a result .*nothing was changed"):
-            ResultsFile(path, "s", LINES, overwrite=overwrite)
+            ResultsFile(path, GENERATED, "s", LINES, overwrite=overwrite)
         assert path.read_bytes() == before + data
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
 
@@ -164,11 +165,11 @@ def test_a_huge_file_without_lines_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 42)  # takes no room on the disk
     with pytest.raises(UsageError, match="line 1, is not a result"):
-        ResultsFile(path, "s", LINES)
+        ResultsFile(path, GENERATED, "s", LINES)
 
 
 def test_half_a_surrogate_pair_stays_json(path: Path) -> None:
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         results.append(LINES[0], {"id": "\ud800é", "text": ""})
     assert json.loads(path.read_text())["id"] == "\ud800é"
 
@@ -189,7 +190,7 @@ def test_a_second_run_is_told_who_writes_the_file(half: ResultsFile, name: str) 
         holder = "another process"
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=f"is being written by {holder}"):
-            ResultsFile(path, "s", LINES, overwrite=overwrite)
+            ResultsFile(path, GENERATED, "s", LINES, overwrite=overwrite)
     assert half.path.read_bytes() == before
 
 
@@ -202,7 +203,7 @@ def test_the_lock_of_a_killed_process_is_gone(path: Path) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(UsageError, match=f"process {other.pid}|another process"):
-            ResultsFile(path, "s", LINES)
+            ResultsFile(path, GENERATED, "s", LINES)
         other.kill()
     assert done(path) == {1}
     assert path.read_bytes() == before
@@ -222,10 +223,10 @@ def test_a_file_system_without_locks_is_told(
 
 def test_the_lock_outlasts_replacing_the_file_and_ends_with_it(path: Path) -> None:
     filled(path, (3, 0))
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         results.finish()  # moves a sorted file over the old one
         with pytest.raises(UsageError, match="is being written by"):
-            ResultsFile(path, "s", LINES)
+            ResultsFile(path, GENERATED, "s", LINES)
     assert done(path) == {1, 5}
 
 
@@ -256,7 +257,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     link.symlink_to(target)  # to be made
     filled(link, (3, 0))
     target.chmod(0o640)
-    with closing(ResultsFile(link, "s", LINES)) as results:
+    with closing(ResultsFile(link, GENERATED, "s", LINES)) as results:
         results.finish()
     assert link.is_symlink() and numbers(target) == [1, 5]
     assert target.stat().st_mode & 0o777 == 0o640
@@ -266,7 +267,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_half_sorted_is_replaced(path: Path) -> None:
     filled(path, (3, 0))
     path.with_name(".r.jsonl.new").write_bytes(b"half of it")
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         results.finish()
     assert numbers(path) == [1, 5]
     assert [item.name for item in path.parent.iterdir()] == ["r.jsonl"]
@@ -340,7 +341,7 @@ def test_results_of_a_removed_file_are_saved(
     folder.mkdir()
     path = folder / "r.jsonl"
     before = filled(path, (3, 0))
-    with closing(ResultsFile(path, "s", LINES)) as results:
+    with closing(ResultsFile(path, GENERATED, "s", LINES)) as results:
         path.unlink()
         if lost == "folder":
             folder.rmdir()

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import print_stderr
-from rsd_engine.cli.generate.locked_file import leads_to, lock, open_locked, opening
-from rsd_engine.cli.generate.old_results import OldResults, Span, check_results, read_results
-from rsd_engine.cli.generate.questions import InputLine
-from rsd_engine.cli.generate.records import encode_record
+from rsd_engine.cli.results.locked_file import leads_to, lock, open_locked, opening
+from rsd_engine.cli.results.old_results import OldResults, Span, check_results, read_results
+from rsd_engine.cli.results.result_line import Asked, ResultsKind, encode_result
 
 _PIECE = 1 << 20  # bytes copied at once
 
@@ -29,6 +28,7 @@ class ResultsFile:
 
     Args:
         path: a regular file, or a link to one; created if it does not exist.
+        kind: what it holds.
         settings: digest of all settings that decide the results.
         lines: the lines of the input.
         overwrite: discard the results that the file has, as soon as there is a new one.
@@ -40,11 +40,18 @@ class ResultsFile:
     """
 
     def __init__(
-        self, path: Path, settings: str, lines: Sequence[InputLine], *, overwrite: bool = False
+        self,
+        path: Path,
+        kind: ResultsKind,
+        settings: str,
+        lines: Sequence[Asked],
+        *,
+        overwrite: bool = False,
     ) -> None:
         self.path = path
         self._target = Path(os.path.realpath(path))  # what is replaced: a link stays a link
         self._scratch = self._target.with_name(f".{self._target.name}.new")
+        self._kind = kind
         self._settings = settings
         self._spans: dict[int, Span] = {}
         self._end = 0  # of the last record; there is more only as long as nothing is overwritten
@@ -53,10 +60,10 @@ class ResultsFile:
         try:
             with opening(path), open(self._file, "rb", closefd=False) as file:
                 if overwrite:
-                    check_results(file, path)
+                    check_results(file, path, kind)
                 else:
                     inputs = {line.number: line for line in lines}
-                    found = read_results(file, path, settings, inputs)
+                    found = read_results(file, path, kind, settings, inputs)
             if not overwrite:
                 self._take_over(found)
         except BaseException:
@@ -68,14 +75,14 @@ class ResultsFile:
         """Numbers of the lines that have a result."""
         return frozenset(self._spans)
 
-    def append(self, line: InputLine, record: dict[str, Any]) -> None:
+    def append(self, line: Asked, record: dict[str, Any]) -> None:
         """Writes one result to the file at once.
 
         Raises:
             OSError: it cannot be written, or the file was moved, changed or removed meanwhile. The
                 message says where the results so far are.
         """
-        data = encode_record(line, self._settings, record)
+        data = encode_result(self._kind, line, self._settings, record)
         try:
             if not self._end:
                 os.ftruncate(self._file, 0)  # results to overwrite

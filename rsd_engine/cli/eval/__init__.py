@@ -1,0 +1,1 @@
+"""`rsd eval`: methods compared on questions with known answers."""

@@ -1,0 +1,1 @@
+"""Files of results that a stopped run is resumed from, shared by commands."""

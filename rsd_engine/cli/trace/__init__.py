@@ -1,0 +1,1 @@
+"""`rsd trace`: a page of HTML of answers and their steps."""

@@ -1,0 +1,1 @@
+"""`rsd tune`: the threshold for a budget of target tokens."""

@@ -1,0 +1,1 @@
+"""Compares ways of answering on questions whose answers are known: `rsd eval`."""

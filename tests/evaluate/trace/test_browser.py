@@ -1,0 +1,315 @@
+"""The page in a real browser: what a reader sees and can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.evaluate.trace.conftest import Open
+from tests.evaluate.trace.records import HOSTILE, many_records, record, step
+
+STEPS = [
+    step("We add.", 0.95),
+    step("2 plus 3 is 5.", rejected=("2 plus 3 is 6.", 0.4)),
+    step("It is 7.", 0.75, candidates=(("It is 9.", 0.2),)),
+]
+
+
+def three_answers() -> list[dict[str, Any]]:
+    """In a file's order: no rejection, two of them, one; the second is wrong and by the target."""
+    wrong = [step("a", rejected=("b", 0.6)), step("c", rejected=("d", 0.1))]
+    return [
+        record("q1", [step("fine", 0.9), step("finer", 0.8)], text="Apples?"),
+        record("q2", wrong, text="Pears?", correct=False, method="other", settings={}),
+        record("q3", STEPS, text="Plums?"),
+    ]
+
+
+def listed(page: Any) -> list[str]:
+    return list(page.locator(".row .row-id").all_inner_texts())
+
+
+def heading(page: Any) -> str:
+    return str(page.locator("main h2").inner_text()).removesuffix(" #")
+
+
+def test_what_models_wrote_is_text_and_runs_nothing(open_page: Open) -> None:
+    hostile = [step(HOSTILE), step(HOSTILE, rejected=(HOSTILE, 0.1))]
+    samples = [{"text": HOSTILE, "found": HOSTILE, "correct": False, "reward": 0.5}]
+    made = record(HOSTILE, hostile, text=HOSTILE, samples=samples, method=HOSTILE, correct=False)
+    page = open_page([made | {"found": HOSTILE}])
+    page.keyboard.press("o")
+    page.locator(".sample .text").wait_for()
+    assert page.locator("main .step .text").first.inner_text() == HOSTILE
+    assert HOSTILE in page.locator(".sample .text").inner_text()
+    assert page.title() == "RSD trace"
+    assert page.locator("main img, main script, nav img, nav script").count() == 0
+
+
+def test_an_inserted_script_is_refused_by_the_policy(open_page: Open, faults: list[str]) -> None:
+    page = open_page([record("q", STEPS)])
+    refused = page.evaluate(
+        """() => new Promise((resolve) => {
+          document.addEventListener("securitypolicyviolation", (e) => resolve(e.violatedDirective));
+          const script = document.createElement("script");
+          script.textContent = "document.title = 'run'";
+          document.body.append(script);
+          setTimeout(() => resolve("nothing was refused"), 2000);
+        })"""
+    )
+    assert refused.startswith("script-src") and page.title() == "RSD trace"
+    assert "Content Security Policy" in faults.pop()
+
+
+def test_steps_say_who_wrote_them_and_differing_words_are_marked(open_page: Open) -> None:
+    page = open_page([record("q", STEPS)])
+    steps = page.locator("main .steps > .step")
+    assert steps.locator("> header .badge").all_inner_texts() == ["draft", "target", "draft"]
+    assert "reward 0.95" in steps.nth(0).inner_text()
+    assert page.locator("main del").count() == 0
+    page.locator("details.rejected summary").click()
+    page.locator(".pair").wait_for()
+    assert page.locator("main del").all_inner_texts() == ["6"]
+    assert page.locator("main ins").all_inner_texts() == ["5"]
+    page.locator("details.candidates summary").click()
+    page.locator(".candidates .text").wait_for()
+    assert page.locator(".candidates .text").all_inner_texts() == ["It is 9."]
+    heights = page.locator(".strip i").evaluate_all("all => all.map((i) => i.style.height)")
+    assert heights == ["95%", "40%", "75%"]
+    assert page.locator(".foot").all_inner_texts() == ["D", "T", "D"]
+
+
+def test_differing_words(open_page: Open) -> None:
+    page = open_page([record("q", [step(".")])])
+    for draft, rewrite, removed, added in (
+        ("a b c", "a b c", [], []),
+        ("a b c d", "a x c", ["b", "d"], ["x"]),
+        ("the the cat", "the cat", ["the"], []),
+        ("it is 3.5.", "it is 3.25.", ["3.5"], ["3.25"]),
+        ("so $x + 1$ is", "so $x + 2$ is", ["$x + 1$"], ["$x + 2$"]),
+        ("", "new words", [], ["new words"]),
+    ):
+        marked = page.evaluate(
+            """([a, b]) => {
+              const words = [splitWords(a), splitWords(b)];
+              const differs = differingWords(...words);
+              return words.map((list, i) => make("p", null, makeMarked(list, differs[i], "b")))
+                .map((p) => [p.textContent, [...p.querySelectorAll("b")].map((b) => b.innerText)]);
+            }""",
+            [draft, rewrite],
+        )
+        assert marked == [[draft, removed], [rewrite, added]]
+
+
+def test_filters_order_and_search(open_page: Open) -> None:
+    page = open_page(three_answers())
+    assert listed(page) == ["q1", "q2", "q3"]
+    assert page.locator("#count").inner_text() == "3 answers, 2 right (66.7 %)"
+    page.select_option("#verdict", "wrong")
+    assert listed(page) == ["q2"] and heading(page) == "Question q2"
+    page.select_option("#verdict", "rejected")
+    assert listed(page) == ["q2", "q3"]
+    page.select_option("#verdict", "all")
+    page.select_option("#order", "rejections")
+    assert listed(page) == ["q2", "q3", "q1"]
+    page.select_option("#order", "drop")  # 0.5, then 0.55 in q3: 0.95 to 0.4, rejected
+    assert listed(page) == ["q3", "q2", "q1"]
+    page.select_option("#method", "other")
+    assert listed(page) == ["q2"]
+    page.select_option("#method", "")
+    page.fill("#search", "PLUMS 6.")  # in the question, and in a rejected draft
+    assert listed(page) == ["q3"]
+    page.fill("#search", "nowhere")
+    assert listed(page) == [] and "No answer fits" in page.locator("main").inner_text()
+
+
+def test_keys(open_page: Open) -> None:
+    page = open_page(three_answers())
+    for key, wanted in (("j", "q2"), ("j", "q3"), ("j", "q3"), ("k", "q2")):
+        page.keyboard.press(key)
+        assert heading(page) == f"Question {wanted}"
+    assert page.locator("#list").get_attribute("aria-activedescendant") == "row-1"
+    page.keyboard.press("/")
+    page.keyboard.type("jk")
+    assert page.input_value("#search") == "jk"
+    page.fill("#search", "")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")
+    assert heading(page) == "Question q2"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "reading"
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#help").is_visible()
+
+
+def test_a_link_leads_to_an_answer(open_page: Open) -> None:
+    page = open_page(three_answers())
+    page.keyboard.press("j")
+    page.get_by_role("link", name="Link to this answer").click()
+    assert page.url.endswith("page.html#answer-2")
+    page.keyboard.press("k")
+    page.reload()
+    assert heading(page) == "Question q2"
+
+
+def test_another_threshold(open_page: Open) -> None:
+    page = open_page(three_answers())
+    page.keyboard.press("End")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    slider = page.locator(".slider input")
+    assert slider.input_value() == "0.7"
+    slider.fill("0.4")
+    # of 0.9 0.8, 0.6 0.1, 0.95 0.4 0.75: all but 0.1, where 0.9 0.8 0.95 0.75 were
+    assert "at 0.40 6 of 7 draft steps kept (as it ran: 4), 2 answers decided otherwise" in (
+        page.locator("#count").inner_text()
+    )
+    said = page.locator("main .steps .what-if").all_inner_texts()
+    assert said == ["kept at 0.40", "kept at 0.40: another decision", "kept at 0.40"]
+    summary = page.locator(".what-if-sum").inner_text()
+    assert summary.startswith("At 0.40, 3 of 3 draft steps kept (as it ran: 2). 1 decision changes")
+    assert "Decisions only" in page.locator(".slider").inner_text()
+    slider.fill("0.41")
+    assert "rejected at 0.41" in page.locator("main .steps .what-if").nth(1).inner_text()
+    page.get_by_role("button", name="As it ran").click()
+    assert page.locator("#count").inner_text() == "3 answers, 2 right (66.7 %)"
+
+
+def test_two_runs_side_by_side(open_page: Open) -> None:
+    other = record("q3", [step("Another way.")], text="Plums?", correct=False)
+    page = open_page(three_answers(), [other])
+    assert listed(page) == ["q1", "q2", "q3"]
+    assert page.locator("main article").count() == 1
+    page.select_option("#verdict", "differ")
+    assert listed(page) == ["q3"]
+    notes = page.locator("main article > header .note").all_inner_texts()
+    assert notes == ["first.jsonl · seed 0", "second.jsonl · seed 0"]
+    boxes = [page.locator("main article").nth(i).bounding_box() for i in (0, 1)]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"] and boxes[0]["y"] == boxes[1]["y"]
+    page.select_option("#verdict", "all")
+    page.select_option("#run", "1")
+    assert listed(page) == ["q3"]
+
+
+CONTRASTS = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (colour) => {
+    const [r, g, b] = rgba(colour).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const back = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (rgba(colour)[3] === 255) return colour;
+    }
+    return "white";
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+    if (element.closest("script, option")) continue;
+    const [a, b] = [getComputedStyle(element).color, back(element)].map(luminance);
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([element.className || element.tagName, walker.currentNode.data, contrast]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_of_every_text(open_page: Open, scheme: str) -> None:
+    samples = [{"text": "x", "found": "8", "correct": False, "reward": 0.5}]
+    page = open_page([record("q", STEPS, samples=samples), *three_answers()], color_scheme=scheme)
+    page.locator(".slider input").fill("0.4")
+    page.keyboard.press("o")
+    page.locator(".pair").wait_for()
+    texts = page.evaluate(CONTRASTS)
+    assert len(texts) > 60
+    assert [text for text in texts if text[2] < 4.5] == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    assert page.locator("#theme").inner_text() == "Colours: dark"
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (dark == background) == (scheme == "dark")
+
+
+def test_phone(open_page: Open) -> None:
+    long = record("q" * 80, [step("x" * 400), *STEPS], text="y" * 300)
+    page = open_page([long, *three_answers()], is_mobile=True, has_touch=True)
+    page.set_viewport_size({"width": 360, "height": 700})
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits) and not page.locator("main").is_visible()
+    page.locator(".row").first.tap()
+    page.keyboard.press("o")
+    assert page.locator("main").is_visible() and not page.locator("nav").is_visible()
+    assert page.evaluate(fits)
+    assert page.evaluate("reading.scrollWidth <= reading.clientWidth")
+    page.get_by_role("button", name="← Answers").tap()
+    assert page.locator("nav").is_visible()
+
+
+def test_print_shows_the_answer_unfolded(open_page: Open) -> None:
+    page = open_page([record("q", STEPS)], color_scheme="dark")
+    page.emulate_media(media="print")
+    unfolded = page.evaluate(
+        """() => {
+          dispatchEvent(new Event("beforeprint"));
+          return document.querySelectorAll(".pair").length;
+        }"""
+    )
+    assert unfolded == 1  # at once: the browser does not wait before it prints
+    assert page.locator(".pair").is_visible() and not page.locator("nav").is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_thousands_of_answers(open_page: Open) -> None:
+    page = open_page(many_records(2000))
+    shown = page.evaluate("performance.now()")
+    assert page.locator(".row").count() < 60
+    assert shown < 2000
+    milliseconds = page.evaluate(
+        """async () => {
+          const search = document.getElementById("search");
+          const taken = [];
+          for (const text of ["t", "to", "total", "total left", "zzz", "q01"]) {
+            const start = performance.now();
+            search.value = text;
+            search.dispatchEvent(new Event("input", { bubbles: true }));
+            document.body.getBoundingClientRect();
+            taken.push(performance.now() - start);
+          }
+          return taken;
+        }"""
+    )
+    assert sorted(milliseconds)[len(milliseconds) // 2] < 100
+    assert page.locator("#count").inner_text().startswith("1,000 answers")
+    page.locator("#list").focus()
+    page.keyboard.press("End")
+    assert heading(page) == "Question q01999"
+    assert page.locator("#row-999").is_visible() and page.locator(".row").count() < 60
+
+
+def test_mathematics_is_drawn(open_page: Open) -> None:
+    pytest.importorskip("latex2mathml", reason="latex2mathml parses the LaTeX")
+    made = record("q", [step(r"So \(\frac{1}{2}\), and \(\frac{\), or $5 and $6.")])
+    page = open_page([made | {"found": r"\frac{1}{2}"}])
+    assert page.locator("article .verdict mfrac").count() == 1
+    text = page.locator("main .step .text")
+    assert text.locator("math").count() == 1
+    box = text.locator("mfrac").bounding_box()
+    inner = [text.locator("mn").nth(i).bounding_box() for i in (0, 1)]
+    assert inner[0]["y"] + inner[0]["height"] <= inner[1]["y"] + 1 and box["height"] > 10
+    assert r"and \(\frac{\), or $5 and $6." in text.inner_text()
