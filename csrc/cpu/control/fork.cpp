@@ -13,8 +13,7 @@ class Fork {
 
     void copy(const RsdForkedColumn& column) const {
         memcpy(column.bytes + target_ * column.slot_bytes,
-               column.bytes + source_ * column.slot_bytes,
-               static_cast<size_t>(used_bytes(column)));
+               column.bytes + source_ * column.slot_bytes, static_cast<size_t>(used_bytes(column)));
     }
 
     // Whole pages are shared. The partial one is copied onto a page of the target's own; where
