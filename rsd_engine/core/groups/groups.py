@@ -268,8 +268,10 @@ class Groups:
 
     def _rest(self, slots: Iterable[int]) -> None:
         """Slots of no solution that goes on give their pages up, and wait to be forked into."""
+        held = self._state.num_pages.sum(0).tolist()
         for slot in slots:
-            self._slots.release(slot)
+            if held[slot]:
+                self._slots.release(slot)
             self._state.group[slot] = -1
             self._state.phase[slot] = Phase.CANDIDATE
             self._state.active[slot] = 1
