@@ -205,9 +205,9 @@ def _forked(state: SlotState) -> Addresses:
 
 
 def _forked_members(state: SlotState) -> Iterator[Tensor | int]:
-    for column in forked_columns():
-        tensor = getattr(state, column.name)
-        yield from (tensor, tensor[0].nbytes, _USED.get(column.name, _WHOLE))
+    for name in forked_columns():
+        column = getattr(state, name)
+        yield from (column, column[0].nbytes, _USED.get(name, _WHOLE))
 
 
 def _array(name: str, members: Sequence[Tensor | int]) -> Addresses:

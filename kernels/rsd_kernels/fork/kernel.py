@@ -216,10 +216,8 @@ def _columns(state: SlotState) -> Tensor:
     whats = dict(zip(CONTEXTS, (_CONTEXT, _PRM_CONTEXT), strict=True))
     whats |= dict.fromkeys(LOGPROBS, _LOGPROBS)
     rows = []
-    for column in forked_columns():
-        tensor = getattr(state, column.name)
-        for rows_of_slots in tensor if column.by_role else [tensor]:
-            words = rows_of_slots.nbytes // rows_of_slots.shape[0] // 4
-            what = whats.get(column.name, _ALL)
-            rows.append((rows_of_slots.data_ptr(), words, what.value))
+    for name in forked_columns():
+        column: Tensor = getattr(state, name)
+        words = column.nbytes // column.shape[0] // 4
+        rows.append((column.data_ptr(), words, whats.get(name, _ALL).value))
     return torch.tensor(rows, dtype=torch.int64, device=state.length.device)

@@ -38,16 +38,13 @@ def _copy_columns(state: SlotState, source: int, target: int) -> None:
     used = dict(zip(CONTEXTS, (guessed, number(state.prm_length, source)), strict=True))
     if number(state.num_logprobs, source) < 0:
         used |= dict.fromkeys(LOGPROBS, 0)
-    for column in forked_columns():
-        values = host(getattr(state, column.name))
-        size = used.get(column.name)
-        if column.by_role:
-            write_at(getattr(state, column.name), (slice(None), target), values[:, source])
-        elif size is None:
-            write_at(getattr(state, column.name), target, values[source])
+    for name in forked_columns():
+        column: Tensor = getattr(state, name)
+        values, size = host(column), used.get(name)
+        if size is None:
+            write_at(column, target, values[source])
         elif size:
-            at = (target, slice(size))
-            write_at(getattr(state, column.name), at, values[source, :size])
+            write_at(column, (target, slice(size)), values[source, :size])
 
 
 def _share_pages(
