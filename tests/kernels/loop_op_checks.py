@@ -17,7 +17,6 @@ from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.end_step import kernel as end_step_kernel
 from rsd_kernels.fork import kernel as fork_kernel
 from rsd_kernels.guess import kernel as guess_kernel
-from rsd_kernels.rollback import kernel as rollback_kernel
 from rsd_kernels.sample import kernel as sample_kernel
 from rsd_kernels.schedule import kernel as schedule_kernel
 from rsd_kernels.schedule import twin as schedule_twin
@@ -108,7 +107,6 @@ def test_candidates_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> 
         "schedule": schedule_kernel.schedule,
         "end_step": end_step_kernel.end_step,
         "end_slot_step": end_step_kernel.end_slot_step,
-        "truncate_kv": rollback_kernel.truncate_kv,
         "fork": fork_kernel.fork,
     }
     shadow = Shadow(monkeypatch, kernels)
