@@ -66,4 +66,7 @@ def parse_form(argument: str, kinds: Mapping[str, type[T]], text: str) -> T:
 
 
 def _number(text: str) -> int | float:
-    return int(text) if text.strip().isdecimal() else float(text)
+    try:
+        return int(text) if text.strip().isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number, such as 20 or 0.7") from None

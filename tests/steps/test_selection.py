@@ -155,3 +155,10 @@ def test_only_selections_select(value: object) -> None:
 
 def test_beams_have_candidates_each() -> None:
     assert [slots_of(4, s) for s in (None, Best(), GSI(), Beam(3))] == [4, 4, 4, 12]
+
+
+def test_parse_says_what_is_no_number() -> None:
+    with pytest.raises(
+        ValueError, match=r"^select = 'gsi:x': 'x' is no number, such as 20 or 0.7$"
+    ):
+        parse_selection("gsi:x")
