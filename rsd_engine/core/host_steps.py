@@ -134,7 +134,6 @@ class HostSteps:
             return
         if entered:
             return
-        self._slots.release(slot)
         tell(nothing_written(running.key, writer))
         tell(self._slots.leave(slot, Finish.LENGTH))
 

@@ -178,12 +178,11 @@ class RunningRequests:
 
     def reader_of(self, prompt: int) -> Running | None:
         """The request that has yet to read a prompt that others share."""
-        phase = self._state.phase
-        for running in self.all:
-            reads = not running.waits and int(phase[running.slots[0]]) == Phase.PROMPT
-            if running.prompt == prompt >= 0 and reads:
-                return running
-        return None
+        sharers = [r for r in self.all if r.prompt == prompt >= 0 and not r.waits]
+        if not sharers:
+            return None
+        phases = self._state.phase.tolist()
+        return next((r for r in sharers if phases[r.slots[0]] == Phase.PROMPT), None)
 
     def cancel(self, key: int) -> None:
         """Empties the slots of a request that could not be started, and may be half filled."""
@@ -296,10 +295,6 @@ class RunningRequests:
 
     def _is_active(self, slot: int) -> bool:
         return bool(self._state.active[slot])
-
-    def release(self, slot: int) -> None:
-        """Gives up all pages of a slot."""
-        self._prefixes.give_up(slot)
 
     def preempt(self, slot: int, *, trusted: bool = True) -> None:
         """Takes its pages and its turn; lengths, phase, automata and counters stay.

@@ -88,7 +88,7 @@ _COPIED_OF_WRITER = ("top_k", "adjusts", "only_biased")  # the same, where they 
 _ZERO = (  # when a request starts
     "lacks_pages", "ended", "num_steps", "finish", "match_bytes", "delimiter_state", "stop_state",
     "stop_committed", "told", "shortened", "confidence", "guess_end", "guess_stop",
-    "guess_source", "step_guesses", "prompt_roles", "candidates", "group_left",
+    "guess_source", "step_guesses", "prompt_roles", "group_left",
 )  # fmt: skip
 
 

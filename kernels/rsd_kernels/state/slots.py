@@ -94,7 +94,7 @@ class SlotState:
     ended: Annotated[Tensor, int32, B]  # 1 if the step ended in this pass
     prompt_roles: Annotated[Tensor, int32, B]  # bit r: role r reads the prompt in phase PROMPT
     # candidates for a step
-    candidates: Annotated[Tensor, int32, B]  # drafts of a step; 0: one, which is no candidate
+    candidates: Annotated[Tensor, int32, B]  # slots that write them; 0: the request has none
     group: Annotated[Tensor, int32, B]  # of candidates that the slot belongs to; -1: to none
     group_left: Annotated[Tensor, int32, B]  # candidates of each group without a reward yet
     # steps

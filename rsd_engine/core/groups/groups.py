@@ -27,6 +27,7 @@ from rsd_kernels.state.slots import SlotState
 CANDIDATE_SHIFT = 16  # of a candidate's number in the sample index that its draws depend on
 _UNSCORABLE = (Finish.ERROR, Finish.PRM_FULL)
 _ACCEPTED, _REJECTED = 1.0, 0.0  # as rewards, where the policy has nothing to decide
+_AT_A_STEP = (Phase.CHOICE, Phase.CANDIDATE)  # of a solution: it may begin one
 _HALF = (PolicyKind.THRESHOLD, 0.5, 0.0)
 
 
@@ -74,14 +75,16 @@ class Groups:
 
     def go_on(self, tell: Callable[[Event], None]) -> bool:
         """Forks slots whose prompt has been read, and those that begin a step; whether any."""
-        went_on = False
+        went_on, phases = False, self._state.phase.tolist()  # one copy for all slots
         for running in self._slots.all:
+            slot = running.slots[0]
+            reads_prompt = not running.waits and phases[slot] == Phase.PROMPT
             try:
-                if self._reads_prompt(running) and has_read_prompt(self._state, running.slots[0]):
+                if reads_prompt and has_read_prompt(self._state, slot):
                     self._share_prompt(running)
                     went_on = True
                 elif running.candidates:
-                    went_on |= self._go_on(running, running.candidates, tell)
+                    went_on |= self._go_on(running, running.candidates, phases, tell)
             except Exception as error:
                 self._fail(running, error, tell)
         return went_on
@@ -98,10 +101,6 @@ class Groups:
         tell(self._slots.fail(running.slots[0], failure))
 
     # ------------------------------------------------------------------ forks
-
-    def _reads_prompt(self, running: Running) -> bool:
-        slot = running.slots[0]
-        return not running.waits and int(self._state.phase[slot]) == Phase.PROMPT
 
     def _share_prompt(self, reader: Running) -> None:
         """Forks a slot that has read the prompt into those that wait for it; all begin a step."""
@@ -218,7 +217,7 @@ class Groups:
         solution.reward = rewards[chosen]
         slot = candidates.writers[chosen][0]
         if slot != solution.slot:
-            self._slots.release(solution.slot)
+            self._prefixes.discard([solution.slot])
             self._fork(slot, [solution.slot])
         self._rest(candidates.idle(solution.slot for solution in candidates.open))
 
@@ -266,12 +265,10 @@ class Groups:
         state.confidence[slot] = reward
         ops.end_slot_step(state, slot, sizes, ConfidenceKind.GIVEN)
 
-    def _rest(self, slots: Iterable[int]) -> None:
+    def _rest(self, slots: Sequence[int]) -> None:
         """Slots of no solution that goes on give their pages up, and wait to be forked into."""
-        held = self._state.num_pages.sum(0).tolist()
+        self._prefixes.discard(slots)
         for slot in slots:
-            if held[slot]:
-                self._slots.release(slot)
             self._state.group[slot] = -1
             self._state.phase[slot] = Phase.CANDIDATE
             self._state.active[slot] = 1
@@ -316,20 +313,23 @@ class Groups:
     # ------------------------------------------------------------------ between steps
 
     def _go_on(
-        self, running: Running, candidates: Candidates, tell: Callable[[Event], None]
+        self,
+        running: Running,
+        candidates: Candidates,
+        phases: Sequence[int],
+        tell: Callable[[Event], None],
     ) -> bool:
         """After a choice: rewrites that are scored, the next step, or the end of a beam search."""
-        self._rest(s for s in candidates.slots if int(self._state.phase[s]) == Phase.DONE)
+        self._rest([slot for slot in candidates.slots if phases[slot] == Phase.DONE])
         if candidates.stage != Stage.DECIDED:
             return False
-        phases = {s.slot: int(self._state.phase[s.slot]) for s in candidates.open}
         in_rsd = [s for s in candidates.open if int(self._state.mode[s.slot]) == Mode.RSD]
         rejected = [s for s in in_rsd if phases[s.slot] == Phase.TARGET]
         if candidates.scores_rewrites and rejected:
             self._rewrite(running, candidates, rejected)
         elif not candidates.open:
             self._end_search(running, candidates, tell)
-        elif all(phase in (Phase.CHOICE, Phase.CANDIDATE) for phase in phases.values()):
+        elif all(phases[s.slot] in _AT_A_STEP for s in candidates.open):
             self._begin_step(running, candidates)
         else:
             self._let_wait(candidates.open)  # for one that writes on unscored

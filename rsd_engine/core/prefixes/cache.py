@@ -131,12 +131,12 @@ class PrefixCache:
 
     def leave(self, slot: int) -> None:
         """The request of a slot has ended; its pages are given up."""
-        self.give_up(slot)
+        self._give_up(slot)
         self._holders.pop(slot, None)
 
     def preempt(self, slot: int) -> None:
         """The pages of a slot are given up; it looks them up when it goes on."""
-        self.give_up(slot)
+        self._give_up(slot)
         holder = self._holders.get(slot)
         if holder:
             holder.waits = holder.trusted = True
@@ -144,21 +144,22 @@ class PrefixCache:
             for chain in holder.chains.values():
                 chain.pages.clear()
 
-    def give_up(self, slot: int) -> None:
-        """The pages of a slot are given up; it may get others by a fork."""
-        holder = self._holders.get(slot)
-        if holder is None:
-            ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
+    def discard(self, slots: Sequence[int]) -> None:
+        """Slots give their pages up, since others hold the same text; they may get new ones.
+
+        A page that is free then is not found any more: nobody knows whether it is still true.
+        """
+        if not slots:
             return
-        held = HeldContexts.of(self._loop)
-        self._enter(held, slot, ends=True)
-        stamps = held.page_stamp
-        freed = give_up_all(
-            self._state, slot,
-            lambda page: holder.trusted and self._index.holds(page, int(stamps[page])),
-        )  # fmt: skip
-        if not holder.trusted:
-            for page in freed:
+        num_pages, table = host(self._state.num_pages), host(self._state.page_table)
+        pages = set[int]()
+        for slot in [slot for slot in slots if num_pages[:, slot].any()]:
+            for role in Role:
+                pages.update(table[role, slot, : num_pages[role, slot]].tolist())
+            ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
+        if pages:
+            owners = host(self._state.page_owners)
+            for page in [page for page in pages if not owners[page]]:
                 self._index.drop(page)
 
     def shared_pages(self, request: SlotRequest, slot: int | None = None) -> int:
@@ -178,6 +179,22 @@ class PrefixCache:
             for role, chain in holder.chains.items():
                 pages += self._full_pages(held, chain, held.context(slot, role, holder.writers))
         return sum(bool(held.page_owners[page]) for page in pages)
+
+    def _give_up(self, slot: int) -> None:
+        holder = self._holders.get(slot)
+        if holder is None:
+            ops.truncate_kv(self._state, slot, (0, 0, 0), self._loop.tokens_per_page)
+            return
+        held = HeldContexts.of(self._loop)
+        self._enter(held, slot, ends=True)
+        stamps = held.page_stamp
+        freed = give_up_all(
+            self._state, slot,
+            lambda page: holder.trusted and self._index.holds(page, int(stamps[page])),
+        )  # fmt: skip
+        if not holder.trusted:
+            for page in freed:
+                self._index.drop(page)
 
     def _enter(self, held: HeldContexts, slot: int, *, ends: bool) -> None:
         holder = self._holders[slot]

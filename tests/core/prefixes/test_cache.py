@@ -6,13 +6,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone
-from rsd_engine.core.slots import SlotRequest
+from rsd_engine.core.slots import SlotRequest, fill_slot
 from rsd_engine.loop.program import OpFailed
+from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.state.enums import Finish, Mode, Role
+from rsd_kernels.state.pages import take_pages
 from tests.core.test_random_histories import score, writer
 from tests.loop.toy import NUM_IDS, encode, run, story, toy_core, toy_request
 
@@ -214,3 +217,58 @@ def test_a_context_whose_end_is_tokenised_again(changed: int, shared: bool) -> N
         events += core.next_events()
         assert not core.check_integrity()
     assert [e.failure for e in events if isinstance(e, RequestDone)] == [None] * 4
+
+
+def test_a_fork_that_changes_tokens_takes_back_what_its_source_has_entered() -> None:
+    """The source has left, so the fork writes the page, which it owns alone, in place."""
+    core = make_core()
+    state, cache, draft = core.state, core.prefixes, Role.DRAFT
+
+    def start(slot: int, prompt: str) -> None:
+        request = toy_request(prompt, mode=Mode.DRAFT)
+        fill_slot(state, slot, request, generation=slot + 1, arrival=slot + 1)
+        cache.join(slot, request, None)
+
+    def held() -> list[int]:
+        """By slot: tokens whose K and V the draft holds, all others asked first."""
+        cache.serve()
+        return state.kv_len[draft].tolist()
+
+    start(0, PROMPT[:4])
+    state.tokens[0, :11] = torch.tensor(encode(PROMPT))  # it has written the rest
+    state.length[0] = state.committed[0] = 11
+    take_pages(state, draft, 0, 4)
+    state.kv_len[draft, 0] = 11
+    start(2, "lll")
+    cache.look_up(2)
+    assert held() == [11, 0, 0, 0]  # slot 0 has entered three full pages
+    start(1, PROMPT[:4])
+    ops.fork(state, core.loop.pages, 0, [1], SIZES)
+    cache.fork(0, [1])
+    cache.leave(0)
+    # The end of its step becomes other tokens, and fewer: they are read again, into the third page.
+    state.tokens[1, 7] = encode("l")[0]
+    state.length[1] = state.committed[1] = state.kv_len[draft, 1] = 8
+    start(3, PROMPT)
+    cache.look_up(3)
+    assert held()[3] == 6  # two full pages: what was entered of the third is true no more
+
+
+def test_what_a_loser_gives_up_is_not_found() -> None:
+    core = make_core()
+    state, cache = core.state, core.prefixes
+    request = toy_request(PROMPT, mode=Mode.DRAFT)
+    for slot in (0, 1):
+        fill_slot(state, slot, request, generation=slot + 1, arrival=slot + 1)
+        cache.join(slot, request, None)
+    take_pages(state, Role.DRAFT, 0, 4)
+    state.kv_len[Role.DRAFT, 0] = 11
+    cache.look_up(1)
+    cache.serve()
+    [page] = state.page_table[Role.DRAFT, 0, :1].tolist()
+    assert cache.holds(page) and state.page_owners[page] == 2
+    cache.discard([1])
+    assert cache.holds(page) and state.page_owners[page] == 1  # another slot has the same text
+    cache.discard([0])
+    assert not cache.holds(page) and int(state.num_free) == 400
+    assert not core.check_integrity()
