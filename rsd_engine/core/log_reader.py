@@ -39,27 +39,46 @@ class LogRecord:
         )
 
 
+class TornLogError(RuntimeError):
+    """The log ends behind a record that is not there: what was decided is lost."""
+
+
 class LogReader:
-    """Takes records off the log in order. The device writes a record before it moves the head."""
+    """Takes records off the log in order. The device writes a record before it moves the end."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._read = 0  # words taken since the log was emptied
 
     def take(self) -> list[LogRecord]:
-        """The records written since the last call."""
-        head = int(self._mailbox.log_head)
-        words = self._mailbox.log[self._read : head].numpy().copy()
-        self._read = head
+        """The records written since the last call.
+
+        Raises:
+            TornLogError: a record has a size that none can have, such as 0.
+        """
+        end = int(self._mailbox.log_end)
+        words = self._mailbox.log[self._read : end].numpy().copy()
         records, at = [], 0
         while at < len(words):
-            size = int(words[at])
+            size, left = int(words[at]), len(words) - at
+            if not LOG_HEADER <= size <= left:
+                raise TornLogError(
+                    f"the record at word {self._read + at} of the step log has size {size}; "
+                    f"allowed: {LOG_HEADER} to {left}, up to the log's end. The device has not "
+                    "written it: start a new process with a new engine"
+                )
             records.append(_record(words[at : at + size]))
             at += size
+        self._read = end
         return records
 
     def rewind(self) -> None:
-        """Empties the log. Call it between launches, after `take`."""
+        """Empties the log. Call it between launches, after `take`.
+
+        What was read is cleared, so that an old record never passes for one not yet written.
+        """
+        self._mailbox.log[: self._read] = 0
+        self._mailbox.log_end.zero_()
         self._mailbox.log_head.zero_()
         self._read = 0
 

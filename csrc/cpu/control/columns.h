@@ -114,6 +114,7 @@ typedef struct {
     int32_t* host_request;
     int32_t* log;
     int32_t* log_head;
+    int32_t* log_end;
     int64_t num_slots, max_len, prm_max_len, num_columns, log_words, num_buckets;
 } RsdSlots;
 

@@ -44,5 +44,5 @@ void publish(const RsdSlots& s, int32_t b, const Decision& decision) {
                                         last - first,
                                         s.step_guesses[b]};
     std::copy_n(header, LOG_HEADER, record);
-    *s.log_head += size;
+    *s.log_end = *s.log_head += size;
 }

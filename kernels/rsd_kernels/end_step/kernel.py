@@ -78,8 +78,25 @@ def transition(
 ) -> None:
     """Logs the step of every lane in `m_lane` and puts its slot into the next phase.
 
-    A part is logged only.
+    A part is logged only. In most ticks nothing is decided, and nothing is read or written.
     """
+    if tl.max(tl.where(m_lane, 1, 0)) != 0:
+        _transition(
+            state, b_slot, m_lane, b_kind, b_source, b_reward_bits, tokens_per_page, CHUNK
+        )  # fmt: skip
+
+
+@triton.jit
+def _transition(
+    state: tl.tuple,
+    b_slot: tl.tensor,
+    m_lane: tl.tensor,
+    b_kind: tl.tensor,
+    b_source: tl.tensor,
+    b_reward_bits: tl.tensor,
+    tokens_per_page: tl.tuple,
+    CHUNK: tl.constexpr,
+) -> None:
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_last = tl.load(state.length + b_slot, mask=m_lane, other=0)
     b_prm_first = tl.load(state.prm_committed + b_slot, mask=m_lane, other=0)

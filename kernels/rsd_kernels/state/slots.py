@@ -185,6 +185,7 @@ class SlotState:
     host_request: Annotated[Tensor, int32, 1]  # HostRequest
     log: Annotated[Tensor, int32, W]  # decided steps, appended
     log_head: Annotated[Tensor, int32, 1]  # words written
+    log_end: Annotated[Tensor, int32, 1]  # the same for the host, written after the words
 
     @property
     def num_slots(self) -> int:

@@ -30,7 +30,8 @@ def publish(
 ) -> None:
     """Appends what the log lacks of the step committed:length of each lane's slot (all different).
 
-    It has a barrier: what any thread read before the call may be overwritten after it.
+    It has a barrier: what any thread read before the call may be overwritten after it. The log and
+    its end may lie in the host's memory: nothing is read there, and its end is written once.
     """
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_first = tl.maximum(b_first, tl.load(state.told + b_slot, mask=m_lane, other=0))
@@ -57,7 +58,9 @@ def publish(
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)
     # Every thread has read the head and the columns, and has written its words of the records.
     tl.debug_barrier()
-    tl.store(state.log_head, _after_all_writes(head + tl.sum(b_size)))
+    head += tl.sum(b_size)
+    tl.store(state.log_head, head)
+    tl.store(state.log_end, _after_all_writes(head))
 
 
 @triton.jit

@@ -33,6 +33,7 @@ def publish(
     words = np.concatenate([np.array(header, dtype=np.int32), *parts])
     write_at(state.log, slice(head, head + size), words)
     write_at(state.log_head, 0, head + size)
+    write_at(state.log_end, 0, head + size)
 
 
 def _logprob_words(state: SlotState, slot: int, first: int, last: int, k: int) -> np.ndarray:

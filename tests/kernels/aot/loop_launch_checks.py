@@ -54,8 +54,8 @@ def test_relu_keeps_nan(name: str) -> None:
     "name",
     ["end_step_kernel", "score_value_kernel", "score_classes_kernel", "score_ensemble_kernel"],
 )
-def test_the_log_is_written_before_its_head(name: str) -> None:
-    """The host may read both while the kernel runs: a barrier, a fence of the system, the head."""
+def test_the_log_is_written_before_its_end(name: str) -> None:
+    """The host may read both while the kernel runs: a barrier, a fence of the system, the end."""
     ptx = str(compiled(name, 90).asm["ptx"])
     before, fence, after = ptx.partition("fence.acq_rel.sys")
     assert fence and fence not in after

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ def test_one_word_may_change_while_a_kernel_reads_it() -> None:
     """The host's: `aot/loop_launch_checks.py` sees that all threads go by one reading of it."""
     found = [path for path in KERNELS.rglob("*.py") if "volatile=True" in path.read_text()]
     assert [short(path) for path in found] == ["schedule/kernel.py"]
+
+
+def test_kernels_read_one_word_of_the_host() -> None:
+    """A read over the bus takes twice as long as one of the device's own memory."""
+    reads = re.compile(r"tl\.load\(\s*state\.(host_request|log|log_end)\b")
+    found = [read for path in KERNELS.rglob("*.py") for read in reads.findall(path.read_text())]
+    assert found == ["host_request"]
 
 
 def barriers() -> set[tuple[str, int]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
 import torch
 
-from rsd_engine.core.log_reader import LogReader
+from rsd_engine.core.log_reader import LogReader, TornLogError
 from rsd_engine.core.mailbox import open_mailbox
 from rsd_engine.core.slots import fill_slot
-from rsd_kernels.state.enums import Finish, RecordKind, Role
+from rsd_kernels.state.enums import LOG_HEADER, Finish, RecordKind, Role
+from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.twin import publish
 from tests.kernels.harness.slots import make_state
 from tests.loop.toy import toy_request
@@ -46,4 +48,33 @@ def test_records_come_back_as_they_went() -> None:
     publish(state, 2, kind=RecordKind.KEPT, source=Role.DRAFT, reward=0.5, finish=0)
     assert [record.slot for record in log.take()] == [2]
     log.rewind()
-    assert int(state.log_head) == 0 and log.take() == []
+    assert int(state.log_head) == int(state.log_end) == 0 and log.take() == []
+
+
+def a_log() -> tuple[SlotState, LogReader]:
+    """Two records of 9 + 1 words each."""
+    state = make_state()
+    fill_slot(state, 0, toy_request("abc"), generation=1, arrival=1)
+    state.length[0] = 4
+    for _ in range(2):
+        publish(state, 0, kind=RecordKind.KEPT, source=Role.DRAFT, reward=0.5, finish=0)
+    return state, LogReader(open_mailbox(state)[1])
+
+
+@pytest.mark.parametrize("size", [0, LOG_HEADER - 1, 11, -1, 2**31 - 1])
+def test_a_record_that_is_not_there(size: int) -> None:
+    """It has the size 0 that was there before, or any word; the reader must not wait for ever."""
+    state, log = a_log()
+    state.log[10] = size
+    wrong = f"at word 10 of the step log has size {size}; allowed: {LOG_HEADER} to 10, "
+    with pytest.raises(TornLogError, match=wrong):
+        log.take()
+
+
+def test_an_old_record_does_not_pass_for_one_that_is_not_there() -> None:
+    state, log = a_log()
+    assert len(log.take()) == 2
+    log.rewind()
+    state.log_end.fill_(20)  # as if the words of the next launch were still on their way
+    with pytest.raises(TornLogError, match="at word 0 of the step log has size 0"):
+        log.take()
