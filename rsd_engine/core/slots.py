@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rsd_engine.steps.automaton import ByteAutomaton
 from rsd_engine.steps.selection import Selection, slots_of
@@ -99,8 +98,10 @@ def fill_slot(
     prompt, prm_prompt = request.prompt, request.prm_prompt
     state.tokens[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
     state.prm_tokens[slot, : len(prm_prompt)] = torch.tensor(prm_prompt, dtype=torch.int32)
-    _fill_automaton(state.delimiter_next[slot], state.delimiter_match[slot], request.delimiters)
-    _fill_automaton(state.stop_next[slot], state.stop_match[slot], request.stops)
+    for moves, automaton in (
+        (state.delimiter_moves, request.delimiters), (state.stop_moves, request.stops),
+    ):  # fmt: skip
+        moves[slot, : automaton.next.shape[0]] = automaton.moves
     reset_counters(state, slot)
     state.kv_len[:, slot] = 0
     state.guess_rate[slot] = RATE_ONE  # until some have been judged
@@ -154,9 +155,3 @@ def _fill_biases(state: SlotState, slot: int, request: SlotRequest) -> None:
     for i, word in enumerate(request.bad_words):
         state.bad_words[slot, i] = -1
         state.bad_words[slot, i, -len(word) :] = torch.tensor(word, dtype=torch.int32)
-
-
-def _fill_automaton(next_state: Tensor, match: Tensor, automaton: ByteAutomaton) -> None:
-    states = automaton.next.shape[0]
-    next_state[:states] = automaton.next
-    match[:states] = automaton.match

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from rsd_kernels.state.enums import MOVE_SHIFT
 
 ROOT = 0
 _ALPHABET = 256
@@ -27,6 +30,15 @@ class ByteAutomaton:
     next: Tensor  # [states, 256] int16
     match: Tensor  # [states] int16: bytes of the string that ends here, 0 = none
     strings: tuple[str, ...] = ()  # that it finds
+
+    @cached_property
+    def moves(self) -> Tensor:
+        """[states, 256] int16: next state and match in one word, as the device reads them.
+
+        A match of more than 127 bytes counts as one of 127; those of delimiters have at most 63.
+        """
+        match = self.match.clamp(max=(1 << (15 - MOVE_SHIFT)) - 1)
+        return self.next + (match[self.next.long()] << MOVE_SHIFT)
 
     def find(self, state: int, data: bytes) -> tuple[int, int, int]:
         """Walks over `data` from `state` up to the first match.

@@ -41,6 +41,21 @@ def test_a_walk_in_two_parts_is_one_walk(patterns: list[str], text: str, cut: in
     assert (state, end, match) == automaton.find(0, data)
 
 
+@given(PATTERNS)
+def test_a_move_is_the_next_state_and_its_match(patterns: list[str]) -> None:
+    automaton = build_automaton(patterns, 256, "stop")
+    state, match = automaton.moves & 255, automaton.moves >> 8
+    assert state.equal(automaton.next) and match.equal(automaton.match[automaton.next.long()])
+
+
+def test_the_longest_strings_have_moves() -> None:
+    """A delimiter of 63 bytes, and a stop string of 255, of which only the end counts."""
+    delimiter = build_automaton(["a" * 63], 64, "step_delimiters").moves
+    assert int(delimiter[62, ord("a")]) == (63 << 8) + 63
+    stop = build_automaton(["a" * 255], 256, "stop").moves
+    assert int(stop[254, ord("a")]) == (127 << 8) + 255 and int(stop[253, ord("a")]) == 254
+
+
 def test_layout() -> None:
     automaton = build_automaton(["\n\n"], 64, "step_delimiters")
     assert automaton.next.shape == (3, 256)

@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int32_t STATE_MASK = (1 << MOVE_SHIFT) - 1;
+
 // Where the automata stand after a token.
 struct Walk {
     int32_t delimiter_state, stop_state;
@@ -86,18 +88,18 @@ class Appender {
 
     Walk walk(int32_t b, int32_t token, bool stops_count) const {
         const uint8_t* bytes = tables_.token_byte + tables_.token_start[token];
-        const int16_t* delimiter_next = s_.delimiter_next + int64_t{b} * MAX_DELIMITER_STATES * 256;
-        const int16_t* delimiter_match = s_.delimiter_match + b * MAX_DELIMITER_STATES;
-        const int16_t* stop_next = s_.stop_next + int64_t{b} * MAX_STOP_STATES * 256;
-        const int16_t* stop_match = s_.stop_match + b * MAX_STOP_STATES;
+        const int16_t* delimiters = s_.delimiter_moves + int64_t{b} * MAX_DELIMITER_STATES * 256;
+        const int16_t* stops = s_.stop_moves + int64_t{b} * MAX_STOP_STATES * 256;
         Walk at{s_.delimiter_state[b], s_.stop_state[b], 0, false, 0};
         const int32_t size = bytes_of(token);
         while (at.used < size && !at.delimiter_bytes && !at.stopped) {
             const uint8_t byte = bytes[at.used++];
-            at.delimiter_state = delimiter_next[at.delimiter_state * 256 + byte];
-            at.stop_state = stop_next[at.stop_state * 256 + byte];
-            at.delimiter_bytes = delimiter_match[at.delimiter_state];
-            at.stopped = stops_count && stop_match[at.stop_state];
+            const int32_t delimiter = delimiters[at.delimiter_state * 256 + byte];
+            const int32_t stop = stops[at.stop_state * 256 + byte];
+            at.delimiter_state = delimiter & STATE_MASK;
+            at.stop_state = stop & STATE_MASK;
+            at.delimiter_bytes = delimiter >> MOVE_SHIFT;
+            at.stopped = stops_count && stop >> MOVE_SHIFT;
         }
         return at;
     }

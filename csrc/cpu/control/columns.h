@@ -52,10 +52,8 @@ typedef struct {
     int32_t* delimiter_state;
     int32_t* stop_state;
     int32_t* stop_committed;
-    int16_t* delimiter_next;
-    int16_t* delimiter_match;
-    int16_t* stop_next;
-    int16_t* stop_match;
+    int16_t* delimiter_moves;
+    int16_t* stop_moves;
     int32_t* stop_tokens;
     int32_t* speculation;
     int32_t* guess_tokens;

@@ -68,6 +68,7 @@ enum : int32_t { CONSTANT = 0, THRESHOLD = 1, CLIP = 2, SIGMOIDAL = 3, LOGISTIC 
 constexpr int32_t NUM_ROLES = 3;
 constexpr int32_t MAX_DELIMITER_STATES = 64;
 constexpr int32_t MAX_STOP_STATES = 256;
+constexpr int32_t MOVE_SHIFT = 8;
 constexpr int32_t MAX_STOP_TOKENS = 32;
 constexpr int32_t MAX_LOGPROBS = 20;
 constexpr int32_t MAX_CUT_TOKENS = 8;

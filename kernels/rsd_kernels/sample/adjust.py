@@ -21,10 +21,10 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def slot_of_place(state: tl.tuple, batch: tl.tuple, i_place: tl.tensor) -> tl.tensor:
-    """Slot of a place; -1 if there is no such place."""
-    there = i_place < tl.minimum(batch.max_places, tl.load(state.num_places))
-    return tl.load(batch.place_slot + i_place, mask=there, other=-1)
+def slot_of_place(batch: tl.tuple, i_place: tl.tensor) -> tl.tensor:
+    """Slot of a place; -1 if there is no such place. Neither load waits for the other."""
+    row_end, slot = tl.load(batch.place_row_end + i_place), tl.load(batch.place_slot + i_place)
+    return tl.where(row_end > 0, slot, -1)
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def block_stats_kernel(
 ) -> None:
     """Maximum, first id that has it, sum of exponentials and finiteness of one block."""
     i_place, i_block = tl.program_id(0), tl.program_id(1)
-    if slot_of_place(state, batch, i_place) >= 0:
+    if slot_of_place(batch, i_place) >= 0:
         b_id = i_block * BLOCK + tl.arange(0, BLOCK)
         p_logits = logits + i_place.to(tl.int64) * stride_logits
         b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
@@ -157,7 +157,7 @@ def adjust_kernel(
 ) -> None:
     """One program a place."""
     i_place = tl.program_id(0)
-    slot = slot_of_place(state, batch, i_place)
+    slot = slot_of_place(batch, i_place)
     draws = slot * 0
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits

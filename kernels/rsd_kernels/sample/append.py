@@ -1,6 +1,6 @@
 """Append sampled tokens and find the step's end, byte by byte.
 
-delimiter = delimiter_next[delimiter, byte]; stop = stop_next[stop, byte]; a match of either ends it
+(match, delimiter) = delimiter_moves[delimiter, byte]; stops likewise; a match of either ends it
 
 The launch that draws a token appends it, unless guesses are verified: then a launch of its own goes
 over the tokens of each sequence.
@@ -20,6 +20,7 @@ from rsd_kernels.state.enums import (
     MAX_LOGPROBS,
     MAX_STOP_STATES,
     MAX_STOP_TOKENS,
+    MOVE_SHIFT,
     NOT_FINITE,
     Finish,
     Phase,
@@ -32,12 +33,23 @@ _TARGET = tl.constexpr(int(Role.TARGET))
 _DELIMITER_STATES = tl.constexpr(MAX_DELIMITER_STATES)
 _STOP_STATES = tl.constexpr(MAX_STOP_STATES)
 _STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
+_MOVE_SHIFT = tl.constexpr(MOVE_SHIFT)
+_STATE_MASK = tl.constexpr((1 << MOVE_SHIFT) - 1)
 _MAX_LOGPROBS = tl.constexpr(MAX_LOGPROBS)
 _LOGPROB_LANES = tl.constexpr(next_power_of_2(MAX_LOGPROBS))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
 _STOP_STRING = tl.constexpr(int(Finish.STOP_STRING))
 _LENGTH = tl.constexpr(int(Finish.LENGTH))
 _ERROR = tl.constexpr(int(Finish.ERROR))
+
+
+@triton.jit
+def _eight_bytes(p_byte: tl.tensor, left: tl.tensor) -> tl.tensor:
+    """The next bytes of a token that has `left` of them, the first one lowest; loaded at once."""
+    word = left.to(tl.int64) * 0
+    for i in tl.static_range(8):
+        word |= tl.load(p_byte + i, mask=i < left, other=0).to(tl.int64) << (8 * i)
+    return word
 
 
 @triton.jit
@@ -48,22 +60,25 @@ def _walk(
     token: tl.tensor,
     stops_count: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Runs both automata over the token's bytes up to the first match."""
+    """Runs both automata over the token's bytes up to the first match: one load a byte waits."""
     delimiter = tl.load(state.delimiter_state + slot)
     stop = tl.load(state.stop_state + slot)
     start = tl.load(tables.token_start + token)
     size = tl.load(tables.token_start + token + 1) - start
-    o_delimiter = slot.to(tl.int64) * _DELIMITER_STATES
-    o_stop = slot.to(tl.int64) * _STOP_STATES
+    p_delimiter = state.delimiter_moves + slot.to(tl.int64) * _DELIMITER_STATES * 256
+    p_stop = state.stop_moves + slot.to(tl.int64) * _STOP_STATES * 256
     matched, stopped, used = slot * 0, slot * 0, slot * 0
+    word = slot.to(tl.int64) * 0
     while (used < size) & (matched == 0) & (stopped == 0):
-        byte = tl.load(tables.token_byte + start + used).to(tl.int32)
-        p_delimiter = state.delimiter_next + (o_delimiter + delimiter) * 256 + byte
-        delimiter = tl.load(p_delimiter).to(tl.int32)
-        stop = tl.load(state.stop_next + (o_stop + stop) * 256 + byte).to(tl.int32)
-        matched = tl.load(state.delimiter_match + o_delimiter + delimiter).to(tl.int32)
-        ends = tl.load(state.stop_match + o_stop + stop, mask=stops_count, other=0)
-        stopped = tl.where(ends != 0, 1, 0)
+        if used % 8 == 0:
+            word = _eight_bytes(tables.token_byte + start + used, size - used)
+        byte = (word & 255).to(tl.int32)
+        word = word >> 8
+        delimiter_move = tl.load(p_delimiter + delimiter * 256 + byte).to(tl.int32)
+        stop_move = tl.load(p_stop + stop * 256 + byte).to(tl.int32)
+        delimiter, matched = delimiter_move & _STATE_MASK, delimiter_move >> _MOVE_SHIFT
+        stop = stop_move & _STATE_MASK
+        stopped = tl.where(stops_count & ((stop_move >> _MOVE_SHIFT) != 0), 1, 0)
         used += 1
     return delimiter, stop, matched, stopped, used, size
 
@@ -120,6 +135,7 @@ def _append_good(
     """Writes the token, or what replaces it; returns the slot's new values."""
     limit = tl.load(state.length_limit + slot)
     stops_count = length + 1 > tl.load(state.min_length + slot)
+    b_stop = tl.load(state.stop_tokens + slot * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
     delimiter, stop, matched, stopped, used, size = _walk(state, tables, slot, token, stops_count)
     count = slot * 0
     if (matched != 0) & (stopped == 0) & (used < size):
@@ -129,7 +145,6 @@ def _append_good(
         tl.store(state.tokens + slot.to(tl.int64) * state.max_len + length, token)
         count += 1
     length += count
-    b_stop = tl.load(state.stop_tokens + slot * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
     is_stop = tl.max(tl.where(b_stop == token, 1, 0))
     finish = tl.where(length >= limit, _LENGTH, 0)
     finish = tl.where(stopped != 0, _STOP_STRING, finish)

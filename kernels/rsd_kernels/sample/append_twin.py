@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rsd_kernels.guess.twin import add_guess, settle_guesses
 from rsd_kernels.state.columns import host, number, write_at
-from rsd_kernels.state.enums import Finish, Phase, Role
+from rsd_kernels.state.enums import MOVE_SHIFT, Finish, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
@@ -53,10 +53,8 @@ class _Slots:
         self.delimiter_state = host(state.delimiter_state).tolist()
         self.stop_state = host(state.stop_state).tolist()
         self.stop_tokens = host(state.stop_tokens)
-        self.delimiter_next = host(state.delimiter_next)
-        self.delimiter_match = host(state.delimiter_match)
-        self.stop_next = host(state.stop_next)
-        self.stop_match = host(state.stop_match)
+        self.delimiter_moves = host(state.delimiter_moves)
+        self.stop_moves = host(state.stop_moves)
 
 
 def append(state: SlotState, batch: RowBatch, tables: StepTables, role: int) -> None:
@@ -182,13 +180,11 @@ def _append_token(slots: _Slots, tables: StepTables, b: int, token: int) -> _App
 
 def _walk(slots: _Slots, b: int, data: list[int], stops_count: bool) -> _Walk:
     delimiter, stop = slots.delimiter_state[b], slots.stop_state[b]
-    delimiter_next, delimiter_match = slots.delimiter_next[b], slots.delimiter_match[b]
-    stop_next, stop_match = slots.stop_next[b], slots.stop_match[b]
+    delimiter_moves, stop_moves = slots.delimiter_moves[b], slots.stop_moves[b]
     for used, byte in enumerate(data, start=1):
-        delimiter = int(delimiter_next[delimiter, byte])
-        stop = int(stop_next[stop, byte])
-        matched = int(delimiter_match[delimiter])
-        stopped = stops_count and bool(stop_match[stop])
+        matched, delimiter = divmod(int(delimiter_moves[delimiter, byte]), 1 << MOVE_SHIFT)
+        stop_bytes, stop = divmod(int(stop_moves[stop, byte]), 1 << MOVE_SHIFT)
+        stopped = stops_count and stop_bytes > 0
         if matched or stopped:
             return _Walk(delimiter, stop, matched, stopped, used)
     return _Walk(delimiter, stop, 0, False, len(data))

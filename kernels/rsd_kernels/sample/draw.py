@@ -70,8 +70,8 @@ def coarse_kernel(
 ) -> None:
     """The drawn id of one block; or how many ids each coarse threshold keeps, and their mass."""
     i_place, i_block = tl.program_id(0), tl.program_id(1)
+    slot = slot_of_place(batch, i_place)
     if tl.load(scratch.place_draws + i_place) != 0:
-        slot = slot_of_place(state, batch, i_place)
         temperature = tl.load(state.temperature + slot)
         min_p = tl.load(state.min_p + slot)
         top = tl.div_rn(tl.load(scratch.place_max + i_place), temperature)
@@ -244,21 +244,23 @@ def draw_kernel(
 ) -> None:
     """One program a place; greedy tokens, and logits that are not finite, end here too."""
     i_place = tl.program_id(0)
-    slot = slot_of_place(state, batch, i_place)
+    slot = slot_of_place(batch, i_place)
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits
         position = tl.load(batch.place_position + i_place)
         guesses = tl.load(state.phase + slot) == _GUESS
         token = tl.load(batch.place_token + i_place)
+        draws = tl.load(scratch.place_draws + i_place) != 0
+        logprobs = tl.load(state.num_logprobs + slot) >= 0
         tl.debug_barrier()
-        if tl.load(scratch.place_draws + i_place) != 0:
+        if draws:
             token = _draw(
                 state, scratch, p_logits, i_place, slot, position,
                 purpose_of_draw(state, slot, purpose), vocabulary, BLOCK, BLOCKS,
             )  # fmt: skip
             token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
             tl.store(batch.place_token + i_place, token)
-        if (token >= 0) & (tl.load(state.num_logprobs + slot) >= 0):
+        if (token >= 0) & logprobs:
             _token_logprob(
                 state, scratch, p_logits, i_place, slot, position, token, vocabulary, BLOCK
             )

@@ -10,6 +10,7 @@ from enum import IntEnum, IntFlag
 NUM_ROLES = 3
 MAX_DELIMITER_STATES = 64
 MAX_STOP_STATES = 256
+MOVE_SHIFT = 8  # of a move of an automaton: below it the next state, above it the match
 MAX_STOP_TOKENS = 32
 MAX_LOGPROBS = 20
 MAX_BIASED_TOKENS = 1024  # ids of a request's logit_bias, or of its allowed_token_ids

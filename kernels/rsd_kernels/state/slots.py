@@ -114,10 +114,9 @@ class SlotState:
     delimiter_state: Annotated[Tensor, int32, B]  # automaton over the current step
     stop_state: Annotated[Tensor, int32, B]  # automaton over the whole output
     stop_committed: Annotated[Tensor, int32, B]  # its copy at the last kept step end
-    delimiter_next: Annotated[Tensor, int16, B, MAX_DELIMITER_STATES, 256]
-    delimiter_match: Annotated[Tensor, int16, B, MAX_DELIMITER_STATES]  # bytes; 0: none
-    stop_next: Annotated[Tensor, int16, B, MAX_STOP_STATES, 256]
-    stop_match: Annotated[Tensor, int16, B, MAX_STOP_STATES]
+    # by state and byte: the next state + (bytes of the string that ends there << MOVE_SHIFT)
+    delimiter_moves: Annotated[Tensor, int16, B, MAX_DELIMITER_STATES, 256]
+    stop_moves: Annotated[Tensor, int16, B, MAX_STOP_STATES, 256]
     stop_tokens: Annotated[Tensor, int32, B, MAX_STOP_TOKENS]  # end the output; padded with -1
     # guesses at what the target will write: they stand in `tokens` from `length` on
     speculation: Annotated[Tensor, int32, B]  # Speculation

@@ -130,8 +130,7 @@ def a_mixed_pass(made: Family, rng: random.Random) -> tuple[SlotState, RowBatch]
     state.length.copy_(torch.tensor([rng.randint(1, 40) for _ in range(SLOTS)]))
     state.tokens.random_(0, 200)
     stops = build_automaton(["\n\n"], MAX_STOP_STATES, "stop")
-    state.stop_next[0, : stops.next.shape[0]] = stops.next
-    state.stop_match[0, : stops.next.shape[0]] = stops.match
+    state.stop_moves[0, : stops.next.shape[0]] = stops.moves
     state.length_limit[5] = state.length[5] + 1
     batch = RowBatch.allocate(SLOTS, SLOTS, CPU)
     batch.seq_slot.copy_(torch.tensor(rng.sample(range(SLOTS), SLOTS)))

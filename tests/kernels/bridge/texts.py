@@ -41,13 +41,8 @@ def a_state(made: Family, rng: random.Random, prm_max_len: int) -> SlotState:
         delimiters = build_automaton(
             [".", "\n\n"] if b == 2 else ["\n\n"], MAX_DELIMITER_STATES, "step_delimiters"
         )
-        for rows, matches, automaton in (
-            (state.delimiter_next, state.delimiter_match, delimiters),
-            (state.stop_next, state.stop_match, stops),
-        ):
-            states = automaton.next.shape[0]
-            rows[b, :states] = automaton.next
-            matches[b, :states] = automaton.match
+        for moves, automaton in ((state.delimiter_moves, delimiters), (state.stop_moves, stops)):
+            moves[b, : automaton.next.shape[0]] = automaton.moves
     state.token_logprob.normal_()
     state.top_logprob.normal_()
     state.top_token.random_(0, 99)

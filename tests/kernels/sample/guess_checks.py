@@ -9,7 +9,7 @@ import torch
 
 from rsd_kernels.sample import twin
 from rsd_kernels.sample.kernel import sample_append
-from rsd_kernels.state.enums import Finish, GuessSource, Phase, Role
+from rsd_kernels.state.enums import MOVE_SHIFT, Finish, GuessSource, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
@@ -55,8 +55,7 @@ def a_state(num_slots: int) -> SlotState:
     }.items():  # fmt: skip
         getattr(state, name).fill_(value)
     state.stop_tokens[:, 0] = STOP
-    state.delimiter_next[:, :, ord("\n")] = 1
-    state.delimiter_match[:, 1] = 1
+    state.delimiter_moves[:, :, ord("\n")] = 1 + (1 << MOVE_SHIFT)
     state.kv_len[:] = LENGTH + MOST
     return state
 

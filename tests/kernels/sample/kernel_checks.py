@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsd_kernels.sample import twin
 from rsd_kernels.sample.kernel import sample_append
-from rsd_kernels.state.enums import NOT_FINITE, Finish, Role
+from rsd_kernels.state.enums import MOVE_SHIFT, NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
@@ -52,8 +52,8 @@ def a_state(num_slots: int, seed: int) -> SlotState:
         state.length_limit[b] = rng.choice([ROW, ROW, int(state.length[b]) + 1])
         state.committed[b] = rng.randrange(int(state.length[b]))
         state.max_step_tokens[b] = rng.choice([ROW, 4])
-        state.delimiter_next[b, :, ord("\n")] = 1  # and 0 after any other byte
-        state.delimiter_match[b, 1] = 1
+        # To state 1, where one byte matches; to 0 by any other byte.
+        state.delimiter_moves[b, :, ord("\n")] = 1 + (1 << MOVE_SHIFT)
         if b % 2:
             ask_for_more(state, b, random.Random(seed + b))
     return state
