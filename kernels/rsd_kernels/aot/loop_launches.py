@@ -99,11 +99,11 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     }
     verifying = _verifying_launches(state, tables)
     return {
-        **{f"sample_append_verifying_{i}": verifying[i] for i in (3, 4)},
+        **{f"sample_append_verifying_{i}": verifying[i] for i in (1, 2)},
         **{
-            f"sample_append_{kind.name.lower()}_{i}": launches[i]
+            f"sample_append_{kind.name.lower()}_{i}": launch
             for kind, launches in measuring.items()
-            for i in (1, 3)
+            for i, launch in enumerate(launches)
         },
         **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
         "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),

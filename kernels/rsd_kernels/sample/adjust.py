@@ -1,5 +1,6 @@
 """First half of sampling: finiteness, logprobs, what a request changes, largest logit.
 
+The programs of a place look at a block of the vocabulary each; the last to arrive does the rest.
 Greedy slots end here. In vLLM's order: biases and forbidden ids (`forbid`), then penalties
 (`penalties`). The model's own logits are kept in `raw` where they are still needed.
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.arrival import last_to_arrive
 from rsd_kernels.sample.forbid import add_biases, forbid_bad_words, forbid_stops
 from rsd_kernels.sample.penalties import penalise_context, penalise_output
 from rsd_kernels.state.enums import MAX_LOGPROBS, NOT_FINITE
@@ -35,31 +37,27 @@ def largest(b_x: tl.tensor, b_id: tl.tensor) -> tuple[tl.tensor, ...]:
 
 
 @triton.jit
-def block_stats_kernel(
-    state: tl.tuple,
-    batch: tl.tuple,
+def _block_stats(
     scratch: tl.tuple,
-    logits: tl.tensor,
-    stride_logits: tl.tensor,
+    p_logits: tl.tensor,
+    i_place: tl.tensor,
+    i_block: tl.tensor,
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Maximum, first id that has it, sum of exponentials and finiteness of one block."""
-    i_place, i_block = tl.program_id(0), tl.program_id(1)
-    if slot_of_place(batch, i_place) >= 0:
-        b_id = i_block * BLOCK + tl.arange(0, BLOCK)
-        p_logits = logits + i_place.to(tl.int64) * stride_logits
-        b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
-        m_finite = tl.abs(b_x) < float("inf")
-        b_good = tl.where(m_finite & (b_id < vocabulary), b_x, float("-inf"))
-        top, first = largest(b_good, b_id)
-        # Where no logit is finite any shift will do: the place is not sampled at.
-        total = tl.sum(tl.exp(b_good - tl.where(top == float("-inf"), 0.0, top)))
-        o_block = i_place * scratch.num_blocks + i_block
-        tl.store(scratch.block_max + o_block, top)
-        tl.store(scratch.block_first + o_block, first)
-        tl.store(scratch.block_bad + o_block, tl.max(tl.where(m_finite, 0, 1)))
-        tl.store(scratch.block_sum + o_block, total)
+    b_id = i_block * BLOCK + tl.arange(0, BLOCK)
+    b_x = tl.load(p_logits + b_id, mask=b_id < vocabulary, other=0.0)
+    m_finite = tl.abs(b_x) < float("inf")
+    b_good = tl.where(m_finite & (b_id < vocabulary), b_x, float("-inf"))
+    top, first = largest(b_good, b_id)
+    # Where no logit is finite any shift will do: the place is not sampled at.
+    total = tl.sum(tl.exp(b_good - tl.where(top == float("-inf"), 0.0, top)))
+    o_block = i_place * scratch.num_blocks + i_block
+    tl.store(scratch.block_max + o_block, top)
+    tl.store(scratch.block_first + o_block, first)
+    tl.store(scratch.block_bad + o_block, tl.max(tl.where(m_finite, 0, 1)))
+    tl.store(scratch.block_sum + o_block, total)
 
 
 @triton.jit
@@ -144,6 +142,66 @@ def _scan(
 
 
 @triton.jit
+def _adjust(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    p_logits: tl.tensor,
+    i_place: tl.tensor,
+    slot: tl.tensor,
+    vocabulary: tl.tensor,
+    CONFIDENCE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    """Of a place whose blocks have all been looked at; returns 1 if a token is to be drawn."""
+    draws = slot * 0
+    p_raw = scratch.raw + i_place.to(tl.int64) * vocabulary
+    bad, top, first, lse = _place_stats(scratch, i_place, BLOCKS)
+    if bad != 0:
+        tl.store(batch.place_token + i_place, _NOT_FINITE)
+    else:
+        length = tl.load(batch.place_position + i_place)  # with guesses up to there
+        wanted = tl.load(state.num_logprobs + slot)
+        measured = (wanted >= 0) | (CONFIDENCE != 0)
+        tl.store(scratch.place_lse + i_place, lse, mask=measured)
+        if wanted >= 0:
+            _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
+        penalty = tl.load(state.repetition_penalty + slot)
+        early = length < tl.load(state.min_length + slot)
+        adjusts = tl.load(state.adjusts + slot) != 0
+        changes = early | (penalty != 1.0) | adjusts
+        only = adjusts & (tl.load(state.only_biased + slot) != 0)
+        copies = changes & (only | measured)
+        tl.store(scratch.place_raw + i_place, tl.where(copies, 1, 0))
+        if copies:
+            _copy(p_logits, p_raw, vocabulary, BLOCK)
+        if adjusts:
+            add_biases(state, p_logits, p_raw, slot, only, vocabulary, BLOCK)
+            forbid_bad_words(state, p_logits, slot, length, vocabulary)
+        if early:
+            forbid_stops(state, p_logits, slot, vocabulary)
+        if penalty != 1.0:
+            penalise_context(
+                state, scratch, p_logits, i_place, slot, length, penalty, vocabulary, BLOCK
+            )
+        if adjusts:
+            penalise_output(state, scratch, p_logits, i_place, slot, length, vocabulary, BLOCK)
+        if changes:
+            top, first = _scan(p_logits, vocabulary, top, BLOCK)
+        temperature = tl.load(state.temperature + slot)
+        scaled = tl.div_rn(top, tl.where(temperature != 0.0, temperature, 1.0))
+        # Every id is forbidden, or the draw would have no finite maximum.
+        overflows = (temperature != 0.0) & (tl.abs(scaled) == float("inf"))
+        none = (top == float("-inf")) | overflows
+        tl.store(scratch.place_max + i_place, top)
+        # The greedy token; a draw replaces it.
+        tl.store(batch.place_token + i_place, tl.where(none, _NOT_FINITE, first))
+        draws = tl.where((temperature != 0.0) & ~none, 1, 0)
+    return draws
+
+
+@triton.jit
 def adjust_kernel(
     state: tl.tuple,
     batch: tl.tuple,
@@ -153,54 +211,18 @@ def adjust_kernel(
     vocabulary: tl.tensor,
     CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
+    ADJUST_BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a place."""
-    i_place = tl.program_id(0)
+    """A program for each place and block."""
+    i_place, i_block = tl.program_id(0), tl.program_id(1)
     slot = slot_of_place(batch, i_place)
-    draws = slot * 0
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits
-        p_raw = scratch.raw + i_place.to(tl.int64) * vocabulary
-        bad, top, first, lse = _place_stats(scratch, i_place, BLOCKS)
-        if bad != 0:
-            tl.store(batch.place_token + i_place, _NOT_FINITE)
-        else:
-            length = tl.load(batch.place_position + i_place)  # with guesses up to there
-            wanted = tl.load(state.num_logprobs + slot)
-            measured = (wanted >= 0) | (CONFIDENCE != 0)
-            tl.store(scratch.place_lse + i_place, lse, mask=measured)
-            if wanted >= 0:
-                _top_logprobs(state, p_logits, slot, length, lse, vocabulary, wanted, BLOCK)
-            penalty = tl.load(state.repetition_penalty + slot)
-            early = length < tl.load(state.min_length + slot)
-            adjusts = tl.load(state.adjusts + slot) != 0
-            changes = early | (penalty != 1.0) | adjusts
-            only = adjusts & (tl.load(state.only_biased + slot) != 0)
-            copies = changes & (only | measured)
-            tl.store(scratch.place_raw + i_place, tl.where(copies, 1, 0))
-            if copies:
-                _copy(p_logits, p_raw, vocabulary, BLOCK)
-            if adjusts:
-                add_biases(state, p_logits, p_raw, slot, only, vocabulary, BLOCK)
-                forbid_bad_words(state, p_logits, slot, length, vocabulary)
-            if early:
-                forbid_stops(state, p_logits, slot, vocabulary)
-            if penalty != 1.0:
-                penalise_context(
-                    state, scratch, p_logits, i_place, slot, length, penalty, vocabulary, BLOCK
-                )
-            if adjusts:
-                penalise_output(state, scratch, p_logits, i_place, slot, length, vocabulary, BLOCK)
-            if changes:
-                top, first = _scan(p_logits, vocabulary, top, BLOCK)
-            temperature = tl.load(state.temperature + slot)
-            scaled = tl.div_rn(top, tl.where(temperature != 0.0, temperature, 1.0))
-            # Every id is forbidden, or the draw would have no finite maximum.
-            overflows = (temperature != 0.0) & (tl.abs(scaled) == float("inf"))
-            none = (top == float("-inf")) | overflows
-            tl.store(scratch.place_max + i_place, top)
-            # The greedy token; a draw replaces it.
-            tl.store(batch.place_token + i_place, tl.where(none, _NOT_FINITE, first))
-            draws = tl.where((temperature != 0.0) & ~none, 1, 0)
-    tl.store(scratch.place_draws + i_place, draws)
+        _block_stats(scratch, p_logits, i_place, i_block, vocabulary, BLOCK)
+        if last_to_arrive(scratch.arrived + i_place, scratch.num_blocks):
+            draws = _adjust(
+                state, batch, scratch, p_logits, i_place, slot, vocabulary, CONFIDENCE,
+                ADJUST_BLOCK, BLOCKS,
+            )  # fmt: skip
+            tl.store(scratch.place_draws + i_place, draws)

@@ -4,11 +4,12 @@ s = x / T - max(x) / T and e = exp(s). Kept are the ids with e >= min_p, of thes
 these the fewest largest whose mass is top_p. The token is the kept id with the largest s + Gumbel
 noise, the first of equals (Gumbel-max, Maddison et al., 2014).
 
-Without top-k and top-p the wide launch finds the best id of each block. Else nothing is sorted: one
+Without top-k and top-p each program finds the best id of its block. Else nothing is sorted: one
 of 16 coarse thresholds leaves a short list of candidates, then bisection over the bits of s finds
 each cut-off exactly. Ids tied at a cut-off are kept. Sums are in float64.
 
-The program that draws a token also appends it, unless guesses are verified (`append`).
+The last program of a place to arrive draws the token and appends it, unless guesses are verified
+(`append`).
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rsd_kernels.arrival import last_to_arrive
 from rsd_kernels.gumbel.kernel import block_noise
 from rsd_kernels.sample.adjust import largest, slot_of_place
 from rsd_kernels.sample.append import append_token
@@ -58,45 +60,42 @@ def purpose_of_draw(state: tl.tuple, slot: tl.tensor, purpose: tl.tensor) -> tl.
 
 
 @triton.jit
-def coarse_kernel(
+def _draw_block(
     state: tl.tuple,
     batch: tl.tuple,
     scratch: tl.tuple,
-    logits: tl.tensor,
-    stride_logits: tl.tensor,
-    vocabulary: tl.tensor,
+    p_logits: tl.tensor,
+    i_place: tl.tensor,
+    i_block: tl.tensor,
+    slot: tl.tensor,
     purpose: tl.tensor,
+    vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """The drawn id of one block; or how many ids each coarse threshold keeps, and their mass."""
-    i_place, i_block = tl.program_id(0), tl.program_id(1)
-    slot = slot_of_place(batch, i_place)
-    if tl.load(scratch.place_draws + i_place) != 0:
-        temperature = tl.load(state.temperature + slot)
-        min_p = tl.load(state.min_p + slot)
-        top = tl.div_rn(tl.load(scratch.place_max + i_place), temperature)
-        p_logits = logits + i_place.to(tl.int64) * stride_logits
-        b_id = i_block * BLOCK + tl.arange(0, BLOCK)
-        m_id = b_id < vocabulary
-        b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
-        m_id = m_id & (b_e >= min_p)
-        o_block = i_place * scratch.num_blocks + i_block
-        _, _, cuts = _cutters(state, slot, vocabulary)
-        if cuts:
-            p_cut = o_block * _NUM_CUTS
-            for cut in tl.static_range(_NUM_CUTS):
-                m_kept = m_id & (b_key <= _cut_bits(tl.full((), cut, tl.int32)))
-                tl.store(scratch.cut_count + p_cut + cut, tl.sum(tl.where(m_kept, 1, 0)))
-                mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
-                tl.store(scratch.cut_mass + p_cut + cut, mass)
-        else:
-            position = tl.load(batch.place_position + i_place)
-            of_draw = purpose_of_draw(state, slot, purpose)
-            b_sum = block_noise(state, slot, position, of_draw, i_block * BLOCK, BLOCK)
-            b_sum -= b_key.to(tl.float32, bitcast=True)
-            best, token = largest(tl.where(m_id, b_sum, float("-inf")), b_id)
-            tl.store(scratch.block_best + o_block, best)
-            tl.store(scratch.block_token + o_block, token)
+    temperature = tl.load(state.temperature + slot)
+    min_p = tl.load(state.min_p + slot)
+    top = tl.div_rn(tl.load(scratch.place_max + i_place), temperature)
+    b_id = i_block * BLOCK + tl.arange(0, BLOCK)
+    m_id = b_id < vocabulary
+    b_key, b_e = scaled(p_logits, b_id, m_id, temperature, top)
+    m_id = m_id & (b_e >= min_p)
+    o_block = i_place * scratch.num_blocks + i_block
+    _, _, cuts = _cutters(state, slot, vocabulary)
+    if cuts:
+        p_cut = o_block * _NUM_CUTS
+        for cut in tl.static_range(_NUM_CUTS):
+            m_kept = m_id & (b_key <= _cut_bits(tl.full((), cut, tl.int32)))
+            tl.store(scratch.cut_count + p_cut + cut, tl.sum(tl.where(m_kept, 1, 0)))
+            mass = tl.sum(tl.where(m_kept, b_e, 0.0).to(tl.float64))
+            tl.store(scratch.cut_mass + p_cut + cut, mass)
+    else:
+        position = tl.load(batch.place_position + i_place)
+        b_sum = block_noise(state, slot, position, purpose, i_block * BLOCK, BLOCK)
+        b_sum -= b_key.to(tl.float32, bitcast=True)
+        best, token = largest(tl.where(m_id, b_sum, float("-inf")), b_id)
+        tl.store(scratch.block_best + o_block, best)
+        tl.store(scratch.block_token + o_block, token)
 
 
 @triton.jit
@@ -242,32 +241,62 @@ def draw_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """One program a place; greedy tokens, and logits that are not finite, end here too."""
-    i_place = tl.program_id(0)
+    """A program for each place and block; greedy tokens, and logits not finite, end here too."""
+    i_place, i_block = tl.program_id(0), tl.program_id(1)
     slot = slot_of_place(batch, i_place)
+    draws = tl.load(scratch.place_draws + i_place) != 0
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits
-        position = tl.load(batch.place_position + i_place)
-        guesses = tl.load(state.phase + slot) == _GUESS
-        token = tl.load(batch.place_token + i_place)
-        draws = tl.load(scratch.place_draws + i_place) != 0
-        logprobs = tl.load(state.num_logprobs + slot) >= 0
-        tl.debug_barrier()
+        of_draw = purpose_of_draw(state, slot, purpose)
+        goes_on = i_block == 0
         if draws:
-            token = _draw(
-                state, scratch, p_logits, i_place, slot, position,
-                purpose_of_draw(state, slot, purpose), vocabulary, BLOCK, BLOCKS,
-            )  # fmt: skip
-            token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
-            tl.store(batch.place_token + i_place, token)
-        if (token >= 0) & logprobs:
-            _token_logprob(
-                state, scratch, p_logits, i_place, slot, position, token, vocabulary, BLOCK
+            _draw_block(
+                state, batch, scratch, p_logits, i_place, i_block, slot, of_draw, vocabulary, BLOCK
             )
-        if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
-            if (token >= 0) & ~guesses:
-                add_confidence(
-                    state, scratch, p_logits, i_place, slot, token, vocabulary, CONFIDENCE, BLOCK
-                )
-        if APPEND:
-            append_token(state, tables, slot, token, role)
+            goes_on = last_to_arrive(scratch.arrived + i_place, scratch.num_blocks)
+        if goes_on:
+            _finish(
+                state, batch, scratch, tables, p_logits, i_place, slot, draws, role, of_draw,
+                vocabulary, CONFIDENCE, APPEND, BLOCK, BLOCKS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    state: tl.tuple,
+    batch: tl.tuple,
+    scratch: tl.tuple,
+    tables: tl.tuple,
+    p_logits: tl.tensor,
+    i_place: tl.tensor,
+    slot: tl.tensor,
+    draws: tl.tensor,
+    role: tl.tensor,
+    purpose: tl.tensor,
+    vocabulary: tl.tensor,
+    CONFIDENCE: tl.constexpr,
+    APPEND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """Of a place where every block has been drawn from, or none is to be."""
+    position = tl.load(batch.place_position + i_place)
+    guesses = tl.load(state.phase + slot) == _GUESS
+    token = tl.load(batch.place_token + i_place)
+    logprobs = tl.load(state.num_logprobs + slot) >= 0
+    tl.debug_barrier()
+    if draws:
+        token = _draw(
+            state, scratch, p_logits, i_place, slot, position, purpose, vocabulary, BLOCK, BLOCKS
+        )
+        token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
+        tl.store(batch.place_token + i_place, token)
+    if (token >= 0) & logprobs:
+        _token_logprob(state, scratch, p_logits, i_place, slot, position, token, vocabulary, BLOCK)
+    if CONFIDENCE != 0:  # noqa: SIM102 - decided when this is compiled
+        if (token >= 0) & ~guesses:
+            add_confidence(
+                state, scratch, p_logits, i_place, slot, token, vocabulary, CONFIDENCE, BLOCK
+            )
+    if APPEND:
+        append_token(state, tables, slot, token, role)

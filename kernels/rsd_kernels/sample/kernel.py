@@ -1,7 +1,8 @@
-"""Draw a token at every place and append it, in four or five launches without a sort.
+"""Draw a token at every place and append it, in two or three launches without a sort.
 
-Two launches are wide (a program for each block of the vocabulary), two have one program a place.
-What is drawn at a place never depends on the sequences beside it.
+They are wide, with a program for each block of the vocabulary; what follows at a place from all its
+blocks, the last of their programs to arrive does. What is drawn never depends on the sequences
+beside it.
 
 Twin: `rsd_kernels.sample.twin`.
 """
@@ -20,9 +21,9 @@ from rsd_kernels.launch import (
     check_shape,
     next_power_of_2,
 )
-from rsd_kernels.sample.adjust import adjust_kernel, block_stats_kernel
+from rsd_kernels.sample.adjust import adjust_kernel
 from rsd_kernels.sample.append import append_kernel
-from rsd_kernels.sample.draw import coarse_kernel, draw_kernel
+from rsd_kernels.sample.draw import draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
 from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Purpose
@@ -30,10 +31,9 @@ from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
 
-# Ids that a program of the narrow launches looks at in a turn: 16 warps hold them without spilling.
+# Ids that a program looks at in a turn where it goes on alone: 16 warps hold them without spilling.
 _ADJUST_BLOCK = 2048
-_DRAW_BLOCK = 4096
-_SCAN_WARPS = 16
+_WARPS = 16
 _NOISE_BLOCK = 4  # ids whose noise comes from one random block
 
 
@@ -101,30 +101,25 @@ def sample_append_launches(
     *,
     verifies: bool = False,
 ) -> list[Launch]:
-    """Statistics of blocks; penalties and greedy tokens; draws of blocks; draw; append.
-
-    Where every sequence has one place, the draw appends.
-    """
+    """Penalties and greedy tokens; draws; append. Where every sequence has one place, the draw
+    appends."""
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
         "state": state_args(state), "batch": batch_args(batch), "scratch": scratch_args(scratch),
         "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
+        "CONFIDENCE": int(confidence), "BLOCKS": next_power_of_2(blocks),
+        "BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))),
     }  # fmt: skip
-    wide = args | {"BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary)))}
-    purpose = {"purpose": int(Purpose.token_of(role))}
-    width = {"BLOCKS": next_power_of_2(blocks), "CONFIDENCE": int(confidence)}
-    adjust = args | width | {"BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
-    draw = args | width | purpose | {
-        "BLOCK": min(_DRAW_BLOCK, next_power_of_2(vocabulary)),
+    adjust = args | {"ADJUST_BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
+    draw = args | {
         "tables": table_args(tables), "role": int(role), "APPEND": not verifies,
+        "purpose": int(Purpose.token_of(role)),
     }  # fmt: skip
-    places = batch.num_places
+    grid = (batch.num_places, blocks)
     launches = [
-        Launch(block_stats_kernel, (places, blocks), wide, num_warps=8),
-        Launch(adjust_kernel, (places,), adjust, num_warps=_SCAN_WARPS),
-        Launch(coarse_kernel, (places, blocks), wide | purpose, num_warps=8),
-        Launch(draw_kernel, (places,), draw, num_warps=_SCAN_WARPS),
+        Launch(adjust_kernel, grid, adjust, num_warps=_WARPS),
+        Launch(draw_kernel, grid, draw, num_warps=_WARPS),
     ]
     if verifies:
         append = {

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rsd_kernels.arrival import last_to_arrive
 from tests.kernels.interpreter.race_rules import Race
 from tests.kernels.interpreter.races import watching
 
@@ -43,6 +44,35 @@ def _counts_and_reads(out: tl.tensor) -> None:
 
 
 @triton.jit
+def _the_last_reads_all(out: tl.tensor) -> None:
+    tl.store(out + 1 + tl.program_id(0), 1)
+    if last_to_arrive(out + 9, 4):
+        tl.store(out, tl.sum(tl.load(out + 1 + tl.arange(0, 4))))
+
+
+@triton.jit
+def _the_first_reads_all(out: tl.tensor) -> None:
+    tl.store(out + 1 + tl.program_id(0), 1)
+    if last_to_arrive(out + 9, 1):
+        tl.store(out + 5 + tl.program_id(0), tl.sum(tl.load(out + 1 + tl.arange(0, 4))))
+
+
+@triton.jit
+def _arrives_without_a_barrier(out: tl.tensor) -> None:
+    tl.store(out + 1 + tl.program_id(0), 1)
+    if tl.atomic_add(out, 1, sem="acq_rel") == 3:
+        tl.store(out + 5, tl.load(out + 1))
+
+
+@triton.jit
+def _arrives_without_order(out: tl.tensor) -> None:
+    tl.store(out + 1 + tl.program_id(0), 1)
+    tl.debug_barrier()
+    if tl.atomic_add(out, 1, sem="relaxed") == 3:
+        tl.store(out + 5, tl.load(out + 1))
+
+
+@triton.jit
 def _scalar_there_and_back(out: tl.tensor) -> None:
     p_out = out + 2 * tl.program_id(0)
     tl.store(p_out, 7)
@@ -73,7 +103,11 @@ def _leaves_its_tensor(out: tl.tensor) -> None:
         (_reads_its_neighbour, r"the store in .* and the load in .* in programs 0 and 1"),
         (_last_comes, r"leaves other values in out, element 0 in another order of programs"),
         (_counts, None),
-        (_counts_and_reads, r"the atomic operation in .* and the load in .* in programs 0 and 1"),
+        (_counts_and_reads, r"the load in .* and the atomic operation in .* in programs 0 and 1"),
+        (_the_last_reads_all, None),
+        (_the_first_reads_all, r"the load in .* and the store in .* in programs 0 and 1"),
+        (_arrives_without_a_barrier, r"the store in .* and the load in .* in programs 0 and 3"),
+        (_arrives_without_order, r"the store in .* and the load in .* in programs 0 and 3"),
         (_scalar_there_and_back, r"the store in .* and the load in .* with no barrier between"),
         (_in_place, r"out, element 0: the load in .* and the store in .* with no barrier between"),
         (

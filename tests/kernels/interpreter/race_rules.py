@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +31,7 @@ class Access:
     first: np.ndarray  # [elements] uint64 addresses of those that it touches
     place: tuple[str, str, int]  # function, file, line
     value: np.ndarray | None = None  # [elements] what a store puts there, as bits
+    orders: bool = False  # an atomic operation that acquires and releases: see `_known_before`
 
     def __str__(self) -> str:
         function, file, line = self.place
@@ -93,15 +93,17 @@ def find_races(launch: Launch) -> None:
         _check_bounds(launch)
         byte, op = _contended(launch)
         if byte.size:
-            _check_between_programs(launch, byte, op)
+            _check_between_programs(launch, byte, op, _epochs(launch))
             _check_within_programs(launch, byte, op, _epochs(launch))
 
 
 def needs_barrier(launch: Launch, place: tuple[str, int]) -> bool:
     """True if the launch, which has no race, would have one without the barrier of that line."""
     byte, op = _contended(launch)
+    epoch = _epochs(launch, without=place)
     try:
-        _check_within_programs(launch, byte, op, _epochs(launch, without=place))
+        _check_between_programs(launch, byte, op, epoch)
+        _check_within_programs(launch, byte, op, epoch)
     except Race:
         return True
     return False
@@ -148,26 +150,67 @@ def _contended(launch: Launch) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def _check_between_programs(launch: Launch, byte: np.ndarray, op: np.ndarray) -> None:
-    """Nothing but atomic operations where programs meet."""
-    order = np.argsort(byte, kind="stable")
-    begin = np.flatnonzero(np.diff(byte[order], prepend=0))
-    program = np.array([access.program for access in launch.accesses])[op[order]]
-    atomic = np.array([access.atomic for access in launch.accesses])[op[order]]
-    meet = np.minimum.reduceat(program, begin) != np.maximum.reduceat(program, begin)
-    bad = np.flatnonzero(meet & ~np.logical_and.reduceat(atomic, begin))
-    if bad.size:
-        address = byte[order][begin[bad[0]]]
-        there = [launch.accesses[i] for i in np.sort(op[byte == address])]
-        one, other = next(
-            (one, other)
-            for one, other in itertools.combinations(there, 2)
-            if one.program != other.program
-            and (one.stores or other.stores)
-            and not (one.atomic and other.atomic)
-        )
-        who = f"in programs {one.program} and {other.program}"
-        raise Race(f"{launch.kernel}: {launch.name(int(address))}: {one} and {other} {who}")
+def _check_between_programs(
+    launch: Launch, byte: np.ndarray, op: np.ndarray, epoch: np.ndarray
+) -> None:
+    """Where programs meet there are atomic operations alone, or one knows what the other did."""
+    accesses = launch.accesses
+    order = np.lexsort((op, byte))
+    byte, op = byte[order], op[order]
+    begin = np.flatnonzero(np.diff(byte, prepend=0))
+    program = np.array([access.program for access in accesses])
+    atomic = np.array([access.atomic for access in accesses])
+    stores = np.array([access.stores for access in accesses])
+    meet = np.minimum.reduceat(program[op], begin) != np.maximum.reduceat(program[op], begin)
+    suspect = meet & ~np.logical_and.reduceat(atomic[op], begin)
+    kept = np.repeat(suspect, np.diff(begin, append=len(op)))
+    byte, op = byte[kept], op[kept]
+    if not op.size:
+        return
+    known = _known_before(launch, epoch)
+    for apart in range(1, len(op)):
+        i, j = op[:-apart], op[apart:]
+        same = byte[:-apart] == byte[apart:]
+        if not same.any():
+            return
+        bad = same & (program[i] != program[j]) & (stores[i] | stores[j]) & ~(atomic[i] & atomic[j])
+        for one, other in np.unique(np.stack((i[bad], j[bad]), 1), axis=0):
+            if one >= known[other].get(int(program[one]), 0):
+                address = int(byte[:-apart][bad & (i == one) & (j == other)][0])
+                who = f"in programs {program[one]} and {program[other]}"
+                raise Race(
+                    f"{launch.kernel}: {launch.name(address)}: "
+                    f"{accesses[one]} and {accesses[other]} {who}"
+                )
+
+
+def _known_before(launch: Launch, epoch: np.ndarray) -> list[dict[int, int]]:
+    """For each access, by program, how many of the launch's accesses it is sure to come after.
+
+    An atomic operation that orders hands on, by its address, what its program knows and has done
+    before its last barrier: one thread does it, and the others may still be at work. It takes what
+    was handed on there before, for all threads, which wait for its result.
+    """
+    known: dict[int, dict[int, int]] = {}  # by program
+    handed_on: dict[int, dict[int, int]] = {}  # by address
+    before_barrier: dict[int, int] = {}  # the first access of a program behind its last barrier
+    found = []
+    for i, access in enumerate(launch.accesses):
+        its = access.program
+        first = before_barrier.get(its)
+        if first is None or epoch[first] != epoch[i]:
+            before_barrier[its] = i
+        if access.orders and access.first.size:
+            address, mine = int(access.first[0]), known.get(its, {})
+            there = handed_on.get(address, {})
+            known[its] = _joined(mine, there)
+            handed_on[address] = _joined(known[its], {its: before_barrier[its]})
+        found.append(known.get(its, {}))
+    return found
+
+
+def _joined(one: dict[int, int], other: dict[int, int]) -> dict[int, int]:
+    return {key: max(one.get(key, 0), other.get(key, 0)) for key in one | other}
 
 
 def _check_within_programs(

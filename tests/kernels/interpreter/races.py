@@ -4,7 +4,9 @@ It runs the programs of a launch one after another, and a program's threads in l
 access to memory is written down with its program and with the barriers before it, and looked at
 when the launch has ended. Of a byte that is stored to, these are races:
 
-- Two programs touch it, unless all their accesses are atomic.
+- Two programs touch it, unless all their accesses are atomic, or the one that comes later has
+  learned that the other is done: both have passed a barrier and the same atomic operation that
+  acquires and releases, as where the last program to arrive goes on with what the others left.
 - One program touches it twice with no `tl.debug_barrier` between. Which thread does what is the
   compiler's choice: a scalar, or an element of a tensor smaller than the program, is loaded by many
   threads and stored by one, and loads and stores of one tensor may be laid out differently. Triton
@@ -138,6 +140,7 @@ class Watch:
         *,
         stores: bool,
         atomic: bool = False,
+        orders: bool = False,
     ) -> None:
         launch = self._launch
         assert launch is not None
@@ -147,7 +150,9 @@ class Watch:
         first = pointers.data[there]
         if value is not None:
             value = np.broadcast_to(value, there.shape)[there].view(f"u{value.itemsize}")
-        access = Access(stores, atomic, launch.program, launch.epoch, size, first, place(), value)
+        access = Access(
+            stores, atomic, launch.program, launch.epoch, size, first, place(), value, orders
+        )  # fmt: skip
         launch.accesses.append(access)
         if stores and self.orders:
             kind = np.dtype(f"u{size}")
@@ -242,9 +247,12 @@ def _watched(watch: Watch, plain: dict[str, Callable[..., Any]]) -> dict[str, Ca
         if not _lanes_agree(ptrs, value, mask):
             watch.lanes_meet()
 
-    def atomic_rmw(self: Any, kind: Any, ptr: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        watch.touch(ptr, mask.data, stores=True, atomic=True)
-        return plain["create_atomic_rmw"](self, kind, ptr, value, mask, *rest)
+    def atomic_rmw(
+        self: Any, kind: Any, ptr: Any, value: Any, mask: Any, sem: Any, scope: Any
+    ) -> Any:
+        orders = sem == interpreter._ir.MEM_SEMANTIC.ACQUIRE_RELEASE
+        watch.touch(ptr, mask.data, stores=True, atomic=True, orders=orders)
+        return plain["create_atomic_rmw"](self, kind, ptr, value, mask, sem, scope)
 
     def atomic_cas(self: Any, ptr: Any, *rest: Any) -> Any:
         watch.touch(ptr, np.ones(ptr.data.shape, bool), stores=True, atomic=True)
