@@ -16,7 +16,6 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.bridge.twin import write_prm_step
 from rsd_kernels.cpu import control
 from rsd_kernels.end_step import twin as end_step_twin
@@ -35,15 +34,13 @@ from rsd_kernels.sample.append_twin import append_given
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import twin as schedule_twin
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.write import twin as write_twin
 
 __all__ = [
     "DrawKey",
-    "advance",
     "append_given",
-    "bridge",
     "bridge_scratch",
     "end_slot_step",
-    "end_step",
     "fork",
     "guess",
     "replace_end",
@@ -56,7 +53,7 @@ __all__ = [
     "score_scratch",
     "truncate_kv",
     "uniform",
-    "wait_for_host",
+    "write",
     "write_prm_step",
 ]
 
@@ -86,11 +83,8 @@ def _op(
 
 guess = _op(guess_twin.guess, "guess", control.guess)
 schedule = _op(schedule_twin.schedule, "schedule", control.schedule)
-advance = _op(schedule_twin.advance, "schedule", control.advance)
 sample_append = _op(sample_twin.sample_append, "sample", control.sample_append)
-bridge = _op(bridge_twin.bridge, "bridge", control.bridge)
-wait_for_host = _op(bridge_twin.wait_for_host, "bridge")
-end_step = _op(end_step_twin.end_step, "end_step", control.end_step)
+write = _op(write_twin.write, "write", control.write)
 end_slot_step = _op(end_step_twin.end_slot_step, "end_step")
 score = _op(score_twin.score, "reward", control.score)
 retokenise = _op(retokenise_twin.retokenise, "retokenise", control.retokenise)
@@ -113,12 +107,12 @@ def rewards(hidden: Tensor, head: RewardHead) -> Tensor:
 
 
 def sample_scratch(state: SlotState, vocabulary: int, num_places: int) -> SampleScratch | None:
-    """What `sample_append` needs for `vocabulary` logits a place; None where the twin runs."""
+    """What `write` needs for `vocabulary` logits a place; None where the twin runs."""
     return SampleScratch.allocate(state, vocabulary, num_places) if runs_on(state.length) else None
 
 
 def bridge_scratch(state: SlotState) -> Tensor | None:
-    """What `bridge` needs; None where the twin runs."""
+    """What `write` and `retokenise` need for words; None where the twin runs."""
     if not runs_on(state.length):
         return None
     return import_module("rsd_kernels.bridge.kernel").bridge_scratch(state)

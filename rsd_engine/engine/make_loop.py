@@ -115,7 +115,9 @@ def _passes(
     prm, kv = models.prm.model, models.prm.kv
     forwards[Role.PRM] = partial(prm.read, kv=pages[kv], page_table=tables[kv])
     scratch, sizes = ops.score_scratch(state, prm.head), layout.tokens_per_page
-    return forwards, partial(prm.score, state=state, tokens_per_page=sizes, scratch=scratch)
+    return forwards, partial(
+        prm.score, state=state, tokens_per_page=sizes, scratch=scratch, prm_kv=kv
+    )  # fmt: skip
 
 
 def _paying_guesses(models: ModelSet, device: torch.device) -> list[int]:

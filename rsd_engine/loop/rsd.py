@@ -28,6 +28,7 @@ from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
+from rsd_kernels.write.rules import WriteRules
 
 # Sizes of passes whose views of the rows are kept: to make them takes as long as a small layer.
 KEPT_VIEWS = 64
@@ -105,7 +106,6 @@ def _pass(loop: Loop, role: Role, num_rows: int) -> Block:
         forward = partial(_forward_in_use, loop, role, narrow)
     return (
         Call(f"{role.name}.forward", forward),
-        Call(f"{role.name}.advance", partial(ops.advance, loop.state, rows, role, loop.prm_kv)),
         *(_score(loop, rows) if role == Role.PRM else _write(loop, role, rows)),
     )
 
@@ -123,23 +123,14 @@ def _forward_in_use(loop: Loop, role: Role, narrow: Callable[[int, int, int], Ro
 
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     """Samples a token of each slot. A step that ends goes to the PRM, or is kept."""
-    state, tables, logits = loop.state, loop.tables[role], loop.logits[role][: rows.num_places]
-    bridge = (
-        partial(ops.wait_for_host, state)
-        if loop.merges is None
-        else partial(ops.bridge, state, tables, loop.merges, loop.bridge_scratch)
-    )
+    logits, tables = loop.logits[role][: rows.num_places], loop.tables[role]
+    rules = WriteRules(tables, loop.merges, loop.tokens_per_page, loop.confidence, loop.guesses)
     scratch = loop.sample_scratch[logits.shape[1]]
-    measured = loop.confidence if role == Role.DRAFT else ConfidenceKind.NONE
-    sample_append = partial(
-        ops.sample_append, state, rows, logits, tables, role, scratch, measured,
-        verifies=loop.guesses,
+    write = partial(
+        ops.write, loop.state, rows, logits, role, rules, scratch, loop.bridge_scratch
     )  # fmt: skip
-    end_step = partial(ops.end_step, state, loop.tokens_per_page, loop.confidence)
     return (
-        Call(f"{role.name}.sample_append", sample_append),
-        *(() if loop.confidence else (Call(f"{role.name}.bridge", bridge),)),
-        Call(f"{role.name}.end_step", end_step),
+        Call(f"{role.name}.write", write),
         *(_retokenise(loop, role) if role == Role.TARGET or loop.confidence else ()),
     )
 

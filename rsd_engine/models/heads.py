@@ -10,6 +10,7 @@ from rsd_engine.models.decoder import Decoder
 from rsd_kernels import ops
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.reward.heads import RewardHead
+from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 
@@ -108,7 +109,8 @@ class RewardModel(Model):
         state: SlotState,
         tokens_per_page: tuple[int, int, int],
         scratch: Tensor,  # from `ops.score_scratch`
+        prm_kv: Role = Role.PRM,
     ) -> None:
         """Scores each step that the pass read to its end, and accepts or rejects it."""
         hidden = self.hidden[: batch.num_rows]
-        ops.score(state, batch, hidden, self.head, tokens_per_page, scratch)
+        ops.score(state, batch, hidden, self.head, tokens_per_page, scratch, prm_kv)

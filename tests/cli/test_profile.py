@@ -22,9 +22,9 @@ def test_ops_by_role_and_their_roofline() -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
     ops, roles = found["ops"], found["roles"]
-    assert {"schedule", "DRAFT.forward", "TARGET.end_step", "PRM.score"} <= ops.keys()
+    assert {"schedule", "DRAFT.forward", "TARGET.write", "PRM.score"} <= ops.keys()
     passes = roles["DRAFT"]["passes"]
-    assert ops["DRAFT.forward"]["calls"] == ops["DRAFT.sample_append"]["calls"] == passes
+    assert ops["DRAFT.forward"]["calls"] == ops["DRAFT.write"]["calls"] == passes
     passes = sum(role["passes"] for role in roles.values())
     assert ops["schedule"]["calls"] >= passes
     assert 0 < sum(op["seconds"] for op in ops.values()) <= found["seconds"]

@@ -23,12 +23,12 @@ SCORE = "the last op of the PRM"
 # Rows of the table: the op that leaves the cursors so, and how often it ran before.
 MOMENTS = {
     "step 1 kept": (SCORE, 0),
-    "the draft's step ended": ("DRAFT.end_step", 27),  # 13 tokens, then 15
+    "the draft's step ended": ("DRAFT.write", 27),  # 13 tokens, then 15
     "`schedule` of the PRM's pass": ("PRM.forward", 1),
     "`score`: rejected, rolled back": (SCORE, 1),
-    "the target's first pass": ("TARGET.end_step", 0),
-    "the target's step ended, kept": ("TARGET.end_step", 14),
-    "the draft's next pass": ("DRAFT.end_step", 28),
+    "the target's first pass": ("TARGET.write", 0),
+    "the target's step ended, kept": ("TARGET.write", 14),
+    "the draft's next pass": ("DRAFT.write", 28),
 }
 # Named in the table of ops and no column of the state.
 OTHERS = {"RowBatch", "logits"}
@@ -86,7 +86,7 @@ def test_one_round_in_numbers() -> None:
 
 
 def test_ops_and_columns_are_those_of_the_code() -> None:
-    rows = ALGORITHM.table_after("        bridge")
+    rows = ALGORITHM.table_after("            write")
     names = {field.name for kind in (SlotState, RowBatch) for field in fields(kind)}
     for op, reads, writes in rows:
         told = set(re.findall(r"`(\w+)`", reads + writes))
@@ -95,5 +95,5 @@ def test_ops_and_columns_are_those_of_the_code() -> None:
     with Engine(target=target, device="cpu", max_num_seqs=1, max_guesses=1) as engine:
         program = build_program(engine.parts.core.loop)
     written = {call.name.rpartition(".")[2] for call in calls(program)}
-    assert {row[0].strip("`") for row in rows} == {*written, "score", "retokenise"}
+    assert {row[0].split("`")[1] for row in rows} == {*written, "score", "retokenise"}
     assert hasattr(ops, "score") and hasattr(ops, "retokenise")

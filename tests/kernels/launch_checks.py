@@ -28,8 +28,8 @@ STREAM = 0x5EED0
 # pointers in a tensor.
 FORWARD = ("embed", "qkv_projection", "paged_attention", "linear (down), early")
 LOOP_OPS = (
-    "schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "sample_append_1", "guess",
-    "sample_append_verifying_2", "fork_0",
+    "schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "write_1", "guess",
+    "write_verifying_2", "fork_0",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -137,7 +138,7 @@ def program(prm: str, max_guesses: int = 0) -> list[Call]:
         del forwards[Role.PRM]
     score = partial(
         scorer.score, state=state, tokens_per_page=tokens_per_page,
-        scratch=ops.score_scratch(state, scorer.head),
+        scratch=ops.score_scratch(state, scorer.head), prm_kv=prm_kv,
     )  # fmt: skip
     byte, long = torch.uint8, torch.int64
     tables = StepTables(
@@ -194,7 +195,7 @@ def test_every_op_reaches_the_device_and_allocates_nothing(
 
 def test_launches_of_a_decode_pass(work: Work) -> None:
     """What a token of the draft costs in launches: six a layer, and none by cuBLAS."""
-    forward, *tail = [op for op in program("skywork-prm-1.5b") if op.name.startswith("DRAFT")][:5]
+    forward = next(op for op in program("skywork-prm-1.5b") if op.name == "DRAFT.forward")
     work.launches.clear()
     forward.fn()
     assert kernels(work) == {
@@ -206,13 +207,37 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
         "_rms_norm_kernel": 1,
     }
     assert not work.products
-    work.launches.clear()
-    for op in tail:
-        op.fn()
-    assert [op.name.split(".")[1] for op in tail] == [
-        "advance", "sample_append", "bridge", "end_step"
-    ]  # fmt: skip
-    assert sum(kernels(work).values()) == 7
+
+
+# Of the loop's own ops, in ticks that read one row. The table of `docs/kernels.md`.
+TICKS = {
+    "DRAFT": ["schedule_kernel", "adjust_kernel", "draw_kernel"],
+    "TARGET": ["schedule_kernel", "adjust_kernel", "draw_kernel", "retokenise_kernel"],
+    "PRM": ["schedule_kernel", "SCORE", "retokenise_kernel"],
+}
+SCORES = {
+    "skywork-prm-1.5b": ["score_value_kernel"],
+    "qwen2.5-math-prm-7b": ["_inner_kernel", "score_classes_kernel"],
+    "qwen2.5-math-prm-7b/actprm": ["_heads_kernel", "score_ensemble_kernel"],
+    "judge": ["score_valued_kernel"],
+}
+
+
+@pytest.mark.parametrize("prm", SCORES)
+def test_launches_of_a_tick(prm: str, work: Work) -> None:
+    """Besides these the graph of a device loop has one, which arms its conditional nodes."""
+    schedule, *ops = program(prm)
+    for role, wanted in TICKS.items():
+        ran: dict[str, Call] = {}
+        for op in ops:  # the first body of a role is that of one row
+            if op.name.startswith(f"{role}."):
+                ran.setdefault(op.name, op)
+        work.launches.clear()
+        for op in (schedule, *ran.values()):
+            if not op.name.endswith(".forward"):
+                op.fn()
+        names = (SCORES[prm] if name == "SCORE" else [name] for name in wanted)
+        assert [launch.kernel.__name__ for launch in work.launches] == [*chain(*names)]
 
 
 def test_what_guesses_add(work: Work) -> None:
@@ -227,10 +252,10 @@ def test_what_guesses_add(work: Work) -> None:
         return kernels(work)
 
     assert launched(guessing, "guess") == {"guess_kernel": 1}
-    for name in ("schedule", "TARGET.forward", "TARGET.end_step"):
+    for name in ("schedule", "TARGET.forward", "TARGET.retokenise"):
         assert launched(guessing, name) == launched(plain, name)
-    appends = launched(guessing, "TARGET.sample_append")
-    assert appends - launched(plain, "TARGET.sample_append") == {"append_kernel": 1}
+    writes = launched(guessing, "TARGET.write")
+    assert writes - launched(plain, "TARGET.write") == {"append_kernel": 1}
     *_, wide = (op for op in guessing if op.name == "TARGET.forward")
     wide.fn()
     assert work.products[-1] == (SLOTS + 48, NUM_IDS)

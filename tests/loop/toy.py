@@ -221,7 +221,7 @@ def toy_core(
             rewards[s] = reward_of(row) if bool(batch.seq_complete[s]) else torch.nan
 
     def score(batch: RowBatch) -> None:
-        loop_twin.decide(state, batch, rewards, tokens_per_page)
+        loop_twin.decide(state, batch, rewards, tokens_per_page, prm_kv)
 
     forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
     if not confidence:

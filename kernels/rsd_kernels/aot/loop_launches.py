@@ -5,6 +5,8 @@ Nothing is launched: the tensors are on device "meta" and have no memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from rsd_kernels.bridge import kernel as bridge
@@ -18,7 +20,6 @@ from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, TwoClassHead, ValueHead
 from rsd_kernels.rollback import kernel as rollback
-from rsd_kernels.sample import kernel as sample_append
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.schedule.rules import BatchingRule
@@ -26,6 +27,8 @@ from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
+from rsd_kernels.write import kernel as write
+from rsd_kernels.write.rules import WriteRules
 
 _META = torch.device("meta")
 _TOKENS_PER_PAGE = (32, 16, 32)  # Qwen2.5 1.5B, 7B, 1.5B
@@ -62,10 +65,9 @@ def loop_launches(num_slots: int = 16) -> dict[str, Launch]:
             state, guessing, tokens_per_page, BatchingRule.MOST_READY
         ),
         "guess": guess.guess_launch(state),
-        "advance": schedule.advance_launch(state, batch, Role.DRAFT),
-        "end_step": end_step.end_step_launch(state, tokens_per_page),
-        "end_step_by_confidence": end_step.end_step_launch(
-            state, tokens_per_page, confidence=ConfidenceKind.LOGPROB
+        "end_slot_step": end_step.end_slot_step_launch(state, 0, tokens_per_page),
+        "end_slot_step_by_confidence": end_step.end_slot_step_launch(
+            state, 0, tokens_per_page, ConfidenceKind.LOGPROB
         ),
         "truncate_kv": rollback.truncate_slot_launch(state, 0, (0, 0, 0), tokens_per_page),
         "rollback": rollback.rollback_launch(
@@ -84,45 +86,35 @@ def _fork_launches(state: SlotState) -> list[Launch]:
 
 
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
-    """Sampling, append and bridge, over a vocabulary of Qwen2.5's size."""
+    """What follows the forwards of writers, over a vocabulary of Qwen2.5's size."""
     tables, merges = _step_tables(), _merge_tables()
-    logits = torch.empty(state.num_slots, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = SampleScratch.allocate(state, _VOCABULARY, state.num_slots)
-    sampling = sample_append.sample_append_launches(
-        state, batch, logits, tables, Role.DRAFT, scratch
-    )
-    measuring = {
-        kind: sample_append.sample_append_launches(
-            state, batch, logits, tables, Role.DRAFT, scratch, kind
-        )
-        for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
+    words = bridge.bridge_scratch(state)
+    plain = WriteRules(tables, merges, _TOKENS_PER_PAGE)
+    writes = {"": plain, "_by_host": replace(plain, merges=None)}
+    for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY):
+        writes[f"_{kind.name.lower()}"] = replace(plain, confidence=kind)
+    found = {
+        f"write{name}_{i}": launch
+        for name, rules in writes.items()
+        for i, launch in enumerate(_write_launches(state, batch, rules, Role.DRAFT))
     }
-    verifying = _verifying_launches(state, tables)
+    places = RowBatch.allocate(_MAX_ROWS, state.num_slots, _META, state.num_slots + _MAX_GUESSES)
+    verifying = _write_launches(state, places, replace(plain, verifies=True), Role.TARGET)
     return {
-        **{f"sample_append_verifying_{i}": verifying[i] for i in (1, 2)},
-        **{
-            f"sample_append_{kind.name.lower()}_{i}": launch
-            for kind, launches in measuring.items()
-            for i, launch in enumerate(launches)
-        },
-        **{f"sample_append_{i}": launch for i, launch in enumerate(sampling)},
-        "bridge": bridge.bridge_launch(state, tables, merges, bridge.bridge_scratch(state)),
-        "wait_for_host": bridge.wait_for_host_launch(state),
-        "retokenise": retokenise.retokenise_launch(
-            state, tables, merges, bridge.bridge_scratch(state)
-        ),
+        **found,
+        **{f"write_verifying_{i}": verifying[i] for i in (1, 2)},
+        "retokenise": retokenise.retokenise_launch(state, tables, merges, words),
         "wait_with_ends": retokenise.wait_with_ends_launch(state),
     }
 
 
-def _verifying_launches(state: SlotState, tables: StepTables) -> list[Launch]:
-    """Sampling where a slot may have guesses."""
-    places = state.num_slots + _MAX_GUESSES
-    batch = RowBatch.allocate(_MAX_ROWS, state.num_slots, _META, places)
-    logits = torch.empty(places, _VOCABULARY, dtype=torch.float32, device=_META)
-    scratch = SampleScratch.allocate(state, _VOCABULARY, places)
-    return sample_append.sample_append_launches(
-        state, batch, logits, tables, Role.TARGET, scratch, verifies=True
+def _write_launches(
+    state: SlotState, batch: RowBatch, rules: WriteRules, role: Role
+) -> list[Launch]:
+    logits = torch.empty(batch.num_places, _VOCABULARY, dtype=torch.float32, device=_META)
+    scratch = SampleScratch.allocate(state, _VOCABULARY, batch.num_places)
+    return write.write_launches(
+        state, batch, logits, role, rules, scratch, bridge.bridge_scratch(state)
     )
 
 

@@ -1,4 +1,4 @@
-"""Write a finished step into the PRM's context: one program a slot.
+"""Write a finished step into the PRM's context: a device function, for one slot.
 
 Tokens inside the delimiter are dropped; the token that it begins in is replaced by its prefix, and
 the last word is merged again (lowest rank first, then leftmost). Then ids are mapped to the PRM's
@@ -16,11 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.bridge.merge import gather_word, merge_word, word_start
-from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of_2
-from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Finish, Mode, Phase
 from rsd_kernels.state.slots import SlotState
-from rsd_kernels.state.tables import BY_TEXT, MAX_WORD_BYTES, MergeTables, StepTables
+from rsd_kernels.state.tables import BY_TEXT, MAX_WORD_BYTES
 
 _MODE_RSD = tl.constexpr(int(Mode.RSD))
 _STOP_TOKEN = tl.constexpr(int(Finish.STOP_TOKEN))
@@ -31,7 +29,7 @@ _BY_TEXT = tl.constexpr(BY_TEXT)
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 SCRATCH_WIDTH = 2 * MAX_WORD_BYTES  # ids: pieces before the word, then the word
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
-_CHUNK = 128  # ids looked at in a turn
+CHUNK = 128  # ids looked at in a turn
 
 
 @triton.jit
@@ -131,10 +129,15 @@ def _write_step(
 
 
 @triton.jit
-def bridge_kernel(
-    state: tl.tuple, tables: tl.tuple, merges: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
+def bridge_slot(
+    state: tl.tuple,
+    tables: tl.tuple,
+    merges: tl.tuple,
+    scratch: tl.tensor,  # of `bridge_scratch`
+    slot: tl.tensor,
+    CHUNK: tl.constexpr,
 ) -> None:
-    slot = tl.program_id(0)
+    """Extends the PRM's context of one slot by its step, if that has ended."""
     finish = tl.load(state.finish + slot)
     wanted = tl.load(state.ended + slot) != 0
     wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD) & (finish != _ERROR)
@@ -182,61 +185,14 @@ def bridge_kernel(
 
 
 @triton.jit
-def wait_for_host_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
-    b_slot = tl.arange(0, BLOCK_S)
-    m_slot = b_slot < state.num_slots
-    b_ended = tl.load(state.ended + b_slot, mask=m_slot, other=0)
-    b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
-    b_finish = tl.load(state.finish + b_slot, mask=m_slot, other=0)
-    m_wait = m_slot & (b_ended != 0) & (b_mode == _MODE_RSD) & (b_finish != _ERROR)
-    tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_wait)
+def wait_for_host(state: tl.tuple, slot: tl.tensor) -> None:
+    """In place of `bridge_slot` where the host brings steps to the PRM, through text."""
+    waits = (tl.load(state.ended + slot) != 0) & (tl.load(state.mode + slot) == _MODE_RSD)
+    waits = waits & (tl.load(state.finish + slot) != _ERROR)
+    tl.store(state.phase + slot, _WAIT_HOST, mask=waits)
 
 
 def bridge_scratch(state: SlotState) -> Tensor:
     """[B, SCRATCH_WIDTH] int32: room for the last word of each slot's step."""
     size = (state.num_slots, SCRATCH_WIDTH)
     return torch.empty(size, dtype=torch.int32, device=state.tokens.device)
-
-
-def bridge(
-    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
-) -> None:
-    """Extends `prm_tokens` by the step that ended in each RSD slot; see the twin.
-
-    scratch: of `bridge_scratch`; allocated if it is not given.
-
-    Raises:
-        ValueError: an argument has an unsupported shape, dtype, stride or device.
-    """
-    check_state(state)
-    check_tables(state, tables, merges)
-    if scratch is None:
-        scratch = bridge_scratch(state)
-    check_shape("scratch", scratch, (state.num_slots, SCRATCH_WIDTH))
-    check_devices(length=state.length, scratch=scratch)
-    bridge_launch(state, tables, merges, scratch).run()
-
-
-def bridge_launch(
-    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor
-) -> Launch:
-    args = {
-        "state": state_args(state), "tables": table_args(tables), "merges": merge_args(merges),
-        "scratch": scratch, "CHUNK": _CHUNK,
-    }  # fmt: skip
-    return Launch(bridge_kernel, (state.num_slots,), args, num_warps=1)
-
-
-def wait_for_host(state: SlotState) -> None:
-    """Runs in place of `bridge` when the tokenizers differ: the host then bridges through text.
-
-    Raises:
-        ValueError: the state is not contiguous or not on one device that runs Triton.
-    """
-    check_state(state)
-    wait_for_host_launch(state).run()
-
-
-def wait_for_host_launch(state: SlotState) -> Launch:
-    args = {"state": state_args(state), "BLOCK_S": next_power_of_2(max(state.num_slots, 2))}
-    return Launch(wait_for_host_kernel, (1,), args, num_warps=1)

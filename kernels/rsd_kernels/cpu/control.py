@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd_kernels.bridge.twin import wait_for_host
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.library import Library
 from rsd_kernels.end_step import twin as end_step_twin
@@ -31,6 +32,7 @@ from rsd_kernels.state.enums import NOT_FINITE, ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
+from rsd_kernels.write.rules import WriteRules
 
 Addresses = Any  # of the columns of one dataclass, an array as csrc/cpu/control/columns.h has it
 
@@ -101,6 +103,25 @@ def _sample_left(state: SlotState, batch: RowBatch, logits: Tensor, role: int) -
         write_at(batch.place_token, p, token)
 
 
+def write(
+    state: SlotState,
+    batch: RowBatch,
+    logits: Tensor,  # [M, V] float32, only ids that may be sampled; overwritten
+    role: Role,
+    rules: WriteRules,
+    scratch: SampleScratch | None = None,
+    words: Tensor | None = None,
+) -> None:
+    """See `write.twin`."""
+    advance(state, batch, role)
+    sample_append(state, batch, logits, rules.tables, role, confidence=rules.measured(role))
+    if not rules.confidence and rules.merges is None:
+        wait_for_host(state)
+    elif not rules.confidence and rules.merges is not None:
+        bridge(state, rules.tables, rules.merges)
+    end_step(state, rules.tokens_per_page, rules.confidence)
+
+
 def bridge(
     state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor | None = None
 ) -> None:
@@ -136,10 +157,11 @@ def score(
     head: RewardHead,
     tokens_per_page: tuple[int, int, int],
     scratch: Tensor | None = None,
+    prm_kv: Role = Role.PRM,
 ) -> None:
     """See `reward.loop_twin`."""
     row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
-    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)
+    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page, prm_kv)
 
 
 def decide(
@@ -147,8 +169,10 @@ def decide(
     batch: RowBatch,
     rewards: Tensor,  # [S] float32
     tokens_per_page: tuple[int, int, int],
+    prm_kv: Role = Role.PRM,
 ) -> None:
     """See `reward.loop_twin`."""
+    advance(state, batch, Role.PRM, prm_kv)
     given, sizes = rewards.float(), _pages(tokens_per_page)  # float64 of a float64 model
     _library().decide(_slots(state), _rows(batch), given.data_ptr(), sizes)
 

@@ -1,4 +1,4 @@
-"""What becomes of an ended step, for every slot in one launch: to the PRM, kept or dropped.
+"""What becomes of an ended step: it goes to the PRM, is kept or dropped. Device functions.
 
 A candidate goes to the PRM whoever wrote it, and then waits for its group.
 
@@ -11,8 +11,8 @@ drop:   the output ends without the step; pages of an output that ends stay unti
         them
 part:   told = length; the step goes on, and nothing else changes
 
-Twin: `rsd_kernels.end_step.twin`. A launch has one program, so the order of log records and of
-freed pages is that of the lanes: slots here, the sequences of the pass in `reward.kernel`.
+Twin: `rsd_kernels.end_step.twin`. One program deals with all slots, so the order of log records and
+of freed pages is that of the lanes: slots in `write`, the sequences of the pass in `score`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from rsd_kernels.end_step.decision import NAN_BITS, decide, wait_for_group
-from rsd_kernels.launch import Launch, interpreting, next_power_of_2
+from rsd_kernels.launch import Launch
 from rsd_kernels.rollback.kernel import truncate_lanes
 from rsd_kernels.state.args import check_state, page_sizes, state_args, warps_for
 from rsd_kernels.state.enums import (
@@ -38,7 +38,6 @@ from rsd_kernels.state.enums import (
 )
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.step_log.kernel import publish
-from rsd_kernels.tick_clock.kernel import end_tick
 
 KEPT = tl.constexpr(int(RecordKind.KEPT))
 REJECTED = tl.constexpr(int(RecordKind.REJECTED))
@@ -78,25 +77,8 @@ def transition(
 ) -> None:
     """Logs the step of every lane in `m_lane` and puts its slot into the next phase.
 
-    A part is logged only. In most ticks nothing is decided, and nothing is read or written.
+    A part is logged only.
     """
-    if tl.max(tl.where(m_lane, 1, 0)) != 0:
-        _transition(
-            state, b_slot, m_lane, b_kind, b_source, b_reward_bits, tokens_per_page, CHUNK
-        )  # fmt: skip
-
-
-@triton.jit
-def _transition(
-    state: tl.tuple,
-    b_slot: tl.tensor,
-    m_lane: tl.tensor,
-    b_kind: tl.tensor,
-    b_source: tl.tensor,
-    b_reward_bits: tl.tensor,
-    tokens_per_page: tl.tuple,
-    CHUNK: tl.constexpr,
-) -> None:
     b_first = tl.load(state.committed + b_slot, mask=m_lane, other=0)
     b_last = tl.load(state.length + b_slot, mask=m_lane, other=0)
     b_prm_first = tl.load(state.prm_committed + b_slot, mask=m_lane, other=0)
@@ -172,20 +154,19 @@ def _streams(
 
 
 @triton.jit
-def end_step_kernel(
+def end_steps(
     state: tl.tuple,
+    b_slot: tl.tensor,  # [lanes] int32, a slot at most once
+    m_lane: tl.tensor,  # [lanes]
     tokens_per_page: tl.tuple,
-    first: tl.tensor,
-    count: tl.tensor,
     ONLY_ENDED: tl.constexpr,
     CONFIDENCE: tl.constexpr,
-    BLOCK_S: tl.constexpr,
     CHUNK: tl.constexpr,
-    CLOCK: tl.constexpr,
 ) -> None:
-    """Slots first to first + count - 1, in order."""
-    b_slot = first + tl.arange(0, BLOCK_S)
-    m_lane = b_slot < first + count
+    """Deals with the step of every lane in `m_lane`; of those whose step has ended, if ONLY_ENDED.
+
+    Then steps that go on are told where the request streams them.
+    """
     b_phase = tl.load(state.phase + b_slot, mask=m_lane, other=0)
     m_part = m_lane & (b_slot < 0)
     if ONLY_ENDED:
@@ -221,29 +202,21 @@ def end_step_kernel(
         wait_for_group(state, b_slot, b_group, m_candidate)
         b_kind = tl.where(m_score & ~m_accept, REJECTED, b_kind)
         b_bits = tl.where(m_score, b_scored, b_bits)
-    m_lane = m_lane & ~m_candidate
-    transition(
-        state, b_slot, m_lane | m_part, b_kind, b_source, b_bits, tokens_per_page, CHUNK,
-    )  # fmt: skip
-    if ONLY_ENDED:
-        end_tick(state, CLOCK)
+    m_lane = (m_lane & ~m_candidate) | m_part
+    if tl.max(tl.where(m_lane, 1, 0)) != 0:  # in most ticks nothing is decided
+        transition(state, b_slot, m_lane, b_kind, b_source, b_bits, tokens_per_page, CHUNK)
 
 
-def end_step(
-    state: SlotState,
-    tokens_per_page: Sequence[int],
-    confidence: ConfidenceKind = ConfidenceKind.NONE,
+@triton.jit(do_not_specialize=["slot"])
+def end_slot_step_kernel(
+    state: tl.tuple,
+    tokens_per_page: tl.tuple,
+    slot: tl.tensor,
+    CONFIDENCE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ) -> None:
-    """After a writer's pass: an ended draft step goes to the PRM, any other is kept unscored.
-
-    A candidate goes there too, whoever wrote it, and then waits for its group.
-    confidence: by which a step is decided at once, in place of a PRM.
-
-    Raises:
-        ValueError: the state is not contiguous or not on one device that runs Triton.
-    """
-    check_state(state)
-    end_step_launch(state, tokens_per_page, confidence=confidence).run()
+    b_lane = tl.arange(0, 2)
+    end_steps(state, b_lane + slot, b_lane < 1, tokens_per_page, False, CONFIDENCE, CHUNK)
 
 
 def end_slot_step(
@@ -252,7 +225,7 @@ def end_slot_step(
     tokens_per_page: Sequence[int],
     confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> None:
-    """The same for one slot whose step the host has brought to the PRM's context, or has scored.
+    """Of a slot whose step the host has brought to the PRM's context, or has scored: see the twin.
 
     Raises:
         ValueError: `slot` is not a slot, or the state is not one the kernel can take.
@@ -260,26 +233,20 @@ def end_slot_step(
     if not 0 <= slot < state.num_slots:
         raise ValueError(f"slot is {slot}; it must be 0 to {state.num_slots - 1}")
     check_state(state)
-    end_step_launch(state, tokens_per_page, slot, confidence).run()
+    end_slot_step_launch(state, slot, tokens_per_page, confidence).run()
 
 
-def end_step_launch(
+def end_slot_step_launch(
     state: SlotState,
+    slot: int,
     tokens_per_page: Sequence[int],
-    slot: int | None = None,
     confidence: ConfidenceKind = ConfidenceKind.NONE,
 ) -> Launch:
-    """Over every slot whose step ended, or over `slot` alone."""
-    count = state.num_slots if slot is None else 1
     args = {
         "state": state_args(state),
         "tokens_per_page": page_sizes(tokens_per_page),
-        "first": slot or 0,
-        "count": count,
-        "ONLY_ENDED": slot is None,
+        "slot": slot,
         "CONFIDENCE": int(confidence),
-        "BLOCK_S": max(next_power_of_2(count), 2),
         "CHUNK": STEP_CHUNK,
-        "CLOCK": not interpreting(),
     }
-    return Launch(end_step_kernel, (1,), args, num_warps=warps_for(count))
+    return Launch(end_slot_step_kernel, (1,), args, num_warps=warps_for(1))

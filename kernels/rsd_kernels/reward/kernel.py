@@ -28,10 +28,14 @@ from rsd_kernels.reward.scores import (
     value_rewards,
 )
 from rsd_kernels.reward.valued import CLASSES_WARPS, LEAST_LANES, valued_args, valued_rewards
+from rsd_kernels.schedule.advance import advance
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
+from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import end_tick
+
+PRM = tl.constexpr(int(Role.PRM))
 
 
 @triton.jit
@@ -40,13 +44,11 @@ def _complete_lanes(
 ) -> tuple[tl.tensor, ...]:
     """A lane for each sequence of the pass, its slot, and whether its last pending row was read."""
     b_lane = tl.arange(0, BLOCK_S)
-    m_lane = (b_lane < batch.max_seqs) & (b_lane < tl.load(state.num_seqs))
+    m_lane = b_lane < batch.max_seqs
     b_slot = tl.load(batch.seq_slot + b_lane, mask=m_lane, other=0)
-    return (
-        b_lane,
-        b_slot,
-        m_lane & (tl.load(batch.seq_complete + b_lane, mask=m_lane, other=0) != 0),
-    )
+    b_complete = tl.load(batch.seq_complete + b_lane, mask=m_lane, other=0)
+    m_lane = m_lane & (b_lane < tl.load(state.num_seqs))
+    return b_lane, b_slot, m_lane & (b_complete != 0)
 
 
 @triton.jit
@@ -71,11 +73,12 @@ def _decide(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["prm_kv"])
 def score_value_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
+    prm_kv: tl.tensor,
     hidden: tl.tensor,
     norm_weight: tl.tensor,
     weight: tl.tensor,
@@ -107,15 +110,17 @@ def score_value_kernel(
         BLOCK_S,
         BLOCK_H,
     )
+    advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["prm_kv"])
 def score_valued_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
+    prm_kv: tl.tensor,
     hidden: tl.tensor,
     stride_row: tl.tensor,
     norm_weight: tl.tensor,
@@ -138,15 +143,17 @@ def score_valued_kernel(
         hidden, stride_row, o_row, m_lane, norm_weight, weight, bias, values, eps, num_classes,
         WIDTH, GREEDY, BLOCK_S, BLOCK_C, BLOCK_H,
     )  # fmt: skip
+    advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["prm_kv"])
 def score_classes_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
+    prm_kv: tl.tensor,
     scratch: tl.tensor,
     classes_bias: tl.tensor,
     num_blocks: tl.tensor,
@@ -156,15 +163,17 @@ def score_classes_kernel(
 ) -> None:
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
+    advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["prm_kv"])
 def score_ensemble_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
+    prm_kv: tl.tensor,
     scratch: tl.tensor,
     num_heads: tl.tensor,
     BLOCK_S: tl.constexpr,
@@ -173,6 +182,7 @@ def score_ensemble_kernel(
 ) -> None:
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = mean_rewards(scratch, b_lane, m_lane, batch.max_seqs, num_heads)
+    advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
     end_tick(state, CLOCK)
 
@@ -184,8 +194,9 @@ def score(
     head: RewardHead,
     tokens_per_page: Sequence[int],
     scratch: Tensor | None = None,  # `scratch_shape(head, batch.num_seqs)`; None: allocated
+    prm_kv: Role = Role.PRM,  # whose K/V the pass has used
 ) -> None:
-    """Scores the last row of each complete sequence and accepts or rejects its step.
+    """Counts what was read; accepts or rejects each step by the reward of its last row.
 
     A sequence is complete when the pass read its last pending row.
 
@@ -196,7 +207,7 @@ def score(
     check_hidden(hidden, batch.num_rows)
     check_head(head, hidden)
     scratch = check_scratch(scratch, scratch_shape(head, batch.num_seqs), hidden.device)
-    for launch in score_launches(state, batch, hidden, head, tokens_per_page, scratch):
+    for launch in score_launches(state, batch, hidden, head, tokens_per_page, scratch, prm_kv):
         launch.run()
 
 
@@ -207,13 +218,14 @@ def score_launches(
     head: RewardHead,
     tokens_per_page: Sequence[int],
     scratch: Tensor,
+    prm_kv: Role = Role.PRM,
 ) -> list[Launch]:
     """One for heads of one layer, two for the others."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),
         "tokens_per_page": page_sizes(tokens_per_page), "BLOCK_S": lanes, "CHUNK": STEP_CHUNK,
-        "CLOCK": not interpreting(),
+        "CLOCK": not interpreting(), "prm_kv": int(prm_kv),
     }  # fmt: skip
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)

@@ -7,7 +7,9 @@ from torch import Tensor
 from rsd_kernels.end_step.twin import decide_step
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.reward.twin import rewards
+from rsd_kernels.schedule.twin import advance
 from rsd_kernels.state.columns import host, number
+from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.twin import end_tick
@@ -20,13 +22,15 @@ def score(
     head: RewardHead,
     tokens_per_page: tuple[int, int, int],
     scratch: Tensor | None = None,
+    prm_kv: Role = Role.PRM,
 ) -> None:
-    """Scores the last row of each complete sequence and accepts or rejects its step.
+    """Counts what was read; accepts or rejects each step by the reward of its last row.
 
     A sequence is complete when the pass read its last pending row. scratch: the kernel's alone.
+    prm_kv: whose K/V the pass has used.
     """
     row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
-    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page)
+    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page, prm_kv)
 
 
 def decide(
@@ -34,8 +38,10 @@ def decide(
     batch: RowBatch,
     rewards: Tensor,  # [S] float32
     tokens_per_page: tuple[int, int, int],
+    prm_kv: Role = Role.PRM,
 ) -> None:
-    """Accepts each complete sequence's step with probability w(reward), else rejects it."""
+    """The same with these rewards: accepts a step with probability w(reward), else rejects it."""
+    advance(state, batch, Role.PRM, prm_kv)
     n = number(state.num_seqs)
     complete, scored = host(batch.seq_complete)[:n].tolist(), rewards[:n].tolist()
     for s, b in enumerate(host(batch.seq_slot)[:n].tolist()):

@@ -15,6 +15,7 @@ import triton.language as tl
 from rsd_kernels.arrival import last_to_arrive
 from rsd_kernels.sample.forbid import add_biases, forbid_bad_words, forbid_stops
 from rsd_kernels.sample.penalties import penalise_context, penalise_output
+from rsd_kernels.schedule.advance import advance
 from rsd_kernels.state.enums import MAX_LOGPROBS, NOT_FINITE
 
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
@@ -23,10 +24,10 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def slot_of_place(batch: tl.tuple, i_place: tl.tensor) -> tl.tensor:
+def slot_of_place(state: tl.tuple, batch: tl.tuple, i_place: tl.tensor) -> tl.tensor:
     """Slot of a place; -1 if there is no such place. Neither load waits for the other."""
-    row_end, slot = tl.load(batch.place_row_end + i_place), tl.load(batch.place_slot + i_place)
-    return tl.where(row_end > 0, slot, -1)
+    there = i_place < tl.load(state.num_places)
+    return tl.where(there, tl.load(batch.place_slot + i_place), -1)
 
 
 @triton.jit
@@ -201,7 +202,7 @@ def _adjust(
     return draws
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_logits", "vocabulary", "role"])
 def adjust_kernel(
     state: tl.tuple,
     batch: tl.tuple,
@@ -209,14 +210,18 @@ def adjust_kernel(
     logits: tl.tensor,
     stride_logits: tl.tensor,
     vocabulary: tl.tensor,
+    role: tl.tensor,
     CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
     ADJUST_BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
+    TICK: tl.constexpr,  # whether this is a tick of the loop: then what was read is counted
+    BLOCK_S: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     """A program for each place and block."""
     i_place, i_block = tl.program_id(0), tl.program_id(1)
-    slot = slot_of_place(batch, i_place)
+    slot = slot_of_place(state, batch, i_place)
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits
         _block_stats(scratch, p_logits, i_place, i_block, vocabulary, BLOCK)
@@ -226,3 +231,6 @@ def adjust_kernel(
                 ADJUST_BLOCK, BLOCKS,
             )  # fmt: skip
             tl.store(scratch.place_draws + i_place, draws)
+    if TICK:  # noqa: SIM102 - decided when this is compiled
+        if (i_place == 0) & (i_block == 0):
+            advance(state, batch, role, role, BLOCK_S, CLOCK)

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from rsd_kernels.guess.kernel import add_guess, settle_guesses
 from rsd_kernels.launch import next_power_of_2
+from rsd_kernels.sample.ends import end_tick_of_writer, pass_on_step
 from rsd_kernels.state.enums import (
     MAX_DELIMITER_STATES,
     MAX_LOGPROBS,
@@ -221,22 +222,34 @@ def _append_drawn(
         settle_guesses(state, slot, position, made, kept, wrong, goes_on)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vocabulary", "role"])
 def append_kernel(
     state: tl.tuple,
     batch: tl.tuple,
     tables: tl.tuple,
+    merges: tl.tuple,
+    words: tl.tensor,
+    tokens_per_page: tl.tuple,
+    arrived: tl.tensor,
     role: tl.tensor,
     vocabulary: tl.tensor,
+    ENDS: tl.constexpr,  # whether this is the last launch of a tick of the loop
+    DECIDES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     """One program a sequence, where it may have several places."""
     i_seq = tl.program_id(0)
-    there = i_seq < tl.minimum(batch.max_seqs, tl.load(state.num_seqs))
-    place = tl.load(batch.seq_place + i_seq, mask=there, other=0)
-    count = tl.load(batch.seq_place + i_seq + 1, mask=there, other=0) - place
-    if count > 0:
-        slot = tl.load(batch.seq_slot + i_seq)
+    place, slot = tl.load(batch.seq_place + i_seq), tl.load(batch.seq_slot + i_seq)
+    count = tl.load(batch.seq_place + i_seq + 1) - place
+    if (i_seq < tl.load(state.num_seqs)) & (count > 0):
         if tl.load(state.phase + slot) == _GUESS:
             add_guess(state, slot, tl.load(batch.place_token + place), vocabulary)
         else:
             _append_drawn(state, batch, tables, slot, place, count, role)
+            if ENDS:
+                pass_on_step(state, tables, merges, words, slot, DECIDES)
+    if ENDS:
+        end_tick_of_writer(
+            state, arrived, batch.max_seqs, tokens_per_page, DECIDES, BLOCK_S, CLOCK
+        )  # fmt: skip

@@ -24,6 +24,7 @@ from rsd_kernels.gumbel.kernel import block_noise
 from rsd_kernels.sample.adjust import largest, slot_of_place
 from rsd_kernels.sample.append import append_token
 from rsd_kernels.sample.confidence import add_confidence
+from rsd_kernels.sample.ends import end_tick_of_writer, pass_on_step
 from rsd_kernels.sample.scratch import MAX_CANDIDATES, NUM_CUTS
 from rsd_kernels.sample.search import bisect, compact, kept, noisy_largest, scaled
 from rsd_kernels.state.enums import NOT_FINITE, Phase, Purpose
@@ -225,7 +226,7 @@ def _token_logprob(
     tl.store(state.token_rank + o_token, rank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_logits", "vocabulary", "role", "purpose"])
 def draw_kernel(
     state: tl.tuple,
     batch: tl.tuple,
@@ -234,30 +235,45 @@ def draw_kernel(
     stride_logits: tl.tensor,
     vocabulary: tl.tensor,
     tables: tl.tuple,
+    merges: tl.tuple,
+    words: tl.tensor,
+    tokens_per_page: tl.tuple,
     role: tl.tensor,
     purpose: tl.tensor,
     CONFIDENCE: tl.constexpr,
     APPEND: tl.constexpr,  # whether every sequence has one place
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
+    ENDS: tl.constexpr,  # whether this is the last launch of a tick of the loop
+    DECIDES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CLOCK: tl.constexpr,
 ) -> None:
     """A program for each place and block; greedy tokens, and logits not finite, end here too."""
     i_place, i_block = tl.program_id(0), tl.program_id(1)
-    slot = slot_of_place(batch, i_place)
+    slot = slot_of_place(state, batch, i_place)
     draws = tl.load(scratch.place_draws + i_place) != 0
+    goes_on = i_block == 0
     if slot >= 0:
         p_logits = logits + i_place.to(tl.int64) * stride_logits
-        of_draw = purpose_of_draw(state, slot, purpose)
-        goes_on = i_block == 0
         if draws:
             _draw_block(
-                state, batch, scratch, p_logits, i_place, i_block, slot, of_draw, vocabulary, BLOCK
-            )
+                state, batch, scratch, p_logits, i_place, i_block, slot,
+                purpose_of_draw(state, slot, purpose), vocabulary, BLOCK,
+            )  # fmt: skip
             goes_on = last_to_arrive(scratch.arrived + i_place, scratch.num_blocks)
         if goes_on:
             _finish(
-                state, batch, scratch, tables, p_logits, i_place, slot, draws, role, of_draw,
+                state, batch, scratch, tables, p_logits, i_place, slot, draws, role, purpose,
                 vocabulary, CONFIDENCE, APPEND, BLOCK, BLOCKS,
+            )  # fmt: skip
+            if ENDS:
+                pass_on_step(state, tables, merges, words, slot, DECIDES)
+    if ENDS:  # noqa: SIM102 - decided when this is compiled
+        if goes_on:
+            end_tick_of_writer(
+                state, scratch.all_arrived, batch.max_places, tokens_per_page, DECIDES, BLOCK_S,
+                CLOCK,
             )  # fmt: skip
 
 
@@ -287,8 +303,9 @@ def _finish(
     tl.debug_barrier()
     if draws:
         token = _draw(
-            state, scratch, p_logits, i_place, slot, position, purpose, vocabulary, BLOCK, BLOCKS
-        )
+            state, scratch, p_logits, i_place, slot, position,
+            tl.where(guesses, _TARGET_TOKEN, purpose), vocabulary, BLOCK, BLOCKS,
+        )  # fmt: skip
         token = tl.where((token >= 0) & (token < vocabulary), token, _NOT_FINITE)
         tl.store(batch.place_token + i_place, token)
     if (token >= 0) & logprobs:

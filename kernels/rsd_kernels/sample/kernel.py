@@ -9,6 +9,8 @@ Twin: `rsd_kernels.sample.twin`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,13 @@ from rsd_kernels.sample.adjust import adjust_kernel
 from rsd_kernels.sample.append import append_kernel
 from rsd_kernels.sample.draw import draw_kernel
 from rsd_kernels.sample.scratch import VOCABULARY_BLOCK, SampleScratch, scratch_args
-from rsd_kernels.state.args import batch_args, check_state, check_tables, state_args, table_args
+from rsd_kernels.state.args import (
+    batch_args,
+    check_state,
+    check_tables,
+    state_args,
+    table_args,
+)
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Purpose
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
@@ -34,7 +42,13 @@ from rsd_kernels.state.tables import StepTables
 # Ids that a program looks at in a turn where it goes on alone: 16 warps hold them without spilling.
 _ADJUST_BLOCK = 2048
 _WARPS = 16
+_END_WARPS = 8  # where the last program to append deals with the ended steps of all slots
 _NOISE_BLOCK = 4  # ids whose noise comes from one random block
+# Sampling and append alone.
+_NO_TICK: dict[str, Any] = {
+    "merges": None, "words": None, "tokens_per_page": None, "DECIDES": 0, "BLOCK_S": 1,
+    "CLOCK": False,
+}  # fmt: skip
 
 
 def sample_append(
@@ -56,6 +70,20 @@ def sample_append(
         ValueError: an argument has an unsupported shape, dtype, stride or device, or
             `role` is not a role.
     """
+    check_sampling(state, batch, logits, tables, role)
+    if scratch is None:
+        scratch = SampleScratch.allocate(state, logits.shape[1], batch.num_places)
+    check_scratch(state, batch, logits, scratch)
+    for launch in sample_append_launches(
+        state, batch, logits, tables, role, scratch, confidence, verifies=verifies
+    ):
+        launch.run()
+
+
+def check_sampling(
+    state: SlotState, batch: RowBatch, logits: Tensor, tables: StepTables, role: int
+) -> None:
+    """Raises ValueError unless `sample_append` can take these."""
     check_state(state, batch)
     check_tables(state, tables)
     check_devices(length=state.length, logits=logits)
@@ -73,8 +101,12 @@ def sample_append(
         )
     if not 0 <= role < NUM_ROLES:
         raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
-    if scratch is None:
-        scratch = SampleScratch.allocate(state, logits.shape[1], batch.num_places)
+
+
+def check_scratch(
+    state: SlotState, batch: RowBatch, logits: Tensor, scratch: SampleScratch
+) -> None:
+    """Raises ValueError unless the scratch has room for what is drawn."""
     blocks, places = ceil_div(logits.shape[1], VOCABULARY_BLOCK), scratch.block_max.shape[0]
     if places < batch.num_places:
         raise ValueError(
@@ -84,10 +116,6 @@ def sample_append(
     check_shape("scratch.seen", scratch.seen, (places, state.tokens.shape[1]))
     check_shape("scratch.raw", scratch.raw, (places, logits.shape[1]))
     check_devices(length=state.length, scratch=scratch.seen)
-    for launch in sample_append_launches(
-        state, batch, logits, tables, role, scratch, confidence, verifies=verifies
-    ):
-        launch.run()
 
 
 def sample_append_launches(
@@ -100,9 +128,13 @@ def sample_append_launches(
     confidence: ConfidenceKind = ConfidenceKind.NONE,
     *,
     verifies: bool = False,
+    tick: dict[str, Any] = _NO_TICK,
 ) -> list[Launch]:
     """Penalties and greedy tokens; draws; append. Where every sequence has one place, the draw
-    appends."""
+    appends.
+
+    tick: what the rest of a writer's tick takes, if the launches do that too (`write.kernel`).
+    """
     vocabulary = logits.shape[1]
     blocks = ceil_div(vocabulary, VOCABULARY_BLOCK)
     args = {
@@ -111,10 +143,15 @@ def sample_append_launches(
         "CONFIDENCE": int(confidence), "BLOCKS": next_power_of_2(blocks),
         "BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))),
     }  # fmt: skip
-    adjust = args | {"ADJUST_BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary))}
-    draw = args | {
-        "tables": table_args(tables), "role": int(role), "APPEND": not verifies,
-        "purpose": int(Purpose.token_of(role)),
+    in_loop = tick is not _NO_TICK
+    adjust = args | {
+        "ADJUST_BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary)), "role": int(role),
+        "TICK": in_loop, "BLOCK_S": next_power_of_2(batch.num_seqs), "CLOCK": tick["CLOCK"],
+    }  # fmt: skip
+    appends = {"tables": table_args(tables), "role": int(role)}
+    draw = args | appends | (_NO_TICK if verifies else tick) | {
+        "purpose": int(Purpose.token_of(role)), "APPEND": not verifies,
+        "ENDS": in_loop and not verifies,
     }  # fmt: skip
     grid = (batch.num_places, blocks)
     launches = [
@@ -122,9 +159,10 @@ def sample_append_launches(
         Launch(draw_kernel, grid, draw, num_warps=_WARPS),
     ]
     if verifies:
-        append = {
-            "state": args["state"], "batch": args["batch"], "tables": draw["tables"],
-            "role": int(role), "vocabulary": vocabulary,
+        append = appends | tick | {
+            "state": args["state"], "batch": args["batch"], "vocabulary": vocabulary,
+            "arrived": scratch.all_arrived, "ENDS": in_loop,
         }  # fmt: skip
-        launches.append(Launch(append_kernel, (batch.num_seqs,), append, num_warps=1))
+        warps = _END_WARPS if in_loop else 1
+        launches.append(Launch(append_kernel, (batch.num_seqs,), append, num_warps=warps))
     return launches

@@ -40,6 +40,7 @@ class SampleScratch:
     place_raw: Annotated[Tensor, int32, M]  # 1 if `raw` has the place's logits
     place_draws: Annotated[Tensor, int32, M]  # 1 if a token is still to be drawn
     arrived: Annotated[Tensor, int32, M]  # programs of the place that have; 0 between launches
+    all_arrived: Annotated[Tensor, int32, 1]  # programs of the last launch; 0 between launches
     candidate: Annotated[Tensor, int32, M, MAX_CANDIDATES]  # ids that a coarse threshold leaves
     seen: Annotated[Tensor, float32, M, L]  # the context's logits before a penalty
     raw: Annotated[Tensor, float32, M, V]  # the model's logits, where others take their place

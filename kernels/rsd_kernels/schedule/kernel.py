@@ -19,7 +19,7 @@ from triton.language.extra.cuda import globaltimer
 
 from rsd_kernels.launch import Launch, interpreting, next_power_of_2
 from rsd_kernels.schedule.pack import MAX_SLOTS, pack, pad
-from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule, kv_role
+from rsd_kernels.schedule.rules import LONGEST_PHASE, STARVED_AFTER, BatchingRule
 from rsd_kernels.state.args import batch_args, check_state, page_sizes, state_args
 from rsd_kernels.state.enums import (
     LOG_HEADER,
@@ -268,34 +268,6 @@ def schedule_kernel(
         end_tick(state, CLOCK)
 
 
-@triton.jit
-def advance_kernel(
-    state: tl.tuple,
-    batch: tl.tuple,
-    role: tl.tensor,
-    kv_role: tl.tensor,
-    BLOCK_S: tl.constexpr,
-    CLOCK: tl.constexpr,
-) -> None:
-    b_seq = tl.arange(0, BLOCK_S)
-    m_seq = (b_seq < batch.max_seqs) & (b_seq < tl.load(state.num_seqs))
-    b_slot = tl.load(batch.seq_slot + b_seq, mask=m_seq, other=0)
-    b_first = tl.load(batch.seq_start + b_seq, mask=m_seq, other=0)
-    b_rows = tl.load(batch.seq_start + b_seq + 1, mask=m_seq, other=0) - b_first
-    o_role = role * state.num_slots + b_slot
-    b_kv = tl.load(batch.seq_kv_len + b_seq, mask=m_seq, other=0)
-    b_read = tl.load(state.tokens_read + o_role, mask=m_seq, other=0) + b_rows
-    b_passes = tl.load(state.passes + o_role, mask=m_seq, other=0) + 1
-    b_time = tl.load(state.nanoseconds + o_role, mask=m_seq, other=0)
-    if CLOCK:
-        b_time += globaltimer() - tl.load(state.pass_start)
-    tl.debug_barrier()
-    tl.store(state.kv_len + kv_role * state.num_slots + b_slot, b_kv, mask=m_seq)
-    tl.store(state.tokens_read + o_role, b_read, mask=m_seq)
-    tl.store(state.passes + o_role, b_passes, mask=m_seq)
-    tl.store(state.nanoseconds + o_role, b_time, mask=m_seq)
-
-
 def schedule(
     state: SlotState,
     batch: RowBatch,
@@ -347,30 +319,3 @@ def schedule_launch(
     return Launch(
         schedule_kernel, (1,), args, num_warps=1 if batch.num_rows <= MAX_WARPS_ROWS else 4
     )
-
-
-def advance(state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.PRM) -> None:
-    """Moves the cursor of `role` over the rows its forward has just read.
-
-    Raises:
-        ValueError: `role` is not a role, or the state or batch is not contiguous or not on one
-            device that runs Triton.
-    """
-    if not 0 <= role < NUM_ROLES:
-        raise ValueError(f"role is {role}; it must be 0 to {NUM_ROLES - 1}")
-    check_state(state, batch)
-    advance_launch(state, batch, role, prm_kv).run()
-
-
-def advance_launch(
-    state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.PRM
-) -> Launch:
-    args = {
-        "state": state_args(state),
-        "batch": batch_args(batch),
-        "role": int(role),
-        "kv_role": int(kv_role(role, prm_kv)),
-        "BLOCK_S": next_power_of_2(max(batch.num_seqs, 1)),
-        "CLOCK": not interpreting(),
-    }
-    return Launch(advance_kernel, (1,), args, num_warps=1)

@@ -58,18 +58,21 @@ def publish(
     _copy_logprobs(state, o_token, b_at + _HEADER + b_count, b_words, b_top, CHUNK)
     # Every thread has read the head and the columns, and has written its words of the records.
     tl.debug_barrier()
-    head += tl.sum(b_size)
-    tl.store(state.log_head, head)
-    tl.store(state.log_end, _after_all_writes(head))
+    size = tl.sum(b_size)
+    tl.store(state.log_head, head + size)
+    tl.store(state.log_end, _after_all_writes(head + size, size), mask=size > 0)
 
 
 @triton.jit
-def _after_all_writes(head: tl.tensor) -> tl.tensor:
-    """`head`, once the host can see all words written before: the log may be in host memory."""
+def _after_all_writes(head: tl.tensor, size: tl.tensor) -> tl.tensor:
+    """`head`, once the host can see the `size` words written: the log may be in its memory.
+
+    Where nothing was written there is no fence; a branch would cost registers.
+    """
     if _FENCE:
         head = tl.inline_asm_elementwise(
-            "fence.acq_rel.sys; mov.b32 $0, $1;", "=r,r", [head], dtype=tl.int32,
-            is_pure=False, pack=1,
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p fence.acq_rel.sys; mov.b32 $0, $1; }",
+            "=r,r,r", [head, size], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
     return head
 

@@ -26,9 +26,8 @@ CUDA_ERROR = RuntimeError("CUDA error 700")
 EXECUTORS = ("eager", "profile", "simulated-loop")
 ERRORS = (MemoryError("no memory"), ArithmeticError("two\nlines"), AssertionError())
 OPS = (
-    *(f"{role}.{op}" for role in ("DRAFT", "TARGET")
-      for op in ("forward", "advance", "sample_append", "bridge", "end_step")),
-    "PRM.forward", "PRM.advance", "PRM.score",
+    *(f"{role}.{op}" for role in ("DRAFT", "TARGET") for op in ("forward", "write")),
+    "PRM.forward", "PRM.score",
 )  # fmt: skip
 
 
@@ -202,7 +201,7 @@ def test_the_bridge_of_the_text_path(other_prm: TinyModels) -> None:
         )
 
 
-@pytest.mark.parametrize("op", ["DRAFT.bridge", "DRAFT.end_step", "PRM.score"])
+@pytest.mark.parametrize("op", ["DRAFT.write", "PRM.score"])
 def test_an_op_that_fails_on_the_text_path(other_prm: TinyModels, op: str) -> None:
     with Engine(**other_prm.sources(), device="cpu", max_num_seqs=4) as engine:
         good = generate(engine, GOOD, PARAMS)
@@ -265,7 +264,7 @@ def test_a_gpu_that_dies_ends_every_reader(tiny: TinyModels) -> None:
             engine.close()
 
 
-@pytest.mark.parametrize("op", ["forward", "sample_append", "bridge", "end_step"])
+@pytest.mark.parametrize("op", ["forward", "write"])
 @pytest.mark.parametrize("pass_number", [1, 7, 8])
 def test_a_stream_of_tokens_goes_on_after_a_passing_failure(
     tiny: TinyModels, op: str, pass_number: int

@@ -29,9 +29,7 @@ def engine(tiny: TinyModels) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("speculate", ["draft", "rejected+draft", "ngram"])
-@pytest.mark.parametrize(
-    "op", ["DRAFT.forward", "DRAFT.sample_append", "TARGET.forward", "TARGET.sample_append"]
-)
+@pytest.mark.parametrize("op", ["DRAFT.forward", "DRAFT.write", "TARGET.forward", "TARGET.write"])
 def test_an_op_that_fails_while_others_guess(
     engine: Engine, op: str, speculate: SpeculateName
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_step_that_cannot_be_translated(
     assert engine.check_integrity() == [] and all_pages_free(engine)
 
 
-@pytest.mark.parametrize("op", ["DRAFT.end_step", "TARGET.sample_append", "PRM.score"])
+@pytest.mark.parametrize("op", ["DRAFT.write", "TARGET.write", "PRM.score"])
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_passing_failure_changes_nothing(one_family: Family, op: str, at: int) -> None:
     engine, run, count = one_family.engine, Call.run, 0

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rsd_engine.steps.automaton import build_automaton
-from rsd_kernels.bridge import kernel as bridge_kernel
 from rsd_kernels.bridge import merge_twin as tail_twin
 from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.sample import twin as sample_append_twin
@@ -22,6 +21,7 @@ from rsd_kernels.state.enums import MAX_STOP_STATES, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import BY_TEXT, MergeTables
+from rsd_kernels.write.kernel import write
 from tests.kernels.bridge.texts import (
     CPU,
     SLOTS,
@@ -32,6 +32,7 @@ from tests.kernels.bridge.texts import (
     token_stream,
     two_for_one,
 )
+from tests.kernels.harness import parts
 from tests.kernels.harness.places import one_place_each
 from tests.kernels.harness.shadow import (
     LOGPROBS,
@@ -85,7 +86,7 @@ def test_steps_of_text(name: str, prm_max_len: int, monkeypatch: pytest.MonkeyPa
             if count:
                 replaced[count > 1] += 1
         bridge_twin.bridge(state, plain, made.merges)
-        bridge_kernel.bridge(theirs, tables, merges)
+        parts.bridge(theirs, tables, merges)
         same_rows(state, theirs)
         finishes |= set(state.finish.tolist())
         modes |= set(zip(state.overflow_mode.tolist(), state.mode.tolist(), strict=True))
@@ -191,7 +192,7 @@ def test_long_words(monkeypatch: pytest.MonkeyPatch) -> None:
         state = an_ended_step(made, word, 1300)
         theirs = copied(state)
         bridge_twin.bridge(state, made.tables, made.merges)
-        bridge_kernel.bridge(theirs, copied(made.tables), copied(made.merges))
+        parts.bridge(theirs, copied(made.tables), copied(made.merges))
         end = int(state.prm_length)
         assert end > 1
         assert torch.equal(state.prm_tokens[0, :end], theirs.prm_tokens[0, :end].cpu())
@@ -218,13 +219,13 @@ def test_missing_tokens_wait_for_the_host() -> None:
             assert int(state.tokens[0, 2]) == ended
         theirs = copied(state)
         bridge_twin.bridge(state, tables, made.merges)
-        bridge_kernel.bridge(theirs, copied(tables), copied(made.merges))
+        parts.bridge(theirs, copied(tables), copied(made.merges))
         assert not set(differences(state, theirs)) - {"prm_tokens"}
         assert (int(state.phase) == Phase.WAIT_HOST) == waits == (int(state.prm_length) == 0)
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels: dict[str, Op] = {"sample_append": sample_append, "bridge": bridge_kernel.bridge}
+    kernels: dict[str, Op] = {"write": write}
     calls = run_shadowed(monkeypatch, kernels, 3, count=7)
     assert min(calls.values()) > 20
 
@@ -236,7 +237,7 @@ def test_wait_for_host() -> None:
     state.finish.copy_(torch.tensor([0, 0, 0, Finish.ERROR]))
     theirs = copied(state)
     bridge_twin.wait_for_host(state)
-    bridge_kernel.wait_for_host(theirs)
+    parts.wait_for_host(theirs)
     assert not differences(state, theirs)
 
 

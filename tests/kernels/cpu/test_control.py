@@ -18,7 +18,6 @@ from rsd_kernels.bridge import twin as bridge_twin
 from rsd_kernels.cpu import control
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.build import LIBRARY
-from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.fork import twin as fork_twin
 from rsd_kernels.guess import twin as guess_twin
 from rsd_kernels.policy import formula
@@ -34,6 +33,7 @@ from rsd_kernels.state import args, enums, tables
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, Mode, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.write import twin as write_twin
 from tests.kernels.bridge.texts import (
     SLOTS,
     a_state,
@@ -63,10 +63,7 @@ from tests.steps.test_prm_tokens import FAMILIES
 TWINS: dict[str, Op] = {
     "guess": guess_twin.guess,
     "schedule": schedule_twin.schedule,
-    "advance": schedule_twin.advance,
-    "sample_append": sample_twin.sample_append,
-    "bridge": bridge_twin.bridge,
-    "end_step": end_step_twin.end_step,
+    "write": write_twin.write,
 }
 
 
@@ -134,13 +131,13 @@ def test_forks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_two_vocabularies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = run_shadowed(monkeypatch, TWINS, seed, two=True, on_cpu=True)
-    assert min(calls[name] for name in TWINS if name not in ("guess", "bridge")) > 10, calls
+    assert min(calls[name] for name in TWINS if name != "guess") > 10, calls
 
 
 @pytest.mark.parametrize("kind", [ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY])
 def test_confidence(kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = run_shadowed(monkeypatch, TWINS, 4, count=4, confidence=kind, on_cpu=True)
-    assert min(calls[name] for name in TWINS if name not in ("guess", "bridge")) > 10, calls
+    assert min(calls[name] for name in TWINS if name != "guess") > 10, calls
 
 
 def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +153,7 @@ def test_full_prm_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     events = toy.run(random_core(3, prm_max_len=14), requests)
     ends = Counter(line for found in events.values() for line in toy.story(found)[-1:])
     assert ends["done: PRM_FULL"] and len(ends) > 1, ends
-    assert shadow.calls["bridge"] > 20
+    assert shadow.calls["write"] > 20
 
 
 @pytest.mark.parametrize("rule", BatchingRule)

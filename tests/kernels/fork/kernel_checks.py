@@ -25,6 +25,9 @@ from rsd_kernels.state.enums import ConfidenceKind, Phase, Role
 from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
+from rsd_kernels.write import kernel as write_kernel
+from rsd_kernels.write import twin as write_twin
+from tests.kernels.harness import parts
 from tests.kernels.harness.forks import put_forks
 from tests.kernels.harness.shadow import (
     Op,
@@ -46,13 +49,12 @@ def test_states_with_forks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared pages, candidates and prompts that are only read, put into the states of a run."""
     kernels: dict[str, Op] = {
         "schedule": schedule_kernel.schedule,
-        "advance": schedule_kernel.advance,
-        "end_step": end_step_kernel.end_step,
+        "write": write_kernel.write,
     }
     prm_kv = random_core(seed).loop.prm_kv
     change = partial(put_forks, rng=random.Random(seed), per_page=PER_PAGE, prm_kv=prm_kv)
     shadow = Shadow(monkeypatch, kernels, change=change)
-    run(random_core(seed), random_requests(seed, 8))
+    run(random_core(seed), random_requests(seed, 14))
     assert min(shadow.calls[name] for name in kernels) > 4, shadow.calls
     wanted = ("gave up a shared page", "read a prompt", "waits for its group", "can be chosen")
     assert min(shadow.seen[what] for what in wanted) > 0, shadow.seen
@@ -64,7 +66,7 @@ def test_ended_candidates(kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch)
     rng = random.Random(int(kind))
     phases: Counter[int] = Counter()
 
-    def end_step(state: SlotState, tokens_per_page: Any, _: ConfidenceKind) -> None:
+    def write(state: SlotState, *args: Any) -> None:
         changed = copied_on_cpu(state)
         put_forks(changed, rng, PER_PAGE)
         for slot in range(changed.num_slots):
@@ -73,16 +75,16 @@ def test_ended_candidates(kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch)
             changed.confidence[slot] = rng.choice([rng.random(), torch.nan])
         alone, ours = copied_on_cpu(changed), copied(changed)
         end_step_twin.end_step(changed, PER_PAGE, kind)
-        end_step_kernel.end_step(ours, PER_PAGE, kind)
+        parts.end_step(ours, PER_PAGE, kind)
         assert not differences(changed, ours)
         phases.update(changed.phase[(changed.group >= 0) & (changed.ended != 0)].tolist())
         slot, ours = rng.randrange(changed.num_slots), copied(alone)
         end_step_twin.end_slot_step(alone, slot, PER_PAGE, kind)
         end_step_kernel.end_slot_step(ours, slot, PER_PAGE, kind)
         assert not differences(alone, ours)
-        end_step_twin.end_step(state, tokens_per_page)
+        write_twin.write(state, *args)
 
-    monkeypatch.setattr(ops, "end_step", end_step)
+    monkeypatch.setattr(ops, "write", write)
     run(random_core(0), random_requests(0, 5))
     assert phases[Phase.CHOICE] > 2 and phases[Phase.CANDIDATE] > 2, phases
     assert bool(phases[Phase.SCORE]) == (kind == ConfidenceKind.NONE), phases

@@ -13,7 +13,7 @@ def one_place_each(state: SlotState, batch: RowBatch) -> None:
         batch.seq_place[s] = count
         if int(batch.seq_complete[s]):
             slot = int(batch.seq_slot[s])
-            batch.place_row_end[count] = max(int(batch.seq_start[s + 1]), 1)  # rows may be left out
+            batch.place_row_end[count] = batch.seq_start[s + 1]
             batch.place_slot[count] = slot
             batch.place_position[count] = state.length[slot]
             count += 1

@@ -23,9 +23,7 @@ from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
-from rsd_kernels.bridge import kernel as bridge
 from rsd_kernels.embedding.kernel import embed
-from rsd_kernels.end_step import kernel as end_step
 from rsd_kernels.fork import kernel as fork
 from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.retokenise import kernel as retokenise
@@ -34,18 +32,20 @@ from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
 from rsd_kernels.reward.heads import ValueHead
 from rsd_kernels.rollback import kernel as rollback
-from rsd_kernels.sample.kernel import sample_append
+from rsd_kernels.schedule import advance
 from rsd_kernels.schedule import kernel as schedule
 from rsd_kernels.state.enums import NUM_ROLES, ConfidenceKind, Finish, HostRequest, Phase
 from rsd_kernels.state.pages import take_pages
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
 from rsd_kernels.tick_clock import kernel as tick_clock
+from rsd_kernels.write import kernel as write
 from tests.kernels.activation import kernel_checks as activation_checks
 from tests.kernels.attention import kernel_checks as attention_checks
 from tests.kernels.bridge import kernel_checks as bridge_checks
 from tests.kernels.fork import kernel_checks as fork_checks
 from tests.kernels.guess import kernel_checks as ngram_checks
+from tests.kernels.harness import parts
 from tests.kernels.harness.broken import broken
 from tests.kernels.harness.shadow import Op, run_shadowed
 from tests.kernels.interpreter.race_rules import Race
@@ -68,9 +68,9 @@ KERNELS = Path(str(rsd_kernels.__file__)).parent
 def with_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels stamp their times as on a device, with a clock of whole numbers."""
     ticks = itertools.count(1000)
-    for module in (schedule, end_step, reward):
+    for module in (schedule, write, reward):
         monkeypatch.setattr(module, "interpreting", lambda: False)
-    for module in (schedule, tick_clock):
+    for module in (schedule, advance, tick_clock):
         monkeypatch.setattr(module, "globaltimer", lambda: tl.full((), next(ticks), tl.int64))
 
 
@@ -103,10 +103,10 @@ def rare_steps() -> None:
     assert made.merges is not None
     for word in ("}$)", ""):
         state = bridge_checks.an_ended_step(made, word, 100)
-        bridge.bridge(state, bridge_checks.two_for_one(made.tables), made.merges)
+        parts.bridge(state, bridge_checks.two_for_one(made.tables), made.merges)
     state = bridge_checks.an_ended_step(made, "a" * 9, 3)
     state.match_bytes.zero_()
-    bridge.bridge(state, made.tables, made.merges)
+    parts.bridge(state, made.tables, made.merges)
     assert int(state.finish) == Finish.PRM_FULL
     state.phase.fill_(Phase.SCORE)
     batch = RowBatch.allocate(1, 1, CPU)
@@ -142,7 +142,7 @@ def shared_pages() -> None:
     state.finish.fill_(Finish.ERROR)
     state.group.copy_(torch.tensor([1, 1, 0]))
     state.group_left.fill_(2)
-    end_step.end_step(state, (2, 2, 2))
+    parts.end_step(state, (2, 2, 2))
     assert state.phase.tolist() == [Phase.CANDIDATE, Phase.CHOICE, Phase.CANDIDATE]
 
 
@@ -191,9 +191,7 @@ def guesses() -> None:
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is missing is therefore found, in scenes that meet all of them."""
     loop_ops: dict[str, Op] = {
-        "schedule": schedule.schedule, "advance": schedule.advance, "end_step": end_step.end_step,
-        "truncate_kv": rollback.truncate_kv, "sample_append": sample_append,
-        "bridge": bridge.bridge,
+        "schedule": schedule.schedule, "write": write.write, "truncate_kv": rollback.truncate_kv,
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, loop_ops, 1, count=3)
@@ -259,7 +257,7 @@ def bridges() -> None:
     two = SlotState.allocate(SlotSizes(2, 1300, 100, 4, 8, 64), CPU)
     for name in ("tokens", "length", "ended", "match_bytes"):
         getattr(two, name).copy_(getattr(one, name).expand_as(getattr(two, name)))
-    bridge.bridge(two, made.tables, made.merges)
+    parts.bridge(two, made.tables, made.merges)
     assert torch.equal(two.prm_tokens[0], two.prm_tokens[1])
 
 

@@ -263,7 +263,11 @@ def score_a_run(
     calls, decide_by_twin, phases = 0, loop_twin.decide, Counter[int]()
 
     def decide(
-        state: SlotState, batch: RowBatch, _: Tensor, tokens_per_page: tuple[int, int, int]
+        state: SlotState,
+        batch: RowBatch,
+        _: Tensor,
+        tokens_per_page: tuple[int, int, int],
+        prm_kv: Role,
     ) -> None:
         nonlocal calls
         calls += 1
@@ -275,7 +279,7 @@ def score_a_run(
         ours = copied(changed)
         kernel.score(
             ours, copied(batch), hidden.to(DEVICE), with_tensors(head, lambda t: t.to(DEVICE)),
-            tokens_per_page, poisoned(head, batch.num_seqs),
+            tokens_per_page, poisoned(head, batch.num_seqs), prm_kv,
         )  # fmt: skip
         rewards = ours.reward.cpu()[batch.seq_slot.long()]
         last = hidden[(batch.seq_start[1:] - 1).long()]
@@ -284,10 +288,10 @@ def score_a_run(
         exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
         if bool(finite.any()):
             close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
-        decide_by_twin(changed, rows, rewards, tokens_per_page)
+        decide_by_twin(changed, rows, rewards, tokens_per_page, prm_kv)
         assert not differences(changed, ours)
         phases.update(changed.phase[batch.seq_slot[done].long()].tolist())
-        decide_by_twin(state, batch, rewards, tokens_per_page)
+        decide_by_twin(state, batch, rewards, tokens_per_page, prm_kv)
 
     monkeypatch.setattr(loop_twin, "decide", decide)
     requests = random_requests(3, count)

@@ -14,6 +14,7 @@ from rsd_kernels.state.enums import MOVE_SHIFT, NOT_FINITE, Finish, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
+from rsd_kernels.write.kernel import write
 from tests.draw_oracle import distribution
 from tests.kernels.harness.places import one_place_each
 from tests.kernels.harness.shadow import (
@@ -249,8 +250,8 @@ def test_the_distribution() -> None:
 
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = run_shadowed(monkeypatch, {"sample_append": sample_append}, 5, count=3)
-    assert calls["sample_append"] > 5
+    calls = run_shadowed(monkeypatch, {"write": write}, 5, count=3)
+    assert calls["write"] > 5
 
 
 def test_says_what_is_wrong() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from rsd_kernels import ops
 from rsd_kernels.schedule.rules import STARVED_AFTER
+from rsd_kernels.schedule.twin import advance
 from rsd_kernels.state.enums import NUM_ROLES, HostRequest, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
@@ -71,7 +72,7 @@ class TestSchedule:
         assert batch.page.tolist() == pages.tolist()
         assert batch.offset.tolist() == (batch.position % 3).tolist()
         # The chunk that was cut goes on where it stopped.
-        ops.advance(state, batch, Role.DRAFT)
+        advance(state, batch, Role.DRAFT)
         assert state.kv_len[Role.DRAFT].tolist() == [3, 6, 7, 5]
         assert state.tokens_read[Role.DRAFT].tolist() == [3, 1, 7, 1]
 

@@ -184,7 +184,7 @@ class TestGraph:
         assert switch.kind is Conditional.SWITCH
         assert len(switch.bodies) == len(Role) * len(BUCKETS)
         names = [n.work.name for n in switch.bodies[0].nodes if isinstance(n.work, Call)]
-        assert names[0] == "DRAFT.forward" and names[-1] == "DRAFT.end_step"
+        assert names[0] == "DRAFT.forward" and names[-1] == "DRAFT.write"
 
     def test_the_tree_without_switch_has_an_if_a_body(self) -> None:
         root = self.graph(has_switch=False).root.nodes
@@ -269,8 +269,8 @@ class TestHostGraphs:
         HostGraphsExecutor(build_program(core.loop), recorder, ticks_per_launch=8)
         schedule, *bodies = recorder.recorded
         assert schedule == ("schedule",)
-        assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.end_step"
-        assert bodies[-1] == ("PRM.forward", "PRM.advance", "PRM.score")
+        assert bodies[0][0] == "DRAFT.forward" and bodies[0][-1] == "DRAFT.write"
+        assert bodies[-1] == ("PRM.forward", "PRM.score")
         assert len(recorder.recorded) == 1 + len(Role) * len(BUCKETS)
 
     @pytest.mark.parametrize("program", [(), (Call("a", lambda: None),)])

@@ -1,0 +1,1 @@
+"""What follows the forward of a writer's pass, as one op of the loop."""
