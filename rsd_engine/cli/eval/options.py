@@ -46,6 +46,16 @@ class AnswerOptions(EngineOptions):
             "Sampling and limits", "Of methods that write one answer; 0 is greedy.", "--temperature"
         ),
     ] = 0.0
+    output: Annotated[
+        Path | None,
+        option(
+            "Input and output",
+            "Folder of the results. If it has some, their run is resumed.",
+            "--output",
+            "-o",
+        ),
+    ] = None
+    overwrite: o.Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -78,16 +88,6 @@ class EvalOptions(AnswerOptions):
     show_list: Annotated[
         bool, option(_WHAT, "Show all methods and data sets, and exit.", "--list")
     ] = False
-    output: Annotated[
-        Path | None,
-        option(
-            "Input and output",
-            "Folder of the results. If it has some, their run is resumed.",
-            "--output",
-            "-o",
-        ),
-    ] = None
-    overwrite: o.Overwrite = False
     pictures: Annotated[
         bool,
         option(

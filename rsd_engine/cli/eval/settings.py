@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,10 +79,9 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     for kind in {question.kind for question in questions}:
         answers_of(kind)  # what it needs is there
     chat = question_chat(options, is_demo=is_demo)
-    text = settings_text(engine, [single, several], chat)
+    digest = settings_digest(engine, [single, several], chat)
     if any(trial.params.speculate for trial in trials):
         engine.setdefault("max_guesses", _MAX_GUESSES)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return EvalSettings(engine, trials, seeds, questions, chat, digest, options.output)
 
 
@@ -101,6 +100,14 @@ def default_threshold(engine: dict[str, Any]) -> float:
     """The paper's, or the one of the scorer that an engine of these arguments has."""
     scorer = engine.get("scorer")
     return _THRESHOLD if scorer is None else float(scorer.default_threshold)
+
+
+def settings_digest(
+    engine: dict[str, Any], params: Sequence[SamplingParams], chat: ChatSettings
+) -> str:
+    """Differs for settings that may give other answers."""
+    text = settings_text(engine, params, chat)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def answer_params(options: AnswerOptions, *, is_demo: bool) -> SamplingParams:
