@@ -142,7 +142,7 @@ def test_another_budget_asks_only_what_is_new(
     assert result.exit_code == 0, result.stderr
 
 
-@pytest.mark.timeout(900)  # takes about a minute
+@pytest.mark.timeout(1800)  # takes about a minute
 @pytest.mark.slow  # `test_a_run_and_its_resumption` cuts the files as a kill does
 def test_killed_at_random_and_resumed_gives_what_one_run_gives(tmp_path: Path) -> None:
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
@@ -156,7 +156,7 @@ def test_killed_at_random_and_resumed_gives_what_one_run_gives(tmp_path: Path) -
 
     def finished(name: str) -> bytes:
         return subprocess.run(
-            command(name), env=env, check=True, capture_output=True, timeout=300
+            command(name), env=env, check=True, capture_output=True, timeout=900
         ).stdout
 
     def written() -> int:
