@@ -71,7 +71,7 @@ class EvalOptions(AnswerOptions):
         option(
             _WHAT,
             "Thresholds that rsd, rsd+guesses and judge are tried at, commas between them "
-            "(default: 0.7, or the scorer's own)",
+            "(default: that of the PRM's family or of the scorer)",
             "--threshold",
         ),
     ] = None

@@ -15,15 +15,18 @@ from rsd_engine.cli.eval.options import AnswerOptions, EvalOptions
 from rsd_engine.cli.generate.settings import chat_settings
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.engine.chat.questions import ChatSettings, settings_text
+from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.evaluate.answers import answers_of
 from rsd_engine.evaluate.methods import Decoding, Trial, make_trials
 from rsd_engine.evaluate.questions import DEMO, load_questions
 from rsd_engine.evaluate.record import Question
 from rsd_engine.evaluate.statistics import require_scipy
+from rsd_engine.models.checkpoints.open import is_url, open_checkpoint
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
+from rsd_engine.steps.policies import Threshold
 
 _SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
-_THRESHOLD = 0.7  # the paper's
 _MAX_GUESSES = 32
 _DEMO_TOKENS = 256
 
@@ -97,9 +100,22 @@ def model_arguments(options: AnswerOptions) -> dict[str, Any]:
 
 
 def default_threshold(engine: dict[str, Any]) -> float:
-    """The paper's, or the one of the scorer that an engine of these arguments has."""
-    scorer = engine.get("scorer")
-    return _THRESHOLD if scorer is None else float(scorer.default_threshold)
+    """That of the scorer or the PRM's family that an engine of these arguments has; no weights are
+    read.
+
+    Raises:
+        ValueError: the PRM is none, or does not tell its family.
+    """
+    scorer, prm = engine.get("scorer"), engine.get("prm")
+    if scorer is not None:
+        return float(scorer.default_threshold)
+    if prm is None or is_url(prm):
+        return Threshold().threshold
+    with naming_model("prm"):
+        revision = None if Path(prm).expanduser().exists() else engine.get("revision")
+        checkpoint = open_checkpoint(prm, revision, weights=False)
+        checkpoint.overrides = engine.get("hf_overrides", {}).get("prm", {})
+        return PrmOptions(engine.get("prm_format")).family_of(checkpoint).threshold
 
 
 def settings_digest(

@@ -65,6 +65,7 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
         params = answer_params(options, is_demo=is_demo)
         questions = [] if options.records else load_questions(options.questions)
         held_out = load_questions(options.held_out) if options.held_out else []
+        start = default_threshold(engine) if options.start is None else options.start
     except ValueError as error:
         raise UsageError(str(error)) from None
     require_scipy()
@@ -78,7 +79,7 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
         params=params,
         chat=chat,
         digest=settings_digest(engine, [params], chat),
-        start=default_threshold(engine) if options.start is None else options.start,
+        start=start,
         questions=questions,
         held_out=held_out,
         records=records,
