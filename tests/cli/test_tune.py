@@ -190,7 +190,7 @@ def test_records_need_no_models(rsd: Rsd, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["--budget=1.5"], "--budget must be a share between 0 and 1, such as 0.3, got 1.5"),
-        (["--start=7"], "--start must be in [0, 1], as rewards are, got 7"),
+        (["--start=7"], "--start must be in [-1, 1], as rewards are, got 7"),
         (["--policy=clip"], "policy is given; here it is a threshold"),
         (["--seed=99999999999999999999"], "--seed must be in"),
         (["--questions=demo:9-2"], "questions 'demo:9-2' end with '9-2'"),

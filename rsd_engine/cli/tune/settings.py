@@ -96,8 +96,8 @@ def _check(options: TuneOptions) -> None:
         )
     if options.seed > MAX_SEED:
         raise UsageError(f"--seed must be in [0, {MAX_SEED}], got {options.seed}")
-    if options.start is not None and not 0 <= options.start <= 1:
-        raise UsageError(f"--start must be in [0, 1], as rewards are, got {options.start:g}")
+    if options.start is not None and not -1 <= options.start <= 1:
+        raise UsageError(f"--start must be in [-1, 1], as rewards are, got {options.start:g}")
 
 
 def _records(options: TuneOptions) -> list[Record]:
