@@ -69,23 +69,18 @@ def make_items(
     return [Item(number, trial, seed, one) for number, one in enumerate(questions, first)]
 
 
-def in_batches(items: Sequence[Item], size: int | None = None) -> list[Batch]:
-    """Items of one method and seed, in batches of `size` (BATCH)."""
-    size = size or BATCH
-    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+def in_batches(items: Sequence[Item]) -> list[Batch]:
+    """Items of one method and seed, in their order."""
+    return [tuple(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
 
 
 def make_batches(
-    trials: Sequence[Trial],
-    seeds: Sequence[int],
-    questions: Sequence[Question],
-    size: int | None = None,
+    trials: Sequence[Trial], seeds: Sequence[int], questions: Sequence[Question]
 ) -> list[Batch]:
     """All that is to be asked: by method, then seed, then in the order of the questions."""
     found: list[Batch] = []
     for number, (trial, seed) in enumerate(product(trials, seeds)):
-        items = make_items(trial, seed, questions, 1 + number * len(questions))
-        found += in_batches(items, size)
+        found += in_batches(make_items(trial, seed, questions, 1 + number * len(questions)))
     return found
 
 
