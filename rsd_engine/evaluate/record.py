@@ -132,8 +132,8 @@ class Counts:
 class RoleSeconds:
     """Time of the passes of each model, all samples together: an answer's share of each pass.
 
-    Those of all answers add up to the time in passes, and so stay below `Record.seconds`, but with
-    a server in place of a model: it answers several requests at once.
+    Those of all answers add up to the time of all passes, which `Record.seconds` of all contain. Of
+    a server in place of a model they are the time of its answers, some of which come at once.
     """
 
     draft: float = 0.0
@@ -159,7 +159,7 @@ class Record:
         found: the answer extracted from it; None if there is none.
         seconds: its share of the time that its batch of questions took, so that the seconds of a
             method's records add up to the time that the method took.
-        role_seconds: of it, what each model took; None in records that were written without.
+        role_seconds: what each model took for it; None in records that were written without.
         steps: of the final answer, in order.
         samples: all answers, for methods that choose one of several.
         error: what went wrong, in one line.

@@ -12,6 +12,12 @@ function keptAt(threshold, decision) {
   return decision.reward !== null && Math.fround(decision.reward) >= Math.fround(threshold);
 }
 
+/** The threshold of the run, where it lies on the scale of rewards; null if there was none. */
+function ranAt(record) {
+  const { threshold } = record.settings;
+  return threshold >= 0 && threshold <= 1 ? threshold : null;
+}
+
 /** Largest fall from one scored step to the next, rejected drafts in place of their rewrites. */
 function largestDrop(steps) {
   const rewards = steps

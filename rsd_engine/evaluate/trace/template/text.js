@@ -25,6 +25,15 @@ function makeMath(tree) {
   return element;
 }
 
+/** Whether indices would stand on the line, x_2 as x2: no font has the measures of mathematics. */
+function lacksMathFont() {
+  const probe = makeMath(["math", {}, ["msub", {}, ["mi", {}, "x"], ["mi", {}, "x"]]]);
+  document.body.append(probe);
+  const [base, index] = [...probe.querySelectorAll("mi")].map((one) => one.getBoundingClientRect());
+  probe.remove();
+  return index.bottom <= base.bottom;
+}
+
 const FORMULA = new RegExp(data.formula, "gs");
 const WORD = /(?:\p{N}+(?:[.,]\p{N}+)*|\p{L}+|\S)\s*|\s+/gu;
 
