@@ -1,11 +1,77 @@
-"""What the page looks like: contrast, room on a phone, print, mathematics."""
+"""What the page looks like: pixels, contrast, room on a phone, focus, print, mathematics."""
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import pytest
+from PIL import Image
 
 from tests.evaluate.trace.conftest import Open
 from tests.evaluate.trace.records import STEPS, record, step, three_answers
+
+PHONE = {"viewport": {"width": 360, "height": 700}, "is_mobile": True, "has_touch": True}
+ALL_IN_SIGHT = {"width": 1000, "height": 1400}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": ALL_IN_SIGHT},
+    "dark": {"viewport": ALL_IN_SIGHT, "color_scheme": "dark"},
+    "phone": {**PHONE, "viewport": {"width": 360, "height": 1800}},
+}
+SEEN = (
+    ".question .text", ".expected", ".badge.target", ".badge.draft", ".foot.target", ".legend",
+    ".costs tbody td", ".figures", ".step .number", ".step .text", "summary .reward", ".pair ins",
+)  # fmt: skip
+CUT_OFF = """() => [...document.querySelectorAll("main *")].filter((one) =>
+  one.checkVisibility() && !one.closest(".strip, math") && one.scrollWidth > one.clientWidth + 1 &&
+  getComputedStyle(one).overflowX !== "visible").map((one) => one.className)"""
+
+
+def luminance(colour: Any) -> float:
+    """Of red, green and blue of sRGB, as WCAG 2.2 defines it."""
+    red, green, blue = (
+        v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+        for v in (value / 255 for value in colour[:3])
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def pixel_contrast(image: Image.Image, box: dict[str, float]) -> float:
+    """Of what is drawn in a box to its most frequent colour; a few pixels do not count."""
+    scale = 2
+    left, top = (int(scale * box[name]) for name in ("x", "y"))
+    right, bottom = left + int(scale * box["width"]), top + int(scale * box["height"])
+    colours = image.crop((left, top, right, bottom)).getcolors(1 << 16)
+    assert colours is not None
+    back = luminance(max(colours)[1])
+    drawn = [luminance(colour) for count, colour in colours if count >= 4]
+    return max((max(one, back) + 0.05) / (min(one, back) + 0.05) for one in drawn)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_screenshot(open_page: Open, look: str) -> None:
+    """What is drawn can be read, and nothing is cut off or broken within a number."""
+    counts = {"draft_tokens": 123456, "target_tokens": 1234, "prm_tokens_read": 1234567}
+    made = record("q", STEPS, text="Plums?", role_seconds={"draft": 99.5, "target": 0.25, "prm": 0})
+    page = open_page(
+        [made | {"counts": made["counts"] | counts}, *three_answers()],
+        device_scale_factor=2,
+        **LOOKS[look],
+    )
+    if look == "phone":
+        page.locator(".row").first.tap()
+    page.evaluate("unfoldAll(true)")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(CUT_OFF) == []
+    lines = page.locator(".costs tr").evaluate_all("all => all.map((row) => row.clientHeight)")
+    assert len(lines) == 5 and max(lines) < 1.5 * min(lines)
+    places = {selector: page.locator(f"main {selector}").first.bounding_box() for selector in SEEN}
+    image = Image.open(io.BytesIO(page.screenshot()))
+    back = luminance(image.getpixel((2, image.height - 2)))
+    assert back < 0.05 if look == "dark" else back > 0.9
+    contrasts = {selector: pixel_contrast(image, box) for selector, box in places.items()}
+    assert {selector for selector, contrast in contrasts.items() if contrast < 4.5} == set()
+
 
 CONTRASTS = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -61,8 +127,7 @@ def test_contrast_of_every_text(open_page: Open, scheme: str) -> None:
 
 def test_phone(open_page: Open) -> None:
     long = record("q" * 80, [step("x" * 400), *STEPS], text="y" * 300)
-    page = open_page([long, *three_answers()], is_mobile=True, has_touch=True)
-    page.set_viewport_size({"width": 360, "height": 700})
+    page = open_page([long, *three_answers()], **PHONE)
     fits = "document.documentElement.scrollWidth <= innerWidth"
     assert page.evaluate(fits) and not page.locator("main").is_visible()
     page.locator(".row").first.tap()
@@ -70,8 +135,41 @@ def test_phone(open_page: Open) -> None:
     assert page.locator("main").is_visible() and not page.locator("nav").is_visible()
     assert page.evaluate(fits)
     assert page.evaluate("reading.scrollWidth <= reading.clientWidth")
+    page.get_by_role("button", name="Next answer").tap()
+    assert page.locator("main h2").inner_text() == "Question q1 #"
+    assert page.get_by_role("button", name="Previous answer").is_enabled()
     page.get_by_role("button", name="← Answers").tap()
     assert page.locator("nav").is_visible()
+
+
+NO_NAME = {"", None}
+FOCUSED = """() => {
+  const { outlineStyle, outlineWidth, outlineColor } = getComputedStyle(document.activeElement);
+  return [document.activeElement.tagName, outlineStyle, parseFloat(outlineWidth), outlineColor];
+}"""
+
+
+def test_focus_names_and_landmarks(open_page: Open) -> None:
+    page = open_page([record("q", STEPS), *three_answers()])
+    for role in ("banner", "navigation", "main", "search"):
+        assert page.get_by_role(role).count() == 1
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    seen = []
+    while (focused := page.evaluate(FOCUSED))[0] != "BODY":
+        seen.append(focused)
+        page.keyboard.press("Tab")
+    assert {tag for tag, *_ in seen} >= {"A", "BUTTON", "INPUT", "SELECT", "SUMMARY", "DIV"}
+    assert {tuple(rest) for _, *rest in seen} == {("solid", 3, "rgb(11, 87, 208)")}
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    named = [
+        (node["role"]["value"], node["name"]["value"])
+        for node in tree
+        if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", ()))
+        and node["role"]["value"] not in ("RootWebArea", "listitem")
+    ]
+    assert len(named) >= len(seen) - 2
+    assert [role for role, name in named if name in NO_NAME] == []
 
 
 def test_print_shows_the_answer_unfolded(open_page: Open) -> None:

@@ -109,7 +109,7 @@ function makeFigures(record) {
     !kept && !rejected ? null : `${counted(kept, "draft step")} kept, ${grouped(rejected)} rejected`,
     counts.flops_generated ? `${shownFlops(counts.flops_generated)} for what was written` : null,
     counts.flops_all ? `${shownFlops(counts.flops_all)} for all that was read` : null,
-    seconds ? `${shownSeconds(seconds.draft + seconds.target + seconds.prm)} of passes` : null,
+    seconds ? `${shownSeconds(seconds.draft + seconds.target + seconds.prm)} in passes` : null,
     !seconds && record.seconds ? shownSeconds(record.seconds) : null,
   ].filter((figure) => figure !== null);
   return make("p", { class: "figures" }, figures.join(" · "));
@@ -118,12 +118,12 @@ function makeFigures(record) {
 function shownFlops(flops) {
   const units = [["P", 1e15], ["T", 1e12], ["G", 1e9], ["M", 1e6]];
   const [unit, size] = units.find(([, least]) => flops >= least) ?? units.at(-1);
-  return `${Number((flops / size).toPrecision(3))} ${unit}FLOPs`;
+  return `${Number((flops / size).toPrecision(3))}\u00a0${unit}FLOPs`;
 }
 
 function shownSeconds(seconds) {
-  if (seconds >= 1) return `${fixed(seconds)} s`;
-  return `${seconds >= 0.1 ? Math.round(1000 * seconds) : fixed(1000 * seconds, 1)} ms`;
+  if (seconds >= 1) return `${fixed(seconds)}\u00a0s`;
+  return `${seconds >= 0.1 ? Math.round(1000 * seconds) : fixed(1000 * seconds, 1)}\u00a0ms`;
 }
 
 function makeStep(step, i, isScored) {
