@@ -197,3 +197,12 @@ def test_mathematics_is_drawn(open_page: Open) -> None:
     inner = [text.locator("mn").nth(i).bounding_box() for i in (0, 1)]
     assert inner[0]["y"] + inner[0]["height"] <= inner[1]["y"] + 1 and box["height"] > 10
     assert r"and \(\frac{\), or $5 and $6." in text.inner_text()
+
+
+def test_a_display_takes_the_breaks_around_it_away(open_page: Open) -> None:
+    pytest.importorskip("latex2mathml", reason="latex2mathml parses the LaTeX")
+    page = open_page([record("q", [step("So\n\\[x\\], \nand \\(y\\) too.\n\nEnd.")])])
+    pieces = page.locator("main .step .text").evaluate(
+        "one => [...one.childNodes].map((node) => node.textContent)"
+    )
+    assert pieces == ["So", "x,", "and ", "y", " too.\n\nEnd."]

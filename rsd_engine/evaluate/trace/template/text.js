@@ -43,12 +43,15 @@ function makeText(text) {
   let end = 0;
   for (const match of text.matchAll(FORMULA)) {
     if (!Object.hasOwn(data.formulas, match[0])) continue;
+    const tree = JSON.parse(data.formulas[match[0]]);
+    const isBlock = tree[1].display === "block"; // the line ends before and behind it anyhow
+    const before = text.slice(end, match.index);
     const after = match.index + match[0].length;
-    const [point] = text.slice(after).match(/^[.,;:!?)]*/);
+    const [whole, point] = text.slice(after).match(isBlock ? /^([.,;:!?)]*)[ \t]*\n?/ : /^([.,;:!?)]*)/);
     nodes.push(
-      text.slice(end, match.index),
-      make("span", { class: "formula" }, makeMath(JSON.parse(data.formulas[match[0]])), point));
-    end = after + point.length;
+      isBlock ? before.replace(/\n[ \t]*$/, "") : before,
+      make("span", { class: "formula" }, makeMath(tree), point));
+    end = after + whole.length;
   }
   nodes.push(text.slice(end));
   return nodes.filter((node) => node !== "");
