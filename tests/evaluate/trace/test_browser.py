@@ -236,15 +236,14 @@ SEARCHES = """async () => {
   }
   return taken;
 }"""
-FIRST_PAINT = """() => new Promise((resolve) => new PerformanceObserver((found) =>
-  resolve(found.getEntries()[0].startTime)).observe({ type: "paint", buffered: true }))"""
+LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_many_answers(open_page: Open, count: int) -> None:
-    """Milliseconds until something is seen, and until each letter of a search is answered."""
+    """Milliseconds until the first answer is there, and until each letter of a search is met."""
     page = open_page(many_records(count))
-    assert page.evaluate(FIRST_PAINT) < 2000
+    assert 0 < page.evaluate(LOADED) < 2000
     assert page.locator(".row").count() < 60
     milliseconds = page.evaluate(SEARCHES)
     assert sorted(milliseconds)[len(milliseconds) // 2] < 100
