@@ -206,6 +206,9 @@ def test_costs_by_role(open_page: Open) -> None:
     page.keyboard.press("j")
     assert page.evaluate(costs)[:2] == [["tokens"], ["draft", "30"]]
     assert figures.inner_text().endswith("· 500\xa0ms")
+    none = {"draft": 0, "target": 0, "prm": 0}
+    failed = record("q3", [], counts={}, role_seconds=none, error="no pages")
+    assert open_page([failed]).locator(".costs").count() == 0
 
 
 def test_two_runs_side_by_side(open_page: Open) -> None:

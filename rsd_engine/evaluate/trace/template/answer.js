@@ -65,7 +65,7 @@ function makeStripBar(reward, kind) {
   return bar;
 }
 
-const ROLES = { draft: "draft", target: "target", prm: "PRM" };
+const COSTS = { draft: "draft", target: "target", prm: "PRM (read)", discarded: "discarded" };
 
 /** Tokens and time of each model, a row each; what a record does not tell is left out. */
 function makeCosts(record) {
@@ -74,8 +74,8 @@ function makeCosts(record) {
     draft: counts.draft_tokens, target: counts.target_tokens, prm: counts.prm_tokens_read,
     discarded: counts.discarded_tokens,
   };
-  const names = { ...ROLES, prm: "PRM (read)", discarded: "discarded" };
-  const kinds = Object.keys(names).filter((kind) => tokens[kind] || seconds?.[kind]);
+  const kinds = Object.keys(COSTS).filter((kind) => tokens[kind] || seconds?.[kind]);
+  if (kinds.length === 0) return null;
   const columns = [
     ["tokens", tokens, grouped],
     ...(seconds ? [["time", seconds, shownSeconds]] : []),
@@ -86,7 +86,7 @@ function makeCosts(record) {
     make("thead", null, make("tr", null, make("td", null),
       columns.flatMap(([title]) => [make("th", { scope: "col" }, title), make("td", null)]))),
     make("tbody", null, kinds.map((kind) => make(
-      "tr", null, make("th", { scope: "row" }, names[kind]),
+      "tr", null, make("th", { scope: "row" }, COSTS[kind]),
       columns.flatMap(([, values, shown]) => makeCost(kind, values, shown))))));
 }
 
@@ -270,6 +270,7 @@ function whatIfText(answer, threshold) {
   const { all, kept, keptThen, changed } = countDecisions([answer], threshold);
   const sum = `At ${fixed(threshold)}, ${keptThen} of ${counted(all, "draft step")} kept ` +
     `(as it ran: ${kept}).`;
-  return changed === 0 ? `${sum} No decision changes.` : `${sum} ${counted(changed, "decision changes", "decisions change")}; ` +
+  if (changed === 0) return `${sum} No decision changes.`;
+  return `${sum} ${counted(changed, "decision changes", "decisions change")}; ` +
     "after the first, the models would have written other steps than those shown.";
 }

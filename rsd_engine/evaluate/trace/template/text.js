@@ -47,11 +47,12 @@ function makeText(text) {
     const isBlock = tree[1].display === "block"; // the line ends before and behind it anyhow
     const before = text.slice(end, match.index);
     const after = match.index + match[0].length;
-    const [whole, point] = text.slice(after).match(isBlock ? /^([.,;:!?)]*)[ \t]*\n?/ : /^([.,;:!?)]*)/);
+    const [point] = text.slice(after).match(/^[.,;:!?)]*/);
+    const [space] = text.slice(after + point.length).match(isBlock ? /^[ \t]*\n?/ : /^/);
     nodes.push(
       isBlock ? before.replace(/\n[ \t]*$/, "") : before,
       make("span", { class: "formula" }, makeMath(tree), point));
-    end = after + whole.length;
+    end = after + point.length + space.length;
   }
   nodes.push(text.slice(end));
   return nodes.filter((node) => node !== "");
