@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rsd_engine.evaluate import run as evaluate_run
-from rsd_engine.evaluate.record import Counts, Question, Record, ScoredText, StepRecord
+from rsd_engine.evaluate.record import TIMES, Counts, Question, Record, ScoredText, StepRecord
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,9 +63,9 @@ def tune_args(model_args: list[str], questions: Path, monkeypatch: pytest.Monkey
 
 
 def answers(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """All lines of each file, but for their seconds."""
+    """All lines of each file, but for their times."""
     return {
-        path.name: [{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(path)]
+        path.name: [{k: v for k, v in line.items() if k not in TIMES} for line in read_jsonl(path)]
         for path in folder.glob("*.jsonl")
     }
 
