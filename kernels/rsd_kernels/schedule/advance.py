@@ -26,13 +26,14 @@ def advance(
     b_rows = tl.load(batch.seq_start + b_seq + 1, mask=m_seq, other=0) - b_first
     b_slot = tl.load(batch.seq_slot + b_seq, mask=m_seq, other=0)
     b_kv = tl.load(batch.seq_kv_len + b_seq, mask=m_seq, other=0)
-    m_seq = m_seq & (b_seq < tl.load(state.num_seqs))
+    num_seqs = tl.load(state.num_seqs)
+    m_seq = m_seq & (b_seq < num_seqs)
     o_role = role * state.num_slots + b_slot
     b_read = tl.load(state.tokens_read + o_role, mask=m_seq, other=0) + b_rows
     b_passes = tl.load(state.passes + o_role, mask=m_seq, other=0) + 1
     b_time = tl.load(state.nanoseconds + o_role, mask=m_seq, other=0)
     if CLOCK:
-        b_time += globaltimer() - tl.load(state.pass_start)
+        b_time += (globaltimer() - tl.load(state.pass_start)) // tl.maximum(num_seqs, 1)
     tl.debug_barrier()
     tl.store(state.kv_len + kv_role * state.num_slots + b_slot, b_kv, mask=m_seq)
     tl.store(state.tokens_read + o_role, b_read, mask=m_seq)
