@@ -90,9 +90,11 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     tables, merges = _step_tables(), _merge_tables()
     words = bridge.bridge_scratch(state)
     plain = WriteRules(tables, merges, _TOKENS_PER_PAGE)
-    writes = {"": plain, "_by_host": replace(plain, merges=None)}
-    for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY):
-        writes[f"_{kind.name.lower()}"] = replace(plain, confidence=kind)
+    writes = {
+        f"_{kind.name.lower()}": replace(plain, confidence=kind)
+        for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
+    }
+    writes |= {"_by_host": replace(plain, merges=None), "": plain}
     found = {
         f"write{name}_{i}": launch
         for name, rules in writes.items()
@@ -101,8 +103,8 @@ def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     places = RowBatch.allocate(_MAX_ROWS, state.num_slots, _META, state.num_slots + _MAX_GUESSES)
     verifying = _write_launches(state, places, replace(plain, verifies=True), Role.TARGET)
     return {
-        **found,
         **{f"write_verifying_{i}": verifying[i] for i in (1, 2)},
+        **found,
         "retokenise": retokenise.retokenise_launch(state, tables, merges, words),
         "wait_with_ends": retokenise.wait_with_ends_launch(state),
     }

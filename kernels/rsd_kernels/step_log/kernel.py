@@ -59,8 +59,8 @@ def publish(
     # Every thread has read the head and the columns, and has written its words of the records.
     tl.debug_barrier()
     size = tl.sum(b_size)
-    tl.store(state.log_head, head + size)
     tl.store(state.log_end, _after_all_writes(head + size, size), mask=size > 0)
+    tl.store(state.log_head, head + size)
 
 
 @triton.jit

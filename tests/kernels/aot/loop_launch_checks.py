@@ -52,7 +52,14 @@ def test_relu_keeps_nan(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["end_step_kernel", "score_value_kernel", "score_classes_kernel", "score_ensemble_kernel"],
+    [
+        "end_slot_step_kernel",
+        "draw_kernel",
+        "append_kernel",
+        "score_value_kernel",
+        "score_classes_kernel",
+        "score_ensemble_kernel",
+    ],
 )
 def test_the_log_is_written_before_its_end(name: str) -> None:
     """The host may read both while the kernel runs: a barrier, a fence of the system, the end."""
