@@ -213,7 +213,7 @@ def adjust_kernel(
     role: tl.tensor,
     CONFIDENCE: tl.constexpr,
     BLOCK: tl.constexpr,
-    ADJUST_BLOCK: tl.constexpr,
+    SCAN_BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     TICK: tl.constexpr,  # whether this is a tick of the loop: then what was read is counted
     BLOCK_S: tl.constexpr,
@@ -228,7 +228,7 @@ def adjust_kernel(
         if last_to_arrive(scratch.arrived + i_place, scratch.num_blocks):
             draws = _adjust(
                 state, batch, scratch, p_logits, i_place, slot, vocabulary, CONFIDENCE,
-                ADJUST_BLOCK, BLOCKS,
+                SCAN_BLOCK, BLOCKS,
             )  # fmt: skip
             tl.store(scratch.place_draws + i_place, draws)
     if TICK:  # noqa: SIM102 - decided when this is compiled

@@ -243,6 +243,7 @@ def draw_kernel(
     CONFIDENCE: tl.constexpr,
     APPEND: tl.constexpr,  # whether every sequence has one place
     BLOCK: tl.constexpr,
+    SCAN_BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     ENDS: tl.constexpr,  # whether this is the last launch of a tick of the loop
     DECIDES: tl.constexpr,
@@ -265,7 +266,7 @@ def draw_kernel(
         if goes_on:
             _finish(
                 state, batch, scratch, tables, p_logits, i_place, slot, draws, role, purpose,
-                vocabulary, CONFIDENCE, APPEND, BLOCK, BLOCKS,
+                vocabulary, CONFIDENCE, APPEND, SCAN_BLOCK, BLOCKS,
             )  # fmt: skip
             if ENDS:
                 pass_on_step(state, tables, merges, words, slot, DECIDES)

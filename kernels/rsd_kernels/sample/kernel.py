@@ -40,7 +40,7 @@ from rsd_kernels.state.slots import SlotState
 from rsd_kernels.state.tables import StepTables
 
 # Ids that a program looks at in a turn where it goes on alone: 16 warps hold them without spilling.
-_ADJUST_BLOCK = 2048
+_SCAN_BLOCK = 2048
 _WARPS = 16
 _END_WARPS = 8  # where the last program to append deals with the ended steps of all slots
 _NOISE_BLOCK = 4  # ids whose noise comes from one random block
@@ -142,10 +142,11 @@ def sample_append_launches(
         "logits": logits, "stride_logits": logits.stride(0), "vocabulary": vocabulary,
         "CONFIDENCE": int(confidence), "BLOCKS": next_power_of_2(blocks),
         "BLOCK": max(_NOISE_BLOCK, min(VOCABULARY_BLOCK, next_power_of_2(vocabulary))),
+        "SCAN_BLOCK": min(_SCAN_BLOCK, next_power_of_2(vocabulary)),
     }  # fmt: skip
     in_loop = tick is not _NO_TICK
     adjust = args | {
-        "ADJUST_BLOCK": min(_ADJUST_BLOCK, next_power_of_2(vocabulary)), "role": int(role),
+        "role": int(role),
         "TICK": in_loop, "BLOCK_S": next_power_of_2(batch.num_seqs), "CLOCK": tick["CLOCK"],
     }  # fmt: skip
     appends = {"tables": table_args(tables), "role": int(role)}
