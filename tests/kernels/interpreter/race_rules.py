@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,8 @@ class Access:
     first: np.ndarray  # [elements] uint64 addresses of those that it touches
     place: tuple[str, str, int]  # function, file, line
     value: np.ndarray | None = None  # [elements] what a store puts there, as bits
+    releases: bool = False  # what comes before it is seen by who acquires what it leaves
+    acquires: bool = False
 
     def __str__(self) -> str:
         function, file, line = self.place
@@ -93,15 +95,17 @@ def find_races(launch: Launch) -> None:
         _check_bounds(launch)
         byte, op = _contended(launch)
         if byte.size:
-            _check_between_programs(launch, byte, op)
+            _check_between_programs(launch, byte, op, _epochs(launch))
             _check_within_programs(launch, byte, op, _epochs(launch))
 
 
 def needs_barrier(launch: Launch, place: tuple[str, int]) -> bool:
     """True if the launch, which has no race, would have one without the barrier of that line."""
     byte, op = _contended(launch)
+    epoch = _epochs(launch, without=place)
     try:
-        _check_within_programs(launch, byte, op, _epochs(launch, without=place))
+        _check_between_programs(launch, byte, op, epoch)
+        _check_within_programs(launch, byte, op, epoch)
     except Race:
         return True
     return False
@@ -148,26 +152,51 @@ def _contended(launch: Launch) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def _check_between_programs(launch: Launch, byte: np.ndarray, op: np.ndarray) -> None:
-    """Nothing but atomic operations where programs meet."""
-    order = np.argsort(byte, kind="stable")
-    begin = np.flatnonzero(np.diff(byte[order], prepend=0))
-    program = np.array([access.program for access in launch.accesses])[op[order]]
-    atomic = np.array([access.atomic for access in launch.accesses])[op[order]]
-    meet = np.minimum.reduceat(program, begin) != np.maximum.reduceat(program, begin)
-    bad = np.flatnonzero(meet & ~np.logical_and.reduceat(atomic, begin))
-    if bad.size:
-        address = byte[order][begin[bad[0]]]
-        there = [launch.accesses[i] for i in np.sort(op[byte == address])]
-        one, other = next(
-            (one, other)
-            for one, other in itertools.combinations(there, 2)
-            if one.program != other.program
-            and (one.stores or other.stores)
-            and not (one.atomic and other.atomic)
-        )
-        who = f"in programs {one.program} and {other.program}"
-        raise Race(f"{launch.kernel}: {launch.name(int(address))}: {one} and {other} {who}")
+def _check_between_programs(
+    launch: Launch, byte: np.ndarray, op: np.ndarray, epoch: np.ndarray
+) -> None:
+    """Where programs meet, nothing but atomic operations, unless these put the rest in order."""
+    accesses = launch.accesses
+    order = np.lexsort((op, byte))
+    byte, op = byte[order], op[order]
+    new = np.diff(byte, prepend=0) != 0
+    begin, group = np.flatnonzero(new), np.cumsum(new) - 1
+    program = np.array([access.program for access in accesses])
+    atomic = np.array([access.atomic for access in accesses])
+    stores = np.array([access.stores for access in accesses])
+    meet = np.minimum.reduceat(program[op], begin) != np.maximum.reduceat(program[op], begin)
+    kept = (meet & ~np.logical_and.reduceat(atomic[op], begin))[group]
+
+    def conflict(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return (program[i] != program[j]) & (stores[i] | stores[j]) & ~(atomic[i] & atomic[j])
+
+    for one, other in _pairs(op[kept], group[kept], conflict):
+        if not _in_order(accesses, one, other, epoch):
+            who = f"in programs {program[one]} and {program[other]}"
+            raise Race(_describe(launch, accesses[one], accesses[other], who))
+
+
+def _in_order(accesses: list[Access], one: int, other: int, epoch: np.ndarray) -> bool:
+    """True if the program of `one` releases it, and that of `other` acquires that before `other`.
+
+    One thread releases: what the others did counts if a barrier is between. One thread acquires,
+    too; if the operation is of a scalar, Triton hands its result to the others past a barrier.
+    """
+    releases = [
+        r
+        for r in range(one, other + 1)
+        if accesses[r].releases
+        and accesses[r].program == accesses[one].program
+        and (r == one or epoch[one] < epoch[r])
+    ]
+    return any(
+        np.intersect1d(accesses[r].first, accesses[a].first).size > 0
+        for r in releases
+        for a in range(r + 1, other + 1)
+        if accesses[a].acquires
+        and accesses[a].program == accesses[other].program
+        and (a == other or accesses[a].first.size == 1 or epoch[a] < epoch[other])
+    )
 
 
 def _check_within_programs(
@@ -183,21 +212,33 @@ def _check_within_programs(
     new |= (np.diff(program[op], prepend=-1) != 0) | (np.diff(epoch[op], prepend=-1) != 0)
     group = np.cumsum(new) - 1
     kept = np.logical_or.reduceat(stores[op], np.flatnonzero(new))[group]
-    byte, op, group = byte[kept], op[kept], group[kept]
+
+    def conflict(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return (stores[i] | stores[j]) & (i != j)
+
+    for one, other in _pairs(op[kept], group[kept], conflict):
+        if not _allowed(launch.kernel, accesses[one], accesses[other]):
+            who = "in one program, with no barrier between"
+            raise Race(_describe(launch, accesses[one], accesses[other], who))
+
+
+def _pairs(
+    op: np.ndarray, group: np.ndarray, conflict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Iterator[tuple[int, int]]:
+    """Every two accesses in conflict of one group, which lie side by side."""
     for apart in range(1, len(op)):
         i, j = op[:-apart], op[apart:]
         same = group[:-apart] == group[apart:]
         if not same.any():
             return
-        bad = same & (stores[i] | stores[j]) & (i != j)
+        bad = same & conflict(i, j)
         for one, other in np.unique(np.stack((i[bad], j[bad]), 1), axis=0):
-            if not _allowed(launch.kernel, accesses[one], accesses[other]):
-                address = int(byte[:-apart][bad & (i == one) & (j == other)][0])
-                who = "in one program, with no barrier between"
-                raise Race(
-                    f"{launch.kernel}: {launch.name(address)}: "
-                    f"{accesses[one]} and {accesses[other]} {who}"
-                )
+            yield int(one), int(other)
+
+
+def _describe(launch: Launch, one: Access, other: Access, who: str) -> str:
+    address = np.intersect1d(_bytes(one.first, one.size), _bytes(other.first, other.size))[0]
+    return f"{launch.kernel}: {launch.name(int(address))}: {one} and {other} {who}"
 
 
 def _allowed(kernel: str, one: Access, other: Access) -> bool:
