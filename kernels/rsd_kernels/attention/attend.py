@@ -65,20 +65,25 @@ def _combine(
     num_q_heads, num_splits = tl.num_programs(1) * GROUP, tl.num_programs(2)
     for i in range(0, num_rows):
         row = i_row.to(tl.int64) + i
+        first_part = row * num_q_heads * num_splits
+        p_part, p_max, p_sum = (
+            part + first_part * HEAD_DIM,
+            part_max + first_part,
+            part_sum + first_part,
+        )
         b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
         b_sum = tl.zeros([BLOCK_G], tl.float32)
         b_acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
         for i_first in range(0, num_used, BLOCK_P):
             o_split = i_first + tl.arange(0, BLOCK_P)
             m_part = (o_split < num_used)[:, None] & m_g[None, :]
-            o_part = (row * num_q_heads + o_head)[None, :] * num_splits + o_split[:, None]
-            p_part = part + o_part[:, :, None] * HEAD_DIM + o_d[None, None, :]
+            o_part = o_head[None, :] * num_splits + o_split[:, None]
             b_maxes = tl.load(
-                part_max + o_part, mask=m_part, other=float("-inf"), cache_modifier=".cg"
+                p_max + o_part, mask=m_part, other=float("-inf"), cache_modifier=".cg"
             )
-            b_sums = tl.load(part_sum + o_part, mask=m_part, other=0.0, cache_modifier=".cg")
+            b_sums = tl.load(p_sum + o_part, mask=m_part, other=0.0, cache_modifier=".cg")
             b_parts = tl.load(
-                p_part,
+                p_part + (o_part[:, :, None] * HEAD_DIM + o_d[None, None, :]),
                 mask=m_part[:, :, None] & m_d[None, None, :],
                 other=0.0,
                 cache_modifier=".cg",
@@ -206,8 +211,9 @@ def attend_kernel(
         b_next = tl.load(p_table + (o_key + BLOCK_N) // TOKENS_PER_PAGE, mask=m_next, other=0)
         p_k = k_pages + b_page * stride_k_page + o_token * stride_k_token + i_head * stride_k_head
         p_v = v_pages + b_page * stride_v_page + o_token * stride_v_token + i_head * stride_v_head
-        b_k = tl.load(p_k[None, :] + o_d[:, None], mask=m_key[None, :] & m_d[:, None], other=0.0)
-        b_score = tl.dot(b_q, b_k, input_precision="ieee") * scale_log2
+        m_load = m_key[:, None] & m_d[None, :]
+        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_load, other=0.0)
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
         m_seen = m_key[None, :] & (o_key[None, :] <= b_position[:, None])
         if WINDOW > 0:
             m_seen &= o_key[None, :] > b_position[:, None] - WINDOW
@@ -217,7 +223,7 @@ def attend_kernel(
         b_weight = tl.exp2(b_score - b_shift[:, None])
         b_decay = tl.exp2(b_max - b_shift)
         b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
-        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_key[:, None] & m_d[None, :], other=0.0)
+        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_load, other=0.0)
         b_acc = b_acc * b_decay[:, None]
         b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
         b_max = b_new_max

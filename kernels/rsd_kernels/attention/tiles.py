@@ -45,7 +45,7 @@ def attention_tiles(
     decode = num_rows <= _DECODE_ROWS
     wide = dtype == torch.float32  # exact fp32 products run on CUDA cores, from registers
     if decode:
-        block_m, block_n, warps, stages = 16, 32, 4, 4
+        block_m, block_n, warps, stages = 16, 32, 4 if head_dim <= 128 else 8, 4
     else:
         block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 3
     if wide:
