@@ -17,22 +17,7 @@ import triton.language as tl
 from rsd_kernels.overlap import allow_next_kernel, prefetch_rows, wait_for_previous_kernel
 
 _PREFETCHED = tl.constexpr(128)  # keys of a split that are asked for before the wait
-_PARTS_LOADED = tl.constexpr(8192)  # numbers that are loaded at once: 64 registers of 128 threads
-
-
-@triton.jit
-def _prefetch_tokens(
-    pages: tl.tensor,  # K or V of one head
-    p_table: tl.tensor,  # pages of one sequence
-    token: tl.tensor,  # [N] tokens of the sequence; the new ones may not be written yet
-    stride_page: tl.tensor,
-    stride_token: tl.tensor,
-    PER_PAGE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-) -> None:
-    """Asks the L2 cache for K or V of some tokens."""
-    i_page = tl.load(p_table + token // PER_PAGE).to(tl.int64)
-    prefetch_rows(pages + i_page * stride_page + token % PER_PAGE * stride_token, HEAD_DIM)
+_PARTS_LOADED = tl.constexpr(8192)  # numbers loaded at once: 64 registers of 128 threads
 
 
 @triton.jit
@@ -54,8 +39,8 @@ def _combine(
 ) -> None:
     """out[n, h] = sum_s 2^max[s] part[s] / sum_s 2^max[s] sum[s] for the query heads of a K/V head.
 
-    The order is that of s, whoever comes last. Other programs have put it all into the L2 cache,
-    from where a block of splits is loaded at once.
+    The order of the sums depends on the number of splits alone, not on who is last. The parts lie
+    in the L2 cache, and those of a block of splits are loaded at once.
     """
     BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
     BLOCK_P: tl.constexpr = min(max(_PARTS_LOADED // (BLOCK_G * BLOCK_D), 1), MAX_SPLITS)
@@ -65,12 +50,7 @@ def _combine(
     num_q_heads, num_splits = tl.num_programs(1) * GROUP, tl.num_programs(2)
     for i in range(0, num_rows):
         row = i_row.to(tl.int64) + i
-        first_part = row * num_q_heads * num_splits
-        p_part, p_max, p_sum = (
-            part + first_part * HEAD_DIM,
-            part_max + first_part,
-            part_sum + first_part,
-        )
+        i_part = row * num_q_heads * num_splits
         b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
         b_sum = tl.zeros([BLOCK_G], tl.float32)
         b_acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
@@ -78,16 +58,13 @@ def _combine(
             o_split = i_first + tl.arange(0, BLOCK_P)
             m_part = (o_split < num_used)[:, None] & m_g[None, :]
             o_part = o_head[None, :] * num_splits + o_split[:, None]
-            b_maxes = tl.load(
-                p_max + o_part, mask=m_part, other=float("-inf"), cache_modifier=".cg"
-            )
-            b_sums = tl.load(p_sum + o_part, mask=m_part, other=0.0, cache_modifier=".cg")
-            b_parts = tl.load(
-                p_part + (o_part[:, :, None] * HEAD_DIM + o_d[None, None, :]),
-                mask=m_part[:, :, None] & m_d[None, None, :],
-                other=0.0,
-                cache_modifier=".cg",
-            )
+            p_max, p_sum = part_max + i_part + o_part, part_sum + i_part + o_part
+            b_maxes = tl.load(p_max, mask=m_part, other=float("-inf"), cache_modifier=".cg")
+            b_sums = tl.load(p_sum, mask=m_part, other=0.0, cache_modifier=".cg")
+            p_part = part + i_part * HEAD_DIM
+            p_part += o_part[:, :, None] * HEAD_DIM + o_d[None, None, :]
+            m_all = m_part[:, :, None] & m_d[None, None, :]
+            b_parts = tl.load(p_part, mask=m_all, other=0.0, cache_modifier=".cg")
             b_new_max = tl.maximum(b_max, tl.max(b_maxes, 0))
             b_shift = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # no -inf - -inf
             b_weights = tl.exp2(b_maxes - b_shift[None, :])
@@ -100,14 +77,15 @@ def _combine(
         tl.store(p_out[:, None] + o_d[None, :], b_out, mask=m_g[:, None] & m_d[None, :])
 
 
-@triton.jit(do_not_specialize=["num_seqs"])
+@triton.jit(do_not_specialize=["num_seqs", "stride_table"])
 def attend_kernel(
     q: tl.tensor,  # [N, num_q_heads, HEAD_DIM]
     k_pages: tl.tensor,  # [num_pages, TOKENS_PER_PAGE, num_kv_heads, HEAD_DIM]
     v_pages: tl.tensor,  # [num_pages, TOKENS_PER_PAGE, num_kv_heads, HEAD_DIM]
     out: tl.tensor,  # [N, num_q_heads, HEAD_DIM]
-    part: tl.tensor,  # [N, num_q_heads, num_splits, HEAD_DIM] fp32; None like the next three: no
-    part_max: tl.tensor,  # [N, num_q_heads, num_splits] fp32, of scores in base 2; splits
+    # The next four are None if there is one split.
+    part: tl.tensor,  # [N, num_q_heads, num_splits, HEAD_DIM] fp32
+    part_max: tl.tensor,  # [N, num_q_heads, num_splits] fp32, of scores in base 2
     part_sum: tl.tensor,  # [N, num_q_heads, num_splits] fp32
     arrived: tl.tensor,  # [N, num_kv_heads] int32, all 0 before and after
     seq_slot: tl.tensor,  # [S]
@@ -165,27 +143,27 @@ def attend_kernel(
     first_key = tl.maximum(position + 1 - WINDOW, 0) if WINDOW > 0 else 0
     first_block = first_key // BLOCK_N
     end_block = tl.cdiv(end_key, BLOCK_N)
-    num_blocks = end_block - first_block
+    num_blocks = tl.where(i_row < i_stop, end_block - first_block, 0)
     blocks_per_split = tl.maximum(tl.cdiv(num_blocks, tl.num_programs(2)), MIN_BLOCKS)
     i_first = first_block + i_split * blocks_per_split
-    i_end = tl.minimum(i_first + blocks_per_split, end_block)
-    has_work = (i_row < i_stop) & (i_first < i_end)
+    i_end = tl.minimum(i_first + blocks_per_split, first_block + num_blocks)
+    num_used = tl.cdiv(num_blocks, blocks_per_split)  # splits with keys
     p_table = page_table + i_slot.to(tl.int64) * stride_table
 
     if SCHEDULED:
         if OVERLAP:  # noqa: SIM102 - known when it is compiled, what follows is not
-            if has_work:
-                o_key = i_first * BLOCK_N + tl.arange(0, _PREFETCHED)
-                o_key = tl.minimum(o_key, tl.minimum(i_end * BLOCK_N, end_key) - 1)
+            if i_first < i_end:
                 p_k, p_v = k_pages + i_head * stride_k_head, v_pages + i_head * stride_v_head
-                _prefetch_tokens(
-                    p_k, p_table, o_key, stride_k_page, stride_k_token, TOKENS_PER_PAGE, HEAD_DIM
-                )
-                _prefetch_tokens(
-                    p_v, p_table, o_key, stride_v_page, stride_v_token, TOKENS_PER_PAGE, HEAD_DIM
-                )
+                last_key = tl.minimum(i_end * BLOCK_N, end_key) - 1
+                for i in tl.static_range(_PREFETCHED // BLOCK_N):
+                    o_key = (i_first + i) * BLOCK_N + tl.arange(0, BLOCK_N)
+                    o_key = tl.minimum(o_key, last_key)
+                    b_page = tl.load(p_table + o_key // TOKENS_PER_PAGE).to(tl.int64)
+                    o_token = o_key % TOKENS_PER_PAGE
+                    prefetch_rows(p_k + b_page * stride_k_page + o_token * stride_k_token, HEAD_DIM)
+                    prefetch_rows(p_v + b_page * stride_v_page + o_token * stride_v_token, HEAD_DIM)
         wait_for_previous_kernel(OVERLAP)
-    if not has_work:
+    if i_split >= num_used:
         return
 
     o_m, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
@@ -199,6 +177,7 @@ def attend_kernel(
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # The pages of a step are read in the one before: where its keys lie is known when it begins.
     o_next = i_first * BLOCK_N + tl.arange(0, BLOCK_N)
     m_next = (o_next >= first_key) & (o_next < end_key)
     b_next = tl.load(p_table + o_next // TOKENS_PER_PAGE, mask=m_next, other=0)
@@ -229,25 +208,28 @@ def attend_kernel(
         b_max = b_new_max
 
     m_out = m_m[:, None] & m_d[None, :]
-    num_used = tl.cdiv(num_blocks, blocks_per_split)
-    if part is None or num_used == 1:
-        p_out = out + o_row.to(tl.int64) * stride_out_row + o_head * stride_out_head
-        b_out = b_acc / b_sum[:, None]
-        tl.store(p_out[:, None] + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_out)
-        return
-    o_part = o_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + o_head
-    o_part = o_part * tl.num_programs(2) + i_split
-    tl.store(part_max + o_part, b_max, mask=m_m)
-    tl.store(part_sum + o_part, b_sum, mask=m_m)
-    tl.store(part + o_part[:, None] * HEAD_DIM + o_d[None, :], b_acc, mask=m_out)
-    # The barrier: all of the program has stored before one thread releases it. The counter is that
-    # of the tile's first row, so no two tiles share one, however the rows of a pass are divided.
-    tl.debug_barrier()
-    p_arrived = arrived + i_row * tl.num_programs(1) + i_head
-    if tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") < num_used - 1:
-        return
-    tl.store(p_arrived, 0)  # for the next launch
-    _combine(
-        out, part, part_max, part_sum, i_row, tl.minimum(ROWS, i_stop - i_row), i_head, num_used,
-        stride_out_row, stride_out_head, GROUP, HEAD_DIM, BLOCK_D, MAX_SPLITS,
-    )  # fmt: skip
+    b_out = (b_acc / b_sum[:, None]).to(out.dtype.element_ty)
+    p_out = out + o_row.to(tl.int64) * stride_out_row + o_head * stride_out_head
+    p_out = p_out[:, None] + o_d[None, :]
+    if part is None:
+        tl.store(p_out, b_out, mask=m_out)
+    else:
+        if num_used == 1:  # nothing to combine
+            tl.store(p_out, b_out, mask=m_out)
+            return
+        o_part = o_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + o_head
+        o_part = o_part * tl.num_programs(2) + i_split
+        tl.store(part_max + o_part, b_max, mask=m_m)
+        tl.store(part_sum + o_part, b_sum, mask=m_m)
+        tl.store(part + o_part[:, None] * HEAD_DIM + o_d[None, :], b_acc, mask=m_out)
+        tl.debug_barrier()  # all threads have stored their share before one of them releases it
+        # The counter of the tile's first row: no two tiles share one, however rows are divided.
+        p_arrived = arrived + i_row * tl.num_programs(1) + i_head
+        if tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") < num_used - 1:
+            return
+        tl.store(p_arrived, 0)  # for the next launch
+        num_rows = tl.minimum(ROWS, i_stop - i_row)
+        _combine(
+            out, part, part_max, part_sum, i_row, num_rows, i_head, num_used, stride_out_row,
+            stride_out_head, GROUP, HEAD_DIM, BLOCK_D, MAX_SPLITS,
+        )  # fmt: skip

@@ -104,7 +104,7 @@ def attention_launch(
             "BLOCK_M": tiles.block_m,
             "BLOCK_N": tiles.block_n,
             "BLOCK_D": max(16, next_power_of_2(head_dim)),
-            "BLOCK_S": max(16, next_power_of_2(batch.num_seqs)),
+            "BLOCK_S": max(32, next_power_of_2(batch.num_seqs)),
             "SCHEDULED": scheduled,
         },
         num_warps=tiles.num_warps,

@@ -41,8 +41,9 @@ class AttentionGroup:
 class AttentionScratch:
     """Where programs that share rows leave what they found, for passes that follow one another.
 
-    Only `arrived` must keep its values, zeros, from pass to pass. It depends on no number of
-    splits where a counter lies, so passes of any shape may share it.
+    Only the counters must keep their values, zeros, from pass to pass. A counter belongs to a row
+    and a K/V head in passes of any shape, and a launch leaves zeros unless it fails, which ends
+    the use of the device by its process.
     """
 
     part: Tensor  # fp32, sums of values

@@ -14,9 +14,9 @@ from rsd_kernels.launch import ceil_div, next_power_of_2
 
 _PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 _DECODE_ROWS = 16  # passes of up to this many rows use the narrow tile
-# One program combines the splits of a tile: more of them, or smaller ones, and it would take longer
-# than they save.
-_MAX_SPLITS = {True: 32, False: 8}  # of a narrow tile, of a wide one
+# One program combines the splits of a tile, so it costs more time to combine more of them than
+# smaller ones save: `docs/kernels.md` has the figures.
+_MAX_SPLITS, _MAX_WIDE_SPLITS = 32, 8  # of a narrow tile, of a wide one
 _SPLIT_KEYS = 64  # a split has at least so many
 
 
@@ -45,6 +45,7 @@ def attention_tiles(
     decode = num_rows <= _DECODE_ROWS
     wide = dtype == torch.float32  # exact fp32 products run on CUDA cores, from registers
     if decode:
+        # Stages: with three steps on their way most splits are.
         block_m, block_n, warps, stages = 16, 32, 4 if head_dim <= 128 else 8, 4
     else:
         block_m, block_n, warps, stages = 64, 32 if head_dim > 128 else 64, 8, 3
@@ -54,7 +55,7 @@ def attention_tiles(
     block_m = max(block_m, next_power_of_2(group))
     tiles = ceil_div(max(1, num_rows), block_m // group) * num_kv_heads
     splits = max(1, next_power_of_2(_PROGRAMS // tiles + 1) // 2)
-    most = _MAX_SPLITS[decode]
+    most = _MAX_SPLITS if decode else _MAX_WIDE_SPLITS
     return AttentionTiles(block_m, block_n, min(splits, most), most, warps, stages)
 
 
