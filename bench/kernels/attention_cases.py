@@ -98,8 +98,7 @@ def attention_case(setting: Setting, shape: DecoderShape, num_rows: int) -> Case
     q = setting.normal(num_rows, shape.num_q_heads, shape.head_dim)
     ours, plain = torch.empty_like(q), torch.empty_like(q)
     heads = (shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
-    size = setting.ops.attention_scratch_size(num_rows, *heads, q.dtype)
-    scratch = torch.empty(size, dtype=torch.float32, device=q.device)
+    scratch = setting.ops.attention_scratch(num_rows, *heads, q.dtype, q.device)
     per_page = inputs.kv.tokens_per_page
     key_map = setting.ops.attention_map(
         inputs.batch, inputs.table, per_page, None, q.dtype, scratch

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.attention import flash as flash_attention
-from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.attention.map import AttentionMap, AttentionScratch
 from rsd_kernels.attention.twin import attention_map, paged_attention
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cpu import ops as cpu_ops
@@ -34,6 +34,7 @@ from rsd_kernels.rope.twin import rope_kv_write
 from rsd_kernels.state.rows import RowBatch
 
 Op = Callable[..., Any]
+Scratch = AttentionScratch | None
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class ModelOps:
     rms_norm: Op
     rows_norm: Op
     lm_head: Op  # (x [S, K], weight [V, K], *, out [S, V]): `linear` in the dtype of `out`
-    attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Tensor | None], Any]
-    attention_scratch_size: Op  # as in `rsd_kernels.attention.tiles`; 0 where none is needed
+    attention_map: Callable[[RowBatch, Tensor, int, int | None, torch.dtype, Scratch], Any]
+    attention_scratch: Op  # as in `rsd_kernels.attention.tiles`; None where none is needed
     # (cos table, sin table, position [N]) -> cos, sin and position as rope_kv_write takes them
     rope_angles: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
     # all layers in one call; None where the ops above must be called one by one
@@ -89,7 +90,7 @@ def triton_ops(*, scheduled: bool = False, decode_projection: str | None = None)
         ValueError: RSD_DECODE_PROJECTION is neither of the two.
     """
     from rsd_kernels.attention import kernel as paged_attention
-    from rsd_kernels.attention.tiles import attention_scratch_size
+    from rsd_kernels.attention.tiles import attention_scratch
     from rsd_kernels.embedding import kernel as embedding
     from rsd_kernels.linear import launchers as products
     from rsd_kernels.norm import kernel as norms
@@ -111,7 +112,7 @@ def triton_ops(*, scheduled: bool = False, decode_projection: str | None = None)
         rows_norm=norms.rows_norm,
         lm_head=linear,
         attention_map=_map_on_device,
-        attention_scratch_size=attention_scratch_size,
+        attention_scratch=attention_scratch,
         rope_angles=_angles_by_position,
         whole_decoder=_no_whole_decoder,
     )
@@ -136,7 +137,7 @@ def cpu_library_ops() -> ModelOps:
         rows_norm=cpu_ops.rows_norm,
         lm_head=_lm_head_by(cpu_ops.linear),
         attention_map=_map_on_device,
-        attention_scratch_size=_no_scratch,
+        attention_scratch=_no_scratch,
         rope_angles=_angles_by_position,
         whole_decoder=cpu_decoder,
     )
@@ -148,7 +149,7 @@ def _map_on_device(
     tokens_per_page: int,
     sliding_window: int | None,
     dtype: torch.dtype,
-    scratch: Tensor | None,
+    scratch: AttentionScratch | None,
 ) -> AttentionMap:
     """Nothing is computed here: the kernel reads lengths and page tables itself."""
     del dtype
@@ -161,7 +162,7 @@ def _map_on_host(
     tokens_per_page: int,
     sliding_window: int | None,
     dtype: torch.dtype,
-    scratch: Tensor | None,
+    scratch: AttentionScratch | None,
 ) -> AttentionMap:
     del scratch
     return attention_map(batch, page_table, tokens_per_page, sliding_window, dtype)
@@ -189,9 +190,8 @@ def _lm_head_by(product: Op) -> Op:
     return lm_head
 
 
-def _no_scratch(*sizes: Any) -> int:
+def _no_scratch(*sizes: Any) -> None:
     del sizes
-    return 0
 
 
 def _no_whole_decoder(parts: DecoderParts) -> CpuDecoder | None:
@@ -212,7 +212,7 @@ TWINS = ModelOps(
     rows_norm=rows_norm,
     lm_head=_lm_head_by(linear),
     attention_map=_map_on_host,
-    attention_scratch_size=_no_scratch,
+    attention_scratch=_no_scratch,
     rope_angles=_gathered_angles,
     whole_decoder=_no_whole_decoder,
 )

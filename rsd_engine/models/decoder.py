@@ -52,8 +52,7 @@ class Decoder:
         self.activations = Activations.allocate(config, max_rows, self.dtype, self.device)
         self.ops = model_ops(weights.final_norm, scheduled=True)
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
-        size = self.ops.attention_scratch_size(max_rows, *heads, self.dtype)
-        self.scratch = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.scratch = self.ops.attention_scratch(max_rows, *heads, self.dtype, self.device)
         self.max_positions = max_positions or config.max_position_embeddings
         self._rope_tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
         for rope in set(config.ropes):

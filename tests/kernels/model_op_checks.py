@@ -84,11 +84,12 @@ def test_forward(
     folder = save(make_model(architecture), tmp_path)
     if INTERPRETED:
         monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+        monkeypatch.setattr(attention_tiles, "_SPLIT_KEYS", 1)
     model = load_language_model(folder, max_rows=64, device=DEVICE, dtype="float32")
     if INTERPRETED:
         monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
-        size = attention_tiles.attention_scratch_size(64, 4, 4, 32, torch.float32)
-        monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
+        scratch = attention_tiles.attention_scratch(64, 4, 4, 32, torch.float32, DEVICE)
+        monkeypatch.setattr(model.decoder, "scratch", scratch)
     else:
         assert model_ops(model.lm_head.matrix).backend == "triton"
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):

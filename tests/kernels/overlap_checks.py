@@ -113,7 +113,11 @@ class Pass:
         pages = self.driver.pool.buffer.view(self.model.dtype)
         tensors = [tensor for tensor in found if isinstance(tensor, Tensor)]
         assert len(tensors) >= 6
-        return [*tensors, self.model.decoder.scratch, pages, self.out]
+        scratch = self.model.decoder.scratch
+        assert scratch is not None
+        parts = [scratch.part, scratch.part_max, scratch.part_sum]
+        # Of a counter that is read or reset too early the bits are those of NaN.
+        return [*tensors, *parts, scratch.arrived.view(torch.float32), pages, self.out]
 
     @property
     def weights(self) -> Iterator[Tensor]:
@@ -129,12 +133,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int
     def make(architecture: str, num_rows: int) -> Pass:
         folder = save(make_model(architecture), tmp_path)
         monkeypatch.setattr(attention_tiles, "_PROGRAMS", 30)
+        monkeypatch.setattr(attention_tiles, "_SPLIT_KEYS", 1)
         model = load_language_model(folder, max_rows=16, device=DEVICE, dtype="float32")
         config = model.config
         heads = (config.num_q_heads, config.num_kv_heads, config.head_dim)
-        size = attention_tiles.attention_scratch_size(16, *heads, torch.float32)
+        scratch = attention_tiles.attention_scratch(16, *heads, torch.float32, DEVICE)
         monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
-        monkeypatch.setattr(model.decoder, "scratch", torch.full((size,), float("nan")))
+        monkeypatch.setattr(model.decoder, "scratch", scratch)
         return Pass(model, num_rows)
 
     return make

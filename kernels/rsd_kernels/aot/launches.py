@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rsd_kernels.activation.kernel import gate_mul_launch
 from rsd_kernels.aot.loop_launches import PAGE_BYTES, loop_launches
-from rsd_kernels.attention.kernel import attention_launches
+from rsd_kernels.attention.kernel import attention_launch
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
 from rsd_kernels.launch import OVERLAP_ROWS, Launch
@@ -177,11 +177,10 @@ class _Forward:
         table = torch.empty(_NUM_SLOTS, 2048, dtype=torch.int32, device=_META)
         key_map = AttentionMap(batch, table, k_pages.shape[1], None, ())
         out = torch.empty(q.shape, dtype=self.dtype, device=_META)
-        names = ("paged_attention", "paged_attention (combine)")
-        launches = attention_launches(
+        launch = attention_launch(
             q, k_pages, v_pages, key_map, scale=shape.head_dim**-0.5, out=out, scheduled=True
         )
-        yield from zip(names, launches, strict=False)
+        yield "paged_attention", launch
 
     def _norm_before(self) -> Tensor | None:
         return None if self.shape.norms == "after" else self._vector(self.shape.hidden)

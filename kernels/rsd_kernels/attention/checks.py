@@ -38,10 +38,11 @@ def check_arguments(
     for name, tensor in integers.items():
         check_dtype(name, tensor, torch.int32)
         check_last_contiguous(name, tensor)
-    if key_map.scratch is not None:
-        check_dtype("key_map.scratch", key_map.scratch, torch.float32)
-    floats = {"k_pages": k_pages, "v_pages": v_pages, "out": out, "scratch": key_map.scratch}
-    check_devices(q=q, **floats, **integers)
+    scratch = {} if key_map.scratch is None else vars(key_map.scratch)
+    for name, tensor in scratch.items():
+        dtype = torch.int32 if name == "arrived" else torch.float32
+        check_dtype(f"key_map.scratch.{name}", tensor, dtype)
+    check_devices(q=q, k_pages=k_pages, v_pages=v_pages, out=out, **scratch, **integers)
 
 
 def _check_shapes(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rsd_kernels.attention.map import AttentionScratch
 from rsd_kernels.state.rows import RowBatch
 
 PAGE_MULTIPLE = 256  # tokens of a page, as flash-attn 2 demands
@@ -69,7 +70,7 @@ def over(ops: _Ops) -> _Ops:
         tokens_per_page: int,
         sliding_window: int | None,
         dtype: torch.dtype,
-        scratch: Tensor | None,
+        scratch: AttentionScratch | None,
     ) -> Any:
         if tokens_per_page % PAGE_MULTIPLE:
             args = (batch, page_table, tokens_per_page, sliding_window, dtype, scratch)

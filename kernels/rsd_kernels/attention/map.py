@@ -38,6 +38,33 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class AttentionScratch:
+    """Where programs that share rows leave what they found, for passes that follow one another.
+
+    Only the counters must keep their values, zeros, from pass to pass. A counter belongs to a row
+    and a K/V head in passes of any shape, and a launch leaves zeros unless it fails, which ends
+    the use of the device by its process.
+    """
+
+    part: Tensor  # fp32, sums of values
+    part_max: Tensor  # fp32, largest scores
+    part_sum: Tensor  # fp32, sums of weights
+    arrived: Tensor  # int32, programs that have left theirs
+
+    @classmethod
+    def allocate(
+        cls, num_parts: int, head_dim: int, num_counters: int, device: torch.device
+    ) -> AttentionScratch:
+        """Room for `num_parts` vectors of `head_dim`, and counters that are zero."""
+        part, part_max, part_sum = (
+            torch.empty(size, dtype=torch.float32, device=device)
+            for size in (num_parts * head_dim, num_parts, num_parts)
+        )
+        arrived = torch.zeros(num_counters, dtype=torch.int32, device=device)
+        return cls(part, part_max, part_sum, arrived)
+
+
+@dataclass(frozen=True)
 class AttentionMap:
     """The pages and keys of a pass. `groups` is for the PyTorch twin alone."""
 
@@ -46,4 +73,4 @@ class AttentionMap:
     tokens_per_page: int
     sliding_window: int | None  # tokens a row sees, itself included
     groups: tuple[AttentionGroup, ...]
-    scratch: Tensor | None = None  # fp32, for the kernel alone: see `paged_attention`
+    scratch: AttentionScratch | None = None  # for the kernel alone: see `paged_attention`

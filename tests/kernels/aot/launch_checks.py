@@ -120,12 +120,21 @@ def test_weights_are_read_by_wide_asynchronous_copies() -> None:
         assert "cp.async.cg.shared.global" in ptx, op  # the 16-byte form
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_parts_of_attention_are_released_before_they_are_read(arch: str) -> None:
+    """Stores of all threads, a barrier, the count; past it no load from what may be stale."""
+    ptx = str(decode_kernel("paged_attention", arch, overlap=False).asm["ptx"])
+    before, after = ptx.split("atom.global.gpu.acq_rel.add")  # one there is
+    stores, barrier = before.rindex("st.global"), before.rindex("bar.sync")
+    assert stores < barrier and "bra" not in before[barrier:]
+    assert after.index("bar.sync") < after.index("ld.global")  # the count is known to all
+    loads = re.findall(r"ld\.global\S*", after)
+    assert len(loads) > 8 and all(load.startswith("ld.global.cg") for load in loads)
+
+
 TOUCHES = re.compile(r"\b(ld|st|atom|red|cp\.async\S*)\.(shared|global)|\bret;")
 # They read row batches and page tables, which the schedule of a pass has written long before.
-SCHEDULED = (
-    *("qkv_projection", "paged_attention"),
-    *("rope_kv_write", "paged_attention (combine)"),
-)
+SCHEDULED = ("qkv_projection", "paged_attention", "rope_kv_write")
 EARLY = (
     *SCHEDULED,
     *("norm_linear (qkv)", "norm_gate_up", "linear (o)", "linear (down)"),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from rsd_kernels.attention import attend, kernel
 from rsd_kernels.attention import tiles as attention_tiles
-from rsd_kernels.attention.map import AttentionMap
+from rsd_kernels.attention.map import AttentionMap, AttentionScratch
 from rsd_kernels.attention.twin import attention_map
 from rsd_kernels.attention.twin import paged_attention as twin
 from rsd_kernels.state.rows import RowBatch
@@ -119,30 +119,36 @@ class Case:
             row += rows
         return out
 
-    def by_kernel(self, kernel: ModuleType) -> Tensor:
-        """All rows; scratch, and `out` before the call, are NaN."""
-        size = attention_tiles.attention_scratch_size(
-            self.q.shape[0], self.num_q_heads, self.num_kv_heads, self.head_dim, self.dtype
-        )
-        nan = float("nan")
+    def scratch(self) -> AttentionScratch:
+        """NaN, but for the counters."""
+        heads = (self.num_q_heads, self.num_kv_heads, self.head_dim)
+        made = attention_tiles.attention_scratch(self.q.shape[0], *heads, self.dtype, DEVICE)
+        for part in (made.part, made.part_max, made.part_sum):
+            part.fill_(torch.nan)
+        return made
+
+    def by_kernel(self, scratch: AttentionScratch | None = None) -> Tensor:
+        """All rows; scratch but for its counters, and `out` before the call, are NaN."""
+        scratch = scratch or self.scratch()
         key_map = AttentionMap(
             batch=RowBatch(**{name: t.to(DEVICE) for name, t in vars(self.batch).items()}),
             page_table=self.table.to(DEVICE),
             tokens_per_page=self.tokens_per_page,
             sliding_window=self.window,
             groups=(),
-            scratch=torch.full((size,), nan, device=DEVICE),
+            scratch=scratch,
         )
         shape = (self.q.shape[0], self.num_q_heads, self.head_dim)
-        out = torch.full(shape, nan, dtype=self.dtype, device=DEVICE)
+        out = torch.full(shape, torch.nan, dtype=self.dtype, device=DEVICE)
         q, k, v = (t.to(DEVICE) if t.device != DEVICE else t for t in (self.q, self.k, self.v))
         result = kernel.paged_attention(q, k, v, key_map, scale=self.scale, out=out)
         assert result is out
+        assert not scratch.arrived.any(), "a counter is not 0 again"
         return out.cpu()
 
 
-def check(case: Case, module: ModuleType = kernel) -> None:
-    result = case.by_kernel(module)
+def check(case: Case, scratch: AttentionScratch | None = None) -> None:
+    result = case.by_kernel(scratch)
     assert bool(result[case.num_rows :].isnan().all()), "a row of no sequence was written"
     exact = case.by_matrices(torch.float64)
     plain = case.by_twin(case.dtype)
@@ -190,11 +196,17 @@ def test_the_twin_is_that_of_the_matrices(name: str) -> None:
         assert bool(torch.isclose(twins, exact, rtol=1e-12, atol=1e-12).all())
 
 
+def split(monkeypatch: pytest.MonkeyPatch, num_programs: int = 9) -> None:
+    """Few keys are split, too: one block to a program."""
+    monkeypatch.setattr(attention_tiles, "_PROGRAMS", num_programs)
+    monkeypatch.setattr(attention_tiles, "_SPLIT_KEYS", 1)
+
+
 @pytest.fixture
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer splits of the keys than on a device: the interpreter takes milliseconds a program."""
     if INTERPRETED:
-        monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+        split(monkeypatch)
 
 
 @pytest.mark.usefixtures("few_programs")
@@ -213,16 +225,92 @@ def test_error_is_at_most_twice_that_of_pytorch(name: str, dtype: torch.dtype) -
     check(replace(CASES[name], dtype=dtype))
 
 
-def test_as_many_splits_as_ship() -> None:
-    case = Case([(1, 110)], num_q_heads=2, num_kv_heads=1, head_dim=16)
-    tiles = attention_tiles.attention_tiles(1, 2, 1, 16, torch.float32)
-    assert tiles.num_splits == 64
-    check(case)
+def test_as_many_splits_as_ship(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are combined at once."""
+    tiles = attention_tiles.attention_tiles(1, 8, 1, 64, torch.float32)
+    assert tiles.num_splits == 32 and tiles.min_blocks * tiles.block_n == 64
+    monkeypatch.setattr(attention_tiles, "_SPLIT_KEYS", 1)
+    case = Case([(1, 500)], tokens_per_page=37, num_q_heads=8, num_kv_heads=1)
+    scratch = case.scratch()
+    check(case, scratch)
+    assert bool(scratch.part_max.isfinite().all()), "a split found nothing"
+
+
+@pytest.mark.parametrize(("num_keys", "num_used"), [(64, 1), (65, 2), (128, 2), (129, 3)])
+def test_a_split_has_at_least_so_many_keys(num_keys: int, num_used: int) -> None:
+    """One alone leaves nothing to combine: it writes what it finds where it belongs."""
+    case = Case([(1, num_keys)], tokens_per_page=16, num_q_heads=2, num_kv_heads=1, head_dim=16)
+    scratch = case.scratch()
+    case.by_kernel(scratch)
+    found = scratch.part_max.view(2, -1).isfinite().sum(1)
+    assert found.tolist() == [num_used if num_used > 1 else 0] * 2
+    assert int(scratch.part.isfinite().sum()) == 16 * int(found.sum())
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="sums in the order of the interpreter")
+def test_it_is_what_a_second_launch_would_make_of_the_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit for bit: weights by the largest score of all, then sums in the order of the splits."""
+    split(monkeypatch)
+    case = Case([(1, 110), (1, 7), (2, 90)], num_q_heads=6, num_kv_heads=2, head_dim=24)
+    scratch = case.scratch()
+    out = case.by_kernel(scratch).numpy()
+    part_max, part_sum = (
+        found[: 4 * 6 * 4].view(4, 6, 4).numpy() for found in (scratch.part_max, scratch.part_sum)
+    )
+    part = scratch.part[: 4 * 6 * 4 * 24].view(4, 6, 4, 24).numpy()
+    num_used = np.isfinite(part_max).sum(2)
+    assert num_used.tolist() == [[4] * 6, [0] * 6, [3] * 6, [3] * 6]  # the second alone
+    for row in (0, 2, 3):
+        used = num_used[row, 0]
+        maxes = part_max[row, :, :used]
+        weight = np.exp2(maxes - maxes.max(1, keepdims=True))
+        total, acc = np.zeros(6, np.float32), np.zeros((6, 24), np.float32)
+        for s in range(used):
+            total += weight[:, s] * part_sum[row, :, s]
+            acc += weight[:, s, None] * part[row, :, s]
+        np.testing.assert_array_equal(out[row], acc / total[:, None])
+
+
+def test_passes_of_any_shape_share_a_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, each leaves the counters as it found them."""
+    split(monkeypatch)
+    small: dict[str, Any] = {"num_q_heads": 1, "num_kv_heads": 1, "head_dim": 16}
+    rows = [[(19, 40), (1, 60)], [(1, 40), (1, 90)], [(2, 33)], [(19, 40)]]
+    cases = [Case(sequences, **small) for sequences in rows]
+    shared = cases[0].scratch()
+    for case in cases:
+        assert torch.equal(case.by_kernel(shared), case.by_kernel()), case.sequences
+    assert shared.arrived.numel() == 20
+
+
+def test_one_split_needs_no_scratch() -> None:
+    meta = torch.device("meta")
+    q, pages = torch.empty(1024, 4, 64, device=meta), torch.empty(9, 5, 2, 64, device=meta)
+    batch, table = RowBatch.allocate(1024, 4, meta), torch.empty(4, 9, device=meta)
+    key_map = AttentionMap(batch, table, 5, None, ())
+    launch = kernel.attention_launch(q, pages, pages, key_map, scale=1.0, out=q)
+    assert launch.grid[2] == 1
+    assert {launch.args[name] for name in vars(CASES["one row"].scratch())} == {None}
+
+
+def test_without_a_scratch_there_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    split(monkeypatch)
+    case = CASES["one row"]
+    key_map = AttentionMap(
+        RowBatch(**{name: t.to(DEVICE) for name, t in vars(case.batch).items()}),
+        case.table.to(DEVICE), case.tokens_per_page, None, (),
+    )  # fmt: skip
+    q, k, v = (t.to(DEVICE) for t in (case.q, case.k, case.v))
+    out = torch.empty(q.shape, device=DEVICE)
+    kernel.paged_attention(q, k, v, key_map, scale=case.scale, out=out)
+    assert torch.equal(out.cpu(), case.by_kernel())
 
 
 def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
     case = Case([(1, 8)], head_dim=16, dtype=torch.float16)
-    wanted = case.by_kernel(kernel)
+    wanted = case.by_kernel()
     near_k, near_v, table = case.k, case.v, case.table.clone()
     pages = far_pages(tmp_path, 3, (2, case.tokens_per_page, case.num_kv_heads, 16))
     case.k, case.v = pages[:, 0], pages[:, 1]
@@ -231,7 +319,7 @@ def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
         far = 2 - i
         case.k[far], case.v[far] = near_k[table[slot, i]], near_v[table[slot, i]]
         case.table[slot, i] = far
-    assert torch.equal(case.by_kernel(kernel), wanted)
+    assert torch.equal(case.by_kernel(), wanted)
 
 
 @pytest.mark.usefixtures("few_programs")
@@ -239,18 +327,27 @@ def test_pages_may_lie_far_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("o_key // TOKENS_PER_PAGE", "o_key // TOKENS_PER_PAGE + 1"),
+        ("p_table + o_next // TOKENS_PER_PAGE", "p_table + o_next // TOKENS_PER_PAGE + 1"),
+        ("(o_key + BLOCK_N) // TOKENS_PER_PAGE", "o_key // TOKENS_PER_PAGE"),
         ("(o_key >= first_key) & (o_key < end_key)", "o_key >= first_key"),
         ("o_key[None, :] <= b_position[:, None]", "b_position[:, None] >= 0"),
         ("position + 1 - WINDOW, 0", "position + 2 - WINDOW, 0"),
-        ("mask=m_split[:, None] & m_d[None, :]", "mask=m_d[None, :]"),
+        ("(o_split < num_used)", "(o_split < num_splits)"),
+        ("< num_used - 1:", "< num_used - 2:"),
+        ("arrived + i_row", "arrived + 0 * i_row"),
+        ("tl.store(p_arrived, 0)", "# tl.store(p_arrived, 0)"),
+        ('sem="acq_rel"', 'sem="relaxed"'),
+        ("tl.debug_barrier()", "# tl.debug_barrier()"),
     ],
-    ids=["next page", "stale keys", "later keys", "window", "stale splits"],
+    ids=[
+        *("first page", "next page", "stale keys", "later keys", "window", "stale splits"),
+        *("too early", "one counter for all", "counter left", "no release", "no barrier"),
+    ],
 )
 def test_a_bug_is_caught(
     right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case([(1, 22), (3, 27)], window=9, head_dim=16)
+    case = Case([(1, 90), (3, 37)], window=70, head_dim=16)
     check(case)
     plant(monkeypatch, tmp_path, right, wrong)
     with pytest.raises(AssertionError):
@@ -258,30 +355,29 @@ def test_a_bug_is_caught(
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, right: str, wrong: str) -> None:
-    """Puts a bug into the kernels that are launched."""
+    """Puts a bug into the kernel that is launched."""
     module = broken(attend, folder, right, wrong)
-    for name in ("attend_kernel", "combine_kernel"):
-        monkeypatch.setattr(kernel, name, getattr(module, name))
+    monkeypatch.setattr(kernel, "attend_kernel", module.attend_kernel)
 
 
-def test_nan_in_k_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_in_k_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a split of the keys has nothing else, whose largest score is then -inf."""
+    split(monkeypatch, 64)
     case = Case([(1, 110)], num_q_heads=2, num_kv_heads=1, head_dim=16)
     for token in range(16):  # the keys of the first split
         page = int(case.table[case.batch.seq_slot[0], token // case.tokens_per_page])
         case.k[page, token % case.tokens_per_page] = torch.nan
-    assert bool(case.by_kernel(kernel).isnan().all())
-    if INTERPRETED:
-        right, wrong = "tl.where(b_sum == b_sum, b_max", "tl.where(True, b_max"
-        plant(monkeypatch, tmp_path, right, wrong)
-        assert bool(case.by_kernel(kernel).isfinite().all())
+    assert bool(case.by_kernel().isnan().all())
 
 
 def test_scratch_that_is_too_small_is_refused() -> None:
     case = Case([(1, 9)])
-    key_map = AttentionMap(case.batch, case.table, 5, None, (), torch.empty(3))
-    with pytest.raises(ValueError, match=r"key_map.scratch has 3 elements; this pass needs \d+"):
-        kernel.attention_launches(case.q, case.k, case.v, key_map, scale=1.0, out=case.q)
+    part_max = torch.empty(3)
+    scratch = replace(case.scratch(), part_max=part_max)
+    key_map = AttentionMap(case.batch, case.table, 5, None, (), scratch)
+    message = r"key_map.scratch.part_max has 3 elements; this pass needs 128"
+    with pytest.raises(ValueError, match=message):
+        kernel.attention_launch(case.q, case.k, case.v, key_map, scale=1.0, out=case.q)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +386,10 @@ def test_scratch_that_is_too_small_is_refused() -> None:
         ({"tokens_per_page": 6}, "k_pages has 5 tokens a page; it must have 6"),
         ({"page_table": torch.zeros(3, 3)}, "page_table has dtype torch.float32; allowed: torch.i"),
         ({"page_table": torch.zeros(9)}, r"page_table has shape \[9\]; it must have 2 dim"),
-        ({"scratch": torch.zeros(9).half()}, "scratch has dtype torch.float16; allowed: torch.fl"),
+        (
+            {"scratch": AttentionScratch(*[torch.zeros(9)] * 4)},
+            "key_map.scratch.arrived has dtype torch.float32; allowed: torch.int32",
+        ),
     ],
 )
 def test_a_bad_map_is_refused(change: dict[str, Any], message: str) -> None:
@@ -338,4 +437,4 @@ def test_debug_mode_names_what_is_out_of_range(
         case.batch.seq_slot[0] = 3
         message = r"batch.seq_slot\[0\] is 3; allowed: 0 to 2"
     with pytest.raises(ValueError, match=message):
-        case.by_kernel(kernel)
+        case.by_kernel()

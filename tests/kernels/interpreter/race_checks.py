@@ -22,7 +22,6 @@ from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches
 from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
-from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.embedding.kernel import embed
 from rsd_kernels.fork import kernel as fork
 from rsd_kernels.norm import kernel as rms_norm
@@ -205,6 +204,8 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         guesses()
         shared_pages()
         forks()
+        attention_checks.split(monkeypatch)
+        attention_checks.check(attention_checks.CASES["chunks"])
     assert watch.barriers.keys() == barriers()
     assert [where for where, needed in watch.barriers.items() if not needed] == []
 
@@ -239,7 +240,7 @@ def wide_kernels() -> set[str]:
 
 def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backwards and shuffled they leave the same bits."""
-    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    attention_checks.split(monkeypatch)
     with watching(orders=True) as watch:
         forwards()
         bridges()
@@ -297,9 +298,18 @@ def attended(module: Any) -> None:
         (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
         (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
         (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
-        (attend, "NUM_SPLITS + i_split", "NUM_SPLITS", attended),
+        (attend, "tl.num_programs(2) + i_split", "tl.num_programs(2)", attended),
+        (attend, "tl.debug_barrier()", "# no barrier", attended),
+        (attend, 'sem="acq_rel", scope="gpu"', 'sem="acq_rel", scope="cta"', attended),
     ],
-    ids=["no barrier", "one row of two programs", "no mask", "one part of all splits"],
+    ids=[
+        "no barrier",
+        "one row of two programs",
+        "no mask",
+        "one part of all splits",
+        "part not released",
+        "released to few",
+    ],
 )
 def test_a_race_in_a_kernel_is_found(
     module: Any,
@@ -309,7 +319,7 @@ def test_a_race_in_a_kernel_is_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention_tiles, "_PROGRAMS", 9)
+    attention_checks.split(monkeypatch)
     with watching():
         run(module)
         with pytest.raises(Race):

@@ -73,6 +73,30 @@ def _arrives_without_order(out: tl.tensor) -> None:
 
 
 @triton.jit
+def _last_one_adds(
+    out: tl.tensor, SEM: tl.constexpr, SCOPE: tl.constexpr, BARRIER: tl.constexpr
+) -> None:
+    o = tl.arange(0, 2)
+    tl.store(out + 2 + 2 * tl.program_id(0) + o, o + 5)
+    if BARRIER:
+        tl.debug_barrier()
+    if tl.atomic_add(out, 1, sem=SEM, scope=SCOPE) == tl.num_programs(0) - 1:
+        tl.store(out, 0)
+        for i in range(0, tl.num_programs(0)):
+            tl.store(out + 1, tl.load(out + 2 + 2 * i) + tl.load(out + 3 + 2 * i))
+
+
+@triton.jit
+def _first_one_adds(out: tl.tensor) -> None:
+    o = tl.arange(0, 2)
+    tl.store(out + 2 + 2 * tl.program_id(0) + o, o + 5)
+    tl.debug_barrier()
+    if tl.atomic_add(out, 1, sem="acq_rel", scope="gpu") == 0:
+        for i in range(0, tl.num_programs(0)):
+            tl.store(out + 1, tl.load(out + 2 + 2 * i) + tl.load(out + 3 + 2 * i))
+
+
+@triton.jit
 def _scalar_there_and_back(out: tl.tensor) -> None:
     p_out = out + 2 * tl.program_id(0)
     tl.store(p_out, 7)
@@ -126,6 +150,39 @@ def test_a_race_is_found(kernel: Any, message: str | None) -> None:
         else:
             with pytest.raises(Race, match=message):
                 kernel[(4,)](out)
+
+
+@pytest.mark.parametrize(
+    ("sem", "scope", "barrier"),
+    [
+        ("acq_rel", "gpu", True),
+        ("acq_rel", "sys", True),
+        ("acq_rel", "gpu", False),
+        ("acq_rel", "cta", True),
+        ("release", "gpu", True),
+        ("acquire", "gpu", True),
+        ("relaxed", "gpu", True),
+    ],
+)
+def test_the_last_program_may_read_what_the_others_released(
+    sem: str, scope: str, barrier: bool
+) -> None:
+    out = torch.zeros(10, dtype=torch.int32)
+    with watching(orders=True):
+        if sem == "acq_rel" and scope != "cta" and barrier:
+            _last_one_adds[(4,)](out, sem, scope, barrier)
+            assert out.tolist() == [0, 11] + [5, 6] * 4
+            return
+        with pytest.raises(Race, match=r"the store in .* and the load in .* in programs 0 and 3"):
+            _last_one_adds[(4,)](out, sem, scope, barrier)
+
+
+def test_no_other_program_may() -> None:
+    with (
+        watching(orders=True),
+        pytest.raises(Race, match=r"the load in .* and the store in .* in programs 0 and 1"),
+    ):
+        _first_one_adds[(4,)](torch.zeros(10, dtype=torch.int32))
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +32,8 @@ class Access:
     first: np.ndarray  # [elements] uint64 addresses of those that it touches
     place: tuple[str, str, int]  # function, file, line
     value: np.ndarray | None = None  # [elements] what a store puts there, as bits
-    orders: bool = False  # an atomic operation that acquires and releases: see `_known_before`
+    releases: bool = False  # what comes before it is seen by who acquires what it leaves
+    acquires: bool = False
 
     def __str__(self) -> str:
         function, file, line = self.place
@@ -153,64 +155,48 @@ def _contended(launch: Launch) -> tuple[np.ndarray, np.ndarray]:
 def _check_between_programs(
     launch: Launch, byte: np.ndarray, op: np.ndarray, epoch: np.ndarray
 ) -> None:
-    """Where programs meet there are atomic operations alone, or one knows what the other did."""
+    """Where programs meet, nothing but atomic operations, unless these put the rest in order."""
     accesses = launch.accesses
     order = np.lexsort((op, byte))
     byte, op = byte[order], op[order]
-    begin = np.flatnonzero(np.diff(byte, prepend=0))
+    new = np.diff(byte, prepend=0) != 0
+    begin, group = np.flatnonzero(new), np.cumsum(new) - 1
     program = np.array([access.program for access in accesses])
     atomic = np.array([access.atomic for access in accesses])
     stores = np.array([access.stores for access in accesses])
     meet = np.minimum.reduceat(program[op], begin) != np.maximum.reduceat(program[op], begin)
-    suspect = meet & ~np.logical_and.reduceat(atomic[op], begin)
-    kept = np.repeat(suspect, np.diff(begin, append=len(op)))
-    byte, op = byte[kept], op[kept]
-    if not op.size:
-        return
-    known = _known_before(launch, epoch)
-    for apart in range(1, len(op)):
-        i, j = op[:-apart], op[apart:]
-        same = byte[:-apart] == byte[apart:]
-        if not same.any():
-            return
-        bad = same & (program[i] != program[j]) & (stores[i] | stores[j]) & ~(atomic[i] & atomic[j])
-        for one, other in np.unique(np.stack((i[bad], j[bad]), 1), axis=0):
-            if one >= known[other].get(int(program[one]), 0):
-                address = int(byte[:-apart][bad & (i == one) & (j == other)][0])
-                who = f"in programs {program[one]} and {program[other]}"
-                raise Race(
-                    f"{launch.kernel}: {launch.name(address)}: "
-                    f"{accesses[one]} and {accesses[other]} {who}"
-                )
+    kept = (meet & ~np.logical_and.reduceat(atomic[op], begin))[group]
+
+    def conflict(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return (program[i] != program[j]) & (stores[i] | stores[j]) & ~(atomic[i] & atomic[j])
+
+    for one, other in _pairs(op[kept], group[kept], conflict):
+        if not _in_order(accesses, one, other, epoch):
+            who = f"in programs {program[one]} and {program[other]}"
+            raise Race(_describe(launch, accesses[one], accesses[other], who))
 
 
-def _known_before(launch: Launch, epoch: np.ndarray) -> list[dict[int, int]]:
-    """For each access, by program, how many of the launch's accesses it is sure to come after.
+def _in_order(accesses: list[Access], one: int, other: int, epoch: np.ndarray) -> bool:
+    """True if the program of `one` releases it, and that of `other` acquires that before `other`.
 
-    An atomic operation that orders hands on, by its address, what its program knows and has done
-    before its last barrier: one thread does it, and the others may still be at work. It takes what
-    was handed on there before, for all threads, which wait for its result.
+    One thread releases: what the others did counts if a barrier is between. One thread acquires,
+    too; if the operation is of a scalar, Triton hands its result to the others past a barrier.
     """
-    known: dict[int, dict[int, int]] = {}  # by program
-    handed_on: dict[int, dict[int, int]] = {}  # by address
-    before_barrier: dict[int, int] = {}  # the first access of a program behind its last barrier
-    found = []
-    for i, access in enumerate(launch.accesses):
-        its = access.program
-        first = before_barrier.get(its)
-        if first is None or epoch[first] != epoch[i]:
-            before_barrier[its] = i
-        if access.orders and access.first.size:
-            address, mine = int(access.first[0]), known.get(its, {})
-            there = handed_on.get(address, {})
-            known[its] = _joined(mine, there)
-            handed_on[address] = _joined(known[its], {its: before_barrier[its]})
-        found.append(known.get(its, {}))
-    return found
-
-
-def _joined(one: dict[int, int], other: dict[int, int]) -> dict[int, int]:
-    return {key: max(one.get(key, 0), other.get(key, 0)) for key in one | other}
+    releases = [
+        r
+        for r in range(one, other + 1)
+        if accesses[r].releases
+        and accesses[r].program == accesses[one].program
+        and (r == one or epoch[one] < epoch[r])
+    ]
+    return any(
+        np.intersect1d(accesses[r].first, accesses[a].first).size > 0
+        for r in releases
+        for a in range(r + 1, other + 1)
+        if accesses[a].acquires
+        and accesses[a].program == accesses[other].program
+        and (a == other or accesses[a].first.size == 1 or epoch[a] < epoch[other])
+    )
 
 
 def _check_within_programs(
@@ -226,21 +212,33 @@ def _check_within_programs(
     new |= (np.diff(program[op], prepend=-1) != 0) | (np.diff(epoch[op], prepend=-1) != 0)
     group = np.cumsum(new) - 1
     kept = np.logical_or.reduceat(stores[op], np.flatnonzero(new))[group]
-    byte, op, group = byte[kept], op[kept], group[kept]
+
+    def conflict(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return (stores[i] | stores[j]) & (i != j)
+
+    for one, other in _pairs(op[kept], group[kept], conflict):
+        if not _allowed(launch.kernel, accesses[one], accesses[other]):
+            who = "in one program, with no barrier between"
+            raise Race(_describe(launch, accesses[one], accesses[other], who))
+
+
+def _pairs(
+    op: np.ndarray, group: np.ndarray, conflict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Iterator[tuple[int, int]]:
+    """Every two accesses in conflict of one group, which lie side by side."""
     for apart in range(1, len(op)):
         i, j = op[:-apart], op[apart:]
         same = group[:-apart] == group[apart:]
         if not same.any():
             return
-        bad = same & (stores[i] | stores[j]) & (i != j)
+        bad = same & conflict(i, j)
         for one, other in np.unique(np.stack((i[bad], j[bad]), 1), axis=0):
-            if not _allowed(launch.kernel, accesses[one], accesses[other]):
-                address = int(byte[:-apart][bad & (i == one) & (j == other)][0])
-                who = "in one program, with no barrier between"
-                raise Race(
-                    f"{launch.kernel}: {launch.name(address)}: "
-                    f"{accesses[one]} and {accesses[other]} {who}"
-                )
+            yield int(one), int(other)
+
+
+def _describe(launch: Launch, one: Access, other: Access, who: str) -> str:
+    address = np.intersect1d(_bytes(one.first, one.size), _bytes(other.first, other.size))[0]
+    return f"{launch.kernel}: {launch.name(int(address))}: {one} and {other} {who}"
 
 
 def _allowed(kernel: str, one: Access, other: Access) -> bool:

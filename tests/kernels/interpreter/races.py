@@ -4,9 +4,8 @@ It runs the programs of a launch one after another, and a program's threads in l
 access to memory is written down with its program and with the barriers before it, and looked at
 when the launch has ended. Of a byte that is stored to, these are races:
 
-- Two programs touch it, unless all their accesses are atomic, or the one that comes later has
-  learned that the other is done: both have passed a barrier and the same atomic operation that
-  acquires and releases, as where the last program to arrive goes on with what the others left.
+- Two programs touch it, unless all their accesses are atomic, or one releases its access by an
+  atomic operation, and the other acquires that by one of the same word before its own access.
 - One program touches it twice with no `tl.debug_barrier` between. Which thread does what is the
   compiler's choice: a scalar, or an element of a tensor smaller than the program, is loaded by many
   threads and stored by one, and loads and stores of one tensor may be laid out differently. Triton
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 import triton
 from torch import Tensor
+from triton._C.libtriton.ir import MEM_SEMANTIC, MEM_SYNC_SCOPE
 from triton.runtime import interpreter
 
 from tests.kernels.interpreter.race_rules import Access, Launch, Race, find_races, needs_barrier
@@ -139,9 +139,10 @@ class Watch:
         value: np.ndarray | None = None,
         *,
         stores: bool,
-        atomic: bool = False,
-        orders: bool = False,
+        sem: Any = None,
+        scope: Any = None,
     ) -> None:
+        """`sem` and `scope` are those of an atomic operation."""
         launch = self._launch
         assert launch is not None
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
@@ -150,8 +151,11 @@ class Watch:
         first = pointers.data[there]
         if value is not None:
             value = np.broadcast_to(value, there.shape)[there].view(f"u{value.itemsize}")
+        wide = scope in (MEM_SYNC_SCOPE.GPU, MEM_SYNC_SCOPE.SYSTEM)
         access = Access(
-            stores, atomic, launch.program, launch.epoch, size, first, place(), value, orders
+            stores, sem is not None, launch.program, launch.epoch, size, first, place(), value,
+            releases=wide and sem in (MEM_SEMANTIC.RELEASE, MEM_SEMANTIC.ACQUIRE_RELEASE),
+            acquires=wide and sem in (MEM_SEMANTIC.ACQUIRE, MEM_SEMANTIC.ACQUIRE_RELEASE),
         )  # fmt: skip
         launch.accesses.append(access)
         if stores and self.orders:
@@ -250,13 +254,12 @@ def _watched(watch: Watch, plain: dict[str, Callable[..., Any]]) -> dict[str, Ca
     def atomic_rmw(
         self: Any, kind: Any, ptr: Any, value: Any, mask: Any, sem: Any, scope: Any
     ) -> Any:
-        orders = sem == interpreter._ir.MEM_SEMANTIC.ACQUIRE_RELEASE
-        watch.touch(ptr, mask.data, stores=True, atomic=True, orders=orders)
+        watch.touch(ptr, mask.data, stores=True, sem=sem, scope=scope)
         return plain["create_atomic_rmw"](self, kind, ptr, value, mask, sem, scope)
 
-    def atomic_cas(self: Any, ptr: Any, *rest: Any) -> Any:
-        watch.touch(ptr, np.ones(ptr.data.shape, bool), stores=True, atomic=True)
-        return plain["create_atomic_cas"](self, ptr, *rest)
+    def atomic_cas(self: Any, ptr: Any, old: Any, new: Any, sem: Any, scope: Any) -> Any:
+        watch.touch(ptr, np.ones(ptr.data.shape, bool), stores=True, sem=sem, scope=scope)
+        return plain["create_atomic_cas"](self, ptr, old, new, sem, scope)
 
     methods = (begun, barrier, loaded, stored, atomic_rmw, atomic_cas)
     return dict(zip(_METHODS, methods, strict=True))
