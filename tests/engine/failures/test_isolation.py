@@ -22,7 +22,6 @@ from tests.tiny_models import TinyModels
 GOOD = ["ab", "abcd", "abcde"]
 BAD = "abc"  # the only prompt of four tokens, with bos
 PARAMS = SamplingParams(temperature=1.0, seed=2, max_tokens=30, policy=Threshold(0.5))
-CUDA_ERROR = RuntimeError("CUDA error 700")
 EXECUTORS = ("eager", "profile", "simulated-loop")
 ERRORS = (MemoryError("no memory"), ArithmeticError("two\nlines"), AssertionError())
 OPS = (
@@ -251,10 +250,14 @@ def test_a_gpu_that_dies_ends_every_reader(tiny: TinyModels) -> None:
     with Engine(**tiny.sources(), device="cpu", max_num_seqs=2) as engine:
         core, streams = engine.parts.core, [engine.stream(text, PARAMS) for text in GOOD]
         core.device_type = "cuda"
+
+        def fails(*_: Any, **__: Any) -> None:
+            raised(RuntimeError("CUDA error 700"))
+
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(core.executor, "start", lambda: raised(CUDA_ERROR))
-            patched.setattr(core._slots, "preempt", lambda *_, **__: raised(CUDA_ERROR))
-            patched.setattr(core._slots, "leave", lambda *_: raised(CUDA_ERROR))
+            patched.setattr(core.executor, "start", fails)
+            patched.setattr(core._slots, "preempt", fails)
+            patched.setattr(core._slots, "leave", fails)
             for stream in streams:
                 with pytest.raises(EngineDeadError, match="CUDA error 700"):
                     list(stream)
