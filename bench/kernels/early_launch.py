@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.lib.timing import Mismatch
+from rsd_kernels.linear import tiles
 
 # Bytes of weights that a program prefetches before it waits; None for the default.
 VARIANTS: dict[str, int | None] = {
@@ -42,14 +43,12 @@ def prefetching(num_bytes: int | None) -> Iterator[None]:
     if num_bytes is None:
         yield
         return
-    from rsd_kernels.linear import kernel as projection  # needs Triton
-
-    before = projection.PREFETCH_BYTES
-    projection.PREFETCH_BYTES = num_bytes
+    before = tiles.PREFETCH_BYTES
+    tiles.PREFETCH_BYTES = num_bytes
     try:
         yield
     finally:
-        projection.PREFETCH_BYTES = before
+        tiles.PREFETCH_BYTES = before
 
 
 def switched(

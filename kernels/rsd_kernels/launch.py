@@ -58,6 +58,13 @@ def can_overlap() -> bool:
     return torch.cuda.get_device_capability() >= (9, 0)
 
 
+def multiprocessors() -> int:
+    """Of the current device; where there is none, those of an H100 or H200."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties().multi_processor_count
+
+
 def runs_on(tensor: Tensor) -> bool:
     """True if an op on this tensor runs its Triton kernel, false if it runs its twin."""
     return tensor.is_cuda and available()

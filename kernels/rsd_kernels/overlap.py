@@ -57,6 +57,25 @@ def prefetch(
 
 
 @triton.jit
+def prefetch_ahead(
+    matrix: tl.tensor,  # contiguous: what a later kernel reads first
+    num_lines: tl.tensor,  # of it, of LINE_BYTES each
+    i_program: tl.tensor,
+    num_programs: tl.tensor,
+) -> None:
+    """Brings this program's share of the beginning of a matrix into the L2 cache.
+
+    For a program that has done its work. Memory would idle from then until the next kernel reads:
+    while the last programs end, and the next kernel starts. Nothing waits for what is asked for.
+    """
+    LINE: tl.constexpr = LINE_BYTES // (matrix.dtype.element_ty.primitive_bitwidth // 8)
+    LINES: tl.constexpr = 128  # one for every thread of four warps
+    for i_line in range(i_program * LINES, num_lines, num_programs * LINES):
+        o_line = tl.minimum(i_line + tl.arange(0, LINES), num_lines - 1)
+        prefetch(matrix + o_line.to(tl.int64) * LINE)
+
+
+@triton.jit
 def prefetch_vector(
     vector: tl.tensor,  # [SIZE]
     SIZE: tl.constexpr,

@@ -23,6 +23,7 @@ from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.launch import Launch, can_overlap
 from rsd_kernels.linear import kernel as projection
+from rsd_kernels.linear import tiles
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import triton_ops
 from rsd_kernels.norm import kernel as rms_norm
@@ -215,6 +216,38 @@ def test_which_weights_a_projection_asks_for(
     assert found >= rows | vectors and inside(played.prefetched, [weight, norm, bias])
     assert found - rows <= {v.data_ptr() + v.nbytes - 4 for v in (norm, bias)} | vectors
     assert in_row * launch.args["BLOCK_N"] * (2 if gated else 1) <= 16384
+
+
+@interpreted
+def test_a_program_with_several_tiles_allows_the_next_kernel_at_its_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What that kernel prefetches would be evicted if it came much earlier."""
+    seen: list[str] = []
+    for name in ("_MULTIPROCESSORS", "_RESIDENT", "RESIDENT"):
+        monkeypatch.setattr(tiles, name, 1)
+    monkeypatch.setattr(projection, "multiprocessors", lambda: 2)
+    monkeypatch.setattr(projection, "overlapping", lambda _: True)
+    for module in (overlap, projection):
+        monkeypatch.setattr(module, "prefetch", lambda _: seen.append("prefetch"))
+    monkeypatch.setattr(overlap, "gdc_wait", lambda: seen.append("wait"))
+    monkeypatch.setattr(overlap, "gdc_launch_dependents", lambda: seen.append("allow"))
+    product = projection.product
+    monkeypatch.setattr(
+        projection, "product", lambda *args: seen.append("product") or product(*args)
+    )
+    out = torch.zeros(1, 17)
+    launch = projection.projection_launch(
+        torch.ones(1, 8), LinearWeight(torch.ones(34, 8)), out=out, gated=True
+    )
+    assert launch.args["BLOCK_N"] == 4 and launch.grid == (2,)
+    launch.run()
+    programs = [
+        ["prefetch", "prefetch", "wait", "product", "product", "allow", "product"],
+        ["prefetch", "prefetch", "wait", "product", "allow", "product"],
+    ]
+    assert seen == [*programs[0], *programs[1]]
+    assert out[0].tolist() == [float(8 * torch.sigmoid(torch.tensor(8.0)) * 8)] * 17
 
 
 @pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
