@@ -92,6 +92,7 @@ class Launch:
     args: dict[str, Any]  # every argument by name, constexprs too, except OVERLAP
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # of a thread
     overlap: bool = False  # may start while the previous kernel runs: see `rsd_kernels.overlap`
 
     def __post_init__(self) -> None:
@@ -113,6 +114,8 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """Triton's launch options."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
         return options | {"launch_pdl": True} if self.overlap else options
 
     def run(self) -> None:

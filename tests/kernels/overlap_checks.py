@@ -219,6 +219,36 @@ def test_which_weights_a_projection_asks_for(
 
 
 @interpreted
+@pytest.mark.parametrize("num_programs", [1, 3])
+@pytest.mark.parametrize("num_bytes", [128, 5 * 128, 300 * 128])
+def test_the_next_weight_is_asked_for_by_all_programs_together(
+    num_bytes: int, num_programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line of its beginning, after all work; whoever asks, results are the same."""
+    seen: list[int] = []
+    following = LinearWeight(torch.ones(64, 256))
+    weight = LinearWeight(torch.ones(4 * num_programs, 8)).before(following)
+    out = torch.zeros(1, 4 * num_programs)
+
+    def ask(pointers: Any) -> None:
+        assert out[0, :4].tolist() == [8.0] * 4
+        seen.extend(pointers.handle.data.reshape(-1).tolist())
+
+    monkeypatch.setattr(overlap, "prefetch", ask)
+    projection.projection_launch(torch.ones(1, 8), weight, out=out).run()
+    assert seen == []  # the interpreter has no cache
+    monkeypatch.setattr(tiles, "interpreting", lambda: False)
+    monkeypatch.setattr(tiles, "AHEAD_BYTES", num_bytes)
+    out.zero_()
+    launch = projection.projection_launch(torch.ones(1, 8), weight, out=out)
+    assert launch.grid == (num_programs,)
+    launch.run()
+    first = following.matrix.data_ptr()
+    assert set(seen) == set(range(first, first + num_bytes, 128))
+    assert out[0].tolist() == [8.0] * 4 * num_programs
+
+
+@interpreted
 def test_a_program_with_several_tiles_allows_the_next_kernel_at_its_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,9 +263,12 @@ def test_a_program_with_several_tiles_allows_the_next_kernel_at_its_last(
     monkeypatch.setattr(overlap, "gdc_wait", lambda: seen.append("wait"))
     monkeypatch.setattr(overlap, "gdc_launch_dependents", lambda: seen.append("allow"))
     product = projection.product
-    monkeypatch.setattr(
-        projection, "product", lambda *args: seen.append("product") or product(*args)
-    )
+
+    def watched(*args: Any) -> Any:
+        seen.append("product")
+        return product(*args)
+
+    monkeypatch.setattr(projection, "product", watched)
     out = torch.zeros(1, 17)
     launch = projection.projection_launch(
         torch.ones(1, 8), LinearWeight(torch.ones(34, 8)), out=out, gated=True
@@ -286,6 +319,6 @@ def test_launches_do_not_overlap_by_themselves() -> None:
     launch = projection.projection_launch(
         torch.ones(1, 8), LinearWeight(torch.ones(4, 8)), out=torch.zeros(1, 4)
     )
-    assert not launch.overlap and launch.options.keys() == {"num_warps", "num_stages"}
+    assert not launch.overlap and launch.options.keys() == {"num_warps", "num_stages", "maxnreg"}
     assert replace(launch, overlap=True).options["launch_pdl"] is True
     assert launch.all_args["OVERLAP"] is False and "OVERLAP" not in launch.args

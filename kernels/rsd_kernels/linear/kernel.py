@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rsd_kernels.activation.kernel import gated as gated_activation
 from rsd_kernels.launch import Launch, multiprocessors, overlapping
-from rsd_kernels.linear.tiles import next_weight_args, projection_tiles
+from rsd_kernels.linear.tiles import MAX_REGISTERS, next_weight_args, projection_tiles
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.overlap import (
     LINE_BYTES,
@@ -303,5 +303,6 @@ def projection_launch(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        max_registers=MAX_REGISTERS,
         overlap=overlapping(num_rows),
     )

@@ -31,7 +31,8 @@ AHEAD_BYTES = 6 * 2**20
 RESIDENT = 3  # programs of a loop over tiles on a multiprocessor; more than fit: a program a tile
 
 _MULTIPROCESSORS = 132  # of an H100 and of an H200, for which tiles are chosen
-_RESIDENT = 3  # programs that it holds at least: up to 168 registers a thread allow three
+_RESIDENT = 3  # programs that it holds at least, with so many registers a thread:
+MAX_REGISTERS = 168
 _SHARED = 216 * 1024  # bytes of shared memory that they divide, of the 227 KiB of a multiprocessor
 _MAX_SHARED = 144 * 1024  # of one, so that an A100 can run it too
 _MAX_STAGES = 10
@@ -125,12 +126,10 @@ def _block(
         block_k, stages = (128, 4) if gated or normed else (256, 3)
         if wide_dtype:
             block_k, stages = 64, 2
-        sizes = (16,) if normed and dtype == torch.float16 else (8, 16)
-        return max(16, min(block_k, widest)), sizes, 16, stages
+        norm_first = normed and dtype == torch.float16
+        return max(16, min(block_k, widest)), (16,) if norm_first else (8, 16), 16, stages
     rows = next_power_of_2(max(1, num_rows))
     block_k, stages = (256, 6) if rows > 1 else (256 if wide_dtype else 512, 4)
-    if rows > 1 and gated:
-        block_k, stages = 128, 8
     most = 16 // rows  # registers hold the sums, and weights that were read
     if gated:
         most //= 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from rsd_kernels.launch import Launch, check_dtype, overlapping
 from rsd_kernels.linear.kernel import prefetch_weights, product
 from rsd_kernels.linear.launchers import check_norm, check_product, norm_linear
-from rsd_kernels.linear.tiles import MAX_ROWS, next_weight_args, projection_tiles
+from rsd_kernels.linear.tiles import MAX_REGISTERS, MAX_ROWS, next_weight_args, projection_tiles
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.overlap import (
     allow_next_kernel,
@@ -257,5 +257,6 @@ def qkv_projection_launch(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        max_registers=MAX_REGISTERS,
         overlap=overlapping(num_rows),
     )
