@@ -257,6 +257,6 @@ def qkv_projection_launch(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        max_registers=MAX_REGISTERS,
+        max_registers=MAX_REGISTERS if x.dtype.itemsize == 2 else None,
         overlap=overlapping(num_rows),
     )
