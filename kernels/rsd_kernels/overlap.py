@@ -13,8 +13,13 @@ has called `allow_next_kernel` or ended. Why no result changes:
   and none overwrites what an earlier one still reads.
 - A kernel launched plainly after one of these starts when that one has ended, as usual.
 
-Every program must therefore call both functions, and wait before its first return. Source: PTX
-ISA, griddepcontrol. `csrc/launch.cuh` does the same in CUDA.
+Every program must therefore call both functions, and wait before its first return. One that loops
+over tiles allows the next kernel at its last tile: weights that were prefetched much earlier would
+be evicted by those that it reads itself. Source: PTX ISA, griddepcontrol. `csrc/launch.cuh` does
+the same in CUDA.
+
+`prefetch_ahead` does not depend on any of this: also where no kernel starts early, a program that
+has done its work may ask for what a later kernel reads.
 """
 
 from __future__ import annotations

@@ -26,13 +26,14 @@ PREFETCH_BYTES = 16384
 FLIGHT_BYTES = 6 * 2**20
 # Of the next weight, fetched into the L2 cache by programs that have done their work: what memory
 # delivers in the 1.4 us (H200) to 2 us (H100) until the next kernel's first weights are on their
-# way. The caches hold 50 MB; what is there is not used for long.
+# way. It is far less than the 50 MB of these caches, so it stays there until it is read.
 AHEAD_BYTES = 6 * 2**20
-RESIDENT = 3  # programs of a loop over tiles on a multiprocessor; more than fit: a program a tile
+# Programs of a loop over tiles, on a multiprocessor. If it is very large, every tile has its own.
+RESIDENT = 3
+MAX_REGISTERS = 168  # of a thread, so that a multiprocessor holds three programs of four warps
 
 _MULTIPROCESSORS = 132  # of an H100 and of an H200, for which tiles are chosen
-_RESIDENT = 3  # programs that it holds at least, with so many registers a thread:
-MAX_REGISTERS = 168
+_RESIDENT = 3  # programs that one of them holds at least
 _SHARED = 216 * 1024  # bytes of shared memory that they divide, of the 227 KiB of a multiprocessor
 _MAX_SHARED = 144 * 1024  # of one, so that an A100 can run it too
 _MAX_STAGES = 10
