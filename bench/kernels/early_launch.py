@@ -1,21 +1,29 @@
-"""Kernels that start early: how they are switched on, and their gate before they are timed."""
+"""Variants of the decode kernels: how they are chosen, and a gate before they are timed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 from bench.lib.timing import Mismatch
+from rsd_kernels.linear import tiles
 
 # Bytes of weights that a program prefetches before it waits; None for the default.
 VARIANTS: dict[str, int | None] = {
     "ours, early": None,
     "ours, early, no weights ahead": 0,
     "ours, early, 64 KiB ahead": 65536,
+}
+# Of products that do not start early: other constants of `rsd_kernels.linear.tiles`. They change
+# a grid and an argument, and no kernel.
+PRODUCT_VARIANTS: dict[str, dict[str, int]] = {
+    "ours, nothing ahead": {"AHEAD_BYTES": 0},
+    "ours, 16 MB ahead": {"AHEAD_BYTES": 2**24},
+    "ours, a program a tile": {"RESIDENT": 2**20},
 }
 _SWITCH = "RSD_OVERLAP_KERNELS"
 _TOKENS = 8
@@ -37,28 +45,32 @@ def starting_early(on: bool) -> Iterator[None]:
 
 
 @contextmanager
-def prefetching(num_bytes: int | None) -> Iterator[None]:
-    """Projections launched or captured inside prefetch this many bytes of their weights."""
-    if num_bytes is None:
-        yield
-        return
-    from rsd_kernels.linear import kernel as projection  # needs Triton
-
-    before = projection.PREFETCH_BYTES
-    projection.PREFETCH_BYTES = num_bytes
+def with_constants(**values: int) -> Iterator[None]:
+    """Sets constants of `rsd_kernels.linear.tiles` for products launched or captured inside."""
+    before = {name: getattr(tiles, name) for name in values}
+    vars(tiles).update(values)
     try:
         yield
     finally:
-        projection.PREFETCH_BYTES = before
+        vars(tiles).update(before)
+
+
+def prefetching(num_bytes: int | None) -> AbstractContextManager[None]:
+    """Projections launched or captured inside prefetch this many bytes of their weights."""
+    return with_constants(**({} if num_bytes is None else {"PREFETCH_BYTES": num_bytes}))
 
 
 def switched(
-    call: Callable[[int], object], *, early: bool, prefetch: int | None = None
+    call: Callable[[int], object],
+    *,
+    early: bool,
+    prefetch: int | None = None,
+    constants: dict[str, int] | None = None,
 ) -> Callable[[int], None]:
     """The call, with these settings while it runs."""
 
     def run(index: int) -> None:
-        with starting_early(early), prefetching(prefetch):
+        with starting_early(early), prefetching(prefetch), with_constants(**constants or {}):
             call(index)
 
     return run

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from bench.kernels.attention_cases import DecodeInputs, decode_inputs
-from bench.kernels.early_launch import VARIANTS, require_same_logits, switched
+from bench.kernels.early_launch import (
+    PRODUCT_VARIANTS,
+    VARIANTS,
+    require_same_logits,
+    switched,
+)
 from bench.kernels.setting import Setting
 from bench.lib.timing import Calls, Mismatch, Timing, alternate_calls, prepare
 from rsd_engine.models.config import ModelConfig
@@ -50,7 +55,10 @@ def measure(
     in_pieces.decoder.ops = replace(ops, qkv_projection=in_two(ops.norm_linear, ops.rope_kv_write))
     plain = runner(twins, inputs, out[1])
     error = require_close_logits(decoding.ours, plain, out)
-    contenders = {}
+    contenders = {
+        name: Calls(switched(decoding.ours, early=False, constants=constants))
+        for name, constants in PRODUCT_VARIANTS.items()
+    }
     if setting.cuda_ops is not None and num_rows <= MAX_ROWS:
         by_cuda = decoding.model()
         by_cuda.decoder.ops = setting.cuda_ops

@@ -32,6 +32,9 @@ from rsd_kernels.cuda import library as cuda_library
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
 _MODEL_COLUMNS = {
     "ours": "ours",
+    "ours, nothing ahead": "nothing ahead",
+    "ours, 16 MB ahead": "16 MB ahead",
+    "ours, a program a tile": "a program a tile",
     "ours, qkv in two launches": "qkv in two",
     "ours, CUDA products": "CUDA products",
     "ours, launched by the host": "by the host",

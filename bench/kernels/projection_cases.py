@@ -13,13 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.kernels.early_launch import switched
+from bench.kernels.early_launch import PRODUCT_VARIANTS, switched
 from bench.kernels.gate import Errors, require_close
 from bench.kernels.setting import Setting
 from bench.lib.timing import Calls
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda.decode_projection import MAX_ROWS
 from rsd_kernels.linear import twin
+from rsd_kernels.linear.tiles import projection_tiles
 from rsd_kernels.linear.twin import linear as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
 
@@ -85,6 +86,13 @@ def product_case(setting: Setting, matrix: Matrix, num_rows: int) -> Case:
         "ours": lambda i: setting.ops.linear(x, LinearWeight(weights[i]), out=out),
         "torch.mm": lambda i: torch.mm(x, weights[i].t(), out=plain),
     }
+    num_outputs, num_inputs = weights.shape[1:]
+    cut = projection_tiles(
+        num_rows, num_outputs, num_inputs, gated=False, normed=False, dtype=x.dtype
+    )
+    if cut.persistent:
+        name = "ours, a program a tile"
+        calls[name] = switched(calls["ours"], early=False, constants=PRODUCT_VARIANTS[name])
     cuda_ops = setting.cuda_ops
     if num_rows <= MAX_ROWS and cuda_ops is not None:
         by_cuda = lambda i: cuda_ops.linear(x, LinearWeight(weights[i]), out=out)  # noqa: E731

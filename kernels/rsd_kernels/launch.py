@@ -58,6 +58,13 @@ def can_overlap() -> bool:
     return torch.cuda.get_device_capability() >= (9, 0)
 
 
+def multiprocessors() -> int:
+    """Of the current device; where there is none, those of an H100 or H200."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties().multi_processor_count
+
+
 def runs_on(tensor: Tensor) -> bool:
     """True if an op on this tensor runs its Triton kernel, false if it runs its twin."""
     return tensor.is_cuda and available()
@@ -85,6 +92,7 @@ class Launch:
     args: dict[str, Any]  # every argument by name, constexprs too, except OVERLAP
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # of a thread
     overlap: bool = False  # may start while the previous kernel runs: see `rsd_kernels.overlap`
 
     def __post_init__(self) -> None:
@@ -106,6 +114,8 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """Triton's launch options."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
         return options | {"launch_pdl": True} if self.overlap else options
 
     def run(self) -> None:

@@ -13,8 +13,13 @@ has called `allow_next_kernel` or ended. Why no result changes:
   and none overwrites what an earlier one still reads.
 - A kernel launched plainly after one of these starts when that one has ended, as usual.
 
-Every program must therefore call both functions, and wait before its first return. Source: PTX
-ISA, griddepcontrol. `csrc/launch.cuh` does the same in CUDA.
+Every program must therefore call both functions, and wait before its first return. One that loops
+over tiles allows the next kernel at its last tile: weights that were prefetched much earlier would
+be evicted by those that it reads itself. Source: PTX ISA, griddepcontrol. `csrc/launch.cuh` does
+the same in CUDA.
+
+`prefetch_ahead` does not depend on any of this: also where no kernel starts early, a program that
+has done its work may ask for what a later kernel reads.
 """
 
 from __future__ import annotations
@@ -54,6 +59,25 @@ def prefetch(
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def prefetch_ahead(
+    matrix: tl.tensor,  # contiguous: what a later kernel reads first
+    num_lines: tl.tensor,  # of it, of LINE_BYTES each
+    i_program: tl.tensor,
+    num_programs: tl.tensor,
+) -> None:
+    """Brings this program's share of the beginning of a matrix into the L2 cache.
+
+    For a program that has done its work. Memory would idle from then until the next kernel reads:
+    while the last programs end, and the next kernel starts. Nothing waits for what is asked for.
+    """
+    LINE: tl.constexpr = LINE_BYTES // (matrix.dtype.element_ty.primitive_bitwidth // 8)
+    LINES: tl.constexpr = 128  # one for every thread of four warps
+    for i_line in range(i_program * LINES, num_lines, num_programs * LINES):
+        o_line = tl.minimum(i_line + tl.arange(0, LINES), num_lines - 1)
+        prefetch(matrix + o_line.to(tl.int64) * LINE)
 
 
 @triton.jit

@@ -46,7 +46,7 @@ class Decoder:
         max_positions: int | None = None,
     ) -> None:
         self.config = config
-        self.weights = weights
+        self.weights = weights.in_order()
         self.dtype = weights.dtype
         self.device = weights.embedding.device
         self.activations = Activations.allocate(config, max_rows, self.dtype, self.device)

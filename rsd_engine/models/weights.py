@@ -7,7 +7,7 @@ is ever held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -117,6 +117,22 @@ class DecoderWeights:
             ),
             final_norm=torch.empty(config.hidden_size, dtype=dtype, device=device),
         )
+
+    def in_order(self) -> DecoderWeights:
+        """The same weights, each of which names the one that a pass reads after it."""
+        layers = []
+        for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
+            down = layer.down if following is None else layer.down.before(following.qkv)
+            layers.append(
+                replace(
+                    layer,
+                    qkv=layer.qkv.before(layer.o),
+                    o=layer.o.before(layer.gate_up),
+                    gate_up=layer.gate_up.before(layer.down),
+                    down=down,
+                )
+            )
+        return replace(self, layers=tuple(layers))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ def fake_cuda_tensors(patch: pytest.MonkeyPatch, work: Work) -> Iterator[None]:
         "is_available": lambda: True,
         "current_device": lambda: 0,
         "get_device_capability": lambda device=None: (9, 0),
+        "get_device_properties": lambda device=None: SimpleNamespace(multi_processor_count=132),
     }
     for name, fake in fakes.items():
         patch.setattr(torch.cuda, name, fake)

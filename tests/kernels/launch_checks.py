@@ -84,6 +84,7 @@ def driver() -> Iterator[ctypes.CDLL]:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "get_device_capability": lambda device=0: (9, 0),
+        "get_device_properties": lambda device=0: SimpleNamespace(multi_processor_count=132),
         "current_stream": lambda device=0: SimpleNamespace(cuda_stream=STREAM),
     }
     with pytest.MonkeyPatch.context() as patch:

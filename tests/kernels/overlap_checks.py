@@ -23,6 +23,7 @@ from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.launch import Launch, can_overlap
 from rsd_kernels.linear import kernel as projection
+from rsd_kernels.linear import tiles
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import triton_ops
 from rsd_kernels.norm import kernel as rms_norm
@@ -222,6 +223,71 @@ def test_which_weights_a_projection_asks_for(
     assert in_row * launch.args["BLOCK_N"] * (2 if gated else 1) <= 16384
 
 
+@interpreted
+@pytest.mark.parametrize("num_programs", [1, 3])
+@pytest.mark.parametrize("num_bytes", [128, 5 * 128, 300 * 128])
+def test_the_next_weight_is_asked_for_by_all_programs_together(
+    num_bytes: int, num_programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line of its beginning, after all work; whoever asks, results are the same."""
+    seen: list[int] = []
+    following = LinearWeight(torch.ones(64, 256))
+    weight = LinearWeight(torch.ones(4 * num_programs, 8)).before(following)
+    out = torch.zeros(1, 4 * num_programs)
+
+    def ask(pointers: Any) -> None:
+        assert out[0, :4].tolist() == [8.0] * 4
+        seen.extend(pointers.handle.data.reshape(-1).tolist())
+
+    monkeypatch.setattr(overlap, "prefetch", ask)
+    projection.projection_launch(torch.ones(1, 8), weight, out=out).run()
+    assert seen == []  # the interpreter has no cache
+    monkeypatch.setattr(tiles, "interpreting", lambda: False)
+    monkeypatch.setattr(tiles, "AHEAD_BYTES", num_bytes)
+    out.zero_()
+    launch = projection.projection_launch(torch.ones(1, 8), weight, out=out)
+    assert launch.grid == (num_programs,)
+    launch.run()
+    first = following.matrix.data_ptr()
+    assert set(seen) == set(range(first, first + num_bytes, 128))
+    assert out[0].tolist() == [8.0] * 4 * num_programs
+
+
+@interpreted
+def test_a_program_with_several_tiles_allows_the_next_kernel_at_its_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What that kernel prefetches would be evicted if it came much earlier."""
+    seen: list[str] = []
+    for name in ("_MULTIPROCESSORS", "_RESIDENT", "RESIDENT"):
+        monkeypatch.setattr(tiles, name, 1)
+    monkeypatch.setattr(projection, "multiprocessors", lambda: 2)
+    monkeypatch.setattr(projection, "overlapping", lambda _: True)
+    for module in (overlap, projection):
+        monkeypatch.setattr(module, "prefetch", lambda _: seen.append("prefetch"))
+    monkeypatch.setattr(overlap, "gdc_wait", lambda: seen.append("wait"))
+    monkeypatch.setattr(overlap, "gdc_launch_dependents", lambda: seen.append("allow"))
+    product = projection.product
+
+    def watched(*args: Any) -> Any:
+        seen.append("product")
+        return product(*args)
+
+    monkeypatch.setattr(projection, "product", watched)
+    out = torch.zeros(1, 17)
+    launch = projection.projection_launch(
+        torch.ones(1, 8), LinearWeight(torch.ones(34, 8)), out=out, gated=True
+    )
+    assert launch.args["BLOCK_N"] == 4 and launch.grid == (2,)
+    launch.run()
+    programs = [
+        ["prefetch", "prefetch", "wait", "product", "product", "allow", "product"],
+        ["prefetch", "prefetch", "wait", "product", "allow", "product"],
+    ]
+    assert seen == [*programs[0], *programs[1]]
+    assert out[0].tolist() == [float(8 * torch.sigmoid(torch.tensor(8.0)) * 8)] * 17
+
+
 @pytest.mark.skipif(INTERPRETED, reason="watches a device at work")
 @pytest.mark.parametrize("architecture", ["qwen3", "llama-bias"])
 def test_a_captured_forward_has_the_same_bits(
@@ -258,6 +324,6 @@ def test_launches_do_not_overlap_by_themselves() -> None:
     launch = projection.projection_launch(
         torch.ones(1, 8), LinearWeight(torch.ones(4, 8)), out=torch.zeros(1, 4)
     )
-    assert not launch.overlap and launch.options.keys() == {"num_warps", "num_stages"}
+    assert not launch.overlap and launch.options.keys() == {"num_warps", "num_stages", "maxnreg"}
     assert replace(launch, overlap=True).options["launch_pdl"] is True
     assert launch.all_args["OVERLAP"] is False and "OVERLAP" not in launch.args

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rsd_kernels.launch import OVERLAP_ROWS, can_overlap, overlapping
+from rsd_kernels.linear import tiles
 from tests.kernels.harness.child import run_checks
 
 CHECKS = "kernels/overlap_checks.py"
@@ -36,8 +37,7 @@ def test_in_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_as_many_rows_as_a_tile_has() -> None:
     """In wider passes cuBLAS computes the products."""
-    projection = pytest.importorskip("rsd_kernels.linear.kernel")
-    assert projection.MAX_ROWS == OVERLAP_ROWS
+    assert tiles.MAX_ROWS == OVERLAP_ROWS
 
 
 @pytest.mark.usefixtures("hopper")

@@ -47,6 +47,20 @@ def assert_close(actual: Tensor, wanted: Tensor) -> None:
     assert (actual - wanted).abs().max() <= TOLERANCE
 
 
+def test_every_weight_knows_the_next(pair: Pair) -> None:
+    _, model = pair
+    order = [
+        weight
+        for layer in model.decoder.weights.layers
+        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
+    ]
+    following = [weight.next_matrix for weight in order]
+    assert following[-1] is None
+    assert all(
+        known is weight.matrix for known, weight in zip(following[:-1], order[1:], strict=True)
+    )
+
+
 def test_token_by_token(pair: Pair) -> None:
     theirs, model = pair
     tokens, driver = random_tokens(23, 1), Driver(model)

@@ -19,7 +19,8 @@ from rsd_kernels.attention.kernel import attention_launch
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
 from rsd_kernels.launch import OVERLAP_ROWS, Launch
-from rsd_kernels.linear.kernel import MAX_ROWS, projection_launch
+from rsd_kernels.linear.kernel import projection_launch
+from rsd_kernels.linear.tiles import MAX_ROWS
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.kernel import rms_norm_launch
 from rsd_kernels.qkv.kernel import qkv_projection_launch

@@ -26,7 +26,8 @@ from rsd_kernels.launch import (
     check_shape,
 )
 from rsd_kernels.linear.blas import plain_product
-from rsd_kernels.linear.kernel import MAX_ROWS, projection_launch
+from rsd_kernels.linear.kernel import projection_launch
+from rsd_kernels.linear.tiles import MAX_ROWS
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.kernel import rms_norm
 

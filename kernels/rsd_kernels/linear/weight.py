@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,8 @@ class LinearWeight:
 
     matrix: Tensor  # [num_outputs, num_inputs]
     bias: Tensor | None = None  # [num_outputs]
+    # The matrix that a pass reads next. On a GPU the product fetches its beginning into the cache.
+    next_matrix: Tensor | None = None
 
     @classmethod
     def allocate(
@@ -51,6 +53,10 @@ class LinearWeight:
     def to(self, dtype: torch.dtype) -> LinearWeight:
         """The same weight with its matrix in another dtype."""
         return LinearWeight(self.matrix.to(dtype), self.bias)
+
+    def before(self, weight: LinearWeight) -> LinearWeight:
+        """The same weight, which a pass reads just before this one."""
+        return replace(self, next_matrix=weight.matrix)
 
     def narrow(self, start: int, length: int) -> LinearWeight:
         """Outputs `start` to `start + length`, as views."""

@@ -16,15 +16,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.launch import Launch, ceil_div, check_dtype, overlapping
-from rsd_kernels.linear.kernel import MAX_ROWS, prefetch_weights, product, projection_tiles
+from rsd_kernels.launch import Launch, check_dtype, overlapping
+from rsd_kernels.linear.kernel import prefetch_weights, product
 from rsd_kernels.linear.launchers import check_norm, check_product, norm_linear
+from rsd_kernels.linear.tiles import MAX_REGISTERS, MAX_ROWS, next_weight_args, projection_tiles
 from rsd_kernels.linear.weight import LinearWeight
-from rsd_kernels.overlap import allow_next_kernel, prefetch_vector, wait_for_previous_kernel
+from rsd_kernels.overlap import (
+    allow_next_kernel,
+    prefetch_ahead,
+    prefetch_vector,
+    wait_for_previous_kernel,
+)
 from rsd_kernels.rope.kernel import check_arguments, rope_kv_write
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "ahead_lines"])
 def _qkv_projection_kernel(
     x: tl.tensor,  # [num_rows, NUM_INPUTS]
     norm: tl.tensor,  # [NUM_INPUTS] or None
@@ -38,8 +44,10 @@ def _qkv_projection_kernel(
     cos: tl.tensor,  # [positions, 2 * HALF] fp32, contiguous
     sin: tl.tensor,  # [positions, 2 * HALF] fp32, contiguous
     position: tl.tensor,  # [num_rows] or None
+    ahead: tl.tensor,  # the matrix that the next product reads
     eps: tl.tensor,
     num_rows: tl.tensor,
+    ahead_lines: tl.tensor,  # of it, to prefetch
     stride_x: tl.tensor,
     stride_weight: tl.tensor,
     stride_row: tl.tensor,
@@ -129,6 +137,7 @@ def _qkv_projection_kernel(
     p_v += (i_v * stride_v_head + o_col)[None, :]
     tl.store(p_v, b_new_low, mask=m_v)
     tl.store(p_v + HALF, b_new_high, mask=m_v)
+    prefetch_ahead(ahead, ahead_lines, tl.program_id(0), tl.num_programs(0))
 
 
 def qkv_projection(
@@ -206,7 +215,7 @@ def qkv_projection_launch(
     )
     return Launch(
         kernel=_qkv_projection_kernel,
-        grid=(ceil_div(num_heads * half, tiles.block_n) if num_rows else 0,),
+        grid=(tiles.num_tiles if num_rows else 0,),
         args={
             "x": x,
             "norm": norm,
@@ -220,6 +229,7 @@ def qkv_projection_launch(
             "cos": cos,
             "sin": sin,
             "position": position,
+            **next_weight_args(weight),
             "eps": eps,
             "num_rows": num_rows,
             "stride_x": x.stride(0),
@@ -247,5 +257,6 @@ def qkv_projection_launch(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        max_registers=MAX_REGISTERS if x.dtype.itemsize == 2 else None,
         overlap=overlapping(num_rows),
     )

@@ -21,6 +21,7 @@ from bench.kernels.setting import TINY, Setting
 from bench.lib.play import play
 from bench.lib.timing import Mismatch
 from rsd_engine.loop.executors.graph_runtime import GraphError
+from rsd_kernels.linear import tiles
 
 SWITCH = "RSD_OVERLAP_KERNELS"
 
@@ -113,18 +114,15 @@ def test_whole_models_with_kernels_that_start_early(monkeypatch: pytest.MonkeyPa
 
 
 def test_how_much_is_asked_for_is_put_back() -> None:
-    projection = pytest.importorskip("rsd_kernels.linear.kernel")
-    tiles = projection.projection_tiles(
-        1, 4096, 4096, gated=False, normed=False, dtype=torch.bfloat16
-    )
+    cut = tiles.projection_tiles(1, 1536, 4096, gated=False, normed=False, dtype=torch.bfloat16)
     found = {}
     for name, num_bytes in VARIANTS.items():
         with prefetching(num_bytes):
-            found[name] = tiles.block_n * 128 * tiles.prefetch(4096, 2, gated=False)
+            found[name] = cut.block_n * 128 * cut.prefetch(4096, 2, gated=False)
     first, least, most = found.values()
-    assert (first, most) == (16384, tiles.block_n * 8192)  # at most whole rows
+    assert (first, most) == (16384, cut.block_n * 8192)  # at most whole rows
     assert least == 0
-    assert projection.PREFETCH_BYTES == 16384
+    assert tiles.PREFETCH_BYTES == 16384
 
 
 def test_the_device_loop_in_tiny(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,21 +151,32 @@ def decode_ptx(op: str, arch: int, *, overlap: bool, scheduled: bool | None = No
     return ptx[ptx.index("\n{", ptx.index(".entry")) : ptx.index("\n}")]
 
 
-def before_the_wait(ptx: str) -> tuple[set[str], int]:
-    """What touches memory before the kernel waits, and how many prefetches there are."""
-    assert ptx.count("griddepcontrol.launch_dependents") == ptx.count("griddepcontrol.wait") == 1
-    start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
+def before_the_wait(ptx: str, *, late: bool = False) -> tuple[set[str], int]:
+    """What touches memory before the kernel waits, and how many prefetches there are.
+
+    late: it lets the next kernel start at its last tile.
+    """
+    assert ptx.count("griddepcontrol.wait") == 1
+    starts = [found.start() for found in re.finditer("griddepcontrol.launch_dependents", ptx)]
+    wait = ptx.index("griddepcontrol.wait")
     prefetches = [found.start() for found in re.finditer(r"prefetch\.global\.L2", ptx)]
     touches = list(TOUCHES.finditer(ptx))
-    assert all(start < at < wait for at in prefetches)
-    assert start < touches[0].start() and wait < touches[-1].start()
-    return {found.group() for found in touches if found.start() < wait}, len(prefetches)
+    if late:  # before the last tile, which may be the first
+        assert len(starts) == 2 and wait < starts[0]
+    else:
+        [start] = starts
+        assert start < wait and start < min(*prefetches, touches[0].start(), len(ptx))
+    assert wait < touches[-1].start()
+    before = [at for at in prefetches if at < wait]
+    return {found.group() for found in touches if found.start() < wait}, len(before)
 
 
 @pytest.mark.parametrize("arch", [90, 100])
 @pytest.mark.parametrize("op", EARLY)
 def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> None:
-    touched, prefetches = before_the_wait(decode_ptx(op, arch, overlap=True))
+    late = bool(decode_launch(op).args.get("PERSISTENT"))
+    assert late == (op in ("norm_gate_up", "lm_head"))
+    touched, prefetches = before_the_wait(decode_ptx(op, arch, overlap=True), late=late)
     assert touched == ({"ld.global"} if op in SCHEDULED else set())
     fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op in SCHEDULED[:2]
     assert bool(prefetches) == fetches
@@ -181,8 +192,12 @@ def test_without_a_schedule_they_touch_nothing_before(op: str) -> None:
 @pytest.mark.parametrize("op", EARLY)
 def test_plain_kernels_wait_for_nothing(op: str) -> None:
     ptx = decode_ptx(op, 90, overlap=False)
-    assert "griddepcontrol" not in ptx and "prefetch" not in ptx
-    assert TOUCHES.search(ptx) is not None
+    assert "griddepcontrol" not in ptx and TOUCHES.search(ptx) is not None
+    if "ahead" in decode_launch(op).args:  # of the next weight, after all work
+        asked = [found.start() for found in re.finditer(r"prefetch\.global\.L2", ptx)]
+        assert len(asked) == 1 and asked[0] > ptx.rindex("st.global")
+    else:
+        assert "prefetch" not in ptx
 
 
 def test_which_launches_may_start_early() -> None:

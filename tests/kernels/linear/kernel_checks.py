@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.linear import kernel as projection
-from rsd_kernels.linear import launchers
+from rsd_kernels.linear import launchers, tiles
 from rsd_kernels.linear import twin as linear_twin
+from rsd_kernels.linear.tiles import MAX_ROWS
 from rsd_kernels.linear.weight import LinearWeight
 from tests.kernels.harness.broken import broken
 from tests.kernels.harness.child import INTERPRETED
@@ -129,7 +131,30 @@ def test_norm_gate_up(num_rows: int, num_outputs: int, num_inputs: int, bias: st
         assert_close(result.cpu(), plain, exact, num_terms=num_inputs + 4)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 7, projection.MAX_ROWS + 1])
+@pytest.mark.parametrize("num_programs", [1, 2])
+@pytest.mark.parametrize("num_rows", [1, 3, 7])
+def test_programs_may_compute_several_tiles(
+    num_rows: int, num_programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bits of programs that compute one."""
+    for name in ("_MULTIPROCESSORS", "_RESIDENT", "RESIDENT"):
+        monkeypatch.setattr(tiles, name, 1)
+    monkeypatch.setattr(projection, "multiprocessors", lambda: num_programs)
+    tensors, dtype = inputs(num_rows, 66, 1100), torch.float32
+    given = pick(tensors, "x norm weight bias", dtype, dtype, DEVICE)
+    del given["normed"]
+    out = nan(num_rows, 33, dtype=torch.float32, device=DEVICE)
+    launch = projection.projection_launch(**given, out=out, gated=True)
+    num_tiles = -(-33 // launch.args["BLOCK_N"])
+    assert launch.args["PERSISTENT"] and launch.grid[0] <= num_programs < num_tiles
+    launch.run()
+    found = out.clone()
+    out.fill_(torch.nan)
+    replace(launch, grid=(num_tiles,), args=launch.args | {"PERSISTENT": False}).run()
+    assert torch.equal(found, out) and bool(out.isfinite().all())
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 7, MAX_ROWS + 1])
 @pytest.mark.parametrize("names", ["x weight", "x norm weight bias"])
 def test_gelu_and_no_norm(num_rows: int, names: str) -> None:
     tensors = inputs(num_rows, 66, 40)
@@ -149,7 +174,7 @@ def test_gelu_and_no_norm(num_rows: int, names: str) -> None:
 
 
 def test_more_rows_go_by_cublas() -> None:
-    tensors = inputs(projection.MAX_ROWS + 1, 66, 40)
+    tensors = inputs(MAX_ROWS + 1, 66, 40)
     names, dtype = "x norm weight bias", torch.float32
     for of in (torch.float64, dtype):
         gate_up = nan(17, 66, dtype=of, device=CPU)
@@ -185,8 +210,8 @@ def test_fp16_does_not_overflow_before_the_norm() -> None:
     ("right", "wrong"),
     [
         ("m_k = o_k < NUM_INPUTS\n", "m_k = o_k <= NUM_INPUTS\n"),
-        ("b_up += b_wide[:, None, :] * b_w", "b_up += b_wide[:, None, :] * b_w + b_w"),
-        ("/ NUM_INPUTS + eps)[:, None]", "/ BLOCK_K + eps)[:, None]"),
+        ("b_up += b_x * b_w", "b_up += b_x * b_w + b_w"),
+        ("sum(b_square, 2) / NUM_INPUTS", "sum(b_square, 2) / BLOCK_K"),
     ],
     ids=["past the row", "added twice", "mean"],
 )

@@ -48,3 +48,12 @@ def test_another_dtype_is_that_of_the_matrix() -> None:
     weight = LinearWeight(torch.randn(3, 2).bfloat16(), torch.randn(3))
     wide = weight.to(torch.float32)
     assert torch.equal(wide.matrix, weight.matrix.float()) and wide.bias is weight.bias
+
+
+def test_a_weight_knows_what_is_read_after_it() -> None:
+    first, second = (LinearWeight(torch.randn(2, 4), torch.randn(2)) for _ in range(2))
+    told = first.before(second)
+    assert told.matrix is first.matrix and told.bias is first.bias
+    assert told.next_matrix is second.matrix and first.next_matrix is None
+    assert told.nbytes == first.nbytes
+    assert told.narrow(0, 1).next_matrix is None  # a part is not read by itself
