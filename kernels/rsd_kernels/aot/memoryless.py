@@ -1,18 +1,19 @@
 """CUDA tensors without memory, so that what surrounds the kernels runs on any machine.
 
 PyTorch's fake tensors know their device, and whoever asks where a tensor is takes the way of a GPU.
-What their build for CPUs cannot do with them is done here: slices, and products into given outputs.
-For a process of its own, since it changes PyTorch for good.
+What their build for CPUs cannot do with them is done here: copies to the device, slices, and
+products into given outputs.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rsd_kernels.launch import Launch
 
 DEVICE = torch.device("cuda")
+MEMORY = 141 * 2**30  # bytes of an H200
 
 
 @dataclass
@@ -34,19 +36,32 @@ class Work:
 
 
 @contextmanager
-def fake_cuda_tensors(patch: pytest.MonkeyPatch, work: Work) -> Iterator[None]:
-    """Tensors made within are fake; launches and products are checked, and noted in `work`."""
-    fakes: dict[str, Any] = {
+def memoryless_cuda(free_memory: int = MEMORY) -> Iterator[Work]:
+    """Tensors made within are fake; launches and products are checked and noted, and not run.
+
+    Args:
+        free_memory: bytes that the device says are free, of `MEMORY`.
+    """
+    work = Work()
+    device: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
+        "device_count": lambda: 1,
         "get_device_capability": lambda device=None: (9, 0),
+        "mem_get_info": lambda device=None: (free_memory, MEMORY),
+        "synchronize": lambda device=None: None,
     }
-    for name, fake in fakes.items():
-        patch.setattr(torch.cuda, name, fake)
-    patch.setattr(Launch, "run", lambda launch: _launch(launch, work))
     torch._C._ensureCUDADeviceGuardSet()  # what FakeTensorMode does where there is no GPU
-    with FakeTensorMode(), _Products(work), _Allocations(work):
-        yield
+    with ExitStack() as stack:
+        for name, answer in device.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(Launch, "run", lambda self: _launch(self, work)))
+        # A launcher that looks at an address gets 0, which is aligned.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        for mode in (FakeTensorMode(), _OnDevice(work), _Allocations(work)):
+            stack.enter_context(mode)
+        yield work
 
 
 def _launch(launch: Launch, work: Work) -> None:
@@ -54,10 +69,13 @@ def _launch(launch: Launch, work: Work) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             on_device = not isinstance(item, Tensor) or item.is_cuda
             assert on_device, f"{launch.kernel.__name__}: {name} is on {item.device}"
-    work.launches.append(launch)
+    if 0 not in launch.grid:
+        work.launches.append(launch)
 
 
-class _Products(TorchFunctionMode):
+class _OnDevice(TorchFunctionMode):
+    """What goes to a device, and what a device does."""
+
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
@@ -65,11 +83,18 @@ class _Products(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.tensor:
+            return _known(args[0], function(args[0], dtype=kwargs.get("dtype")), **kwargs)
+        if function is Tensor.to and not args[0].is_cuda and _goes_to_device(*args[1:], **kwargs):
+            return torch.empty_like(args[0], device=DEVICE)
+        if function is Tensor.copy_ and args[0].is_cuda and not args[1].is_cuda:
+            return _copied(args[0], args[1])
         if function is Tensor.__getitem__ and args[0].is_cuda:
             return _sliced(args[0], args[1])
         if function in (torch.mm, torch.addmm):
             return self._product(function, args, kwargs["out"])
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
     def _product(self, function: Callable[..., Any], args: Any, out: Tensor) -> Tensor:
         """Its shapes and dtypes are those that PyTorch takes, without a new shape for `out`."""
@@ -95,6 +120,25 @@ class _Allocations(TorchDispatchMode):
         elif isinstance(result, Tensor) and not function.is_view:
             self._work.allocations += all(arg is not result for arg in args)
         return result
+
+
+def _known(values: Any, tensor: Tensor, device: Any = "cpu", **_: Any) -> Tensor:
+    """A tensor whose values are known: `tolist` gives them, as it would on a GPU."""
+    made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device or "cpu")
+    made.tolist = lambda: list(values)  # type: ignore[method-assign]
+    return made
+
+
+def _copied(target: Tensor, source: Tensor) -> Tensor:
+    assert torch.broadcast_shapes(source.shape, target.shape) == target.shape
+    if "tolist" in vars(source):
+        target.tolist = source.tolist  # type: ignore[method-assign]
+    return target
+
+
+def _goes_to_device(*args: Any, **kwargs: Any) -> bool:
+    named = [value for value in (*args, *kwargs.values()) if isinstance(value, str | torch.device)]
+    return any(torch.device(name).type == DEVICE.type for name in named)
 
 
 def _meta(arg: Any) -> Any:
