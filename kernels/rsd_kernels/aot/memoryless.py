@@ -55,6 +55,7 @@ def memoryless_cuda(free_memory: int = MEMORY) -> Iterator[Work]:
     with ExitStack() as stack:
         for name, answer in device.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(Launch, "run", lambda self: _launch(self, work)))
         # A launcher that looks at an address gets 0, which is aligned.
         stack.enter_context(warnings.catch_warnings())
@@ -62,6 +63,13 @@ def memoryless_cuda(free_memory: int = MEMORY) -> Iterator[Work]:
         for mode in (FakeTensorMode(), _OnDevice(work), _Allocations(work)):
             stack.enter_context(mode)
         yield work
+
+
+class _Generator(torch.Generator):
+    """Of a device that this build does not know."""
+
+    def __new__(cls, device: Any = None) -> _Generator:
+        return super().__new__(cls)
 
 
 def _launch(launch: Launch, work: Work) -> None:
@@ -87,9 +95,11 @@ class _OnDevice(TorchFunctionMode):
         if function is torch.tensor:
             return _known(args[0], function(args[0], dtype=kwargs.get("dtype")), **kwargs)
         if function is Tensor.to and not args[0].is_cuda and _goes_to_device(*args[1:], **kwargs):
-            return torch.empty_like(args[0], device=DEVICE)
-        if function is Tensor.copy_ and args[0].is_cuda and not args[1].is_cuda:
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device=DEVICE)
+        if function is Tensor.copy_ and args[0].is_cuda:
             return _copied(args[0], args[1])
+        if function is Tensor.normal_ and args[0].is_cuda:
+            return args[0]
         if function is Tensor.__getitem__ and args[0].is_cuda:
             return _sliced(args[0], args[1])
         if function in (torch.mm, torch.addmm):
