@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from types import ModuleType
 from unittest import mock
 
 from bench.kernels.early_launch import starting_early
 from rsd_engine.engine import build
 from rsd_engine.loop.program import calls
 from rsd_engine.loop.rsd import Loop, build_program
+from rsd_engine.models import loader
 from rsd_kernels import ops
 from rsd_kernels.aot.memoryless import DEVICE, MEMORY, memoryless_cuda
 from rsd_kernels.launch import Launch
@@ -52,14 +54,15 @@ def _loop_of(make: Callable[[], object]) -> Loop:
     def stop(loop: Loop) -> None:
         raise _Built(loop)
 
-    without_driver: dict[str, Callable[..., object]] = {
-        "resolve_executor": lambda name, device: "eager",
-        "open_mailbox": lambda state: (state, None),
-        "build_program": stop,
-    }
+    instead: list[tuple[ModuleType, str, Callable[..., object]]] = [
+        (build, "resolve_executor", lambda name, device: "eager"),
+        (build, "open_mailbox", lambda state: (state, None)),
+        (build, "build_program", stop),
+        (loader, "fill", lambda places, stored: None),
+    ]
     with ExitStack() as stack:
-        for name, instead in without_driver.items():
-            stack.enter_context(mock.patch.object(build, name, instead))
+        for module, name, function in instead:
+            stack.enter_context(mock.patch.object(module, name, function))
         try:
             make()
         except _Built as built:

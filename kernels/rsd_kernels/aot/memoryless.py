@@ -98,9 +98,7 @@ class _OnDevice(TorchFunctionMode):
             return torch.empty(args[0].shape, dtype=args[0].dtype, device=DEVICE)
         if function is Tensor.copy_ and args[0].is_cuda:
             return _copied(args[0], args[1])
-        if function is Tensor.normal_ and args[0].is_cuda:
-            return args[0]
-        if function is Tensor.__getitem__ and args[0].is_cuda:
+        if function is Tensor.__getitem__ and args[0].is_cuda and _is_plain(args[1]):
             return _sliced(args[0], args[1])
         if function in (torch.mm, torch.addmm):
             return self._product(function, args, kwargs["out"])
@@ -155,6 +153,11 @@ def _meta(arg: Any) -> Any:
     if not isinstance(arg, Tensor):
         return arg
     return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
+
+
+def _is_plain(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, int | slice) for part in parts)
 
 
 def _sliced(tensor: Tensor, index: Any) -> Tensor:
