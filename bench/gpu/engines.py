@@ -12,7 +12,11 @@ from dataclasses import replace
 from types import ModuleType
 from unittest import mock
 
+from bench.gpu import executors
+from bench.kernels import overlap
 from bench.kernels.early_launch import starting_early
+from bench.loop import batching, device_loop, memory
+from bench.step import latency
 from rsd_engine.engine import build
 from rsd_engine.loop.program import calls
 from rsd_engine.loop.rsd import Loop, build_program
@@ -30,7 +34,7 @@ class _Built(BaseException):  # no benchmark takes it for a failure of its own
         self.loop = loop
 
 
-def engine_launches(make: Callable[[], object], *, free_memory: int = MEMORY) -> list[Launch]:
+def launches(make: Callable[[], object], *, free_memory: int = MEMORY) -> list[Launch]:
     """What the first engine that `make` makes may launch, plain and starting early.
 
     Args:
@@ -82,20 +86,17 @@ def _between_launches(loop: Loop) -> None:
         ops.fork(state, loop.pages, 0, range(1, targets + 1), sizes)
 
 
-def makers() -> dict[str, Callable[[], object]]:
-    """The engines of `bench.gpu` and of the tests of executors, by name."""
-    from bench.gpu import executors
-    from bench.kernels import overlap
-    from bench.loop import batching, device_loop, memory
-    from bench.step import latency
+def _memory(preset: str) -> object:
+    return memory.open_engine(memory.parser().parse_args(["--preset", preset]), DEVICE)
 
-    return {
-        "executors": lambda: executors.open_engine(DEVICE, "eager"),
-        "device_loop": lambda: device_loop.main([]),
-        "batching": lambda: batching.main([]),
-        "step_latency": lambda: latency.main([]),
-        "overlap": lambda: overlap.trial(overlap.Options.real()),
-        "memory": lambda: memory.open_engine(
-            memory.parser().parse_args(["--preset", "1.5b-7b"]), DEVICE
-        ),
-    }
+
+ENGINES: dict[str, Callable[[], object]] = {
+    "executors": lambda: executors.open_engine(DEVICE, "eager"),
+    "device_loop": lambda: device_loop.main([]),
+    "batching": lambda: batching.main([]),
+    "step_latency": lambda: latency.main([]),
+    "overlap": lambda: overlap.trial(overlap.Options.real()),
+    "memory": lambda: _memory("1.5b-7b"),
+    "tiny": lambda: _memory("tiny"),
+}
+"""The engines of `bench.gpu`, by name; `tiny` is for tests."""

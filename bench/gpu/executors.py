@@ -114,9 +114,7 @@ def solver(problems: int, max_tokens: int) -> Callable[[Engine], Solved]:
     }
 
     def solve(engine: Engine) -> Solved:
-        return {
-            name: engine.chat(chats, chosen, use_tqdm=False) for name, chosen in params.items()
-        }
+        return {name: engine.chat(chats, chosen, use_tqdm=False) for name, chosen in params.items()}
 
     return solve
 

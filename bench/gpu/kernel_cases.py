@@ -50,5 +50,11 @@ def _any_rows(num_slots: int, width: int, head: RewardHead, device: torch.device
 def verify_guesses() -> None:
     """`bench.verify`: passes of the target that verify guesses."""
     setting = Setting.real({verify.MODEL: REAL[verify.MODEL]}, runs=1)
-    with mock.patch.object(Tensor, "cpu", lambda table: torch.empty(table.shape, dtype=table.dtype)):
+    with mock.patch.object(
+        Tensor, "cpu", lambda table: torch.empty(table.shape, dtype=table.dtype)
+    ):
         verify.run_once(setting, setting.shapes[verify.MODEL])
+
+
+CASES = {"decode": decode, "ops": ops, "control": control, "verify": verify_guesses}
+"""The benchmarks of kernels in `bench.gpu`, by name."""

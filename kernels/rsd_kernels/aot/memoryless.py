@@ -100,6 +100,8 @@ class _OnDevice(TorchFunctionMode):
             return _copied(args[0], args[1])
         if function is Tensor.__getitem__ and args[0].is_cuda and _is_plain(args[1]):
             return _sliced(args[0], args[1])
+        if function is Tensor.__setitem__ and args[0].is_cuda:
+            return None
         if function in (torch.mm, torch.addmm):
             return self._product(function, args, kwargs["out"])
         return function(*args, **kwargs)
@@ -161,14 +163,12 @@ def _is_plain(index: Any) -> bool:
 
 
 def _sliced(tensor: Tensor, index: Any) -> Tensor:
-    """tensor[index], for slices of step 1 and whole numbers."""
+    """tensor[index], for slices and whole numbers."""
     dim = 0
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, int):
             tensor = tensor.select(dim, part)
             continue
-        start, stop, step = part.indices(tensor.shape[dim])
-        assert step == 1
-        tensor = tensor.narrow(dim, start, max(0, stop - start))
+        tensor = torch.ops.aten.slice.Tensor(tensor, dim, part.start, part.stop, part.step or 1)
         dim += 1
     return tensor
