@@ -19,8 +19,9 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,11 @@ def make(
 
     start = time.perf_counter()
     _use(folder)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        variants = _enumerated(folder, names, pool)[:most]
+    with _mapping(jobs) as run_all:
+        variants = _enumerated(folder, names, run_all)[:most]
         listed = time.perf_counter()
-        outcomes = list(pool.map(_compile, variants, [capability] * len(variants), chunksize=2))
-        outcomes += pool.map(_build, [None, *launcher_sources(variants)])
+        outcomes = list(run_all(_compile, variants, [capability] * len(variants)))
+        outcomes += run_all(_build, [None, *launcher_sources(variants)])
     failed = [message for message in outcomes if message]
     wanted = {v.cache_folder(capability) for v in variants} | launcher_folders(variants)
     _slim(folder, wanted)
@@ -105,13 +106,25 @@ def make(
     return manifest
 
 
-def _enumerated(folder: Path, names: Sequence[str], pool: ProcessPoolExecutor) -> list[Variant]:
+@contextmanager
+def _mapping(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, by so many processes."""
+    if jobs == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _enumerated(
+    folder: Path, names: Sequence[str], run_all: Callable[..., Iterable[Any]]
+) -> list[Variant]:
     """What the folder lists, if it was made from the same sources; else found anew."""
     manifest = _read(folder)
     if manifest and manifest["sources"] == _sources(names):
         return _variants(folder)
     found: dict[str, Variant] = {}
-    for name, variants in zip(names, pool.map(_list, names), strict=True):
+    for name, variants in zip(names, run_all(_list, names), strict=True):
         new = {variant.key: variant for variant in variants}
         print(f"{name}: {len(new)} kernels, {len(new.keys() - found.keys())} of them new")
         found |= new

@@ -37,6 +37,7 @@ def control() -> None:
     """`bench.control`: reward, decision and rollback."""
     with (
         mock.patch.object(loop_op_cases, "_clear_rewards", _any_rows),
+        mock.patch.object(loop_op_cases, "_eager_arguments", lambda start, device: {}),
         mock.patch.object(loop_op_cases, "mid_step", empty_slots),
     ):
         for make in loop_op_cases_of(LoopOpSizes.real(copies=1), _DEVICE):
@@ -45,6 +46,10 @@ def control() -> None:
 
 def _any_rows(num_slots: int, width: int, head: RewardHead, device: torch.device) -> Tensor:
     return torch.empty(num_slots, width, dtype=head.norm_weight.dtype, device=device)
+
+
+def _on_host(table: Tensor) -> Tensor:
+    return torch.empty(table.shape, dtype=table.dtype)
 
 
 def verify_guesses() -> None:

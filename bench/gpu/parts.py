@@ -42,9 +42,8 @@ class Part:
 def build_parts(dry_run: bool) -> tuple[Part, ...]:
     """Versions and compilers, which run side by side since they need no GPU."""
     jobs = str(max(1, (os.cpu_count() or 1) - 1))
-    tiny = ("--capability", "90", "--jobs", "1", "--only", "rollback")
     doctor = Part("doctor", "rsd_engine.doctor", (), (), limit=90)
-    triton = Part("triton", "bench.precompile", ("--jobs", jobs), tiny, limit=150)
+    triton = Part("triton", "bench.gpu.cache", ("--jobs", jobs), ("--dry-run",), limit=150)
     if dry_run:
         return (doctor, triton) if importlib.util.find_spec("triton") else (doctor,)
     # This writes the library into the package, so a dry run leaves it out.

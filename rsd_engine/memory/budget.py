@@ -78,23 +78,23 @@ def slot_sizes(layout: PoolLayout, max_len: Mapping[Role, int], max_num_seqs: in
     that a kernel is compiled for are rounded up, so that engines share what is compiled.
     """
     longest = max(length for role, length in max_len.items() if role != Role.PRM) + MAX_CUT_TOKENS
-    longest = _rounded(longest)
+    longest = shared_size(longest)
     words_per_token = 1 + LOGPROB_WORDS + 2 * MAX_LOGPROBS
     return SlotSizes(
         num_slots=max_num_seqs,
         max_len=longest,
         prm_max_len=max_len.get(Role.PRM, 1),
-        pages_per_role=_rounded(
+        pages_per_role=shared_size(
             max(
                 pages_for(length + MAX_CUT_TOKENS, layout.tokens_per_page[role])
                 for role, length in max_len.items()
             )
         ),
         num_pages=layout.num_pages,
-        log_words=_rounded(max_num_seqs * (LOG_HEADER + longest * words_per_token)),
+        log_words=shared_size(max_num_seqs * (LOG_HEADER + longest * words_per_token)),
     )
 
 
-def _rounded(size: int) -> int:
-    """Triton compiles a kernel again for an argument that is no multiple of this."""
+def shared_size(size: int) -> int:
+    """At least `size`: a multiple of 16, since Triton compiles a kernel for that fact."""
     return 16 * ceil_div(size, 16)

@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +57,7 @@ def memoryless_cuda(free_memory: int = MEMORY) -> Iterator[Work]:
         for name, answer in device.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))
         stack.enter_context(mock.patch.object(Launch, "run", lambda self: _launch(self, work)))
         # A launcher that looks at an address gets 0, which is aligned.
         stack.enter_context(warnings.catch_warnings())

@@ -129,7 +129,7 @@ class _Address:
 
 def _without_memory(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _Address(value.dtype, value.storage_offset() * value.element_size())
+        return _Address(value.dtype, int(value.storage_offset()) * value.element_size())
     if isinstance(value, tuple):  # a named tuple of arguments, see `state.args`
         return type(value)(*map(_without_memory, value))
     return value
