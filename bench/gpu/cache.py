@@ -5,9 +5,10 @@
     python -m bench.gpu.cache --dry-run      # a few kernels of the demo family, in a folder of /tmp
 
 What is compiled is found by making the engines and cases of `bench.gpu` without a GPU
-(`bench.gpu.engines`, `bench.gpu.kernel_cases`). The cache lies in `gpu_cache/`; it fits where
-Python's minor version and Triton are those that made it. Where it does not, the first command
-compiles it again, on all cores, from the list of variants that it holds.
+(`bench.gpu.engines`, `bench.gpu.kernel_cases`). `gpu_cache/` holds the list of them, and an archive
+that is unpacked into the temporary folder, as Triton's cache. It fits where Python's minor version
+and Triton are those that made it. Where it does not, the first command compiles all of it again, on
+all cores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gpu_cache"
 MAX_BYTES = 25 * 10**6  # what can be carried beside the checkout
+_ARCHIVE = "kernels.tar.xz"
 _SLIM = (".cubin", ".json", ".so")
 
 
@@ -59,7 +62,7 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
         return found
     _use(folder)
     variants = _variants(folder)
-    missing = [v.name for v in variants if not v.is_cached(manifest["capability"])]
+    missing = [v.name for v in variants if not _is_cached(v, manifest["capability"])]
     missing += [f"launcher {name}" for name in missing_launchers(variants)]
     fits = bool(variants) and not missing and key == manifest["triton_key"]
     return found | {
@@ -83,7 +86,8 @@ def make(
     from rsd_kernels.aot.launchers import launcher_folders, launcher_sources
 
     start = time.perf_counter()
-    _use(folder)
+    cache = _use(folder)
+    os.environ["TRITON_STORE_BINARY_ONLY"] = "1"
     with _mapping(jobs) as run_all:
         variants = _enumerated(folder, names, run_all)[:most]
         listed = time.perf_counter()
@@ -91,7 +95,7 @@ def make(
         outcomes += run_all(_build, [None, *launcher_sources(variants)])
     failed = [message for message in outcomes if message]
     wanted = {v.cache_folder(capability) for v in variants} | launcher_folders(variants)
-    _slim(folder, wanted)
+    _pack(cache, wanted, folder)
     (folder / "variants.pickle").write_bytes(pickle.dumps(variants))
     manifest = {
         "triton_key": _triton_key(), "capability": capability, "sources": _sources(names),
@@ -139,6 +143,13 @@ def _list(name: str) -> list[Variant]:
     return list({v.key: v for v in map(variant_of, SOURCES[name]())}.values())
 
 
+def _is_cached(variant: Variant, capability: int) -> bool:
+    try:
+        return variant.is_cached(capability)
+    except (ImportError, AttributeError):  # the kernel has another name by now
+        return False
+
+
 def _compile(variant: Variant, capability: int) -> str:
     """Why it could not be compiled; empty if it was, or was there."""
     try:
@@ -160,29 +171,41 @@ def _build(source: str | None) -> str:
     return ""
 
 
-def _use(folder: Path) -> None:
-    """Makes it Triton's cache, wherever it lies now: files that belong together name each other."""
-    cache = folder.resolve() / "triton"
-    cache.mkdir(parents=True, exist_ok=True)
+def _use(folder: Path) -> Path:
+    """Unpacks the archive, unless that was done, and makes it Triton's cache; returns its place."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    cache = Path(tempfile.gettempdir()).resolve() / f"rsd-kernels-{name}"
+    archive, unpacked = folder / _ARCHIVE, cache / "unpacked"
+    cache.mkdir(exist_ok=True)
+    if archive.exists():
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if not unpacked.exists() or unpacked.read_text() != digest:
+            shutil.unpack_archive(archive, cache, filter="data")
+            _join_groups(cache)
+            unpacked.write_text(digest)
     os.environ["TRITON_CACHE_DIR"] = str(cache)
-    os.environ["TRITON_STORE_BINARY_ONLY"] = "1"
+    return cache
+
+
+def _join_groups(cache: Path) -> None:
+    """Triton wants the paths of the files of a kernel, which depend on where the cache lies."""
     for group in cache.glob("*/__grp__*.json"):
-        files = [path for path in group.parent.iterdir() if path.suffix in (".cubin", ".json")]
-        paths = {path.name: str(path) for path in files if path != group}
-        text = json.dumps({"child_paths": paths})
-        if group.read_text() != text:
-            group.write_text(text)
+        paths = {path.name: str(path) for path in group.parent.iterdir() if path != group}
+        group.write_text(json.dumps({"child_paths": paths}))
 
 
-def _slim(folder: Path, wanted: set[str]) -> None:
-    """Deletes what no launch needs."""
-    for path in (folder / "triton").glob("*/*"):
+def _pack(cache: Path, wanted: set[str], folder: Path) -> None:
+    """Deletes what no launch needs, and makes the archive."""
+    for path in cache.glob("*/*"):
         if path.parent.name not in wanted or path.suffix not in _SLIM:
             path.unlink()
-    for empty in (folder / "triton").iterdir():
-        if not any(empty.iterdir()):
+    for empty in cache.iterdir():
+        if empty.is_dir() and not any(empty.iterdir()):
             empty.rmdir()
-    _use(folder)
+    _join_groups(cache)
+    (cache / "unpacked").unlink(missing_ok=True)
+    folder.mkdir(exist_ok=True)
+    shutil.make_archive(str(folder / _ARCHIVE.removesuffix(".tar.xz")), "xztar", cache)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
