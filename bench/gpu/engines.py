@@ -27,7 +27,6 @@ from rsd_kernels.launch import Launch
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import ConfidenceKind
 
-
 _LAYERS = 2  # of a model: all are alike
 
 

@@ -126,9 +126,9 @@ def run(device: torch.device, names: Sequence[str], solve: Callable[[Engine], So
         solved = _tell(result, names[0], partial(solve, engine), None)
         for name in names[1:]:
             program = build_program(engine.parts.core.loop)
-            with closing(make_executor(name, program, device)) as executor:
-                with using(engine.parts.core, executor):
-                    _tell(result, name, partial(solve, engine), solved)
+            executor = make_executor(name, program, device)
+            with closing(executor), using(engine.parts.core, executor):
+                _tell(result, name, partial(solve, engine), solved)
     equal = all(found["difference"] is None for found in result["executors"].values())
     result["equal"] = equal
     report.print_json(result)
