@@ -42,7 +42,7 @@ def measure(
     Raises:
         Mismatch: the logits are not those of the twins.
     """
-    decoding = _Decoding.of(setting, shape, num_rows)
+    decoding = Decoding.of(setting, shape, num_rows)
     inputs, out = decoding.inputs, decoding.out
     twins = decoding.model()
     twins.decoder.ops = TWINS
@@ -87,7 +87,7 @@ def measure_early(
 
     It is apart from `measure` because such kernels may hang a device or leave it in a bad state.
     """
-    decoding = _Decoding.of(setting, shape, num_rows)
+    decoding = Decoding.of(setting, shape, num_rows)
     calls = Calls(switched(decoding.ours, early=False))
     early = {
         name: Calls(switched(decoding.ours, early=True, prefetch=num_bytes))
@@ -101,7 +101,7 @@ def measure_early(
 
 def run_once(setting: Setting, shape: DecoderShape, num_rows: int) -> None:
     """Every pass by Triton that `measure` and `measure_early` time, once and untimed."""
-    decoding = _Decoding.of(setting, shape, num_rows)
+    decoding = Decoding.of(setting, shape, num_rows)
     switched(decoding.ours, early=False)(0)
     switched(decoding.in_pieces, early=False)(0)
     for num_bytes in VARIANTS.values():
@@ -109,7 +109,7 @@ def run_once(setting: Setting, shape: DecoderShape, num_rows: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Decoding:
+class Decoding:
     """A model with random weights, and sequences that decode one token each."""
 
     setting: Setting
@@ -120,7 +120,7 @@ class _Decoding:
     num_bytes: int  # read for one token
 
     @classmethod
-    def of(cls, setting: Setting, shape: DecoderShape, num_rows: int) -> _Decoding:
+    def of(cls, setting: Setting, shape: DecoderShape, num_rows: int) -> Decoding:
         config, weights = random_weights(setting, shape)
         inputs = decode_inputs(setting, shape, num_rows, copies=shape.num_layers)
         out = torch.empty(2, num_rows, shape.vocab, device=setting.device)
