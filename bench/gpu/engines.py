@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from unittest import mock
 
@@ -95,6 +96,14 @@ def _between_launches(loop: Loop) -> None:
         ops.fork(state, loop.pages, 0, range(1, targets + 1), sizes)
 
 
+def _of_checks(slots: int) -> object:
+    """An engine of the tests that compare executors."""
+    from tests.engine.executors import checks  # on a GPU if there is one, as there is by now
+
+    with checks.demo_engine("eager", slots) as engine:
+        return engine
+
+
 def _memory(preset: str) -> object:
     return memory.open_engine(memory.parser().parse_args(["--preset", preset]), DEVICE)
 
@@ -106,6 +115,7 @@ ENGINES: dict[str, Callable[[], object]] = {
     "step_latency": lambda: latency.main([]),
     "overlap": lambda: overlap.trial(overlap.Options.real()),
     "memory": lambda: _memory("1.5b-7b"),
+    **{f"checks of {slots} slots": partial(_of_checks, slots) for slots in (4, 1, 2, 6, 16)},
     "tiny": lambda: _memory("tiny"),
 }
 """The engines of `bench.gpu`, by name; `tiny` is for tests."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import marked_tests
-from bench.kernels import precompile
 
 
 def test_files_with_gpu_tests_are_found() -> None:
@@ -76,24 +75,3 @@ def test_nothing_outlives_a_run_of_tests_that_is_stopped(
     assert alive.read_text() == "1\n"
     time.sleep(1.5)
     assert alive.read_text() == "1\n"
-
-
-def test_what_is_compiled_beforehand() -> None:
-    pytest.importorskip("triton")
-    found = precompile.wanted(90)
-    slots = {f"{count} slots" for count in (*precompile.SLOTS, 16)}
-    assert {entry.shape for entry in found} == {*precompile.SHAPES, *slots}
-    ops = {entry.op for entry in found}
-    assert ops >= {"rollback", "paged_attention", "lm_head"}
-    assert ops >= {"schedule_most_ready", "schedule_every_role", "schedule_lock_step"}
-    rollbacks = precompile.wanted(90, "rollback")
-    assert [entry.op for entry in rollbacks] == ["rollback"] * len(slots)
-    assert {entry.shape for entry in rollbacks} == slots
-    early = [entry for entry in found if entry.overlap]
-    assert {entry.num_rows for entry in early} == {1, 2, 4, 8, 16}
-    assert {entry.shape for entry in early} == set(precompile.SHAPES)
-    asked = {e.launch.args["PREFETCH"] for e in early if e.op == "linear (o), early"}
-    assert min(asked) == 0 and len(asked) > 2  # what ships, and what is tried
-    assert [entry.op for entry in precompile.wanted(80)] == [
-        entry.op for entry in found if not entry.overlap
-    ]
