@@ -106,14 +106,15 @@ def _decode(decode: Found) -> Iterator[Bar]:
 
 
 def _decode_shares(decode: Found, model: str) -> dict[str, float]:
-    """By variant; one whose logits were wrong has no time."""
+    """By variant, but for those whose logits were wrong."""
     whole = decode.get("whole_model", {}).get(model, {})
+    wrong = whole.get("wrong") is not None
     shares = {}
     for variant in ("ours", "ours, CUDA products"):
-        if variant in whole.get("us", {}):
+        if variant in whole.get("us", {}) and not (wrong and variant == "ours"):
             shares[variant] = whole["ceiling_us"] / whole["us"][variant]
-    early = decode.get("early", {}).get(f"{model}, early", {})
-    return shares | early.get("share_of_bandwidth", {})
+    early = decode.get("early", {}).get(f"{model}, early", {})  # gated by the bits of "ours"
+    return shares if wrong else shares | early.get("share_of_bandwidth", {})
 
 
 def _loop_ops(control: Found) -> Iterator[Bar]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import functools
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -64,8 +65,8 @@ def run_module(
 
 
 def import_ahead() -> None:
-    """Makes the process that parts are forked from; without it the first part does, in its time."""
-    process = _context().Process(target=int)
+    """Makes the process that parts are forked from; else the first part would, in its own time."""
+    process = _context().Process(target=_check_imports)
     process.start()
     process.join(_PATIENCE)
 
@@ -81,6 +82,12 @@ def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED_AHEAD))
     return context
+
+
+def _check_imports() -> None:
+    """Says what cannot be imported; a part that can do without is run all the same."""
+    for name in IMPORTED_AHEAD:
+        importlib.import_module(name)
 
 
 def _become(

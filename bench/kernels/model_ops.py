@@ -145,10 +145,11 @@ def run(setting: Setting, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     if "models" in parts:
         for name, shape in shapes:
             plain = partial(model_decode.measure, setting, shape, 1, bandwidth)
-            result["whole_model"] |= failures.run_each([(name, plain)])
+            decoded = failures.run_each([(name, plain)])
+            result["whole_model"] |= decoded
+            failures.messages += [f"{name}: {d['wrong']}" for d in decoded.values() if d["wrong"]]
+            print(model_table(decoded))
             report.print_json(result)
-        if result["whole_model"]:
-            print(model_table(result["whole_model"]))
     if "ops" in parts:
         for name, shape in shapes:
             measured = _measure_ops(failures, name, shape, setting, bandwidth)
