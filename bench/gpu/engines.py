@@ -87,9 +87,8 @@ def _keep_few_layers(loop: Loop) -> None:
 def _between_launches(loop: Loop) -> None:
     """What the core asks of the device while no launch runs."""
     state, sizes = loop.state, loop.tokens_per_page
-    last = state.num_slots - 1
-    for slot, keep in ((0, (0, 0, 0)), (last, (1, 16, 17))):
-        ops.truncate_kv(state, slot, keep, sizes)
+    ops.truncate_kv(state, 0, (0, 0, 0), sizes)
+    for slot in (0, state.num_slots - 1):
         ops.end_slot_step(state, slot, sizes)
         ops.end_slot_step(state, slot, sizes, ConfidenceKind.GIVEN)
     for targets in range(1, state.num_slots):

@@ -24,7 +24,10 @@ from rsd_engine import Engine
 from rsd_kernels.aot.memoryless import DEVICE
 from rsd_kernels.aot.variant import variant_of
 from rsd_kernels.embedding.kernel import embed_launch
+from rsd_kernels.fork.kernel import fork_launches
 from rsd_kernels.launch import Launch
+from rsd_kernels.rollback.kernel import truncate_slot_launch
+from rsd_kernels.state.slots import SlotSizes, SlotState
 
 OTHER_MEMORY = 80 * 10**9 + 12345  # another device, or one that is shared
 
@@ -87,6 +90,23 @@ def test_alignment_and_ones_make_another_variant() -> None:
     assert key(stride_table=4096, table=table.view(-1)[4:]) == key()
     keys = {key(), key(table=table.view(-1)[1:]), key(stride_table=1), key(stride_table=7)}
     assert len(keys) == 4
+
+
+def test_what_the_host_says_of_a_slot_makes_no_other_variant() -> None:
+    sizes = SlotSizes(
+        num_slots=18, max_len=64, prm_max_len=64, pages_per_role=16, num_pages=80, log_words=1024
+    )
+    state = SlotState.allocate(sizes, torch.device("meta"))
+    truncations = [
+        truncate_slot_launch(state, slot, keep, (16, 16, 16))
+        for slot in (0, 1, 16, 17)
+        for keep in ((0, 0, 0), (1, 2, 16), (16, 1, 7))
+    ]
+    assert len({variant_of(launch).key for launch in truncations}) == 1
+    pages = torch.empty(80, 512, dtype=torch.uint8, device="meta")
+    copies = [fork_launches(state, pages, range(n), (16, 16, 16))[-1] for n in (15, 16, 17)]
+    assert len({launch.args["num_copies"] for launch in copies}) == 3
+    assert len({variant_of(launch).key for launch in copies}) == 1
 
 
 @pytest.mark.slow
