@@ -19,7 +19,7 @@ import torch
 
 from bench.gpu.parts import build_parts, first_parts, second_parts
 from bench.gpu.runner import read_json
-from bench.gpu.session import RESULTS, Session, add_options
+from bench.gpu.series import RESULTS, Series, add_options
 from bench.lib.options import NO_GPU, command_parser
 from rsd_kernels.cuda import library as cuda_library
 
@@ -38,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         print(NO_GPU)
         return 2
-    session = Session("gpu", options, [options.first])
-    fits = options.dry_run or session.cache["fits"]
+    series = Series("gpu", options, [options.first])
+    fits = options.dry_run or series.cache["fits"]
     loads = options.dry_run or cuda_library.status().state == "loaded"
     found = {part.name: read_json(options.first / f"{part.name}.json") for part in first_parts()}
     parts = (*build_parts(fits, loads), *second_parts(found))
     for part in parts:
-        session.run(part)
-    known = {part.name: session.runner.known(part) for part in parts}
-    return session.end({name: result["result"] for name, result in known.items() if result})
+        series.run(part)
+    known = {part.name: series.runner.known(part) for part in parts}
+    return series.end({name: result["result"] for name, result in known.items() if result})

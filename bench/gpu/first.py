@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from bench.gpu.parts import build_parts, first_parts
-from bench.gpu.session import RESULTS, Session, add_options
+from bench.gpu.series import RESULTS, Series, add_options
 from bench.lib.options import NO_GPU, command_parser
 
 _BUDGET = 225
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         print(NO_GPU)
         return 2
-    session = Session("gpu.first", options)
-    fits = options.dry_run or session.cache["fits"]
+    series = Series("gpu.first", options)
+    fits = options.dry_run or series.cache["fits"]
     for part in (*build_parts(fits, library_loads=True), *first_parts()):
-        session.run(part)
-    return session.end({})
+        series.run(part)
+    return series.end({})
 
 
 if __name__ == "__main__":

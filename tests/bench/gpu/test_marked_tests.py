@@ -10,6 +10,13 @@ import pytest
 from bench.gpu import marked_tests
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of a run without tests is that of plugins."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p pytest_timeout")
+
+
 def test_files_with_gpu_tests_are_found() -> None:
     found = marked_tests.marked_files(["tests/kernels"])
     names = {f"{path.parent.name}/{path.name}" for path in found}

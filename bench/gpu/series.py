@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, parts: Iterable[str], budget: f
     parser.add_argument("--dry-run", action="store_true", help="run tiny sizes on a CPU")
 
 
-class Session:
+class Series:
     """One run of several parts.
 
     After each part, `OUTPUT/summary.json` says what was found so far, and the archive is packed
