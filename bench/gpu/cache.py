@@ -50,7 +50,7 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
         fits: whether every kernel of the cache is found instead of compiled.
         triton_key, expected_key: hashes of this Triton and of the one that made the cache.
         kernels: how many are in the cache.
-        missing: names of kernels that would be compiled.
+        missing: names of kernels, and of modules that launch them, that would be compiled.
     """
     from rsd_kernels.aot.launchers import missing_launchers
 
@@ -62,12 +62,12 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
         return found
     _use(folder)
     variants = _variants(folder)
-    missing = [v.name for v in variants if not _is_cached(v, manifest["capability"])]
-    missing += [f"launcher {name}" for name in missing_launchers(variants)]
+    missing = {v.name for v in variants if not _is_cached(v, manifest["capability"])}
+    missing |= set(missing_launchers(variants))
     fits = bool(variants) and not missing and key == manifest["triton_key"]
     return found | {
         "fits": fits, "expected_key": manifest["triton_key"], "kernels": len(variants),
-        "missing": missing,
+        "missing": sorted(missing),
     }  # fmt: skip
 
 
