@@ -1,26 +1,34 @@
-"""The parts of `bench.gpu`, the most important first."""
+"""The parts of `bench.gpu.first` and of `bench.gpu`, the most important first."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from bench.gpu.child import ROOT
+
+PROBE = ROOT / "gpu_probe" / "conditional_nodes"  # by `bench.conditional --build gpu_probe`
+MODELS = ("Qwen2.5-1.5B", "Qwen2.5-7B")
 # More workers do not make the tests faster: they all wait for one GPU.
-_TEST_JOBS = 16
+_TEST_JOBS = "16"
+_EARLY = {"RSD_OVERLAP_KERNELS": "1"}
+_OUTPUT = "OUTPUT"  # stands for the folder of the results
 
 
 @dataclass(frozen=True)
 class Part:
-    """One child process, whose result is the last line of JSON that it prints.
+    """One process, whose result is the last line of JSON that it prints.
 
     Attributes:
-        module: run with `python -m`.
+        module: run as `python -m` does.
         arguments, dry_arguments: on a GPU, and on a CPU in tiny sizes.
         limit: seconds after which it is stopped.
         least: seconds without which it is not started, since it would be stopped before its end.
-        brief: whether its result goes into the summary instead of a file.
+        may_be_early: whether its kernels start early, once that has been proven to be right.
+        variables: of the environment.
     """
 
     name: str
@@ -28,58 +36,132 @@ class Part:
     arguments: tuple[str, ...]
     dry_arguments: tuple[str, ...]
     limit: float
-    least: float = 15
-    brief: bool = False
+    least: float = 5
+    may_be_early: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def missing(self) -> bool:
         return importlib.util.find_spec(self.module) is None
 
-    def command(self, dry_run: bool) -> list[str]:
-        return ["-m", self.module, *(self.dry_arguments if dry_run else self.arguments)]
+    def command(self, dry_run: bool, output: Path) -> list[str]:
+        """Its arguments."""
+        arguments = self.dry_arguments if dry_run else self.arguments
+        return [str(output.resolve()) if word == _OUTPUT else word for word in arguments]
+
+    def early(self) -> Part:
+        """The same with kernels that start early, if it may have them."""
+        return replace(self, variables=_EARLY) if self.may_be_early else self
 
 
-def build_parts(dry_run: bool) -> tuple[Part, ...]:
-    """Versions and compilers, which run side by side since they need no GPU."""
-    jobs = str(max(1, (os.cpu_count() or 1) - 1))
-    tiny = ("--capability", "90", "--jobs", "1", "--only", "rollback")
-    doctor = Part("doctor", "rsd_engine.doctor", (), (), limit=90)
-    triton = Part("triton", "bench.precompile", ("--jobs", jobs), tiny, limit=150)
-    if dry_run:
-        return (doctor, triton) if importlib.util.find_spec("triton") else (doctor,)
-    # This writes the library into the package, so a dry run leaves it out.
-    return doctor, triton, Part("cuda", "rsd_kernels.cuda.build", (), (), limit=150)
+_MACHINE = Part("machine", "bench.gpu.machine", (), ("--dry-run",), limit=25)
+_CONDITIONAL = Part(
+    "conditional", "bench.conditional", ("--binary", str(PROBE)), ("--dry-run",), limit=20
+)
+_DECODE = Part(
+    "decode",
+    "bench.kernels",
+    ("--only", "models", "--models", *MODELS, "--runs", "12"),
+    ("--only", "models", "--dry-run"),
+    limit=40,
+)
+_CONTROL = Part("control", "bench.control", ("--runs", "15"), ("--dry-run",), limit=35)
+# This may hang a device, or leave it in a bad state.
+_OVERLAP = Part("overlap", "bench.overlap", (), ("--dry-run",), limit=35)
 
 
-def parts() -> tuple[Part, ...]:
-    """All parts, in the order in which they run."""
+def first_parts() -> tuple[Part, ...]:
+    """First contact with a GPU."""
     return (
+        _MACHINE,
+        _CONDITIONAL,
+        Part("executors", "bench.gpu.executors", (), ("--dry-run",), limit=45),
+        _DECODE,
         Part(
-            "tests",
-            "bench.gpu_tests",
-            ("--jobs", str(_TEST_JOBS), "--limit", "180"),
-            ("tests/kernels/test_torch_loop_ops.py",),
-            limit=200,
+            "profile",
+            "bench.gpu.launch_profile",
+            ("--output", _OUTPUT),
+            ("--output", _OUTPUT, "--dry-run"),
+            limit=20,
         ),
-        Part("kernels", "bench.kernels", (), ("--dry-run",), limit=150, least=60),
-        Part("control", "bench.control", ("--conditional",), ("--dry-run",), limit=90, least=40),
-        Part("verify", "bench.verify", (), ("--dry-run",), limit=40, least=30, brief=True),
+        Part(
+            "counters",
+            "bench.gpu.counters",
+            ("--output", _OUTPUT),
+            ("--output", _OUTPUT, "--dry-run"),
+            limit=30,
+        ),
+        _CONTROL,
+        _OVERLAP,
+    )
+
+
+def build_parts(cache_fits: bool, library_loads: bool) -> tuple[Part, ...]:
+    """Compilers, for what was not compiled beforehand."""
+    triton = Part("triton", "bench.gpu.cache", (), ("--dry-run",), limit=150)
+    cuda = Part("cuda", "rsd_kernels.cuda.build", (), (), limit=100)
+    return (*(() if cache_fits else (triton,)), *(() if library_loads else (cuda,)))
+
+
+def second_parts(first: Mapping[str, Mapping[str, Any]]) -> tuple[Part, ...]:
+    """Everything else that needs a GPU.
+
+    Args:
+        first: what each part of `first_parts` found, by name.
+    """
+    checks = ("-v", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib",
+              "--maxfail=4", "--durations=5", "tests/engine/executors/checks.py")  # fmt: skip
+    seen = first.get("overlap", {}).get("result") or {}
+    trusted = bool(seen.get("works"))
+    return (
+        Part("executor_checks", "pytest", checks, (*checks, "--collect-only"), limit=110),
+        *((_OVERLAP,) if trusted else ()),
+        _DECODE,
         Part(
             "device_loop",
             "bench.device_loop",
-            ("--budget", "65"),
+            ("--budget", "60"),
             ("--dry-run",),
-            limit=160,
-            least=120,
+            limit=130,
+            least=60,
+            may_be_early=True,
         ),
-        Part("batching", "bench.batching", ("--budget", "40"), ("--dry-run",), limit=85, least=75),
+        _CONTROL,
+        Part("verify", "bench.verify", (), ("--dry-run",), limit=40, least=20),
+        Part(
+            "tests",
+            "bench.gpu_tests",
+            ("tests/kernels", "tests/docs", "tests/bench/lib", "--jobs", _TEST_JOBS,
+             "--limit", "110"),
+            ("tests/server",),  # which needs none
+            limit=120,
+            least=40,
+        ),
+        Part(
+            "kernels",
+            "bench.kernels",
+            ("--only", "ops", "--models", *MODELS),
+            ("--only", "ops", "--dry-run"),
+            limit=90,
+            least=40,
+        ),
+        Part(
+            "batching",
+            "bench.batching",
+            ("--budget", "40"),
+            ("--dry-run",),
+            limit=85,
+            least=75,
+            may_be_early=True,
+        ),
         Part(
             "step_latency",
             "bench.step_latency",
-            ("--budget", "100"),
+            ("--budget", "60"),
             ("--dry-run",),
-            limit=140,
-            least=140,
+            limit=100,
+            least=90,
+            may_be_early=True,
         ),
         Part(
             "memory",
@@ -89,12 +171,13 @@ def parts() -> tuple[Part, ...]:
             limit=60,
             least=40,
         ),
-        # This may leave the device in a bad state, so it comes after all measurements.
-        Part("overlap", "bench.overlap", (), ("--dry-run",), limit=45, brief=True),
-        Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90, brief=True),
-    )
+        _CONDITIONAL,
+        *(() if trusted else (_OVERLAP,)),
+        Part("sanitize", "bench.sanitize", (), ("--dry-run",), limit=90, least=30),
+    )  # fmt: skip
 
 
-def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
-    """The named parts, or all, in the order in which they run."""
-    return tuple(part for part in parts() if names is None or part.name in names)
+def early_is_proven(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether kernels that start early gave the same decisions, and were faster."""
+    found = next((r["result"] for r in results if r["part"] == _OVERLAP.name), None) or {}
+    return bool(found.get("works")) and (found.get("times_faster") or 0) > 1

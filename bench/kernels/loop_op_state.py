@@ -71,8 +71,8 @@ class PageSet:
             tensor.copy_(getattr(self._start, name))
 
 
-def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
-    """Every slot has written a step, which the PRM has read, and waits for the decision."""
+def empty_slots(sizes: LoopOpSizes, device: torch.device) -> SlotState:
+    """Slots of these sizes, with no request."""
     num_slots, length, columns = sizes.num_slots, sizes.length, sizes.num_columns
     slot_sizes = SlotSizes(
         num_slots=num_slots,
@@ -82,7 +82,13 @@ def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
         num_pages=NUM_ROLES * num_slots * columns,
         log_words=num_slots * (length + 64) * 2,
     )
-    state = SlotState.allocate(slot_sizes, torch.device("cpu"))
+    return SlotState.allocate(slot_sizes, device)
+
+
+def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
+    """Every slot has written a step, which the PRM has read, and waits for the decision."""
+    num_slots, length = sizes.num_slots, sizes.length
+    state = empty_slots(sizes, torch.device("cpu"))
     state.length.fill_(length)
     state.committed.fill_(length - STEP)
     state.prm_length.fill_(length)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from bench.gpu.bars import LOOP_OP_US, TIMES_EAGER
-from bench.kernels import conditional
 from bench.kernels.loop_op_cases import (
     HEAD_KINDS,
     LoopOpCase,
@@ -89,17 +88,10 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
     return report.format_table(["us", *names, "eager / graph", "both graphs"], rows)
 
 
-def _conditional_nodes() -> dict[str, Any]:
-    nodes = conditional.measure(conditional.TURNS)
-    print(conditional.table(nodes))
-    return {"conditional_nodes": nodes, "saved_us_a_turn": conditional.saved(nodes)}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("control", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="run tiny sizes on a CPU")
     parser.add_argument("--runs", type=int, default=25, help="timed runs of each contender")
-    parser.add_argument("--conditional", action="store_true", help="run bench.conditional as well")
     options = parser.parse_args(arguments)
     if options.dry_run:
         sizes, device, runs = LoopOpSizes.tiny(), torch.device("cpu"), 2
@@ -122,13 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eager / graph: PyTorch ops launched by the host against our graph; "
         "score does more than its PyTorch ops do (draws, trace, log)"
     )
-    found: dict[str, Any] = {
-        "bench": "control", "slots": sizes.num_slots, "bandwidth_bytes_per_second": bandwidth,
-        "ops": measured,
-    }  # fmt: skip
-    if options.conditional:
-        report.print_json(found)  # in case the probe hangs
-        for nodes in failures.run_each([("conditional nodes", _conditional_nodes)]).values():
-            found |= nodes
-    report.print_json_or_fail(found | {"failed": failures.messages})
+    report.print_json_or_fail(
+        {
+            "bench": "control",
+            "slots": sizes.num_slots,
+            "bandwidth_bytes_per_second": bandwidth,
+            "ops": measured,
+            "failed": failures.messages,
+        }
+    )
     return 0

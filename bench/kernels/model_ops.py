@@ -1,7 +1,7 @@
 """The kernels of a decode step, beside PyTorch and the bandwidth of the memory they read.
 
-    python -m bench.kernels                # on a GPU
-    python -m bench.kernels --dry-run      # the same on a CPU, in tiny sizes
+    python -m bench.kernels [--only models]    # on a GPU
+    python -m bench.kernels --dry-run          # the same on a CPU, in tiny sizes
 
 Every op must first be about as exact as PyTorch, both compared with float64. Then it is timed
 inside a CUDA graph, on data that no cache holds, beside PyTorch. Its bandwidth is given as a share
@@ -29,6 +29,7 @@ from rsd_engine.roofline.measured import read_bandwidth
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda import library as cuda_library
 
+PARTS = ("models", "ops")
 _IMPLEMENTATIONS = ("ours", "cuda", "cuda, overlapped")
 _MODEL_COLUMNS = {
     "ours": "ours",
@@ -130,10 +131,10 @@ def early_lines(name: str, early: dict[str, Any]) -> list[str]:
     return timed + refused
 
 
-def run(setting: Setting) -> dict[str, Any]:
-    """Everything: what the bars need first, what may leave the device in a bad state last.
+def run(setting: Setting, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """What is asked for: what the bars need first, what may leave the device in a bad state last.
 
-    A line of JSON is printed after each part, in case the run is stopped or the device is lost.
+    A line of JSON is printed after each model, in case the run is stopped or the device is lost.
     """
     bandwidth = read_bandwidth(setting.device, None if setting.runs > 2 else 2**24)
     print(f"ceiling: {bandwidth / 1e9:.0f} GB/s read from memory; CUDA library: "
@@ -143,23 +144,28 @@ def run(setting: Setting) -> dict[str, Any]:
         "bench": "kernels", "dtype": str(setting.dtype), "bandwidth_bytes_per_second": bandwidth,
         "whole_model": {}, "ops": {}, "winners": {}, "early": {}, "failed": failures.messages,
     }  # fmt: skip
-    result["whole_model"] = decoded = failures.run_each(
-        (name, partial(model_decode.measure, setting, shape, 1, bandwidth))
-        for name, shape in setting.shapes.items()
-    )
-    print(model_table(decoded))
-    report.print_json(result)
-    for name, shape in setting.shapes.items():
-        measured = _measure_ops(failures, name, shape, setting, bandwidth)
-        result["ops"][name] = measured
-        result["winners"][name] = winners(measured)
-    report.print_json(result)
-    result["early"] = failures.run_each(
-        (f"{name}, early", partial(model_decode.measure_early, setting, shape, 1, bandwidth))
-        for name, shape in setting.shapes.items()
-    )
-    for name, early in result["early"].items():
-        print(*early_lines(name, early), sep="\n", flush=True)
+    shapes = setting.shapes.items()
+    if "models" in parts:
+        for name, shape in shapes:
+            plain = partial(model_decode.measure, setting, shape, 1, bandwidth)
+            decoded = failures.run_each([(name, plain)])
+            result["whole_model"] |= decoded
+            failures.messages += [f"{name}: {d['wrong']}" for d in decoded.values() if d["wrong"]]
+            print(model_table(decoded))
+            report.print_json(result)
+    if "ops" in parts:
+        for name, shape in shapes:
+            measured = _measure_ops(failures, name, shape, setting, bandwidth)
+            result["ops"][name] = measured
+            result["winners"][name] = winners(measured)
+            report.print_json(result)
+    if "models" in parts:
+        for name, shape in shapes:
+            early = partial(model_decode.measure_early, setting, shape, 1, bandwidth)
+            result["early"] |= failures.run_each([(f"{name}, early", early)])
+            report.print_json(result)
+        for name, found in result["early"].items():
+            print(*early_lines(name, found), sep="\n", flush=True)
     return result
 
 
@@ -183,12 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="run tiny sizes on a CPU")
     parser.add_argument("--models", nargs="+", choices=sorted(REAL), default=list(REAL))
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each contender")
+    parser.add_argument("--only", choices=PARTS, help="whole models, or op by op")
     options = parser.parse_args(arguments)
+    parts = PARTS if options.only is None else (options.only,)
     if options.dry_run:
-        report.print_json_or_fail(run(Setting.tiny()))
+        report.print_json_or_fail(run(Setting.tiny(), parts))
         return 0
     if not torch.cuda.is_available():
         parser.error(NO_GPU)
     shapes = {name: REAL[name] for name in options.models}
-    report.print_json_or_fail(run(Setting.real(shapes, options.runs)))
+    report.print_json_or_fail(run(Setting.real(shapes, options.runs), parts))
     return 0

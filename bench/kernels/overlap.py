@@ -59,7 +59,7 @@ class Options:
 
     @classmethod
     def real(cls) -> Options:
-        """Small models, whose kernels `bench.precompile` compiles."""
+        """Small models."""
         draft, target = PRESETS["qwen2.5-0.5b"], PRESETS["qwen2.5-1.5b"]
         return cls(
             replace(TRIPLES["1.5b-7b"], draft=draft, target=target),

@@ -41,14 +41,14 @@ class Meter:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     meter = _device_meter(device) if device.type == "cuda" else _process_meter()
     _warm_up(device)
     gc.collect()
     before = meter.now()
     meter.reset_peak()
-    with _engine(given, device) as engine:
+    with open_engine(given, device) as engine:
         loaded, loading_peak = meter.now() - before, meter.peak() - before
         meter.reset_peak()
         full = _run(engine, given)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _engine(given: argparse.Namespace, device: torch.device) -> Engine:
+def open_engine(given: argparse.Namespace, device: torch.device) -> Engine:
     length = given.prompt_tokens + given.new_tokens
     arguments: dict[str, Any] = {
         "device": device,
@@ -174,7 +174,7 @@ def _warm_up(device: torch.device) -> None:
     (a @ a).sum().item()
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser("memory", __doc__)
     parser.add_argument("--preset", choices=(*TRIPLES, "demo"), default="demo")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")

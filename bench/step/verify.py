@@ -154,11 +154,26 @@ def measure(setting: Setting, shape: DecoderShape) -> dict[str, Any]:
     return {str(slots): _measure(setting, shape, config, weights, slots) for slots in SLOTS}
 
 
+def run_once(setting: Setting, shape: DecoderShape) -> None:
+    """Every pass that `measure` times, once and untimed."""
+    config, weights = random_weights(setting, shape)
+    for slots in SLOTS:
+        for one in _passes(setting, shape, config, weights, slots).values():
+            one.calls.call(0)
+
+
+def _passes(
+    setting: Setting, shape: DecoderShape, config: ModelConfig, weights: DecoderWeights, slots: int
+) -> dict[int, _Pass]:
+    """By the number of guesses."""
+    inputs = decode_inputs(setting, shape, slots, copies=shape.num_layers)
+    return {guesses: _Pass.of(config, weights, inputs, guesses) for guesses in (0, *GUESSES)}
+
+
 def _measure(
     setting: Setting, shape: DecoderShape, config: ModelConfig, weights: DecoderWeights, slots: int
 ) -> dict[str, Any]:
-    inputs = decode_inputs(setting, shape, slots, copies=shape.num_layers)
-    passes = {guesses: _Pass.of(config, weights, inputs, guesses) for guesses in (0, *GUESSES)}
+    passes = _passes(setting, shape, config, weights, slots)
     errors = {}
     for guesses, one in passes.items():
         one.guess_right()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
+from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, shared_size, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_kernels.sample.scratch import SampleScratch
@@ -231,7 +231,7 @@ def max_length_of(role: Role, model_len: int, config: ModelConfig) -> int:
     """The longest context of a role; the PRM's has another prompt, and separators."""
     if role != Role.PRM:
         return model_len
-    return min(config.max_position_embeddings, 2 * model_len + 128)
+    return min(config.max_position_embeddings, shared_size(2 * model_len + 128))
 
 
 def by_role_name(values: Mapping[Role, T]) -> dict[str, T]:

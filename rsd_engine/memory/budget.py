@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rsd_engine.memory.page_pool import KVShape
+from rsd_kernels.launch import ceil_div
 from rsd_kernels.state.enums import LOG_HEADER, LOGPROB_WORDS, MAX_CUT_TOKENS, MAX_LOGPROBS, Role
 from rsd_kernels.state.slots import SlotSizes, pages_for
 
@@ -73,18 +74,27 @@ def page_layout(
 def slot_sizes(layout: PoolLayout, max_len: Mapping[Role, int], max_num_seqs: int) -> SlotSizes:
     """Sizes of the slot state that goes with a pool; `max_len` as in `page_layout`.
 
-    A context may briefly be `MAX_CUT_TOKENS` longer, where a token is cut at a delimiter.
+    A context may briefly be `MAX_CUT_TOKENS` longer, where a token is cut at a delimiter. Sizes
+    that a kernel is compiled for are rounded up, so that engines share what is compiled.
     """
     longest = max(length for role, length in max_len.items() if role != Role.PRM) + MAX_CUT_TOKENS
+    longest = shared_size(longest)
     words_per_token = 1 + LOGPROB_WORDS + 2 * MAX_LOGPROBS
     return SlotSizes(
         num_slots=max_num_seqs,
         max_len=longest,
         prm_max_len=max_len.get(Role.PRM, 1),
-        pages_per_role=max(
-            pages_for(length + MAX_CUT_TOKENS, layout.tokens_per_page[role])
-            for role, length in max_len.items()
+        pages_per_role=shared_size(
+            max(
+                pages_for(length + MAX_CUT_TOKENS, layout.tokens_per_page[role])
+                for role, length in max_len.items()
+            )
         ),
         num_pages=layout.num_pages,
-        log_words=max_num_seqs * (LOG_HEADER + longest * words_per_token),
+        log_words=shared_size(max_num_seqs * (LOG_HEADER + longest * words_per_token)),
     )
+
+
+def shared_size(size: int) -> int:
+    """At least `size`: a multiple of 16, since Triton compiles a kernel for that fact."""
+    return 16 * ceil_div(size, 16)

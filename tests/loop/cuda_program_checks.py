@@ -29,6 +29,7 @@ from rsd_engine.models.registry import find_reward_family, reward_family
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 from rsd_kernels import ops
+from rsd_kernels.aot.memoryless import DEVICE, Work, memoryless_cuda
 from rsd_kernels.cuda import decode_projection
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.library import Projection
@@ -39,10 +40,6 @@ from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import MergeTables, StepTables
-from tests.fake_cuda.tensors import DEVICE, Work, fake_cuda_tensors
-
-# A launcher that looks at an address gets 0, which is aligned.
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 NUM_IDS = 151665
 BUCKETS = (1, 4, 16, 64, 256)
@@ -53,9 +50,8 @@ LAYERS = 3
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
-    found = Work()
-    with fake_cuda_tensors(monkeypatch, found):
+def work() -> Iterator[Work]:
+    with memoryless_cuda() as found:
         yield found
 
 

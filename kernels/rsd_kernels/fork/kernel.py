@@ -127,7 +127,7 @@ def share_pages_kernel(
     tl.store(state.kv_len + table + target, tl.where(copied, kv, whole * size))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_copies"])
 def copy_pages_kernel(
     state: tl.tuple,
     pages: tl.tensor,  # [N, page_bytes] uint8

@@ -193,7 +193,7 @@ def rollback_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot", "keep0", "keep1", "keep2"])
 def truncate_slot_kernel(
     kv_len: tl.tensor,
     num_pages: tl.tensor,

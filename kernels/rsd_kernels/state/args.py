@@ -6,6 +6,7 @@ Triton takes named tuples of pointers and numbers, so the kernels of loop ops re
 
 from __future__ import annotations
 
+import sys
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import fields
@@ -27,8 +28,9 @@ _MERGES = tuple(f.name for f in fields(MergeTables))
 
 
 def bundle(name: str, *members: str) -> Any:
-    """A named tuple type: Triton passes each member as an argument of its own."""
-    return namedtuple(name, members)
+    """A named tuple type of the caller's module: Triton passes each member as an argument."""
+    # Named like this, values of it can be pickled.
+    return namedtuple(name, members, module=sys._getframe(1).f_globals["__name__"])
 
 
 StateArgs = bundle(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bench.gpu import bars
 
 
@@ -16,13 +18,18 @@ def op(name: str, us: float, times: float, limit: float = 8.0) -> dict[str, Any]
 
 def results() -> dict[str, Any]:
     """Every part, most bars met."""
-    share = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.89, "Qwen2.5-0.5B": 0.1}
+    plain = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.8, "Qwen2.5-0.5B": 0.1}
+    whole: dict[str, Any] = {
+        m: {"ceiling_us": 100 * s, "us": {"ours": 100.0}} for m, s in plain.items()
+    }
+    whole["Qwen2.5-7B"]["us"] |= {"torch ops": 1.0, "ours, CUDA products": 95.0}
+    early = {"share_of_bandwidth": {"ours, early": 0.89, "ours, early, 64 KiB ahead": 0.87}}
     loop = {
         "launches_a_step": 0.1, "idle_share": 0.03, "times_passes_alone": 1.01,
         "times_faster_than_baseline": 7.5,
     }  # fmt: skip
     return {
-        "kernels": {"whole_model": {m: {"share_of_bandwidth": s} for m, s in share.items()}},
+        "decode": {"whole_model": whole, "early": {"Qwen2.5-7B, early": early}},
         "control": {
             "ops": [
                 op("rollback", 4.0, 20.0),
@@ -58,6 +65,8 @@ def test_each_bar_is_judged_by_the_worst_figure() -> None:
     ]
     assert None not in met.values() and len(met) == 14
     assert judged["reward, decision, commit or rollback, value head, 16 slots"].found == 10.5
+    seven = judged["decode, Qwen2.5-7B, batch 1, 1k context: share of read bandwidth"]
+    assert (seven.found, seven.variant) == (0.89, "ours, early")
     two_layers = judged["reward and decision, two-layer head: twice the read of its weights + 5 us"]
     assert (two_layers.asked, two_layers.found) == (19.0, 20.0)
     verifies = judged["pass that verifies 4 guesses, Qwen2.5-7B, batch 1: times one that decodes"]
@@ -67,7 +76,7 @@ def test_each_bar_is_judged_by_the_worst_figure() -> None:
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     whole = results()
-    whole["kernels"]["whole_model"].pop("Qwen2.5-1.5B")
+    whole["decode"]["whole_model"].pop("Qwen2.5-1.5B")
     whole["control"] = None
     whole["verify"] = {"models": {}}
     whole["device_loop"]["bars"]["times_faster_than_baseline"]["worst"] = None
@@ -89,6 +98,23 @@ def test_a_bar_says_all_there_is_to_it() -> None:
     [first, *_] = bars.evaluate(results())
     assert first.to_dict() == {
         "name": "decode, Qwen2.5-1.5B, batch 1, 1k context: share of read bandwidth",
-        "part": "kernels", "asked": 0.75, "found": 0.75, "unit": "", "at_least": True, "met": True,
+        "part": "decode", "asked": 0.75, "found": 0.75, "unit": "", "at_least": True, "met": True,
+        "variant": "ours",
     }  # fmt: skip
-    assert first.row()[1:] == [">= 0.75", "0.75", "met", "kernels"]
+    assert first.row()[1:] == [">= 0.75", "0.75", "met", "ours"]
+
+
+def test_the_device_loop_says_how_its_kernels_were_launched() -> None:
+    made = results()
+    made["device_loop"]["starts_early"] = True
+    assert [bar.variant for bar in bars.evaluate(made)][-4:] == ["device_loop, early"] * 4
+    seven = made["decode"]["whole_model"]["Qwen2.5-7B"]
+    seven["wrong"] = "logits are 0.5 of their norm away"
+    by_cuda = bars.evaluate(made)[1]
+    assert by_cuda.variant == "ours, CUDA products"
+    assert by_cuda.found == pytest.approx(80 / 95)
+    del seven["wrong"]
+    made["decode"]["early"].clear()
+    seven["us"]["ours, CUDA products"] = 80.0
+    by_cuda = bars.evaluate(made)[1]
+    assert (by_cuda.variant, by_cuda.found, by_cuda.met) == ("ours, CUDA products", 1.0, True)

@@ -70,6 +70,20 @@ def test_the_cuda_library_stands_beside_triton(monkeypatch: pytest.MonkeyPatch) 
     assert "CUDA products" in model_ops.model_table({"tiny": decoded})
 
 
+def test_whole_models_with_wrong_logits_are_timed_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> float:
+        raise Mismatch("logits are far away")
+
+    monkeypatch.setattr(model_decode, "require_close_logits", refuse)
+    with pytest.raises(SystemExit, match="1 failed, the first: tiny: logits are far away"):
+        model_ops.main(["--dry-run", "--only", "models"])
+    found = last_json(capsys)
+    assert found["whole_model"]["tiny"]["wrong"] == "logits are far away"
+    assert found["whole_model"]["tiny"]["us"]["ours"] > 0 and found["ops"] == {}
+
+
 def test_whole_models_are_told_before_what_may_break_the_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,8 +1,10 @@
-// What one turn of a loop costs, by who turns it: the host, or a CUDA graph with WHILE, IF and
-// SWITCH nodes. Every turn runs k kernels in one body. One JSON object a line on standard output.
+// What works in the bodies of conditional nodes, and what one turn of a loop costs, by who turns it:
+// the host, or a CUDA graph with WHILE, IF and SWITCH nodes. Every turn runs k kernels in one body.
+// One JSON object a line on standard output.
 //
-//   nvcc -O3 -std=c++17 -arch=native -o conditional_nodes conditional_nodes.cu
-//   ./conditional_nodes [turns]
+//   nvcc -O3 -std=c++17 -arch=native -o conditional_nodes nodes.cu
+//   ./conditional_nodes times [turns]     # every case
+//   ./conditional_nodes PROBE [turns]     # one of kProbes, which may hang
 
 #include <cuda_runtime.h>
 
@@ -10,8 +12,11 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <vector>
+
+#include "kernels.cuh"
 
 #if CUDART_VERSION < 13000
 #error "the CUDA 13 form of the graph API is used here"
@@ -19,8 +24,8 @@
 
 namespace {
 
-constexpr size_t kReadBytes = size_t{8} << 20;  // of one kernel that reads
-constexpr int kReads = 64;                      // 512 MiB in turn: more than a cache holds
+constexpr int kReads = 64;       // 512 MiB in turn: more than a cache holds
+constexpr int kRelayBlocks = 2;  // on a multiprocessor: two kernels fit on the device at once
 constexpr int kRuns = 7;
 constexpr int kWarmUp = 2;
 
@@ -30,81 +35,45 @@ void check(cudaError_t status, const char* what) {
     std::exit(1);
 }
 
-struct Turns {
-    int done;
-    int wanted;
-    int body_runs;  // kernels of bodies that ran
-};
-
-// ---- kernels ----------------------------------------------------------------------------------
-
-__global__ void start_turns(Turns* turns, int wanted) {
-    turns->done = 0;
-    turns->wanted = wanted;
-    turns->body_runs = 0;
-}
-
-__global__ void count_turn(Turns* turns) { ++turns->done; }
-
-__global__ void touch(Turns* turns) {
-    if (threadIdx.x == 0) ++turns->body_runs;
-}
-
-__global__ void read(const float4* data, Turns* turns) {
-    float sum = 0.0f;
-    const size_t count = kReadBytes / sizeof(float4);
-    const size_t step = size_t{gridDim.x} * blockDim.x;
-    for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-        const float4 value = data[i];
-        sum += value.x + value.y + value.z + value.w;
-    }
-    if (sum == 1.2345f) turns->wanted = 0;  // never: keeps the loads
-    if (blockIdx.x == 0 && threadIdx.x == 0) ++turns->body_runs;
-}
-
-constexpr int kMaxBranches = 15;
-
-struct Handles {
-    cudaGraphConditionalHandle loop;
-    cudaGraphConditionalHandle branch[kMaxBranches];  // one IF each, or the first for SWITCH
-    int num_branches;
-    bool is_switch;
-};
-
-// One thread sets every handle of the turn, as the arming kernel of the loop does.
-__global__ void arm(Handles handles, Turns* turns) {
-    const int turn = ++turns->done;
-    cudaGraphSetConditional(handles.loop, turn < turns->wanted);
-    if (handles.num_branches == 0) return;
-    const int chosen = turn % handles.num_branches;
-    if (handles.is_switch) {
-        cudaGraphSetConditional(handles.branch[0], chosen);
-        return;
-    }
-    for (int i = 0; i < handles.num_branches; ++i) {
-        cudaGraphSetConditional(handles.branch[i], i == chosen);
-    }
-}
-
 // ---- building graphs --------------------------------------------------------------------------
-
-struct Work {
-    int kernels;
-    bool reads;
-};
 
 struct Device {
     cudaStream_t launch, outer, inner;
     Turns* turns;
     float4* data;
+    Relay relay;
     int multiprocessors;
 };
 
+void launch_relay(const Device& device, Kind kind, int from, cudaStream_t stream) {
+    cudaLaunchAttribute attribute{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(device.relay.count / kThreads);
+    config.blockDim = dim3(kThreads);
+    config.stream = stream;
+    config.attrs = &attribute;
+    if (kind == Kind::kEarly) {
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        config.numAttrs = 1;
+    } else if (kind == Kind::kCooperative) {
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+        config.numAttrs = 1;
+    }
+    const auto kernel = kind == Kind::kCooperative ? relay_with_barrier : relay;
+    check(cudaLaunchKernelEx(&config, kernel, device.relay, from, device.turns), "relay");
+}
+
 void enqueue(const Device& device, const Work& work, cudaStream_t stream) {
     for (int i = 0; i < work.kernels; ++i) {
-        if (work.reads) {
+        if (work.relays()) {
+            // As in the loop, the first kernel of a body never starts early.
+            const bool plain = i == 0 && work.kind == Kind::kEarly;
+            launch_relay(device, plain ? Kind::kRelay : work.kind, i % 2, stream);
+        } else if (work.kind == Kind::kRead) {
             const float4* data = device.data + i % kReads * (kReadBytes / sizeof(float4));
-            read<<<4 * device.multiprocessors, 256, 0, stream>>>(data, device.turns);
+            read<<<4 * device.multiprocessors, kThreads, 0, stream>>>(data, device.turns);
         } else {
             touch<<<1, 32, 0, stream>>>(device.turns);
         }
@@ -240,14 +209,30 @@ struct Case {
     int turns;
 };
 
+void require_relayed(const Device& device, const char* name, int kernels) {
+    std::vector<unsigned> values(device.relay.count);
+    const size_t bytes = values.size() * sizeof(unsigned);
+    check(cudaMemcpy(values.data(), device.relay.values[0], bytes, cudaMemcpyDeviceToHost),
+          "values");
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (values[i] == static_cast<unsigned>(kernels)) continue;
+        std::fprintf(stderr, "%s: value %zu was passed on %u times, %d are wanted\n", name, i,
+                     values[i], kernels);
+        std::exit(3);
+    }
+}
+
 void require_turns(const Device& device, const Case& found) {
     Turns turns;
     check(cudaMemcpy(&turns, device.turns, sizeof turns, cudaMemcpyDeviceToHost), "turns");
     const int kernels = found.turns * found.work.kernels;
-    if (turns.done == found.turns && turns.body_runs == kernels) return;
-    std::fprintf(stderr, "%s, k = %d: %d turns and %d kernels, %d and %d are wanted\n", found.name,
-                 found.work.kernels, turns.done, turns.body_runs, found.turns, kernels);
-    std::exit(2);
+    if (turns.done != found.turns || turns.body_runs != kernels) {
+        std::fprintf(stderr, "%s, k = %d: %d turns and %d kernels, %d and %d are wanted\n",
+                     found.name, found.work.kernels, turns.done, turns.body_runs, found.turns,
+                     kernels);
+        std::exit(2);
+    }
+    if (found.work.relays()) require_relayed(device, found.name, kernels);
 }
 
 void report(const Case& found, std::vector<double> microseconds) {
@@ -257,7 +242,8 @@ void report(const Case& found, std::vector<double> microseconds) {
     std::printf(
         "{\"case\": \"%s\", \"kernels\": %d, \"reads\": %s, \"us_a_turn\": %.4f, "
         "\"spread_us\": %.4f}\n",
-        found.name, found.work.kernels, found.work.reads ? "true" : "false", median, spread);
+        found.name, found.work.kernels, found.work.kind == Kind::kRead ? "true" : "false", median,
+        spread);
     std::fflush(stdout);
 }
 
@@ -266,6 +252,8 @@ void measure(const Device& device, const Case& wanted, const std::function<void(
     std::vector<double> microseconds;
     for (int i = 0; i < kRuns + kWarmUp; ++i) {
         start_turns<<<1, 1, 0, device.launch>>>(device.turns, wanted.turns);
+        const size_t bytes = device.relay.count * sizeof(unsigned);
+        check(cudaMemsetAsync(device.relay.values[0], 0, bytes, device.launch), "memset");
         check(cudaStreamSynchronize(device.launch), "start");
         const auto start = std::chrono::steady_clock::now();
         run();
@@ -314,26 +302,90 @@ void measure_all(const Device& device, const Work& work, int turns) {
     }
 }
 
+// ---- one probe --------------------------------------------------------------------------------
+
+constexpr int kProbeKernels = 8;
+
+struct Probe {
+    const char* name;
+    Kind kind;
+    enum class In { kFlat, kWhile, kIf, kSwitch } in;
+};
+
+// The bodies of the loop's SWITCH hold kernels as in the last three of these.
+constexpr Probe kProbes[] = {
+    {"while", Kind::kTouch, Probe::In::kWhile},
+    {"if", Kind::kTouch, Probe::In::kIf},
+    {"switch", Kind::kTouch, Probe::In::kSwitch},
+    {"early", Kind::kEarly, Probe::In::kFlat},
+    {"early-in-while", Kind::kEarly, Probe::In::kWhile},
+    {"cooperative-in-while", Kind::kCooperative, Probe::In::kWhile},
+    {"plain-in-switch", Kind::kRelay, Probe::In::kSwitch},
+    {"early-in-switch", Kind::kEarly, Probe::In::kSwitch},
+    {"cooperative-in-switch", Kind::kCooperative, Probe::In::kSwitch},
+};
+
+void run_probe(const Device& device, const Probe& probe, int turns) {
+    const Work work{kProbeKernels, probe.kind};
+    switch (probe.in) {
+        case Probe::In::kFlat:
+            measure_graph(device, probe.name, work, turns, flat_graph(device, work, 1), turns);
+            return;
+        case Probe::In::kWhile:
+            measure_graph(device, probe.name, work, turns, while_graph(device, work, false), 1);
+            return;
+        case Probe::In::kIf:
+        case Probe::In::kSwitch:
+            const bool is_switch = probe.in == Probe::In::kSwitch;
+            measure_graph(device, probe.name, work, turns,
+                          branch_graph(device, work, kMaxBranches, is_switch), 1);
+    }
+}
+
 cudaStream_t new_stream() {
     cudaStream_t stream;
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
     return stream;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-    const int turns = argc > 1 ? std::max(32, std::atoi(argv[1])) : 1024;
+Device open_device() {
     Device device{};
     device.launch = new_stream();
     device.outer = new_stream();
     device.inner = new_stream();
-    check(cudaMalloc(&device.turns, sizeof(Turns)), "malloc");
-    check(cudaMalloc(&device.data, kReads * kReadBytes), "malloc");
-    check(cudaMemset(device.data, 0, kReads * kReadBytes), "memset");
     check(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, 0),
           "attribute");
-    for (const int kernels : {1, 8, 64}) measure_all(device, Work{kernels, false}, turns);
-    measure_all(device, Work{kReads, true}, std::max(32, turns / 16));
-    return 0;
+    check(cudaMalloc(&device.turns, sizeof(Turns)), "malloc");
+    device.relay.count = kRelayBlocks * device.multiprocessors * kThreads;
+    for (unsigned** buffer : {&device.relay.values[0], &device.relay.values[1],
+                              &device.relay.between}) {
+        check(cudaMalloc(buffer, device.relay.count * sizeof(unsigned)), "malloc");
+    }
+    return device;
+}
+
+void measure_times(Device& device, int turns) {
+    check(cudaMalloc(&device.data, kReads * kReadBytes), "malloc");
+    check(cudaMemset(device.data, 0, kReads * kReadBytes), "memset");
+    for (const int kernels : {1, 8, 64}) measure_all(device, Work{kernels, Kind::kTouch}, turns);
+    measure_all(device, Work{kReads, Kind::kRead}, std::max(32, turns / 16));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const char* wanted = argc > 1 ? argv[1] : "times";
+    const int turns = argc > 2 ? std::max(32, std::atoi(argv[2])) : 1024;
+    Device device = open_device();
+    if (std::strcmp(wanted, "times") == 0) {
+        measure_times(device, turns);
+        return 0;
+    }
+    for (const Probe& probe : kProbes) {
+        if (std::strcmp(wanted, probe.name) != 0) continue;
+        run_probe(device, probe, turns);
+        return 0;
+    }
+    std::fprintf(stderr, "there is no probe %s\n", wanted);
+    return 1;
 }
