@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from rsd_kernels.launch import available
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels
 
 MODELS = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b")
+needs_triton = pytest.mark.skipif(not available(), reason="Triton is not installed")
 # 1 TB/s, and so much arithmetic that only bytes count
 PLAIN = ("--gpu=h100", "--bandwidth=1000", "--tflops=1000000")
 
@@ -110,6 +112,45 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
     assert list(half["memory"]["sequences"]) == ["256"]
 
 
+@needs_triton
+def test_launches_by_kernel(rsd: Rsd) -> None:
+    """The sum of the rows is the tick, at the slots asked for and at 1, 4 and 16."""
+    args = ("--launches", "--draft=qwen2.5-0.5b", "--target=qwen2.5-1.5b", "--gpu=h200")
+    found = as_json(rsd, *args, "--slots=2", "--context=500")
+    assert found["gpu"]["bandwidth"] == pytest.approx(0.9 * 4.8e12)
+    for role, source in (("draft", "qwen2.5-0.5b"), ("target", "qwen2.5-1.5b")):
+        assert found[role]["source"] == source
+        ticks = found[role]["ticks"]
+        assert [(tick["sequences"], tick["early"]) for tick in ticks] == [
+            (number, early) for number in (1, 2, 4, 16) for early in (False, True)
+        ]
+        for tick in ticks:
+            parts = (tick["forward"], tick["control"])
+            for part in parts:
+                total = sum(k["launches"] * k["seconds"] for k in part["kernels"])
+                assert part["seconds"] == pytest.approx(total, rel=1e-4)
+            assert tick["seconds"] == pytest.approx(sum(p["seconds"] for p in parts), rel=1e-4)
+            least = tick["forward"]["num_bytes"] / 4.32e12
+            assert tick["forward"]["share"] == pytest.approx(least / parts[0]["seconds"], rel=1e-4)
+    kv = 2 * 500 * 24 * 2 * 2 * 64 * 2
+    [two, _] = [tick for tick in found["draft"]["ticks"] if tick["sequences"] == 2]
+    assert two["forward"]["num_bytes"] == pytest.approx(2 * 494_032_768 + kv, rel=1e-3)
+
+
+@needs_triton
+def test_launches_as_a_table(rsd: Rsd) -> None:
+    """No column for early starts on a device that has none. A measured bandwidth is said."""
+    args = ("plan", "--launches", "--draft=qwen2.5-0.5b", "--bandwidth=1000")
+    early, plain = (rsd(*args, f"--gpu={gpu}").stdout for gpu in ("h100", "a100-80gb"))
+    for shown in (early, plain):
+        assert "Expected, not measured" in shown and "reads 1.00 TB/s (your figure)" in shown
+        assert "draft qwen2.5-0.5b, bfloat16: 1 sequence of 1024 tokens" in shown
+        assert re.search(r"^projection 9728x896 +24 ", shown, re.MULTILINE)
+        assert max(map(len, shown.splitlines())) <= 80
+    assert re.search(r"us each +early$", early, re.MULTILINE)
+    assert re.search(r"us each$", plain, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -138,6 +179,16 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
         ((*MODELS, "--gpu=h100", "--acceptance=1.5"), "--acceptance"),
         ((*MODELS, "--gpu=h100", "--guess-acceptance=-1"), "--guess-acceptance"),
         ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
+        (("--launches", *MODELS), "the launches of a plan need --gpu"),
+        (("--launches", "--gpu=h100"), "the launches of a plan need --draft or --target"),
+        (
+            ("--launches", *MODELS, "--gpu=h100", "--slots=17"),
+            r"slots must be in \[1, 16\] with --launches, got 17",
+        ),
+        (
+            ("--launches", "--target=skywork-prm-7b", "--gpu=h100"),
+            "--target must be a language model; 'skywork-prm-7b' is a reward model",
+        ),
     ],
 )
 def test_wrong_use(rsd: Rsd, args: tuple[str, ...], message: str) -> None:

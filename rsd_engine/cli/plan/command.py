@@ -52,6 +52,16 @@ GuessAcceptance = Annotated[
     ),
 ]  # fmt: skip
 
+Launches = Annotated[
+    bool,
+    o.option(
+        _WORK,
+        "Print instead, by kernel, the time that a tick of the draft and of the target should "
+        "take. Needs --gpu and one of the two; a model to hold measurements against, no bound.",
+        "--launches",
+    ),
+]
+
 
 def plan(
     draft: o.Draft = None,
@@ -70,6 +80,7 @@ def plan(
     dtype: o.Dtype = None,
     max_model_len: o.MaxModelLen = None,
     gpu_memory_utilization: o.GpuMemoryUtilization = None,
+    launches: Launches = False,
     verbose: o.Verbose = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
@@ -77,6 +88,15 @@ def plan(
     required = {"draft": draft, "target": target, "prm": prm, "gpu": gpu}
     named = {name: value for name, value in required.items() if value is not None}
     with clean_errors(verbose=bool(verbose)):
+        if launches:
+            from rsd_engine.cli.plan.launches import LaunchesOptions, print_launches
+
+            print_launches(
+                LaunchesOptions(
+                    draft, target, revision, gpu, bandwidth, slots, context, dtype, json
+                )
+            )
+            return
         if missing := [f"--{name}" for name in required if name not in named]:
             raise UsageError(f"a plan needs {', '.join(missing)}")
         memory_bytes = None if memory is None else values.size("--memory", memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -97,13 +98,13 @@ def make_plan(options: PlanOptions) -> Plan:
         UsageError: the GPU is not known, or an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
-    device = _device(options)
+    device = find_device(options.gpu, options.bandwidth, options.tflops, options.memory_bytes)
     configs = {
         role: find_config(name, options.revision, is_prm=role == Role.PRM)
         for role, name in options.sources.items()
     }
-    _check_roles(configs, options)
-    dtype = _dtype(options.dtype)
+    check_roles(configs, options.sources)
+    dtype = find_dtype(options.dtype)
     shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
     model_len = _model_len(configs, options)
     memory = estimate_memory(
@@ -155,33 +156,40 @@ def _plan(
     )
 
 
-def _device(options: PlanOptions) -> Device:
-    bandwidth, tflops = options.bandwidth, options.tflops
+def find_device(
+    gpu: str,
+    bandwidth: float | None = None,  # GB/s
+    tflops: float | None = None,
+    memory_bytes: int | None = None,
+) -> Device:
+    """A GPU by its name, with the user's figures in place of the published ones."""
     for name, rate in (("bandwidth", bandwidth), ("tflops", tflops)):
         if rate is not None and (0 < rate < _LEAST_RATE or rate > _MOST_RATE):
             raise UsageError(f"{name} must be in [{_LEAST_RATE:g}, {_MOST_RATE:g}], got {rate:g}")
     try:
-        return find_gpu(options.gpu).measured(
+        return find_gpu(gpu).measured(
             bandwidth=None if bandwidth is None else bandwidth * 1e9,
             flops=None if tflops is None else tflops * 1e12,
-            memory_bytes=options.memory_bytes,
+            memory_bytes=memory_bytes,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def _check_roles(configs: dict[Role, ModelConfig], options: PlanOptions) -> None:
+def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:
+    """Raises UsageError unless writers are language models and the PRM is a reward model."""
     for role, config in configs.items():
         if config.is_reward_model != (role == Role.PRM):
             kinds = ("a language model", "a reward model")
             raise UsageError(
                 f"--{role.name.lower()} must be {kinds[role == Role.PRM]}; "
-                f"{options.sources[role]!r} is {kinds[config.is_reward_model]} "
+                f"{sources[role]!r} is {kinds[config.is_reward_model]} "
                 f"({config.architecture})"
             )
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """By its name; None: the checkpoint's own."""
     if name in (None, "auto"):
         return None
     if name not in DTYPES:
