@@ -101,6 +101,35 @@ def test_models_that_do_not_fit_are_said(rsd: Rsd) -> None:
     assert set(found["memory"]["sequences"].values()) == {0}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "weights", "fits"),
+    [("h100", "fp8", False), ("h200", "fp8", True), ("h100", "int4", True), ("h200", "int4", True)],
+)
+def test_the_large_triple_fits_if_it_is_quantised(
+    rsd: Rsd, gpu: str, weights: str, fits: bool
+) -> None:
+    """7B, 72B and 7B; a pass then reads its weights as they are stored."""
+    models = ("--draft=qwen2.5-7b", "--target=qwen2.5-72b", "--prm=qwen2.5-math-prm-7b")
+    formats = [f"--{role}-quantization={weights}" for role in ("draft", "target", "prm")]
+    found = as_json(rsd, *models, *formats, f"--gpu={gpu}", "--bandwidth=1000", "--tflops=1000000")
+    assert (found["memory"]["sequences"]["1024"] >= 40) == fits
+    embedding = 152064 * 8192
+    bits = {"fp8": 8 + 1 / 512, "int4": 4.15625}[weights]
+    read = (72_706_203_648 - 2 * embedding) * bits / 8 + 2 * embedding
+    assert found["memory"]["weights"]["target"] == pytest.approx(read + 2 * embedding)
+    token = (read + 1024 * 327680) / 1e12
+    assert found["pass_seconds"]["target"]["token"] == pytest.approx(token, rel=1e-5)
+    assert found["models"]["target"]["quantization"] == weights
+
+
+def test_one_role_quantised(rsd: Rsd) -> None:
+    shown = rsd("plan", *MODELS, "--gpu=h100", "--target-quantization=Q4_K").stdout
+    assert "7.62 B parameters (4.28 GB, q4_k)" in shown
+    assert "1.54 B parameters (3.09 GB), " in shown
+    assert "the engine expands them when it loads" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) -> None:
     args = (*model_args, "--gpu=l4", "--context=100", "--step-tokens=10")
     found = as_json(rsd, *args)
@@ -179,6 +208,14 @@ def test_launches_as_a_table(rsd: Rsd) -> None:
         ((*MODELS, "--gpu=h100", "--acceptance=1.5"), "--acceptance"),
         ((*MODELS, "--gpu=h100", "--guess-acceptance=-1"), "--guess-acceptance"),
         ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
+        (
+            (*MODELS, "--gpu=h100", "--prm-quantization=int3"),
+            "quantization must be one of fp8, .* got 'int3'",
+        ),
+        (
+            ("--launches", *MODELS, "--gpu=h100", "--draft-quantization=int4"),
+            "none of them reads quantised weights",
+        ),
         (("--launches", *MODELS), "the launches of a plan need --gpu"),
         (("--launches", "--gpu=h100"), "the launches of a plan need --draft or --target"),
         (

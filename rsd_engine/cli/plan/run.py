@@ -11,6 +11,7 @@ from rsd_engine.cli.errors import UsageError
 from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline import rounds
+from rsd_engine.roofline.formats import WeightFormat, find_format
 from rsd_engine.roofline.gpus import Device, find_gpu
 from rsd_engine.roofline.rewrites import GuessedRewrite, guessed_rewrite, guessed_round
 from rsd_engine.roofline.rounds import RoundSeconds, Setting, Speculation, Triple
@@ -44,6 +45,7 @@ class PlanOptions:
     dtype: str | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
+    quantization: Mapping[Role, str]  # of the roles whose weights are
 
     @property
     def sources(self) -> dict[Role, str]:
@@ -105,7 +107,11 @@ def make_plan(options: PlanOptions) -> Plan:
     }
     check_roles(configs, options.sources)
     dtype = find_dtype(options.dtype)
-    shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
+    formats = find_formats(options.quantization)
+    shapes = {
+        role: ModelShape.of(config, dtype, weights=formats.get(role))
+        for role, config in configs.items()
+    }
     model_len = _model_len(configs, options)
     memory = estimate_memory(
         configs,
@@ -114,6 +120,7 @@ def make_plan(options: PlanOptions) -> Plan:
         utilization=_utilization(options.gpu_memory_utilization),
         max_num_seqs=options.slots,
         max_model_len=model_len,
+        formats=formats,
     )
     lengths = (*(n for n in _LENGTHS if n < model_len), model_len)
     setting = Setting(device, options.slots, options.context, options.step_tokens)
@@ -186,6 +193,14 @@ def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]
                 f"{sources[role]!r} is {kinds[config.is_reward_model]} "
                 f"({config.architecture})"
             )
+
+
+def find_formats(names: Mapping[Role, str]) -> dict[Role, WeightFormat]:
+    """The formats of quantised weights, by their names."""
+    try:
+        return {role: find_format(name) for role, name in names.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_dtype(name: str | None) -> torch.dtype | None:

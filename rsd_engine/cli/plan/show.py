@@ -37,7 +37,11 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "acceptance": plan.options.acceptance,
         "guess_acceptance": plan.options.guess_acceptance,
         "models": {
-            role.name.lower(): {"source": plan.options.sources[role]} | asdict(shape)
+            role.name.lower(): {
+                "source": plan.options.sources[role],
+                "quantization": plan.options.quantization.get(role),
+            }
+            | asdict(shape)
             for role, shape in plan.shapes.items()
         },
         "pass_seconds": {
@@ -69,14 +73,23 @@ def _head(plan: Plan) -> list[str]:
     for role, shape in plan.shapes.items():
         rows.append(
             f"{role.name.lower():<7} {plan.options.sources[role]}: "
-            f"{_billions(shape.num_parameters)} parameters ({megabytes(shape.weight_bytes)}), "
+            f"{_billions(shape.num_parameters)} parameters ({_weights(plan, role)}), "
             f"{shape.kv_bytes_per_token} bytes of KV a token"
         )
     rows.append(
         f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
         f"{_count(setting.step_tokens, 'token')}"
     )
+    if plan.options.quantization:
+        rows.append("note    quantised weights as stored; the engine expands them when it loads")
     return rows
+
+
+def _weights(plan: Plan, role: Role) -> str:
+    """What the weights of a role take, and in which format if they are quantised."""
+    taken = megabytes(plan.shapes[role].weight_bytes)
+    name = plan.options.quantization.get(role)
+    return taken if name is None else f"{taken}, {name.lower()}"
 
 
 def _speeds(plan: Plan) -> list[str]:
