@@ -41,6 +41,9 @@ _STREAMED = ("weight", "bias", "norm")
 # Reads that must come back before the address of the next one is known, by the argument that they
 # begin with: the page table is found by way of the row's sequence and that one's slot.
 _SERIAL_READS = {"token": 1, "position": 1, "row_end": 1, "page_table": 3, "state": 3}
+# And by a counter of the programs that have arrived, alone or in a bundle of arguments: the last
+# one asks it, then reads what the others have left.
+_COUNTER, _MEETING_READS = "arrived", 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class LaunchCost:
         """The cost of a launch with this load."""
         return cls(
             num_bytes=_num_bytes(launch, load),
-            serial_reads=1 + sum(n for name, n in _SERIAL_READS.items() if _has(launch, name)),
+            serial_reads=_serial_reads(launch),
             programs=math.prod(launch.grid),
             warps=launch.num_warps,
             early=launch.overlap,
@@ -116,6 +119,13 @@ def _num_bytes(launch: Launch, load: Load) -> float:
     if _has(launch, "logits") and math.prod(launch.grid) > load.num_seqs:
         total += args["logits"].nbytes  # one program a place looks at what others made of them
     return float(total)
+
+
+def _serial_reads(launch: Launch) -> int:
+    bundles = (value for value in launch.args.values() if isinstance(value, tuple))
+    meets = _has(launch, _COUNTER) or any(hasattr(bundle, _COUNTER) for bundle in bundles)
+    found = sum(number for name, number in _SERIAL_READS.items() if _has(launch, name))
+    return 1 + found + (_MEETING_READS if meets else 0)
 
 
 def _has(launch: Launch, name: str) -> bool:

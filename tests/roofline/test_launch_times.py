@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,6 +17,12 @@ from rsd_kernels.launch import Launch
 GPU = Device("x", 1e12, 1e15, 1e10, multiprocessors=100, starts_early=True)
 ONE = Load(num_seqs=1, context=1000)
 MICRO = 1e-6
+
+
+class Bundle(NamedTuple):
+    """As kernels take several tensors as one argument."""
+
+    arrived: torch.Tensor
 
 
 def launch(grid: tuple[int, ...] = (400,), *, warps: int = 4, **args: Any) -> Launch:
@@ -88,6 +94,14 @@ def test_loop_ops_take_reads_that_follow_one_another() -> None:
     two = Load(2, 1000)
     assert seconds(narrow, two) == pytest.approx(3.3 * MICRO, rel=1e-9)
     assert LaunchCost.of(wide, two).num_bytes == 8000
+
+
+def test_programs_that_meet() -> None:
+    """The last to arrive asks a counter, in an argument or in a bundle, and reads once more."""
+    counter = empty(1, dtype=torch.int32)
+    for made in (launch(arrived=counter), launch(scratch=Bundle(counter))):
+        assert LaunchCost.of(made, ONE).serial_reads == 3
+    assert LaunchCost.of(launch(arrived=None), ONE).serial_reads == 1  # no splits, no meeting
 
 
 def test_a_tick_by_kernel() -> None:
