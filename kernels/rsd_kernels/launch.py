@@ -37,8 +37,11 @@ def interpreting() -> bool:
 
 
 def debugging() -> bool:
-    """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1)."""
-    return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1"
+    """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1).
+
+    Not where launches are recorded: the tensors may have no values.
+    """
+    return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1" and _recorded.get() is None
 
 
 def overlapping(num_rows: int) -> bool:
