@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -96,6 +97,13 @@ def test_loop_ops_take_reads_that_follow_one_another() -> None:
     assert LaunchCost.of(wide, two).num_bytes == 8000
 
 
+def test_what_the_schedule_has_written_is_read_before_the_wait() -> None:
+    """0.7 and one read, where the kernel starts early and may do so."""
+    for early, scheduled, expected in ((False, True, 2.3), (True, False, 1.7), (True, True, 1.2)):
+        made = launch(position=empty(1), SCHEDULED=scheduled)
+        assert seconds(replace(made, overlap=early)) == pytest.approx(expected * MICRO, rel=1e-9)
+
+
 def test_programs_that_meet() -> None:
     """The last to arrive asks a counter, in an argument or in a bundle, and reads once more."""
     counter = empty(1, dtype=torch.int32)
@@ -117,7 +125,7 @@ def test_a_tick_by_kernel() -> None:
     [row] = plain.forward
     assert (row.name, row.launches, row.weight) == ("_some_kernel", 3, (1000, 1000))
     assert plain.forward_seconds == pytest.approx(3 * (1.8 * MICRO + bytes_seconds), rel=1e-9)
-    assert early.forward_seconds == pytest.approx(3 * (1.0 * MICRO + bytes_seconds), rel=1e-9)
+    assert early.forward_seconds == pytest.approx(3 * (1.2 * MICRO + bytes_seconds), rel=1e-9)
     for found in (plain, early):  # schedule: 1.3 + 4 * 0.5, arm: 1.3 + 2 * 0.5
         assert found.seconds - found.forward_seconds == pytest.approx(5.6 * MICRO, rel=1e-9)
     assert plain.num_bytes == 6e6
