@@ -8,13 +8,11 @@ kernels. What a launch reads is told by the names of its arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.ticks import Tick
 from rsd_kernels.launch import Launch
 
 # The share of the published bandwidth that the best read of much memory reaches; copies on H100 and
@@ -64,6 +62,8 @@ class LaunchCost:
         programs: that share the bytes.
         warps: of a program.
         early: whether it starts while the kernel before it runs.
+        fetched_bytes: of `num_bytes`, those that an earlier launch has asked the cache for.
+        idle_seconds: of memory since then, in which they can have come.
     """
 
     num_bytes: float
@@ -71,6 +71,8 @@ class LaunchCost:
     programs: int
     warps: int
     early: bool
+    fetched_bytes: float = 0.0
+    idle_seconds: float = 0.0
 
     @classmethod
     def of(cls, launch: Launch, load: Load) -> LaunchCost:
@@ -92,15 +94,21 @@ class LaunchCost:
         Raises:
             ValueError: the number of its multiprocessors is not known.
         """
-        gap = EARLY_GAP if self.early else GAP
-        return gap + self.serial_reads * SERIAL_READ + self._stream_seconds(device)
+        return self.waiting_seconds + self._stream_seconds(device)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """In which memory idles: before the launch, and between reads that follow one another."""
+        return (EARLY_GAP if self.early else GAP) + self.serial_reads * SERIAL_READ
 
     def _stream_seconds(self, device: Device) -> float:
         """Programs run in waves; in the last one a multiprocessor may have little company."""
         if device.multiprocessors < 1:
             raise ValueError(f"the multiprocessors of {device.name} are not known")
         wave = device.multiprocessors * max(1, RESIDENT_WARPS // self.warps)
-        each = self.num_bytes / self.programs / (LOOP_SHARE * device.bandwidth)
+        bandwidth = LOOP_SHARE * device.bandwidth
+        fetched = min(self.fetched_bytes, self.idle_seconds * bandwidth, self.num_bytes)
+        each = (self.num_bytes - fetched) / self.programs / bandwidth
         last = self.programs % wave
         alone = each * device.multiprocessors / LONE_SPEEDUP
         return (self.programs - last) * each + (max(last * each, alone) if last else 0.0)
@@ -133,86 +141,3 @@ def _serial_reads(launch: Launch) -> int:
 def _has(launch: Launch, name: str) -> bool:
     value = launch.args.get(name)
     return isinstance(value, Tensor) or (isinstance(value, tuple) and name == "state")
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """All launches of a tick of one kernel on one grid.
-
-    Attributes:
-        name: of the kernel, as a profiler shows it.
-        weight: rows and columns of the matrix that it reads, if it reads one.
-        grid: its programs.
-        launches: how many there are.
-        cost: of one.
-        seconds: of one, expected.
-    """
-
-    name: str
-    weight: tuple[int, ...]
-    grid: tuple[int, ...]
-    launches: int
-    cost: LaunchCost
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TickTime:
-    """A tick by kernel: the forward, and what decides what comes next."""
-
-    forward: list[KernelTime]
-    control: list[KernelTime]
-
-    @property
-    def forward_seconds(self) -> float:
-        """Of the pass alone, which benchmarks of decoding measure."""
-        return sum(kernel.launches * kernel.seconds for kernel in self.forward)
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole tick, on the device loop."""
-        return self.forward_seconds + sum(k.launches * k.seconds for k in self.control)
-
-    @property
-    def num_bytes(self) -> float:
-        """That the pass reads."""
-        return sum(kernel.launches * kernel.cost.num_bytes for kernel in self.forward)
-
-    def share(self, device: Device) -> float:
-        """Of the bandwidth, in the pass."""
-        return self.num_bytes / device.bandwidth / self.forward_seconds
-
-
-def tick_time(tick: Tick, load: Load, device: Device, *, early: bool = False) -> TickTime:
-    """The expected time of a tick.
-
-    Args:
-        tick: what it launches.
-        load: what runs.
-        device: with the bandwidth that the best read reaches.
-        early: whether kernels that can start early do, on a device that knows this.
-    """
-    early = early and device.starts_early
-    control = [launch for launches in tick.control.values() for launch in launches]
-    times = _kernel_times(control, load, device, early=early)
-    if tick.num_arms:
-        cost = LaunchCost(num_bytes=0.0, serial_reads=2, programs=1, warps=1, early=False)
-        times.append(KernelTime("arm", (), (1,), tick.num_arms, cost, cost.seconds(device)))
-    return TickTime(_kernel_times(tick.forward, load, device, early=early), times)
-
-
-def _kernel_times(
-    launches: Sequence[Launch], load: Load, device: Device, *, early: bool
-) -> list[KernelTime]:
-    """The kernels in the order of their first launches."""
-    counts: dict[tuple[str, tuple[int, ...], tuple[int, ...], LaunchCost], int] = {}
-    for launch in launches:
-        weight = launch.args.get("weight")
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) and weight.dim() == 2 else ()
-        cost = LaunchCost.of(replace(launch, overlap=early and launch.has_wait), load)
-        key = (launch.kernel.__name__, shape, launch.grid, cost)
-        counts[key] = counts.get(key, 0) + 1
-    return [
-        KernelTime(name, shape, grid, number, cost, cost.seconds(device))
-        for (name, shape, grid, cost), number in counts.items()
-    ]

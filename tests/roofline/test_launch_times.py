@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.launch_times import LaunchCost, Load, tick_time
+from rsd_engine.roofline.launch_times import LaunchCost, Load
+from rsd_engine.roofline.tick_times import tick_time
 from rsd_engine.roofline.ticks import Tick
 from rsd_kernels.launch import Launch
 
@@ -132,6 +133,23 @@ def test_a_tick_by_kernel() -> None:
     assert plain.share(GPU) == pytest.approx(6e-6 / plain.forward_seconds, rel=1e-9)
     old = Device("old", 1e12, 1e15, 1e10, multiprocessors=100)
     assert tick_time(tick, ONE, old, early=True) == tick_time(tick, ONE, old)
+
+
+def test_a_weight_that_an_earlier_launch_has_fetched() -> None:
+    """While memory idles: 2.3 us of a small launch, and 1.8 us of the product's own start."""
+    weight, other = empty(1000, 3000), empty(10, 10)
+    small = launch((1,), position=empty(1))
+
+    def third_of(lines: int) -> float:
+        first = launch(weight=other, ahead=weight, ahead_lines=lines)
+        tick = Tick([first, small, launch(weight=weight)], {}, num_arms=0)
+        return tick_time(tick, ONE, GPU).forward[-1].seconds
+
+    nothing = 1.8 * MICRO + 6e6 / 0.95e12
+    assert third_of(0) == pytest.approx(nothing, rel=1e-9)
+    assert third_of(10_000) == pytest.approx(nothing - 1.28e6 / 0.95e12, rel=1e-9)
+    # All of it is asked for, but no more can come in 2.3 + 1.8 us.
+    assert third_of(50_000) == pytest.approx(nothing - 4.1 * MICRO, rel=1e-9)
 
 
 def test_a_device_whose_multiprocessors_are_not_known() -> None:

@@ -10,10 +10,11 @@ import torch
 
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.roofline.gpus import find_gpu
-from rsd_engine.roofline.launch_times import LaunchCost, Load, tick_time
+from rsd_engine.roofline.launch_times import LaunchCost, Load
 from rsd_engine.roofline.passes import pass_cost
 from rsd_engine.roofline.presets import PRESETS
 from rsd_engine.roofline.shape import ModelShape
+from rsd_engine.roofline.tick_times import tick_time
 from rsd_engine.roofline.ticks import decode_tick
 from rsd_kernels.launch import available
 from rsd_kernels.state.enums import Role

@@ -15,8 +15,9 @@ from rsd_engine.cli.plan.run import check_roles, find_device, find_dtype
 from rsd_engine.cli.plan.show import rounded, table
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.launch_times import READ_SHARE, KernelTime, Load, TickTime, tick_time
+from rsd_engine.roofline.launch_times import READ_SHARE, Load
 from rsd_engine.roofline.sources import find_config
+from rsd_engine.roofline.tick_times import KernelTime, TickTime, tick_time
 from rsd_engine.roofline.ticks import MAX_TICK_ROWS, decode_tick
 from rsd_kernels.launch import available
 from rsd_kernels.state.enums import Role
