@@ -29,6 +29,9 @@ EARLY_GAP = 0.7e-6
 # A read that nothing overlaps with. About 480 cycles on an idle H100 (Luo et al., Benchmarking and
 # Dissecting the Nvidia Hopper GPU Architecture, 2024); more where the rest of memory is busy.
 SERIAL_READ = 0.5e-6
+# Of reading that can be under way when a launch ends: what it fetches for a later one. Beyond that
+# it only ends later itself. The latency of a busy memory, an estimate.
+IN_FLIGHT = 0.9e-6
 # Warps that a multiprocessor holds at a time, by their registers: 65,536, about 128 a thread.
 RESIDENT_WARPS = 16
 # A multiprocessor whose neighbours are idle reads so many times its share. An estimate.
@@ -107,7 +110,8 @@ class LaunchCost:
             raise ValueError(f"the multiprocessors of {device.name} are not known")
         wave = device.multiprocessors * max(1, RESIDENT_WARPS // self.warps)
         bandwidth = LOOP_SHARE * device.bandwidth
-        fetched = min(self.fetched_bytes, self.idle_seconds * bandwidth, self.num_bytes)
+        in_time = min(self.idle_seconds, IN_FLIGHT) * bandwidth
+        fetched = min(self.fetched_bytes, in_time, self.num_bytes)
         each = (self.num_bytes - fetched) / self.programs / bandwidth
         last = self.programs % wave
         alone = each * device.multiprocessors / LONE_SPEEDUP

@@ -136,20 +136,31 @@ def test_a_tick_by_kernel() -> None:
 
 
 def test_a_weight_that_an_earlier_launch_has_fetched() -> None:
-    """While memory idles: 2.3 us of a small launch, and 1.8 us of the product's own start."""
+    """Of 6 MB, as far as it is asked for, and no more than 0.9 us read."""
     weight, other = empty(1000, 3000), empty(10, 10)
     small = launch((1,), position=empty(1))
 
-    def third_of(lines: int) -> float:
+    def last_of(lines: int) -> float:
         first = launch(weight=other, ahead=weight, ahead_lines=lines)
         tick = Tick([first, small, launch(weight=weight)], {}, num_arms=0)
         return tick_time(tick, ONE, GPU).forward[-1].seconds
 
     nothing = 1.8 * MICRO + 6e6 / 0.95e12
-    assert third_of(0) == pytest.approx(nothing, rel=1e-9)
-    assert third_of(10_000) == pytest.approx(nothing - 1.28e6 / 0.95e12, rel=1e-9)
-    # All of it is asked for, but no more can come in 2.3 + 1.8 us.
-    assert third_of(50_000) == pytest.approx(nothing - 4.1 * MICRO, rel=1e-9)
+    assert last_of(0) == pytest.approx(nothing, rel=1e-9)
+    assert last_of(1000) == pytest.approx(nothing - 128e3 / 0.95e12, rel=1e-9)
+    assert last_of(50_000) == pytest.approx(nothing - 0.9 * MICRO, rel=1e-9)
+
+
+def test_what_is_fetched_comes_while_memory_idles() -> None:
+    """In the time of the launches between, and of the product's own start."""
+    cost = LaunchCost(4e6, 1, 400, 4, False, fetched_bytes=1e6, idle_seconds=0.2 * MICRO)
+    assert cost.seconds(GPU) == pytest.approx(1.6 * MICRO + 4e6 / 0.95e12, rel=1e-9)
+    weight = empty(1000, 3000)
+    first = launch(weight=empty(10, 10), ahead=weight, ahead_lines=10)
+    small = launch((1,), position=empty(1))
+    found = tick_time(Tick([first, small, launch(weight=weight)], {}, 0), ONE, GPU).forward
+    assert found[-1].cost.idle_seconds == pytest.approx((2.3 + 1.8) * MICRO, rel=1e-9)
+    assert found[0].cost.fetched_bytes == 0
 
 
 def test_a_device_whose_multiprocessors_are_not_known() -> None:
