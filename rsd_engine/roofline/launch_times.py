@@ -40,8 +40,8 @@ LONE_SPEEDUP = 2.0
 # Arguments that are read whole, once.
 _STREAMED = ("weight", "bias", "norm")
 # Reads that must come back before the address of the next one is known, by the argument that they
-# begin with: the page table is found by way of the row's sequence and that one's slot.
-_SERIAL_READS = {"token": 1, "position": 1, "row_end": 1, "page_table": 3, "state": 3}
+# begin with: a page is found by way of the row's sequence and the page table of its slot.
+_SERIAL_READS = {"token": 1, "position": 1, "row_end": 1, "page_table": 2, "state": 3}
 # And by a counter of the programs that have arrived, alone or in a bundle of arguments: the last
 # one asks it, then reads what the others have left.
 _COUNTER, _MEETING_READS = "arrived", 2
