@@ -13,7 +13,7 @@ import typer
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.plan.run import check_roles, find_device, find_dtype
 from rsd_engine.cli.plan.show import rounded, table
-from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.launch_times import READ_SHARE, Load
 from rsd_engine.roofline.sources import find_config
@@ -23,7 +23,7 @@ from rsd_kernels.launch import available
 from rsd_kernels.state.enums import Role
 
 _SEQUENCES = (1, 4, 16)  # always shown
-_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def print_launches(options: LaunchesOptions) -> None:
         source = sources[role]
         dtype = find_dtype(options.dtype) or config.dtype
         times = list(_times(config, dtype, role, options, device))
-        name = f"{role.name.lower()} {source}, {_DTYPES[dtype]}"
+        name = f"{role.name.lower()} {source}, {_DTYPE_NAMES[dtype]}"
         if options.as_json:
             found[role.name.lower()] = {"source": source, "ticks": _dicts(times, device)}
         else:
