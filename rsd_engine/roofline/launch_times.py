@@ -29,8 +29,9 @@ EARLY_GAP = 0.7e-6
 # A read that nothing overlaps with. About 480 cycles on an idle H100 (Luo et al., Benchmarking and
 # Dissecting the Nvidia Hopper GPU Architecture, 2024); more where the rest of memory is busy.
 SERIAL_READ = 0.5e-6
-# Of reading that can be under way when a launch ends: what it fetches for a later one. Beyond that
-# it only ends later itself. The latency of a busy memory, an estimate.
+# Of reading that can be under way when a launch ends: so much of what it fetches for a later one
+# comes while the next launch starts. What is more makes it end later. An estimate: the latency of
+# a busy memory, less than any launch takes to start.
 IN_FLIGHT = 0.9e-6
 # Warps that a multiprocessor holds at a time, by their registers: 65,536, about 128 a thread.
 RESIDENT_WARPS = 16
@@ -66,7 +67,6 @@ class LaunchCost:
         warps: of a program.
         early: whether it starts while the kernel before it runs.
         fetched_bytes: of `num_bytes`, those that an earlier launch has asked the cache for.
-        idle_seconds: of memory since then, in which they can have come.
     """
 
     num_bytes: float
@@ -75,7 +75,6 @@ class LaunchCost:
     warps: int
     early: bool
     fetched_bytes: float = 0.0
-    idle_seconds: float = 0.0
 
     @classmethod
     def of(cls, launch: Launch, load: Load) -> LaunchCost:
@@ -97,12 +96,8 @@ class LaunchCost:
         Raises:
             ValueError: the number of its multiprocessors is not known.
         """
-        return self.waiting_seconds + self._stream_seconds(device)
-
-    @property
-    def waiting_seconds(self) -> float:
-        """In which memory idles: before the launch, and between reads that follow one another."""
-        return (EARLY_GAP if self.early else GAP) + self.serial_reads * SERIAL_READ
+        gap = EARLY_GAP if self.early else GAP
+        return gap + self.serial_reads * SERIAL_READ + self._stream_seconds(device)
 
     def _stream_seconds(self, device: Device) -> float:
         """Programs run in waves; in the last one a multiprocessor may have little company."""
@@ -110,8 +105,7 @@ class LaunchCost:
             raise ValueError(f"the multiprocessors of {device.name} are not known")
         wave = device.multiprocessors * max(1, RESIDENT_WARPS // self.warps)
         bandwidth = LOOP_SHARE * device.bandwidth
-        in_time = min(self.idle_seconds, IN_FLIGHT) * bandwidth
-        fetched = min(self.fetched_bytes, in_time, self.num_bytes)
+        fetched = min(self.fetched_bytes, IN_FLIGHT * bandwidth, self.num_bytes)
         each = (self.num_bytes - fetched) / self.programs / bandwidth
         last = self.programs % wave
         alone = each * device.multiprocessors / LONE_SPEEDUP

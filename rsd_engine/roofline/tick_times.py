@@ -24,7 +24,7 @@ class KernelTime:
         weight: rows and columns of the matrix that it reads, if it reads one.
         grid: its programs.
         launches: how many there are.
-        cost: of one.
+        num_bytes: that one reads.
         seconds: of one, expected.
     """
 
@@ -32,7 +32,7 @@ class KernelTime:
     weight: tuple[int, ...]
     grid: tuple[int, ...]
     launches: int
-    cost: LaunchCost
+    num_bytes: float
     seconds: float
 
 
@@ -56,7 +56,7 @@ class TickTime:
     @property
     def num_bytes(self) -> float:
         """That the pass reads."""
-        return sum(kernel.launches * kernel.cost.num_bytes for kernel in self.forward)
+        return sum(kernel.launches * kernel.num_bytes for kernel in self.forward)
 
     def share(self, device: Device) -> float:
         """Of the bandwidth, in the pass."""
@@ -77,7 +77,7 @@ def tick_time(tick: Tick, load: Load, device: Device, *, early: bool = False) ->
     times = _kernel_times(control, load, device, early=early)
     if tick.num_arms:
         cost = LaunchCost(num_bytes=0.0, serial_reads=2, programs=1, warps=1, early=False)
-        times.append(KernelTime("arm", (), (1,), tick.num_arms, cost, cost.seconds(device)))
+        times.append(KernelTime("arm", (), (1,), tick.num_arms, 0.0, cost.seconds(device)))
     return TickTime(_kernel_times(tick.forward, load, device, early=early), times)
 
 
@@ -93,19 +93,16 @@ def _kernel_times(
         key = (launch.kernel.__name__, shape, launch.grid, cost)
         counts[key] = counts.get(key, 0) + 1
     return [
-        KernelTime(name, shape, grid, number, cost, cost.seconds(device))
+        KernelTime(name, shape, grid, number, cost.num_bytes, cost.seconds(device))
         for (name, shape, grid, cost), number in counts.items()
     ]
 
 
 def _costs(launches: Sequence[Launch], load: Load) -> Iterator[LaunchCost]:
     """In order, since a launch may fetch the beginning of a later one's weight (`ahead`)."""
-    fetched: dict[int, tuple[int, float]] = {}  # by matrix: bytes, and idle seconds since
+    fetched: dict[int, int] = {}  # bytes, by the id of the matrix
     for launch in launches:
-        cost = LaunchCost.of(launch, load)
-        idle = cost.waiting_seconds
-        fetched = {key: (number, since + idle) for key, (number, since) in fetched.items()}
-        number, since = fetched.pop(id(launch.args.get("weight")), (0, 0.0))
-        yield replace(cost, fetched_bytes=number, idle_seconds=since)
+        number = fetched.pop(id(launch.args.get("weight")), 0)
+        yield replace(LaunchCost.of(launch, load), fetched_bytes=number)
         if lines := launch.args.get("ahead_lines", 0):
-            fetched[id(launch.args["ahead"])] = (lines * _LINE_BYTES, 0.0)
+            fetched[id(launch.args["ahead"])] = lines * _LINE_BYTES

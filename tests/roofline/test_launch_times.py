@@ -151,18 +151,6 @@ def test_a_weight_that_an_earlier_launch_has_fetched() -> None:
     assert last_of(50_000) == pytest.approx(nothing - 0.9 * MICRO, rel=1e-9)
 
 
-def test_what_is_fetched_comes_while_memory_idles() -> None:
-    """In the time of the launches between, and of the product's own start."""
-    cost = LaunchCost(4e6, 1, 400, 4, False, fetched_bytes=1e6, idle_seconds=0.2 * MICRO)
-    assert cost.seconds(GPU) == pytest.approx(1.6 * MICRO + 4e6 / 0.95e12, rel=1e-9)
-    weight = empty(1000, 3000)
-    first = launch(weight=empty(10, 10), ahead=weight, ahead_lines=10)
-    small = launch((1,), position=empty(1))
-    found = tick_time(Tick([first, small, launch(weight=weight)], {}, 0), ONE, GPU).forward
-    assert found[-1].cost.idle_seconds == pytest.approx((2.3 + 1.8) * MICRO, rel=1e-9)
-    assert found[0].cost.fetched_bytes == 0
-
-
 def test_a_device_whose_multiprocessors_are_not_known() -> None:
     with pytest.raises(ValueError, match="the multiprocessors of y are not known"):
         seconds(launch(weight=empty(2, 2)), device=Device("y", 1e12, 1e15, 1e10))

@@ -147,7 +147,7 @@ def _kernel_dict(kernel: KernelTime) -> dict[str, Any]:
         "weight": list(kernel.weight),
         "grid": list(kernel.grid),
         "launches": kernel.launches,
-        "num_bytes": kernel.cost.num_bytes,
+        "num_bytes": kernel.num_bytes,
         "seconds": kernel.seconds,
     }
 
@@ -174,12 +174,12 @@ def _kernels(
         rows += [
             (
                 _title(plain), str(plain.launches), "x".join(map(str, plain.grid)),
-                f"{plain.cost.num_bytes / 1e6:.2f}", _us(plain.seconds), _us(early.seconds),
+                f"{plain.num_bytes / 1e6:.2f}", _us(plain.seconds), _us(early.seconds),
             )
             for plain, early in zip(*both, strict=True)
         ]  # fmt: skip
         total = sum(plain.launches for plain in both[0])
-        nbytes = sum(plain.launches * plain.cost.num_bytes for plain in both[0])
+        nbytes = sum(plain.launches * plain.num_bytes for plain in both[0])
         seconds = [sum(k.launches * k.seconds for k in kernels) for kernels in both]
         rows.append((f"{part}, all", str(total), "", f"{nbytes / 1e6:.2f}", *map(_us, seconds)))
     titles: tuple[str, ...] = ("Kernel", "launches", "programs", "MB each", "us each", "early")
