@@ -10,6 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,8 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 OVERLAP_ROWS = 16
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("launches that are recorded", default=None)
 
 
 @functools.cache
@@ -32,8 +37,11 @@ def interpreting() -> bool:
 
 
 def debugging() -> bool:
-    """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1)."""
-    return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1"
+    """True if launchers also check the values of lengths and page tables (RSD_DEBUG_KERNELS=1).
+
+    Not where launches are recorded: the tensors may have no values.
+    """
+    return os.environ.get("RSD_DEBUG_KERNELS", "0") == "1" and _recorded.get() is None
 
 
 def overlapping(num_rows: int) -> bool:
@@ -66,8 +74,11 @@ def multiprocessors() -> int:
 
 
 def runs_on(tensor: Tensor) -> bool:
-    """True if an op on this tensor runs its Triton kernel, false if it runs its twin."""
-    return tensor.is_cuda and available()
+    """True if an op on this tensor runs its Triton kernel, false if it runs its twin.
+
+    On device "meta" kernels can only be recorded, see `recorded_launches`.
+    """
+    return (tensor.is_cuda or tensor.is_meta) and available()
 
 
 def next_power_of_2(number: int) -> int:
@@ -120,8 +131,24 @@ class Launch:
 
     def run(self) -> None:
         """Launches on the current stream of the current device; an empty grid does nothing."""
-        if 0 not in self.grid:
+        if 0 in self.grid:
+            return
+        recorded = _recorded.get()
+        if recorded is None:
             self.kernel[self.grid](**self.all_args, **self.options)
+        else:
+            recorded.append(self)
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Launches within are listed in order and do not run; the tensors may be on device "meta"."""
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -148,10 +175,15 @@ def check_last_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def check_devices(**tensors: Tensor | None) -> None:
-    """All tensors must be on the current CUDA device, or on the CPU under the interpreter."""
+    """All tensors must be on the current CUDA device, or on the CPU under the interpreter.
+
+    Where launches are recorded, they may have no memory.
+    """
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     (first, leader), *others = given.items()
-    if leader.device.type != "cuda" and not (leader.device.type == "cpu" and interpreting()):
+    kind = leader.device.type
+    can_run = kind == "cuda" or (kind == "cpu" and interpreting())
+    if not can_run and (kind != "meta" or _recorded.get() is None):
         raise ValueError(
             f"{first} is on {leader.device}; Triton kernels take CUDA tensors, and CPU tensors if "
             "TRITON_INTERPRET=1 is set. The op's twin (twin.py in its folder) runs on any device"

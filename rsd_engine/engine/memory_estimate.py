@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ import torch
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, shared_size, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.roofline.formats import WeightFormat
+from rsd_engine.roofline.shape import ModelShape
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
@@ -118,16 +121,19 @@ class ModelMemory:
         config: its sizes.
         dtype: that it computes in, also of its K and V.
         matrix_dtype: that its matrices are held in.
+        weights_format: that of its weights, if they are quantised.
     """
 
     config: ModelConfig
     dtype: torch.dtype
     matrix_dtype: torch.dtype
+    weights_format: WeightFormat | None = None
 
     @property
     def weights(self) -> int:
         """Bytes, all counted as matrices: norms and biases are few."""
-        return self.config.num_parameters * self.matrix_dtype.itemsize
+        shape = ModelShape.of(self.config, self.dtype, self.matrix_dtype, self.weights_format)
+        return shape.weight_bytes
 
     @property
     def activations(self) -> int:
@@ -147,6 +153,7 @@ def estimate_memory(
     utilization: float,
     max_num_seqs: int,
     max_model_len: int,
+    formats: Mapping[Role, WeightFormat] = MappingProxyType({}),
 ) -> MemoryEstimate:
     """The memory of an engine of these models on a GPU, each with weights of its own.
 
@@ -157,9 +164,10 @@ def estimate_memory(
         utilization: share of it that the engine may use.
         max_num_seqs: slots.
         max_model_len: most tokens of prompt and output.
+        formats: of the weights of roles whose weights are quantised.
     """
     models = {
-        role: ModelMemory(config, dtype or config.dtype, dtype or config.dtype)
+        role: ModelMemory(config, dtype or config.dtype, dtype or config.dtype, formats.get(role))
         for role, config in configs.items()
     }
     available = int(memory_bytes * utilization)

@@ -13,7 +13,7 @@ and none waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
@@ -75,14 +75,20 @@ class Loop:
         return ops.bridge_scratch(self.state)
 
 
-def build_program(loop: Loop) -> Block:
-    """The tree that every executor runs; it has a body for each role and number of rows."""
+def build_program(loop: Loop, row_buckets: Sequence[int] | None = None) -> Block:
+    """The tree that every executor runs; it has a body for each role and number of rows.
+
+    Args:
+        loop: its parts.
+        row_buckets: those of the state, if it has no memory that they could be read from.
+    """
     state = loop.state
+    if row_buckets is None:
+        row_buckets = state.row_buckets.tolist()  # host read: once, when the program is built
     schedule = partial(
         ops.schedule, state, loop.batch, loop.tokens_per_page, loop.rule, loop.prm_kv
     )
-    buckets = state.row_buckets.tolist()  # host read: once, when the program is built
-    passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in buckets)
+    passes = tuple(_pass(loop, role, num_rows) for role in Role for num_rows in row_buckets)
     guess = (Call("guess", partial(ops.guess, state)),) if loop.guesses else ()
     tick = (
         *guess,

@@ -1,1 +1,1 @@
-"""The least time that decoding can take, from sizes of models and rates of a device alone."""
+"""The least time of decoding, from sizes and rates alone, and the expected time of kernels."""

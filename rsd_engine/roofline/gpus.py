@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 
 @dataclass(frozen=True)
 class Device:
     """A device by the two rates that bound a forward pass, and its memory.
+
+    Attributes:
+        multiprocessors: that share the programs of a launch; 0: not known.
+        starts_early: whether a kernel can start before the previous one has ended (from sm_90 on).
 
     Raises:
         ValueError: a figure is not a finite number above 0.
@@ -18,6 +23,8 @@ class Device:
     bandwidth: float  # bytes per second read from memory
     flops: float  # floating-point operations per second of dense matrix products
     memory_bytes: float
+    multiprocessors: int = 0
+    starts_early: bool = False
 
     def __post_init__(self) -> None:
         for field in ("bandwidth", "flops", "memory_bytes"):
@@ -32,37 +39,48 @@ class Device:
         memory_bytes: float | None = None,
     ) -> Device:
         """The same device with the given figures in place of the published ones."""
-        return Device(
-            name=self.name,
+        return replace(
+            self,
             bandwidth=self.bandwidth if bandwidth is None else bandwidth,
             flops=self.flops if flops is None else flops,
             memory_bytes=self.memory_bytes if memory_bytes is None else memory_bytes,
         )
 
 
-def _gpu(name: str, gb_per_second: float, tflops: float, gigabytes: float) -> Device:
-    return Device(name, gb_per_second * 1e9, tflops * 1e12, gigabytes * 1e9)
+def _gpu(
+    name: str,
+    gb_per_second: float,
+    tflops: float,
+    gigabytes: float,
+    multiprocessors: int,
+    *,
+    starts_early: bool = False,
+) -> Device:
+    rates = (gb_per_second * 1e9, tflops * 1e12, gigabytes * 1e9)
+    return Device(name, *rates, multiprocessors, starts_early)
 
+
+_early = partial(_gpu, starts_early=True)
 
 # From NVIDIA's datasheets, product briefs and architecture whitepapers. The rate is that of bf16
 # products with fp32 sums and without sparsity: datasheets that print only the sparse figure are
 # halved. A GB is 10^9 bytes here; the driver usually reports a little more.
 _PRESETS = {
-    "a10": _gpu("A10", 600, 125, 24),  # A10 datasheet
-    "a100-40gb": _gpu("A100 40 GB SXM", 1555, 312, 40),  # A100 datasheet, first edition
-    "a100-80gb": _gpu("A100 80 GB SXM", 2039, 312, 80),  # A100 datasheet, 2021
-    "a100-80gb-pcie": _gpu("A100 80 GB PCIe", 1935, 312, 80),  # A100 datasheet, 2021
-    "b200": _gpu("B200 SXM", 7700, 2250, 180),  # HGX B200 datasheet: 4,500 sparse
-    "h100": _gpu("H100 SXM", 3350, 989.5, 80),  # H100 datasheet: 1,979 sparse
-    "h100-nvl": _gpu("H100 NVL", 3900, 835.5, 94),  # H100 datasheet: 1,671 sparse
-    "h100-pcie": _gpu("H100 PCIe", 2000, 756.5, 80),  # H100 datasheet: 1,513 sparse
-    "h200": _gpu("H200 SXM", 4800, 989.5, 141),  # H200 datasheet: 1,979 sparse
-    "l4": _gpu("L4", 300, 121, 24),  # L4 datasheet: 242 sparse
-    "l40s": _gpu("L40S", 864, 362.05, 48),  # L40S datasheet
-    "rtx3090": _gpu("GeForce RTX 3090", 936, 71, 24),  # GA102 whitepaper
-    "rtx4090": _gpu("GeForce RTX 4090", 1008, 165.2, 24),  # Ada whitepaper
-    "rtx5090": _gpu("GeForce RTX 5090", 1792, 209.5, 32),  # RTX Blackwell whitepaper
-    "rtx-a6000": _gpu("RTX A6000", 768, 154.8, 48),  # RTX A6000 datasheet: 309.7 sparse
+    "a10": _gpu("A10", 600, 125, 24, 72),  # A10 datasheet
+    "a100-40gb": _gpu("A100 40 GB SXM", 1555, 312, 40, 108),  # A100 datasheet, first edition
+    "a100-80gb": _gpu("A100 80 GB SXM", 2039, 312, 80, 108),  # A100 datasheet, 2021
+    "a100-80gb-pcie": _gpu("A100 80 GB PCIe", 1935, 312, 80, 108),  # A100 datasheet, 2021
+    "b200": _early("B200 SXM", 7700, 2250, 180, 148),  # HGX B200 datasheet: 4,500 sparse
+    "h100": _early("H100 SXM", 3350, 989.5, 80, 132),  # H100 datasheet: 1,979 sparse
+    "h100-nvl": _early("H100 NVL", 3900, 835.5, 94, 132),  # H100 datasheet: 1,671 sparse
+    "h100-pcie": _early("H100 PCIe", 2000, 756.5, 80, 114),  # H100 datasheet: 1,513 sparse
+    "h200": _early("H200 SXM", 4800, 989.5, 141, 132),  # H200 datasheet: 1,979 sparse
+    "l4": _gpu("L4", 300, 121, 24, 58),  # L4 datasheet: 242 sparse
+    "l40s": _gpu("L40S", 864, 362.05, 48, 142),  # L40S datasheet
+    "rtx3090": _gpu("GeForce RTX 3090", 936, 71, 24, 82),  # GA102 whitepaper
+    "rtx4090": _gpu("GeForce RTX 4090", 1008, 165.2, 24, 128),  # Ada whitepaper
+    "rtx5090": _early("GeForce RTX 5090", 1792, 209.5, 32, 170),  # RTX Blackwell whitepaper
+    "rtx-a6000": _gpu("RTX A6000", 768, 154.8, 48, 84),  # RTX A6000 datasheet: 309.7 sparse
 }
 GPU_NAMES = tuple(_PRESETS)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from rsd_kernels.launch import available
 from tests.cli.conftest import Rsd
 from tests.tiny_models import TinyModels
 
 MODELS = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b")
+needs_triton = pytest.mark.skipif(not available(), reason="Triton is not installed")
 # 1 TB/s, and so much arithmetic that only bytes count
 PLAIN = ("--gpu=h100", "--bandwidth=1000", "--tflops=1000000")
 
@@ -99,6 +101,35 @@ def test_models_that_do_not_fit_are_said(rsd: Rsd) -> None:
     assert set(found["memory"]["sequences"].values()) == {0}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "weights", "fits"),
+    [("h100", "fp8", False), ("h200", "fp8", True), ("h100", "int4", True), ("h200", "int4", True)],
+)
+def test_the_large_triple_fits_if_it_is_quantised(
+    rsd: Rsd, gpu: str, weights: str, fits: bool
+) -> None:
+    """7B, 72B and 7B; a pass then reads its weights as they are stored."""
+    models = ("--draft=qwen2.5-7b", "--target=qwen2.5-72b", "--prm=qwen2.5-math-prm-7b")
+    formats = [f"--{role}-quantization={weights}" for role in ("draft", "target", "prm")]
+    found = as_json(rsd, *models, *formats, f"--gpu={gpu}", "--bandwidth=1000", "--tflops=1000000")
+    assert (found["memory"]["sequences"]["1024"] >= 40) == fits
+    embedding = 152064 * 8192
+    bits = {"fp8": 8 + 1 / 512, "int4": 4.15625}[weights]
+    read = (72_706_203_648 - 2 * embedding) * bits / 8 + 2 * embedding
+    assert found["memory"]["weights"]["target"] == pytest.approx(read + 2 * embedding)
+    token = (read + 1024 * 327680) / 1e12
+    assert found["pass_seconds"]["target"]["token"] == pytest.approx(token, rel=1e-5)
+    assert found["models"]["target"]["quantization"] == weights
+
+
+def test_one_role_quantised(rsd: Rsd) -> None:
+    shown = rsd("plan", *MODELS, "--gpu=h100", "--target-quantization=Q4_K").stdout
+    assert "7.62 B parameters (4.28 GB, q4_k)" in shown
+    assert "1.54 B parameters (3.09 GB), " in shown
+    assert "the engine expands them when it loads" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) -> None:
     args = (*model_args, "--gpu=l4", "--context=100", "--step-tokens=10")
     found = as_json(rsd, *args)
@@ -108,6 +139,45 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
     half = as_json(rsd, *args, "--dtype=bfloat16", "--max-model-len=256")
     assert half["memory"]["kv_bytes_per_token"]["draft"] == 2 * 2 * 2 * 8 * 2
     assert list(half["memory"]["sequences"]) == ["256"]
+
+
+@needs_triton
+def test_launches_by_kernel(rsd: Rsd) -> None:
+    """The sum of the rows is the tick, at the slots asked for and at 1, 4 and 16."""
+    args = ("--launches", "--draft=qwen2.5-0.5b", "--target=qwen2.5-1.5b", "--gpu=h200")
+    found = as_json(rsd, *args, "--slots=2", "--context=500")
+    assert found["gpu"]["bandwidth"] == pytest.approx(0.9 * 4.8e12)
+    for role, source in (("draft", "qwen2.5-0.5b"), ("target", "qwen2.5-1.5b")):
+        assert found[role]["source"] == source
+        ticks = found[role]["ticks"]
+        assert [(tick["sequences"], tick["early"]) for tick in ticks] == [
+            (number, early) for number in (1, 2, 4, 16) for early in (False, True)
+        ]
+        for tick in ticks:
+            parts = (tick["forward"], tick["control"])
+            for part in parts:
+                total = sum(k["launches"] * k["seconds"] for k in part["kernels"])
+                assert part["seconds"] == pytest.approx(total, rel=1e-4)
+            assert tick["seconds"] == pytest.approx(sum(p["seconds"] for p in parts), rel=1e-4)
+            least = tick["forward"]["num_bytes"] / 4.32e12
+            assert tick["forward"]["share"] == pytest.approx(least / parts[0]["seconds"], rel=1e-4)
+    kv = 2 * 500 * 24 * 2 * 2 * 64 * 2
+    [two, _] = [tick for tick in found["draft"]["ticks"] if tick["sequences"] == 2]
+    assert two["forward"]["num_bytes"] == pytest.approx(2 * 494_032_768 + kv, rel=1e-3)
+
+
+@needs_triton
+def test_launches_as_a_table(rsd: Rsd) -> None:
+    """No column for early starts on a device that has none. A measured bandwidth is said."""
+    args = ("plan", "--launches", "--draft=qwen2.5-0.5b", "--bandwidth=1000")
+    early, plain = (rsd(*args, f"--gpu={gpu}").stdout for gpu in ("h100", "a100-80gb"))
+    for shown in (early, plain):
+        assert "Expected, not measured" in shown and "reads 1.00 TB/s (your figure)" in shown
+        assert "draft qwen2.5-0.5b, bfloat16: 1 sequence of 1024 tokens" in shown
+        assert re.search(r"^projection 9728x896 +24 ", shown, re.MULTILINE)
+        assert max(map(len, shown.splitlines())) <= 80
+    assert re.search(r"us each +early$", early, re.MULTILINE)
+    assert re.search(r"us each$", plain, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +208,24 @@ def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) ->
         ((*MODELS, "--gpu=h100", "--acceptance=1.5"), "--acceptance"),
         ((*MODELS, "--gpu=h100", "--guess-acceptance=-1"), "--guess-acceptance"),
         ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
+        (
+            (*MODELS, "--gpu=h100", "--prm-quantization=int3"),
+            "quantization must be one of fp8, .* got 'int3'",
+        ),
+        (
+            ("--launches", *MODELS, "--gpu=h100", "--draft-quantization=int4"),
+            "none of them reads quantised weights",
+        ),
+        (("--launches", *MODELS), "the launches of a plan need --gpu"),
+        (("--launches", "--gpu=h100"), "the launches of a plan need --draft or --target"),
+        (
+            ("--launches", *MODELS, "--gpu=h100", "--slots=17"),
+            r"slots must be in \[1, 16\] with --launches, got 17",
+        ),
+        (
+            ("--launches", "--target=skywork-prm-7b", "--gpu=h100"),
+            "--target must be a language model; 'skywork-prm-7b' is a reward model",
+        ),
     ],
 )
 def test_wrong_use(rsd: Rsd, args: tuple[str, ...], message: str) -> None:

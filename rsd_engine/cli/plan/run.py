@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from rsd_engine.cli.errors import UsageError
 from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline import rounds
+from rsd_engine.roofline.formats import WeightFormat, find_format
 from rsd_engine.roofline.gpus import Device, find_gpu
 from rsd_engine.roofline.rewrites import GuessedRewrite, guessed_rewrite, guessed_round
 from rsd_engine.roofline.rounds import RoundSeconds, Setting, Speculation, Triple
@@ -43,6 +45,7 @@ class PlanOptions:
     dtype: str | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
+    quantization: Mapping[Role, str]  # of the roles whose weights are
 
     @property
     def sources(self) -> dict[Role, str]:
@@ -97,14 +100,18 @@ def make_plan(options: PlanOptions) -> Plan:
         UsageError: the GPU is not known, or an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
-    device = _device(options)
+    device = find_device(options.gpu, options.bandwidth, options.tflops, options.memory_bytes)
     configs = {
         role: find_config(name, options.revision, is_prm=role == Role.PRM)
         for role, name in options.sources.items()
     }
-    _check_roles(configs, options)
-    dtype = _dtype(options.dtype)
-    shapes = {role: ModelShape.of(config, dtype) for role, config in configs.items()}
+    check_roles(configs, options.sources)
+    dtype = find_dtype(options.dtype)
+    formats = find_formats(options.quantization)
+    shapes = {
+        role: ModelShape.of(config, dtype, weights=formats.get(role))
+        for role, config in configs.items()
+    }
     model_len = _model_len(configs, options)
     memory = estimate_memory(
         configs,
@@ -113,6 +120,7 @@ def make_plan(options: PlanOptions) -> Plan:
         utilization=_utilization(options.gpu_memory_utilization),
         max_num_seqs=options.slots,
         max_model_len=model_len,
+        formats=formats,
     )
     lengths = (*(n for n in _LENGTHS if n < model_len), model_len)
     setting = Setting(device, options.slots, options.context, options.step_tokens)
@@ -155,33 +163,48 @@ def _plan(
     )
 
 
-def _device(options: PlanOptions) -> Device:
-    bandwidth, tflops = options.bandwidth, options.tflops
+def find_device(
+    gpu: str,
+    bandwidth: float | None = None,  # GB/s
+    tflops: float | None = None,
+    memory_bytes: int | None = None,
+) -> Device:
+    """A GPU by its name, with the user's figures in place of the published ones."""
     for name, rate in (("bandwidth", bandwidth), ("tflops", tflops)):
         if rate is not None and (0 < rate < _LEAST_RATE or rate > _MOST_RATE):
             raise UsageError(f"{name} must be in [{_LEAST_RATE:g}, {_MOST_RATE:g}], got {rate:g}")
     try:
-        return find_gpu(options.gpu).measured(
+        return find_gpu(gpu).measured(
             bandwidth=None if bandwidth is None else bandwidth * 1e9,
             flops=None if tflops is None else tflops * 1e12,
-            memory_bytes=options.memory_bytes,
+            memory_bytes=memory_bytes,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def _check_roles(configs: dict[Role, ModelConfig], options: PlanOptions) -> None:
+def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:
+    """Raises UsageError unless writers are language models and the PRM is a reward model."""
     for role, config in configs.items():
         if config.is_reward_model != (role == Role.PRM):
             kinds = ("a language model", "a reward model")
             raise UsageError(
                 f"--{role.name.lower()} must be {kinds[role == Role.PRM]}; "
-                f"{options.sources[role]!r} is {kinds[config.is_reward_model]} "
+                f"{sources[role]!r} is {kinds[config.is_reward_model]} "
                 f"({config.architecture})"
             )
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def find_formats(names: Mapping[Role, str]) -> dict[Role, WeightFormat]:
+    """The formats of quantised weights, by their names."""
+    try:
+        return {role: find_format(name) for role, name in names.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """By its name; None: the checkpoint's own."""
     if name in (None, "auto"):
         return None
     if name not in DTYPES:

@@ -23,7 +23,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_json(plan: Plan) -> None:
-    typer.echo(json.dumps(_rounded(to_dict(plan))))
+    typer.echo(json.dumps(rounded(to_dict(plan))))
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -37,7 +37,11 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "acceptance": plan.options.acceptance,
         "guess_acceptance": plan.options.guess_acceptance,
         "models": {
-            role.name.lower(): {"source": plan.options.sources[role]} | asdict(shape)
+            role.name.lower(): {
+                "source": plan.options.sources[role],
+                "quantization": plan.options.quantization.get(role),
+            }
+            | asdict(shape)
             for role, shape in plan.shapes.items()
         },
         "pass_seconds": {
@@ -69,14 +73,23 @@ def _head(plan: Plan) -> list[str]:
     for role, shape in plan.shapes.items():
         rows.append(
             f"{role.name.lower():<7} {plan.options.sources[role]}: "
-            f"{_billions(shape.num_parameters)} parameters ({megabytes(shape.weight_bytes)}), "
+            f"{_billions(shape.num_parameters)} parameters ({_weights(plan, role)}), "
             f"{shape.kv_bytes_per_token} bytes of KV a token"
         )
     rows.append(
         f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
         f"{_count(setting.step_tokens, 'token')}"
     )
+    if plan.options.quantization:
+        rows.append("note    quantised weights as stored; the engine expands them when it loads")
     return rows
+
+
+def _weights(plan: Plan, role: Role) -> str:
+    """What the weights of a role take, and in which format if they are quantised."""
+    taken = megabytes(plan.shapes[role].weight_bytes)
+    name = plan.options.quantization.get(role)
+    return taken if name is None else f"{taken}, {name.lower()}"
 
 
 def _speeds(plan: Plan) -> list[str]:
@@ -105,7 +118,7 @@ def _speeds(plan: Plan) -> list[str]:
     )  # fmt: skip
     rewrite, alone = plan.rewrite, 1e3 * per_step / plan.target_alone
     return [
-        *_table(("At best", "tokens/s", "ms a step", "x target"), rows),
+        *table(("At best", "tokens/s", "ms a step", "x target"), rows),
         "Roofline: weights and KV read once, products at full rate. Nothing is faster.",
         f"A step at {shares[0]} kept, in ms: {parts}.",
         f"A rewrite at {shares[1]} of guesses right, in ms: {1e3 * rewrite.seconds:.1f} in "
@@ -125,7 +138,7 @@ def _worth(plan: Plan) -> list[str]:
     ]
     ratio = plan.flops_ratio
     return [
-        *_table(("RSD is as fast as", "from steps kept"), rows),
+        *table(("RSD is as fast as", "from steps kept"), rows),
         f"Operations at {_percent(plan.options.acceptance)} kept: the target alone needs "
         f"{ratio['generated']:.2f} times",
         f"those of RSD for tokens written and scored, {ratio['all']:.2f} times for all tokens.",
@@ -154,10 +167,11 @@ def _memory(plan: Plan) -> list[str]:
         (f"{n} tokens", str(memory.sequences(n, step)), f"{1e2 * memory.page_waste(n, step):.1f} %")
         for n in plan.lengths
     ]
-    return [*rows, *_table(("Sequences of", "fit at once", "of pages empty"), fits)]
+    return [*rows, *table(("Sequences of", "fit at once", "of pages empty"), fits)]
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; all but the first column are numbers."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
@@ -179,8 +193,10 @@ def _billions(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to six significant digits."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
