@@ -4,8 +4,9 @@
 
 The graph of one row and a context of 1k tokens is replayed once while PyTorch's profiler records
 what the device does. The gap before a kernel is the time since all earlier ones had ended; it is
-negative where a kernel starts early. Tables of all kernels and the profiler's traces go into the
-folder. On a CPU the profiler records PyTorch's ops instead.
+negative where a kernel starts early. What `rsd plan --launches` expects of each kernel follows.
+Tables of all kernels and the profiler's traces go into the folder. On a CPU the profiler records
+PyTorch's ops instead.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from bench.lib import report
 from bench.lib.options import NO_GPU, command_parser
 from bench.lib.report import FailureLog
 from bench.lib.timing import Calls, prepare
+from rsd_engine.roofline.gpus import Device
+from rsd_engine.roofline.launch_times import Load
+from rsd_engine.roofline.measured import read_bandwidth
+from rsd_engine.roofline.sources import find_config
+from rsd_engine.roofline.tick_times import tick_time
+from rsd_engine.roofline.ticks import decode_tick
 from rsd_kernels.launch import can_overlap
 
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the profiler's trace
@@ -124,6 +131,32 @@ def profile_pass(setting: Setting, model: str, early: bool, output: Path) -> dic
     return {"launches": len(runs), "us": total, "gap_us": gaps, "kernels": entries}
 
 
+def this_gpu(device: torch.device) -> Device:
+    """As the roofline sees it, with its measured read bandwidth."""
+    found = torch.cuda.get_device_properties(device)
+    return Device(
+        found.name, read_bandwidth(device), 1.0, found.total_memory,
+        found.multi_processor_count, starts_early=can_overlap(),
+    )  # fmt: skip
+
+
+def expected_us(model: str, context: int, gpu: Device, *, early: bool) -> dict[str, float]:
+    """What all runs of a kernel should take together, gaps included, as `rsd plan --launches` says.
+
+    A model, to hold the measured table against.
+    """
+    config = find_config(model.lower())
+    times = tick_time(decode_tick(config, config.dtype), Load(1, context), gpu, early=early)
+    together: dict[str, float] = {}
+    for kernel in times.forward:
+        microseconds = 1e6 * kernel.launches * kernel.seconds
+        together[kernel.name] = together.get(kernel.name, 0.0) + microseconds
+    rows = [[name, f"{us:.1f}"] for name, us in together.items()]
+    print(f"\n{model}{', early' if early else ''}: expected, {times.forward_seconds * 1e6:.0f} us")
+    print(report.format_table(["kernel", "us together"], rows), flush=True)
+    return together
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("gpu.launch_profile", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of tables and traces")
@@ -135,15 +168,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = Setting.real({name: REAL[name] for name in MODELS}, runs=1)
     else:
         parser.error(NO_GPU)
+    options.output.mkdir(parents=True, exist_ok=True)
     failures = FailureLog()
     result: dict[str, Any] = {
-        "bench": "gpu.launch_profile", "passes": {}, "failed": failures.messages,
+        "bench": "gpu.launch_profile", "passes": {}, "expected_us": {},
+        "failed": failures.messages,
     }  # fmt: skip
     for early in (False, True) if can_overlap() else (False,):
         for model in setting.shapes:
             name = f"{model}{', early' if early else ''}"
             profile = partial(profile_pass, setting, model, early, options.output)
             result["passes"] |= failures.run_each([(name, profile)])
+            if not options.dry_run:
+                gpu, context = this_gpu(setting.device), setting.context
+                expected = partial(expected_us, model, context, gpu, early=early)
+                result["expected_us"] |= failures.run_each([(name, expected)])
             report.print_json(result)  # in case the profiler ends the process
     report.print_json_or_fail(result)
     return 0

@@ -12,6 +12,11 @@ import pytest
 from bench.gpu import counters, launch_profile
 from bench.gpu.executors import Difference, first_difference
 from bench.gpu.launch_profile import Run, runs_of
+from rsd_engine.roofline.gpus import find_gpu
+from rsd_engine.roofline.launch_times import Load
+from rsd_engine.roofline.sources import find_config
+from rsd_engine.roofline.tick_times import tick_time
+from rsd_engine.roofline.ticks import decode_tick
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,18 @@ def test_kernels_and_the_gaps_before_them() -> None:
     assert sum(entry["total_us"] for entry in entries) == 21.0  # from the first begin to the end
     cells = launch_profile.table(entries).splitlines()[2].split()
     assert cells == ["first", "2", "4.00", "0.25", "8.5"]
+
+
+def test_what_is_expected_of_a_profiled_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernels of a forward by their names, to compare with what the profiler shows."""
+    pytest.importorskip("triton")
+    gpu = find_gpu("h100")
+    found = launch_profile.expected_us("Qwen2.5-0.5B", 1000, gpu, early=True)
+    config = find_config("qwen2.5-0.5b")
+    times = tick_time(decode_tick(config, config.dtype), Load(1, 1000), gpu, early=True)
+    assert sum(found.values()) == pytest.approx(1e6 * times.forward_seconds)
+    assert set(found) == {kernel.name for kernel in times.forward}
+    assert "Qwen2.5-0.5B, early: expected, " in capsys.readouterr().out
 
 
 NCU = """==PROF== Connected to process 7 (/usr/bin/python3.12)
