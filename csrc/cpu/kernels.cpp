@@ -17,6 +17,7 @@
 extern const Kernels RSD_JOINED(kernels_, RSD_CPU_ISA) = {RSD_TEXT(RSD_CPU_ISA),
                                                           GROUP_ROWS,
                                                           product,
+                                                          embed,
                                                           norm,
                                                           silu_mul,
                                                           rope_write,

@@ -24,6 +24,7 @@ struct Kernels {
     const char* name;
     int64_t attention_queries;
     void (*product)(const RsdProduct&, int64_t first_output, int64_t last_output);
+    void (*embed)(const RsdEmbed&, int64_t first_row, int64_t last_row);
     void (*norm)(const RsdNorm&, int64_t first_row, int64_t last_row);
     void (*silu_mul)(const RsdSiluMul&, int64_t first_column, int64_t last_column);
     void (*rope_write)(const RsdRopeWrite&, int64_t first_row, int64_t last_row);

@@ -17,7 +17,10 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
 #endif
 bool always() { return true; }
 
@@ -81,6 +84,14 @@ int32_t rsd_cpu_choose_isa(const char* name) {
 int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads) {
     run(work_of(*product), num_threads, [&](const Runner& r) { r.product(*product); });
     return RSD_CPU_SUCCESS;
+}
+
+int32_t rsd_cpu_embed(const RsdEmbed* embed, int32_t num_threads) {
+    const int32_t code = check_embed(*embed);
+    if (code == RSD_CPU_SUCCESS) {
+        run(work_of(*embed), num_threads, [&](const Runner& r) { r.embed(*embed); });
+    }
+    return code;
 }
 
 int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads) {

@@ -56,6 +56,8 @@ int64_t work_of(const RsdProduct& p) {
     return (p.num_rows + FLOAT_READ) * p.num_outputs * p.num_inputs;
 }
 
+int64_t work_of(const RsdEmbed& e) { return e.num_rows * e.width; }
+
 int64_t work_of(const RsdNorm& n) { return 2 * n.num_rows * n.width; }
 
 int64_t work_of(const RsdSiluMul& s) { return s.num_rows * s.width * EXP_PRODUCTS; }
@@ -75,6 +77,11 @@ int64_t work_of(const RsdAttention& a) {
 void Runner::product(const RsdProduct& p) const {
     team.ranges(p.num_outputs, OUTPUT_UNIT, work_of(p),
                 [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
+}
+
+void Runner::embed(const RsdEmbed& e) const {
+    team.ranges(e.num_rows, 1, work_of(e),
+                [&](int64_t first, int64_t last) { kernels.embed(e, first, last); });
 }
 
 void Runner::norm(const RsdNorm& n) const {
@@ -106,6 +113,13 @@ void Runner::attention(const RsdAttention& a) const {
         AttentionShare share;
         if (shares.find(number, share)) kernels.attend(a, share);
     });
+}
+
+int32_t check_embed(const RsdEmbed& e) {
+    for (int64_t r = 0; r < e.num_rows; ++r) {
+        if (e.token[r] < 0 || e.token[r] >= e.table.num_outputs) return RSD_CPU_ERROR_TOKEN;
+    }
+    return RSD_CPU_SUCCESS;
 }
 
 int32_t check_rope_write(const RsdRopeWrite& w) {
