@@ -15,6 +15,7 @@ import torch
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.weight_form import WeightForm
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotSizes, SlotState, pages_for
@@ -116,18 +117,20 @@ class ModelMemory:
 
     Attributes:
         config: its sizes.
-        dtype: that it computes in, also of its K and V.
-        matrix_dtype: that its matrices are held in.
+        form: what it computes in, also its K and V, and what its matrices are held in.
     """
 
     config: ModelConfig
-    dtype: torch.dtype
-    matrix_dtype: torch.dtype
+    form: WeightForm
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.form.dtype
 
     @property
     def weights(self) -> int:
         """Bytes, all counted as matrices: norms and biases are few."""
-        return self.config.num_parameters * self.matrix_dtype.itemsize
+        return round(self.config.num_parameters * self.form.bytes_per_parameter)
 
     @property
     def activations(self) -> int:
@@ -159,7 +162,7 @@ def estimate_memory(
         max_model_len: most tokens of prompt and output.
     """
     models = {
-        role: ModelMemory(config, dtype or config.dtype, dtype or config.dtype)
+        role: ModelMemory(config, WeightForm.plain(dtype or config.dtype))
         for role, config in configs.items()
     }
     available = int(memory_bytes * utilization)

@@ -32,7 +32,7 @@ from rsd_engine.models.loader import (
     load_reward_model,
     read_language_config,
     read_reward_config,
-    weight_dtypes,
+    weight_form,
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Scorer
@@ -238,7 +238,7 @@ def memory_of(
         same = found[Role.TARGET] if model.merged else same
         with naming_model(_name(role)):
             found[role] = same or ModelMemory(
-                model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
+                model.config, weight_form(model.checkpoint, model.config, dtype, device)
             )
     return found
 
@@ -381,8 +381,7 @@ def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel)
     logger.info(
         "%s: %s, %s, %.1f M parameters, %.1f MB of weights in %s",
         _name(role), checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
-        model.weight_bytes / 1e6,
-        str(model.decoder.weights.matrix_dtype).removeprefix("torch."),
+        model.weight_bytes / 1e6, model.decoder.weights.held_in,
     )  # fmt: skip
 
 

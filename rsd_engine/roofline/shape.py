@@ -18,21 +18,21 @@ class ModelShape:
     head_parameters: int  # the LM head: rows whose next token is sampled are multiplied by it
     attention_width: int  # query channels of all layers together
     kv_bytes_per_token: int
-    bytes_per_parameter: int
+    bytes_per_parameter: float  # of the weights, on average
 
     @classmethod
     def of(
         cls,
         config: ModelConfig,
         dtype: torch.dtype | None = None,
-        matrix_dtype: torch.dtype | None = None,
+        bytes_per_parameter: float | None = None,
     ) -> ModelShape:
         """The shape of a model.
 
         Args:
             config: its sizes.
             dtype: of weights, K and V; by default the checkpoint's own.
-            matrix_dtype: of the weights, where it differs.
+            bytes_per_parameter: of the weights, if it is not that of `dtype`.
         """
         dtype = dtype or config.dtype
         embedding = config.vocab_size * config.hidden_size
@@ -43,15 +43,15 @@ class ModelShape:
             head_parameters=0 if config.is_reward_model else embedding,
             attention_width=config.num_layers * config.q_width,
             kv_bytes_per_token=config.kv_shape(dtype).bytes_per_token,
-            bytes_per_parameter=(matrix_dtype or dtype).itemsize,
+            bytes_per_parameter=bytes_per_parameter or dtype.itemsize,
         )
 
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
-        return self.num_parameters * self.bytes_per_parameter
+        return round(self.num_parameters * self.bytes_per_parameter)
 
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that a pass reads: all but the embedding, where it only looks up."""
-        return (self.body_parameters + self.head_parameters) * self.bytes_per_parameter
+        return round((self.body_parameters + self.head_parameters) * self.bytes_per_parameter)

@@ -62,6 +62,11 @@ class StoredWeight:
     bias: Tensor | None = None  # [num_outputs]
 
     @property
+    def tables(self) -> tuple[StoredMatrix, ...]:
+        """The matrices whose rows its outputs are."""
+        return self.parts
+
+    @property
     def num_outputs(self) -> int:
         return sum(part.shape[0] for part in self.parts)
 
@@ -73,6 +78,10 @@ class StoredWeight:
     def nbytes(self) -> int:
         held = sum(part.nbytes for part in self.parts)
         return held + (0 if self.bias is None else self.bias.nbytes)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """[k, num_inputs] float32: the rows of W of the outputs [k] int64."""
+        return torch.cat([self.narrow(int(i), 1).parts[0].expand() for i in outputs])
 
     def to(self, dtype: torch.dtype) -> LinearWeight:
         """The same weight, expanded."""
