@@ -108,7 +108,8 @@ class RoleMetrics:
         tokens_read: rows of its passes: prompts, and what it read again after a preemption, too.
         cached_tokens: tokens of prompts that it found in the prefix cache and had not to read.
         passes: passes that the request was part of.
-        seconds: time of these passes, which other requests shared.
+        seconds: its share of the time of these passes: that of a pass is divided evenly among
+            the slots in it, so that the seconds of all requests add up.
     """
 
     tokens_generated: int = 0

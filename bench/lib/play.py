@@ -32,7 +32,7 @@ class Played:
         seconds: wall time from the first launch to the last decision.
         busy_seconds: wall time from the first launch until the first slot was done.
         busy_tokens: tokens that all slots had kept by then.
-        role_seconds: seconds of a slot's passes, by role, mean over the slots.
+        role_seconds: seconds of all passes, by role.
         passes: passes of a slot, by role, mean over the slots.
         rows: tokens that each model read, over all slots.
         kept, rejected: draft steps, over all slots.
@@ -165,7 +165,7 @@ def _played(scene: Scene, events: Sequence[tuple[float, Event]]) -> Played:
             for when, event in events
             if when <= busy and isinstance(event, StepDecided) and event.kind == RecordKind.KEPT
         ),
-        role_seconds={r: sum(c.seconds for c in of_role[r]) / scene.slots for r in Role},
+        role_seconds={r: sum(c.seconds for c in of_role[r]) for r in Role},
         passes={r: sum(c.passes for c in of_role[r]) / scene.slots for r in Role},
         rows={r: sum(c.tokens_read for c in of_role[r]) for r in Role},
         kept=sum(s.kind == RecordKind.KEPT and s.source == Role.DRAFT for s in every_step),

@@ -1,7 +1,7 @@
 """One answer of one method to one question, as `rsd eval` writes it: a line of JSON.
 
-A record has only what the question, the method and the seed decide, but for `seconds`: a run that
-was killed and resumed gives the same records as one that was not.
+A record has only what the question, the method and the seed decide, but for its times, `TIMES`: a
+run that was killed and resumed gives otherwise the same records as one that was not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rsd_engine.outputs import (
 )
 
 AnswerKind = Literal["math", "choice", "demo"]
+TIMES = ("seconds", "role_seconds")  # of a record: what another run would not repeat
 _DIGITS = 7  # of a reward: as many as float32 holds, so that no threshold lies between
 
 
@@ -128,6 +129,27 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class RoleSeconds:
+    """Time of the passes of each model, all samples together: an answer's share of each pass.
+
+    Those of all answers add up to the time of all passes, which `Record.seconds` of all contain. Of
+    a server in place of a model they are the time of its answers, some of which come at once.
+    """
+
+    draft: float = 0.0
+    target: float = 0.0
+    prm: float = 0.0
+
+    def __add__(self, other: RoleSeconds) -> RoleSeconds:
+        return RoleSeconds(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> RoleSeconds:
+        """Those of a request, to the microsecond."""
+        return cls(*(round(getattr(metrics, f.name).seconds, 6) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
 class Record:
     """A method's answer to a question.
 
@@ -137,6 +159,7 @@ class Record:
         found: the answer extracted from it; None if there is none.
         seconds: its share of the time that its batch of questions took, so that the seconds of a
             method's records add up to the time that the method took.
+        role_seconds: what each model took for it; None in records that were written without.
         steps: of the final answer, in order.
         samples: all answers, for methods that choose one of several.
         error: what went wrong, in one line.
@@ -152,6 +175,7 @@ class Record:
     finish_reason: FinishReason
     counts: Counts
     seconds: float
+    role_seconds: RoleSeconds | None = None
     steps: tuple[StepRecord, ...] = ()
     samples: tuple[Sample, ...] = ()
     error: str | None = None
@@ -162,7 +186,7 @@ class Record:
         return label(self.method, self.settings)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; `samples` and `error` are left out where there are none."""
+        """JSON-ready values; `error`, `samples` and `role_seconds` only where there are any."""
         values: dict[str, Any] = {
             "question": vars(self.question),
             "method": self.method,
@@ -178,7 +202,10 @@ class Record:
             values["error"] = self.error
         if self.samples:
             values["samples"] = [vars(sample) for sample in self.samples]
-        return {**values, "counts": vars(self.counts), "seconds": self.seconds}
+        values |= {"counts": vars(self.counts), "seconds": self.seconds}
+        if self.role_seconds is not None:
+            values["role_seconds"] = vars(self.role_seconds)
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Record:
@@ -194,12 +221,16 @@ class Record:
                 f"question.kind must be one of {list(get_args(AnswerKind))}, got "
                 f"{question['kind']!r}"
             )
+        times = known.get("role_seconds")
         try:
             return cls(
                 **known
                 | {
                     "question": Question(**question),
                     "counts": Counts(**_known(Counts, _mapping("counts", known))),
+                    "role_seconds": None
+                    if times is None
+                    else RoleSeconds(**_known(RoleSeconds, times)),
                     "steps": tuple(map(_step_from, known.get("steps", ()))),
                     "samples": tuple(Sample(**_known(Sample, s)) for s in known.get("samples", ())),
                 }

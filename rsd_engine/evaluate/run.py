@@ -24,6 +24,7 @@ from rsd_engine.evaluate.record import (
     Counts,
     Question,
     Record,
+    RoleSeconds,
     Sample,
     lasting,
     step_records,
@@ -175,6 +176,7 @@ class Examiner:
             finish_reason=output.finish_reason,
             counts=Counts.of(result.metrics),
             seconds=0.0,
+            role_seconds=RoleSeconds.of(result.metrics),
             steps=step_records(output),
             samples=_samples(item, answers, result.outputs, given) if trial.choose else (),
             error=errors[0] if errors else None,
@@ -233,5 +235,6 @@ def _failed(item: Item, error: str) -> Record:
         finish_reason="error",
         counts=Counts(),
         seconds=0.0,
+        role_seconds=RoleSeconds(),
         error=error,
     )

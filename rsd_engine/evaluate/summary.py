@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rsd_engine.evaluate.record import Counts, Record
+from rsd_engine.evaluate.record import Counts, Record, RoleSeconds
 from rsd_engine.evaluate.statistics import mcnemar, wilson_interval
 
 
@@ -24,6 +24,7 @@ class Row:
         counts: sums over all answers.
         acceptance: share of the draft's steps that were kept; None if none was decided on.
         seconds: that all answers took.
+        role_seconds: of them, what each model took; None if a record does not tell.
         fewer_flops: how many times fewer than the target alone, for tokens written and for all that
             were read; None without the target.
         speed_up: how many times faster than the target alone, likewise.
@@ -43,6 +44,7 @@ class Row:
     counts: Counts
     acceptance: float | None
     seconds: float
+    role_seconds: RoleSeconds | None
     fewer_flops: tuple[float, float] | None
     speed_up: float | None
     draft_alone: float
@@ -84,11 +86,17 @@ def _row(records: Sequence[Record], target: Sequence[Record] | None) -> Row:
         counts=counts,
         acceptance=counts.steps_accepted / scored if scored else None,
         seconds=seconds,
+        role_seconds=_role_seconds(records),
         fewer_flops=None if target is None else _fewer(target, records),
         speed_up=None if target is None else _ratio(_mean_seconds(target), _mean_seconds(records)),
         draft_alone=alone / len(records),
         failed=sum(record.error is not None for record in records),
     )
+
+
+def _role_seconds(records: Sequence[Record]) -> RoleSeconds | None:
+    told = [record.role_seconds for record in records if record.role_seconds is not None]
+    return sum(told, start=RoleSeconds()) if len(told) == len(records) else None
 
 
 def _shares(records: Sequence[Record]) -> dict[str, float]:

@@ -73,9 +73,7 @@ class ServerMetrics:
             Counter, "rsd:candidates", "Candidates of steps.", extra=("fate",)
         )
         self._rewards = self._own(Histogram, "rsd:reward", "Rewards of steps.", _REWARDS)
-        self._seconds = self._own(
-            Counter, "rsd:role_seconds", "Time of passes, shared by their samples.", extra=("role",)
-        )
+        self._seconds = self._own(Counter, "rsd:role_seconds", "Time of passes.", extra=("role",))
         self._errors = self._own(Counter, "rsd:request_errors", "Samples that failed.")
         self.refused = self._own(
             Counter, "rsd:admission_rejections", "Requests refused with a full queue."

@@ -70,7 +70,11 @@ def test_metrics_add_up(engine: Engine) -> None:
         gained = getattr(after, name) - getattr(before, name)
         assert gained == sum(getattr(r.metrics, name) for r in results)
     assert after.flops.all - before.flops.all == sum(r.metrics.flops.all for r in results)
-    assert after.seconds > before.seconds
+    # Requests share passes, and their seconds add up to less than all launches took.
+    spent = sum(
+        role.seconds for r in results for role in (r.metrics.draft, r.metrics.target, r.metrics.prm)
+    )
+    assert 0 < spent < after.seconds - before.seconds
 
 
 def test_prompts_in_every_shape(engine: Engine) -> None:

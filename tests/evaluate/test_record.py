@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rsd_engine.evaluate.record import (
     Counts,
     Question,
     Record,
+    RoleSeconds,
     Sample,
     ScoredText,
     StepRecord,
@@ -33,6 +35,7 @@ RECORD = Record(
     finish_reason="stop",
     counts=Counts(1, 2, 3, 4, 5, 6, 7, 8),
     seconds=0.25,
+    role_seconds=RoleSeconds(0.125, 0.0625, 0.03125),
     steps=(
         StepRecord("a\n\n", "draft", 0.9, None, (CandidateText("b\n\n", "draft", 0.1),)),
         StepRecord("The answer is \\boxed{7}.", "target", None, ScoredText("c", None)),
@@ -57,7 +60,7 @@ def test_a_record_is_read_back() -> None:
     }  # fmt: skip
     assert list(written) == [
         "question", "method", "settings", "seed", "text", "found", "correct", "finish_reason",
-        "steps", "samples", "counts", "seconds",
+        "steps", "samples", "counts", "seconds", "role_seconds",
     ]  # fmt: skip
 
 
@@ -65,6 +68,14 @@ def test_errors_and_other_keys() -> None:
     found = Record.from_json(json.loads(line(error="no pages", line=4, run="abc")))
     assert found.error == "no pages"
     assert found.to_json()["error"] == "no pages"
+
+
+def test_a_record_without_times_by_role() -> None:
+    written = json.loads(line())
+    del written["role_seconds"]
+    old = Record.from_json(written)
+    assert old == replace(RECORD, role_seconds=None)
+    assert old.to_json() == written
 
 
 def test_a_file_of_records_may_have_a_torn_last_line() -> None:
@@ -81,6 +92,7 @@ def test_a_file_of_records_may_have_a_torn_last_line() -> None:
         (line(counts=3), "line 1: counts must be an object, got 3"),
         (line(question={"id": "1"}), "line 1: not a record of `rsd eval`: .*text"),
         (line(question={"kind": "poem"}), r"question.kind must be one of \['math', 'choice'"),
+        (line(role_seconds=3), "line 1: not a record"),
         (line(steps=[3]), "line 1: not a record"),
         (line(samples=3), "line 1: not a record"),
     ],
@@ -101,11 +113,14 @@ def test_steps_and_counts_of_a_result() -> None:
         StepRecord("c", "target", None, ScoredText("d", None)),
     )
     metrics = Metrics(
-        draft=RoleMetrics(tokens_generated=1, tokens_discarded=2),
-        target=RoleMetrics(tokens_generated=3, tokens_discarded=4),
-        prm=RoleMetrics(tokens_read=5),
+        draft=RoleMetrics(tokens_generated=1, tokens_discarded=2, seconds=0.1234567),
+        target=RoleMetrics(tokens_generated=3, tokens_discarded=4, seconds=0.25),
+        prm=RoleMetrics(tokens_read=5, seconds=0.5),
         flops=Flops(6, 7), steps_accepted=8, steps_rejected=9,
     )  # fmt: skip
     found = Counts.of(metrics)
     assert found == Counts(1, 3, 6, 5, 8, 9, 6, 7)
     assert found + found == Counts(2, 6, 12, 10, 16, 18, 12, 14)
+    times = RoleSeconds.of(metrics)
+    assert times == RoleSeconds(draft=0.123457, target=0.25, prm=0.5)
+    assert times + RoleSeconds(1, 2, 3) == RoleSeconds(1.123457, 2.25, 3.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from rsd_engine.engine.chat.questions import ChatSettings, question_seed
 from rsd_engine.evaluate.choosing import AGGREGATES
 from rsd_engine.evaluate.methods import Decoding, make_trials
 from rsd_engine.evaluate.questions import load_questions
-from rsd_engine.evaluate.record import Counts, Question, Record
+from rsd_engine.evaluate.record import TIMES, Counts, Question, Record
 from rsd_engine.evaluate.run import BATCH, Examiner, by_method, make_batches
 
 QUESTIONS = load_questions("demo:3")
@@ -45,7 +46,16 @@ def answers(
     assert sorted(r.question.id for r in noticed) == sorted(q.id for q in questions)
     assert [record.question for record in found] == list(questions)
     assert all(record.seconds == found[0].seconds > 0 for record in found)
+    check_times_by_role(found)
     return found
+
+
+def check_times_by_role(records: list[Record]) -> None:
+    """Passes are shared, so that those of a batch take no longer than the batch."""
+    told = [record.role_seconds for record in records if record.role_seconds]
+    assert len(told) == len(records)
+    all_roles = sum(one.draft + one.target + one.prm for one in told)
+    assert 0 < all_roles < sum(record.seconds for record in records)
 
 
 def seeded(params: SamplingParams, question: Question, seed: int = 3) -> SamplingParams:
@@ -68,6 +78,8 @@ def test_target_and_speculation_write_the_same(engine: Engine, examiner: Examine
         assert record.found == (None if value is None else str(value))
         assert record.correct == (record.found == record.question.answer)
         assert record.counts.target_tokens and not record.counts.draft_tokens
+        assert record.role_seconds is not None and record.role_seconds.target
+        assert record.role_seconds.draft == record.role_seconds.prm == 0
         assert record.samples == () and record.error is None
         assert "".join(step.text for step in record.steps) == record.text
 
@@ -125,8 +137,9 @@ def test_process_best_of_n_takes_the_best_step_each_time(examiner: Examiner) -> 
 
 @pytest.mark.parametrize("method", ["beam@2:2", "gsi@2", "rsd+guesses", "rsd:clip"])
 def test_a_batch_that_is_asked_again_gives_the_same(examiner: Examiner, method: str) -> None:
-    def lasting() -> list[Record]:
-        return [replace(record, seconds=0.0) for record in answers(examiner, method, QUESTIONS[:2])]
+    def lasting() -> list[dict[str, Any]]:
+        values = [record.to_json() for record in answers(examiner, method, QUESTIONS[:2])]
+        return [{k: v for k, v in one.items() if k not in TIMES} for one in values]
 
     first = lasting()
     answers(examiner, "draft", QUESTIONS[:1])  # other work in between, and another prefix cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rsd_engine.evaluate.record import Counts, Question, Record
+from rsd_engine.evaluate.record import Counts, Question, Record, RoleSeconds
 from rsd_engine.evaluate.statistics import mcnemar, wilson_interval
 from rsd_engine.evaluate.summary import summarise
 
@@ -43,6 +43,7 @@ OURS = records(
     ),
     settings={"threshold": 0.7},
     seconds=0.25,
+    role_seconds=RoleSeconds(0.125, 0.0625, 0.03125),
 )  # fmt: skip
 DRAFT = records(
     "draft", [1, 0, 0, 0, 1, 0], Counts(draft_tokens=8, flops_generated=8, flops_all=10)
@@ -61,6 +62,8 @@ def test_rows() -> None:
     assert ours.acceptance == 0.75
     assert ours.fewer_flops == (4.0, 2.0)
     assert (ours.seconds, ours.speed_up) == (1.5, 2.0)
+    assert ours.role_seconds == RoleSeconds(0.75, 0.375, 0.1875)
+    assert target.role_seconds is None  # its records do not tell
     assert (ours.seeds, ours.questions, ours.failed) == ((0,), 6, 0)
     assert ours.draft_alone == 0.0
     assert draft.draft_alone == pytest.approx(2 / 6)

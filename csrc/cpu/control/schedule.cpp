@@ -307,13 +307,13 @@ void rsd_cpu_schedule(const RsdSlots* slots, const RsdBatch* batch, const RsdPag
 
 void rsd_cpu_advance(const RsdSlots* slots, const RsdBatch* batch, int32_t role, int32_t prm_kv) {
     const RsdSlots& s = *slots;
-    const int64_t elapsed = now() - *s.pass_start;
+    const int64_t share = (now() - *s.pass_start) / std::max(*s.num_seqs, 1);
     const int32_t kv = role == Role::PRM ? prm_kv : role;
     for (int32_t i = 0; i < *s.num_seqs; ++i) {
         const int32_t b = batch->seq_slot[i];
         of_role(s, s.kv_len, kv, b) = batch->seq_kv_len[i];
         of_role(s, s.tokens_read, role, b) += batch->seq_start[i + 1] - batch->seq_start[i];
         of_role(s, s.passes, role, b) += 1;
-        of_role(s, s.nanoseconds, role, b) += elapsed;
+        of_role(s, s.nanoseconds, role, b) += share;
     }
 }

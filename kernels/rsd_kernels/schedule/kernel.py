@@ -288,7 +288,8 @@ def advance_kernel(
     b_passes = tl.load(state.passes + o_role, mask=m_seq, other=0) + 1
     b_time = tl.load(state.nanoseconds + o_role, mask=m_seq, other=0)
     if CLOCK:
-        b_time += globaltimer() - tl.load(state.pass_start)
+        elapsed = globaltimer() - tl.load(state.pass_start)
+        b_time += elapsed // tl.maximum(tl.load(state.num_seqs), 1)
     tl.debug_barrier()
     tl.store(state.kv_len + kv_role * state.num_slots + b_slot, b_kv, mask=m_seq)
     tl.store(state.tokens_read + o_role, b_read, mask=m_seq)

@@ -105,7 +105,7 @@ def advance(state: SlotState, batch: RowBatch, role: Role, prm_kv: Role = Role.P
     write_at(state.kv_len, read, host(batch.seq_kv_len)[:n])
     add_at(state.tokens_read, here, starts[1 : n + 1] - starts[:n])
     add_at(state.passes, here, 1)
-    add_at(state.nanoseconds, here, elapsed)
+    add_at(state.nanoseconds, here, elapsed // max(n, 1))  # shares, so that they add up
 
 
 def _stop(state: SlotState, batch: RowBatch) -> None:

@@ -163,7 +163,7 @@ class SlotState:
     # counters
     tokens_read: Annotated[Tensor, int32, NUM_ROLES, B]  # rows the model read for this request
     passes: Annotated[Tensor, int32, NUM_ROLES, B]  # passes it took part in
-    nanoseconds: Annotated[Tensor, int64, NUM_ROLES, B]  # time of those passes
+    nanoseconds: Annotated[Tensor, int64, NUM_ROLES, B]  # its share of their time
     nan_rewards: Annotated[Tensor, int32, B]  # rewards that were not a number
     # the pass
     pass_role: Annotated[Tensor, int32, 1]  # the role of this tick's pass, NUM_ROLES if none

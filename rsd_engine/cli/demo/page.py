@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rsd_engine.cli.demo.comparison import Comparison
 from rsd_engine.cli.errors import print_stderr
 from rsd_engine.demo.problems import Problem, extract_answer
-from rsd_engine.evaluate.record import Counts, Question, Record, step_records
+from rsd_engine.evaluate.record import Counts, Question, Record, RoleSeconds, step_records
 from rsd_engine.evaluate.trace.page import Run, make_page
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _record(
         finish_reason=output.finish_reason,
         counts=Counts.of(result.metrics),
         seconds=result.metrics.seconds,
+        role_seconds=RoleSeconds.of(result.metrics),
         steps=step_records(output),
         error=output.error,
     )

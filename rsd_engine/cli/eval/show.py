@@ -11,18 +11,19 @@ from rich.table import Table
 from rsd_engine.cli.show import is_plain, make_console
 from rsd_engine.evaluate.methods import METHODS
 from rsd_engine.evaluate.questions import DATA_SETS, DEMO, DEMO_COUNT
-from rsd_engine.evaluate.record import label
+from rsd_engine.evaluate.record import RoleSeconds, label
 from rsd_engine.evaluate.summary import Row
 
 _WIDE = 400  # columns of plain output, which is read by programs and pasted into documents
 _COLUMNS = (
     "right %", "95 %", "p", "draft tok", "target tok", "PRM tok", "FLOPs written", "FLOPs read",
-    "kept %", "seconds", "speed-up", "draft alone %",
+    "kept %", "seconds", "draft/target/PRM s", "speed-up", "draft alone %",
 )  # fmt: skip
 _LEGEND = (
     "Tokens (kept ones; of the PRM those it read) and FLOPs are of one answer; (x) is how many "
     "times fewer than the target alone. p: exact McNemar test against the target alone. kept: of "
-    "the draft's steps. draft alone: answered rightly without a token of the target."
+    "the draft's steps. draft/target/PRM s: of the seconds, those in passes of each. "
+    "draft alone: answered rightly without a token of the target."
 )
 
 
@@ -77,9 +78,14 @@ def _cells(row: Row) -> list[str]:
         _flops(counts.flops_all / answers, fewer[1]),
         "" if row.acceptance is None else f"{100 * row.acceptance:.1f}",
         f"{row.seconds:.1f}",
+        "" if row.role_seconds is None else _by_role(row.role_seconds),
         "" if row.speed_up is None else f"{row.speed_up:.2f}x",
         f"{100 * row.draft_alone:.1f}",
     ]
+
+
+def _by_role(seconds: RoleSeconds) -> str:
+    return f"{seconds.draft:.1f}/{seconds.target:.1f}/{seconds.prm:.1f}"
 
 
 def _flops(value: float, fewer: float | None) -> str:

@@ -17,16 +17,20 @@ Tree = list[Any]
 
 _MOST_CHARACTERS = 2000  # of a formula; a longer one stays text
 _MOST_LEVELS = 50  # of a tree
+_OUTER = r"(?:align|equation|gather|multline|eqnarray)\*?"  # environments that need no delimiters
 # A dollar opens before what is no space and closes behind it, not before a digit, so that "$5 and
 # $6" stays money. JavaScript reads the same pattern.
 FORMULA = (
     rf"\\\(.{{1,{_MOST_CHARACTERS}}}?\\\)|\\\[.{{1,{_MOST_CHARACTERS}}}?\\\]"
     rf"|\$\$.{{1,{_MOST_CHARACTERS}}}?\$\$|\$(?![\s$])[^$\n]*[^\s$\\]\$(?!\d)"
+    rf"|\\begin\{{{_OUTER}\}}.{{1,{_MOST_CHARACTERS}}}?\\end\{{{_OUTER}\}}"
     r"|\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 )
 _FORMULA = re.compile(FORMULA, re.DOTALL)
 _DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
-_DISPLAY = (r"\[", "$$")
+_DISPLAY = (r"\[", "$$", r"\begin")
+# Environments of rows that latex2mathml does not know, but for this one.
+_ROWS = re.compile(r"\\(begin|end)\{(?:aligned|split|gathered|(?:gather|multline|eqnarray)\*?)\}")
 # Definitions may expand without end.
 _DEFINES = re.compile(r"\\(?:def|(?:re)?newcommand|newenvironment|DeclareMathOperator)\b")
 _ENTITY = re.compile(r"&#x([0-9A-Fa-f]{2,6});")  # how latex2mathml names a character
@@ -57,6 +61,9 @@ _ATTRIBUTES = {
         ),
     }.items()
 }
+# What stands below or above these, where there is room: latex2mathml sets it at their side.
+_WITH_LIMITS = ("lim", "max", "min", "sup", "inf", "lim\u2006sup", "lim\u2006inf")
+_LIMITS = {"msub": "munder", "msup": "mover", "msubsup": "munderover"}
 _ALLOWED = {name: values for names, values in _ATTRIBUTES.items() for name in names.split("|")}
 
 
@@ -90,6 +97,7 @@ def parse_formula(source: str) -> Tree | None:
 
 
 def _inner(source: str) -> str:
+    source = _ROWS.sub(r"\\\1{align*}", source)
     for start, end in _DELIMITERS:
         if source.startswith(start) and source.endswith(end):
             return source[len(start) : -len(end)]
@@ -111,4 +119,8 @@ def _tree(element: Element, levels: int) -> Tree:
         if name in _ALLOWED and _ALLOWED[name].fullmatch(value)
     }
     children = [_tree(child, levels - 1) for child in element]
-    return [element.tag, attributes, *([text] if text else []), *children]
+    tag = element.tag
+    if tag in _LIMITS and children[0][0] == "mo" and children[0][-1] in _WITH_LIMITS:
+        children[0][1]["movablelimits"] = "true"  # to the side again within a line
+        tag = _LIMITS[tag]
+    return [tag, attributes, *([text] if text else []), *children]

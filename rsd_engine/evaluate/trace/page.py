@@ -28,7 +28,7 @@ class Run:
     Attributes:
         name: what the page calls it.
         records: as `Record.to_json` of `rsd_engine.evaluate.record` gives them. `seed`, `seconds`
-            and `correct` may be None, and counts may be missing.
+            and `correct` may be None; `role_seconds` and single counts may be missing.
     """
 
     name: str

@@ -15,7 +15,7 @@ import pytest
 
 from rsd_engine.evaluate import run as evaluate_run
 from rsd_engine.evaluate.methods import METHODS
-from rsd_engine.evaluate.record import read_records
+from rsd_engine.evaluate.record import TIMES, read_records
 from tests.cli.conftest import Rsd, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,7 +40,7 @@ def eval_args(model_args: list[str], questions: Path, monkeypatch: pytest.Monkey
 
 
 def lasting(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(path)]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_jsonl(path)]
 
 
 def test_a_run_and_its_resumption(rsd: Rsd, eval_args: list[str], tmp_path: Path) -> None:
@@ -58,6 +58,13 @@ def test_a_run_and_its_resumption(rsd: Rsd, eval_args: list[str], tmp_path: Path
     assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[3:7]] == list(tried)
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary] == ["target", "rsd", "rsd", "best@2"]
+    times = [[row["role_seconds"][role] for role in ("draft", "target", "prm")] for row in summary]
+    for line, seconds in zip(result.stdout.splitlines()[3:7], times, strict=True):
+        assert line.split("|")[12].strip() == "/".join(f"{one:.1f}" for one in seconds)
+    assert [[one > 0 for one in seconds] for seconds in times[:2]] == [
+        [False, True, False],
+        [True] * 3,
+    ]
     whole, data = lasting(results), results.read_bytes()
     part = tmp_path / "part" / "results.jsonl"
     part.parent.mkdir()

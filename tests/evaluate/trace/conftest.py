@@ -12,12 +12,13 @@ import pytest
 from rsd_engine.evaluate.trace.page import Run, make_page
 
 Open = Callable[..., Any]
+DESKTOP = {"width": 1280, "height": 800}
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium, of the system if there is one; without it or playwright the test is skipped."""
+    """Chromium, one for all tests: the system's, or else playwright's own. Skips without any."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     installed = next(filter(None, map(shutil.which, _NAMES)), None)
     with playwright.sync_playwright() as driver:
@@ -44,7 +45,7 @@ def open_page(browser: Any, tmp_path: Path, faults: list[str]) -> Iterator[Open]
         names = ("first.jsonl", "second.jsonl")
         named = [Run(name, records) for name, records in zip(names, runs, strict=False)]
         path.write_text(make_page(named).html, encoding="utf-8")
-        context = browser.new_context(viewport={"width": 1280, "height": 800}, **settings)
+        context = browser.new_context(**{"viewport": DESKTOP, **settings})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)

@@ -58,8 +58,26 @@ def record(
             "flops_generated": 10**9, "flops_all": 10**10,
         },
         "seconds": 0.5,
+        "role_seconds": {"draft": 0.1, "target": 0.25, "prm": 0.05},
         **more,
     }  # fmt: skip
+
+
+STEPS = [
+    step("We add.", 0.95),
+    step("2 plus 3 is 5.", rejected=("2 plus 3 is 6.", 0.4)),
+    step("It is 7.", 0.75, candidates=(("It is 9.", 0.2),)),
+]
+
+
+def three_answers() -> list[dict[str, Any]]:
+    """In a file's order: no rejection, two of them, one; the second is wrong and by the target."""
+    wrong = [step("a", rejected=("b", 0.6)), step("c", rejected=("d", 0.1))]
+    return [
+        record("q1", [step("fine", 0.9), step("finer", 0.8)], text="Apples?"),
+        record("q2", wrong, text="Pears?", correct=False, method="other", settings={}),
+        record("q3", STEPS, text="Plums?"),
+    ]
 
 
 def many_records(count: int) -> list[dict[str, Any]]:

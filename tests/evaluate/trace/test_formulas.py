@@ -32,6 +32,8 @@ def parser() -> None:
         ("a $ b $ c", set()),
         ("$x\ny$", set()),
         (r"\boxed{", set()),
+        (r"so \begin{align*}a&=b\end{align*} ends", {r"\begin{align*}a&=b\end{align*}"}),
+        (r"\begin{verse}a\end{verse}", set()),
     ],
 )
 def test_formulas_are_found_and_money_is_not(text: str, found: set[str]) -> None:
@@ -46,6 +48,23 @@ def test_a_formula_is_a_tree() -> None:
     block = parse_formula("$$2$$")
     assert block == ["math", {"display": "block"}, ["mrow", {}, ["mn", {}, "2"]]]
     assert parse_formulas({"$2$", r"$\frac{$"}).keys() == {"$2$"}
+
+
+@needs_parser
+def test_limits_stand_below_and_rows_below_each_other() -> None:
+    _, _, (_, _, limit) = parse_formula(r"\[\limsup_n\]") or []
+    assert limit == [
+        "munder", {}, ["mo", {"movablelimits": "true"}, "lim\u2006sup"], ["mi", {}, "n"]
+    ]  # fmt: skip
+    assert parse_formula(r"\(x_n\)") == [
+        "math", {"display": "inline"},
+        ["mrow", {}, ["msub", {}, ["mi", {}, "x"], ["mi", {}, "n"]]],
+    ]  # fmt: skip
+    rows = r"a &= b \\ &= c"
+    aligned = parse_formula(rf"\begin{{align*}}{rows}\end{{align*}}")
+    assert [tag for tag, _ in parts(aligned)].count("mtr") == 2
+    for name in ("aligned", "split"):
+        assert parse_formula(rf"\[\begin{{{name}}}{rows}\end{{{name}}}\]") == aligned
 
 
 def parts(tree: Any) -> list[tuple[str, dict[str, str]]]:

@@ -369,4 +369,4 @@ def test_ticks_and_the_time_between_them_are_stamped() -> None:
     whole = time.perf_counter_ns() - started
     busy, idle = int(core.state.tick_nanoseconds), int(core.state.idle_nanoseconds)
     assert idle > 0 and busy > 0 and busy + idle < whole
-    assert busy > int(core.state.nanoseconds.sum()) // 4
+    assert busy > int(core.state.nanoseconds.sum()) > 0

@@ -65,46 +65,75 @@ function makeStripBar(reward, kind) {
   return bar;
 }
 
+const COSTS = { draft: "draft", target: "target", prm: "PRM (read)", discarded: "discarded" };
+
+/** Tokens and time of each model, a row each; what a record does not tell is left out. */
 function makeCosts(record) {
-  const { counts } = record;
-  const rows = [
-    ["draft", "draft", counts.draft_tokens],
-    ["draft, discarded", "discarded", counts.discarded_tokens],
-    ["target", "target", counts.target_tokens],
-    ["PRM, read", "prm", counts.prm_tokens_read],
-  ].filter(([, , tokens]) => tokens);
-  const most = Math.max(1, ...rows.map(([, , tokens]) => tokens));
-  const table = make(
+  const { counts, role_seconds: seconds } = record;
+  const tokens = {
+    draft: counts.draft_tokens, target: counts.target_tokens, prm: counts.prm_tokens_read,
+    discarded: counts.discarded_tokens,
+  };
+  const kinds = Object.keys(COSTS).filter((kind) => tokens[kind] || seconds?.[kind]);
+  if (kinds.length === 0) return null;
+  const columns = [
+    ["tokens", tokens, grouped],
+    ...(seconds ? [["time", seconds, shownSeconds]] : []),
+  ];
+  return make(
     "table", { class: "costs" },
-    make("caption", null, "Tokens by role"),
-    rows.map(([name, kind, tokens]) => {
-      const fill = make("span", { class: `fill ${kind}` });
-      fill.style.width = `${(100 * tokens) / most}%`;
-      return make(
-        "tr", null, make("th", { scope: "row" }, name),
-        make("td", null, grouped(tokens)),
-        make("td", { class: "bar-cell", "aria-hidden": "true" }, fill));
-    }));
+    make("caption", null, `${seconds ? "Tokens and time" : "Tokens"} by role`),
+    make("thead", null, make("tr", null, make("td", null),
+      columns.flatMap(([title]) => [make("th", { scope: "col" }, title), make("td", null)]))),
+    make("tbody", null, kinds.map((kind) => make(
+      "tr", null, make("th", { scope: "row" }, COSTS[kind]),
+      columns.flatMap(([, values, shown]) => makeCost(kind, values, shown))))));
+}
+
+/** A figure and its bar, as two cells. */
+function makeCost(kind, values, shown) {
+  const value = values[kind];
+  const fill = make("span", { class: `fill ${kind}` });
+  const most = Math.max(...Object.values(values).filter((other) => other));
+  fill.style.width = `${value ? (100 * value) / most : 0}%`;
+  return [
+    make("td", null, value === undefined ? "" : shown(value)),
+    make("td", { class: "bar-cell", "aria-hidden": "true" }, value ? fill : ""),
+  ];
+}
+
+function makeFigures(record) {
+  const { counts, role_seconds: seconds } = record;
   const { steps_accepted: kept, steps_rejected: rejected } = counts;
   const figures = [
     !kept && !rejected ? null : `${counted(kept, "draft step")} kept, ${grouped(rejected)} rejected`,
-    counts.flops_generated ? `${shownFlops(counts.flops_generated)} FLOPs for what was written` : null,
+    counts.flops_generated ? `${shownFlops(counts.flops_generated)} for what was written` : null,
     counts.flops_all ? `${shownFlops(counts.flops_all)} for all that was read` : null,
-    record.seconds ? `${fixed(record.seconds)} s` : null,
+    seconds ? `${shownSeconds(seconds.draft + seconds.target + seconds.prm)} in passes` : null,
+    !seconds && record.seconds ? shownSeconds(record.seconds) : null,
   ].filter((figure) => figure !== null);
-  return make("div", { class: "cost" }, table, make("p", null, figures.join(" · ")));
+  return make("p", { class: "figures" }, figures.join(" · "));
 }
 
-const shownFlops = (flops) => flops.toExponential(2).replace("e+", "e");
+function shownFlops(flops) {
+  const units = [["P", 1e15], ["T", 1e12], ["G", 1e9], ["M", 1e6]];
+  const [unit, size] = units.find(([, least]) => flops >= least) ?? units.at(-1);
+  return `${Number((flops / size).toPrecision(3))}\u00a0${unit}FLOPs`;
+}
 
-function makeStep(step, i) {
+function shownSeconds(seconds) {
+  if (seconds >= 1) return `${fixed(seconds)}\u00a0s`;
+  return `${seconds >= 0.1 ? Math.round(1000 * seconds) : fixed(1000 * seconds, 1)}\u00a0ms`;
+}
+
+function makeStep(step, i, isScored) {
   const name = step.rejected ? "rewrites a rejected draft" : null;
   const body = make("div", { class: "text" }, makeText(step.text.trimEnd()));
   const decision = decisionOf(step);
   const head = make(
     "header", null, make("span", { class: "number" }, `Step ${i + 1}`), makeBadge(step.source),
     name ? make("span", { class: "note" }, name) : null,
-    step.reward === null && step.rejected ? null : makeReward(step.reward),
+    step.reward === null && (step.rejected || !isScored) ? null : makeReward(step.reward),
     decision ? make("span", { class: "what-if", hidden: "" }) : null);
   return make(
     "li", { class: `step ${step.source}`, tabindex: "-1" }, head, body,
@@ -173,13 +202,13 @@ function makeWhenOpen(details, makeContent) {
 /** The whole of an answer as an article, with a method `showThreshold(threshold or null)`. */
 function makeAnswer(answer) {
   const { record } = answer;
-  const steps = record.steps.map(makeStep);
+  const isScored = record.steps.some((step) => (step.rejected ?? step).reward !== null);
+  const steps = record.steps.map((step, i) => makeStep(step, i, isScored));
   const strip = makeStrip(answer, steps);
   const whatIf = make("p", { class: "what-if-sum", role: "status" });
-  const isScored = record.steps.some((step) => (step.rejected ?? step).reward !== null);
   const ending = record.finish_reason === "stop" ? null : `ended by ${record.finish_reason}`;
   const article = make(
-    "article", null,
+    "article", { "aria-label": answer.label },
     make("header", null,
       make("h3", null, answer.label),
       makeVerdict(record),
@@ -188,16 +217,19 @@ function makeAnswer(answer) {
         record.seed === null ? null : `seed ${record.seed}`,
         ending,
       ].filter((part) => part).join(" · "))),
-    isScored ? [strip, makeLegend(answer)] : null,
+    make("div", { class: "overview" },
+      isScored ? make("div", { class: "rewards" }, strip, makeLegend(answer)) : null,
+      makeCosts(record)),
+    makeFigures(record),
     answer.decisions.length ? whatIf : null,
-    makeCosts(record),
     steps.length
       ? make("ol", { class: "steps" }, steps)
       : make("div", { class: "text whole" }, makeText(record.text)),
     record.samples?.length ? makeSamples(record) : null);
   article.showThreshold = (threshold) => {
-    strip.classList.toggle("cut", threshold !== null);
-    strip.style.setProperty("--threshold", threshold ?? 0);
+    const line = threshold ?? ranAt(record);
+    strip.classList.toggle("cut", line !== null);
+    strip.style.setProperty("--threshold", line ?? 0);
     showDecisions(record.steps, steps, threshold);
     whatIf.textContent = threshold === null ? "" : whatIfText(answer, threshold);
   };
@@ -208,7 +240,8 @@ function makeLegend(answer) {
   const sources = new Set(answer.record.steps.map((step) => step.source));
   return make(
     "p", { class: "legend" },
-    make("span", null, "Height: reward."),
+    make("span", null, "Height: reward"),
+    make("span", { class: "line-key" }, make("i", { class: "line" }), "threshold"),
     sources.has("draft") ? make("span", null, make("i", { class: "draft" }), "D: draft") : null,
     sources.has("target") ? make("span", null, make("i", { class: "target" }), "T: target") : null,
     answer.rejections
@@ -237,6 +270,7 @@ function whatIfText(answer, threshold) {
   const { all, kept, keptThen, changed } = countDecisions([answer], threshold);
   const sum = `At ${fixed(threshold)}, ${keptThen} of ${counted(all, "draft step")} kept ` +
     `(as it ran: ${kept}).`;
-  return changed === 0 ? sum : `${sum} ${counted(changed, "decision changes", "decisions change")}; ` +
+  if (changed === 0) return `${sum} No decision changes.`;
+  return `${sum} ${counted(changed, "decision changes", "decisions change")}; ` +
     "after the first, the models would have written other steps than those shown.";
 }

@@ -12,6 +12,12 @@ function keptAt(threshold, decision) {
   return decision.reward !== null && Math.fround(decision.reward) >= Math.fround(threshold);
 }
 
+/** The threshold of the run, where it lies on the scale of rewards; null if there was none. */
+function ranAt(record) {
+  const { threshold } = record.settings;
+  return threshold >= 0 && threshold <= 1 ? threshold : null;
+}
+
 /** Largest fall from one scored step to the next, rejected drafts in place of their rewrites. */
 function largestDrop(steps) {
   const rewards = steps
@@ -77,7 +83,7 @@ const VERDICTS = {
   wrong: ["wrong", (answer) => answer.record.correct === false],
   right: ["right", (answer) => answer.record.correct === true],
   rejected: ["with rejections", (answer) => answer.rejections > 0],
-  differ: ["one run right, one wrong", (answer) => {
+  differ: ["runs that differ", (answer) => {
     const other = partnerOf(answer);
     return other !== null && other.record.correct !== answer.record.correct;
   }],
@@ -87,9 +93,9 @@ const VERDICTS = {
 const ORDERS = {
   file: ["as in the file", (answer) => answer.index],
   rejections: ["most rejections", (answer) => -answer.rejections],
-  drop: ["largest drop of reward", (answer) => -answer.drop],
+  drop: ["largest drop", (answer) => -answer.drop],
   lowest: ["lowest reward", (answer) => answer.lowest],
-  target: ["most tokens of the target", (answer) => -(answer.record.counts.target_tokens ?? 0)],
+  target: ["most target tokens", (answer) => -(answer.record.counts.target_tokens ?? 0)],
 };
 
 const wordsOf = (search) => search.toLowerCase().split(/\s+/).filter((word) => word);

@@ -39,7 +39,7 @@ function showCount() {
   if (threshold !== null) {
     const { all, keptThen, kept, answersChanged } = countDecisions(shown, threshold);
     parts.push(
-      `at ${fixed(threshold)} ${grouped(keptThen)} of ${counted(all, "draft step")} kept ` +
+      `at ${fixed(threshold)}: ${grouped(keptThen)} of ${counted(all, "draft step")} kept ` +
       `(as it ran: ${grouped(kept)}), ${counted(answersChanged, "answer")} decided otherwise`);
   }
   byId("count").textContent = parts.join(", ");
@@ -66,7 +66,10 @@ function showAnswer(answer) {
   }
   if (partner) choice.value = others.indexOf(partner);
   reading.replaceChildren(
-    make("button", { class: "back", type: "button", click: closeAnswer }, "← Answers"),
+    make("div", { class: "back" },
+      make("button", { type: "button", click: closeAnswer }, "← Answers"),
+      makeStepButton("‹", "Previous answer", -1),
+      makeStepButton("›", "Next answer", 1)),
     make("section", { class: "question" },
       make("h2", null, `Question ${question.id} `,
         make("a", { href: `#answer-${answer.index + 1}`, "aria-label": "Link to this answer" }, "#")),
@@ -82,6 +85,18 @@ function showAnswer(answer) {
   reading.scrollTop = 0;
 }
 
+/** Where there are no keys: to the answer before or behind this one. */
+function makeStepButton(sign, label, by) {
+  const at = list.at + by;
+  return make(
+    "button",
+    {
+      type: "button", "aria-label": label, disabled: !list.shown[at],
+      click: () => { list.choose(at); reading.focus(); },
+    },
+    sign);
+}
+
 function nameOf(answer) {
   const run = data.runs.length > 1 ? `${data.runs[answer.run].name}: ` : "";
   const seed = answer.record.seed === null ? "" : `, seed ${answer.record.seed}`;
@@ -89,17 +104,17 @@ function nameOf(answer) {
 }
 
 function makeSlider(answer) {
-  const ran = answer.record.settings.threshold;
   const output = make("output", null);
   const slider = make("input", {
     type: "range", min: 0, max: 1, step: 0.01, "aria-describedby": "slider-note",
-    value: threshold ?? (ran >= 0 && ran <= 1 ? ran : 0.7),
+    value: threshold ?? ranAt(answer.record) ?? 0.7,
     input: () => setThreshold(Number(slider.value)),
   });
   const reset = make("button", { type: "button", click: () => setThreshold(null) }, "As it ran");
   function setThreshold(value) {
     threshold = value;
     output.textContent = value === null ? "as it ran" : fixed(value);
+    slider.setAttribute("aria-valuetext", output.textContent);
     reset.hidden = value === null;
     articles.forEach((article) => article.showThreshold(value));
     showCount();
@@ -188,6 +203,7 @@ function storedTheme() {
 }
 
 function start() {
+  document.documentElement.classList.toggle("no-math-font", lacksMathFont());
   fillFilters();
   setTheme(storedTheme() in THEMES ? storedTheme() : "");
   byId("summary").textContent = data.runs

@@ -25,6 +25,15 @@ function makeMath(tree) {
   return element;
 }
 
+/** Whether indices would stand on the line, x_2 as x2: no font has the measures of mathematics. */
+function lacksMathFont() {
+  const probe = makeMath(["math", {}, ["msub", {}, ["mi", {}, "x"], ["mi", {}, "x"]]]);
+  document.body.append(probe);
+  const [base, index] = [...probe.querySelectorAll("mi")].map((one) => one.getBoundingClientRect());
+  probe.remove();
+  return index.bottom <= base.bottom;
+}
+
 const FORMULA = new RegExp(data.formula, "gs");
 const WORD = /(?:\p{N}+(?:[.,]\p{N}+)*|\p{L}+|\S)\s*|\s+/gu;
 
@@ -34,12 +43,16 @@ function makeText(text) {
   let end = 0;
   for (const match of text.matchAll(FORMULA)) {
     if (!Object.hasOwn(data.formulas, match[0])) continue;
+    const tree = JSON.parse(data.formulas[match[0]]);
+    const isBlock = tree[1].display === "block"; // the line ends before and behind it anyhow
+    const before = text.slice(end, match.index);
     const after = match.index + match[0].length;
     const [point] = text.slice(after).match(/^[.,;:!?)]*/);
+    const [space] = text.slice(after + point.length).match(isBlock ? /^[ \t]*\n?/ : /^/);
     nodes.push(
-      text.slice(end, match.index),
-      make("span", { class: "formula" }, makeMath(JSON.parse(data.formulas[match[0]])), point));
-    end = after + point.length;
+      isBlock ? before.replace(/\n[ \t]*$/, "") : before,
+      make("span", { class: "formula" }, makeMath(tree), point));
+    end = after + point.length + space.length;
   }
   nodes.push(text.slice(end));
   return nodes.filter((node) => node !== "");
