@@ -32,6 +32,7 @@ struct Kernels {
     void (*draw)(const RsdDraw&);
     Largest (*largest)(const float* row, int64_t num_ids);
     void (*scale)(float* row, int64_t num_ids, float temperature, float most);
+    bool (*quantise)(const RsdQuantise&, int64_t first_block, int64_t last_block);  // see Runner
 };
 
 // Those that were compiled; library.cpp chooses the best one that this machine can run.

@@ -4,6 +4,9 @@ namespace {
 
 constexpr int64_t OUTPUT_UNIT = 48;   // whole tiles of every shape, and no cache line in two shares
 constexpr int64_t EXP_PRODUCTS = 16;  // about what an exponential costs
+constexpr int64_t QUANTISED_PRODUCTS = 64;  // about what rounding an element costs
+constexpr int64_t QUANTISED_BLOCK = 32;
+constexpr int64_t BLOCK_UNIT = 64;  // whole vectors of blocks, and of cache lines
 
 int64_t ceil_div(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
 
@@ -74,6 +77,10 @@ int64_t work_of(const RsdAttention& a) {
     return 2 * keys * a.num_q_heads * a.head_dim;
 }
 
+int64_t work_of(const RsdQuantise& q) {
+    return q.matrix.num_outputs * q.num_inputs * QUANTISED_PRODUCTS;
+}
+
 void Runner::product(const RsdProduct& p) const {
     team.ranges(p.num_outputs, OUTPUT_UNIT, work_of(p),
                 [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
@@ -113,6 +120,15 @@ void Runner::attention(const RsdAttention& a) const {
         AttentionShare share;
         if (shares.find(number, share)) kernels.attend(a, share);
     });
+}
+
+bool Runner::quantise(const RsdQuantise& q) const {
+    const int64_t blocks = q.matrix.num_outputs * q.num_inputs / QUANTISED_BLOCK;
+    bool fits = true;
+    team.ranges(blocks, BLOCK_UNIT, work_of(q), [&](int64_t first, int64_t last) {
+        fits &= kernels.quantise(q, first, last);
+    });
+    return fits;
 }
 
 int32_t check_embed(const RsdEmbed& e) {

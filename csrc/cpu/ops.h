@@ -20,6 +20,8 @@ struct Runner {
     void gate_up(const RsdProduct& p, const RsdSiluMul& s) const;
     void rope_write(const RsdRopeWrite& w) const;
     void attention(const RsdAttention& a) const;
+    // False if a value of those that this thread met cannot be stored.
+    bool quantise(const RsdQuantise& q) const;
 };
 
 // The work of an op, in multiplications; see threads.h.
@@ -29,6 +31,7 @@ int64_t work_of(const RsdNorm& n);
 int64_t work_of(const RsdSiluMul& s);
 int64_t work_of(const RsdRopeWrite& w);
 int64_t work_of(const RsdAttention& a);
+int64_t work_of(const RsdQuantise& q);
 
 int32_t check_embed(const RsdEmbed& e);
 int32_t check_rope_write(const RsdRopeWrite& w);

@@ -17,7 +17,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 7
+#define RSD_CPU_ABI_VERSION 8
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -33,6 +33,7 @@ enum {
     RSD_CPU_ERROR_PAGE = -4,      // a page or an offset is not in the pool
     RSD_CPU_ERROR_SEQUENCE = -5,  // a sequence has rows that its length does not cover
     RSD_CPU_ERROR_ISA = -6,       // this machine cannot run that instruction set
+    RSD_CPU_ERROR_VALUE = -7,     // a value is not finite, or beyond the range of a half
 };
 
 // How a row of a matrix is stored. From Q4_0 on these are blocks of GGUF, of 32 elements and, from
@@ -56,6 +57,14 @@ typedef struct {
     const void* rows;
     int64_t num_outputs, type;
 } RsdMatrix;
+
+// rows = the matrix, of float32, bfloat16 or float16, rounded to Q8_0 or Q4_1
+typedef struct {
+    uint8_t* rows;
+    RsdMatrix matrix;
+    int64_t num_inputs;  // a multiple of 32
+    int64_t type;        // RSD_CPU_Q8_0 or RSD_CPU_Q4_1
+} RsdQuantise;
 
 // W and bias: the outputs of the parts, one after another. q, k and v may be stored differently.
 typedef struct {
@@ -207,6 +216,7 @@ RSD_CPU_API int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_thr
 RSD_CPU_API int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_draw(const RsdDraw* draw);  // by one thread
+RSD_CPU_API int32_t rsd_cpu_quantise(const RsdQuantise* quantise, int32_t num_threads);
 
 // All layers over the rows of a pass. Afterwards `hidden` holds the rows before the final norm, and
 // the pages hold their K and V. Everything is checked before anything is written.

@@ -17,7 +17,7 @@ from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_HEAD_DIM = 256
 MAX_PARTS = 3  # of a weight
 
@@ -41,6 +41,10 @@ class WeightStruct(ctypes.Structure):
         ("num_parts", _I64),
         ("bias", _POINTER),
     ]
+
+
+class Quantise(ctypes.Structure):
+    _fields_ = [("rows", _POINTER), ("matrix", MatrixStruct), *_fields("", "num_inputs type")]
 
 
 class Product(ctypes.Structure):
@@ -154,6 +158,7 @@ class Library:
         self.silu_mul = _function(handle.rsd_cpu_silu_mul, SiluMul)
         self.rope_write = _function(handle.rsd_cpu_rope_write, RopeWrite)
         self.attention = _function(handle.rsd_cpu_attention, Attention)
+        self.quantise = _function(handle.rsd_cpu_quantise, Quantise)
         self.draw = handle.rsd_cpu_draw
         self.draw.argtypes = [ctypes.POINTER(Draw)]
         self.draw.restype = ctypes.c_int32

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -59,6 +60,10 @@ class Checkpoint(ABC):
         Raises:
             ValueError: there are no weights, or a file is missing, damaged or not supported.
         """
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that the tensors are read from; none of a model that is in memory."""
+        return ()
 
     @abstractmethod
     def tokenizer(self) -> Any:

@@ -161,6 +161,10 @@ class GgufCheckpoint(Checkpoint):
             )
         return found
 
+    def weight_files(self) -> tuple[Path, ...]:
+        names = {tensor.file for tensor in self._tensors.values()}
+        return tuple(self.path.parent / name for name in sorted(names))
+
     def _tensor(self, name: str) -> GgufTensor:
         if name not in self._tensors:
             raise ValueError(f"GGUF file {str(self.path)!r} lacks tensor {name}")

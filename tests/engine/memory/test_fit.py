@@ -17,6 +17,7 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine import memory_fit, models
 from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
+from rsd_engine.engine.model_sources import OpenOptions
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.sources import find_config
@@ -273,7 +274,7 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
 def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
     opened = models.open_models(
         twice.draft, str(twice.target), twice.prm,
-        revision=None, overrides={}, prm_options=PrmOptions(),
+        options=OpenOptions(), prm_options=PrmOptions(),
     )  # fmt: skip
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]
