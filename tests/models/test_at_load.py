@@ -25,7 +25,7 @@ from rsd_engine.models.loader import (
 )
 from rsd_kernels.cpu.quantise import quantise
 from rsd_kernels.formats.formats import Q4_1, Q8_0
-from tests.models.checkpoints import make_model, save
+from tests.models.checkpoints import PrmHeads, edit_config, make_model, save
 from tests.models.driver import Driver
 from tests.models.gguf_files import write_gguf
 
@@ -81,7 +81,12 @@ def test_a_model_computes_with_the_rounded_values(
 
 
 def test_the_head_of_a_reward_model_stays(tmp_path: Path) -> None:
-    folder = save(make_model("qwen2-prm"), tmp_path / "prm")
+    folder = save(make_model("qwen2-untied"), tmp_path / "prm")
+    edit_config(folder, architectures=["Qwen2ForProcessRewardModel"])
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    head = PrmHeads.two_class(32)
+    save_file(weights | head, folder / "model.safetensors", metadata={"format": "pt"})
     plain = rounded_copy(folder, tmp_path / "rounded", "int4")
     found, wanted = (load_reward_model(s, max_rows=8) for s in (opened(folder), plain))
     assert torch.equal(Driver(found).run((0, TOKENS)), Driver(wanted).run((0, TOKENS)))
@@ -97,9 +102,9 @@ def test_headers_tell_what_is_held(folder: Path, cache: Path) -> None:
     assert stored["model.layers.0.mlp.down_proj.weight"].stored is None  # rows of 48
     assert stored["model.layers.0.self_attn.q_proj.weight"].nbytes == 32 * 20
     form = weight_form(checkpoint, read_language_config(checkpoint), "auto", torch.device("cpu"))
-    assert form.name == "float32, Q8_0 and Q4_1"
+    assert form.name == "float32, Q4_1 and Q8_0"
     held = load_language_model(checkpoint, max_rows=8).decoder.weights.held_in
-    assert cache.exists() and held == "float32, Q4_1 and Q8_0"  # the LM head apart
+    assert cache.exists() and held == "F32, Q4_1 and Q8_0"  # the LM head apart
 
 
 def test_the_cache_is_read_and_not_made_again(
@@ -199,7 +204,9 @@ def test_plain_gguf_files_too(tmp_path: Path) -> None:
 
 def test_weights_that_are_quantised_already(tmp_path: Path) -> None:
     kind = gguf.GGMLQuantizationType.Q8_0
-    path = write_gguf(tmp_path / "model.gguf", make_model("llama3"), quantise=kind)
+    path = write_gguf(
+        tmp_path / "model.gguf", make_model("llama3", intermediate_size=64), quantise=kind
+    )
     with pytest.raises(ValueError, match=r"needs plain weights, and .* is stored as Q8_0"):
         opened(path)
 
@@ -216,4 +223,4 @@ def test_a_value_that_is_not_finite_is_named(folder: Path, cache: Path) -> None:
 def test_it_says_how_long_it_took(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "rsd_engine"):
         logits(opened(folder))
-    assert "20 matrices in int4, ready after" in caplog.text
+    assert "20 of 23 matrices in int4, ready after" in caplog.text

@@ -134,8 +134,9 @@ class QuantisedAtLoad(Checkpoint):
         began = time.perf_counter()
         blocks = cached_blocks(self._key(), self._sources, self.source)
         _LOG.info(
-            "%s: %d matrices in %s, ready after %.2f s", self.source, len(self._sources),
-            self._quantization.name, time.perf_counter() - began,
+            "%s: %d of %d matrices in %s, ready after %.2f s", self.source, len(self._sources),
+            sum(tensor.is_matrix for tensor in self._stored.values()), self._quantization.name,
+            time.perf_counter() - began,
         )  # fmt: skip
         return blocks
 
