@@ -3,15 +3,15 @@
     python -m bench.effect --problems 500
 
 Solves held-out problems of the demo family greedily: with the draft alone, with the target alone,
-and with RSD. Every answer is checked exactly.
+and with RSD. Every answer is checked exactly. It asks and counts as `rsd eval` does, but all
+problems in one batch, and also says how well the PRM tells right steps from wrong ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,21 @@ import torch
 from bench.compare.step_auc import JudgedSteps
 from bench.lib import report
 from bench.lib.options import command_parser, positive
-from rsd_engine import (
-    CompletionOutput,
-    Constant,
-    Engine,
-    Metrics,
-    RequestOutput,
-    SamplingParams,
-    Threshold,
-)
+from rsd_engine import Engine, SamplingParams
+from rsd_engine.cli.eval.show import print_rows
 from rsd_engine.demo import checkpoint_dir
-from rsd_engine.demo.problems import Problem, check_answer, generate
+from rsd_engine.demo.problems import Problem, generate
+from rsd_engine.engine.chat.questions import ChatSettings
+from rsd_engine.evaluate.methods import Decoding, Trial, make_trials
+from rsd_engine.evaluate.questions import demo_questions
+from rsd_engine.evaluate.record import Record, label
+from rsd_engine.evaluate.run import Examiner, make_items
+from rsd_engine.evaluate.summary import Row, summarise
 
 MAIN_THRESHOLD = 0.7
 MAX_TOKENS = 256
+KEEP_ALL = "rsd:constant:1"  # to score every step that a model writes as the draft
+_WARM_UP = 32  # problems
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,6 @@ class Models:
     draft: Path
     target: Path
     prm: Path
-
-
-@dataclass(frozen=True)
-class Run:
-    """All problems, solved in one way.
-
-    Attributes:
-        accuracy: share of right answers.
-        metrics: of all requests together.
-    """
-
-    name: str
-    accuracy: float
-    seconds: float
-    metrics: Metrics
-    completions: tuple[CompletionOutput, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     thresholds = sorted({MAIN_THRESHOLD, *options.thresholds})
     problems = generate(options.seed, "test", options.problems)
-    runs = solve(models, problems, thresholds, options.slots, options.seed)
-    judged = judge(models, problems, runs, options.slots, options.seed)
-    print(format_runs(runs))
-    print()
+    records = solve(models, problems, thresholds, options.slots)
+    judged = judge(models, problems, records, options.slots)
+    rows = summarise(records)
+    print_rows(rows)
     print(_format_judged(judged))
     report.print_json(
-        summary(runs, judged["all"])
+        summary(rows, judged["all"])
         | {
             "bench": "effect",
             "problems": options.problems,
@@ -89,95 +74,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def greedy_trials(
+    methods: Sequence[str], thresholds: Sequence[float] = (MAIN_THRESHOLD,)
+) -> list[Trial]:
+    """Methods as `rsd eval` names them, all greedy."""
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+    return make_trials(methods, thresholds, Decoding(params, params))
+
+
+def answers(engine: Engine, trials: Sequence[Trial], problems: Sequence[Problem]) -> list[Record]:
+    """The answers to all problems, by one trial after the other, each after a warm-up."""
+    questions = demo_questions(problems)
+    examiner = Examiner(engine, ChatSettings(), questions)
+    found = []
+    for trial in trials:
+        batch = tuple(make_items(trial, 0, questions))
+        examiner.warm_up(batch[:_WARM_UP])
+        found += examiner.answer(batch, lambda record, metrics: None)
+    return found
+
+
 def solve(
-    models: Models, problems: Sequence[Problem], thresholds: Sequence[float], slots: int, seed: int
-) -> dict[str, Run]:
-    """Runs, by name: draft alone, target alone, then RSD at each threshold."""
-    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
-    ways = {"draft": replace(greedy, mode="draft"), "target": replace(greedy, mode="target")}
-    for threshold in thresholds:
-        ways[rsd_name(threshold)] = replace(greedy, mode="rsd", policy=Threshold(threshold))
+    models: Models, problems: Sequence[Problem], thresholds: Sequence[float], slots: int
+) -> list[Record]:
+    """Answers by the draft alone, the target alone, then RSD at each threshold."""
+    trials = greedy_trials(["draft", "target", "rsd"], thresholds)
     with Engine(
         models.draft, models.target, models.prm, max_num_seqs=slots, enable_prefix_caching=False
     ) as engine:
-        run_problems(engine, "warm-up", problems[: 2 * slots], ways[rsd_name(thresholds[0])])
-        return {name: run_problems(engine, name, problems, params) for name, params in ways.items()}
-
-
-def rsd_name(threshold: float) -> str:
-    return f"rsd {threshold:g}"
+        return answers(engine, trials, problems)
 
 
 def judge(
-    models: Models, problems: Sequence[Problem], runs: dict[str, Run], slots: int, seed: int
+    models: Models, problems: Sequence[Problem], records: Sequence[Record], slots: int
 ) -> dict[str, JudgedSteps]:
     """Rewards beside the checker's verdicts: of draft, target, and all steps together.
 
     To score the solutions of one model, it writes them again as the draft under a policy that keeps
-    every step. "all" adds what RSD scored.
+    every step. "all" adds what RSD scored at the main threshold.
     """
-    params = SamplingParams(
-        temperature=0.0, max_tokens=MAX_TOKENS, seed=seed, mode="rsd", policy=Constant(1.0)
-    )
+    trials = greedy_trials([KEEP_ALL])
     judged = {name: JudgedSteps() for name in ("draft", "target", "all")}
     for name, writer in (("draft", models.draft), ("target", models.target)):
         with Engine(
             writer, models.target, models.prm, max_num_seqs=slots, enable_prefix_caching=False
         ) as engine:
-            completions = run_problems(engine, name, problems, params).completions
+            kept = answers(engine, trials, problems)
         for group in (name, "all"):
-            judged[group].add(problems, completions)
-    judged["all"].add(problems, runs[rsd_name(MAIN_THRESHOLD)].completions)
+            judged[group].add(problems, kept)
+    main_label = label("rsd", {"threshold": MAIN_THRESHOLD})
+    judged["all"].add(problems, [one for one in records if one.label == main_label])
     return judged
 
 
-def summary(runs: dict[str, Run], judged: JudgedSteps) -> dict[str, Any]:
+def summary(rows: Sequence[Row], judged: JudgedSteps) -> dict[str, Any]:
     """The figures for the line of JSON."""
-    main_run, target = runs[rsd_name(MAIN_THRESHOLD)], runs["target"]
-    shown = {"draft": runs["draft"], "target": target, "rsd": main_run}
+    named = {row.method: row for row in rows}
+    swept = {f"{row.settings['threshold']:g}": row for row in rows if row.method == "rsd"}
+    main_row = swept[f"{MAIN_THRESHOLD:g}"]
+    shown = {"draft": named["draft"], "target": named["target"], "rsd": main_row}
     return {
-        "accuracy": {name: run.accuracy for name, run in shown.items()},
-        "seconds": {name: run.seconds for name, run in shown.items()},
-        "flops_ratio": flops_ratio(main_run, target),
-        "acceptance": main_run.metrics.acceptance_rate,
+        "accuracy": {name: row.accuracy for name, row in shown.items()},
+        "seconds": {name: row.seconds for name, row in shown.items()},
+        "flops_ratio": flops_ratio(main_row),
+        "acceptance": main_row.acceptance,
         "prm_auc": judged.auc(),
         "prm_steps": {"judged": len(judged), "wrong": judged.num_wrong},
-        "thresholds": {
-            name.removeprefix("rsd "): {
-                "accuracy": run.accuracy,
-                "seconds": run.seconds,
-                "acceptance": run.metrics.acceptance_rate,
-                "flops_ratio": flops_ratio(run, target),
-            }
-            for name, run in runs.items()
-            if name not in ("draft", "target")
-        },
+        "thresholds": {name: figures(row) for name, row in swept.items()},
     }
 
 
-def flops_ratio(run: Run, target: Run) -> dict[str, float]:
+def figures(row: Row) -> dict[str, Any]:
+    """Of one row, for JSON."""
+    return {
+        "accuracy": row.accuracy,
+        "seconds": row.seconds,
+        "acceptance": row.acceptance,
+        "flops_ratio": flops_ratio(row),
+    }
+
+
+def flops_ratio(row: Row) -> dict[str, float] | None:
     """How many times fewer operations than the target alone, by generated and by all tokens."""
-    ours, theirs = run.metrics.flops, target.metrics.flops
-    return {"generated": theirs.generated / ours.generated, "all": theirs.all / ours.all}
-
-
-def format_runs(runs: dict[str, Run]) -> str:
-    """The table for people."""
-    headers = ("", "accuracy %", "seconds", "draft tok", "discarded", "target tok", "PRM rows",
-               "kept steps %", "GFLOP gen", "ratio", "GFLOP all", "ratio")  # fmt: skip
-    rows = []
-    for run in runs.values():
-        m, ratio = run.metrics, flops_ratio(run, runs["target"])
-        kept = m.acceptance_rate
-        rows.append(
-            [run.name, f"{100 * run.accuracy:.1f}", f"{run.seconds:.1f}",
-             str(m.draft.tokens_generated), str(m.draft.tokens_discarded),
-             str(m.target.tokens_generated), str(m.prm.tokens_read),
-             "" if kept is None else f"{100 * kept:.1f}",
-             f"{m.flops.generated / 1e9:.1f}", f"{ratio['generated']:.2f}",
-             f"{m.flops.all / 1e9:.1f}", f"{ratio['all']:.2f}"]
-        )  # fmt: skip
-    return report.format_table(headers, rows)
+    if row.fewer_flops is None:
+        return None
+    generated, read = row.fewer_flops
+    return {"generated": generated, "all": read}
 
 
 def _format_judged(judged: dict[str, JudgedSteps]) -> str:
@@ -188,20 +170,6 @@ def _format_judged(judged: dict[str, JudgedSteps]) -> str:
             [name, str(len(steps)), str(steps.num_wrong), "-" if found is None else f"{found:.4f}"]
         )
     return report.format_table(("PRM on steps of", "judged", "wrong", "AUC"), rows)
-
-
-def run_problems(
-    engine: Engine, name: str, problems: Sequence[Problem], params: SamplingParams
-) -> Run:
-    """Solves the problems and checks every answer."""
-    chats = [[{"role": "user", "content": p.question}] for p in problems]
-    start = time.perf_counter()
-    results: list[RequestOutput] = engine.chat(chats, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    completions = tuple(result.outputs[0] for result in results)
-    right = sum(check_answer(p, c.text) for p, c in zip(problems, completions, strict=True))
-    metrics = sum((result.metrics for result in results), start=Metrics())
-    return Run(name, right / len(problems), seconds, metrics, completions)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.compare.effect import MAX_TOKENS, Models, Run, flops_ratio, run_problems
+from bench.compare.effect import KEEP_ALL, Models, answers, figures, greedy_trials
 from bench.compare.step_auc import JudgedSteps
 from bench.lib import report
 from bench.lib.options import command_parser, positive
 from examples.train_probe import train
-from rsd_engine import Confidence, Constant, Engine, Probe, SamplingParams, TargetJudge, Threshold
+from rsd_engine import Confidence, Engine, Probe, TargetJudge
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import Problem, generate
+from rsd_engine.evaluate.record import Record
+from rsd_engine.evaluate.summary import Row, summarise
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Found:
     """What one scorer does.
 
     Attributes:
-        run: the test problems, with its threshold.
+        row: of the test problems, with its threshold.
         threshold: chosen on other problems.
         auc: of its scores of the draft's steps of the test problems; None if all steps are alike.
     """
 
-    run: Run
+    row: Row
     threshold: float
     auc: float | None
 
@@ -49,21 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     test = generate(options.seed, "test", options.problems)
     tuning = generate(options.seed, "valid", options.tuning)
     alone = _alone(models, test, options.slots)
+    target = [record for record in alone if record.method == "target"]
     with tempfile.TemporaryDirectory() as folder:
         probes = _train_probes(models, Path(folder), options)
         scorers = _scorers(models, probes)
         found = {
-            name: _measure(name, models, scorer, tuning, test, options.slots)
+            name: _measure(models, scorer, tuning, test, target, options.slots)
             for name, scorer in scorers.items()
         }
-    print(_table(alone, found))
+    rows = {row.method: row for row in summarise(alone)}
+    print(_table(rows, found))
     report.print_json(
         {
             "bench": "scorers",
             "problems": options.problems,
-            "alone": {name: _figures(run, alone["target"]) for name, run in alone.items()},
+            "alone": {name: figures(row) for name, row in rows.items()},
             "scorers": {
-                name: _figures(f.run, alone["target"]) | {"threshold": f.threshold, "auc": f.auc}
+                name: figures(f.row) | {"threshold": f.threshold, "auc": f.auc}
                 for name, f in found.items()
             },
         }
@@ -91,24 +95,24 @@ def _train_probes(models: Models, folder: Path, options: argparse.Namespace) -> 
     return files
 
 
-def _alone(models: Models, test: Sequence[Problem], slots: int) -> dict[str, Run]:
-    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    runs = {}
-    for name in ("draft", "target"):
+def _alone(models: Models, test: Sequence[Problem], slots: int) -> list[Record]:
+    found = []
+    for trial in greedy_trials(["draft", "target"]):
         with Engine(
-            **{name: getattr(models, name)}, max_num_seqs=slots, enable_prefix_caching=False
+            **{trial.method: getattr(models, trial.method)},
+            max_num_seqs=slots,
+            enable_prefix_caching=False,
         ) as engine:
-            run_problems(engine, "warm-up", test[: 2 * slots], params)
-            runs[name] = run_problems(engine, name, test, params)
-    return runs
+            found += answers(engine, [trial], test)
+    return found
 
 
 def _measure(
-    name: str,
     models: Models,
     scorer: dict[str, Any],
     tuning: Sequence[Problem],
     test: Sequence[Problem],
+    target: Sequence[Record],
     slots: int,
 ) -> Found:
     with Engine(
@@ -116,42 +120,32 @@ def _measure(
     ) as engine:
         threshold = _judge(engine, tuning).best_threshold()
         auc = _judge(engine, test).auc()
-        params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, policy=Threshold(threshold))
-        return Found(run_problems(engine, name, test, params), threshold, auc)
+        records = answers(engine, greedy_trials(["rsd"], [threshold]), test)
+    return Found(summarise([*target, *records])[-1], threshold, auc)
 
 
 def _judge(engine: Engine, problems: Sequence[Problem]) -> JudgedSteps:
     """The scores of the draft's steps, all kept, beside the checker's verdicts."""
-    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, policy=Constant(1.0))
     judged = JudgedSteps()
-    judged.add(problems, run_problems(engine, "judged", problems, params).completions)
+    judged.add(problems, answers(engine, greedy_trials([KEEP_ALL]), problems))
     return judged
 
 
-def _figures(run: Run, target: Run) -> dict[str, Any]:
-    return {
-        "accuracy": run.accuracy,
-        "seconds": run.seconds,
-        "acceptance": run.metrics.acceptance_rate,
-        "flops_ratio": flops_ratio(run, target),
-    }
-
-
-def _table(alone: dict[str, Run], found: dict[str, Found]) -> str:
+def _table(alone: Mapping[str, Row], found: Mapping[str, Found]) -> str:
     headers = ("", "accuracy %", "kept steps %", "AUC", "threshold", "seconds", "fewer FLOPs, "
                "written", "fewer FLOPs, read")  # fmt: skip
-    rows = [_row(f"{name} alone", run, alone["target"], "", "") for name, run in alone.items()]
+    rows = [_cells(f"{name} alone", row, "", "") for name, row in alone.items()]
     for name, f in found.items():
         auc = "-" if f.auc is None else f"{f.auc:.4f}"
-        rows.append(_row(name, f.run, alone["target"], auc, f"{f.threshold:.3g}"))
+        rows.append(_cells(name, f.row, auc, f"{f.threshold:.3g}"))
     return report.format_table(headers, rows)
 
 
-def _row(name: str, run: Run, target: Run, auc: str, threshold: str) -> list[str]:
-    ratio, kept = flops_ratio(run, target), run.metrics.acceptance_rate
+def _cells(name: str, row: Row, auc: str, threshold: str) -> list[str]:
+    fewer = [f"{ratio:.2f}" for ratio in row.fewer_flops or ()]
+    kept = "" if row.acceptance is None else f"{100 * row.acceptance:.1f}"
     return [
-        name, f"{100 * run.accuracy:.1f}", "" if kept is None else f"{100 * kept:.1f}", auc,
-        threshold, f"{run.seconds:.1f}", f"{ratio['generated']:.2f}", f"{ratio['all']:.2f}",
+        name, f"{100 * row.accuracy:.1f}", kept, auc, threshold, f"{row.seconds:.1f}", *fewer,
     ]  # fmt: skip
 
 

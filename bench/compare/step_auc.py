@@ -6,31 +6,28 @@ next. So a solution contributes its right steps up to the first wrong one, and t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from scipy.stats import mannwhitneyu
 
-from rsd_engine import CompletionOutput
-from rsd_engine.demo.problems import DELIMITER, Problem, check_step
+from rsd_engine.demo.problems import Problem
+from rsd_engine.evaluate.record import Record
+from rsd_engine.evaluate.scored_steps import scored_steps
 
 
 @dataclass
 class JudgedSteps:
     """Scored steps with the checker's verdicts; a step that occurs in several runs counts once."""
 
-    _verdicts: dict[tuple[str, tuple[str, ...]], tuple[float, bool]] = field(default_factory=dict)
+    _verdicts: dict[tuple[str, str], tuple[float, bool]] = field(default_factory=dict)
 
-    def add(self, problems: Sequence[Problem], completions: Sequence[CompletionOutput]) -> None:
-        """Adds every scored step of a run, kept or rejected, that can be judged."""
-        for problem, completion in zip(problems, completions, strict=True):
-            for texts, reward in _scored(problem, completion):
-                right = check_step(problem, len(texts) - 1, texts[-1])
-                # The engine rejects a step whose reward is NaN, so NaN counts as the lowest score.
-                score = -math.inf if math.isnan(reward) else reward
-                self._verdicts[problem.question, texts] = (score, right)
+    def add(self, problems: Sequence[Problem], records: Sequence[Record]) -> None:
+        """Adds every scored step of the answers, kept or rejected, that can be judged."""
+        for step in scored_steps(records, problems):
+            if step.right is not None:
+                self._verdicts[step.context] = (step.reward, step.right)
 
     def __len__(self) -> int:
         return len(self._verdicts)
@@ -77,18 +74,3 @@ def auc(right: Sequence[float], wrong: Sequence[float]) -> float:
     """The chance that a score of `right` is above one of `wrong`; ties count half."""
     above = mannwhitneyu(right, wrong, method="asymptotic").statistic
     return float(above) / (len(right) * len(wrong))
-
-
-def _scored(
-    problem: Problem, completion: CompletionOutput
-) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Yields (texts of the steps up to a scored one, its reward) while all before it are right."""
-    before: tuple[str, ...] = ()
-    for step in completion.steps:
-        if step.rejected is not None:
-            yield (*before, step.rejected.text.removesuffix(DELIMITER)), step.rejected.reward
-        before = (*before, step.text.removesuffix(DELIMITER))
-        if step.reward is not None:
-            yield before, step.reward
-        if not check_step(problem, len(before) - 1, before[-1]):
-            return

@@ -55,9 +55,9 @@ class Progress:
         self._started = time.perf_counter()
         self._bar.update(self._task, description=text)
 
-    def begin(self, text: str, total: int) -> None:
-        """Starts again with a part of the run that has `total` lines."""
-        self._bar.reset(self._task, total=total)
+    def begin(self, text: str, total: int, done: int) -> None:
+        """Starts again with a part of the run: `total` lines, of which some are done."""
+        self._bar.reset(self._task, total=total, completed=done)
         self.status(text)
 
     def note(self, text: str) -> None:

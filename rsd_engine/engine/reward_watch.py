@@ -32,9 +32,10 @@ def reward_problem(metrics: Metrics) -> str | None:
         )
     if not metrics.steps_accepted:
         return (
-            f"none of {scored} draft steps was accepted, so the draft and the PRM only cost time: "
-            "look at the rewards of some steps, then check that the PRM fits these prompts and "
-            "steps (its prompt format, step_delimiters) and that the threshold suits it"
+            f"none of {scored} draft steps was accepted, so drafts and rewards only cost time: "
+            "look at the rewards of some steps, then check that the threshold suits them "
+            "(`rsd tune` finds one), and that a PRM fits these prompts and steps (its prompt "
+            "format, step_delimiters)"
         )
     return None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsd_engine.demo.problems import Problem, generate
 from rsd_engine.evaluate.missing import needs_package
 from rsd_engine.evaluate.record import Question
 
@@ -63,7 +64,7 @@ def load_questions(spec: str) -> list[Question]:
     """
     name, skipped, last = _name_and_range(spec)
     if name == DEMO:
-        return _demo(last or DEMO_COUNT)[skipped:]
+        return demo_questions(generate(0, "test", last or DEMO_COUNT))[skipped:]
     path = Path(name).expanduser()
     if path.is_file():
         found = _questions(_file_rows(path), path.stem, f"{name}, line", 1)
@@ -99,12 +100,11 @@ def _name_and_range(spec: str) -> tuple[str, int, int | None]:
     return name, int(first) - 1, int(last)
 
 
-def _demo(count: int) -> list[Question]:
-    from rsd_engine.demo.problems import generate
-
+def demo_questions(problems: Iterable[Problem]) -> list[Question]:
+    """Problems of the demo family as questions, named by their numbers."""
     return [
         Question(f"{DEMO}-{number}", problem.question, str(problem.answer), DEMO, "demo")
-        for number, problem in enumerate(generate(0, "test", count))
+        for number, problem in enumerate(problems)
     ]
 
 

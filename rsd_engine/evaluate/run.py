@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 
 from rsd_engine import CompletionOutput, Engine, Metrics, RequestOutput
 from rsd_engine.engine.chat.questions import ChatSettings, question_seed
@@ -63,20 +63,25 @@ Notice = Callable[[Record, Metrics | None], None]
 """Told of each answer as it comes, with what it cost; its seconds are not known yet."""
 
 
+def make_items(
+    trial: Trial, seed: int, questions: Sequence[Question], first: int = 1
+) -> list[Item]:
+    """All questions for one method and seed, numbered from `first`."""
+    return [Item(number, trial, seed, one) for number, one in enumerate(questions, first)]
+
+
+def in_batches(items: Sequence[Item]) -> list[Batch]:
+    """Items of one method and seed, in their order."""
+    return [tuple(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
+
+
 def make_batches(
     trials: Sequence[Trial], seeds: Sequence[int], questions: Sequence[Question]
 ) -> list[Batch]:
     """All that is to be asked: by method, then seed, then in the order of the questions."""
     found: list[Batch] = []
-    number = 1
-    for trial in trials:
-        for seed in seeds:
-            for start in range(0, len(questions), BATCH):
-                part = questions[start : start + BATCH]
-                found.append(
-                    tuple(Item(number + i, trial, seed, one) for i, one in enumerate(part))
-                )
-                number += len(part)
+    for number, (trial, seed) in enumerate(product(trials, seeds)):
+        found += in_batches(make_items(trial, seed, questions, 1 + number * len(questions)))
     return found
 
 

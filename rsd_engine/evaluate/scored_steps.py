@@ -39,11 +39,18 @@ def has_policy(record: Record) -> bool:
     return bool(settings & {"threshold", "policy"}) and "candidates" not in settings
 
 
-def scored_steps(records: Iterable[Record]) -> list[ScoredStep]:
-    """All scored steps of the answers that a policy decided on, in order."""
+def scored_steps(
+    records: Iterable[Record], problems: Iterable[Problem] | None = None
+) -> list[ScoredStep]:
+    """All scored steps of the answers that a policy decided on, in order.
+
+    Args:
+        problems: behind the demo's questions; None for those that `load_questions` takes.
+    """
     given = [record for record in records if has_policy(record)]
-    problems = _problems(given)
-    return [step for record in given for step in _of_answer(record, problems)]
+    known = _problems(given) if problems is None else problems
+    by_question = {problem.question: problem for problem in known}
+    return [step for record in given for step in _of_answer(record, by_question)]
 
 
 def are_checked(records: Iterable[Record]) -> bool:
@@ -77,10 +84,8 @@ def _draft(step: StepRecord) -> tuple[str, float, bool] | None:
     return step.text, step.reward, True
 
 
-def _problems(records: Iterable[Record]) -> dict[str, Problem]:
-    """The demo's problems by their questions."""
+def _problems(records: Iterable[Record]) -> list[Problem]:
+    """Those of the demo's questions."""
     ids = (record.question.id for record in records if record.question.kind == DEMO)
     numbers = [int(number) for one in ids if (number := one.rpartition("-")[2]).isdecimal()]
-    if not numbers:
-        return {}
-    return {problem.question: problem for problem in generate(0, "test", max(numbers) + 1)}
+    return generate(0, "test", max(numbers) + 1) if numbers else []

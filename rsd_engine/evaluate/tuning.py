@@ -23,7 +23,7 @@ from rsd_engine.evaluate.record import Record, StepRecord
 from rsd_engine.evaluate.scored_steps import has_policy
 from rsd_engine.evaluate.statistics import ratio_interval
 
-KEEP_ALL, REJECT_ALL = 0.0, 1.1  # rewards are in [0, 1]
+KEEP_ALL, REJECT_ALL = 0.0, 1.1  # rewards are in [0, 1], those of some PRMs in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,17 @@ class Sweep:
         return candidates[max(found - 1, 0)]
 
     def _candidates(self) -> list[float]:
-        rewards = {
-            decision.reward
-            for answers in self._answers.values()
-            for one in answers
-            for decision in one.decisions
-        }
-        between = [_round_between(low, high) for low, high in pairwise(sorted(rewards)) if low >= 0]
-        return [KEEP_ALL, *between, REJECT_ALL]
+        rewards = sorted(
+            {
+                decision.reward
+                for answers in self._answers.values()
+                for one in answers
+                for decision in one.decisions
+                if decision.reward > -math.inf
+            }
+        )
+        least = KEEP_ALL if not rewards or rewards[0] >= KEEP_ALL else -REJECT_ALL
+        return [least, *(_round_between(low, high) for low, high in pairwise(rewards)), REJECT_ALL]
 
     def _share(self, threshold: float) -> float:
         nearest = self._nearest(threshold)

@@ -42,8 +42,9 @@ def commands(document: Document) -> list[list[str]]:
 
 def check(words: list[str]) -> None:
     """Raises AssertionError unless a command of ours is known, with every option."""
-    if re.match(r"[A-Z_]+=", words[0]):  # sets a variable for what follows
-        check(words[1:])
+    if re.match(r"[A-Z_]+=", words[0]):  # sets a variable, maybe for what follows
+        if words[1:]:
+            check(words[1:])
     elif words[0] == "rsd":
         check_rsd(words[1:])
     elif words[:2] == ["python", "-m"]:

@@ -9,11 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rsd_engine.evaluate.choosing import AGGREGATES, Given, best_of, majority, solution_reward
+from rsd_engine.steps.selection import survivors
 
-RECORDED = Path(__file__).parent / "data" / "best_of_8.json"
+DATA = Path(__file__).parent / "data"
+RECORDED = DATA / "best_of_8.json"
+BEAMS = DATA / "beam_2.json"
 
 
 def equal(one: str, other: str) -> bool:
@@ -103,3 +107,46 @@ def test_recorded_answers_are_chosen_as_a_direct_computation_does() -> None:
         for name, index in (("majority", voted), ("best", best), ("first", 0)):
             right[name] += problem["answers"][index][1]
     assert right["best"] > right["first"]  # the recorded rewards are worth something
+
+
+def levels() -> list[dict[str, Any]]:
+    """Of recorded beam searches: the rewards of each candidate's steps, and which two were kept."""
+    found: list[dict[str, Any]] = [
+        level
+        for problem in json.loads(BEAMS.read_text())["problems"]
+        for level in problem["levels"]
+    ]
+    assert len(found) == 32
+    return found
+
+
+def test_recorded_beams_are_kept_by_the_mean_of_their_rewards() -> None:
+    agreeing = dict.fromkeys(AGGREGATES, 0)
+    for level in levels():
+        for name in AGGREGATES:
+            rewards = [solution_reward(name, steps) for steps in level["rewards"]]
+            agreeing[name] += sorted(survivors(rewards, 2)) == level["kept"]
+    assert agreeing["mean"] == len(levels())
+    assert agreeing["last"] < len(levels()) and agreeing["min"] < len(levels())
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "naive"),
+    [
+        ("last", lambda rewards: rewards[..., -1]),
+        ("mean", lambda rewards: rewards.mean(-1)),
+        ("min", lambda rewards: rewards.min(-1)),
+        ("product", lambda rewards: rewards.prod(-1)),
+    ],
+)
+def test_recorded_step_rewards_are_taken_together(aggregate: str, naive: Any) -> None:
+    """The candidates of a level have equally many steps, so numpy takes them all at once."""
+    for level in levels():
+        wanted = naive(np.array(level["rewards"]))
+        found = [solution_reward(aggregate, steps) for steps in level["rewards"]]
+        assert found == pytest.approx(wanted.tolist(), rel=1e-12)
+        answers = [Given(None, tuple(steps)) for steps in level["rewards"]]
+        assert best_of(aggregate)(answers, equal) == int(wanted.argmax())
+        order = np.argsort(-wanted, kind="stable")
+        for width in range(1, len(answers) + 1):
+            assert survivors(found, width) == order[:width].tolist()

@@ -112,6 +112,18 @@ def test_thresholds_are_round_and_between_two_rewards(budget: float, threshold: 
     assert Sweep([answer]).largest_threshold(budget) == threshold
 
 
+@pytest.mark.parametrize(
+    ("budget", "threshold"),
+    [(0.0, -REJECT_ALL), (0.5, -0.3), (0.99, 0.2), (1.0, REJECT_ALL)],
+)
+def test_rewards_may_be_below_0(budget: float, threshold: float) -> None:
+    rewards = (-0.7, 0.1, 0.3)
+    lengths = (10, 5, 5)
+    decisions = tuple(Decision(r, True, n) for r, n in zip(rewards, lengths, strict=True))
+    sweep = Sweep([Trajectory("q", 0, decisions, 0, 20, True)])
+    assert sweep.largest_threshold(budget) == threshold
+
+
 def test_neighbouring_rewards_are_told_apart() -> None:
     rewards = (0.9998731, 0.9998732)
     decisions = tuple(Decision(reward, True, 1) for reward in rewards)

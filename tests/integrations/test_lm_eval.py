@@ -19,10 +19,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from bench.compare.effect import MAX_TOKENS, run_problems
+from bench.compare.effect import answers, greedy_trials
 from rsd_engine import Beam, Engine, SamplingParams, Softmax, Threshold
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
+from rsd_engine.evaluate.summary import summarise
 from rsd_engine.integrations.lm_eval import ModelArgumentError, RsdLM
 from rsd_engine.integrations.lm_eval.arguments import read_arguments, sampling_params
 from tests.docs.documents import ROOT
@@ -69,15 +70,13 @@ def test_the_accuracy_is_that_of_the_benchmark_on_all_problems(
 def _compare(harness: Harness, model: RsdLM, problems: int) -> None:
     """The same right answers, and the same texts, as `bench.effect` gets."""
     accuracy, texts, config = harness.run(model, problems)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=MAX_TOKENS, mode="rsd", policy=Threshold(0.7)
-    )
-    run = run_problems(model.engine, "rsd", generate(0, "test", problems), params)
-    assert accuracy == run.accuracy
-    assert texts == [completion.text for completion in run.completions]
+    records = answers(model.engine, greedy_trials(["rsd"], [0.7]), generate(0, "test", problems))
+    [row] = summarise(records)
+    assert accuracy == row.accuracy
+    assert texts == [record.text for record in records]
     told = config["rsd"]
-    assert told["acceptance_rate"] == run.metrics.acceptance_rate
-    assert told["steps_rejected"] == run.metrics.steps_rejected > 0
+    assert told["acceptance_rate"] == row.acceptance
+    assert told["steps_rejected"] == row.counts.steps_rejected > 0
 
 
 def test_log_likelihoods_are_those_of_transformers(model: RsdLM, theirs: HFLM) -> None:

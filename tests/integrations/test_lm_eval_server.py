@@ -7,10 +7,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from bench.compare.effect import MAX_TOKENS, run_problems
-from rsd_engine import Engine, SamplingParams, Threshold
+from bench.compare.effect import answers, greedy_trials
+from rsd_engine import Engine, SamplingParams
 from rsd_engine.demo import checkpoint_dir
 from rsd_engine.demo.problems import generate
+from rsd_engine.evaluate.summary import summarise
 from tests.integrations.conftest import Harness
 from tests.server.conftest import LiveServer
 
@@ -88,9 +89,6 @@ def _compare(harness: Harness, live: LiveServer, engine: Engine, problems: int) 
         "max_retries": 1,
     }
     accuracy, texts, _ = harness.run("local-chat-completions", problems, model_args=arguments)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=MAX_TOKENS, mode="rsd", policy=Threshold(0.7)
-    )
-    run = run_problems(engine, "rsd", generate(0, "test", problems), params)
-    assert accuracy == run.accuracy
-    assert texts == [completion.text for completion in run.completions]
+    records = answers(engine, greedy_trials(["rsd"], [0.7]), generate(0, "test", problems))
+    assert accuracy == summarise(records)[0].accuracy
+    assert texts == [record.text for record in records]

@@ -46,6 +46,16 @@ class AnswerOptions(EngineOptions):
             "Sampling and limits", "Of methods that write one answer; 0 is greedy.", "--temperature"
         ),
     ] = 0.0
+    output: Annotated[
+        Path | None,
+        option(
+            "Input and output",
+            "Folder of the results. If it has some, their run is resumed.",
+            "--output",
+            "-o",
+        ),
+    ] = None
+    overwrite: o.Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class EvalOptions(AnswerOptions):
         option(
             _WHAT,
             "Thresholds that rsd, rsd+guesses and judge are tried at, commas between them "
-            "(default: 0.7, or the scorer's own)",
+            "(default: that of the PRM's family or of the scorer)",
             "--threshold",
         ),
     ] = None
@@ -78,16 +88,6 @@ class EvalOptions(AnswerOptions):
     show_list: Annotated[
         bool, option(_WHAT, "Show all methods and data sets, and exit.", "--list")
     ] = False
-    output: Annotated[
-        Path | None,
-        option(
-            "Input and output",
-            "Folder of the results. If it has some, their run is resumed.",
-            "--output",
-            "-o",
-        ),
-    ] = None
-    overwrite: o.Overwrite = False
     pictures: Annotated[
         bool,
         option(

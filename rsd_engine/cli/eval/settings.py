@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,15 +15,18 @@ from rsd_engine.cli.eval.options import AnswerOptions, EvalOptions
 from rsd_engine.cli.generate.settings import chat_settings
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.engine.chat.questions import ChatSettings, settings_text
+from rsd_engine.engine.prompts import naming_model
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.evaluate.answers import answers_of
 from rsd_engine.evaluate.methods import Decoding, Trial, make_trials
 from rsd_engine.evaluate.questions import DEMO, load_questions
 from rsd_engine.evaluate.record import Question
 from rsd_engine.evaluate.statistics import require_scipy
+from rsd_engine.models.checkpoints.open import is_url, open_checkpoint
 from rsd_engine.sampling_params import MAX_SEED, SamplingParams
+from rsd_engine.steps.policies import Threshold
 
 _SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
-_THRESHOLD = 0.7  # the paper's
 _MAX_GUESSES = 32
 _DEMO_TOKENS = 256
 
@@ -79,10 +82,9 @@ def eval_settings(options: EvalOptions) -> EvalSettings:
     for kind in {question.kind for question in questions}:
         answers_of(kind)  # what it needs is there
     chat = question_chat(options, is_demo=is_demo)
-    text = settings_text(engine, [single, several], chat)
+    digest = settings_digest(engine, [single, several], chat)
     if any(trial.params.speculate for trial in trials):
         engine.setdefault("max_guesses", _MAX_GUESSES)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return EvalSettings(engine, trials, seeds, questions, chat, digest, options.output)
 
 
@@ -98,9 +100,30 @@ def model_arguments(options: AnswerOptions) -> dict[str, Any]:
 
 
 def default_threshold(engine: dict[str, Any]) -> float:
-    """The paper's, or the one of the scorer that an engine of these arguments has."""
-    scorer = engine.get("scorer")
-    return _THRESHOLD if scorer is None else float(scorer.default_threshold)
+    """That of the scorer or the PRM's family that an engine of these arguments has; no weights are
+    read.
+
+    Raises:
+        ValueError: the PRM is none, or does not tell its family.
+    """
+    scorer, prm = engine.get("scorer"), engine.get("prm")
+    if scorer is not None:
+        return float(scorer.default_threshold)
+    if prm is None or is_url(prm):
+        return Threshold().threshold
+    with naming_model("prm"):
+        revision = None if Path(prm).expanduser().exists() else engine.get("revision")
+        checkpoint = open_checkpoint(prm, revision, weights=False)
+        checkpoint.overrides = engine.get("hf_overrides", {}).get("prm", {})
+        return PrmOptions(engine.get("prm_format")).family_of(checkpoint).threshold
+
+
+def settings_digest(
+    engine: dict[str, Any], params: Sequence[SamplingParams], chat: ChatSettings
+) -> str:
+    """Differs for settings that may give other answers."""
+    text = settings_text(engine, params, chat)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def answer_params(options: AnswerOptions, *, is_demo: bool) -> SamplingParams:

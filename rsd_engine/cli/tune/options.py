@@ -44,7 +44,11 @@ class TuneOptions(AnswerOptions):
     ] = None
     start: Annotated[
         float | None,
-        option(_WHAT, "Threshold of the first pass (default: 0.7, or the scorer's own)", "--start"),
+        option(
+            _WHAT,
+            "Threshold of the first pass (default: that of the PRM's family or of the scorer)",
+            "--start",
+        ),
     ] = None
     passes: Annotated[
         int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rsd_engine.cli.errors import UsageError
@@ -11,6 +12,7 @@ from rsd_engine.cli.eval.settings import (
     default_threshold,
     model_arguments,
     question_chat,
+    settings_digest,
 )
 from rsd_engine.cli.tune.options import TuneOptions
 from rsd_engine.engine.chat.questions import ChatSettings
@@ -27,20 +29,23 @@ class TuneSettings:
     """A run.
 
     Attributes:
-        engine: arguments of `Engine`; None if nothing is asked.
+        engine: arguments of `Engine`.
         params: of each request, but for policy and seed.
+        digest: of all settings that decide the answers, thresholds and seed aside.
         start: threshold of the first pass.
         questions: to find the threshold on; empty where `records` are given in their place.
         held_out: to try it on; may be empty.
     """
 
-    engine: dict[str, Any] | None
+    engine: dict[str, Any]
     params: SamplingParams
     chat: ChatSettings
+    digest: str
     start: float
     questions: list[Question]
     held_out: list[Question]
     records: list[Record]
+    output: Path  # of no use if nothing is asked
 
 
 def tune_settings(options: TuneOptions) -> TuneSettings:
@@ -60,6 +65,7 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
         params = answer_params(options, is_demo=is_demo)
         questions = [] if options.records else load_questions(options.questions)
         held_out = load_questions(options.held_out) if options.held_out else []
+        start = default_threshold(engine) if options.start is None else options.start
     except ValueError as error:
         raise UsageError(str(error)) from None
     require_scipy()
@@ -67,26 +73,31 @@ def tune_settings(options: TuneOptions) -> TuneSettings:
         answers_of(kind)  # what it needs is there
     records = _records(options)
     _check_apart(questions or [record.question for record in records], held_out)
+    chat = question_chat(options, is_demo=is_demo)
     return TuneSettings(
-        engine=engine if questions or held_out else None,
+        engine=engine,
         params=params,
-        chat=question_chat(options, is_demo=is_demo),
-        start=default_threshold(engine) if options.start is None else options.start,
+        chat=chat,
+        digest=settings_digest(engine, [params], chat),
+        start=start,
         questions=questions,
         held_out=held_out,
         records=records,
+        output=options.output or Path(),
     )
 
 
 def _check(options: TuneOptions) -> None:
+    if options.output is None and (options.held_out or not options.records):
+        raise UsageError("--output is missing; give a folder for the answers")
     if not 0 < options.budget < 1:
         raise UsageError(
             f"--budget must be a share between 0 and 1, such as 0.3, got {options.budget:g}"
         )
     if options.seed > MAX_SEED:
         raise UsageError(f"--seed must be in [0, {MAX_SEED}], got {options.seed}")
-    if options.start is not None and not 0 <= options.start <= 1:
-        raise UsageError(f"--start must be in [0, 1], as rewards are, got {options.start:g}")
+    if options.start is not None and not -1 <= options.start <= 1:
+        raise UsageError(f"--start must be in [-1, 1], as rewards are, got {options.start:g}")
 
 
 def _records(options: TuneOptions) -> list[Record]:

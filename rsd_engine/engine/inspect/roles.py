@@ -78,5 +78,6 @@ def _enough(roles: Roles) -> Finding:
         return ok("roles", "one writer alone: plain decoding, no step is scored")
     names = {role: "PRM" if role == Role.PRM else role.name.lower() for role in Role}
     given = " and ".join(names[role] for role in sorted(roles))
-    missing = " and ".join(name for role, name in names.items() if role not in roles)
+    names[Role.PRM] = "PRM or a scorer"
+    missing = " and a ".join(name for role, name in names.items() if role not in roles)
     return ok("roles", f"{given}; an engine also needs a {missing}, or runs one writer alone")

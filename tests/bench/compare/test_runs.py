@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.compare import decode, effect
 from bench.lib.timing import Mismatch
+from rsd_engine import Engine, Metrics, SamplingParams, Threshold
+from rsd_engine.demo.problems import check_answer
+from rsd_engine.evaluate.summary import summarise
 from tests.tiny_models import TinyModels, make_tiny_models, tiny_tokenizer
 
 
@@ -57,15 +61,26 @@ def test_effect(
     assert set(found["thresholds"]) == {"0.4", "0.7"}
 
 
-def test_effect_counts_what_the_models_wrote(models: TinyModels) -> None:
+def test_effect_asks_what_rsd_eval_asks(models: TinyModels) -> None:
+    """An engine that is asked by itself writes the same, and has the same counts."""
     problems = effect.generate(1, "test", 2)
-    sources = effect.Models(**models.sources())
-    runs = effect.solve(sources, problems, [0.7], slots=2, seed=1)
-    assert set(runs) == {"draft", "target", "rsd 0.7"}
-    for name in ("draft", "target"):
-        tokens = sum(len(c.token_ids) for c in runs[name].completions)
-        assert getattr(runs[name].metrics, name).tokens_generated == tokens
-    assert effect.flops_ratio(runs["target"], runs["target"]) == {"generated": 1.0, "all": 1.0}
+    records = effect.solve(effect.Models(**models.sources()), problems, [0.7], slots=2)
+    assert [record.label for record in records[::2]] == ["draft", "target", "rsd 0.7"]
+    rows = summarise(records)
+    chats = [[{"role": "user", "content": problem.question}] for problem in problems]
+    greedy = SamplingParams(temperature=0.0, max_tokens=effect.MAX_TOKENS)
+    asked = [replace(greedy, mode="draft"), replace(greedy, mode="target"), greedy]
+    with Engine(**models.sources(), max_num_seqs=2, policy=Threshold(0.7)) as engine:
+        for params, row in zip(asked, rows, strict=True):
+            results = engine.chat(chats, params, use_tqdm=False)
+            texts = [result.outputs[0].text for result in results]
+            assert texts == [record.text for record in records if record.method == row.method]
+            right = [check_answer(p, text) for p, text in zip(problems, texts, strict=True)]
+            assert row.accuracy == sum(right) / len(problems)
+            metrics = sum((result.metrics for result in results), start=Metrics())
+            assert row.counts.flops_generated == metrics.flops.generated
+            assert row.counts.target_tokens == metrics.target.tokens_generated
+    assert effect.flops_ratio(rows[1]) == {"generated": 1.0, "all": 1.0}
 
 
 def test_effect_needs_a_problem() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench.compare import scorers
+from bench.compare import effect, scorers
 from bench.compare.step_auc import best_threshold
 
 
@@ -29,7 +29,7 @@ def test_the_best_threshold_separates_right_from_wrong(
 def test_every_scorer_is_compared(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorers, "MAX_TOKENS", 40)
+    monkeypatch.setattr(effect, "MAX_TOKENS", 40)
     counts = ["--problems", "3", "--tuning", "3", "--training", "4", "--slots", "3"]
     assert scorers.main([*counts, "--threads", "1"]) == 0
     table, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from bench.compare.step_auc import JudgedSteps
-from rsd_engine import CompletionOutput, RejectedStep, Step
 from rsd_engine.demo.problems import Problem
+from rsd_engine.evaluate.questions import demo_questions
+from rsd_engine.evaluate.record import Counts, Record, ScoredText, StepRecord
 
 PROBLEM = Problem(
     question="Ann has 2 pens and buys 3. How many has she now?",
@@ -20,17 +19,28 @@ PROBLEM = Problem(
 RIGHT = PROBLEM.steps
 
 
-def step(text: str, reward: float | None, rejected: RejectedStep | None = None) -> Step:
-    source = "target" if reward is None else "draft"
-    return Step(text, (), source, reward, rejected)  # type: ignore[arg-type]
+def step(text: str, reward: float | None, rejected: ScoredText | None = None) -> StepRecord:
+    return StepRecord(text, "target" if reward is None else "draft", reward, rejected)
 
 
-def solution(*steps: Step) -> CompletionOutput:
-    text = "".join(s.text for s in steps)
-    return CompletionOutput(0, text, (), "stop", None, steps)
+def solution(*steps: StepRecord) -> Record:
+    [question] = demo_questions([PROBLEM])
+    return Record(
+        question=question,
+        method="rsd",
+        settings={"threshold": 0.5},
+        seed=0,
+        text="".join(one.text for one in steps),
+        found=None,
+        correct=False,
+        finish_reason="stop",
+        counts=Counts(),
+        seconds=0.0,
+        steps=steps,
+    )
 
 
-def judged(*steps: Step) -> JudgedSteps:
+def judged(*steps: StepRecord) -> JudgedSteps:
     found = JudgedSteps()
     found.add([PROBLEM], [solution(*steps)])
     return found
@@ -45,7 +55,7 @@ def test_right_steps_and_the_first_wrong_one_count() -> None:
 
 
 def test_a_rejected_step_counts_and_its_rewrite_is_what_follows() -> None:
-    wrong = RejectedStep("She has 2 * 3 = 6 pens.\n\n", (), 0.8)
+    wrong = ScoredText("She has 2 * 3 = 6 pens.\n\n", 0.8)
     found = judged(
         step(RIGHT[0] + "\n\n", 0.5), step(RIGHT[1] + "\n\n", None, wrong), step(RIGHT[2], 0.9)
     )
@@ -68,11 +78,12 @@ def test_ties_count_half() -> None:
     assert judged(step(RIGHT[0] + "\n\n", 0.5), step("no", 0.5)).auc() == 0.5
 
 
-def test_a_reward_that_is_not_a_number_is_the_lowest() -> None:
-    wrong = RejectedStep("no\n\n", (), math.nan)
-    assert judged(step(RIGHT[0] + "\n\n", None, wrong), step(RIGHT[1], 0.0)).auc() == 1.0
+def test_a_step_without_a_reward_is_left_out() -> None:
+    wrong = ScoredText("no\n\n", None)
+    found = judged(step(RIGHT[0] + "\n\n", None, wrong), step(RIGHT[1], 0.0))
+    assert (len(found), found.num_wrong) == (1, 0)
 
 
 @pytest.mark.parametrize("steps", [(), (step(RIGHT[0], 0.5),), (step("no", 0.5),)])
-def test_without_both_verdicts_there_is_none(steps: tuple[Step, ...]) -> None:
+def test_without_both_verdicts_there_is_none(steps: tuple[StepRecord, ...]) -> None:
     assert judged(*steps).auc() is None

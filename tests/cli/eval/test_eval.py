@@ -138,7 +138,7 @@ def test_an_answer_that_failed_is_told_and_tried_again(
 def test_what_cannot_be_run_is_refused_before_any_work(
     rsd: Rsd, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rsd_engine.cli.eval.run.make_engine", None)
+    monkeypatch.setattr("rsd_engine.cli.eval.asking.make_engine", None)
     result = rsd("eval", *args, f"--output={tmp_path / 'out'}")
     assert result.exit_code == 2, result.output
     assert message in result.stderr
