@@ -125,9 +125,8 @@ void Runner::attention(const RsdAttention& a) const {
 bool Runner::quantise(const RsdQuantise& q) const {
     const int64_t blocks = q.matrix.num_outputs * q.num_inputs / QUANTISED_BLOCK;
     bool fits = true;
-    team.ranges(blocks, BLOCK_UNIT, work_of(q), [&](int64_t first, int64_t last) {
-        fits &= kernels.quantise(q, first, last);
-    });
+    team.ranges(blocks, BLOCK_UNIT, work_of(q),
+                [&](int64_t first, int64_t last) { fits &= kernels.quantise(q, first, last); });
     return fits;
 }
 

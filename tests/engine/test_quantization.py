@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rsd_engine import Engine, SamplingParams
+from rsd_engine.engine.model_sources import OpenOptions
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, decisions, generate
@@ -84,6 +85,14 @@ def test_what_is_not_allowed(tiny: TinyModels, arguments: dict[str, Any], words:
     with pytest.raises(ValueError) as error:
         Engine(target=tiny.target, device="cpu", **arguments)
     assert words in str(error.value)
+
+
+def test_a_gpu_is_refused_before_anything_is_opened() -> None:
+    options = OpenOptions(quantization="int8")
+    with pytest.raises(ValueError, match="for a CPU, .*, and the device is cuda:0; leave it out"):
+        options.check_computed("auto", torch.device("cuda", 0))
+    options.check_computed("auto", torch.device("cpu"))
+    OpenOptions().check_computed("bfloat16", torch.device("cuda", 0))
 
 
 def test_without_the_library(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:

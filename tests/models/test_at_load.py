@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rsd_engine.integrations.transformers.module_checkpoint import ModuleCheckpoint
 from rsd_engine.models.checkpoints import block_cache
 from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad
 from rsd_engine.models.checkpoints.open import open_checkpoint
@@ -28,9 +31,10 @@ from rsd_kernels.formats.formats import Q4_1, Q8_0
 from tests.models.checkpoints import PrmHeads, edit_config, make_model, save
 from tests.models.driver import Driver
 from tests.models.gguf_files import write_gguf
+from tests.models.test_lora import make_adapter
 
 TOKENS = [1, 2, 3, 50, 60, 7]
-INT4, INT8 = QUANTIZATIONS["int4"], QUANTIZATIONS["int8"]
+INT4 = QUANTIZATIONS["int4"]
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +177,7 @@ def test_a_full_disk_leaves_nothing(
 
 _KILLED = """
 import os, signal, sys
+from rsd_engine.integrations.transformers.module_checkpoint import ModuleCheckpoint
 from rsd_engine.models.checkpoints import block_cache
 from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad
 from rsd_engine.models.checkpoints.open import open_checkpoint
@@ -200,6 +205,30 @@ def test_plain_gguf_files_too(tmp_path: Path) -> None:
     found, wanted = logits(opened(path)), logits(path)
     assert not torch.equal(found, wanted)
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.9
+
+
+def test_a_model_in_memory_has_no_cache(folder: Path, cache: Path) -> None:
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    checkpoint = QuantisedAtLoad(ModuleCheckpoint(module), INT4)
+    found = logits(checkpoint)
+    assert not cache.exists()
+    assert torch.equal(found, logits(opened(folder)))
+
+
+def test_a_changed_adapter_is_another_entry(folder: Path, cache: Path, tmp_path: Path) -> None:
+    adapter, found = tmp_path / "adapter", []
+    for strength in (0.1, 0.2):
+        shutil.rmtree(adapter, ignore_errors=True)
+        make_adapter(adapter, folder, strength=strength)
+        found.append(logits(opened(adapter)))
+    assert len(list(cache.iterdir())) == 2
+    assert not torch.equal(*found) and not torch.equal(found[0], logits(opened(folder)))
+
+
+def test_a_model_of_narrow_rows(tmp_path: Path) -> None:
+    folder = save(make_model("llama2", hidden_size=24, intermediate_size=40), tmp_path / "model")
+    with pytest.raises(ValueError, match="blocks of 32, and no matrix has rows of whole blocks"):
+        opened(folder)
 
 
 def test_weights_that_are_quantised_already(tmp_path: Path) -> None:
