@@ -31,7 +31,6 @@ from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.cuda.decode_projection import MAX_ROWS
 from rsd_kernels.launch import can_overlap
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import TWINS
 from rsd_kernels.qkv.twin import in_two
 
@@ -152,7 +151,7 @@ class Decoding:
         num_rows = self.inputs.batch.num_rows
         context = self.setting.context
         decoder = Decoder(self.config, self.weights, max_rows=num_rows, max_positions=context)
-        return LanguageModel(decoder, LinearWeight(self.weights.embedding))
+        return LanguageModel(decoder, self.weights.tied_head())
 
     def time(self, contenders: dict[str, Calls]) -> dict[str, Timing]:
         runs = max(2, self.setting.runs // 2)

@@ -21,7 +21,6 @@ from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels import ops
 from rsd_kernels.attention.twin import attention_map, paged_attention
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.policy.formula import PolicyKind
 from rsd_kernels.reward.loop_twin import decide as decide_by_twin
 from rsd_kernels.state.enums import Phase, Role
@@ -176,4 +175,4 @@ def _draft() -> LanguageModel:
     weights = DecoderWeights.allocate(config, torch.float32, CPU)
     for tensor in weights.places(config).values():
         tensor.normal_(0, 0.1)
-    return LanguageModel(Decoder(config, weights, max_rows=256), LinearWeight(weights.embedding))
+    return LanguageModel(Decoder(config, weights, max_rows=256), weights.tied_head())

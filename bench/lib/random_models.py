@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import find_reward_family
-from rsd_engine.models.weights import DecoderWeights
+from rsd_engine.models.weights import EMBEDDING, DecoderWeights
 from rsd_engine.roofline.presets import PRESETS
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
@@ -209,7 +209,7 @@ def _places(config: ModelConfig) -> dict[str, Tensor]:
         assert family is not None
         places |= family.places(family.allocate_head(weights.final_norm, config.rms_norm_eps))
     elif not config.tie_word_embeddings:
-        places["lm_head.weight"] = weights.embedding
+        places["lm_head.weight"] = places[EMBEDDING]
     return places
 
 

@@ -17,7 +17,9 @@ SCORE = "score"
 def triple_of(models: Mapping[Role, LanguageModel | RewardModel]) -> Triple:
     """The shapes of an engine's models."""
     draft, target, prm = (
-        ModelShape.of(model.config, model.dtype, model.decoder.weights.matrix_dtype)
+        ModelShape.of(
+            model.config, model.dtype, model.decoder.weights.nbytes / model.config.num_parameters
+        )
         for model in (models[Role.DRAFT], models[Role.TARGET], models[Role.PRM])
     )
     return Triple(draft, target, prm)

@@ -35,7 +35,6 @@ from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels import ops
 from rsd_kernels.aot.launches import DecoderShape
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import TWINS
 from rsd_kernels.state.enums import Phase, Role, Speculation
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -70,7 +69,7 @@ class _Pass:
         decoder = Decoder(config, weights, max_rows=rows, max_positions=context)
         start = copied(_waiting(num_slots, context, guesses), device)
         return cls(
-            model=LanguageModel(decoder, LinearWeight(weights.embedding)),
+            model=LanguageModel(decoder, weights.tied_head()),
             inputs=replace(inputs, batch=moved(batch, device)),
             start=start,
             state=copied(start),

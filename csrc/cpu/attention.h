@@ -53,13 +53,13 @@ inline void score(const RsdAttention& a, const Queries& queries, Block& block) {
     float sums[whole_vectors(QUERIES * KEYS)];
     int64_t key = 0;
     for (; key + KEYS <= block.count; key += KEYS) {
-        dot_tile<QUERIES, KEYS>(queries.q, block.k + key, a.head_dim, 0, sums);
+        dot_tile<QUERIES, KEYS, Plain<float>>(queries.q, block.k + key, a.head_dim, 0, sums);
         for (int i = 0; i < QUERIES; ++i) {
             for (int o = 0; o < KEYS; ++o) block.weight[i][key + o] = sums[i * KEYS + o] * a.scale;
         }
     }
     for (; key < block.count; ++key) {
-        dot_tile<QUERIES, 1>(queries.q, block.k + key, a.head_dim, 0, sums);
+        dot_tile<QUERIES, 1, Plain<float>>(queries.q, block.k + key, a.head_dim, 0, sums);
         for (int i = 0; i < QUERIES; ++i) block.weight[i][key] = sums[i] * a.scale;
     }
 }

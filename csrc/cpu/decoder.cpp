@@ -1,7 +1,5 @@
 // All layers of a decoder over the rows of one pass.
 
-#include <string.h>
-
 #include "ops.h"
 
 namespace {
@@ -29,41 +27,23 @@ class Forward {
 
     // Called by every thread of the team.
     void layers(const Runner& run) const {
-        const int64_t hidden = d_.hidden_size;
-        run.team.ranges(rows_, 1, rows_ * hidden, [&](int64_t first, int64_t last) {
-            for (int64_t r = first; r < last; ++r) embed(r);
-        });
+        run.embed(
+            {d_.hidden, d_.embedding, pass_.token, rows_, d_.hidden_size, d_.embedding_scale});
         for (int64_t i = 0; i < d_.num_layers; ++i) layer(run, d_.layers[i]);
     }
 
   private:
-    void embed(int64_t row) const {
-        const int64_t width = d_.hidden_size, place = pass_.token[row] * width;
-        float* to = d_.hidden + row * width;
-        if (d_.matrix_type == RSD_CPU_FLOAT32) {
-            const float* from = static_cast<const float*>(d_.embedding) + place;
-            for (int64_t i = 0; i < width; ++i) to[i] = from[i] * d_.embedding_scale;
-            return;
-        }
-        const uint16_t* from = static_cast<const uint16_t*>(d_.embedding) + place;
-        for (int64_t i = 0; i < width; ++i) {
-            const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
-            memcpy(to + i, &bits, sizeof bits);
-            to[i] *= d_.embedding_scale;
-        }
-    }
-
     void layer(const Runner& run, const RsdLayer& w) const {
         const int64_t hidden = d_.hidden_size, inter = d_.intermediate_size;
         run.norm(norm(w.input_norm));
-        run.product(product(d_.qkv, d_.normed, w.qkv, w.qkv_bias, qkv_width(), hidden));
+        run.product(product(d_.qkv, d_.normed, w.qkv, qkv_width(), hidden));
         run.rope_write(rope_write(w));
         run.attention(attention(w));
-        run.product(added(product(d_.hidden, d_.attended, w.o, w.o_bias, hidden, q_width())));
+        run.product(added(product(d_.hidden, d_.attended, w.o, hidden, q_width())));
         run.norm(norm(w.post_norm));
-        run.gate_up(product(d_.gate_up, d_.normed, w.gate_up, w.gate_up_bias, 2 * inter, hidden),
+        run.gate_up(product(d_.gate_up, d_.normed, w.gate_up, 2 * inter, hidden),
                     {d_.gated, d_.gate_up, rows_, inter});
-        run.product(added(product(d_.hidden, d_.gated, w.down, w.down_bias, hidden, inter)));
+        run.product(added(product(d_.hidden, d_.gated, w.down, hidden, inter)));
     }
 
     int64_t q_width() const { return d_.num_q_heads * d_.head_dim; }
@@ -74,10 +54,9 @@ class Forward {
         return {d_.normed, d_.hidden, weight, nullptr, rows_, width, width, width, d_.eps};
     }
 
-    RsdProduct product(float* y, const float* x, const void* weight, const float* bias,
-                       int64_t num_outputs, int64_t num_inputs) const {
-        return {y,           x,          weight,      bias,       nullptr, rows_,
-                num_outputs, num_inputs, num_outputs, num_inputs, 0,       d_.matrix_type};
+    RsdProduct product(float* y, const float* x, const RsdWeight& weight, int64_t num_outputs,
+                       int64_t num_inputs) const {
+        return {y, x, &weight, nullptr, rows_, num_outputs, num_inputs, num_outputs, num_inputs, 0};
     }
 
     // Adds the product to what y holds.

@@ -86,12 +86,6 @@ inline Vec noise_bound(WordVec word) {
     return 110.211f - __builtin_convertvector(bits, Vec) * 8.262958e-8f;
 }
 
-inline bool any(IntVec mask) {
-    int32_t found = 0;
-    for (int i = 0; i < LANES; ++i) found |= mask[i];
-    return found != 0;
-}
-
 // Most ids cannot win whatever their word is, most others not with the word they have: logarithms
 // are left to the few that can.
 void draw(const RsdDraw& d) {

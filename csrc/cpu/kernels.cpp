@@ -7,6 +7,7 @@
 #include "draw.h"
 #include "largest.h"
 #include "product.h"
+#include "quantise.h"
 #include "rows.h"
 
 #define RSD_TEXT_OF(name) #name
@@ -17,10 +18,12 @@
 extern const Kernels RSD_JOINED(kernels_, RSD_CPU_ISA) = {RSD_TEXT(RSD_CPU_ISA),
                                                           GROUP_ROWS,
                                                           product,
+                                                          embed,
                                                           norm,
                                                           silu_mul,
                                                           rope_write,
                                                           attend,
                                                           draw,
                                                           largest,
-                                                          scale};
+                                                          scale,
+                                                          quantise};

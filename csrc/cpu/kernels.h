@@ -24,6 +24,7 @@ struct Kernels {
     const char* name;
     int64_t attention_queries;
     void (*product)(const RsdProduct&, int64_t first_output, int64_t last_output);
+    void (*embed)(const RsdEmbed&, int64_t first_row, int64_t last_row);
     void (*norm)(const RsdNorm&, int64_t first_row, int64_t last_row);
     void (*silu_mul)(const RsdSiluMul&, int64_t first_column, int64_t last_column);
     void (*rope_write)(const RsdRopeWrite&, int64_t first_row, int64_t last_row);
@@ -31,6 +32,7 @@ struct Kernels {
     void (*draw)(const RsdDraw&);
     Largest (*largest)(const float* row, int64_t num_ids);
     void (*scale)(float* row, int64_t num_ids, float temperature, float most);
+    bool (*quantise)(const RsdQuantise&, int64_t first_block, int64_t last_block);  // see Runner
 };
 
 // Those that were compiled; library.cpp chooses the best one that this machine can run.

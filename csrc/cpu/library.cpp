@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <atomic>
+
 #include "ops.h"
 #include "rsd_cpu.h"
 
@@ -17,7 +19,10 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
 #endif
 bool always() { return true; }
 
@@ -62,6 +67,7 @@ const char* rsd_cpu_error_string(int32_t code) {
         case RSD_CPU_ERROR_PAGE: return "a page or an offset is not in the pool";
         case RSD_CPU_ERROR_SEQUENCE: return "a sequence has rows that its length does not cover";
         case RSD_CPU_ERROR_ISA: return "this machine cannot run that instruction set";
+        case RSD_CPU_ERROR_VALUE: return "a value is not finite or beyond the range of a half";
         default: return "unknown code";
     }
 }
@@ -81,6 +87,14 @@ int32_t rsd_cpu_choose_isa(const char* name) {
 int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads) {
     run(work_of(*product), num_threads, [&](const Runner& r) { r.product(*product); });
     return RSD_CPU_SUCCESS;
+}
+
+int32_t rsd_cpu_embed(const RsdEmbed* embed, int32_t num_threads) {
+    const int32_t code = check_embed(*embed);
+    if (code == RSD_CPU_SUCCESS) {
+        run(work_of(*embed), num_threads, [&](const Runner& r) { r.embed(*embed); });
+    }
+    return code;
 }
 
 int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads) {
@@ -107,6 +121,14 @@ int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads) {
         run(work_of(*attention), num_threads, [&](const Runner& r) { r.attention(*attention); });
     }
     return code;
+}
+
+int32_t rsd_cpu_quantise(const RsdQuantise* quantise, int32_t num_threads) {
+    std::atomic<bool> fits{true};
+    run(work_of(*quantise), num_threads, [&](const Runner& r) {
+        if (!r.quantise(*quantise)) fits = false;
+    });
+    return fits ? RSD_CPU_SUCCESS : RSD_CPU_ERROR_VALUE;
 }
 
 int32_t rsd_cpu_draw(const RsdDraw* draw) {

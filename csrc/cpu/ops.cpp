@@ -4,6 +4,9 @@ namespace {
 
 constexpr int64_t OUTPUT_UNIT = 48;   // whole tiles of every shape, and no cache line in two shares
 constexpr int64_t EXP_PRODUCTS = 16;  // about what an exponential costs
+constexpr int64_t QUANTISED_PRODUCTS = 64;  // about what rounding an element costs
+constexpr int64_t QUANTISED_BLOCK = 32;
+constexpr int64_t BLOCK_UNIT = 64;  // whole vectors of blocks, and of cache lines
 
 int64_t ceil_div(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
 
@@ -56,6 +59,8 @@ int64_t work_of(const RsdProduct& p) {
     return (p.num_rows + FLOAT_READ) * p.num_outputs * p.num_inputs;
 }
 
+int64_t work_of(const RsdEmbed& e) { return e.num_rows * e.width; }
+
 int64_t work_of(const RsdNorm& n) { return 2 * n.num_rows * n.width; }
 
 int64_t work_of(const RsdSiluMul& s) { return s.num_rows * s.width * EXP_PRODUCTS; }
@@ -72,9 +77,18 @@ int64_t work_of(const RsdAttention& a) {
     return 2 * keys * a.num_q_heads * a.head_dim;
 }
 
+int64_t work_of(const RsdQuantise& q) {
+    return q.matrix.num_outputs * q.num_inputs * QUANTISED_PRODUCTS;
+}
+
 void Runner::product(const RsdProduct& p) const {
     team.ranges(p.num_outputs, OUTPUT_UNIT, work_of(p),
                 [&](int64_t first, int64_t last) { kernels.product(p, first, last); });
+}
+
+void Runner::embed(const RsdEmbed& e) const {
+    team.ranges(e.num_rows, 1, work_of(e),
+                [&](int64_t first, int64_t last) { kernels.embed(e, first, last); });
 }
 
 void Runner::norm(const RsdNorm& n) const {
@@ -106,6 +120,21 @@ void Runner::attention(const RsdAttention& a) const {
         AttentionShare share;
         if (shares.find(number, share)) kernels.attend(a, share);
     });
+}
+
+bool Runner::quantise(const RsdQuantise& q) const {
+    const int64_t blocks = q.matrix.num_outputs * q.num_inputs / QUANTISED_BLOCK;
+    bool fits = true;
+    team.ranges(blocks, BLOCK_UNIT, work_of(q),
+                [&](int64_t first, int64_t last) { fits &= kernels.quantise(q, first, last); });
+    return fits;
+}
+
+int32_t check_embed(const RsdEmbed& e) {
+    for (int64_t r = 0; r < e.num_rows; ++r) {
+        if (e.token[r] < 0 || e.token[r] >= e.table.num_outputs) return RSD_CPU_ERROR_TOKEN;
+    }
+    return RSD_CPU_SUCCESS;
 }
 
 int32_t check_rope_write(const RsdRopeWrite& w) {

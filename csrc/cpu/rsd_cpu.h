@@ -1,6 +1,6 @@
 // The C ABI of the CPU library: a decoder's forward over raw pointers. Nothing here needs torch or
-// Python, so the library builds without either. Everything is float32; only matrices may be
-// bfloat16, which is widened to float32 before it is multiplied.
+// Python, so the library builds without either. Everything is float32; only matrices may be stored
+// otherwise, and are expanded to float32 before they are multiplied.
 //
 // Strides count elements; where none is named, a tensor is contiguous. Every function returns
 // RSD_CPU_SUCCESS or one of the codes below, allocates nothing and raises nothing. At most
@@ -17,7 +17,7 @@
 
 // Raised with every change to a signature or to the meaning of an argument; the loader refuses a
 // library of any other version.
-#define RSD_CPU_ABI_VERSION 6
+#define RSD_CPU_ABI_VERSION 8
 
 #define RSD_CPU_API __attribute__((visibility("default")))
 
@@ -33,26 +33,65 @@ enum {
     RSD_CPU_ERROR_PAGE = -4,      // a page or an offset is not in the pool
     RSD_CPU_ERROR_SEQUENCE = -5,  // a sequence has rows that its length does not cover
     RSD_CPU_ERROR_ISA = -6,       // this machine cannot run that instruction set
+    RSD_CPU_ERROR_VALUE = -7,     // a value is not finite, or beyond the range of a half
 };
 
-// Types of a matrix.
+// How a row of a matrix is stored. From Q4_0 on these are blocks of GGUF, of 32 elements and, from
+// Q4_K on, 256: a row is a whole number of them.
 enum {
     RSD_CPU_FLOAT32 = 0,
     RSD_CPU_BFLOAT16 = 1,
+    RSD_CPU_FLOAT16 = 2,
+    RSD_CPU_Q4_0 = 3,
+    RSD_CPU_Q4_1 = 4,
+    RSD_CPU_Q5_0 = 5,
+    RSD_CPU_Q5_1 = 6,
+    RSD_CPU_Q8_0 = 7,
+    RSD_CPU_Q4_K = 8,
+    RSD_CPU_Q5_K = 9,
+    RSD_CPU_Q6_K = 10,
 };
+
+// Rows of one type, one after another without gaps.
+typedef struct {
+    const void* rows;
+    int64_t num_outputs, type;
+} RsdMatrix;
+
+// rows = the matrix, of float32, bfloat16 or float16, rounded to Q8_0 or Q4_1
+typedef struct {
+    uint8_t* rows;
+    RsdMatrix matrix;
+    int64_t num_inputs;  // a multiple of 32
+    int64_t type;        // RSD_CPU_Q8_0 or RSD_CPU_Q4_1
+} RsdQuantise;
+
+// W and bias: the outputs of the parts, one after another. q, k and v may be stored differently.
+typedef struct {
+    RsdMatrix parts[3];
+    int64_t num_parts;
+    const float* bias;  // [num_outputs] or null
+} RsdWeight;
 
 // y = x weightT + bias + residual
 typedef struct {
-    float* y;            // [num_rows, num_outputs], rows y_stride apart
-    const float* x;      // [num_rows, num_inputs], rows x_stride apart
-    const void* weight;  // [num_outputs, num_inputs], of weight_type
-    const float* bias;   // [num_outputs] or null
+    float* y;                 // [num_rows, num_outputs], rows y_stride apart
+    const float* x;           // [num_rows, num_inputs], rows x_stride apart
+    const RsdWeight* weight;  // [num_outputs, num_inputs]
     const float*
         residual;  // [num_rows, num_outputs], rows residual_stride apart, or null; may be y
     int64_t num_rows, num_outputs, num_inputs;
     int64_t y_stride, x_stride, residual_stride;
-    int64_t weight_type;  // RSD_CPU_FLOAT32 or RSD_CPU_BFLOAT16
 } RsdProduct;
+
+// out[r] = table[token[r]] * scale
+typedef struct {
+    float* out;  // [num_rows, width]
+    RsdMatrix table;
+    const int32_t* token;  // [num_rows], each in 0..table.num_outputs
+    int64_t num_rows, width;
+    float scale;
+} RsdEmbed;
 
 // y = x / sqrt(mean(x * x) + eps) * weight
 typedef struct {
@@ -123,17 +162,14 @@ typedef struct {
     uint32_t sample, num_steps, position, purpose;  // purpose < 256
 } RsdDraw;
 
-// Weights of one layer as in RsdProduct and RsdNorm; any bias, and both head norms, may be null.
+// Weights of one layer as in RsdProduct and RsdNorm; both head norms may be null.
 typedef struct {
     const float* input_norm;
-    const void* qkv;
-    const float *qkv_bias, *q_norm, *k_norm;
-    const void* o;
-    const float *o_bias, *post_norm;
-    const void* gate_up;
-    const float* gate_up_bias;
-    const void* down;
-    const float* down_bias;
+    RsdWeight qkv;
+    const float *q_norm, *k_norm;
+    RsdWeight o;
+    const float* post_norm;
+    RsdWeight gate_up, down;
     float *k_pages, *v_pages;
     const float *cos, *sin;  // [num_positions, head_dim]
     int64_t sliding_window;
@@ -142,11 +178,10 @@ typedef struct {
 // A decoder and its activations: `hidden` [max_rows, hidden_size] and so on, contiguous.
 typedef struct {
     const RsdLayer* layers;
-    const void* embedding;  // [vocab_size, hidden_size]
+    RsdMatrix embedding;  // [vocab_size, hidden_size]
     float *hidden, *normed, *qkv, *attended, *gate_up, *gated;
     int64_t num_layers, vocab_size, hidden_size, intermediate_size, num_positions, max_rows;
     int64_t num_q_heads, num_kv_heads, head_dim;
-    int64_t matrix_type;    // of the embedding and of all matrices of the layers
     RsdPages pages;         // k and v are those of the layers
     float eps, scale;       // of the norms, and of the attention scores
     float embedding_scale;  // multiplies the rows of the embedding
@@ -175,11 +210,13 @@ RSD_CPU_API const char* rsd_cpu_isa(void);
 RSD_CPU_API int32_t rsd_cpu_choose_isa(const char* name);
 
 RSD_CPU_API int32_t rsd_cpu_product(const RsdProduct* product, int32_t num_threads);
+RSD_CPU_API int32_t rsd_cpu_embed(const RsdEmbed* embed, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_norm(const RsdNorm* norm, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_silu_mul(const RsdSiluMul* silu_mul, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_rope_write(const RsdRopeWrite* rope_write, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_attention(const RsdAttention* attention, int32_t num_threads);
 RSD_CPU_API int32_t rsd_cpu_draw(const RsdDraw* draw);  // by one thread
+RSD_CPU_API int32_t rsd_cpu_quantise(const RsdQuantise* quantise, int32_t num_threads);
 
 // All layers over the rows of a pass. Afterwards `hidden` holds the rows before the final norm, and
 // the pages hold their K and V. Everything is checked before anything is written.

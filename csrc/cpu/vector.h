@@ -67,6 +67,12 @@ inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) =
 
 inline Vec broadcast(float value) { return Vec{} + value; }
 
+inline bool any(IntVec mask) {
+    int32_t found = 0;
+    for (int i = 0; i < LANES; ++i) found |= mask[i];
+    return found != 0;
+}
+
 // The first `count` elements, then zeros: memory past the end of a row is never read.
 template <typename T>
 inline Vec load_part(const T* from, int64_t count) {

@@ -26,6 +26,7 @@ from typing import Any
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.values import (
     Check,
+    by_role,
     checked,
     flag,
     integer,
@@ -55,6 +56,7 @@ ENGINE: Mapping[str, Check] = {
     "step_ends": text,
     "revision": text,
     "hf_overrides": json_object,
+    "quantization": by_role,
     "executor": text,
     "max_guesses": integer,
     "enable_prefix_caching": flag,

@@ -33,6 +33,7 @@ class EngineOptions:
     prm_separator: o.PrmSeparator = None
     revision: o.Revision = None
     hf_overrides: o.HfOverrides = None
+    quantization: o.QuantizationOption = None
     device: o.Device = None
     dtype: o.Dtype = None
     max_num_seqs: o.MaxNumSeqs = None
@@ -61,6 +62,8 @@ def engine_arguments(options: EngineOptions, config: Config) -> dict[str, Any]:
         found["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", options.kv_cache_memory)
     if options.hf_overrides is not None:
         found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
+    if options.quantization is not None:
+        found["quantization"] = values.by_role("--quantization", options.quantization)
     if options.scorer is not None:
         found["scorer"] = values.scorer("--scorer", options.scorer)
     if options.prm_format is not None:

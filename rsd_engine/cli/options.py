@@ -63,6 +63,15 @@ HfOverrides = Annotated[
         "--hf-overrides",
     ),
 ]
+QuantizationOption = Annotated[
+    str | None,
+    option(
+        _MODELS,
+        "int8 or int4, to which plain weights are rounded as they are loaded; or by role, such as "
+        "draft=int8,target=int4 (default: none)",
+        "--quantization",
+    ),
+]
 
 Device = Annotated[
     str | None, option(_MEMORY, "auto, cpu, cuda, cuda:1, ... (default: auto)", "--device")

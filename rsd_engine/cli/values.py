@@ -104,6 +104,19 @@ def json_object(name: str, value: Any) -> dict[str, Any]:
     return found
 
 
+def by_role(name: str, value: Any) -> str | dict[str, str]:
+    """One word for all models, or one for each: `draft=int8,target=int4`, or a TOML table."""
+    if isinstance(value, dict):
+        return {role: text(f"{name}.{role}", word) for role, word in value.items()}
+    pairs = [part.partition("=") for part in text(name, value).split(",")]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return text(name, value)
+    found = {role.strip(): word.strip() for role, _, word in pairs}
+    if not all(equals for _, equals, _ in pairs) or len(found) < len(pairs):
+        raise UsageError(f"{name} must be a word or ROLE=WORD,ROLE=WORD, got {value!r}")
+    return found
+
+
 def json_file(name: str, path: str | Path) -> Any:
     """What a JSON file holds."""
     return _from_json(f"{name} {path}", text_file(name, path))

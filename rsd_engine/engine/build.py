@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from rsd_engine.engine.make_loop import make_loop
 from rsd_engine.engine.memory_estimate import MAX_ROWS, ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.engine.memory_report import MemoryReport, report_memory
-from rsd_engine.engine.model_sources import named_sources
+from rsd_engine.engine.model_sources import OpenOptions, named_sources
 from rsd_engine.engine.models import (
     ModelSet,
     ModelSource,
@@ -94,8 +93,7 @@ def build_engine(
     gpu_memory_utilization: float,
     step_delimiters: str | Sequence[str] | None,
     step_ends: str,
-    revision: str | None,
-    hf_overrides: Mapping[str, Mapping[str, Any]] | None,
+    opening: OpenOptions,
     executor: str,
     max_guesses: int,
     enable_prefix_caching: bool,
@@ -120,12 +118,13 @@ def build_engine(
     automaton = build_automaton(delimiters, MAX_DELIMITER_STATES, "step_delimiters")
     prm_options = PrmOptions(prm_format, prm_separator, delimiters)
     where = resolve_device(device)
+    opening.check_computed(dtype, where)
     buckets = _row_buckets(resolve_executor(executor, where), where)
     clock = _StageClock()
     servers = find_servers(sources, scorer)
     opened = open_models(
         draft, target, prm,
-        revision=revision, overrides=hf_overrides or {}, prm_options=prm_options,
+        options=opening, prm_options=prm_options,
         scored=scorer is not None, guesses=options.max_guesses > 0,
     )  # fmt: skip
     remote = open_remote(servers, opened, prm_options)

@@ -13,7 +13,7 @@ from rsd_engine.engine.chat.conversation import ChatOptions, Message, Tool
 from rsd_engine.engine.dispatcher import Dispatcher
 from rsd_engine.engine.home_process import HomeProcess, refuse_to_copy
 from rsd_engine.engine.memory_report import MemoryReport
-from rsd_engine.engine.models import ModelSource
+from rsd_engine.engine.model_sources import ModelSource, OpenOptions
 from rsd_engine.engine.progress import Progress, collect
 from rsd_engine.engine.prompts import Prompt, PromptReader, ResolvedPrompt
 from rsd_engine.engine.requests.checker import RequestChecker
@@ -71,6 +71,8 @@ class Engine(StepScoring):
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
+        quantization: "int8" or "int4", for all models or by role as in {"target": "int4"}: rounds
+            plain weights in blocks as they are loaded, on a CPU.
         executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for
@@ -109,6 +111,7 @@ class Engine(StepScoring):
         step_ends: str = "text",
         revision: str | None = None,
         hf_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        quantization: str | Mapping[str, str] | None = None,
         executor: str = "auto",
         max_guesses: int = 0,
         enable_prefix_caching: bool = True,
@@ -128,8 +131,7 @@ class Engine(StepScoring):
             gpu_memory_utilization=gpu_memory_utilization,
             step_delimiters=step_delimiters,
             step_ends=step_ends,
-            revision=revision,
-            hf_overrides=hf_overrides,
+            opening=OpenOptions(revision, hf_overrides, quantization),
             executor=executor,
             max_guesses=max_guesses,
             enable_prefix_caching=enable_prefix_caching,
@@ -146,8 +148,6 @@ class Engine(StepScoring):
         self._checker = RequestChecker(self._parts, self._default_params)
         if changed := changed_fields(self._default_params):
             logger.info("sampling defaults of the checkpoint: %s", changed)
-
-    # ------------------------------------------------------------------ generate
 
     def generate(
         self,

@@ -16,6 +16,7 @@ import torch
 from rsd_engine.memory.budget import PageLayout, PoolLayout, page_layout, shared_size, slot_sizes
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.shape import ModelShape
 from rsd_kernels.sample.scratch import SampleScratch
@@ -119,20 +120,23 @@ class ModelMemory:
 
     Attributes:
         config: its sizes.
-        dtype: that it computes in, also of its K and V.
-        matrix_dtype: that its matrices are held in.
-        weights_format: that of its weights, if they are quantised.
+        form: what it computes in, also its K and V, and what its matrices are held in.
+        weights_format: that of its weights, if they are quantised and not at hand.
     """
 
     config: ModelConfig
-    dtype: torch.dtype
-    matrix_dtype: torch.dtype
+    form: WeightForm
     weights_format: WeightFormat | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.form.dtype
 
     @property
     def weights(self) -> int:
         """Bytes, all counted as matrices: norms and biases are few."""
-        shape = ModelShape.of(self.config, self.dtype, self.matrix_dtype, self.weights_format)
+        each = self.form.bytes_per_parameter
+        shape = ModelShape.of(self.config, self.dtype, each, self.weights_format)
         return shape.weight_bytes
 
     @property
@@ -167,7 +171,7 @@ def estimate_memory(
         formats: of the weights of roles whose weights are quantised.
     """
     models = {
-        role: ModelMemory(config, dtype or config.dtype, dtype or config.dtype, formats.get(role))
+        role: ModelMemory(config, WeightForm.plain(dtype or config.dtype), formats.get(role))
         for role, config in configs.items()
     }
     available = int(memory_bytes * utilization)

@@ -2,30 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.remote.model import RemoteModel, parse_url
+from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad, Quantization
 from rsd_engine.models.checkpoints.open import Checkpoint, is_url, open_checkpoint
+from rsd_kernels.cpu import library as cpu_library
+from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.state.enums import Role
 
 ModelSource = str | Path | Checkpoint | RemoteModel
 """A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
 
 
-def check_overrides(overrides: Mapping[str, Mapping[str, Any]], names: set[str]) -> None:
-    """Raises ValueError unless `hf_overrides` is of roles in `names`."""
-    if not isinstance(overrides, Mapping):
-        raise ValueError(f"hf_overrides must be a dict with a dict per role, got {overrides!r}")
-    for name, values in overrides.items():
+@dataclass(frozen=True)
+class OpenOptions:
+    """How checkpoints are opened, as `Engine` takes it; mappings are by names of roles.
+
+    Attributes:
+        revision: of hub ids.
+        hf_overrides: fields of config.json to replace.
+        quantization: at load, a name in `QUANTIZATIONS`, for all roles or for each.
+    """
+
+    revision: str | None = None
+    hf_overrides: Mapping[str, Mapping[str, Any]] | None = None
+    quantization: str | Mapping[str, str] | None = None
+
+    def check(self, names: Collection[str]) -> None:
+        """Raises ValueError unless all is well formed, and of roles in `names`."""
+        overrides, quantization = self.hf_overrides, self.quantization
+        if overrides is not None:
+            check_by_role("hf_overrides", overrides, names)
+            for name, values in overrides.items():
+                if not isinstance(values, Mapping):
+                    raise ValueError(
+                        f"hf_overrides[{name!r}] must be a dict of fields of config.json, got "
+                        f"{values!r}"
+                    )
+        if quantization is not None and not isinstance(quantization, str):
+            check_by_role("quantization", quantization, names)
+        for name in names:
+            self._quantization_of(name)
+
+    def check_computed(self, dtype: str | torch.dtype, device: torch.device) -> None:
+        """Raises ValueError if weights are to be quantised and products of such cannot be made."""
+        if self.quantization is None:
+            return
+        wanted = f"quantization={self.quantization!r} is for a CPU, float32 and the CPU library"
+        if device.type != "cpu":
+            raise ValueError(f"{wanted}, and the device is {device}; leave it out or use 'cpu'")
+        if dtype not in ("auto", "float32", torch.float32):
+            raise ValueError(f"{wanted}, and dtype={dtype!r}; leave one of them out")
+        if not cpu_ops.available():
+            raise ValueError(f"{wanted}, which is {cpu_library.status()}; see `rsd doctor`")
+
+    def overrides_of(self, name: str) -> Mapping[str, Any]:
+        return (self.hf_overrides or {}).get(name, {})
+
+    def _quantization_of(self, name: str) -> Quantization | None:
+        given = self.quantization
+        asked = given if given is None or isinstance(given, str) else given.get(name)
+        if asked is None:
+            return None
+        found = QUANTIZATIONS.get(asked) if isinstance(asked, str) else None
+        if found is None:
+            allowed = " or ".join(map(repr, QUANTIZATIONS))
+            raise ValueError(f"quantization of {name} is {asked!r}; it must be {allowed}")
+        return found
+
+    def alike(self, one: Role, other: Role) -> bool:
+        """Whether two roles of one source are one model."""
+        names = [role.name.lower() for role in (one, other)]
+        first, second = ((self.overrides_of(n), self._quantization_of(n)) for n in names)
+        return first == second
+
+    def open(self, name: str, source: ModelSource) -> Checkpoint:
+        """The checkpoint of the role `name`.
+
+        Raises:
+            ValueError: it is none, an open one that is to be overridden, or one that is quantised
+                already and is to be quantised.
+        """
+        checkpoint = self._opened(name, source)
+        quantization = self._quantization_of(name)
+        if quantization is None:
+            return checkpoint
+        with naming_model(name):
+            return QuantisedAtLoad(checkpoint, quantization)
+
+    def _opened(self, name: str, source: ModelSource) -> Checkpoint:
+        overrides = self.overrides_of(name)
+        if isinstance(source, Checkpoint):
+            if overrides:
+                raise ValueError(
+                    f"hf_overrides[{name!r}] needs a folder, a hub id or a GGUF file; an open "
+                    "checkpoint has its own overrides"
+                )
+            return source
+        if not isinstance(source, str | Path) or not str(source).strip():
+            raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
+        with naming_model(name):
+            local = Path(source).expanduser().exists()
+            checkpoint = open_checkpoint(source, None if local else self.revision)
+        checkpoint.overrides = overrides
+        return checkpoint
+
+
+def check_by_role(argument: str, given: object, names: Collection[str]) -> None:
+    """Raises ValueError unless `given` is a dict with names of these roles."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{argument} must be a dict by role, got {given!r}")
+    for name in given:
         if name not in names:
-            raise ValueError(f"hf_overrides has {name!r}; the roles here are {sorted(names)}")
-        if not isinstance(values, Mapping):
-            raise ValueError(
-                f"hf_overrides[{name!r}] must be a dict of fields of config.json, got {values!r}"
-            )
+            raise ValueError(f"{argument} has {name!r}; the roles here are {sorted(names)}")
 
 
 def named_sources(
@@ -70,27 +166,3 @@ def is_same_source(draft: ModelSource | None, target: ModelSource | None) -> boo
         one, other = (Path(source).expanduser() for source in (draft, target))
         return one.resolve() == other.resolve() if one.exists() else one == other
     return draft is target
-
-
-def open_source(
-    name: str, source: ModelSource, revision: str | None, overrides: Mapping[str, Any]
-) -> Checkpoint:
-    """The checkpoint of the role `name`.
-
-    Raises:
-        ValueError: it is none, or an open one that is to be overridden.
-    """
-    if isinstance(source, Checkpoint):
-        if overrides:
-            raise ValueError(
-                f"hf_overrides[{name!r}] needs a folder, a hub id or a GGUF file; an open "
-                "checkpoint has its own overrides"
-            )
-        return source
-    if not isinstance(source, str | Path) or not str(source).strip():
-        raise ValueError(f"{name} must be a folder, a hub id or a GGUF file, got {source!r}")
-    with naming_model(name):
-        local = Path(source).expanduser().exists()
-        checkpoint = open_checkpoint(source, None if local else revision)
-    checkpoint.overrides = overrides
-    return checkpoint

@@ -12,10 +12,9 @@ import torch
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.model_sources import (
     ModelSource,
-    check_overrides,
+    OpenOptions,
     check_roles,
     is_same_source,
-    open_source,
 )
 from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.remote.model import RemoteModel
@@ -32,7 +31,7 @@ from rsd_engine.models.loader import (
     load_reward_model,
     read_language_config,
     read_reward_config,
-    weight_dtypes,
+    weight_form,
 )
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.steps.scorers import Scorer
@@ -179,8 +178,7 @@ def open_models(
     target: ModelSource | None,
     prm: ModelSource | None,
     *,
-    revision: str | None,
-    overrides: Mapping[str, Mapping[str, Any]],
+    options: OpenOptions,
     prm_options: PrmOptions,
     scored: bool = False,
     guesses: bool = False,
@@ -190,6 +188,9 @@ def open_models(
     A checkpoint that is both draft and target is opened once: both roles get the same object.
 
     Args:
+        draft, target, prm: where the models are; see `ModelSource`.
+        options: how they are opened.
+        prm_options: how the PRM is fed.
         scored: whether a scorer stands in place of the PRM.
         guesses: whether the draft may have nothing to do but to guess the target's tokens.
 
@@ -200,18 +201,16 @@ def open_models(
     sources = {role: source for role, source in given.items() if source is not None}
     check_roles(set(sources), scored=scored, guesses=guesses)
     sources = {r: source for r, source in sources.items() if not isinstance(source, RemoteModel)}
-    check_overrides(overrides, set(map(_name, sources)))
+    options.check(set(map(_name, sources)))
     if prm is None:
         prm_options.check_not_given()
-    changed = {role: overrides.get(_name(role), {}) for role in sources}
     opened: dict[Role, OpenModel] = {}
     for role, source in sources.items():
         is_same = role == Role.TARGET and is_same_source(draft, target)
-        if is_same and changed[Role.DRAFT] == changed[Role.TARGET]:
+        if is_same and options.alike(Role.DRAFT, Role.TARGET):
             opened[role] = opened[Role.DRAFT]
         else:
-            checkpoint = open_source(_name(role), source, revision, changed[role])
-            opened[role] = _read(role, checkpoint, prm_options)
+            opened[role] = _read(role, options.open(_name(role), source), prm_options)
     alone = prm is None and not scored and len(opened) > 1
     if alone and (difference := difference_of_writers(opened)):
         raise ValueError(
@@ -219,7 +218,7 @@ def open_models(
             "give another draft, or the target alone"
         )
     if Role.PRM in opened and Role.TARGET in opened:
-        alike = changed[Role.TARGET] == changed[Role.PRM]
+        alike = options.alike(Role.TARGET, Role.PRM)
         opened[Role.PRM] = _merged(opened[Role.TARGET], opened[Role.PRM], alike=alike)
     return opened
 
@@ -238,7 +237,7 @@ def memory_of(
         same = found[Role.TARGET] if model.merged else same
         with naming_model(_name(role)):
             found[role] = same or ModelMemory(
-                model.config, *weight_dtypes(model.checkpoint, model.config, dtype, device)
+                model.config, weight_form(model.checkpoint, model.config, dtype, device)
             )
     return found
 
@@ -310,7 +309,7 @@ def _read(role: Role, checkpoint: Checkpoint, prm_options: PrmOptions) -> OpenMo
 
 
 def _merged(target: OpenModel, prm: OpenModel, *, alike: bool) -> OpenModel:
-    """The PRM, as one on the target's decoder if it is; `alike`: both have the same overrides."""
+    """The PRM, as one on the target's decoder if it is; `alike`: both are opened alike."""
     checkpoints = (target.checkpoint, prm.checkpoint)
     return replace(prm, merged=alike and is_merged(*checkpoints, target.config, prm.config))
 
@@ -381,8 +380,7 @@ def _say(role: Role, checkpoint: Checkpoint, model: LanguageModel | RewardModel)
     logger.info(
         "%s: %s, %s, %.1f M parameters, %.1f MB of weights in %s",
         _name(role), checkpoint.source, model.config.architecture, model.num_parameters / 1e6,
-        model.weight_bytes / 1e6,
-        str(model.decoder.weights.matrix_dtype).removeprefix("torch."),
+        model.weight_bytes / 1e6, model.decoder.weights.held_in,
     )  # fmt: skip
 
 

@@ -72,11 +72,13 @@ def _parts(
 
 
 def _rows(whole: StoredTensor, start: int, count: int) -> StoredTensor:
+    stored = whole.stored
     return replace(
         whole,
         shape=(count, *whole.shape[1:]),
         nbytes=whole.nbytes * count // whole.shape[0],
         read=lambda: whole.read().narrow(0, start, count),
+        stored=stored and (lambda: stored().narrow(start, count)),
     )
 
 
@@ -88,9 +90,15 @@ def _changed(
         offset, scale = config.norm_offset, config.logits_scale if name == _FINAL_NORM else 1.0
     if (offset, scale) != (0.0, 1.0) and stored.dtype.is_floating_point:
         read = partial(_scaled, stored.read, offset, scale)
-        return replace(stored, dtype=torch.float32, read=read)
+        return replace(stored, dtype=torch.float32, read=read, stored=None)
     if order is not None and (".q_proj." in name or ".k_proj." in name):
-        return replace(stored, read=partial(_reordered, stored.read, config.head_dim, order))
+        rows = _order_of_rows(order, stored.shape[0])
+        held = stored.stored
+        return replace(
+            stored,
+            read=lambda: stored.read().index_select(0, rows),
+            stored=held and (lambda: held().select(rows)),
+        )
     return stored
 
 
@@ -114,8 +122,7 @@ def _order_of_head(config: ModelConfig) -> Tensor | None:
     return torch.cat((low, rest_low, high, rest_high))
 
 
-def _reordered(read: Callable[[], Tensor], head_dim: int, order: Tensor) -> Tensor:
-    """The rows of every head in this order."""
-    tensor = read()
-    heads = tensor.reshape(-1, head_dim, *tensor.shape[1:])
-    return heads.index_select(1, order).view(tensor.shape)
+def _order_of_rows(order: Tensor, num_rows: int) -> Tensor:
+    """[num_rows] int64: the rows of every head in this order."""
+    first = torch.arange(0, num_rows, len(order)).unsqueeze(1)
+    return (first + order).flatten()

@@ -19,7 +19,7 @@ from rsd_engine.models.rope_config import RopeConfig
 from rsd_engine.models.weights import DecoderWeights, LayerWeights
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu.decoder import DecoderParts
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.formats.weight import Weight
 from rsd_kernels.model_ops import model_ops
 from rsd_kernels.state.rows import RowBatch
 
@@ -176,9 +176,7 @@ class Decoder:
         )  # fmt: skip
         self._add(buffers.gated, layer.down, layer.mlp_out_norm, buffers)
 
-    def _add(
-        self, x: Tensor, weight: LinearWeight, norm: Tensor | None, buffers: Activations
-    ) -> None:
+    def _add(self, x: Tensor, weight: Weight, norm: Tensor | None, buffers: Activations) -> None:
         """Adds x Wᵀ + bias to the residual stream, normed where the family norms it."""
         hidden, eps = buffers.hidden, self.config.rms_norm_eps
         if norm is None:

@@ -8,7 +8,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_kernels import ops
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.formats.weight import Weight
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -28,7 +28,7 @@ class Model:
 class LanguageModel(Model):
     """Decoder, final norm and LM head."""
 
-    def __init__(self, decoder: Decoder, lm_head: LinearWeight) -> None:
+    def __init__(self, decoder: Decoder, lm_head: Weight) -> None:
         super().__init__(decoder)
         self.lm_head = lm_head  # [vocab_size, hidden]; a tied one holds the embedding itself
 
@@ -39,8 +39,8 @@ class LanguageModel(Model):
 
     @property
     def weight_bytes(self) -> int:
-        own_head = self.lm_head.matrix is not self.decoder.weights.embedding
-        return self.decoder.weights.nbytes + (self.lm_head.nbytes if own_head else 0)
+        own_head = 0 if self.config.tie_word_embeddings else self.lm_head.nbytes
+        return self.decoder.weights.nbytes + own_head
 
     def logits(
         self,

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rsd_engine.models.allocation import LM_HEAD, Allocation, head_places
 from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_engine.models.checkpoints.open import Checkpoint, load_tokenizer, open_checkpoint
 from rsd_engine.models.config import DTYPES, ModelConfig
@@ -27,17 +28,15 @@ from rsd_engine.models.registry import (
     reward_families,
 )
 from rsd_engine.models.reward.family import RewardFamily
-from rsd_engine.models.weights import DecoderWeights
+from rsd_engine.models.weight_form import WeightForm
+from rsd_engine.models.weights import EMBEDDING, DecoderWeights
 from rsd_kernels.cpu import ops as cpu_ops
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.formats.weight import Weight
 from rsd_kernels.reward.heads import RewardHead
 
 _LOG = logging.getLogger(__name__)
 
-_EMBEDDING, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-Dtypes = tuple[torch.dtype, torch.dtype]
-"""What a model computes in, and what its matrices are held in."""
-Head = TypeVar("Head", LinearWeight, RewardHead)
+Head = TypeVar("Head", Weight, RewardHead)
 Parts = tuple[DecoderWeights, Head, dict[str, Tensor]]
 """Unfilled weights, the head, and name of a tensor in the checkpoint -> where it goes."""
 
@@ -57,8 +56,8 @@ def load_language_model(
         source: folder, `.gguf` file, hub id or an open checkpoint.
         revision: branch, tag or commit of a hub id.
         dtype: to compute in: "auto" (see `resolve_dtype`), a name in `DTYPES` or a torch dtype.
-            Weights are held in it too, except bf16 matrices that the CPU library multiplies in
-            fp32 as they are stored, with the same results.
+            Weights are held in it too, except matrices that the CPU library multiplies in fp32 as
+            they are stored, with the same results: of bf16, fp16, and the blocks of a GGUF file.
         device: of the weights.
         max_rows: most rows of a pass.
         max_positions: length of the rope tables; by default what the config allows.
@@ -73,19 +72,14 @@ def load_language_model(
     config, stored = _settle_embeddings(config, stored, checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
 
-    def allocate(dtypes: Dtypes, device: torch.device) -> Parts[LinearWeight]:
-        weights = DecoderWeights.allocate(config, dtypes[0], device, dtypes[1])
-        lm_head, places = LinearWeight(weights.embedding), weights.places(config)
-        if not config.tie_word_embeddings:
-            lm_head = LinearWeight(torch.empty_like(weights.embedding))
-            places[_LM_HEAD] = lm_head.matrix
-        return weights, lm_head, places
+    def allocate(room: Allocation) -> Parts[Weight]:
+        weights = room.decoder(config)
+        lm_head = room.lm_head(config, weights)
+        return weights, lm_head, weights.places(config) | head_places(config, lm_head)
 
-    dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
+    form = weight_form(checkpoint, config, dtype, torch.device(device))
     chosen = _choose(allocate, stored, config, checkpoint.source, ignored=("v_head.", "score."))
-    weights, lm_head, places = allocate(dtypes, torch.device(device))
-    log_expansion(checkpoint.source, chosen, places)
-    fill(places, chosen)
+    weights, lm_head = _filled(allocate, form, torch.device(device), chosen, checkpoint.source)
     decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
     return LanguageModel(decoder, lm_head)
 
@@ -122,28 +116,26 @@ def load_reward_model(
     config, raw = read_reward_config(checkpoint, kind), checkpoint.config()
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
-    if kind.reads_lm_head and not config.tie_word_embeddings and _LM_HEAD not in stored:
+    if kind.reads_lm_head and not config.tie_word_embeddings and LM_HEAD not in stored:
         raise ValueError(
-            f"model {checkpoint.source!r} lacks {_LM_HEAD}, of which its head is made; if it is "
+            f"model {checkpoint.source!r} lacks {LM_HEAD}, of which its head is made; if it is "
             "the embedding, set tie_word_embeddings to true in config.json"
         )
     stored = dict(kind.prepare(stored, partial(load_tokenizer, checkpoint)))
 
-    def allocate(dtypes: Dtypes, device: torch.device) -> Parts[RewardHead]:
-        weights = DecoderWeights.allocate(config, dtypes[0], device, dtypes[1])
+    def allocate(room: Allocation) -> Parts[RewardHead]:
+        weights = room.decoder(config)
         head = kind.allocate_head(weights.final_norm, config.rms_norm_eps, raw)
         return weights, head, weights.places(config) | kind.places(head)
 
-    dtypes = weight_dtypes(checkpoint, config, dtype, torch.device(device))
-    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=(_LM_HEAD,))
+    form = weight_form(checkpoint, config, dtype, torch.device(device))
+    chosen = _choose(allocate, stored, config, checkpoint.source, ignored=(LM_HEAD,))
     if decoder is not None:
         head = kind.allocate_head(decoder.weights.final_norm, config.rms_norm_eps, raw)
         own = kind.places(head)
         fill(own, {name: chosen[name] for name in own})
         return RewardModel(decoder, head)
-    weights, head, places = allocate(dtypes, torch.device(device))
-    log_expansion(checkpoint.source, chosen, places)
-    fill(places, chosen)
+    weights, head = _filled(allocate, form, torch.device(device), chosen, checkpoint.source)
     decoder = Decoder(config, weights, max_rows=max_rows, max_positions=max_positions)
     return RewardModel(decoder, head)
 
@@ -216,20 +208,28 @@ def resolve_dtype(
     return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def weight_dtypes(
+def weight_form(
     checkpoint: Checkpoint, config: ModelConfig, dtype: str | torch.dtype, device: torch.device
-) -> Dtypes:
-    """The dtype that a model computes in, and the one that its matrices are held in.
+) -> WeightForm:
+    """What a model computes in, and what its matrices are held in.
 
-    They differ where the CPU library multiplies bf16 matrices in fp32 as they are stored.
+    The CPU library multiplies in fp32 what is stored in fewer bits, with the results of fp32.
 
     Raises:
         ValueError: see `check_dtype`; or the checkpoint's weights cannot be read.
     """
     dtype = resolve_dtype(dtype, config, device)
-    in_fp32_by_library = device.type == "cpu" and dtype == torch.float32 and cpu_ops.available()
-    keep = in_fp32_by_library and checkpoint.has_bfloat16_matrices()
-    return dtype, torch.bfloat16 if keep else dtype
+    if device.type != "cpu" or dtype != torch.float32 or not cpu_ops.available():
+        return WeightForm.plain(dtype)
+    stored = checkpoint.tensors()
+    matrices = [tensor for tensor in stored.values() if tensor.is_matrix]
+    if any(tensor.stored for tensor in matrices):
+        return WeightForm.as_stored(dtype, stored)
+    kinds = {tensor.dtype for tensor in matrices}
+    for narrow in (torch.bfloat16, torch.float16):
+        if kinds == {narrow}:
+            return WeightForm.plain(dtype, narrow)
+    return WeightForm.plain(dtype)
 
 
 def _read_config(checkpoint: Checkpoint, kind: str, allowed: Collection[str]) -> ModelConfig:
@@ -246,7 +246,7 @@ def _read_config(checkpoint: Checkpoint, kind: str, allowed: Collection[str]) ->
 
 
 def _choose(
-    allocate: Callable[[Dtypes, torch.device], Parts[Head]],
+    allocate: Callable[[Allocation], Parts[Head]],
     stored: Mapping[str, StoredTensor],
     config: ModelConfig,
     source: str,
@@ -261,12 +261,27 @@ def _choose(
             f"weights hold {found} layers: give a config and weights that belong together"
         )
     try:
-        _, _, wanted = allocate((torch.float32, torch.float32), torch.device("meta"))
+        _, _, wanted = allocate(Allocation.on_meta())
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(
             f"model {source!r}: the sizes in its config are too large for any tensor"
         ) from error
     return choose(stored, wanted, source=source, ignored=ignored)
+
+
+def _filled(
+    allocate: Callable[[Allocation], Parts[Head]],
+    form: WeightForm,
+    device: torch.device,
+    chosen: Mapping[str, StoredTensor],
+    source: str,
+) -> tuple[DecoderWeights, Head]:
+    """The weights and the head, with everything read."""
+    weights, head, places = allocate(Allocation(form, device, chosen))
+    read = {name: tensor for name, tensor in chosen.items() if name in places}
+    log_expansion(source, read, places)
+    fill(places, read)
+    return weights, head
 
 
 def _settle_embeddings(
@@ -277,13 +292,13 @@ def _settle_embeddings(
     The config's switch counts unless the files hold two that differ: then they are two. Of a tied
     model the files may hold either.
     """
-    if not config.tie_word_embeddings or _LM_HEAD not in stored:
+    if not config.tie_word_embeddings or LM_HEAD not in stored:
         return config, stored
-    head = stored[_LM_HEAD]
-    others = {name: tensor for name, tensor in stored.items() if name != _LM_HEAD}
-    if _EMBEDDING not in stored:
-        return config, others | {_EMBEDDING: head}
-    if _same(head, stored[_EMBEDDING]):
+    head = stored[LM_HEAD]
+    others = {name: tensor for name, tensor in stored.items() if name != LM_HEAD}
+    if EMBEDDING not in stored:
+        return config, others | {EMBEDDING: head}
+    if _same(head, stored[EMBEDDING]):
         return config, others
     _LOG.warning(
         "%s: its config ties lm_head to the embedding, but its files hold two that differ; both "

@@ -2,11 +2,13 @@
 
 q, k and v are merged into one weight, and so are gate and up, so that one product computes them. A
 checkpoint's tensor is copied straight into its place in the merged one: no second copy of the model
-is ever held.
+is ever held. Matrices that stay in the bytes of a file are parts of a merged weight, and copied
+nowhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +16,17 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.weight_form import listed_by_size
+from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.linear.weight import LinearWeight
+
+# The tensors that a weight is merged of.
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_O = ("self_attn.o_proj",)
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_DOWN = ("mlp.down_proj",)
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -22,14 +34,14 @@ class LayerWeights:
     """The weights of one layer."""
 
     input_norm: Tensor | None  # [hidden] of what attention reads
-    qkv: LinearWeight  # [q_width + 2 * kv_width, hidden]
+    qkv: Weight  # [q_width + 2 * kv_width, hidden]
     q_norm: Tensor | None  # [head_dim], [q_width] if over all heads
     k_norm: Tensor | None  # [head_dim], [kv_width] if over all heads
-    o: LinearWeight  # [hidden, q_width]
+    o: Weight  # [hidden, q_width]
     attention_out_norm: Tensor | None  # [hidden] of what attention adds
     post_norm: Tensor | None  # [hidden] of what the MLP reads
-    gate_up: LinearWeight  # [2 * intermediate, hidden]
-    down: LinearWeight  # [hidden, intermediate]
+    gate_up: Weight  # [2 * intermediate, hidden]
+    down: Weight  # [hidden, intermediate]
     mlp_out_norm: Tensor | None  # [hidden] of what the MLP adds
 
     @classmethod
@@ -41,22 +53,51 @@ class LayerWeights:
         matrix_dtype: torch.dtype | None = None,
     ) -> LayerWeights:
         """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
-        norm = partial(torch.empty, dtype=dtype, device=device)
-        linear = partial(
-            LinearWeight.allocate, dtype=dtype, matrix_dtype=matrix_dtype, device=device
-        )
+
+        def linear(names: tuple[str, ...], *shape: int, bias: bool = False) -> LinearWeight:
+            del names
+            return LinearWeight.allocate(
+                *shape, bias=bias, dtype=dtype, matrix_dtype=matrix_dtype, device=device
+            )
+
+        return cls._made(config, partial(torch.empty, dtype=dtype, device=device), linear)
+
+    @classmethod
+    def of_stored(
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        matrices: Mapping[str, StoredMatrix],
+        prefix: str,
+    ) -> LayerWeights:
+        """Weights of stored matrices, whose names begin with `prefix`; vectors are unfilled."""
+        vector = partial(torch.empty, dtype=dtype)
+
+        def linear(names: tuple[str, ...], *shape: int, bias: bool = False) -> StoredWeight:
+            parts = tuple(matrices[f"{prefix}{name}.weight"] for name in names)
+            return StoredWeight(parts, vector(shape[0]) if bias else None)
+
+        return cls._made(config, vector, linear)
+
+    @classmethod
+    def _made(
+        cls,
+        config: ModelConfig,
+        norm: Callable[[int], Tensor],
+        linear: Callable[..., Weight],  # (tensors it is merged of, num_outputs, num_inputs, bias)
+    ) -> LayerWeights:
         hidden, inter = config.hidden_size, config.intermediate_size
         q_norm, k_norm = config.qk_norm_widths
         return cls(
             input_norm=norm(hidden) if config.pre_norms else None,
-            qkv=linear(config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
+            qkv=linear(_QKV, config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
             q_norm=norm(q_norm) if config.qk_norm else None,
             k_norm=norm(k_norm) if config.qk_norm else None,
-            o=linear(hidden, config.q_width, bias=config.o_bias),
+            o=linear(_O, hidden, config.q_width, bias=config.o_bias),
             attention_out_norm=norm(hidden) if config.post_norms else None,
             post_norm=norm(hidden) if config.pre_norms else None,
-            gate_up=linear(2 * inter, hidden, bias=config.mlp_bias),
-            down=linear(hidden, inter, bias=config.mlp_bias),
+            gate_up=linear(_GATE_UP, 2 * inter, hidden, bias=config.mlp_bias),
+            down=linear(_DOWN, hidden, inter, bias=config.mlp_bias),
             mlp_out_norm=norm(hidden) if config.post_norms else None,
         )
 
@@ -76,18 +117,15 @@ class LayerWeights:
             norms["post_feedforward_layernorm"] = self.mlp_out_norm
         else:
             norms["post_attention_layernorm"] = self.post_norm
-        linears = {
-            "self_attn.o_proj": self.o,
-            "mlp.down_proj": self.down,
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-        }
+        names = (*_QKV, *_GATE_UP, *_O, *_DOWN)
+        linears = dict(zip(names, (q, k, v, gate, up, self.o, self.down), strict=True))
         found = {f"{name}.weight": norm for name, norm in norms.items()}
-        found |= {f"{name}.weight": weight.matrix for name, weight in linears.items()}
         found |= {f"{name}.bias": weight.bias for name, weight in linears.items()}
+        found |= {
+            f"{name}.weight": weight.matrix
+            for name, weight in linears.items()
+            if isinstance(weight, LinearWeight)
+        }
         return {prefix + name: place for name, place in found.items() if place is not None}
 
 
@@ -95,7 +133,7 @@ class LayerWeights:
 class DecoderWeights:
     """Everything up to the final norm, which is applied only to the rows that a head needs."""
 
-    embedding: Tensor  # [vocab_size, hidden]
+    embedding: Tensor | StoredMatrix  # [vocab_size, hidden]
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [hidden]
 
@@ -122,17 +160,37 @@ class DecoderWeights:
         """The same weights, each of which names the one that a pass reads after it."""
         layers = []
         for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
-            down = layer.down if following is None else layer.down.before(following.qkv)
+            down = layer.down if following is None else _before(layer.down, following.qkv)
             layers.append(
                 replace(
                     layer,
-                    qkv=layer.qkv.before(layer.o),
-                    o=layer.o.before(layer.gate_up),
-                    gate_up=layer.gate_up.before(layer.down),
+                    qkv=_before(layer.qkv, layer.o),
+                    o=_before(layer.o, layer.gate_up),
+                    gate_up=_before(layer.gate_up, layer.down),
                     down=down,
                 )
             )
         return replace(self, layers=tuple(layers))
+
+    @classmethod
+    def of_stored(
+        cls, config: ModelConfig, dtype: torch.dtype, matrices: Mapping[str, StoredMatrix]
+    ) -> DecoderWeights:
+        """Weights of stored matrices by their names; vectors are unfilled."""
+        return cls(
+            embedding=matrices[EMBEDDING],
+            layers=tuple(
+                LayerWeights.of_stored(config, dtype, matrices, f"model.layers.{index}.")
+                for index in range(config.num_layers)
+            ),
+            final_norm=torch.empty(config.hidden_size, dtype=dtype),
+        )
+
+    def tied_head(self) -> Weight:
+        """The LM head that is the embedding."""
+        if isinstance(self.embedding, StoredMatrix):
+            return StoredWeight((self.embedding,))
+        return LinearWeight(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,8 +198,13 @@ class DecoderWeights:
         return self.final_norm.dtype
 
     @property
-    def matrix_dtype(self) -> torch.dtype:
-        return self.embedding.dtype
+    def held_in(self) -> str:
+        """What the matrices are held in: "bfloat16", "Q4_K and Q6_K"."""
+        linears = [
+            w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
+        ]
+        tables = [self.embedding, *(part for weight in linears for part in weight.tables)]
+        return listed_by_size((_name_of(table), table.nbytes) for table in tables)
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +213,20 @@ class DecoderWeights:
 
     def places(self, config: ModelConfig) -> dict[str, Tensor]:
         """Name of a tensor in the checkpoint -> where it goes."""
-        found = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}
+        found = {"model.norm.weight": self.final_norm}
+        if isinstance(self.embedding, Tensor):
+            found[EMBEDDING] = self.embedding
         for index, layer in enumerate(self.layers):
             found |= layer.places(config, f"model.layers.{index}.")
         return found
+
+
+def _before(weight: Weight, following: Weight) -> Weight:
+    """The weight, and whose turn is next; stored ones are for CPUs, which prefetch by themselves."""
+    plain = isinstance(weight, LinearWeight) and isinstance(following, LinearWeight)
+    return weight.before(following) if plain else weight
+
+
+def _name_of(table: Tensor | StoredMatrix) -> str:
+    held = table.form.name if isinstance(table, StoredMatrix) else str(table.dtype)
+    return held.removeprefix("torch.")

@@ -27,7 +27,7 @@ class ModelShape:
         cls,
         config: ModelConfig,
         dtype: torch.dtype | None = None,
-        matrix_dtype: torch.dtype | None = None,
+        bytes_per_parameter: float | None = None,
         weights: WeightFormat | None = None,
     ) -> ModelShape:
         """The shape of a model.
@@ -35,12 +35,12 @@ class ModelShape:
         Args:
             config: its sizes.
             dtype: of weights, K and V; by default the checkpoint's own.
-            matrix_dtype: of the weights, where it differs.
-            weights: their format, if they are quantised; what it leaves out has the dtype above.
+            bytes_per_parameter: of the weights, if it is not that of `dtype`.
+            weights: their format, if they are quantised; what it leaves out takes the bytes above.
         """
         dtype = dtype or config.dtype
         embedding = config.vocab_size * config.hidden_size
-        plain = (matrix_dtype or dtype).itemsize
+        plain = bytes_per_parameter or dtype.itemsize
         has_own_head = not (config.tie_word_embeddings or config.is_reward_model)
         return cls(
             num_parameters=config.num_parameters,

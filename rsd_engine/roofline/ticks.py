@@ -14,12 +14,12 @@ import torch
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.memory.page_pool import PagePool
+from rsd_engine.models.allocation import Allocation
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.weights import DecoderWeights
 from rsd_kernels.launch import Launch, available, recorded_launches
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
@@ -127,10 +127,7 @@ def _loop(config: ModelConfig, dtype: torch.dtype, num_rows: int, role: Role) ->
 def _language_model(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> LanguageModel:
     weights = DecoderWeights.allocate(config, dtype, _META)
     decoder = Decoder(config, weights, max_rows=num_rows, max_positions=_MAX_LEN)
-    head = weights.embedding
-    if not config.tie_word_embeddings:
-        head = torch.empty_like(head)
-    return LanguageModel(decoder, LinearWeight(head))
+    return LanguageModel(decoder, Allocation.on_meta().lm_head(config, weights))
 
 
 def _tables(num_ids: int) -> tuple[StepTables, MergeTables]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.values import checked, flag, integer, number, size, texts, unescape
+from rsd_engine.cli.values import by_role, checked, flag, integer, number, size, texts, unescape
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,20 @@ def test_unknown_keys_name_the_allowed_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown keys \['c'\] in \[t\]; allowed: \['a', 'b'\]"):
         checked("t", {"a": 1, "c": 2}, {"a": integer, "b": integer})
     assert checked("t", {"a": 1}, {"a": integer, "b": integer}) == {"a": 1}
+
+
+def test_by_role() -> None:
+    assert by_role("q", "int8") == "int8"
+    assert by_role("q", "draft=int8, target=int4") == {"draft": "int8", "target": "int4"}
+    assert by_role("q", {"draft": "int8"}) == {"draft": "int8"}
+
+
+@pytest.mark.parametrize("value", ["int8,int4", "draft=int8,int4", "draft=int8,draft=int4"])
+def test_roles_that_are_not_told_apart(value: str) -> None:
+    with pytest.raises(UsageError, match="the name must be a word or ROLE=WORD,ROLE=WORD, got"):
+        by_role("the name", value)
+
+
+def test_a_word_of_a_role_is_text() -> None:
+    with pytest.raises(UsageError, match="the name.draft must be text, got 8"):
+        by_role("the name", {"draft": 8})

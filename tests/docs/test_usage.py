@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,11 @@ from tests.docs.documents import document
 USAGE = document("docs/usage.md")
 
 
-def test_the_programs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_programs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All blocks, one after the other, in one process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # of quantised weights
     monkeypatch.setattr(logging.getLogger("rsd_engine"), "level", logging.WARNING)
     names: dict[str, Any] = {}
     for number, code in enumerate(USAGE.blocks("python")):

@@ -151,8 +151,9 @@ def test_arguments_and_their_defaults() -> None:
         "draft": None, "target": None, "prm": None, "policy": None, "device": "auto",
         "dtype": "auto", "max_num_seqs": 16, "max_model_len": None, "kv_cache_memory_bytes": None,
         "gpu_memory_utilization": 0.9, "step_delimiters": "auto", "step_ends": "text",
-        "revision": None, "hf_overrides": None, "executor": "auto", "max_guesses": 0,
-        "enable_prefix_caching": True, "prm_format": None, "prm_separator": None, "scorer": None,
+        "revision": None, "hf_overrides": None, "quantization": None, "executor": "auto",
+        "max_guesses": 0, "enable_prefix_caching": True, "prm_format": None, "prm_separator": None,
+        "scorer": None,
     }  # fmt: skip
     assert Threshold() == Threshold(0.7)
 

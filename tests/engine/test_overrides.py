@@ -42,7 +42,7 @@ def test_each_role_has_its_own(tiny: TinyModels) -> None:
         ({"writer": {}}, "hf_overrides has 'writer'; the roles here are ['target']"),
         ({"draft": {}}, "hf_overrides has 'draft'"),
         ({"target": [1]}, "hf_overrides['target'] must be a dict of fields of config.json"),
-        ([1], "hf_overrides must be a dict with a dict per role"),
+        ([1], "hf_overrides must be a dict by role, got [1]"),
         ({"target": {"hidden_size": "big"}}, "config.json: hidden_size must be an integer"),
     ],
 )

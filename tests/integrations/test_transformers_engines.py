@@ -20,6 +20,7 @@ from rsd_engine.integrations.transformers.engines import Engines, Models
 from rsd_engine.integrations.transformers.module_checkpoint import ModuleCheckpoint
 from rsd_engine.models.loader import read_language_config
 from tests.integrations.memory_models import load_prm, load_writer
+from tests.plain_weights import matrix_of, plain
 
 OPTIONS = {"max_num_seqs": 1, "max_model_len": 64}
 DRAFT, PRM = checkpoint_dir("draft"), checkpoint_dir("prm")
@@ -91,10 +92,10 @@ def test_weights_that_are_used_as_stored_are_shared() -> None:
     target = load_writer("target")
     engine = Engines().find(models(target), OPTIONS)
     weights = engine.parts.models.main.model.decoder.weights
-    assert weights.embedding.data_ptr() == target.model.embed_tokens.weight.data_ptr()
+    assert plain(weights.embedding).data_ptr() == target.model.embed_tokens.weight.data_ptr()
     for ours, theirs in zip(weights.layers, target.model.layers, strict=True):
-        assert ours.o.matrix.data_ptr() == theirs.self_attn.o_proj.weight.data_ptr()
-        assert ours.down.matrix.data_ptr() == theirs.mlp.down_proj.weight.data_ptr()
+        assert matrix_of(ours.o).data_ptr() == theirs.self_attn.o_proj.weight.data_ptr()
+        assert matrix_of(ours.down).data_ptr() == theirs.mlp.down_proj.weight.data_ptr()
     engine.close()
     assert torch.isfinite(target(torch.tensor([[1, 5]])).logits).all()
 

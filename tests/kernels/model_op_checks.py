@@ -20,6 +20,7 @@ from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.tensors import DEVICE
 from tests.models.checkpoints import make_model, save
 from tests.models.driver import Driver, pack
+from tests.plain_weights import matrix_of
 
 Passes = list[dict[int, int]]  # slot -> new tokens
 PASSES: Passes = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
@@ -91,7 +92,7 @@ def test_forward(
         scratch = attention_tiles.attention_scratch(64, 4, 4, 32, torch.float32, DEVICE)
         monkeypatch.setattr(model.decoder, "scratch", scratch)
     else:
-        assert model_ops(model.lm_head.matrix).backend == "triton"
+        assert model_ops(matrix_of(model.lm_head)).backend == "triton"
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
         assert bool(found.isfinite().all())
         assert float((found - wanted).abs().max()) <= TOLERANCE

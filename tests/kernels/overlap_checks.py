@@ -34,6 +34,7 @@ from tests.kernels.harness.tensors import DEVICE
 from tests.kernels.model_op_checks import on_device, padded, tokens
 from tests.models.checkpoints import make_model, save
 from tests.models.driver import pack
+from tests.plain_weights import matrix_of
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="plays a device in the interpreter")
 LAUNCHERS = (projection, qkv_projection, paged_attention, rope_kv_write, rms_norm)
@@ -126,7 +127,7 @@ class Pass:
             for weight in vars(layer).values():
                 parts = vars(weight).values() if isinstance(weight, LinearWeight) else [weight]
                 yield from (tensor for tensor in parts if tensor is not None)
-        yield self.model.lm_head.matrix
+        yield matrix_of(self.model.lm_head)
 
 
 @pytest.fixture

@@ -68,10 +68,10 @@ def decoder(name: str) -> Decoder:
 
 def language_model(name: str) -> LanguageModel:
     made = decoder(name)
-    head = made.weights.embedding
-    if not made.config.tie_word_embeddings:
-        head = empty(*head.shape, dtype=DTYPE)
-    return LanguageModel(made, LinearWeight(head))
+    if made.config.tie_word_embeddings:
+        return LanguageModel(made, made.weights.tied_head())
+    shape = made.weights.embedding.shape
+    return LanguageModel(made, LinearWeight(empty(*shape, dtype=DTYPE)))
 
 
 def reward_model(name: str) -> RewardModel:

@@ -18,6 +18,7 @@ from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.state.rows import RowBatch
 from tests.models.checkpoints import ARCHITECTURES, WHOLE, make_model, save
 from tests.models.driver import Driver, pack
+from tests.plain_weights import matrix_of
 
 TOLERANCE = 1e-5
 PASSES = [{0: 9, 2: 1, 3: 30}, {0: 1, 1: 3, 2: 1}, {3: 2, 0: 1, 1: 1, 2: 1}, {2: 1}]
@@ -91,10 +92,10 @@ def test_bfloat16_matrices_stay_as_they_are(folder: Path, tmp_path: Path) -> Non
     narrow = load_language_model(save(transformed, tmp_path / "bf16"), max_rows=64)
     wide = load_language_model(save(transformed.float(), tmp_path / "fp32"), max_rows=64)
     weights = narrow.decoder.weights
-    assert (weights.matrix_dtype, weights.dtype, narrow.dtype) == (
-        torch.bfloat16, torch.float32, torch.float32,
+    assert (weights.held_in, weights.dtype, narrow.dtype) == (
+        "bfloat16", torch.float32, torch.float32,
     )  # fmt: skip
-    assert narrow.lm_head.dtype == torch.bfloat16
+    assert matrix_of(narrow.lm_head).dtype == torch.bfloat16
     assert narrow.decoder.is_whole
     assert 0.5 < narrow.weight_bytes / wide.weight_bytes < 0.55
     for found, wanted in zip(logits(narrow), logits(wide), strict=True):
@@ -109,7 +110,7 @@ def test_bfloat16_matrices_one_by_one(tmp_path: Path, monkeypatch: pytest.Monkey
     try:
         model = load_language_model(folder, max_rows=64)
         assert not model.decoder.is_whole
-        assert model.decoder.weights.matrix_dtype == torch.bfloat16
+        assert model.decoder.weights.held_in == "bfloat16"
         for found, wanted in zip(logits(model), whole, strict=True):
             assert torch.equal(found, wanted)
     finally:

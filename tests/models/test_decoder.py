@@ -13,6 +13,7 @@ from torch import Tensor
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
+from rsd_kernels.linear.weight import LinearWeight
 from tests.models.checkpoints import ARCHITECTURES, make_model, save
 from tests.models.driver import Driver
 
@@ -53,7 +54,9 @@ def test_every_weight_knows_the_next(pair: Pair) -> None:
         weight
         for layer in model.decoder.weights.layers
         for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)
+        if isinstance(weight, LinearWeight)
     ]
+    assert len(order) == 4 * model.config.num_layers
     following = [weight.next_matrix for weight in order]
     assert following[-1] is None
     assert all(

@@ -15,6 +15,7 @@ gguf = pytest.importorskip("gguf")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
+from rsd_engine.models import loader  # noqa: E402
 from rsd_engine.models.checkpoints.open import (  # noqa: E402
     load_tokenizer,
     open_checkpoint,
@@ -23,10 +24,14 @@ from rsd_engine.models.checkpoints.stop_ids import read_stop_ids  # noqa: E402
 from rsd_engine.models.config import ModelConfig  # noqa: E402
 from rsd_engine.models.loader import load_language_model  # noqa: E402
 from rsd_engine.models.rope_config import RopeConfig  # noqa: E402
+from rsd_engine.models.weight_form import WeightForm  # noqa: E402
+from rsd_kernels import model_ops  # noqa: E402
 from rsd_kernels.cpu import ops as cpu_ops  # noqa: E402
+from rsd_kernels.formats.weight import StoredMatrix  # noqa: E402
 from tests.models.checkpoints import ARCHITECTURES, file_behind, make_model  # noqa: E402
 from tests.models.driver import Driver  # noqa: E402
 from tests.models.gguf_files import add_tokenizer, write_gguf  # noqa: E402
+from tests.plain_weights import plain  # noqa: E402
 
 TOKENS = [5, 1, 44, 60, 2, 17, 30, 30, 9]
 
@@ -68,33 +73,73 @@ def test_llama3_frequencies(tmp_path: Path) -> None:
     assert_equals_transformers(path, theirs)
 
 
-def test_quantised_weights_are_expanded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """transformers gets the rounded weights too, so that only the expansion is compared."""
-    kind = gguf.GGMLQuantizationType.Q8_0
-    theirs = make_model("llama2", intermediate_size=64)
+def rounded(theirs: Any, kind: Any) -> Any:
+    """With matrices as `kind` stores them, so that transformers gets the rounded weights too."""
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.dim() == 2:
                 packed = gguf.quants.quantize(parameter.numpy(), kind)
                 parameter.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
+    return theirs
+
+
+def test_quantised_weights_are_expanded_without_the_library(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_ops, "available", lambda: False)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    theirs = rounded(make_model("llama2", intermediate_size=64), kind)
     with caplog.at_level(logging.INFO, "rsd_engine"):
         path = write_gguf(tmp_path / "m.gguf", theirs, quantise=kind)
         assert_equals_transformers(path, theirs)
     assert "Q8_0" in caplog.text and "MiB in memory" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["BF16", "F16"])
-def test_bfloat16_matrices_are_kept(tmp_path: Path, kind: str) -> None:
-    """What F16 holds is no bfloat16, so it is widened."""
+@pytest.mark.skipif(not cpu_ops.available(), reason="the CPU library is absent")
+@pytest.mark.parametrize("name", ["llama2", "qwen2-untied", "qwen3"])
+@pytest.mark.parametrize("kind_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_quantised_weights_stay_as_they_are(
+    name: str, kind_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They give the bits of the expanded ones, all layers in one call or op by op."""
+    kind = gguf.GGMLQuantizationType[kind_name]
+    theirs = rounded(make_model(name, intermediate_size=64), kind)
+    path = write_gguf(tmp_path / "m.gguf", theirs, quantise=kind)
+    assert_equals_transformers(path, theirs)
+    stored = load_language_model(path, max_rows=16)
+    weights = stored.decoder.weights
+    assert weights.held_in == kind_name and stored.decoder.is_whole
+    monkeypatch.setattr("rsd_kernels.model_ops.cpu_decoder", lambda _: None)
+    model_ops.cpu_library_ops.cache_clear()
+    try:
+        by_ops = load_language_model(path, max_rows=16)
+        assert not by_ops.decoder.is_whole
+    finally:
+        monkeypatch.undo()
+        model_ops.cpu_library_ops.cache_clear()
+    monkeypatch.setattr(loader, "weight_form", lambda *_: WeightForm.plain(torch.float32))
+    wide = load_language_model(path, max_rows=16)
+    assert wide.decoder.weights.held_in == "float32"
+    assert stored.weight_bytes < 0.4 * wide.weight_bytes
+    wanted = Driver(wide).run((0, TOKENS))
+    for model in (stored, by_ops):
+        assert torch.equal(Driver(model).run((0, TOKENS)), wanted)
+    if Path("/proc/self/maps").exists():
+        assert isinstance(weights.embedding, StoredMatrix)
+        assert file_behind(weights.embedding.rows) == str(path)
+
+
+@pytest.mark.parametrize(("kind", "held"), [("BF16", "bfloat16"), ("F16", "float16")])
+def test_matrices_of_16_bits_are_kept(tmp_path: Path, kind: str, held: str) -> None:
+    """They hold what bfloat16 and float16 have in common, so that nothing is rounded."""
     theirs = make_model("qwen2-untied")
     with torch.no_grad():
         for parameter in theirs.parameters():
-            parameter.copy_(parameter.bfloat16())
+            parameter.copy_(parameter.bfloat16().half())
     path = write_gguf(tmp_path / "m.gguf", theirs, quantise=gguf.GGMLQuantizationType[kind])
     assert_equals_transformers(path, theirs)
     weights = load_language_model(path, max_rows=1).decoder.weights
-    kept = kind == "BF16" and cpu_ops.available()
-    assert weights.matrix_dtype == (torch.bfloat16 if kept else torch.float32)
+    assert weights.held_in == (held if cpu_ops.available() else "float32")
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +354,7 @@ def test_the_same_tensor_in_two_parts(tmp_path: Path) -> None:
 def test_plain_tensors_stay_in_the_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", make_model("qwen2-untied"))
     content = path.read_bytes()
-    embedding = load_language_model(path, max_rows=1).decoder.weights.embedding
+    embedding = plain(load_language_model(path, max_rows=1).decoder.weights.embedding)
     assert file_behind(embedding) == str(path)
     embedding.zero_()
     assert path.read_bytes() == content

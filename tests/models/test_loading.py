@@ -188,20 +188,23 @@ def test_dtype(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_bfloat16_matrices_are_kept_only_where_nothing_is_lost(folder: Path, name: str) -> None:
-    def matrix_dtype(weights: dict[str, Tensor], **options: Any) -> torch.dtype:
+    def held_in(weights: dict[str, Tensor], **options: Any) -> str:
         write = save_file if name.endswith("safetensors") else torch.save
         write(weights, folder / name)
         model = load_language_model(folder, max_rows=1, **options)
         assert model.decoder.weights.dtype == model.dtype
-        return model.decoder.weights.matrix_dtype
+        return model.decoder.weights.held_in
 
     wide = weights_of(folder)
     narrow = {n: t.bfloat16() if t.dim() == 2 else t for n, t in wide.items()}
-    kept = torch.bfloat16 if cpu_ops.available() else torch.float32
-    assert matrix_dtype(wide) == torch.float32
-    assert matrix_dtype(narrow) == kept
-    assert matrix_dtype(narrow, dtype="float32") == kept
-    assert matrix_dtype(narrow | {"lm_head.weight": wide["lm_head.weight"]}) == torch.float32
+    kept = "bfloat16" if cpu_ops.available() else "float32"
+    assert held_in(wide) == "float32"
+    assert held_in(narrow) == kept
+    assert held_in(narrow, dtype="float32") == kept
+    assert (
+        held_in(narrow | {"model.embed_tokens.weight": wide["model.embed_tokens.weight"]})
+        == "float32"
+    )
 
 
 def test_bfloat16_matrices_are_widened_without_the_library(
@@ -213,7 +216,7 @@ def test_bfloat16_matrices_are_widened_without_the_library(
     wanted = logits(folder)
     monkeypatch.setattr(cpu_ops, "available", lambda: False)
     model = load_language_model(folder, max_rows=8)
-    assert model.decoder.weights.matrix_dtype == torch.float32
+    assert model.decoder.weights.held_in == "float32"
     torch.testing.assert_close(Driver(model).run((0, TOKENS)), wanted)
 
 

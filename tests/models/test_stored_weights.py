@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rsd_engine.models.loader import load_language_model, load_reward_model
 from tests.models.checkpoints import PrmHeads, edit_config, file_behind, make_model, save
 from tests.models.driver import Driver
+from tests.plain_weights import matrix_of, plain
 
 TOKENS = [1, 2, 3, 50, 60, 7]
 
@@ -326,21 +327,22 @@ def test_weights_used_as_stored_stay_in_the_file(tmp_path: Path) -> None:
     mapped = weights.embedding.nbytes + model.lm_head.nbytes
     assert mapped > 12e6 and private_memory() - before < 0.2 * mapped
     layer = weights.layers[1]
-    for tensor in (weights.embedding, model.lm_head.matrix, layer.o.matrix, layer.down.matrix):
-        assert file_behind(tensor) == path
-    for tensor in (layer.qkv.matrix, layer.gate_up.matrix):
-        assert file_behind(tensor) is None
+    assert file_behind(plain(weights.embedding)) == path
+    for weight in (model.lm_head, layer.o, layer.down):
+        assert file_behind(matrix_of(weight)) == path
+    for weight in (layer.qkv, layer.gate_up):
+        assert file_behind(matrix_of(weight)) is None
 
 
 def test_weights_that_are_converted_are_copied(folder: Path) -> None:
-    write(folder, {name: tensor.half() for name, tensor in weights_of(folder).items()})
+    write(folder, {name: tensor.double() for name, tensor in weights_of(folder).items()})
     model = load_language_model(folder, max_rows=1)
-    assert file_behind(model.lm_head.matrix) is None
+    assert file_behind(matrix_of(model.lm_head)) is None
 
 
 def test_nothing_writes_to_the_files(folder: Path) -> None:
     before = (folder / "model.safetensors").read_bytes()
     model = load_language_model(folder, max_rows=8)
     Driver(model).run((0, TOKENS))
-    model.decoder.weights.embedding.zero_()
+    plain(model.decoder.weights.embedding).zero_()
     assert (folder / "model.safetensors").read_bytes() == before

@@ -57,7 +57,7 @@ def test_kv_and_dtype() -> None:
     wide = ModelShape.of(find_config("qwen2.5-7b"), torch.float32)
     assert wide.kv_bytes_per_token == 28 * 4 * 128 * 2 * 4
     assert wide.weight_bytes == 4 * 7_615_616_512
-    mixed = ModelShape.of(find_config("qwen2.5-7b"), torch.float32, torch.bfloat16)
+    mixed = ModelShape.of(find_config("qwen2.5-7b"), torch.float32, 2.0)
     assert mixed.weight_bytes == 2 * 7_615_616_512
     assert mixed.kv_bytes_per_token == wide.kv_bytes_per_token
 

@@ -39,8 +39,8 @@ LIBRARY = NativeLibrary(
 )
 _KERNELS = "kernels.cpp"  # compiled for each of the targets
 _X86_TARGETS = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
-    "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "baseline": (),
 }
 _FLAGS = (

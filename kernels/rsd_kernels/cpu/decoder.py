@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.cpu import library as native
-from rsd_kernels.cpu.ops import suits
+from rsd_kernels.cpu.ops import held, suits
+from rsd_kernels.formats.weight import StoredMatrix
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.state.rows import RowBatch
 
 # The weights of a layer, by their names in `RsdLayer` of csrc/cpu/rsd_cpu.h.
-_LINEARS = ("qkv", "o", "gate_up", "down")  # LinearWeight
+_LINEARS = ("qkv", "o", "gate_up", "down")  # Weight
 _NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")  # Tensor; those of heads may be None
 _OUT_NORMS = ("attention_out_norm", "mlp_out_norm")  # Tensor or None; the library has none
 
@@ -54,7 +55,7 @@ class Pool(Protocol):
 class DecoderParts:
     """A decoder from token ids up to the final norm."""
 
-    embedding: Tensor  # [vocab_size, hidden]
+    embedding: Tensor | StoredMatrix  # [vocab_size, hidden]
     layers: Sequence[Any]  # each with the weights of _LINEARS, _NORMS and _OUT_NORMS
     sliding_windows: Sequence[int | None]  # a layer: tokens a row sees, itself included
     # A layer: cosines and sines [num_positions, head_dim] fp32, see `rope_tables`.
@@ -81,9 +82,7 @@ class CpuDecoder:
             for name in _NORMS:
                 setattr(into, name, native.pointer(getattr(layer, name)))
             for name in _LINEARS:
-                weight: LinearWeight = getattr(layer, name)
-                setattr(into, name, weight.matrix.data_ptr())
-                setattr(into, f"{name}_bias", native.pointer(weight.bias))
+                setattr(into, name, native.weight_of(getattr(layer, name)))
             into.sliding_window = window or 0
         self._decoder = self._make_decoder()
         self._pool: Pool | None = None
@@ -92,16 +91,16 @@ class CpuDecoder:
         parts, buffers = self._parts, self._parts.buffers
         num_positions, head_dim = parts.rope_tables[0][0].shape
         tensors = (
-            parts.embedding, buffers.hidden, buffers.normed, buffers.qkv, buffers.attended,
-            buffers.gate_up, buffers.gated,
+            buffers.hidden, buffers.normed, buffers.qkv, buffers.attended, buffers.gate_up,
+            buffers.gated,
         )  # fmt: skip
         return native.DecoderStruct(
-            ctypes.addressof(self._layers), *(tensor.data_ptr() for tensor in tensors),
+            ctypes.addressof(self._layers), native.matrix_of(parts.embedding),
+            *(tensor.data_ptr() for tensor in tensors),
             len(parts.layers), *parts.embedding.shape, buffers.gated.shape[1],
             num_positions, buffers.hidden.shape[0],
             parts.num_q_heads, parts.num_kv_heads, head_dim,
-            native.MATRIX_TYPES[parts.embedding.dtype], native.Pages(), parts.eps, parts.scale,
-            parts.embedding_scale,
+            native.Pages(), parts.eps, parts.scale, parts.embedding_scale,
         )  # fmt: skip
 
     def forward(
@@ -147,16 +146,14 @@ def cpu_decoder(parts: DecoderParts) -> CpuDecoder | None:
         return None
     linears = [getattr(layer, name) for layer in parts.layers for name in _LINEARS]
     norms = [getattr(layer, name) for layer in parts.layers for name in _NORMS]
-    matrices = [parts.embedding, *(weight.matrix for weight in linears)]
     optional = [*norms, *(weight.bias for weight in linears)]
     vectors = [tensor for tensor in optional if tensor is not None]
     vectors += [table for tables in parts.rope_tables for table in tables]
     fits = (
         parts.rope_tables[0][0].shape[1] <= native.MAX_HEAD_DIM
-        and all(suits(tensor) for tensor in vectors)
-        and {tensor.dtype for tensor in matrices} <= {parts.embedding.dtype}
-        and parts.embedding.dtype in native.MATRIX_TYPES
-        and all(tensor.is_contiguous() for tensor in (*matrices, *vectors))
+        and all(suits(tensor) and tensor.is_contiguous() for tensor in vectors)
+        and all(map(held, linears))
+        and (isinstance(parts.embedding, StoredMatrix) or held(LinearWeight(parts.embedding)))
     )
     return CpuDecoder(parts, library) if fits else None
 

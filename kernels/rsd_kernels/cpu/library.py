@@ -11,13 +11,15 @@ from typing import Any
 import torch  # loads the OpenMP runtime that the library calls
 
 from rsd_kernels.cpu.build import LIBRARY
+from rsd_kernels.formats.formats import PLAIN
+from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
 # Equal to RSD_CPU_ABI_VERSION of csrc/cpu/rsd_cpu.h.
-ABI_VERSION = 6
+ABI_VERSION = 8
 MAX_HEAD_DIM = 256
-MATRIX_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of the header
+MAX_PARTS = 3  # of a weight
 
 _POINTER, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _Fields = list[tuple[str, type]]
@@ -29,11 +31,35 @@ def _fields(pointers: str, sizes: str, floats: str = "") -> _Fields:
     return [(name, kind) for names, kind in kinds for name in names.split()]
 
 
+class MatrixStruct(ctypes.Structure):
+    _fields_ = _fields("rows", "num_outputs type")
+
+
+class WeightStruct(ctypes.Structure):
+    _fields_ = [
+        ("parts", MatrixStruct * MAX_PARTS),
+        ("num_parts", _I64),
+        ("bias", _POINTER),
+    ]
+
+
+class Quantise(ctypes.Structure):
+    _fields_ = [("rows", _POINTER), ("matrix", MatrixStruct), *_fields("", "num_inputs type")]
+
+
 class Product(ctypes.Structure):
     _fields_ = _fields(
-        "y x weight bias residual",
-        "num_rows num_outputs num_inputs y_stride x_stride residual_stride weight_type",
+        "y x weight residual",
+        "num_rows num_outputs num_inputs y_stride x_stride residual_stride",
     )
+
+
+class Embed(ctypes.Structure):
+    _fields_ = [
+        ("out", _POINTER),
+        ("table", MatrixStruct),
+        *_fields("token", "num_rows width", "scale"),
+    ]
 
 
 class Norm(ctypes.Structure):
@@ -82,19 +108,26 @@ class Draw(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    _fields_ = _fields(
-        "input_norm qkv qkv_bias q_norm k_norm o o_bias post_norm gate_up gate_up_bias down "
-        "down_bias k_pages v_pages cos sin",
-        "sliding_window",
-    )
+    _fields_ = [
+        ("input_norm", _POINTER),
+        ("qkv", WeightStruct),
+        *_fields("q_norm k_norm", ""),
+        ("o", WeightStruct),
+        ("post_norm", _POINTER),
+        ("gate_up", WeightStruct),
+        ("down", WeightStruct),
+        *_fields("k_pages v_pages cos sin", "sliding_window"),
+    ]
 
 
 class DecoderStruct(ctypes.Structure):
     _fields_ = [
+        ("layers", _POINTER),
+        ("embedding", MatrixStruct),
         *_fields(
-            "layers embedding hidden normed qkv attended gate_up gated",
+            "hidden normed qkv attended gate_up gated",
             "num_layers vocab_size hidden_size intermediate_size num_positions max_rows "
-            "num_q_heads num_kv_heads head_dim matrix_type",
+            "num_q_heads num_kv_heads head_dim",
         ),
         ("pages", Pages),
         *_fields("", "", "eps scale embedding_scale"),
@@ -120,10 +153,12 @@ class Library:
         self._choose_isa = handle.rsd_cpu_choose_isa
         self._choose_isa.argtypes = [ctypes.c_char_p]
         self.product = _function(handle.rsd_cpu_product, Product)
+        self.embed = _function(handle.rsd_cpu_embed, Embed)
         self.norm = _function(handle.rsd_cpu_norm, Norm)
         self.silu_mul = _function(handle.rsd_cpu_silu_mul, SiluMul)
         self.rope_write = _function(handle.rsd_cpu_rope_write, RopeWrite)
         self.attention = _function(handle.rsd_cpu_attention, Attention)
+        self.quantise = _function(handle.rsd_cpu_quantise, Quantise)
         self.draw = handle.rsd_cpu_draw
         self.draw.argtypes = [ctypes.POINTER(Draw)]
         self.draw.restype = ctypes.c_int32
@@ -172,6 +207,20 @@ def _loop_op(function: Any, addresses: int, integers: int = 0, result: Any = Non
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def matrix_of(matrix: torch.Tensor | StoredMatrix) -> MatrixStruct:
+    """A matrix as the library takes it: contiguous, on the CPU, plain of a dtype in `PLAIN`."""
+    form = matrix.form if isinstance(matrix, StoredMatrix) else PLAIN[matrix.dtype]
+    rows = matrix.rows if isinstance(matrix, StoredMatrix) else matrix
+    return MatrixStruct(rows.data_ptr(), matrix.shape[0], form.number)
+
+
+def weight_of(weight: Weight) -> WeightStruct:
+    """A weight as the library takes it; it points into the tensors of `weight`."""
+    parts = weight.parts if isinstance(weight, StoredWeight) else (weight.matrix,)
+    matrices = (MatrixStruct * MAX_PARTS)(*map(matrix_of, parts))
+    return WeightStruct(matrices, len(parts), pointer(weight.bias))
 
 
 def pages_of(k_pages: torch.Tensor, v_pages: torch.Tensor) -> Pages:

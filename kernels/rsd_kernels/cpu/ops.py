@@ -1,8 +1,8 @@
 """The ops of a model's forward by the CPU library: arguments and results are those of the twins.
 
-For float32 tensors on the CPU; a matrix may also be bfloat16, with the results of the same values
-in float32. Tensors whose strides or dtype the library does not support go to the twin. A row's
-result has the same bits whatever other rows are in the call.
+For float32 tensors on the CPU; a matrix may also be bfloat16, float16 or as a file has it, with the
+bits of the same values in float32. Tensors whose strides or dtype the library does not support go
+to the twin. A row's result has the same bits whatever other rows are in the call.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.library import Library, pointer
 from rsd_kernels.embedding.twin import embed as embed_twin
+from rsd_kernels.formats.formats import PLAIN
+from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.linear import twin as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm import twin as norm_twin
@@ -37,37 +39,48 @@ def suits(tensor: Tensor) -> bool:
 
 
 def embed(
-    table: Tensor,  # [vocab_size, width]
+    table: Tensor | StoredMatrix,  # [vocab_size, width]
     token: Tensor,  # [N] int32
     *,
     scale: float = 1.0,
     out: Tensor,  # [N, width]
 ) -> Tensor:
-    """Row `token[n]` of the table, times `scale`. Returns `out`."""
-    if table.dtype == out.dtype:
+    """Row `token[n]` of the table, times `scale`. Returns `out`.
+
+    Raises:
+        ValueError: a token is not in the table.
+    """
+    kept = suits(out) and _whole(token, out) and token.dtype == torch.int32
+    if isinstance(table, Tensor) and not (kept and held(LinearWeight(table))):
         return embed_twin(table, token, scale=scale, out=out)
-    out.copy_(torch.index_select(table, 0, token))
-    return out if scale == 1.0 else out.mul_(scale)
+    if isinstance(table, StoredMatrix) and not kept:
+        return out.copy_(table.select(token.long()).expand() * scale)
+    given = native.Embed(
+        out.data_ptr(), native.matrix_of(table), token.data_ptr(), *out.shape, scale
+    )
+    library = _library()
+    library.check(library.embed(given, torch.get_num_threads()), "embed")
+    return out
 
 
 def linear(
     x: Tensor,  # [n, K]
-    weight: LinearWeight,  # [N, K]
+    weight: Weight,  # [N, K]
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
 ) -> Tensor:
     """x Wᵀ + bias + residual. Returns `out`, or a new [n, N] where none is given."""
-    if not (_rows(x, residual, out) and _whole(weight.matrix, weight.bias)):
+    if not (_rows(x, residual, out) and held(weight)):
         return linear_twin.linear(x, weight.to(x.dtype), residual=residual, out=out)
     if out is None:
         out = x.new_empty(x.shape[0], weight.num_outputs)
     _check_product(x, weight, residual, out)
+    given = native.weight_of(weight)
     product = native.Product(
-        out.data_ptr(), x.data_ptr(), weight.matrix.data_ptr(), pointer(weight.bias),
-        pointer(residual), x.shape[0], weight.num_outputs, weight.num_inputs,
+        out.data_ptr(), x.data_ptr(), ctypes.addressof(given), pointer(residual),
+        x.shape[0], weight.num_outputs, weight.num_inputs,
         out.stride(0), x.stride(0), 0 if residual is None else residual.stride(0),
-        native.MATRIX_TYPES[weight.dtype],
     )  # fmt: skip
     _library().product(product, torch.get_num_threads())
     return out
@@ -77,7 +90,7 @@ def norm_linear(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [N, K]
+    weight: Weight,  # [N, K]
     *,
     normed: Tensor,  # [n, K] scratch
     out: Tensor,  # [n, N]
@@ -85,7 +98,7 @@ def norm_linear(
     """rms_norm(x) Wᵀ + bias. Returns `out`; the contents of `normed` are undefined afterwards."""
     if norm is None:
         return linear(x, weight, out=out)
-    if not (_rows(x, normed, out) and _whole(norm, weight.matrix, weight.bias)):
+    if not (_rows(x, normed, out) and _whole(norm) and held(weight)):
         wide = weight.to(x.dtype)
         return linear_twin.norm_linear(x, norm, eps, wide, normed=normed, out=out)
     _norm(x, norm, eps, None, normed)
@@ -96,7 +109,7 @@ def norm_gate_up(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [2 * N, K]: gate, then up
+    weight: Weight,  # [2 * N, K]: gate, then up
     *,
     gelu: bool = False,
     normed: Tensor,  # [n, K] scratch
@@ -104,7 +117,7 @@ def norm_gate_up(
     out: Tensor,  # [n, N]
 ) -> Tensor:
     """silu(g) * u or gelu(g) * u, of the halves of rms_norm(x) Wᵀ + bias. Returns `out`."""
-    if not (_rows(x, normed) and _whole(norm, weight.matrix, weight.bias, gate_up, out)):
+    if not (_rows(x, normed) and _whole(norm, gate_up, out) and held(weight)):
         options = {"normed": normed, "gate_up": gate_up, "out": out}
         return linear_twin.norm_gate_up(x, norm, eps, weight.to(x.dtype), gelu=gelu, **options)
     norm_linear(x, norm, eps, weight, normed=normed, out=gate_up)
@@ -223,7 +236,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float, row_end: Tensor | None, out: Te
     _library().norm(norm, torch.get_num_threads())
 
 
-def _check_product(x: Tensor, weight: LinearWeight, residual: Tensor | None, out: Tensor) -> None:
+def _check_product(x: Tensor, weight: Weight, residual: Tensor | None, out: Tensor) -> None:
     wanted = (x.shape[0], weight.num_outputs)
     if x.shape[1] != weight.num_inputs:
         raise ValueError(f"x has shape {list(x.shape)}; its rows must be {weight.num_inputs} wide")
@@ -247,6 +260,13 @@ def _rows(*tensors: Tensor | None) -> bool:
 
 def _whole(*tensors: Tensor | None) -> bool:
     return all(t is None or t.is_contiguous() for t in tensors)
+
+
+def held(weight: Weight) -> bool:
+    """True if the library can read the weight where it lies."""
+    if isinstance(weight, StoredWeight):
+        return _whole(weight.bias, *(part.rows for part in weight.parts))
+    return weight.dtype in PLAIN and _whole(weight.matrix, weight.bias)
 
 
 def _heads(tensor: Tensor) -> bool:

@@ -47,8 +47,17 @@ class LinearWeight:
         return self.matrix.dtype
 
     @property
+    def tables(self) -> tuple[Tensor]:
+        """The matrices whose rows its outputs are."""
+        return (self.matrix,)
+
+    @property
     def nbytes(self) -> int:
         return self.matrix.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """[k, num_inputs]: the rows of W of the outputs [k] int64."""
+        return self.matrix[outputs]
 
     def to(self, dtype: torch.dtype) -> LinearWeight:
         """The same weight with its matrix in another dtype."""

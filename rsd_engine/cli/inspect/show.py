@@ -93,7 +93,7 @@ def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
         ("stop tokens", _listed(model.stop_tokens)),
         ("special tokens", "\n".join(special) or "none"),
         ("in memory", megabytes(memory.weights)),
-        ("weights held in", _short(memory.matrix_dtype)),
+        ("weights held in", memory.form.name),
         ("computes in", _short(memory.dtype)),
         ("KV of a token", f"{kv} bytes"),
     ]

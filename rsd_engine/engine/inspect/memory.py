@@ -13,7 +13,8 @@ from rsd_engine.engine.inspect.finding import Finding, ok, problem
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
 from rsd_engine.memory.available import megabytes
-from rsd_engine.models.loader import resolve_dtype, weight_dtypes
+from rsd_engine.models.loader import resolve_dtype, weight_form
+from rsd_engine.models.weight_form import WeightForm
 from rsd_kernels.state.enums import Role
 
 _STEP_TOKENS = 40  # of a step, by which the PRM's separators are counted
@@ -44,9 +45,9 @@ class Machine:
         config = model.config
         if model.storage.num_files == 0:
             dtype = resolve_dtype(self.dtype, config, self.device)
-            return ModelMemory(config, dtype, dtype)
-        dtypes = weight_dtypes(model.checkpoint, config, self.dtype, self.device)
-        return ModelMemory(config, *dtypes)
+            return ModelMemory(config, WeightForm.plain(dtype))
+        form = weight_form(model.checkpoint, config, self.dtype, self.device)
+        return ModelMemory(config, form)
 
 
 def find_fit(

@@ -137,7 +137,7 @@ def _judge(judge: TargetJudge, target: OpenModel) -> OwnScorer:
     separator, digits = _digit_ids(text, target.tokenizer, target.config.vocab_size)
 
     def make_head(model: LanguageModel) -> RewardHead:
-        rows = model.lm_head.matrix[torch.tensor(digits, device=model.device)]
+        rows = model.lm_head.rows(torch.tensor(digits, device=model.device))
         weight = rows.to(model.dtype)  # it may be held in fewer bytes than it computes in
         return ClassesHead(
             norm_weight=model.decoder.weights.final_norm,

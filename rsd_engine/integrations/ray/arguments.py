@@ -50,6 +50,7 @@ class ServeArguments(BaseModel):
     step_ends: str = "text"
     revision: str | None = None
     hf_overrides: dict[str, dict[str, Any]] | None = None
+    quantization: str | dict[str, str] | None = None
     executor: str = "auto"
     max_guesses: Annotated[int, Field(ge=0)] = 0
     enable_prefix_caching: bool = True

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rsd_kernels.formats.weight import StoredMatrix
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,21 @@ class StoredTensor:
     nbytes: int  # in the file
     read: Callable[[], Tensor]  # on the CPU; often a view of the mapped file, never written to
     packing: str | None = None  # how it is quantised in the file, such as "GPTQ"; None: plain
+    # the bytes of the file, where products can be made of them; often a view of the mapped file
+    stored: Callable[[], StoredMatrix] | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """A single row, as of a value head, is none."""
+        return len(self.shape) == 2 and min(self.shape) > 1
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    def as_matrix(self) -> StoredMatrix:
+        """The bytes of the file if products can be made of them, else the tensor as read."""
+        return self.stored() if self.stored else StoredMatrix.of(self.read())
 
 
 class Checkpoint(ABC):
@@ -42,10 +61,9 @@ class Checkpoint(ABC):
             ValueError: there are no weights, or a file is missing, damaged or not supported.
         """
 
-    def has_bfloat16_matrices(self) -> bool:
-        """True if every matrix is stored in bfloat16; a single row, as of a value head, is none."""
-        matrices = [t for t in self.tensors().values() if len(t.shape) == 2 and min(t.shape) > 1]
-        return all(tensor.dtype == torch.bfloat16 for tensor in matrices)
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that the tensors are read from; none of a model that is in memory."""
+        return ()
 
     @abstractmethod
     def tokenizer(self) -> Any:

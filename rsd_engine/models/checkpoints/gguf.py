@@ -1,12 +1,13 @@
 """Reads a GGUF file (llama.cpp's format) as if it were a Hugging Face folder.
 
-Quantised tensors are dequantised when they are loaded: the engine computes with plain weights, so
-such a file saves download and disk here, not memory. Others are views of the mapped file.
+On a CPU matrices stay in the mapped file, in blocks as they are, and products are made of those.
+Elsewhere, and of formats that the CPU library does not know, quantised tensors are expanded when
+they are loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,8 @@ from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer, special
 from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families
 from rsd_engine.models.schemas import ModelSchema
+from rsd_kernels.formats.formats import FORMATS
+from rsd_kernels.formats.weight import StoredMatrix
 
 _SIZES = {
     "hidden_size": "embedding_length",
@@ -154,8 +157,13 @@ class GgufCheckpoint(Checkpoint):
                 nbytes=tensor.data.nbytes,
                 read=partial(self._read, name, part),
                 packing=None if self._kind(tensor) in _PLAIN_TYPES else self._kind(tensor),
+                stored=self._as_stored(name, part),
             )
         return found
+
+    def weight_files(self) -> tuple[Path, ...]:
+        names = {tensor.file for tensor in self._tensors.values()}
+        return tuple(self.path.parent / name for name in sorted(names))
 
     def _tensor(self, name: str) -> GgufTensor:
         if name not in self._tensors:
@@ -173,10 +181,23 @@ class GgufCheckpoint(Checkpoint):
             value = self._expand(name, tensor)
         else:
             value = torch.from_numpy(tensor.data).view(dtype).view(tensor.shape)
+        return self._in_order(value, part)
+
+    def _in_order(self, value: Tensor, part: str) -> Tensor:
+        """Rows in transformers' order."""
         rules = self._family.gguf
         if rules is not None and rules.paired_heads and part in ("attn_q", "attn_k"):
             return self._unpermuted(value, part)
         return value
+
+    def _as_stored(self, name: str, part: str) -> Callable[[], StoredMatrix] | None:
+        """How a quantised matrix is read in blocks, None where it is none or of other blocks."""
+        tensor = self._tensors[name]
+        form = FORMATS.get(self._kind(tensor))
+        if form is None or form.dtype is not None or len(tensor.shape) != 2:
+            return None
+        rows = torch.from_numpy(tensor.data).view(tensor.shape[0], -1)
+        return lambda: StoredMatrix(form, self._in_order(rows, part), tensor.shape[1])
 
     def _expand(self, name: str, tensor: GgufTensor) -> Tensor:
         kind = self._gguf.GGMLQuantizationType(tensor.type)

@@ -143,6 +143,10 @@ class AdapterCheckpoint(Checkpoint):
         nbytes = base.nbytes + a.nbytes + b.nbytes
         return StoredTensor(base.shape, torch.float32, base.file, nbytes, read, base.packing)
 
+    def weight_files(self) -> tuple[Path, ...]:
+        own = {tensor.file for tensor in stored_tensors(self.folder, _FILES).values()}
+        return (*self._base.weight_files(), *(self.folder / name for name in sorted(own)))
+
     def tokenizer(self) -> Any:
         if (self.folder / "tokenizer.json").is_file():
             return folder_tokenizer(self.folder)

@@ -34,6 +34,10 @@ class FolderCheckpoint(Checkpoint):
         stored = stored_tensors(self.folder)
         return expanded(stored, self.config().get("quantization_config"))
 
+    def weight_files(self) -> tuple[Path, ...]:
+        names = {tensor.file for tensor in stored_tensors(self.folder).values()}
+        return tuple(self.folder / name for name in sorted(names))
+
     def tokenizer(self) -> Any:
         return folder_tokenizer(self.folder)
 

@@ -17,10 +17,13 @@ from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.engine import memory_fit, models
 from rsd_engine.engine.memory_estimate import ModelMemory, estimate_models
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
+from rsd_engine.engine.model_sources import OpenOptions
 from rsd_engine.engine.rewards.prm_options import PrmOptions
+from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
 from tests.engine.harness.runs import PROMPTS, decisions, generate
+from tests.plain_weights import matrix_of, plain
 from tests.tiny_models import CONTEXT, TinyModels
 
 CPU = torch.device("cpu")
@@ -41,7 +44,7 @@ def available(monkeypatch: pytest.MonkeyPatch) -> Available:
 def of(names: dict[Role, str]) -> dict[Role, ModelMemory]:
     """bf16 checkpoints on a CPU: matrices as stored, computed in fp32."""
     return {
-        role: ModelMemory(find_config(name), torch.float32, torch.bfloat16)
+        role: ModelMemory(find_config(name), WeightForm.plain(torch.float32, torch.bfloat16))
         for role, name in names.items()
     }
 
@@ -107,7 +110,7 @@ def test_one_number_of_a_config_cannot_take_all_memory(available: Available) -> 
     """What slots hold for each token of a context counts, which for small models is most."""
     available(20_000_000_000)
     config = replace(find_config("qwen2.5-0.5b"), max_position_embeddings=2_000_000_000)
-    memory = {Role.TARGET: ModelMemory(config, torch.float32, torch.bfloat16)}
+    memory = {Role.TARGET: ModelMemory(config, WeightForm.plain(torch.float32, torch.bfloat16))}
     for pages in (None, 10_000_000_000):
         found = fit(memory, pages=pages)
         assert found.model_len < 1_000_000
@@ -254,10 +257,10 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
         for name in ("embedding", "final_norm"):
             one, other = (getattr(m.decoder.weights, name) for m in (draft, target))
             assert one.data_ptr() == other.data_ptr()
-        assert draft.lm_head.matrix.data_ptr() == target.lm_head.matrix.data_ptr()
+        assert matrix_of(draft.lm_head).data_ptr() == matrix_of(target.lm_head).data_ptr()
         other_draft = apart.parts.models.writers[Role.DRAFT].model
         other_target = apart.parts.models.writers[Role.TARGET].model
-        one, other = (m.decoder.weights.embedding for m in (other_draft, other_target))
+        one, other = (plain(m.decoder.weights.embedding) for m in (other_draft, other_target))
         assert one.data_ptr() != other.data_ptr()
         once, both = shared.memory, apart.memory
         assert once.weights[Role.TARGET] == 0 < both.weights[Role.TARGET]
@@ -271,7 +274,7 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
 def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
     opened = models.open_models(
         twice.draft, str(twice.target), twice.prm,
-        revision=None, overrides={}, prm_options=PrmOptions(),
+        options=OpenOptions(), prm_options=PrmOptions(),
     )  # fmt: skip
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]

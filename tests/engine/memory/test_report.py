@@ -13,6 +13,7 @@ import torch
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
 from rsd_engine.engine.memory_estimate import ModelMemory, estimate_memory, estimate_models
+from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
@@ -94,7 +95,11 @@ def test_the_scratch_of_sampling_is_counted(
 
 def test_guesses_need_logits_and_room_to_sample() -> None:
     """16 slots and 32 guesses: as much as 48 slots, but for contexts and pages."""
-    memory = {Role.TARGET: ModelMemory(find_config("qwen2.5-0.5b"), torch.float32, torch.float32)}
+    memory = {
+        Role.TARGET: ModelMemory(
+            find_config("qwen2.5-0.5b"), WeightForm.plain(torch.float32, torch.float32)
+        )
+    }
 
     def activations(slots: int, guesses: int, *, on_gpu: bool) -> int:
         return estimate_models(

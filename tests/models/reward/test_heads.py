@@ -78,8 +78,8 @@ def test_a_single_fp32_row_does_not_widen_the_matrices(tmp_path: Path) -> None:
     narrow = {n: t if n in head else t.bfloat16() for n, t in wide.items()}
     save_file(narrow, path)
     model = load_reward_model(tmp_path, max_rows=4)
-    kept = torch.bfloat16 if cpu_ops.available() else torch.float32
-    assert model.decoder.weights.matrix_dtype == kept
+    kept = "bfloat16" if cpu_ops.available() else "float32"
+    assert model.decoder.weights.held_in == kept
     assert {tensor.dtype for tensor in model.head.own_tensors()} == {torch.float32}
 
 

@@ -1,0 +1,1 @@
+"""Matrices held in the bytes of their files: formats, and what they expand to."""

@@ -1,0 +1,55 @@
+"""What the weights of a model are held in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rsd_engine.models.checkpoints.base import StoredTensor
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """What a model computes in, and what its matrices are held in.
+
+    Attributes:
+        dtype: of every computation, of vectors, and of K and V.
+        matrix_dtype: of the matrices; None: they stay in the bytes of the file.
+        bytes_per_parameter: of the matrices, on average.
+        name: of what they are held in, for people: "bfloat16", "Q4_K and Q6_K".
+    """
+
+    dtype: torch.dtype
+    matrix_dtype: torch.dtype | None
+    bytes_per_parameter: float
+    name: str
+
+    @classmethod
+    def plain(cls, dtype: torch.dtype, matrix_dtype: torch.dtype | None = None) -> WeightForm:
+        """Matrices are of `dtype` too, unless `matrix_dtype` is given."""
+        held = matrix_dtype or dtype
+        return cls(dtype, held, held.itemsize, _short(held))
+
+    @classmethod
+    def as_stored(cls, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) -> WeightForm:
+        """Matrices stay as the file has them."""
+        matrices = [tensor for tensor in stored.values() if tensor.is_matrix]
+        num_bytes = sum(tensor.nbytes for tensor in matrices)
+        num_elements = sum(tensor.num_elements for tensor in matrices)
+        sizes = [(tensor.packing or _short(tensor.dtype), tensor.nbytes) for tensor in matrices]
+        return cls(dtype, None, num_bytes / num_elements, listed_by_size(sizes))
+
+
+def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
+    """Every name once, that of most bytes first: "Q4_K and Q6_K"."""
+    totals: dict[str, int] = {}
+    for name, size in sizes:
+        totals[name] = totals.get(name, 0) + size
+    names = sorted(totals, key=lambda name: -totals[name])
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
