@@ -222,9 +222,10 @@ class DecoderWeights:
 
 
 def _before(weight: Weight, following: Weight) -> Weight:
-    """The weight, and whose turn is next; stored ones are for CPUs, which prefetch by themselves."""
-    plain = isinstance(weight, LinearWeight) and isinstance(following, LinearWeight)
-    return weight.before(following) if plain else weight
+    """The weight, which knows the next; those in a file are read by CPUs, which look ahead."""
+    if isinstance(weight, LinearWeight) and isinstance(following, LinearWeight):
+        return weight.before(following)
+    return weight
 
 
 def _name_of(table: Tensor | StoredMatrix) -> str:
