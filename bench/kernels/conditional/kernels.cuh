@@ -1,4 +1,5 @@
-// The kernels in the bodies of conditional nodes: what they do shows whether each ran once, in order.
+// The kernels in the bodies of conditional nodes: what they do shows whether each ran once, in
+// order.
 
 #pragma once
 

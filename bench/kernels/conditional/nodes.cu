@@ -1,6 +1,6 @@
-// What works in the bodies of conditional nodes, and what one turn of a loop costs, by who turns it:
-// the host, or a CUDA graph with WHILE, IF and SWITCH nodes. Every turn runs k kernels in one body.
-// One JSON object a line on standard output.
+// What works in the bodies of conditional nodes, and what one turn of a loop costs, by who turns
+// it: the host, or a CUDA graph with WHILE, IF and SWITCH nodes. Every turn runs k kernels in one
+// body. One JSON object a line on standard output.
 //
 //   nvcc -O3 -std=c++17 -arch=native -o conditional_nodes nodes.cu
 //   ./conditional_nodes times [turns]     # every case
@@ -357,8 +357,8 @@ Device open_device() {
           "attribute");
     check(cudaMalloc(&device.turns, sizeof(Turns)), "malloc");
     device.relay.count = kRelayBlocks * device.multiprocessors * kThreads;
-    for (unsigned** buffer : {&device.relay.values[0], &device.relay.values[1],
-                              &device.relay.between}) {
+    for (unsigned** buffer :
+         {&device.relay.values[0], &device.relay.values[1], &device.relay.between}) {
         check(cudaMalloc(buffer, device.relay.count * sizeof(unsigned)), "malloc");
     }
     return device;
