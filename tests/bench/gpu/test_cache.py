@@ -8,6 +8,8 @@ from tests.kernels.harness.child import run_checks
 
 pytest.importorskip("triton")
 
+CHECKS = "bench/gpu/cache_checks.py"
+
 
 def test_without_a_device() -> None:
-    run_checks("bench/gpu/cache_checks.py", interpreted=False)
+    run_checks(CHECKS, interpreted=False)
