@@ -127,7 +127,7 @@ def score_case(sizes: LoopOpSizes, device: torch.device, width: int, kind: str) 
     heads = _cold(head, copies)
     start = mid_step(sizes, device)
     states = [copied(start) for _ in range(copies)]
-    batch = scored_rows(num_slots, device)
+    batch = scored_rows(start, device)
     hidden = _clear_rewards(num_slots, width, head, device)
     sets = [PageSet(start) for _ in range(copies)]
     cursors = [_cursors(start) for _ in range(copies)]

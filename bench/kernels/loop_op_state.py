@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.policy.formula import PolicyKind
-from rsd_kernels.state.enums import NUM_ROLES, Phase
+from rsd_kernels.state.enums import NUM_ROLES, Phase, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotSizes, SlotState
 from rsd_kernels.state.tables import StepTables
@@ -118,12 +118,13 @@ def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
     return copied(state, device)
 
 
-def scored_rows(num_slots: int, device: torch.device) -> RowBatch:
-    """One row per slot: the last of its step."""
+def scored_rows(state: SlotState, device: torch.device) -> RowBatch:
+    """One row per slot, the last of its step, whose K/V the PRM has now."""
+    num_slots = state.num_slots
     batch = RowBatch.allocate(num_slots, num_slots, torch.device("cpu"))
     batch.seq_slot.copy_(torch.arange(num_slots))
     batch.seq_start.copy_(torch.arange(num_slots + 1))
-    batch.seq_kv_len.fill_(1)
+    batch.seq_kv_len.copy_(state.kv_len[Role.PRM])
     batch.seq_complete.fill_(1)
     return moved(batch, device)
 

@@ -32,7 +32,7 @@ def pages_when_full(request: SlotRequest, loop: Loop) -> int:
     """
     if request.target is None:
         return _pages_at(request, request.max_tokens, loop)
-    lengths = dict.fromkeys(Role, longest_context(loop.state))
+    lengths = dict.fromkeys(Role, longest_context(loop.state, request))
     lengths[Role.PRM] = loop.state.prm_tokens.shape[1]
     return _pages(request, lengths, loop)
 

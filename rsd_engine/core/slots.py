@@ -54,6 +54,8 @@ class SlotRequest:
     guess_tokens: int = 0  # at a time; 0: as many as pay
     step_candidates: int = 1  # drafts of a step, or of each beam's
     select: Selection | None = None  # which of several candidates is taken; None: there is one
+    # tokens that a context may have, where the two writers' contexts grow apart
+    max_context: int = 2**31 - 1
     target: SlotRequest | None = None
 
     @property

@@ -23,9 +23,9 @@ _OTHER = {Role.DRAFT: Role.TARGET, Role.TARGET: Role.DRAFT}
 _PHASES = {Role.DRAFT: Phase.DRAFT, Role.TARGET: Phase.TARGET}
 
 
-def longest_context(state: SlotState) -> int:
+def longest_context(state: SlotState, request: SlotRequest) -> int:
     """Tokens that a writer's context may have; the state has room for replaced tokens besides."""
-    return state.tokens.shape[1] - MAX_CUT_TOKENS
+    return min(request.max_context, state.tokens.shape[1] - MAX_CUT_TOKENS)
 
 
 class WriterContexts:
@@ -78,7 +78,7 @@ class WriterContexts:
         if self._error:
             raise self._error
         ids, view = self._ids[writer], self._requests[writer]
-        length, longest = len(ids), longest_context(state)
+        length, longest = len(ids), longest_context(state, view)
         if length >= longest:
             return False
         # What is left of them is the same for both writers: they are counted as they are written.

@@ -59,7 +59,7 @@ def test_ops_around_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         role: decode_tick(config_of(QWEN3), BF16, 1, role) for role in (Role.DRAFT, Role.TARGET)
     }
     for tick in ticks.values():
-        assert next(iter(tick.control)) == "schedule" and "end_step" in tick.control
+        assert next(iter(tick.control)) == "schedule" and "write" in tick.control
         assert all(tick.control.values())
         assert tick.num_arms == 1
 

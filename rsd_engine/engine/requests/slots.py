@@ -101,6 +101,7 @@ def slot_request(
         bad_words=_bad_words(params, tokens),
         speculation=speculation_of(params, mode, rules),
         guess_tokens=params.num_guesses or 0,
+        max_context=rules.max_model_len,
         step_candidates=params.step_candidates,
         select=select,
     )

@@ -332,7 +332,7 @@ def test_a_decided_step_of_writers_with_contexts_of_their_own(separate: int, kep
         state.kv_len[role, 1] = read
     free = int(state.num_free)
     batch = RowBatch.allocate(4, 3, torch.device("cpu"))
-    batch.seq_slot[0], batch.seq_complete[0] = 1, 1
+    batch.seq_slot[0], batch.seq_complete[0], batch.seq_kv_len[0] = 1, 1, 9
     batch.seq_start[1:] = 1
     state.num_seqs.fill_(1)
     ours, rows = copied(state), copied(batch)
