@@ -140,7 +140,10 @@ CHECKPOINT = Path("rsd_engine", "demo", "checkpoints", "toy", "model.safetensors
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
-    """Builds one library, or none, and a wheel in `dist`: once, since compiling takes seconds."""
+    """Builds one library, or none, and a wheel in `dist`: once, since compiling takes seconds.
+
+    The CPU library is not optimised: the build is under test here, not the kernels.
+    """
 
     @functools.cache
     def make(name: str) -> Build:
@@ -148,12 +151,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
         if name in KINDS:
             KINDS[name].needs_compiler()
             del changes[KINDS[name].library.switch]
+        if name == "cpu":
+            changes["RSD_CXX"] = str(hasty_compiler(tmp_path_factory.mktemp("compiler")))
         tree = copied_tree(tmp_path_factory.mktemp(name))
         (tree / CHECKPOINT).parent.mkdir(parents=True)
         (tree / CHECKPOINT).write_text("data deep inside the package")
         return build(tree, "bdist_wheel", "--dist-dir", str(tree / "dist"), **changes)
 
     return make
+
+
+def hasty_compiler(folder: Path) -> Path:
+    """The C++ compiler of this machine, without its optimisations."""
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nexec {cpu_build.find_compiler(os.environ).path} "$@" -O0\n')
+    script.chmod(0o755)
+    return script
 
 
 def fake_compiler(folder: Path, name: str = "nvcc") -> Path:
