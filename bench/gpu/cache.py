@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -180,7 +181,10 @@ def _use(folder: Path) -> Path:
     if archive.exists():
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         if not unpacked.exists() or unpacked.read_text() != digest:
-            shutil.unpack_archive(archive, cache, filter="data")
+            with tarfile.open(archive) as files:
+                # Python 3.11.3 and older have no filters.
+                files.extraction_filter = getattr(tarfile, "data_filter", lambda file, _: file)
+                files.extractall(cache)
             _join_groups(cache)
             unpacked.write_text(digest)
     os.environ["TRITON_CACHE_DIR"] = str(cache)

@@ -46,10 +46,13 @@ def main() -> None:
 
 
 def _end(code: str | int | None) -> None:
-    """Ends the process; output that cannot be written is an error, too."""
+    """Ends the process; output that cannot be written is an error, too.
+
+    After another error it is not told: some versions of Python fail again to flush what failed.
+    """
     flush(sys.stderr)
     if error := flush(sys.stdout):
-        if not isinstance(error, BrokenPipeError):
+        if not code and not isinstance(error, BrokenPipeError):
             print_stderr(f"error: cannot write to stdout: {error_line(error)}")
         code = code or FAILED
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's end is not ours to report
