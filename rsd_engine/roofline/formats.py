@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -26,9 +27,20 @@ class WeightFormat:
         return self.bits / 8
 
 
-def _grouped(name: str, bits: int, group: int) -> WeightFormat:
-    """GPTQ and AWQ: a 16-bit scale and a zero of `bits` for each group of weights."""
-    return WeightFormat(name, bits + (16 + bits) / group, whole=False)
+_GROUPED = re.compile(r"int(?P<bits>[48])(?:-g(?P<group>[1-9]\d{0,5})|(?P<all>-channel))?")
+_GROUP = 128  # where a name has none
+
+
+def _grouped(name: str) -> WeightFormat | None:
+    """GPTQ and AWQ: a 16-bit scale and a zero of `bits` for each group of weights.
+
+    "int4-g64" has groups of 64 inputs, "int4-channel" one of all, which takes no space to speak of.
+    """
+    found = _GROUPED.fullmatch(name)
+    if found is None:
+        return None
+    bits, group = int(found["bits"]), int(found["group"] or _GROUP)
+    return WeightFormat(name, bits + (0 if found["all"] else (16 + bits) / group), whole=False)
 
 
 def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
@@ -39,10 +51,6 @@ def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
 _ALL = (
     # e4m3 with a 32-bit scale for 128 x 128 weights, as DeepSeek-V3 and Qwen3 are published
     WeightFormat("fp8", 8 + 32 / 128**2, whole=False),
-    _grouped("int8", 8, 128),
-    _grouped("int4", 4, 128),
-    _grouped("int4-g64", 4, 64),
-    _grouped("int4-g32", 4, 32),
     _blocks("q8_0", 34, 32),
     _blocks("q6_k", 210, 256),
     _blocks("q5_k", 176, 256),
@@ -61,7 +69,13 @@ def find_format(name: str) -> WeightFormat:
     Raises:
         ValueError: there is none of this name; the message lists those that are.
     """
-    found = _FORMATS.get(name.strip().lower())
+    plain = name.strip().lower()
+    found = _FORMATS.get(plain) or _grouped(plain)
     if found is None:
-        raise ValueError(f"quantization must be one of {', '.join(_FORMATS)}, got {name!r}")
+        fp8, *blocks = _FORMATS
+        raise ValueError(
+            f"quantization must be one of {fp8}, int8, int4, or such as int4-g64 for groups of 64 "
+            f"(without it, {_GROUP}) and int4-channel for one group, {', '.join(blocks)}, got "
+            f"{name!r}"
+        )
     return found

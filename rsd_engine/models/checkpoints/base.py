@@ -14,6 +14,25 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.formats.weight import StoredMatrix
+from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
+
+
+@dataclass(frozen=True)
+class GroupedSource:
+    """A matrix in few bits for products on a GPU, known by its header and not made yet.
+
+    Attributes:
+        kind: of its values.
+        group_size: inputs that share a scale; None: all.
+        nbytes: on the device, at most.
+        make: unpacks and packs again on the device that it is given, and raises ValueError for
+            values that no matrix has.
+    """
+
+    kind: ValueKind
+    group_size: int | None
+    nbytes: int
+    make: Callable[[torch.device], GroupedMatrix]
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ class StoredTensor:
     packing: str | None = None  # how it is quantised in the file, such as "GPTQ"; None: plain
     # the bytes of the file, where products can be made of them; often a view of the mapped file
     stored: Callable[[], StoredMatrix] | None = None
+    grouped: GroupedSource | None = None  # where products on a GPU can be made of its few bits
 
     @property
     def is_matrix(self) -> bool:
