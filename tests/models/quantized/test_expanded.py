@@ -8,21 +8,25 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rsd_engine.models.checkpoints.open import open_checkpoint
 from rsd_engine.models.loader import load_language_model
 from tests.models.checkpoints import edit_config, make_model, save
 from tests.models.driver import Driver
 from tests.models.quantized.packed_files import (
     AWQ_SETTINGS,
+    Packed,
     awq,
     compressed,
     fp8,
     gptq,
     gptq_settings,
+    pack,
     quantise,
 )
 
@@ -165,6 +169,57 @@ def test_damaged_parts_are_named(
     if value is not None:
         weights[name] = value
     save_file(weights, made / "model.safetensors")
+    with pytest.raises(ValueError, match=said):
+        load_language_model(made, max_rows=1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("version", [None, "gptq", "gptq_v2"])
+@pytest.mark.parametrize("sym", [None, True, False])
+def test_zeros_of_the_other_version_are_named(
+    tmp_path: Path, bits: int, version: str | None, sym: bool | None
+) -> None:
+    """Zeros of symmetric weights, read by the wrong version, are one more or less everywhere."""
+    read_as = version or "gptq"
+    written_as = {"gptq": "gptq_v2", "gptq_v2": "gptq"}[read_as]
+    settings = gptq_settings(bits=bits)
+    settings |= {} if version is None else {"checkpoint_format": version}
+    settings |= {} if sym is None else {"sym": sym}
+
+    def make(shape: tuple[int, int]) -> Packed:
+        weight, parts = gptq(shape, bits, 16, "plain", read_as)
+        field = 2 ** (bits - 1) - (written_as == "gptq")
+        zeros = np.full((parts["qzeros"].shape[0], shape[0]), field)
+        return weight, parts | {
+            "qzeros": torch.from_numpy(pack(zeros, bits, tuple(range(32 // bits))))
+        }
+
+    made, _ = quantise(tmp_path, make, settings)
+    if sym is False:
+        load_language_model(made, max_rows=1)
+        return
+    stored = open_checkpoint(made).tensors()
+    name = "model.layers.0.mlp.down_proj"
+    said = (
+        rf"GPTQ tensor {name}\.qzeros in model\.safetensors holds zeros of {2 ** (bits - 1) + 1} "
+        if read_as == "gptq"
+        else rf"{name}\.qzeros in model\.safetensors holds zeros of {2 ** (bits - 1) - 1} alone"
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        stored[f"{name}.weight"].read()
+    assert "set checkpoint_format to gptq or gptq_v2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["GPTQ", "AWQ"])
+def test_a_group_size_must_divide(tmp_path: Path, method: str) -> None:
+    if method == "GPTQ":
+        settings = gptq_settings(group_size=24)
+        made, _ = quantise(tmp_path, lambda shape: gptq(shape, 4, 24, "plain"), settings)
+    else:
+        settings = AWQ_SETTINGS | {"group_size": 24}
+        made, _ = quantise(tmp_path, lambda shape: awq(shape, 16), settings)
+    said = rf"{method} tensor model\.\S+\.qweight in \S+ has (32|64) inputs; group_size=24 of"
     with pytest.raises(ValueError, match=said):
         load_language_model(made, max_rows=1)
 
