@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_engine.models.names import GATE_UP, QKV
+from rsd_kernels.formats.formats import PLAIN
 from rsd_kernels.formats.weight import StoredMatrix
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 
@@ -27,9 +27,9 @@ class WeightForm:
         dtype: of every computation, of vectors, and of K and V.
         matrix_dtype: of the matrices; None: they stay in the bytes of the file.
         bytes_per_parameter: of the matrices of layers, on average.
-        table_bytes_per_parameter: of embedding and LM head, on average.
         name: of what they are held in, for people: "bfloat16", "Q4_K and Q6_K", "int4-g128 and
             bfloat16".
+        table_bytes_per_parameter: of embedding and LM head, on average; None: as of layers.
         grouped: whether matrices of layers that are stored in few bits stay in them, see
             `GroupedMatrix`; `matrix_dtype` is that of the others.
     """
@@ -37,40 +37,65 @@ class WeightForm:
     dtype: torch.dtype
     matrix_dtype: torch.dtype | None
     bytes_per_parameter: float
-    table_bytes_per_parameter: float
     name: str
+    table_bytes_per_parameter: float | None = None
     grouped: bool = False
 
     @classmethod
     def plain(cls, dtype: torch.dtype, matrix_dtype: torch.dtype | None = None) -> WeightForm:
         """Matrices are of `dtype` too, unless `matrix_dtype` is given."""
         held = matrix_dtype or dtype
-        return cls(dtype, held, held.itemsize, held.itemsize, _short(held))
+        return cls(dtype, held, held.itemsize, _short(held))
 
     @classmethod
     def as_stored(cls, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) -> WeightForm:
         """Matrices stay as the file has them."""
-        held = {
-            name: _Held(tensor.packing or _short(tensor.dtype), tensor.nbytes, tensor.num_elements)
-            for name, tensor in stored.items()
-            if tensor.is_matrix
-        }
-        return cls(dtype, None, *_bytes_per_parameter(held), _listed(held))
+        return cls(dtype, None, 0.0, "")._measured(stored)
 
     @classmethod
     def in_groups(cls, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) -> WeightForm:
         """Matrices of layers stay in the few bits that they are stored in; others are plain."""
-        kept, held = grouped_names(stored), {}
-        if not kept:
-            return cls.plain(dtype)
-        for name, tensor in stored.items():
-            if name in kept and tensor.grouped is not None:
-                label = _grouped_name(tensor.grouped.kind, tensor.grouped.group_size)
-                held[name] = _Held(label, tensor.grouped.nbytes, tensor.num_elements)
-            elif tensor.is_matrix:
-                nbytes = tensor.num_elements * dtype.itemsize
-                held[name] = _Held(_short(dtype), nbytes, tensor.num_elements)
-        return cls(dtype, dtype, *_bytes_per_parameter(held), _listed(held), grouped=True)
+        plain = cls.plain(dtype)
+        return replace(plain, grouped=True)._measured(stored) if grouped_names(stored) else plain
+
+    def held(self, stored: Mapping[str, StoredTensor]) -> dict[str, tuple[str, int]]:
+        """Format and bytes in memory of every matrix of a checkpoint."""
+        matrices = {name: tensor for name, tensor in stored.items() if tensor.is_matrix}
+        if self.matrix_dtype is None:
+            return {name: stays_as(matrix) for name, matrix in matrices.items()}
+        kept = grouped_names(stored) if self.grouped else set()
+        found = {}
+        for name, matrix in matrices.items():
+            found[name] = _plain(matrix, self.matrix_dtype)
+            if name in kept and (source := matrix.grouped):
+                found[name] = _grouped_name(source.kind, source.group_size), source.nbytes
+        return found
+
+    def _measured(self, stored: Mapping[str, StoredTensor]) -> WeightForm:
+        """The same form, with sizes and name of these tensors."""
+        held = self.held(stored)
+        tables = {name for name in held if name.endswith(_TABLES)}
+
+        def average(names: Collection[str]) -> float:
+            elements = sum(stored[name].num_elements for name in names)
+            return sum(held[name][1] for name in names) / elements
+
+        return replace(
+            self,
+            bytes_per_parameter=average(held.keys() - tables or held),
+            table_bytes_per_parameter=average(tables or held),
+            name=listed_by_size(held.values()),
+        )
+
+
+def stays_as(matrix: StoredTensor) -> tuple[str, int]:
+    """Format and bytes of a matrix that stays as it is stored, if products can be made of that.
+
+    Blocks of other formats, such as Q3_K, are expanded to float32.
+    """
+    if matrix.stored:
+        return str(matrix.packing), matrix.nbytes
+    return _plain(matrix, matrix.dtype if matrix.dtype in PLAIN else torch.float32)
 
 
 def grouped_names(stored: Mapping[str, StoredTensor]) -> set[str]:
@@ -89,18 +114,23 @@ def grouped_names(stored: Mapping[str, StoredTensor]) -> set[str]:
     return found
 
 
-def held_in(tables: Iterable[Tensor | StoredMatrix | GroupedMatrix]) -> str:
-    """What matrices are held in, that of most bytes first: "Q4_K and Q6_K"."""
-    return _listed({i: _Held(_name_of(table), table.nbytes) for i, table in enumerate(tables)})
-
-
-def _name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
+def name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
+    """What a matrix is held in."""
     if isinstance(table, Tensor):
         return _short(table.dtype)
     if isinstance(table, StoredMatrix):
         return table.form.name if table.form.dtype is None else _short(table.form.dtype)
     whole = table.group_size == table.num_inputs
     return _grouped_name(table.kind, None if whole else table.group_size)
+
+
+def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
+    """Every name once, that of most bytes first: "Q4_K and Q6_K"."""
+    totals: dict[str, int] = {}
+    for name, size in sizes:
+        totals[name] = totals.get(name, 0) + size
+    names = sorted(totals, key=lambda name: -totals[name])
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _grouped_name(kind: ValueKind, group_size: int | None) -> str:
@@ -110,33 +140,8 @@ def _grouped_name(kind: ValueKind, group_size: int | None) -> str:
     return f"{kind.value}-channel" if group_size is None else f"{kind.value}-g{group_size}"
 
 
-class _Held(NamedTuple):
-    """A matrix in memory."""
-
-    name: str  # of its format
-    nbytes: int
-    num_elements: int = 0
-
-
-def _listed(held: Mapping[Any, _Held]) -> str:
-    """Every format once, that of most bytes first."""
-    totals: dict[str, int] = {}
-    for matrix in held.values():
-        totals[matrix.name] = totals.get(matrix.name, 0) + matrix.nbytes
-    names = sorted(totals, key=lambda name: -totals[name])
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-def _bytes_per_parameter(held: Mapping[str, _Held]) -> tuple[float, float]:
-    """Of the matrices of layers, and of embedding and LM head."""
-    tables = [matrix for name, matrix in held.items() if name.endswith(_TABLES)]
-    layers = [matrix for name, matrix in held.items() if not name.endswith(_TABLES)]
-    everything = list(held.values())
-    return _average(layers or everything), _average(tables or everything)
-
-
-def _average(matrices: Sequence[_Held]) -> float:
-    return sum(m.nbytes for m in matrices) / sum(m.num_elements for m in matrices)
+def _plain(matrix: StoredTensor, dtype: torch.dtype) -> tuple[str, int]:
+    return _short(dtype), matrix.num_elements * dtype.itemsize
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.names import ATTENTION_OUT, DOWN, GATE_UP, QKV
-from rsd_engine.models.weight_form import held_in
+from rsd_engine.models.weight_form import listed_by_size, name_of
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.grouped.matrix import GroupedMatrix
 from rsd_kernels.grouped.weight import GroupedWeight
@@ -228,7 +228,7 @@ class DecoderWeights:
             w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
         ]
         tables = [self.embedding, *(part for weight in linears for part in weight.tables)]
-        return held_in(tables)
+        return listed_by_size((name_of(table), table.nbytes) for table in tables)
 
     @property
     def nbytes(self) -> int:
