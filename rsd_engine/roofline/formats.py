@@ -15,11 +15,14 @@ class WeightFormat:
         bits: of a weight in a layer, with its share of scales and zeros.
         whole: whether the embedding and the LM head have this format too. GGUF files quantise them;
             GPTQ, AWQ and fp8 checkpoints leave them as they are.
+        unpacking: instructions that a product on a GPU takes for a weight until it is a float32;
+            None: weights of this format are expanded on a GPU.
     """
 
     name: str
     bits: float
     whole: bool
+    unpacking: int | None = None
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -29,6 +32,10 @@ class WeightFormat:
 
 _GROUPED = re.compile(r"int(?P<bits>[48])(?:-g(?P<group>[1-9]\d{0,5})|(?P<all>-channel))?")
 _GROUP = 128  # where a name has none
+# Estimates, for no compiled code was counted. A field of 4 bits: shift, the field put into the bits
+# of a float, and the zero taken off. A byte: a conversion, at half the rate of others. FP8: sign
+# and magnitude cut out, put together again, scaled.
+_UNPACKING = {"int4": 3, "int8": 2, "fp8": 4}
 
 
 def _grouped(name: str) -> WeightFormat | None:
@@ -40,7 +47,8 @@ def _grouped(name: str) -> WeightFormat | None:
     if found is None:
         return None
     bits, group = int(found["bits"]), int(found["group"] or _GROUP)
-    return WeightFormat(name, bits + (0 if found["all"] else (16 + bits) / group), whole=False)
+    shared = 0 if found["all"] else (16 + bits) / group
+    return WeightFormat(name, bits + shared, whole=False, unpacking=_UNPACKING[f"int{bits}"])
 
 
 def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
@@ -50,7 +58,7 @@ def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
 
 _ALL = (
     # e4m3 with a 32-bit scale for 128 x 128 weights, as DeepSeek-V3 and Qwen3 are published
-    WeightFormat("fp8", 8 + 32 / 128**2, whole=False),
+    WeightFormat("fp8", 8 + 32 / 128**2, whole=False, unpacking=_UNPACKING["fp8"]),
     _blocks("q8_0", 34, 32),
     _blocks("q6_k", 210, 256),
     _blocks("q5_k", 176, 256),
