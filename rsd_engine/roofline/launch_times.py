@@ -42,8 +42,9 @@ LONE_SPEEDUP = 2.0
 # Instructions that a multiprocessor issues in a second, counted for each thread: four schedulers of
 # 32 threads, at the 1.75 GHz that an H100 holds under load.
 ISSUE_RATE = 4 * 32 * 1.75e9
-# And those that put an unpacked weight where tensor cores read it: rounding, and moving.
-TO_TENSOR_CORES = 1
+# And those that a norm adds for a weight of few bits, whose products bring x again for each tile.
+# An estimate.
+NORM_INSTRUCTIONS = 1.7
 
 # Arguments that are read whole, once.
 _STREAMED = ("weight", "bias", "norm")
@@ -74,8 +75,8 @@ class LaunchCost:
         warps: of a program.
         early: whether it starts while the kernel before it runs.
         fetched_bytes: of `num_bytes`, those that an earlier launch has asked the cache for.
-        instructions: of plain cores, to unpack and multiply weights of few bits; not counted where
-            weights are plain, for there it is never these that take the time.
+        instructions: of plain cores, to unpack weights of few bits; not counted where weights are
+            plain, for there it is never these that take the time.
     """
 
     num_bytes: float
@@ -155,12 +156,11 @@ def _bytes_saved(launch: Launch, weights: WeightFormat) -> float:
 
 
 def _instructions(launch: Launch, weights: WeightFormat) -> float:
-    """A multiplication for each row beside unpacking, but on tensor cores."""
-    if weights.unpacking is None:
+    """The same for 1 to 16 rows, which all go by tensor cores."""
+    if weights.instructions is None:
         raise ValueError(f"no product on a GPU reads {weights.name}, which is expanded there")
-    args = launch.args
-    multiplying = TO_TENSOR_CORES if args["TENSOR_CORES"] else args["num_rows"]
-    return float(args["weight"].numel() * (weights.unpacking + multiplying))
+    of_norm = NORM_INSTRUCTIONS if _has(launch, "norm") else 0.0
+    return float(launch.args["weight"].numel() * (weights.instructions + of_norm))
 
 
 def _serial_reads(launch: Launch) -> int:

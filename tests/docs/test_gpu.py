@@ -46,7 +46,7 @@ def test_the_times_of_a_token_with_quantised_weights() -> None:
     ]
     for gpu, model, *cells in rows:
         assert cells == _forward(model.lower(), gpu.lower(), 1)
-    rows = GPU.table_after("And of Qwen2.5-7B on an H200 with more sequences")
+    rows = GPU.table_after("Up to 16 sequences read the same weights")
     assert [number for number, *_ in rows] == ["1", "4", "16"]
     for number, *cells in rows:
         assert cells == _forward("qwen2.5-7b", "h200", int(number))

@@ -69,7 +69,7 @@ def print_launches(options: LaunchesOptions) -> None:
             "passes are products of cuBLAS"
         )
     for held in options.formats.values():
-        if held.unpacking is None:
+        if held.instructions is None:
             raise UsageError(
                 f"--launches is of products on a GPU, and none reads {held.name}, which is "
                 "expanded there; fp8, int8, int4 and such as int4-g64"
