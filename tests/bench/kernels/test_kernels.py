@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench.kernels import eager_ops, gate, loop_ops, model_decode, model_ops, sanitize
+from bench.kernels import (
+    eager_ops,
+    gate,
+    loop_ops,
+    model_decode,
+    model_ops,
+    sanitize,
+    weight_formats,
+)
 from bench.kernels.attention_cases import attention_case, decode_inputs
 from bench.kernels.loop_op_cases import rollback_case
 from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, PageSet, copied, mid_step
@@ -68,6 +76,51 @@ def test_the_cuda_library_stands_beside_triton(monkeypatch: pytest.MonkeyPatch) 
     decoded = model_decode.measure(setting, TINY["tiny"], 1, 1e9)
     assert decoded["us"]["ours, CUDA products"] > 0
     assert "CUDA products" in model_ops.model_table({"tiny": decoded})
+
+
+def test_weight_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of each format, counted by hand: of layers, beside embedding, vectors, K and V."""
+    assert weight_formats.main(["--dry-run"]) == 0
+    found = last_json(capsys)
+    assert not found["failed"] and not found["starts_early"]
+    measured = found["models"]["tiny"]
+    assert list(measured) == ["1", "2"]
+    shape, groups = TINY["tiny"], {64: 2, 96: 3}  # inputs of a matrix -> groups of 32
+    sizes = [(128, 64), (64, 64), (192, 64), (64, 96)]
+    weights = shape.num_layers * sum(n * k for n, k in sizes)
+    scales = shape.num_layers * sum(n * groups[k] for n, k in sizes)
+    blocks = shape.num_layers * sum(-(-n // 128) * groups[k] for n, k in sizes)
+    lines = shape.num_layers * sum(n * 256 for n, _ in sizes)  # of 4 bits, each cut off
+    orders = shape.num_layers * sum(k for _, k in sizes)
+    of_layers = {
+        "plain": 4 * weights,
+        "int4": lines // 2 + 2 * scales,
+        "int4 with zeros": lines // 2 + 3 * scales,
+        "int4 in act-order": lines // 2 + 2 * scales + 4 * orders,
+        "int8": weights + 2 * scales,
+        "fp8": weights + 4 * blocks,
+    }
+    for entries in measured.values():
+        rest = {name: entries[name]["num_bytes"] - of_layers[name] for name in entries}
+        assert rest == dict.fromkeys(rest, rest["plain"]) and rest["plain"] > 0
+        assert all(entry["relative_error"] < 1e-5 for n, entry in entries.items() if n != "plain")
+        for entry in entries.values():
+            times = entries["plain"]["us"] / entry["us"]
+            assert entry["times_faster"] == pytest.approx(times, rel=1e-3)
+
+
+def test_a_format_with_wrong_logits_is_told_and_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> float:
+        raise Mismatch("logits are far away")
+
+    monkeypatch.setattr(weight_formats, "require_close_logits", refuse)
+    monkeypatch.setattr(weight_formats, "FORMATS", {"fp8": weight_formats.FORMATS["fp8"]})
+    with pytest.raises(SystemExit, match="2 failed, the first: tiny, fp8, 1 rows: logits are far"):
+        weight_formats.main(["--dry-run"])
+    found = last_json(capsys)["models"]["tiny"]["1"]
+    assert found["fp8"] == {"wrong": "logits are far away"} and found["plain"]["us"] > 0
 
 
 def test_whole_models_with_wrong_logits_are_timed_and_told(

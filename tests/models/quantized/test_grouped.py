@@ -149,6 +149,17 @@ def test_a_model_whose_layers_stay_in_their_bits(tmp_path: Path, case: str) -> N
 
 
 @pytest.mark.usefixtures("in_groups")
+@pytest.mark.parametrize("case", ["act-order", "gptq of 8 bits", "awq", "fp8 in blocks"])
+def test_passes_over_weights_in_their_bits(tmp_path: Path, case: str) -> None:
+    """The whole decoder, by the plain ops."""
+    make, settings, _ = CASES[case]
+    folder, dense = quantise(tmp_path, make, settings, **SIZES)
+    few, plain = (Driver(load_language_model(path, max_rows=8)) for path in (folder, dense))
+    for chunk in (TOKENS, [9, 4]):
+        torch.testing.assert_close(few.run((0, chunk)), plain.run((0, chunk)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_groups")
 @pytest.mark.parametrize("name", ["phi3", "phi4-mini-short", "llama-bias", "qwen3"])
 def test_parts_of_merged_tensors_and_moved_outputs(tmp_path: Path, name: str) -> None:
     """Phi-3 stores q, k and v as one; where half a head is rotated, their outputs move."""
