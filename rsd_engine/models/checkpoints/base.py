@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.formats.weight import StoredMatrix
-from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
+from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,22 @@ class GroupedSource:
     Attributes:
         kind: of its values.
         group_size: inputs that share a scale; None: all.
-        nbytes: on the device, at most.
-        make: unpacks and packs again on the device that it is given, and raises ValueError for
-            values that no matrix has.
+        nbytes: on the device, with a zero for each group even if none is needed, and without an
+            order of the inputs, which is small.
+        make: unpacks and packs again on the device that it is given; raises ValueError, which
+            names the tensor, for what no such matrix holds.
     """
 
     kind: ValueKind
     group_size: int | None
     nbytes: int
     make: Callable[[torch.device], GroupedMatrix]
+
+    @staticmethod
+    def takes(num_inputs: int, group_size: int) -> bool:
+        """True if products on a GPU read groups of this size."""
+        divides = group_size % MIN_GROUP == 0 and num_inputs % group_size == 0
+        return group_size == num_inputs or divides
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import GroupedSource, StoredTensor
-from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
+from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = ("weight_scale_inv", "weight_scale")  # both are multiplied by
@@ -120,27 +120,26 @@ def _grouped_source(
     """None where products on a GPU cannot be made of the bits as they are."""
     (rows, columns), (scale_rows, size) = tensor.shape, repeats
     size = min(size, columns) or columns
-    if tensor.dtype != torch.float8_e4m3fn or (size != columns and size % MIN_GROUP):
-        return None
-    if columns % size:
+    is_known = tensor.dtype == torch.float8_e4m3fn and tensor.num_elements > 0
+    if not is_known or not GroupedSource.takes(columns, size):
         return None
     shape = (-(-rows // (scale_rows or rows)), columns // size)
+    dtype = scale.dtype if scale.dtype in _SCALE_TYPES else torch.float32
 
     def make(device: torch.device) -> GroupedMatrix:
-        values, factors = tensor.read().to(device), scale.read().to(device)
+        values, factors = tensor.read().to(device), scale.read().to(device, dtype)
         if bool((values.view(torch.uint8) & 0x7F == 0x7F).any()):
             raise ValueError(
                 f"FP8 tensor {name} in {tensor.file} holds values that are no number (bits 0x7f "
                 "or 0xff); the checkpoint is damaged"
             )
-        factors = factors if factors.dtype in _SCALE_TYPES else factors.float()
         return GroupedMatrix.pack(
             ValueKind.FP8, values, factors.reshape(shape).contiguous(),
             group_size=size, scale_rows=scale_rows or rows,
         )  # fmt: skip
 
-    group_size = None if size == columns else size
-    return GroupedSource(ValueKind.FP8, group_size, tensor.nbytes + scale.nbytes, make)
+    nbytes = tensor.nbytes + scale.num_elements * dtype.itemsize
+    return GroupedSource(ValueKind.FP8, None if size == columns else size, nbytes, make)
 
 
 def _is_size(value: object) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import GroupedSource, StoredTensor
-from rsd_kernels.grouped.matrix import LINE_INPUTS, MIN_GROUP, GroupedMatrix, ValueKind
+from rsd_kernels.grouped.matrix import LINE_INPUTS, GroupedMatrix, ValueKind
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")  # of a linear layer; the last may be absent
 _FLOATS, _INTEGERS = (torch.float32, torch.float16, torch.bfloat16), (torch.int32, torch.int64)
@@ -95,7 +95,7 @@ class PackedMatrix:
     def _grouped_source(self) -> GroupedSource | None:
         """None where a group is too small for products of its bits."""
         inputs, outputs = self._inputs_outputs
-        if self._size % MIN_GROUP and self._size != inputs:
+        if not GroupedSource.takes(inputs, self._size):
             return None
         line = LINE_INPUTS if self.packing.bits == 4 else 1
         values = outputs * -(-inputs // line) * line * self.packing.bits // 8

@@ -287,15 +287,31 @@ def test_groups_that_no_product_reads_are_expanded(
     assert form == WeightForm.plain(torch.float32)
 
 
+def fp8_tensor(value: Tensor, scale: Tensor) -> StoredTensor:
+    stored = {
+        name: StoredTensor(tuple(t.shape), t.dtype, "f", t.nbytes, lambda t=t: t)  # type: ignore[misc]
+        for name, t in (("x.weight", value), ("x.weight_scale", scale))
+    }
+    return expanded(stored, {"quant_method": "fp8"})["x.weight"]
+
+
 def test_fp8_of_another_range_is_expanded() -> None:
     value = torch.randn(64, 64).to(torch.float8_e5m2)
-    scale = torch.ones(1)
-    stored = {
-        "x.weight": StoredTensor((64, 64), value.dtype, "f", 64 * 64, lambda: value),
-        "x.weight_scale": StoredTensor((1,), scale.dtype, "f", 4, lambda: scale),
-    }
-    found = expanded(stored, {"quant_method": "fp8"})["x.weight"]
+    found = fp8_tensor(value, torch.ones(1))
     assert found.grouped is None and torch.equal(found.read(), value.float())
+    nothing = fp8_tensor(torch.empty(0, 64, dtype=torch.float8_e4m3fn), torch.ones(1))
+    assert nothing.grouped is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e8m0fnu, torch.bfloat16])
+def test_scales_of_fp8_in_any_float(dtype: torch.dtype) -> None:
+    """Kernels read those of 16 and 32 bits; e8m0 has powers of two."""
+    scale = (2.0 ** -torch.arange(1, 9)).view(8, 1).to(dtype)
+    found = fp8_tensor(torch.randn(8, 64).to(torch.float8_e4m3fn), scale)
+    assert found.grouped is not None
+    matrix = found.grouped.make(CPU)
+    assert torch.equal(matrix.expand(), found.read()) and matrix.nbytes == found.grouped.nbytes
+    assert matrix.scales.dtype == (dtype if dtype == torch.bfloat16 else torch.float32)
 
 
 def changed(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> Path:
