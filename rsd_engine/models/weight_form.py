@@ -16,6 +16,7 @@ from rsd_kernels.formats.weight import StoredMatrix
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 
 _OF_LAYER = re.compile(r"(.*\blayers\.\d+\.)(.+)\.weight")
+_USUAL_GROUP = 128  # which a name leaves out
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -27,8 +28,7 @@ class WeightForm:
         dtype: of every computation, of vectors, and of K and V.
         matrix_dtype: of the matrices; None: they stay in the bytes of the file.
         bytes_per_parameter: of the matrices of layers, on average.
-        name: of what they are held in, for people: "bfloat16", "Q4_K and Q6_K", "int4-g128 and
-            bfloat16".
+        name: of what they are held in, for people, as "Q4_K and Q6_K" or "int4-g64 and bfloat16".
         table_bytes_per_parameter: of embedding and LM head, on average; None: as of layers.
         grouped: whether matrices of layers that are stored in few bits stay in them, see
             `GroupedMatrix`; `matrix_dtype` is that of the others.
@@ -134,8 +134,8 @@ def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def _grouped_name(kind: ValueKind, group_size: int | None) -> str:
-    """As `rsd plan` calls it; the scales of FP8, few in any layout, have no name."""
-    if kind is ValueKind.FP8:
+    """As `rsd plan` calls it. The scales of FP8, few in any layout, have no name."""
+    if kind is ValueKind.FP8 or group_size == _USUAL_GROUP:
         return kind.value
     return f"{kind.value}-channel" if group_size is None else f"{kind.value}-g{group_size}"
 

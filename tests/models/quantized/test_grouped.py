@@ -24,10 +24,10 @@ from rsd_engine.models.convert import as_computed
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model, read_language_config, weight_form
-from rsd_engine.models.weight_form import WeightForm
+from rsd_engine.models.weight_form import WeightForm, name_of
 from rsd_engine.models.weights import DecoderWeights
 from rsd_engine.roofline.formats import find_format
-from rsd_kernels.formats.weight import Weight
+from rsd_kernels.formats.weight import StoredMatrix, Weight
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear.weight import LinearWeight
@@ -354,6 +354,16 @@ def test_fp8_that_is_no_number_is_named(tmp_path: Path, bits: int) -> None:
     said = rf"FP8 tensor {Q}\.weight in model\.safetensors holds values that are no number"
     with pytest.raises(ValueError, match=said):
         load_language_model(folder, max_rows=1)
+
+
+def test_names_are_those_of_a_plan() -> None:
+    values = torch.zeros(4, 256, dtype=torch.uint8)
+    for group, name in ((128, "int4"), (64, "int4-g64"), (256, "int4-channel")):
+        scales = torch.ones(4, 256 // group)
+        matrix = GroupedMatrix.pack(ValueKind.INT4, values, scales, group_size=group)
+        assert name_of(matrix) == name == find_format(name).name
+    stored = StoredMatrix.of(torch.ones(2, 2))
+    assert name_of(stored) == name_of(torch.ones(2, 2)) == "float32"
 
 
 def test_kinds(tmp_path: Path) -> None:
