@@ -16,6 +16,10 @@ from bench.lib import report
 Found = Mapping[str, Any]
 
 DECODE_SHARE = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.90}
+# Of Qwen2.5-7B with layers in few bits, by format: share of the read bandwidth, and times as fast
+# as plain weights. In 4 bits the cores that unpack weights are expected to be slower than an
+# H200's memory.
+FORMATS = {"fp8": (0.80, 1.5), "int8": (0.80, 1.5), "int4": (0.60, 2.0)}
 LOOP_OP_US = 10.0
 TIMES_EAGER = 5.0
 _LOOP_OPS = {
@@ -89,6 +93,7 @@ def evaluate(results: Mapping[str, Found | None]) -> list[Bar]:
         *_decode(found.get("decode", {})),
         *_loop_ops(found.get("control", {})),
         _verify(found.get("verify", {})),
+        *_weight_formats(found.get("weight_formats", {})),
         *_device_loop(found.get("device_loop", {})),
     ]
 
@@ -142,6 +147,20 @@ def _verify(verify: Found) -> Bar:
     found = slots.get("1", {}).get("guesses", {}).get(VERIFY_GUESSES, {}).get("times_decode")
     what = f"pass that verifies {VERIFY_GUESSES} guesses, Qwen2.5-7B, batch 1"
     return Bar(f"{what}: times one that decodes", "verify", VERIFY_TIMES, found)
+
+
+def _weight_formats(measured: Found) -> Iterator[Bar]:
+    """Those whose logits were wrong were not timed."""
+    one = measured.get("models", {}).get("Qwen2.5-7B", {}).get("1", {})
+    variant = "weight_formats, early" if measured.get("starts_early") else ""
+    for form, (share, times) in FORMATS.items():
+        found, name = one.get(form, {}), f"decode, Qwen2.5-7B in {form}, batch 1"
+        for what, key, asked in (
+            ("share of read bandwidth", "share_of_bandwidth", share),
+            ("times as fast as plain weights", "times_faster", times),
+        ):
+            yield Bar(f"{name}: {what}", "weight_formats", asked, found.get(key), at_least=True,
+                      variant=variant)  # fmt: skip
 
 
 def _device_loop(device_loop: Found) -> Iterator[Bar]:

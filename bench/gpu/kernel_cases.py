@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.kernels import attention_cases, loop_op_cases, model_decode, model_ops
+from bench.kernels import attention_cases, loop_op_cases, model_decode, model_ops, weight_formats
 from bench.kernels.loop_op_state import LoopOpSizes, empty_slots
 from bench.kernels.loop_ops import cases as loop_op_cases_of
 from bench.kernels.setting import REAL, Setting
@@ -61,5 +61,15 @@ def verify_guesses() -> None:
         verify.run_once(setting, setting.shapes[verify.MODEL])
 
 
-CASES = {"decode": decode, "ops": ops, "control": control, "verify": verify_guesses}
+def formats() -> None:
+    """`bench.weight_formats`: whole models whose layers are held in few bits."""
+    setting = weight_formats.real(weight_formats.MODELS, runs=1)
+    for shape in setting.shapes.values():
+        weight_formats.run_once(setting, shape)
+
+
+CASES = {
+    "decode": decode, "ops": ops, "control": control, "verify": verify_guesses,
+    "weight_formats": formats,
+}  # fmt: skip
 """The benchmarks of kernels in `bench.gpu`, by name."""

@@ -129,6 +129,15 @@ def second_parts(first: Mapping[str, Mapping[str, Any]]) -> tuple[Part, ...]:
         _CONTROL,
         Part("verify", "bench.verify", (), ("--dry-run",), limit=40, least=20),
         Part(
+            "weight_formats",
+            "bench.weight_formats",
+            ("--models", *MODELS),
+            ("--dry-run",),
+            limit=70,
+            least=30,
+            may_be_early=True,
+        ),
+        Part(
             "tests",
             "bench.gpu_tests",
             ("tests/kernels", "tests/docs", "tests/bench/lib", "--jobs", _TEST_JOBS,

@@ -135,8 +135,9 @@ class ModelMemory:
     @property
     def weights(self) -> int:
         """Bytes, all counted as matrices: norms and biases are few."""
-        each = self.form.bytes_per_parameter
-        shape = ModelShape.of(self.config, self.dtype, each, self.weights_format)
+        form = self.form
+        each, of_tables = form.bytes_per_parameter, form.table_bytes_per_parameter
+        shape = ModelShape.of(self.config, self.dtype, each, of_tables, self.weights_format)
         return shape.weight_bytes
 
     @property

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoints.base import StoredTensor
+from rsd_engine.models.checkpoints.base import GroupedSource, StoredTensor
 from rsd_engine.models.config import ModelConfig
 
 _FINAL_NORM = "model.norm.weight"
@@ -72,13 +72,14 @@ def _parts(
 
 
 def _rows(whole: StoredTensor, start: int, count: int) -> StoredTensor:
-    stored = whole.stored
+    stored, outputs = whole.stored, torch.arange(start, start + count)
     return replace(
         whole,
         shape=(count, *whole.shape[1:]),
         nbytes=whole.nbytes * count // whole.shape[0],
         read=lambda: whole.read().narrow(0, start, count),
         stored=stored and (lambda: stored().narrow(start, count)),
+        grouped=whole.grouped and _selected(whole.grouped, outputs),
     )
 
 
@@ -98,8 +99,19 @@ def _changed(
             stored,
             read=lambda: stored.read().index_select(0, rows),
             stored=held and (lambda: held().select(rows)),
+            grouped=stored.grouped and _selected(stored.grouped, rows),
         )
     return stored
+
+
+def _selected(whole: GroupedSource, outputs: Tensor) -> GroupedSource:
+    """Some of the outputs of a matrix, each with a scale of its own."""
+    return replace(
+        whole,
+        shape=(len(outputs), whole.shape[1]),
+        scale_rows=1,
+        make=lambda device: whole.make(device).select(outputs.to(device)),
+    )
 
 
 def _scaled(read: Callable[[], Tensor], offset: float, scale: float) -> Tensor:

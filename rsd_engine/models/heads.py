@@ -7,8 +7,8 @@ from torch import Tensor
 from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
+from rsd_engine.models.weights import HeadWeight
 from rsd_kernels import ops
-from rsd_kernels.formats.weight import Weight
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -28,7 +28,7 @@ class Model:
 class LanguageModel(Model):
     """Decoder, final norm and LM head."""
 
-    def __init__(self, decoder: Decoder, lm_head: Weight) -> None:
+    def __init__(self, decoder: Decoder, lm_head: HeadWeight) -> None:
         super().__init__(decoder)
         self.lm_head = lm_head  # [vocab_size, hidden]; a tied one holds the embedding itself
 

@@ -29,14 +29,13 @@ from rsd_engine.models.registry import (
 )
 from rsd_engine.models.reward.family import RewardFamily
 from rsd_engine.models.weight_form import WeightForm
-from rsd_engine.models.weights import EMBEDDING, DecoderWeights
+from rsd_engine.models.weights import EMBEDDING, DecoderWeights, HeadWeight
 from rsd_kernels.cpu import ops as cpu_ops
-from rsd_kernels.formats.weight import Weight
 from rsd_kernels.reward.heads import RewardHead
 
 _LOG = logging.getLogger(__name__)
 
-Head = TypeVar("Head", Weight, RewardHead)
+Head = TypeVar("Head", HeadWeight, RewardHead)
 Parts = tuple[DecoderWeights, Head, dict[str, Tensor]]
 """Unfilled weights, the head, and name of a tensor in the checkpoint -> where it goes."""
 
@@ -56,8 +55,9 @@ def load_language_model(
         source: folder, `.gguf` file, hub id or an open checkpoint.
         revision: branch, tag or commit of a hub id.
         dtype: to compute in: "auto" (see `resolve_dtype`), a name in `DTYPES` or a torch dtype.
-            Weights are held in it too, except matrices that the CPU library multiplies in fp32 as
-            they are stored, with the same results: of bf16, fp16, and the blocks of a GGUF file.
+            Weights are held in it too, except matrices that are multiplied as they are stored: on
+            a CPU in fp32 those of bf16, fp16, and the blocks of a GGUF file, with the same results;
+            on a GPU those of layers in GPTQ, AWQ and FP8.
         device: of the weights.
         max_rows: most rows of a pass.
         max_positions: length of the rope tables; by default what the config allows.
@@ -72,7 +72,7 @@ def load_language_model(
     config, stored = _settle_embeddings(config, stored, checkpoint.source)
     stored = as_computed(stored, config, checkpoint.source)
 
-    def allocate(room: Allocation) -> Parts[Weight]:
+    def allocate(room: Allocation) -> Parts[HeadWeight]:
         weights = room.decoder(config)
         lm_head = room.lm_head(config, weights)
         return weights, lm_head, weights.places(config) | head_places(config, lm_head)
@@ -213,12 +213,15 @@ def weight_form(
 ) -> WeightForm:
     """What a model computes in, and what its matrices are held in.
 
-    The CPU library multiplies in fp32 what is stored in fewer bits, with the results of fp32.
+    The CPU library multiplies in fp32 what is stored in fewer bits, with the results of fp32. On a
+    GPU matrices of a few bits that share scales in groups of inputs stay as they are.
 
     Raises:
         ValueError: see `check_dtype`; or the checkpoint's weights cannot be read.
     """
     dtype = resolve_dtype(dtype, config, device)
+    if device.type == "cuda":
+        return WeightForm.in_groups(dtype, checkpoint.tensors())
     if device.type != "cpu" or dtype != torch.float32 or not cpu_ops.available():
         return WeightForm.plain(dtype)
     stored = checkpoint.tensors()

@@ -14,6 +14,12 @@ from rsd_engine.models.checkpoints.base import StoredTensor
 
 _LOG = logging.getLogger(__name__)
 
+# Modules of a layer whose products are one weight.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = ("self_attn.o_proj",)
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+DOWN = ("mlp.down_proj",)
+
 _BASE = "model."
 _LAYER = re.compile(r"((?:[^.]+\.)*?)layers\.(\d{1,6})\.")
 _WRAPPED = re.compile(r"(?:model\.|module\.|_orig_mod\.|pretrained_model\.)*")

@@ -3,12 +3,12 @@
 q, k and v are merged into one weight, and so are gate and up, so that one product computes them. A
 checkpoint's tensor is copied straight into its place in the merged one: no second copy of the model
 is ever held. Matrices that stay in the bytes of a file are parts of a merged weight, and copied
-nowhere.
+nowhere; those that stay in few bits on a GPU are packed for it when the weight is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,17 +16,25 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.weight_form import listed_by_size
+from rsd_engine.models.names import ATTENTION_OUT, DOWN, GATE_UP, QKV
+from rsd_engine.models.weight_form import listed_by_size, name_of
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
+from rsd_kernels.grouped.matrix import GroupedMatrix
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear.weight import LinearWeight
 
-# The tensors that a weight is merged of.
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_O = ("self_attn.o_proj",)
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_DOWN = ("mlp.down_proj",)
-
 EMBEDDING = "model.embed_tokens.weight"
+
+HeadWeight = LinearWeight | StoredWeight
+"""An LM head. One that a checkpoint holds in few bits for a GPU is expanded there."""
+
+Grouped = Callable[[Sequence[str]], GroupedMatrix | None]
+"""The tensors of these names in few bits, as one matrix; None: they do not stay in them."""
+
+
+def nothing_grouped(names: Sequence[str]) -> None:
+    """Every weight is plain."""
+    del names
 
 
 @dataclass(frozen=True)
@@ -51,16 +59,26 @@ class LayerWeights:
         dtype: torch.dtype,
         device: torch.device,
         matrix_dtype: torch.dtype | None = None,
+        grouped: Grouped = nothing_grouped,
+        prefix: str = "",
     ) -> LayerWeights:
-        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
+        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given.
 
-        def linear(names: tuple[str, ...], *shape: int, bias: bool = False) -> LinearWeight:
-            del names
+        `grouped` is asked for tensors whose names begin with `prefix`.
+        """
+        vector = partial(torch.empty, dtype=dtype, device=device)
+
+        def linear(
+            names: tuple[str, ...], *shape: int, bias: bool = False
+        ) -> LinearWeight | GroupedWeight:
+            matrix = grouped([f"{prefix}{name}.weight" for name in names])
+            if matrix is not None:
+                return GroupedWeight(matrix, vector(shape[0]) if bias else None)
             return LinearWeight.allocate(
                 *shape, bias=bias, dtype=dtype, matrix_dtype=matrix_dtype, device=device
             )
 
-        return cls._made(config, partial(torch.empty, dtype=dtype, device=device), linear)
+        return cls._made(config, vector, linear)
 
     @classmethod
     def of_stored(
@@ -90,21 +108,19 @@ class LayerWeights:
         q_norm, k_norm = config.qk_norm_widths
         return cls(
             input_norm=norm(hidden) if config.pre_norms else None,
-            qkv=linear(_QKV, config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
+            qkv=linear(QKV, config.q_width + 2 * config.kv_width, hidden, bias=config.qkv_bias),
             q_norm=norm(q_norm) if config.qk_norm else None,
             k_norm=norm(k_norm) if config.qk_norm else None,
-            o=linear(_O, hidden, config.q_width, bias=config.o_bias),
+            o=linear(ATTENTION_OUT, hidden, config.q_width, bias=config.o_bias),
             attention_out_norm=norm(hidden) if config.post_norms else None,
             post_norm=norm(hidden) if config.pre_norms else None,
-            gate_up=linear(_GATE_UP, 2 * inter, hidden, bias=config.mlp_bias),
-            down=linear(_DOWN, hidden, inter, bias=config.mlp_bias),
+            gate_up=linear(GATE_UP, 2 * inter, hidden, bias=config.mlp_bias),
+            down=linear(DOWN, hidden, inter, bias=config.mlp_bias),
             mlp_out_norm=norm(hidden) if config.post_norms else None,
         )
 
     def places(self, config: ModelConfig, prefix: str) -> dict[str, Tensor]:
         """Name of a tensor in the checkpoint -> where it goes."""
-        q, k, v = self.qkv.split(config.q_width, config.kv_width, config.kv_width)
-        gate, up = self.gate_up.split(config.intermediate_size, config.intermediate_size)
         norms = {
             "input_layernorm": self.input_norm,
             "self_attn.q_norm": self.q_norm,
@@ -117,15 +133,17 @@ class LayerWeights:
             norms["post_feedforward_layernorm"] = self.mlp_out_norm
         else:
             norms["post_attention_layernorm"] = self.post_norm
-        names = (*_QKV, *_GATE_UP, *_O, *_DOWN)
-        linears = dict(zip(names, (q, k, v, gate, up, self.o, self.down), strict=True))
         found = {f"{name}.weight": norm for name, norm in norms.items()}
-        found |= {f"{name}.bias": weight.bias for name, weight in linears.items()}
-        found |= {
-            f"{name}.weight": weight.matrix
-            for name, weight in linears.items()
-            if isinstance(weight, LinearWeight)
-        }
+        linears = (
+            (QKV, self.qkv, (config.q_width, config.kv_width, config.kv_width)),
+            (GATE_UP, self.gate_up, (config.intermediate_size, config.intermediate_size)),
+            (ATTENTION_OUT, self.o, (config.hidden_size,)),
+            (DOWN, self.down, (config.hidden_size,)),
+        )
+        for names, weight, widths in linears:
+            found |= _split(names, "bias", weight.bias, widths)
+            if isinstance(weight, LinearWeight):
+                found |= _split(names, "weight", weight.matrix, widths)
         return {prefix + name: place for name, place in found.items() if place is not None}
 
 
@@ -144,14 +162,20 @@ class DecoderWeights:
         dtype: torch.dtype,
         device: torch.device,
         matrix_dtype: torch.dtype | None = None,
+        grouped: Grouped = nothing_grouped,
     ) -> DecoderWeights:
-        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given."""
+        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given.
+
+        Raises ValueError as `grouped` does.
+        """
         shape = (config.vocab_size, config.hidden_size)
         return cls(
             embedding=torch.empty(shape, dtype=matrix_dtype or dtype, device=device),
             layers=tuple(
-                LayerWeights.allocate(config, dtype, device, matrix_dtype)
-                for _ in range(config.num_layers)
+                LayerWeights.allocate(
+                    config, dtype, device, matrix_dtype, grouped, f"model.layers.{index}."
+                )
+                for index in range(config.num_layers)
             ),
             final_norm=torch.empty(config.hidden_size, dtype=dtype, device=device),
         )
@@ -186,7 +210,7 @@ class DecoderWeights:
             final_norm=torch.empty(config.hidden_size, dtype=dtype),
         )
 
-    def tied_head(self) -> Weight:
+    def tied_head(self) -> HeadWeight:
         """The LM head that is the embedding."""
         if isinstance(self.embedding, StoredMatrix):
             return StoredWeight((self.embedding,))
@@ -204,7 +228,7 @@ class DecoderWeights:
             w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
         ]
         tables = [self.embedding, *(part for weight in linears for part in weight.tables)]
-        return listed_by_size((_name_of(table), table.nbytes) for table in tables)
+        return listed_by_size((name_of(table), table.nbytes) for table in tables)
 
     @property
     def nbytes(self) -> int:
@@ -223,11 +247,17 @@ class DecoderWeights:
 
 def _before(weight: Weight, following: Weight) -> Weight:
     """The weight, which knows the next; those in a file are read by CPUs, which look ahead."""
-    if isinstance(weight, LinearWeight) and isinstance(following, LinearWeight):
-        return weight.before(following)
-    return weight
+    if isinstance(weight, StoredWeight) or isinstance(following, StoredWeight):
+        return weight
+    read_next = following.matrix
+    if isinstance(read_next, GroupedMatrix):
+        read_next = read_next.values
+    return replace(weight, next_matrix=read_next)
 
 
-def _name_of(table: Tensor | StoredMatrix) -> str:
-    held = table.form.name if isinstance(table, StoredMatrix) else str(table.dtype)
-    return held.removeprefix("torch.")
+def _split(
+    names: Sequence[str], kind: str, merged: Tensor | None, widths: Sequence[int]
+) -> dict[str, Tensor | None]:
+    """Views of a merged tensor by the names of its parts; a whole one is itself, to be set."""
+    parts = [merged] if merged is None or len(names) == 1 else merged.split(list(widths))
+    return {f"{name}.{kind}": part for name, part in zip(names, parts, strict=False)}

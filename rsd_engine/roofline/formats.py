@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -14,11 +15,14 @@ class WeightFormat:
         bits: of a weight in a layer, with its share of scales and zeros.
         whole: whether the embedding and the LM head have this format too. GGUF files quantise them;
             GPTQ, AWQ and fp8 checkpoints leave them as they are.
+        instructions: of plain cores that a product on a GPU takes for a weight, to unpack it for
+            the tensor cores; None: weights of this format are expanded on a GPU.
     """
 
     name: str
     bits: float
     whole: bool
+    instructions: float | None = None
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -26,9 +30,25 @@ class WeightFormat:
         return self.bits / 8
 
 
-def _grouped(name: str, bits: int, group: int) -> WeightFormat:
-    """GPTQ and AWQ: a 16-bit scale and a zero of `bits` for each group of weights."""
-    return WeightFormat(name, bits + (16 + bits) / group, whole=False)
+_GROUPED = re.compile(r"int(?P<bits>[48])(?:-g(?P<group>[1-9]\d{0,5})|(?P<all>-channel))?")
+_GROUP = 128  # where a name has none
+# Estimates. Two fields of 4 bits are shifted, put into the bits of floats, and less their zeros at
+# once, but parted, and each has its share of the loop. A byte: a conversion at half the rate of
+# others, the zero, the loop. FP8: sign and magnitude cut out, put together again, scaled.
+_INSTRUCTIONS = {"int4": 3.7, "int8": 4.0, "fp8": 5.0}
+
+
+def _grouped(name: str) -> WeightFormat | None:
+    """GPTQ and AWQ: a 16-bit scale and a zero of `bits` for each group of weights.
+
+    "int4-g64" has groups of 64 inputs, "int4-channel" one of all, which takes no space to speak of.
+    """
+    found = _GROUPED.fullmatch(name)
+    if found is None:
+        return None
+    bits, group = int(found["bits"]), int(found["group"] or _GROUP)
+    shared = 0 if found["all"] else (16 + bits) / group
+    return WeightFormat(name, bits + shared, whole=False, instructions=_INSTRUCTIONS[f"int{bits}"])
 
 
 def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
@@ -38,11 +58,7 @@ def _blocks(name: str, num_bytes: int, weights: int) -> WeightFormat:
 
 _ALL = (
     # e4m3 with a 32-bit scale for 128 x 128 weights, as DeepSeek-V3 and Qwen3 are published
-    WeightFormat("fp8", 8 + 32 / 128**2, whole=False),
-    _grouped("int8", 8, 128),
-    _grouped("int4", 4, 128),
-    _grouped("int4-g64", 4, 64),
-    _grouped("int4-g32", 4, 32),
+    WeightFormat("fp8", 8 + 32 / 128**2, whole=False, instructions=_INSTRUCTIONS["fp8"]),
     _blocks("q8_0", 34, 32),
     _blocks("q6_k", 210, 256),
     _blocks("q5_k", 176, 256),
@@ -61,7 +77,13 @@ def find_format(name: str) -> WeightFormat:
     Raises:
         ValueError: there is none of this name; the message lists those that are.
     """
-    found = _FORMATS.get(name.strip().lower())
+    plain = name.strip().lower()
+    found = _FORMATS.get(plain) or _grouped(plain)
     if found is None:
-        raise ValueError(f"quantization must be one of {', '.join(_FORMATS)}, got {name!r}")
+        fp8, *blocks = _FORMATS
+        raise ValueError(
+            f"quantization must be one of {fp8}, int8, int4, or such as int4-g64 for groups of 64 "
+            f"(without it, {_GROUP}) and int4-channel for one group, {', '.join(blocks)}, got "
+            f"{name!r}"
+        )
     return found

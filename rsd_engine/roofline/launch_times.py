@@ -1,7 +1,8 @@
 """The time that a launch should take, so that a measured one has something to be held against.
 
 A launch takes the gap before it, then reads that follow one another because each says where the
-next one is, then its bytes over the bandwidth. A model: no constant here was measured with these
+next one is, then its bytes over the bandwidth. Where a weight is held in few bits, plain cores
+unpack it meanwhile, which may take longer. A model: no constant here was measured with these
 kernels. What a launch reads is told by the names of its arguments.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.gpus import Device
 from rsd_kernels.launch import Launch
 
@@ -37,6 +39,12 @@ IN_FLIGHT = 0.9e-6
 RESIDENT_WARPS = 16
 # A multiprocessor whose neighbours are idle reads so many times its share. An estimate.
 LONE_SPEEDUP = 2.0
+# Instructions that a multiprocessor issues in a second, counted for each thread: four schedulers of
+# 32 threads, at the 1.75 GHz that an H100 holds under load.
+ISSUE_RATE = 4 * 32 * 1.75e9
+# And those that a norm adds for a weight of few bits, whose products bring x again for each tile.
+# An estimate.
+NORM_INSTRUCTIONS = 1.7
 
 # Arguments that are read whole, once.
 _STREAMED = ("weight", "bias", "norm")
@@ -67,6 +75,8 @@ class LaunchCost:
         warps: of a program.
         early: whether it starts while the kernel before it runs.
         fetched_bytes: of `num_bytes`, those that an earlier launch has asked the cache for.
+        instructions: of plain cores, to unpack weights of few bits; not counted where weights are
+            plain, for there it is never these that take the time.
     """
 
     num_bytes: float
@@ -75,12 +85,23 @@ class LaunchCost:
     warps: int
     early: bool
     fetched_bytes: float = 0.0
+    instructions: float = 0.0
 
     @classmethod
-    def of(cls, launch: Launch, load: Load) -> LaunchCost:
-        """The cost of a launch with this load."""
+    def of(cls, launch: Launch, load: Load, weights: WeightFormat | None = None) -> LaunchCost:
+        """The cost of a launch with this load.
+
+        Args:
+            launch: of any kernel.
+            load: what runs.
+            weights: what its matrix would be held in, if not in the elements that it has.
+
+        Raises:
+            ValueError: there are no products of such weights.
+        """
         return cls(
-            num_bytes=_num_bytes(launch, load),
+            num_bytes=_num_bytes(launch, load) - (_bytes_saved(launch, weights) if weights else 0),
+            instructions=_instructions(launch, weights) if weights else 0.0,
             serial_reads=_serial_reads(launch),
             programs=math.prod(launch.grid),
             warps=launch.num_warps,
@@ -106,7 +127,9 @@ class LaunchCost:
         wave = device.multiprocessors * max(1, RESIDENT_WARPS // self.warps)
         bandwidth = LOOP_SHARE * device.bandwidth
         fetched = min(self.fetched_bytes, IN_FLIGHT * bandwidth, self.num_bytes)
-        each = (self.num_bytes - fetched) / self.programs / bandwidth
+        reading = (self.num_bytes - fetched) / bandwidth
+        issuing = self.instructions / (device.multiprocessors * ISSUE_RATE)
+        each = max(reading, issuing) / self.programs
         last = self.programs % wave
         alone = each * device.multiprocessors / LONE_SPEEDUP
         return (self.programs - last) * each + (max(last * each, alone) if last else 0.0)
@@ -125,6 +148,19 @@ def _num_bytes(launch: Launch, load: Load) -> float:
     if _has(launch, "logits") and math.prod(launch.grid) > load.num_seqs:
         total += args["logits"].nbytes  # one program a place looks at what others made of them
     return float(total)
+
+
+def _bytes_saved(launch: Launch, weights: WeightFormat) -> float:
+    matrix = launch.args["weight"]
+    return float(matrix.nbytes - matrix.numel() * weights.bytes_per_parameter)
+
+
+def _instructions(launch: Launch, weights: WeightFormat) -> float:
+    """The same for 1 to 16 rows, which all go by tensor cores."""
+    if weights.instructions is None:
+        raise ValueError(f"no product on a GPU reads {weights.name}, which is expanded there")
+    of_norm = NORM_INSTRUCTIONS if _has(launch, "norm") else 0.0
+    return float(launch.args["weight"].numel() * (weights.instructions + of_norm))
 
 
 def _serial_reads(launch: Launch) -> int:

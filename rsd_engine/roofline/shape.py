@@ -28,6 +28,7 @@ class ModelShape:
         config: ModelConfig,
         dtype: torch.dtype | None = None,
         bytes_per_parameter: float | None = None,
+        embedding_bytes_per_parameter: float | None = None,
         weights: WeightFormat | None = None,
     ) -> ModelShape:
         """The shape of a model.
@@ -36,11 +37,13 @@ class ModelShape:
             config: its sizes.
             dtype: of weights, K and V; by default the checkpoint's own.
             bytes_per_parameter: of the weights, if it is not that of `dtype`.
+            embedding_bytes_per_parameter: of embedding and head, if it is another.
             weights: their format, if they are quantised; what it leaves out takes the bytes above.
         """
         dtype = dtype or config.dtype
         embedding = config.vocab_size * config.hidden_size
         plain = bytes_per_parameter or dtype.itemsize
+        of_embedding = None if weights else embedding_bytes_per_parameter
         has_own_head = not (config.tie_word_embeddings or config.is_reward_model)
         return cls(
             num_parameters=config.num_parameters,
@@ -49,7 +52,7 @@ class ModelShape:
             attention_width=config.num_layers * config.q_width,
             kv_bytes_per_token=config.kv_shape(dtype).bytes_per_token,
             bytes_per_parameter=plain if weights is None else weights.bytes_per_parameter,
-            embedding_bytes_per_parameter=plain if weights and not weights.whole else None,
+            embedding_bytes_per_parameter=plain if weights and not weights.whole else of_embedding,
         )
 
     @property

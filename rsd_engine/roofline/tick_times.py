@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.launch_times import LaunchCost, Load
 from rsd_engine.roofline.ticks import Tick
@@ -63,7 +64,14 @@ class TickTime:
         return self.num_bytes / device.bandwidth / self.forward_seconds
 
 
-def tick_time(tick: Tick, load: Load, device: Device, *, early: bool = False) -> TickTime:
+def tick_time(
+    tick: Tick,
+    load: Load,
+    device: Device,
+    *,
+    early: bool = False,
+    weights: WeightFormat | None = None,
+) -> TickTime:
     """The expected time of a tick.
 
     Args:
@@ -71,23 +79,35 @@ def tick_time(tick: Tick, load: Load, device: Device, *, early: bool = False) ->
         load: what runs.
         device: with the bandwidth that the best read reaches.
         early: whether kernels that can start early do, on a device that knows this.
+        weights: what the matrices of layers would be held in, by kernels that are launched as those
+            of plain weights are; None: they are plain.
+
+    Raises:
+        ValueError: there are no products of such weights.
     """
     early = early and device.starts_early
     control = [launch for launches in tick.control.values() for launch in launches]
-    times = _kernel_times(control, load, device, early=early)
+    times = _kernel_times(control, load, device, early=early, formats={})
     if tick.num_arms:
         cost = LaunchCost(num_bytes=0.0, serial_reads=2, programs=1, warps=1, early=False)
         times.append(KernelTime("arm", (), (1,), tick.num_arms, 0.0, cost.seconds(device)))
-    return TickTime(_kernel_times(tick.forward, load, device, early=early), times)
+    formats = dict.fromkeys(tick.layers, weights) if weights else {}
+    forward = _kernel_times(tick.forward, load, device, early=early, formats=formats)
+    return TickTime(forward, times)
 
 
 def _kernel_times(
-    launches: Sequence[Launch], load: Load, device: Device, *, early: bool
+    launches: Sequence[Launch],
+    load: Load,
+    device: Device,
+    *,
+    early: bool,
+    formats: Mapping[int, WeightFormat],  # of matrices that are not plain, by their ids
 ) -> list[KernelTime]:
     """The kernels in the order of their first launches."""
     made = [replace(launch, overlap=early and launch.has_wait) for launch in launches]
     counts: dict[tuple[str, tuple[int, ...], tuple[int, ...], LaunchCost], int] = {}
-    for launch, cost in zip(made, _costs(made, load), strict=True):
+    for launch, cost in zip(made, _costs(made, load, formats), strict=True):
         weight = launch.args.get("weight")
         shape = tuple(weight.shape) if isinstance(weight, Tensor) and weight.dim() == 2 else ()
         key = (launch.kernel.__name__, shape, launch.grid, cost)
@@ -98,11 +118,14 @@ def _kernel_times(
     ]
 
 
-def _costs(launches: Sequence[Launch], load: Load) -> Iterator[LaunchCost]:
+def _costs(
+    launches: Sequence[Launch], load: Load, formats: Mapping[int, WeightFormat]
+) -> Iterator[LaunchCost]:
     """In order, since a launch may fetch the beginning of a later one's weight (`ahead`)."""
     fetched: dict[int, int] = {}  # bytes, by the id of the matrix
     for launch in launches:
-        number = fetched.pop(id(launch.args.get("weight")), 0)
-        yield replace(LaunchCost.of(launch, load), fetched_bytes=number)
+        matrix = id(launch.args.get("weight"))
+        cost = LaunchCost.of(launch, load, formats.get(matrix))
+        yield replace(cost, fetched_bytes=fetched.pop(matrix, 0))
         if lines := launch.args.get("ahead_lines", 0):
             fetched[id(launch.args["ahead"])] = lines * _LINE_BYTES

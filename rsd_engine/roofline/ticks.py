@@ -41,11 +41,13 @@ class Tick:
         forward: of the writer's pass.
         control: of everything around it, by the name of the op.
         num_arms: launches that set the handles of conditional nodes, on the device loop alone.
+        layers: ids of the matrices of layers, which launches have as `weight`.
     """
 
     forward: list[Launch]
     control: dict[str, list[Launch]]
     num_arms: int
+    layers: frozenset[int] = frozenset()
 
 
 def decode_tick(
@@ -67,7 +69,8 @@ def decode_tick(
         raise ValueError(f"num_rows is {num_rows}; it must be in [1, {MAX_TICK_ROWS}]")
     if not available():
         raise ImportError("Triton is not installed, and its launchers are what is asked")
-    loop = _loop(config, dtype, num_rows, role)
+    model = _language_model(config, dtype, num_rows)
+    loop = _loop(model, num_rows, role)
     forward: list[Launch] = []
     control: dict[str, list[Launch]] = {}
     num_arms = 0
@@ -79,7 +82,10 @@ def decode_tick(
             forward = launches
         else:
             control[call.name.rpartition(".")[2]] = launches
-    return Tick(forward, control, num_arms)
+    layers = model.decoder.weights.layers
+    linears = [w for layer in layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    matrices = frozenset(id(table) for weight in linears for table in weight.tables)
+    return Tick(forward, control, num_arms, matrices)
 
 
 def _calls_of_a_tick(block: Block, body: int) -> Iterator[Call]:
@@ -94,8 +100,9 @@ def _calls_of_a_tick(block: Block, body: int) -> Iterator[Call]:
             yield from _calls_of_a_tick(node.bodies[body], body)
 
 
-def _loop(config: ModelConfig, dtype: torch.dtype, num_rows: int, role: Role) -> Loop:
+def _loop(model: LanguageModel, num_rows: int, role: Role) -> Loop:
     """A loop whose one model writes; a PRM with the same vocabulary is assumed."""
+    config, dtype = model.config, model.dtype
     sizes = SlotSizes(
         num_slots=num_rows, max_len=_MAX_LEN, prm_max_len=_MAX_LEN, pages_per_role=256,
         num_pages=_TABLE_SIZE, log_words=1 << 20, row_buckets=(num_rows,),
@@ -107,8 +114,7 @@ def _loop(config: ModelConfig, dtype: torch.dtype, num_rows: int, role: Role) ->
     kv = pool.view(shape)
     logits = torch.empty(num_rows, config.vocab_size, device=_META)
     forward = partial(
-        _language_model(config, dtype, num_rows).logits,
-        kv=kv, page_table=state.page_table[role], out=logits,
+        model.logits, kv=kv, page_table=state.page_table[role], out=logits,
     )  # fmt: skip
     tables, merges = _tables(config.vocab_size)
     return Loop(

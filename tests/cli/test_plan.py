@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -180,6 +181,23 @@ def test_launches_as_a_table(rsd: Rsd) -> None:
     assert re.search(r"us each$", plain, re.MULTILINE)
 
 
+@needs_triton
+def test_launches_with_quantised_weights(rsd: Rsd) -> None:
+    """The layers are read in their bits, the LM head and all else as before."""
+    args = ("--launches", "--draft=qwen2.5-1.5b", "--gpu=h200")
+    quantised = as_json(rsd, *args, "--draft-quantization=int4-g64")["draft"]["ticks"][0]
+    plain = as_json(rsd, *args)["draft"]["ticks"][0]
+    assert quantised["control"] == plain["control"]
+    assert 0.5 < quantised["seconds"] / plain["seconds"] < 0.9
+    for few, many in zip(*(t["forward"]["kernels"] for t in (quantised, plain)), strict=True):
+        assert (few["name"], few["grid"]) == (many["name"], many["grid"])
+        of_layer = few["weight"] and few["weight"][0] != 151936
+        saved = math.prod(few["weight"]) * (16 - (4 + 20 / 64)) / 8 if of_layer else 0
+        assert few["num_bytes"] == pytest.approx(many["num_bytes"] - saved, rel=1e-5)
+    shown = rsd("plan", *args, "--draft-quantization=int4-g64").stdout
+    assert "draft qwen2.5-1.5b, int4-g64 and bfloat16: 1 sequence of 1024 tokens" in shown
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -213,8 +231,8 @@ def test_launches_as_a_table(rsd: Rsd) -> None:
             "quantization must be one of fp8, .* got 'int3'",
         ),
         (
-            ("--launches", *MODELS, "--gpu=h100", "--draft-quantization=int4"),
-            "none of them reads quantised weights",
+            ("--launches", *MODELS, "--gpu=h100", "--draft-quantization=q4_k"),
+            "none reads q4_k, which is expanded there; fp8, int8, int4",
         ),
         (("--launches", *MODELS), "the launches of a plan need --gpu"),
         (("--launches", "--gpu=h100"), "the launches of a plan need --draft or --target"),

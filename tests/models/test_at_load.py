@@ -108,7 +108,7 @@ def test_headers_tell_what_is_held(folder: Path, cache: Path) -> None:
     form = weight_form(checkpoint, read_language_config(checkpoint), "auto", torch.device("cpu"))
     assert form.name == "float32, Q4_1 and Q8_0"
     held = load_language_model(checkpoint, max_rows=8).decoder.weights.held_in
-    assert cache.exists() and held == "F32, Q4_1 and Q8_0"  # the LM head apart
+    assert cache.exists() and held == "float32, Q4_1 and Q8_0"  # the LM head apart
 
 
 def test_the_cache_is_read_and_not_made_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -302,6 +303,33 @@ def test_truncated(tmp_path: Path, keep: float) -> None:
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(ValueError, match=r"m\.gguf is damaged"):
         load_language_model(path, max_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("number", "width", "said"),
+    [
+        (99, 32, "is of type 99, which is not known to the gguf package that is installed"),
+        (12, 32, "has rows of 32 elements; Q4_K stores blocks of 256"),
+        (8, 2**20, "of Q8_0 ends past the end of the file, which is cut off"),
+    ],
+)
+def test_blocks_that_are_not_whole_are_named(
+    tmp_path: Path, number: int, width: int, said: str
+) -> None:
+    """The file's account of one tensor is changed: its type's number, or the length of its rows."""
+    theirs, q8 = make_model("llama2", intermediate_size=64), gguf.GGMLQuantizationType.Q8_0
+    path = write_gguf(tmp_path / "m.gguf", theirs, quantise=q8)
+    content = bytearray(path.read_bytes())
+    after_name = content.index(b"blk.1.attn_q.weight") + len("blk.1.attn_q.weight")
+    rank, first = struct.unpack_from("<IQ", content, after_name)
+    kind = after_name + 4 + 8 * rank
+    assert (rank, first, struct.unpack_from("<I", content, kind)[0]) == (2, 32, q8)
+    struct.pack_into("<Q", content, after_name + 4, width)
+    struct.pack_into("<I", content, kind, number)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"m\.gguf .*tensor blk\.1\.attn_q\.weight {said}") as e:
+        open_checkpoint(path)
+    assert "\n" not in str(e.value)
 
 
 def test_absent_and_not_gguf(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ BODY = 7_615_616_512 - 2 * EMBEDDING
         ("int4", 4 + 20 / 128),
         ("INT4-g64 ", 4 + 20 / 64),
         ("int4-g32", 4 + 20 / 32),
+        ("int8-g256", 8 + 24 / 256),
+        ("int4-channel", 4),
     ],
 )
 def test_bits_with_scales_and_zeros(name: str, bits: float) -> None:
@@ -44,6 +46,8 @@ def test_blocks_of_gguf(name: str) -> None:
     assert shape.kv_bytes_per_token == 28 * 4 * 128 * 2 * 4  # K and V are not quantised
 
 
-def test_a_format_that_is_not_known() -> None:
-    with pytest.raises(ValueError, match=r"quantization must be one of fp8, .*q4_0, got 'int3'"):
-        find_format("int3")
+@pytest.mark.parametrize("name", ["int3", "int4-g0", "int4-g", "int8-channel-g32", "4"])
+def test_a_format_that_is_not_known(name: str) -> None:
+    said = f"quantization must be one of fp8, .*q4_0, got '{name}'"
+    with pytest.raises(ValueError, match=said):
+        find_format(name)

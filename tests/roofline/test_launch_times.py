@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from rsd_engine.roofline.formats import find_format
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.launch_times import LaunchCost, Load
 from rsd_engine.roofline.tick_times import tick_time
@@ -149,6 +150,44 @@ def test_a_weight_that_an_earlier_launch_has_fetched() -> None:
     assert last_of(0) == pytest.approx(nothing, rel=1e-9)
     assert last_of(1000) == pytest.approx(nothing - 128e3 / 0.95e12, rel=1e-9)
     assert last_of(50_000) == pytest.approx(nothing - 0.9 * MICRO, rel=1e-9)
+
+
+def quantised(name: str, norm: torch.Tensor | None = None) -> LaunchCost:
+    made = launch(weight=empty(1000, 1000), norm=norm)
+    return LaunchCost.of(made, ONE, find_format(name))
+
+
+def test_weights_in_few_bits_are_unpacked_while_they_are_read() -> None:
+    """1e6 weights: whichever takes longer, 100 multiprocessors of 2.24e11 instructions a second."""
+    cost = quantised("fp8")
+    assert cost.num_bytes == pytest.approx(1e6 * (8 + 32 / 128**2) / 8)
+    assert cost.instructions == 1e6 * 5
+    assert cost.seconds(GPU) == pytest.approx(1.8 * MICRO + cost.num_bytes / 0.95e12, rel=1e-9)
+    fast = replace(GPU, bandwidth=1e13)
+    assert cost.seconds(fast) == pytest.approx(1.8 * MICRO + 5e6 / 2.24e13, rel=1e-9)
+    cost = quantised("int4", norm=empty(1000))
+    assert cost.instructions == pytest.approx(1e6 * (3.7 + 1.7))
+    assert cost.num_bytes == 1e6 * (4 + 20 / 128) / 8 + 2000
+
+
+def test_a_tick_of_quantised_layers() -> None:
+    """Only the matrices that are named are; what is fetched ahead of one counts as before."""
+    of_layer, head = empty(1000, 2000), empty(1000, 3000)
+    products = [
+        launch(weight=of_layer, ahead=head, ahead_lines=1000),
+        launch(weight=head),
+    ]
+    tick = Tick(products, {}, num_arms=0, layers=frozenset({id(of_layer)}))
+    found = tick_time(tick, ONE, GPU, weights=find_format("int8-channel"))
+    first, last = found.forward
+    assert (first.num_bytes, last.num_bytes) == (2e6, 6e6)
+    assert last.seconds == pytest.approx(1.8 * MICRO + (6e6 - 128e3) / 0.95e12, rel=1e-9)
+    assert tick_time(tick, ONE, GPU).forward[0].num_bytes == 4e6
+
+
+def test_weights_that_no_product_reads() -> None:
+    with pytest.raises(ValueError, match="no product on a GPU reads q4_k, which is expanded"):
+        quantised("q4_k")
 
 
 def test_a_device_whose_multiprocessors_are_not_known() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rsd_engine.models.config import ModelConfig
+from rsd_engine.roofline.formats import find_format
 from rsd_engine.roofline.gpus import find_gpu
 from rsd_engine.roofline.launch_times import LaunchCost, Load
 from rsd_engine.roofline.passes import pass_cost
@@ -78,6 +79,17 @@ def test_what_is_expected_of_known_models() -> None:
     small, middle, large = shares.values()
     assert small < middle < large and math.isclose(large[0], 0.86, abs_tol=0.06)
     assert max(large) < 0.95
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_a_tick_reads_quantised_layers_as_a_pass_must(name: str) -> None:
+    config, weights = config_of("qwen2.5-1.5b"), find_format(name)
+    shape = ModelShape.of(config, BF16, weights=weights)
+    expected = pass_cost(shape, seqs=4, rows=1, context=CONTEXT).num_bytes
+    tick, device = decode_tick(config, BF16, 4), find_gpu("h200")
+    found = tick_time(tick, Load(4, CONTEXT), device, weights=weights)
+    assert found.num_bytes == pytest.approx(expected, rel=1e-3)
+    assert found.share(device) < 0.95
 
 
 def test_rows_without_a_body() -> None:

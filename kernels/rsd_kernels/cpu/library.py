@@ -13,6 +13,7 @@ import torch  # loads the OpenMP runtime that the library calls
 from rsd_kernels.cpu.build import LIBRARY
 from rsd_kernels.formats.formats import PLAIN
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.native.build import PACKAGE
 from rsd_kernels.native.library import LibraryStatus, open_library
 
@@ -218,6 +219,7 @@ def matrix_of(matrix: torch.Tensor | StoredMatrix) -> MatrixStruct:
 
 def weight_of(weight: Weight) -> WeightStruct:
     """A weight as the library takes it; it points into the tensors of `weight`."""
+    assert not isinstance(weight, GroupedWeight)
     parts = weight.parts if isinstance(weight, StoredWeight) else (weight.matrix,)
     matrices = (MatrixStruct * MAX_PARTS)(*map(matrix_of, parts))
     return WeightStruct(matrices, len(parts), pointer(weight.bias))

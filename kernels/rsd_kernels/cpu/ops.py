@@ -22,6 +22,7 @@ from rsd_kernels.cpu.library import Library, pointer
 from rsd_kernels.embedding.twin import embed as embed_twin
 from rsd_kernels.formats.formats import PLAIN
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear import twin as linear_twin
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm import twin as norm_twin
@@ -264,6 +265,8 @@ def _whole(*tensors: Tensor | None) -> bool:
 
 def held(weight: Weight) -> bool:
     """True if the library can read the weight where it lies."""
+    if isinstance(weight, GroupedWeight):
+        return False
     if isinstance(weight, StoredWeight):
         return _whole(weight.bias, *(part.rows for part in weight.parts))
     return weight.dtype in PLAIN and _whole(weight.matrix, weight.bias)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rsd_kernels.formats.expand import expand
 from rsd_kernels.formats.formats import PLAIN, MatrixFormat
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear.weight import LinearWeight
 
 
@@ -105,4 +106,4 @@ class StoredWeight:
         return [self.narrow(start, length) for start, length in zip(starts, lengths, strict=False)]
 
 
-Weight = LinearWeight | StoredWeight
+Weight = LinearWeight | StoredWeight | GroupedWeight

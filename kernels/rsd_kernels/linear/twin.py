@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.activation.twin import gate_mul
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear.blas import cpu_product, plain_product
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
@@ -13,7 +14,7 @@ from rsd_kernels.norm.twin import rms_norm
 
 def linear(
     x: Tensor,  # [n, K]
-    weight: LinearWeight,  # [N, K]
+    weight: LinearWeight | GroupedWeight,  # [N, K]; one in few bits is expanded first
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
@@ -23,6 +24,8 @@ def linear(
     Returns:
         [n, N]; `out` itself when it is given.
     """
+    if isinstance(weight, GroupedWeight):
+        weight = weight.to(x.dtype)
     product = cpu_product(x, weight.matrix)
     if product is None:
         return plain_product(x, weight, residual, out)

@@ -113,17 +113,14 @@ def plan(
     with clean_errors(verbose=bool(verbose)):
         if launches:
             from rsd_engine.cli.plan.launches import LaunchesOptions, print_launches
+            from rsd_engine.cli.plan.run import find_formats
 
-            if quantization:
-                raise UsageError(
-                    "--launches is of the kernels that there are: none of them reads quantised "
-                    "weights, so leave out --draft-quantization and the like"
-                )
             print_launches(
                 LaunchesOptions(
-                    draft, target, revision, gpu, bandwidth, slots, context, dtype, json
+                    draft, target, revision, gpu, bandwidth, slots, context, dtype, json,
+                    find_formats(quantization),
                 )
-            )
+            )  # fmt: skip
             return
         if missing := [f"--{name}" for name in required if name not in named]:
             raise UsageError(f"a plan needs {', '.join(missing)}")

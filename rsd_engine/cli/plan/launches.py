@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.plan.run import check_roles, find_device, find_dtype
 from rsd_engine.cli.plan.show import rounded, table
 from rsd_engine.models.config import DTYPES, ModelConfig
+from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.launch_times import READ_SHARE, Load
 from rsd_engine.roofline.sources import find_config
@@ -39,6 +40,7 @@ class LaunchesOptions:
     context: int
     dtype: str | None
     as_json: bool
+    formats: Mapping[Role, WeightFormat]  # of quantised weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def print_launches(options: LaunchesOptions) -> None:
     """Prints what a tick of each writer should take.
 
     Raises:
-        UsageError: an option is missing or has no such value, or Triton is not installed.
+        UsageError: an option is missing or has no such value, Triton is not installed, or no
+            product on a GPU reads weights of a format.
         ValueError: there is no such model, or the engine does not run its kind.
     """
     device, sources = _device(options), _sources(options)
@@ -65,6 +68,12 @@ def print_launches(options: LaunchesOptions) -> None:
             f"slots must be in [1, {MAX_TICK_ROWS}] with --launches, got {options.slots}: wider "
             "passes are products of cuBLAS"
         )
+    for held in options.formats.values():
+        if held.instructions is None:
+            raise UsageError(
+                f"--launches is of products on a GPU, and none reads {held.name}, which is "
+                "expanded there; fp8, int8, int4 and such as int4-g64"
+            )
     if not available():
         raise UsageError('--launches asks the Triton launchers; run: pip install "triton>=3.6"')
     if not options.as_json:
@@ -74,7 +83,8 @@ def print_launches(options: LaunchesOptions) -> None:
         source = sources[role]
         dtype = find_dtype(options.dtype) or config.dtype
         times = list(_times(config, dtype, role, options, device))
-        name = f"{role.name.lower()} {source}, {_DTYPE_NAMES[dtype]}"
+        weights = f"{options.formats[role].name} and " if role in options.formats else ""
+        name = f"{role.name.lower()} {source}, {weights}{_DTYPE_NAMES[dtype]}"
         if options.as_json:
             found[role.name.lower()] = {"source": source, "ticks": _dicts(times, device)}
         else:
@@ -112,7 +122,10 @@ def _times(
 ) -> Iterator[_Times]:
     for sequences in sorted({*_SEQUENCES, options.slots}):
         tick, load = decode_tick(config, dtype, sequences, role), Load(sequences, options.context)
-        plain, early = (tick_time(tick, load, device, early=early) for early in (False, True))
+        weights = options.formats.get(role)
+        plain, early = (
+            tick_time(tick, load, device, early=early, weights=weights) for early in (False, True)
+        )
         yield _Times(sequences, plain, early if device.starts_early else plain)
 
 

@@ -14,6 +14,55 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.formats.weight import StoredMatrix
+from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
+
+_VALUES = {
+    ValueKind.INT4: torch.uint8, ValueKind.INT8: torch.int8, ValueKind.FP8: torch.float8_e4m3fn,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GroupedSource:
+    """A matrix in few bits for products on a GPU, known by its header and not made yet.
+
+    Attributes:
+        kind: of its values.
+        shape: outputs and inputs.
+        group_size: inputs that share a scale.
+        scale_rows: outputs that share a scale.
+        scale_dtype: of the scales.
+        may_have_zeros: whether values can have zeros of their own.
+        make: unpacks and packs again on the device that it is given; raises ValueError, which
+            names the tensor, for what no such matrix holds.
+    """
+
+    kind: ValueKind
+    shape: tuple[int, int]
+    group_size: int
+    scale_rows: int
+    scale_dtype: torch.dtype
+    may_have_zeros: bool
+    make: Callable[[torch.device], GroupedMatrix]
+
+    @staticmethod
+    def takes(num_inputs: int, group_size: int) -> bool:
+        """True if products on a GPU read groups of this size."""
+        divides = group_size % MIN_GROUP == 0 and num_inputs % group_size == 0
+        return group_size == num_inputs or divides
+
+    @property
+    def on_meta(self) -> GroupedMatrix:
+        """Without memory: the matrix with all zeros that it may have, in the order of x."""
+        (outputs, inputs), size = self.shape, self.group_size
+        values = torch.empty(self.shape, dtype=_VALUES[self.kind], device="meta")
+        scales = values.new_empty(
+            -(-outputs // self.scale_rows), inputs // size, dtype=self.scale_dtype
+        )
+        zeros = values.new_empty(outputs, inputs // size, dtype=torch.int8)
+        return GroupedMatrix.pack(
+            self.kind, values, scales, zeros if self.may_have_zeros else None,
+            group_size=size, scale_rows=self.scale_rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +77,7 @@ class StoredTensor:
     packing: str | None = None  # how it is quantised in the file, such as "GPTQ"; None: plain
     # the bytes of the file, where products can be made of them; often a view of the mapped file
     stored: Callable[[], StoredMatrix] | None = None
+    grouped: GroupedSource | None = None  # where products on a GPU can be made of its few bits
 
     @property
     def is_matrix(self) -> bool:

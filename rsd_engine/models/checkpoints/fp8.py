@@ -1,4 +1,7 @@
-"""FP8 checkpoints: W = scale * q, with one scale for a tensor, an output or a block of a matrix."""
+"""FP8 checkpoints: W = scale * q, with one scale for a tensor, an output or a block of a matrix.
+
+On a GPU e4m3 stays in its bits; e5m2 is expanded there too.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoints.base import StoredTensor
+from rsd_engine.models.checkpoints.base import GroupedSource, StoredTensor
+from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = ("weight_scale_inv", "weight_scale")  # both are multiplied by
 _OF_ACTIVATIONS = ("input_scale", "activation_scale")
+_SCALE_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # those that kernels read
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -74,6 +79,7 @@ def expand(stored: dict[str, StoredTensor], settings: Mapping[str, Any]) -> dict
         found[name] = StoredTensor(
             tensor.shape, torch.float32, tensor.file, tensor.nbytes + scale.nbytes,
             partial(_read, tensor, scale, repeats), "FP8",
+            grouped=_grouped_source(name, tensor, scale, repeats),
         )  # fmt: skip
     return found
 
@@ -106,6 +112,35 @@ def _read(tensor: StoredTensor, scale: StoredTensor, repeats: tuple[int, int]) -
     if repeats[1] > 0:
         factors = factors.repeat_interleave(repeats[1], 1)[:, :columns]
     return tensor.read().float() * factors
+
+
+def _grouped_source(
+    name: str, tensor: StoredTensor, scale: StoredTensor, repeats: tuple[int, int]
+) -> GroupedSource | None:
+    """None where products on a GPU cannot be made of the bits as they are."""
+    (rows, columns), (scale_rows, size) = tensor.shape, repeats
+    size = min(size, columns) or columns
+    is_known = tensor.dtype == torch.float8_e4m3fn and tensor.num_elements > 0
+    if not is_known or not GroupedSource.takes(columns, size):
+        return None
+    shape = (-(-rows // (scale_rows or rows)), columns // size)
+    dtype = scale.dtype if scale.dtype in _SCALE_TYPES else torch.float32
+
+    def make(device: torch.device) -> GroupedMatrix:
+        values, factors = tensor.read().to(device), scale.read().to(device, dtype)
+        if bool((values.view(torch.uint8) & 0x7F == 0x7F).any()):
+            raise ValueError(
+                f"FP8 tensor {name} in {tensor.file} holds values that are no number (bits 0x7f "
+                "or 0xff); the checkpoint is damaged"
+            )
+        return GroupedMatrix.pack(
+            ValueKind.FP8, values, factors.reshape(shape).contiguous(),
+            group_size=size, scale_rows=scale_rows or rows,
+        )  # fmt: skip
+
+    return GroupedSource(
+        ValueKind.FP8, (rows, columns), size, scale_rows or rows, dtype, False, make
+    )
 
 
 def _is_size(value: object) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
-from rsd_engine.models.checkpoints.gguf_file import GgufFile, GgufTensor
+from rsd_engine.models.checkpoints.gguf_file import BlockType, GgufFile, GgufTensor
 from rsd_engine.models.checkpoints.gguf_tokenizer import gguf_tokenizer, special_ids
 from rsd_engine.models.decoders.family import DecoderFamily
 from rsd_engine.models.registry import decoder_families
@@ -69,7 +69,8 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         self._gguf = _import_gguf(path)
-        file = GgufFile.open(path, self._gguf.GGML_QUANT_SIZES)
+        sizes = self._gguf.GGML_QUANT_SIZES
+        file = GgufFile.open(path, {k: BlockType(k.name, *size) for k, size in sizes.items()})
         self.path = file.path
         self._fields = file.fields
         self._tensors = file.tensors

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,17 @@ _MAX_DIMENSIONS, _MAX_NESTING = 4, 4
 _DEFAULT_ALIGNMENT = 32
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
-TypeSizes = Mapping[int, tuple[int, int]]
-"""Type of tensor -> elements of a block and bytes of a block."""
+
+class BlockType(NamedTuple):
+    """How the elements of a row are stored."""
+
+    name: str
+    length: int  # elements of a block
+    num_bytes: int  # of a block
+
+
+BlockTypes = Mapping[int, BlockType]
+"""By the number that a file has for it."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,14 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
-    def open(cls, path: Path, sizes: TypeSizes) -> GgufFile:
+    def open(cls, path: Path, types: BlockTypes) -> GgufFile:
         """Opens a file and, if it is one of several parts, the others beside it.
 
         Raises:
             ValueError: a file is missing, damaged or not GGUF.
         """
         paths = _parts(path)
-        files = [_open_one(part, sizes) for part in paths]
+        files = [_open_one(part, types) for part in paths]
         count = files[0].fields.get("split.count", 1)
         if count not in (0, 1, len(files)):
             raise ValueError(
@@ -87,7 +96,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _open_one(path: Path, sizes: TypeSizes) -> GgufFile:
+def _open_one(path: Path, types: BlockTypes) -> GgufFile:
     try:
         with path.open("rb") as file:
             # Private: nothing is ever written, but numpy and torch ask for memory that could be.
@@ -100,7 +109,7 @@ def _open_one(path: Path, sizes: TypeSizes) -> GgufFile:
         data = np.frombuffer(mapping, np.uint8)
         start = -(-reader.at // alignment) * alignment
         tensors = {
-            name: _tensor(name, place, data[start:], sizes, path.name)
+            name: _tensor(name, place, data[start:], types, path.name)
             for name, place in places.items()
         }
     except (ValueError, OSError, struct.error) as error:
@@ -116,15 +125,24 @@ class _Place:
 
 
 def _tensor(
-    name: str, place: _Place, data: np.ndarray[Any, Any], sizes: TypeSizes, file: str
+    name: str, place: _Place, data: np.ndarray[Any, Any], types: BlockTypes, file: str
 ) -> GgufTensor:
-    if place.type not in sizes:
-        raise ValueError(f"tensor {name} is of type {place.type}, which is not known")
-    block, block_bytes = sizes[place.type]
-    width = place.dimensions[0]
-    nbytes = prod(place.dimensions) // block * block_bytes
-    if width % block or place.offset + nbytes > len(data):
-        raise ValueError(f"tensor {name} ends past the end of the file, which is cut off")
+    kind, width = types.get(place.type), place.dimensions[0]
+    if kind is None:
+        raise ValueError(
+            f"tensor {name} is of type {place.type}, which is not known to the gguf package that "
+            "is installed"
+        )
+    if width % kind.length:
+        raise ValueError(
+            f"tensor {name} has rows of {width} elements; {kind.name} stores blocks of "
+            f"{kind.length}"
+        )
+    nbytes = prod(place.dimensions) // kind.length * kind.num_bytes
+    if place.offset + nbytes > len(data):
+        raise ValueError(
+            f"tensor {name} of {kind.name} ends past the end of the file, which is cut off"
+        )
     shape = tuple(reversed(place.dimensions))
     own = data[place.offset : place.offset + nbytes]
     return GgufTensor(shape, place.type, own.reshape(*shape[:-1], -1), file)

@@ -7,7 +7,7 @@ order (Frantar et al., 2022, in the layout of AutoGPTQ; Lin et al., 2023, in tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import StoredTensor
+from rsd_engine.models.checkpoints.packed_matrix import PARTS, PackedMatrix, Packing
 
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_FLOATS, _INTEGERS = (torch.float32, torch.float16, torch.bfloat16), (torch.int32, torch.int64)
 _AWQ_BITS = 4
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # four-bit field of an int32 that holds output n of eight
-
-Parts = dict[str, StoredTensor]
-Dequantise = Callable[[dict[str, Tensor]], Tensor]
+_SECOND = "gptq_v2"
 
 
 def check_gptq(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for a variant of GPTQ that is not known."""
     _check(settings, "bits", 4, 8)
-    _check(settings, "checkpoint_format", "gptq", "gptq_v2", None)
+    _check(settings, "checkpoint_format", "gptq", _SECOND, None)
     _group_size(settings)
 
 
@@ -45,21 +42,18 @@ def expand_gptq(
 ) -> dict[str, StoredTensor]:
     """GPTQ: values packed along the inputs, zeros along the outputs, lowest bits first."""
     bits, fields = settings["bits"], 32 // settings["bits"]
-    # The first version of the format stores zero - 1.
-    offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+    # The first version of the format, which is that of files without a name of it, stores zero - 1.
+    offset = 0 if settings.get("checkpoint_format") == _SECOND else 1
 
     def shape_of(qweight: tuple[int, ...]) -> tuple[int, int]:
         return qweight[0] * fields, qweight[1]
 
-    def dequantise(group_size: int, parts: dict[str, Tensor]) -> Tensor:
-        values = _unpacked(parts["qweight"], bits, dim=0)
-        zeros = _unpacked(parts["qzeros"], bits, dim=1).add_(offset) & (2**bits - 1)
-        group = torch.arange(len(values)) // group_size
-        if "g_idx" in parts and parts["g_idx"].any():  # all zeros stand for the plain order
-            group = parts["g_idx"].long()
-        return _scaled(values, zeros, parts["scales"], group)
+    def unpack(qweight: Tensor, qzeros: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = _unpacked(qzeros, bits, dim=1).add_(offset) & (2**bits - 1)
+        return _unpacked(qweight, bits, dim=0), zeros
 
-    return _expand(stored, settings, "GPTQ", bits, shape_of, dequantise)
+    check = partial(_check_convention, settings)
+    return _expand(stored, settings, Packing("GPTQ", bits, shape_of, unpack, check))
 
 
 def expand_awq(
@@ -75,100 +69,55 @@ def expand_awq(
         eights = _unpacked(packed, _AWQ_BITS, dim=1).view(len(packed), -1, fields)
         return eights[..., _AWQ_ORDER].flatten(1)
 
-    def dequantise(group_size: int, parts: dict[str, Tensor]) -> Tensor:
-        values, zeros = in_order(parts["qweight"]), in_order(parts["qzeros"])
-        return _scaled(values, zeros, parts["scales"], torch.arange(len(values)) // group_size)
+    def unpack(qweight: Tensor, qzeros: Tensor) -> tuple[Tensor, Tensor]:
+        return in_order(qweight), in_order(qzeros)
 
-    return _expand(stored, settings, "AWQ", _AWQ_BITS, shape_of, dequantise)
+    return _expand(stored, settings, Packing("AWQ", _AWQ_BITS, shape_of, unpack))
+
+
+def _check_convention(settings: Mapping[str, Any], zeros: Tensor) -> None:
+    """Raises ValueError if the zeros are those of symmetric weights in the other version of GPTQ.
+
+    Symmetric weights, AutoGPTQ's default, have the middle value as their zero everywhere. Read by
+    the wrong version it is one more or one less everywhere, and nothing tells which of the two is
+    meant: zeros that happen to be alike, or another version than the config's.
+    """
+    if settings.get("sym") is False:
+        return
+    middle, version = 2 ** (settings["bits"] - 1), settings.get("checkpoint_format")
+    wrong = middle - 1 if version == _SECOND else middle + 1
+    if bool((zeros == wrong).all()):
+        raise ValueError(
+            f"holds zeros of {wrong} alone, as checkpoint_format={version!r} reads them, where "
+            f"symmetric weights have {middle}: it may be of the other version; set "
+            "checkpoint_format to gptq or gptq_v2 in quantization_config, and sym to false if "
+            "the weights are not symmetric"
+        )
 
 
 def _expand(
-    stored: dict[str, StoredTensor],
-    settings: Mapping[str, Any],
-    packing: str,
-    bits: int,
-    shape_of: Callable[[tuple[int, ...]], tuple[int, int]],
-    dequantise: Callable[[int, dict[str, Tensor]], Tensor],
+    stored: dict[str, StoredTensor], settings: Mapping[str, Any], packing: Packing
 ) -> dict[str, StoredTensor]:
-    """Plain tensors in place of each linear layer's `_PARTS`.
-
-    Args:
-        stored: the checkpoint's tensors.
-        settings: the quantization_config.
-        packing: name of the format.
-        bits: of a value and of a zero.
-        shape_of: inputs and outputs, from the shape of qweight.
-        dequantise: from group size and parts to [outputs, inputs] in fp32.
-    """
+    """Plain tensors in place of the `PARTS` of each linear layer."""
     found: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         stem, _, kind = name.rpartition(".")
         packed = f"{stem}.qweight" in stored
         if packed and kind == "qweight":
-            parts = {p: stored[f"{stem}.{p}"] for p in _PARTS if f"{stem}.{p}" in stored}
-            if len(tensor.shape) != 2 or min(tensor.shape) < 1:
-                raise ValueError(f"tensor {name} has shape {list(tensor.shape)}; it is no matrix")
-            inputs, outputs = shape_of(tensor.shape)
-            group_size = _group_size(settings, inputs)
-            groups = -(-inputs // group_size)
-            _check_parts(
-                stem, parts, {
-                    "qweight": tensor.shape,
-                    "qzeros": (groups, outputs * bits // 32),
-                    "scales": (groups, outputs),
-                    "g_idx": (inputs,),
-                }
-            )  # fmt: skip
-            read = partial(_read, stem, parts, groups, partial(dequantise, group_size))
-            nbytes = sum(part.nbytes for part in parts.values())
-            found[f"{stem}.weight"] = StoredTensor(
-                (outputs, inputs), torch.float32, tensor.file, nbytes, read, packing
-            )
-        elif not (packed and kind in _PARTS):
+            parts = {p: stored[f"{stem}.{p}"] for p in PARTS if f"{stem}.{p}" in stored}
+            found[f"{stem}.weight"] = PackedMatrix(
+                stem, parts, packing, _group_size(settings)
+            ).stored()
+        elif not (packed and kind in PARTS):
             found[name] = tensor
     return found
 
 
-def _check_parts(stem: str, parts: Parts, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for part in ("qzeros", "scales"):
-        if part not in parts:
-            raise ValueError(f"quantised tensor {stem}.qweight has no {part} beside it")
-    for part, tensor in parts.items():
-        kinds = _FLOATS if part == "scales" else _INTEGERS
-        if (
-            tensor.shape != shapes[part]
-            or tensor.dtype not in kinds
-            or min(tensor.shape, default=0) < 1
-        ):
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"tensor {stem}.{part} in {tensor.file} is {kind} of shape {list(tensor.shape)}; "
-                f"with the bits and group_size of quantization_config it must have shape "
-                f"{list(shapes[part])}, int32 except for scales"
-            )
-
-
-def _read(stem: str, parts: Parts, groups: int, dequantise: Dequantise) -> Tensor:
-    tensors = {name: tensor.read() for name, tensor in parts.items()}
-    order = tensors.get("g_idx")
-    if order is not None and not bool(((order >= 0) & (order < groups)).all()):
-        raise ValueError(
-            f"tensor {stem}.g_idx names groups outside 0 to {groups - 1}; the checkpoint is damaged"
-        )
-    return dequantise(tensors)
-
-
 def _unpacked(packed: Tensor, bits: int, dim: int) -> Tensor:
-    """The unsigned fields of each int32, lowest first, along `dim`."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    shifts = shifts.view(-1, *[1] * (packed.dim() - dim - 1))
-    fields = (packed.int().unsqueeze(dim + 1) >> shifts) & (2**bits - 1)
-    return fields.flatten(dim, dim + 1)
-
-
-def _scaled(values: Tensor, zeros: Tensor, scales: Tensor, group: Tensor) -> Tensor:
-    """[inputs, outputs] integers to [outputs, inputs] weights; `group` is each input's."""
-    return ((values - zeros[group]) * scales.float()[group]).t().contiguous()
+    """The unsigned fields of each int32, lowest first, along `dim`, as uint8."""
+    mask = 2**bits - 1
+    fields = [(packed >> shift & mask).to(torch.uint8) for shift in range(0, 32, bits)]
+    return torch.stack(fields, dim + 1).flatten(dim, dim + 1)
 
 
 def _check(settings: Mapping[str, Any], name: str, *allowed: object) -> None:
@@ -181,11 +130,11 @@ def _check(settings: Mapping[str, Any], name: str, *allowed: object) -> None:
         )
 
 
-def _group_size(settings: Mapping[str, Any], inputs: int = 0) -> int:
+def _group_size(settings: Mapping[str, Any]) -> int:
     """Inputs that share a scale; -1 stands for all."""
     size = settings.get("group_size", 128)
     if type(size) is not int or not (size == -1 or 0 < size <= 2**20):
         raise ValueError(
             f"quantization_config: group_size={size!r} must be -1 or from 1 to {2**20}"
         )
-    return inputs if size == -1 else size
+    return size

@@ -1,7 +1,7 @@
 """Quantised checkpoints, whose weights are dequantised when they are read.
 
-The engine computes with plain weights, so such a checkpoint saves download and disk here, not
-memory.
+On a CPU the engine computes with the plain weights, and such a checkpoint saves download and disk,
+not memory. On a GPU layers stay in their few bits, see `StoredTensor.grouped`.
 """
 
 from __future__ import annotations

@@ -49,6 +49,19 @@ def results() -> dict[str, Any]:
                 }
             }
         },
+        "weight_formats": {
+            "models": {
+                "Qwen2.5-7B": {
+                    "1": {
+                        "plain": {"share_of_bandwidth": 0.9, "times_faster": 1.0},
+                        "fp8": {"share_of_bandwidth": 0.85, "times_faster": 1.7},
+                        "int8": {"share_of_bandwidth": 0.81, "times_faster": 1.4},
+                        "int4": {"share_of_bandwidth": 0.6, "times_faster": 2.2},
+                    },
+                    "4": {"int4": {"share_of_bandwidth": 0.1, "times_faster": 0.1}},
+                }
+            }
+        },
         "device_loop": {"bars": {name: {"bar": 0, "worst": value} for name, value in loop.items()}},
     }
 
@@ -61,9 +74,10 @@ def test_each_bar_is_judged_by_the_worst_figure() -> None:
         "reward, decision, commit or rollback, value head, 16 slots",
         "reward and decision, two-layer head: twice the read of its weights + 5 us",
         "reward and decision, value head: times faster than PyTorch ops",
+        "decode, Qwen2.5-7B in int8, batch 1: times as fast as plain weights",
         "share of the time in which the device stands idle",
     ]
-    assert None not in met.values() and len(met) == 14
+    assert None not in met.values() and len(met) == 20
     assert judged["reward, decision, commit or rollback, value head, 16 slots"].found == 10.5
     seven = judged["decode, Qwen2.5-7B, batch 1, 1k context: share of read bandwidth"]
     assert (seven.found, seven.variant) == (0.89, "ours, early")
@@ -102,6 +116,17 @@ def test_a_bar_says_all_there_is_to_it() -> None:
         "variant": "ours",
     }  # fmt: skip
     assert first.row()[1:] == [">= 0.75", "0.75", "met", "ours"]
+
+
+def test_formats_that_were_wrong_are_not_measured() -> None:
+    made = results()
+    made["weight_formats"]["starts_early"] = True
+    made["weight_formats"]["models"]["Qwen2.5-7B"]["1"]["int4"] = {"wrong": "far away"}
+    judged = {bar.name: bar for bar in bars.evaluate(made)}
+    few = judged["decode, Qwen2.5-7B in int4, batch 1: share of read bandwidth"]
+    assert (few.asked, few.found, few.met) == (0.6, None, None)
+    fp8 = judged["decode, Qwen2.5-7B in fp8, batch 1: times as fast as plain weights"]
+    assert (fp8.asked, fp8.found, fp8.met, fp8.variant) == (1.5, 1.7, True, "weight_formats, early")
 
 
 def test_the_device_loop_says_how_its_kernels_were_launched() -> None:

@@ -68,7 +68,8 @@ def test_the_second_run_goes_on_from_there(
     proven = summary["early_is_proven"]
     assert proven == (result(contact, "overlap")["times_faster"] > 1)
     early = [name for name, found in parts.items() if found.get("early")]
-    assert early == (["device_loop", "batching", "step_latency"] if proven else [])
+    may_be = ["device_loop", "weight_formats", "batching", "step_latency"]
+    assert early == (may_be if proven else [])
     written = json.loads((tmp_path / "second" / "summary.json").read_text())
     judged = {bar["name"]: bar for bar in written["bars"]}
     assert judged["rollback, 16 slots"]["found"] > 0

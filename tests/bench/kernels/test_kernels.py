@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from bench.kernels import eager_ops, gate, loop_ops, model_decode, model_ops, sanitize
+from bench.kernels import (
+    eager_ops,
+    gate,
+    loop_ops,
+    model_decode,
+    model_ops,
+    sanitize,
+    weight_formats,
+)
 from bench.kernels.attention_cases import attention_case, decode_inputs
 from bench.kernels.loop_op_cases import rollback_case
 from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, PageSet, copied, mid_step
 from bench.kernels.projection_cases import fused_case, matrices, product_case
 from bench.kernels.setting import TINY, Setting
 from bench.lib.timing import Mismatch
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.rollback.twin import rollback
@@ -68,6 +77,54 @@ def test_the_cuda_library_stands_beside_triton(monkeypatch: pytest.MonkeyPatch) 
     decoded = model_decode.measure(setting, TINY["tiny"], 1, 1e9)
     assert decoded["us"]["ours, CUDA products"] > 0
     assert "CUDA products" in model_ops.model_table({"tiny": decoded})
+
+
+def test_weight_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert weight_formats.main(["--dry-run"]) == 0
+    found = last_json(capsys)
+    assert not found["failed"] and not found["starts_early"]
+    measured = found["models"]["tiny"]
+    assert list(measured) == ["1", "2"]
+    for entries in measured.values():
+        assert list(entries) == ["plain", *weight_formats.FORMATS]
+        assert all(entry["relative_error"] < 1e-5 for n, entry in entries.items() if n != "plain")
+        for entry in entries.values():
+            times = entries["plain"]["us"] / entry["us"]
+            assert entry["times_faster"] == pytest.approx(times, rel=1e-3)
+
+
+def test_bytes_of_weight_formats() -> None:
+    """Counted by hand: of layers, beside embedding, vectors, K and V."""
+    shape = DecoderShape(256, 512, 2, 4, 2, 64, 160, True)  # whole lines in every format
+    setting = replace(Setting.tiny(), rows=(1,))
+    entries = weight_formats.measure(setting, shape, 1e9)["1"]
+    sizes = [(512, 256), (256, 256), (1024, 256), (256, 512)]
+    weights = 2 * sum(n * k for n, k in sizes)
+    groups, blocks = weights // 128, weights // 128**2
+    of_layers = {
+        "plain": 4 * weights,
+        "int4": weights // 2 + 2 * groups,
+        "int4 with zeros": weights // 2 + 3 * groups,
+        "int4 in act-order": weights // 2 + 2 * groups + 4 * 2 * sum(k for _, k in sizes),
+        "int8": weights + 2 * groups,
+        "fp8": weights + 4 * blocks,
+    }
+    rest = {name: entries[name]["num_bytes"] - of_layers[name] for name in entries}
+    assert rest == dict.fromkeys(rest, rest["plain"]) and rest["plain"] > 0
+
+
+def test_a_format_with_wrong_logits_is_told_and_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> float:
+        raise Mismatch("logits are far away")
+
+    monkeypatch.setattr(weight_formats, "require_close_logits", refuse)
+    monkeypatch.setattr(weight_formats, "FORMATS", {"fp8": weight_formats.FORMATS["fp8"]})
+    with pytest.raises(SystemExit, match="2 failed, the first: tiny, fp8, 1 rows: logits are far"):
+        weight_formats.main(["--dry-run"])
+    found = last_json(capsys)["models"]["tiny"]["1"]
+    assert found["fp8"] == {"wrong": "logits are far away"} and found["plain"]["us"] > 0
 
 
 def test_whole_models_with_wrong_logits_are_timed_and_told(

@@ -1,15 +1,12 @@
 """GPTQ, AWQ and FP8 load as the plain weights that they stand for.
 
-The files are packed here value by value, as AutoGPTQ and AutoAWQ lay them out, and the plain
-weights are computed from the numbers before packing.
+`packed_files` packs them value by value.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,133 +14,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rsd_engine.models.checkpoints.open import open_checkpoint
 from rsd_engine.models.loader import load_language_model
 from tests.models.checkpoints import edit_config, make_model, save
 from tests.models.driver import Driver
+from tests.models.quantized.packed_files import (
+    AWQ_SETTINGS,
+    Packed,
+    awq,
+    compressed,
+    fp8,
+    gptq,
+    gptq_settings,
+    pack,
+    quantise,
+)
 
 TOKENS = [1, 2, 3, 50, 60, 7]
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output whose value lies in bits 4 i to 4 i + 3
-
-Packed = tuple[Tensor, dict[str, Tensor]]
 
 
 def logits(folder: Path) -> Tensor:
     return Driver(load_language_model(folder, max_rows=8)).run((0, TOKENS))
-
-
-def pack(values: np.ndarray[Any, Any], bits: int, order: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Columns, `32 / bits` at a time, into one int32: `order[i]` is the column in field i."""
-    fields = 32 // bits
-    packed = np.zeros((values.shape[0], values.shape[1] // fields), np.uint32)
-    for column in range(packed.shape[1]):
-        for i in range(fields):
-            value = values[:, column * fields + order[i]].astype(np.uint32)
-            packed[:, column] |= value << np.uint32(bits * i)
-    return packed.view(np.int32)
-
-
-def draw(outputs: int, inputs: int, bits: int, groups: int, least_zero: int) -> tuple[Any, ...]:
-    random = np.random.default_rng(outputs * 1000 + inputs)
-    values = random.integers(0, 2**bits, (inputs, outputs))
-    zeros = random.integers(least_zero, 2**bits, (groups, outputs))
-    scales = random.uniform(0.005, 0.03, (groups, outputs)).astype(np.float16)
-    if bits == 8:
-        scales /= 16
-    return values, zeros, scales
-
-
-def plain(values: Any, zeros: Any, scales: Any, group: Any) -> Tensor:
-    weight = np.empty(values.shape[::-1], np.float32)
-    for i in range(values.shape[0]):
-        g = group[i]
-        weight[:, i] = scales[g].astype(np.float32) * (values[i] - zeros[g])
-    return torch.from_numpy(weight)
-
-
-def gptq(
-    shape: tuple[int, int], bits: int, group_size: int, order: str, version: str = "gptq"
-) -> Packed:
-    outputs, inputs = shape
-    size = inputs if group_size == -1 else group_size
-    groups = -(-inputs // size)
-    # The first version stores zero - 1, so that zero itself cannot be told from 2**bits.
-    values, zeros, scales = draw(outputs, inputs, bits, groups, 1 if version == "gptq" else 0)
-    group = np.arange(inputs) // size
-    if order == "desc_act":
-        group = np.random.default_rng(5).permutation(group)
-    in_order = tuple(range(32 // bits))
-    stored = zeros - 1 if version == "gptq" else zeros
-    parts = {
-        "qweight": torch.from_numpy(pack(values.T, bits, in_order).T.copy()),
-        "qzeros": torch.from_numpy(pack(stored, bits, in_order)),
-        "scales": torch.from_numpy(scales),
-    }
-    if order != "without g_idx":
-        given = np.zeros_like(group) if order == "zero g_idx" else group
-        parts["g_idx"] = torch.from_numpy(given.astype(np.int32))
-    return plain(values, zeros, scales, group), parts
-
-
-def awq(shape: tuple[int, int], group_size: int) -> Packed:
-    outputs, inputs = shape
-    values, zeros, scales = draw(outputs, inputs, 4, inputs // group_size, 0)
-    parts = {
-        "qweight": torch.from_numpy(pack(values, 4, AWQ_ORDER)),
-        "qzeros": torch.from_numpy(pack(zeros, 4, AWQ_ORDER)),
-        "scales": torch.from_numpy(scales),
-    }
-    return plain(values, zeros, scales, np.arange(inputs) // group_size), parts
-
-
-def fp8(shape: tuple[int, int], block: tuple[int, int] | None, scale_shape: str) -> Packed:
-    outputs, inputs = shape
-    generator = torch.Generator().manual_seed(outputs * 1000 + inputs)
-    value = (torch.randn(shape, generator=generator) * 100).to(torch.float8_e4m3fn)
-    weight = value.float()
-    if block is None:
-        count = outputs if scale_shape == "rows" else 1
-        scale = torch.rand(count, 1, generator=generator) / 500
-        weight = weight * scale
-        stored = scale.view({"scalar": (), "one": (1,), "rows": (count, 1)}[scale_shape])
-        return weight, {"weight": value, "weight_scale": stored, "input_scale": torch.ones(1)}
-    rows, columns = -(-outputs // block[0]), -(-inputs // block[1])
-    scale = torch.rand(rows, columns, generator=generator) / 500
-    for i in range(rows):
-        for j in range(columns):
-            weight[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]] *= scale[
-                i, j
-            ]
-    return weight, {"weight": value, "weight_scale_inv": scale}
-
-
-def quantise(
-    folder: Path, make: Callable[[tuple[int, int]], Packed], settings: dict[str, Any]
-) -> tuple[Path, Path]:
-    """A folder with packed linear layers, and one with the plain weights they stand for."""
-    model = make_model("qwen2-untied", hidden_size=32, intermediate_size=64)
-    quantised, dense = save(model, folder / "quantised"), save(model, folder / "dense")
-    weights = load_file(quantised / "model.safetensors")
-    packed, expanded = {}, dict(weights)
-    for name, tensor in weights.items():
-        stem = name.removesuffix(".weight")
-        if not name.endswith("proj.weight"):
-            packed[name] = tensor
-            continue
-        expanded[name], parts = make(tuple(tensor.shape))  # type: ignore[arg-type]
-        packed |= {f"{stem}.{part}": value.contiguous() for part, value in parts.items()}
-    save_file(packed, quantised / "model.safetensors")
-    save_file(expanded, dense / "model.safetensors")
-    edit_config(quantised, quantization_config=settings)
-    return quantised, dense
-
-
-def gptq_settings(**changes: Any) -> dict[str, Any]:
-    return {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False} | changes
-
-
-AWQ_SETTINGS = {
-    "quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -205,16 +96,6 @@ def test_fp8_with_a_scale_for_a_tensor(tmp_path: Path, scale_shape: str) -> None
     torch.testing.assert_close(logits(made), logits(dense), atol=1e-5, rtol=1e-5)
 
 
-def compressed(**changes: Any) -> dict[str, Any]:
-    weights = {"num_bits": 8, "type": "float", "strategy": "channel"} | changes
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        "ignore": ["lm_head"],
-    }
-
-
 @pytest.mark.parametrize(("strategy", "scale_shape"), [("tensor", "one"), ("channel", "rows")])
 def test_fp8_in_compressed_tensors(tmp_path: Path, strategy: str, scale_shape: str) -> None:
     settings = compressed(strategy=strategy)
@@ -265,13 +146,17 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, settings: object, sai
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
-        ("scales", None, "q_proj.qweight has no scales beside it"),
+        ("scales", None, "q_proj.qweight in model.safetensors has no scales beside it"),
         ("scales", torch.ones(3, 32), r"q_proj.scales .* of shape \[3, 32\].* shape \[2, 32\]"),
         ("scales", torch.ones(2, 32, dtype=torch.int32), "is int32 of shape"),
         ("qweight", torch.zeros(4, 32), "q_proj.qweight in model.safetensors is float32"),
-        ("qweight", torch.zeros(4, dtype=torch.int32), r"qweight has shape \[4\]; it is no matrix"),
-        ("g_idx", torch.full((32,), 2, dtype=torch.int32), "g_idx names groups outside 0 to 1"),
-        ("g_idx", torch.full((32,), -1, dtype=torch.int32), "g_idx names groups outside 0 to 1"),
+        (
+            "qweight",
+            torch.zeros(4, dtype=torch.int32),
+            r"qweight in .* has shape \[4\]; it is no matrix",
+        ),
+        ("g_idx", torch.full((32,), 2, dtype=torch.int32), "g_idx .* names groups outside 0 to 1"),
+        ("g_idx", torch.full((32,), -1, dtype=torch.int32), "g_idx .* names groups outside 0 to 1"),
     ],
 )
 def test_damaged_parts_are_named(
@@ -284,6 +169,57 @@ def test_damaged_parts_are_named(
     if value is not None:
         weights[name] = value
     save_file(weights, made / "model.safetensors")
+    with pytest.raises(ValueError, match=said):
+        load_language_model(made, max_rows=1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("version", [None, "gptq", "gptq_v2"])
+@pytest.mark.parametrize("sym", [None, True, False])
+def test_zeros_of_the_other_version_are_named(
+    tmp_path: Path, bits: int, version: str | None, sym: bool | None
+) -> None:
+    """Zeros of symmetric weights, read by the wrong version, are one more or less everywhere."""
+    read_as = version or "gptq"
+    written_as = {"gptq": "gptq_v2", "gptq_v2": "gptq"}[read_as]
+    settings = gptq_settings(bits=bits)
+    settings |= {} if version is None else {"checkpoint_format": version}
+    settings |= {} if sym is None else {"sym": sym}
+
+    def make(shape: tuple[int, int]) -> Packed:
+        weight, parts = gptq(shape, bits, 16, "plain", read_as)
+        field = 2 ** (bits - 1) - (written_as == "gptq")
+        zeros = np.full((parts["qzeros"].shape[0], shape[0]), field)
+        return weight, parts | {
+            "qzeros": torch.from_numpy(pack(zeros, bits, tuple(range(32 // bits))))
+        }
+
+    made, _ = quantise(tmp_path, make, settings)
+    if sym is False:
+        load_language_model(made, max_rows=1)
+        return
+    stored = open_checkpoint(made).tensors()
+    name = "model.layers.0.mlp.down_proj"
+    said = (
+        rf"GPTQ tensor {name}\.qzeros in model\.safetensors holds zeros of {2 ** (bits - 1) + 1} "
+        if read_as == "gptq"
+        else rf"{name}\.qzeros in model\.safetensors holds zeros of {2 ** (bits - 1) - 1} alone"
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        stored[f"{name}.weight"].read()
+    assert "set checkpoint_format to gptq or gptq_v2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["GPTQ", "AWQ"])
+def test_a_group_size_must_divide(tmp_path: Path, method: str) -> None:
+    if method == "GPTQ":
+        settings = gptq_settings(group_size=24)
+        made, _ = quantise(tmp_path, lambda shape: gptq(shape, 4, 24, "plain"), settings)
+    else:
+        settings = AWQ_SETTINGS | {"group_size": 24}
+        made, _ = quantise(tmp_path, lambda shape: awq(shape, 16), settings)
+    said = rf"{method} tensor model\.\S+\.qweight in \S+ has (32|64) inputs; group_size=24 of"
     with pytest.raises(ValueError, match=said):
         load_language_model(made, max_rows=1)
 
