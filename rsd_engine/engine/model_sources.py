@@ -90,7 +90,14 @@ class OpenOptions:
             ValueError: it is none, an open one that is to be overridden, or one that is quantised
                 already and is to be quantised.
         """
-        checkpoint = self._opened(name, source)
+        return self.quantised(name, self._opened(name, source))
+
+    def quantised(self, name: str, checkpoint: Checkpoint) -> Checkpoint:
+        """The open checkpoint of the role `name`, its weights rounded if they are to be.
+
+        Raises:
+            ValueError: it is quantised already and is to be quantised.
+        """
         quantization = self._quantization_of(name)
         if quantization is None:
             return checkpoint
