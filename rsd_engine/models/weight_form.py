@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_kernels.formats.formats import PLAIN
-from rsd_kernels.formats.weight import StoredMatrix
-from rsd_kernels.grouped.matrix import GroupedMatrix
 
 
 @dataclass(frozen=True)
@@ -40,31 +37,21 @@ class WeightForm:
     def as_stored(cls, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) -> WeightForm:
         """Matrices stay as the file has them."""
         matrices = [tensor for tensor in stored.values() if tensor.is_matrix]
-        sizes = [_held_as(tensor, None) for tensor in matrices]
+        sizes = [stays_as(tensor) for tensor in matrices]
         num_bytes = sum(size for _, size in sizes)
         num_elements = sum(tensor.num_elements for tensor in matrices)
         return cls(dtype, None, num_bytes / num_elements, listed_by_size(sizes))
 
-    def held_as(self, matrix: StoredTensor) -> tuple[str, int]:
-        """What a matrix of the checkpoint is held in, and the bytes of that."""
-        return _held_as(matrix, self.matrix_dtype)
 
+def stays_as(matrix: StoredTensor) -> tuple[str, int]:
+    """Format and bytes of a matrix that stays as it is stored, if products can be made of that.
 
-def _held_as(matrix: StoredTensor, dtype: torch.dtype | None) -> tuple[str, int]:
-    """As in `WeightForm`; blocks that products cannot be made of are expanded in either case."""
-    if dtype is None and matrix.stored:
+    Blocks of other formats, such as Q3_K, are expanded to float32.
+    """
+    if matrix.stored:
         return str(matrix.packing), matrix.nbytes
-    held = dtype or (matrix.dtype if matrix.dtype in PLAIN else torch.float32)
-    return _short(held), matrix.num_elements * held.itemsize
-
-
-def name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
-    """What a matrix in memory is held in; of plain elements that is their dtype."""
-    if isinstance(table, Tensor):
-        return _short(table.dtype)
-    if isinstance(table, GroupedMatrix):
-        return table.kind.value
-    return table.form.name if table.form.dtype is None else _short(table.form.dtype)
+    dtype = matrix.dtype if matrix.dtype in PLAIN else torch.float32
+    return _short(dtype), matrix.num_elements * dtype.itemsize
 
 
 def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.config import ModelConfig
-from rsd_engine.models.weight_form import listed_by_size, name_of
+from rsd_engine.models.weight_form import listed_by_size
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.linear.weight import LinearWeight
 
@@ -204,7 +204,7 @@ class DecoderWeights:
             w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
         ]
         tables = [self.embedding, *(part for weight in linears for part in weight.tables)]
-        return listed_by_size((name_of(table), table.nbytes) for table in tables)
+        return listed_by_size((_name_of(table), table.nbytes) for table in tables)
 
     @property
     def nbytes(self) -> int:
@@ -226,3 +226,8 @@ def _before(weight: Weight, following: Weight) -> Weight:
     if isinstance(weight, LinearWeight) and isinstance(following, LinearWeight):
         return weight.before(following)
     return weight
+
+
+def _name_of(table: Tensor | StoredMatrix) -> str:
+    held = table.form.name if isinstance(table, StoredMatrix) else str(table.dtype)
+    return held.removeprefix("torch.")

@@ -11,7 +11,8 @@ import torch
 import typer
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.plan.run import check_roles, find_device, find_dtype
+from rsd_engine.cli.plan.device import find_device
+from rsd_engine.cli.plan.models import check_roles, find_dtype
 from rsd_engine.cli.plan.show import rounded, table
 from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.roofline.gpus import Device
