@@ -36,7 +36,7 @@ def test_of_all_models_or_by_role(tiny: TinyModels) -> None:
     plain = dict.fromkeys(("draft", "target", "prm"), "float32")
     for quantization, changed in (
         # Most of the target's matrices have rows of no whole number of blocks.
-        ("int8", {"draft": "Q8_0", "target": "F32 and Q8_0", "prm": "Q8_0"}),
+        ("int8", {"draft": "Q8_0", "target": "float32 and Q8_0", "prm": "Q8_0"}),
         ({"prm": "int4", "draft": "int8"}, {"prm": "Q4_1 and Q8_0", "draft": "Q8_0"}),
         ({}, {}),
     ):
