@@ -79,7 +79,7 @@ def _rows(whole: StoredTensor, start: int, count: int) -> StoredTensor:
         nbytes=whole.nbytes * count // whole.shape[0],
         read=lambda: whole.read().narrow(0, start, count),
         stored=stored and (lambda: stored().narrow(start, count)),
-        grouped=whole.grouped and _selected(whole.grouped, outputs, whole.shape[0]),
+        grouped=whole.grouped and _selected(whole.grouped, outputs),
     )
 
 
@@ -99,16 +99,17 @@ def _changed(
             stored,
             read=lambda: stored.read().index_select(0, rows),
             stored=held and (lambda: held().select(rows)),
-            grouped=stored.grouped and _selected(stored.grouped, rows, stored.shape[0]),
+            grouped=stored.grouped and _selected(stored.grouped, rows),
         )
     return stored
 
 
-def _selected(whole: GroupedSource, outputs: Tensor, num_outputs: int) -> GroupedSource:
-    """Some of the outputs of a matrix."""
+def _selected(whole: GroupedSource, outputs: Tensor) -> GroupedSource:
+    """Some of the outputs of a matrix, each with a scale of its own."""
     return replace(
         whole,
-        nbytes=-(-whole.nbytes * len(outputs) // num_outputs),
+        shape=(len(outputs), whole.shape[1]),
+        scale_rows=1,
         make=lambda device: whole.make(device).select(outputs.to(device)),
     )
 

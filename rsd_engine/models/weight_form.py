@@ -67,8 +67,9 @@ class WeightForm:
         found = {}
         for name, matrix in matrices.items():
             found[name] = _plain(matrix, self.matrix_dtype)
-            if name in kept and (source := matrix.grouped):
-                found[name] = _grouped_name(source.kind, source.group_size), source.nbytes
+            if name in kept and matrix.grouped:
+                few = matrix.grouped.on_meta
+                found[name] = name_of(few), few.nbytes
         return found
 
     def _measured(self, stored: Mapping[str, StoredTensor]) -> WeightForm:
@@ -120,8 +121,11 @@ def name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
         return _short(table.dtype)
     if isinstance(table, StoredMatrix):
         return table.form.name if table.form.dtype is None else _short(table.form.dtype)
+    # As `rsd plan` calls it. The scales of FP8, few in any layout, have no name.
+    if table.kind is ValueKind.FP8 or table.group_size == _USUAL_GROUP:
+        return table.kind.value
     whole = table.group_size == table.num_inputs
-    return _grouped_name(table.kind, None if whole else table.group_size)
+    return f"{table.kind.value}-channel" if whole else f"{table.kind.value}-g{table.group_size}"
 
 
 def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
@@ -131,13 +135,6 @@ def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
         totals[name] = totals.get(name, 0) + size
     names = sorted(totals, key=lambda name: -totals[name])
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-def _grouped_name(kind: ValueKind, group_size: int | None) -> str:
-    """As `rsd plan` calls it. The scales of FP8, few in any layout, have no name."""
-    if kind is ValueKind.FP8 or group_size == _USUAL_GROUP:
-        return kind.value
-    return f"{kind.value}-channel" if group_size is None else f"{kind.value}-g{group_size}"
 
 
 def _plain(matrix: StoredTensor, dtype: torch.dtype) -> tuple[str, int]:

@@ -16,6 +16,10 @@ from torch import Tensor
 from rsd_kernels.formats.weight import StoredMatrix
 from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
 
+_VALUES = {
+    ValueKind.INT4: torch.uint8, ValueKind.INT8: torch.int8, ValueKind.FP8: torch.float8_e4m3fn,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GroupedSource:
@@ -23,16 +27,21 @@ class GroupedSource:
 
     Attributes:
         kind: of its values.
-        group_size: inputs that share a scale; None: all.
-        nbytes: on the device, with a zero for each group even if none is needed, and without an
-            order of the inputs, which is small.
+        shape: outputs and inputs.
+        group_size: inputs that share a scale.
+        scale_rows: outputs that share a scale.
+        scale_dtype: of the scales.
+        may_have_zeros: whether values can have zeros of their own.
         make: unpacks and packs again on the device that it is given; raises ValueError, which
             names the tensor, for what no such matrix holds.
     """
 
     kind: ValueKind
-    group_size: int | None
-    nbytes: int
+    shape: tuple[int, int]
+    group_size: int
+    scale_rows: int
+    scale_dtype: torch.dtype
+    may_have_zeros: bool
     make: Callable[[torch.device], GroupedMatrix]
 
     @staticmethod
@@ -40,6 +49,20 @@ class GroupedSource:
         """True if products on a GPU read groups of this size."""
         divides = group_size % MIN_GROUP == 0 and num_inputs % group_size == 0
         return group_size == num_inputs or divides
+
+    @property
+    def on_meta(self) -> GroupedMatrix:
+        """Without memory: the matrix with all zeros that it may have, in the order of x."""
+        (outputs, inputs), size = self.shape, self.group_size
+        values = torch.empty(self.shape, dtype=_VALUES[self.kind], device="meta")
+        scales = values.new_empty(
+            -(-outputs // self.scale_rows), inputs // size, dtype=self.scale_dtype
+        )
+        zeros = values.new_empty(outputs, inputs // size, dtype=torch.int8)
+        return GroupedMatrix.pack(
+            self.kind, values, scales, zeros if self.may_have_zeros else None,
+            group_size=size, scale_rows=self.scale_rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

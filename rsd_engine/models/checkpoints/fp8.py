@@ -138,8 +138,9 @@ def _grouped_source(
             group_size=size, scale_rows=scale_rows or rows,
         )  # fmt: skip
 
-    nbytes = tensor.nbytes + scale.num_elements * dtype.itemsize
-    return GroupedSource(ValueKind.FP8, None if size == columns else size, nbytes, make)
+    return GroupedSource(
+        ValueKind.FP8, (rows, columns), size, scale_rows or rows, dtype, False, make
+    )
 
 
 def _is_size(value: object) -> bool:

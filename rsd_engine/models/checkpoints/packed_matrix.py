@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import GroupedSource, StoredTensor
-from rsd_kernels.grouped.matrix import LINE_INPUTS, GroupedMatrix, ValueKind
+from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")  # of a linear layer; the last may be absent
 _FLOATS, _INTEGERS = (torch.float32, torch.float16, torch.bfloat16), (torch.int32, torch.int64)
@@ -97,13 +97,9 @@ class PackedMatrix:
         inputs, outputs = self._inputs_outputs
         if not GroupedSource.takes(inputs, self._size):
             return None
-        line = LINE_INPUTS if self.packing.bits == 4 else 1
-        values = outputs * -(-inputs // line) * line * self.packing.bits // 8
-        scale_bytes = self.parts["scales"].dtype.itemsize
-        nbytes = values + outputs * self._groups * (scale_bytes + 1)
         kind = ValueKind.INT4 if self.packing.bits == 4 else ValueKind.INT8
-        size = None if self._size == inputs else self._size
-        return GroupedSource(kind, size, nbytes, self._group)
+        scale_dtype = self.parts["scales"].dtype
+        return GroupedSource(kind, (outputs, inputs), self._size, 1, scale_dtype, True, self._group)
 
     def _expand(self) -> Tensor:
         """[N, K] float32."""

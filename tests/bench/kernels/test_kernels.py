@@ -24,6 +24,7 @@ from bench.kernels.loop_op_state import TOKENS_PER_PAGE, LoopOpSizes, PageSet, c
 from bench.kernels.projection_cases import fused_case, matrices, product_case
 from bench.kernels.setting import TINY, Setting
 from bench.lib.timing import Mismatch
+from rsd_kernels.aot.launches import DecoderShape
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.rollback.twin import rollback
@@ -79,34 +80,37 @@ def test_the_cuda_library_stands_beside_triton(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_weight_formats(capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes of each format, counted by hand: of layers, beside embedding, vectors, K and V."""
     assert weight_formats.main(["--dry-run"]) == 0
     found = last_json(capsys)
     assert not found["failed"] and not found["starts_early"]
     measured = found["models"]["tiny"]
     assert list(measured) == ["1", "2"]
-    shape, groups = TINY["tiny"], {64: 2, 96: 3}  # inputs of a matrix -> groups of 32
-    sizes = [(128, 64), (64, 64), (192, 64), (64, 96)]
-    weights = shape.num_layers * sum(n * k for n, k in sizes)
-    scales = shape.num_layers * sum(n * groups[k] for n, k in sizes)
-    blocks = shape.num_layers * sum(-(-n // 128) * groups[k] for n, k in sizes)
-    lines = shape.num_layers * sum(n * 256 for n, _ in sizes)  # of 4 bits, each cut off
-    orders = shape.num_layers * sum(k for _, k in sizes)
-    of_layers = {
-        "plain": 4 * weights,
-        "int4": lines // 2 + 2 * scales,
-        "int4 with zeros": lines // 2 + 3 * scales,
-        "int4 in act-order": lines // 2 + 2 * scales + 4 * orders,
-        "int8": weights + 2 * scales,
-        "fp8": weights + 4 * blocks,
-    }
     for entries in measured.values():
-        rest = {name: entries[name]["num_bytes"] - of_layers[name] for name in entries}
-        assert rest == dict.fromkeys(rest, rest["plain"]) and rest["plain"] > 0
+        assert list(entries) == ["plain", *weight_formats.FORMATS]
         assert all(entry["relative_error"] < 1e-5 for n, entry in entries.items() if n != "plain")
         for entry in entries.values():
             times = entries["plain"]["us"] / entry["us"]
             assert entry["times_faster"] == pytest.approx(times, rel=1e-3)
+
+
+def test_bytes_of_weight_formats() -> None:
+    """Counted by hand: of layers, beside embedding, vectors, K and V."""
+    shape = DecoderShape(256, 512, 2, 4, 2, 64, 160, True)  # whole lines in every format
+    setting = replace(Setting.tiny(), rows=(1,))
+    entries = weight_formats.measure(setting, shape, 1e9)["1"]
+    sizes = [(512, 256), (256, 256), (1024, 256), (256, 512)]
+    weights = 2 * sum(n * k for n, k in sizes)
+    groups, blocks = weights // 128, weights // 128**2
+    of_layers = {
+        "plain": 4 * weights,
+        "int4": weights // 2 + 2 * groups,
+        "int4 with zeros": weights // 2 + 3 * groups,
+        "int4 in act-order": weights // 2 + 2 * groups + 4 * 2 * sum(k for _, k in sizes),
+        "int8": weights + 2 * groups,
+        "fp8": weights + 4 * blocks,
+    }
+    rest = {name: entries[name]["num_bytes"] - of_layers[name] for name in entries}
+    assert rest == dict.fromkeys(rest, rest["plain"]) and rest["plain"] > 0
 
 
 def test_a_format_with_wrong_logits_is_told_and_not_timed(
