@@ -59,12 +59,12 @@ class ProjectionTiles:
     num_stages: int
     tensor_cores: bool
     num_tiles: int
-    resident: int = _RESIDENT
+    resident: int
 
     @property
     def persistent(self) -> bool:
         """True if programs compute several tiles, one after the other."""
-        return self.num_tiles > _MULTIPROCESSORS * min(self.resident, _RESIDENT)
+        return self.num_tiles > _MULTIPROCESSORS * self.resident
 
     @property
     def max_registers(self) -> int:
@@ -78,7 +78,8 @@ class ProjectionTiles:
         """
         if not self.persistent:
             return self.num_tiles
-        turns = ceil_div(self.num_tiles, multiprocessors * min(self.resident, RESIDENT))
+        at_once = multiprocessors * (RESIDENT * self.resident // _RESIDENT)
+        turns = ceil_div(self.num_tiles, at_once)
         return ceil_div(self.num_tiles, turns)
 
     def prefetch(self, num_inputs: int, itemsize: int, *, gated: bool) -> int:
@@ -110,7 +111,7 @@ def projection_tiles(
     steps = ceil_div(num_inputs, block_k)
     others = (rows + normed) * row_bytes
     stages = max(stages, stages_in_flight(num_tiles, step_bytes, others, steps, _RESIDENT))
-    return ProjectionTiles(rows, block_n, block_k, 4, stages, tensor_cores, num_tiles)
+    return ProjectionTiles(rows, block_n, block_k, 4, stages, tensor_cores, num_tiles, _RESIDENT)
 
 
 def stages_in_flight(
