@@ -147,17 +147,17 @@ def random_matrix(setting: Setting, like: torch.Tensor, form: Format) -> Grouped
     """[N, K] random values, about as large as those of `random_weights`."""
     num_outputs, num_inputs = like.shape
     group = MIN_GROUP if num_inputs % 128 else 128
-    values = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    # The scale of each kind makes values of a variance of 1.
+    values = setting.normal(*like.shape)
+    spread = {ValueKind.FP8: 1.0, ValueKind.INT8: 32.0, ValueKind.INT4: 2.0}[form.kind]
     if form.kind is ValueKind.FP8:
-        stored, unit = values.normal_().to(torch.float8_e4m3fn), 1.0
+        stored = values.to(torch.float8_e4m3fn)
     elif form.kind is ValueKind.INT8:
-        stored, unit = values.uniform_(-128, 128).floor_().to(torch.int8), 74.0
+        stored = (values * spread).round().clamp(-128, 127).to(torch.int8)
     else:
-        stored, unit = values.uniform_(0, 16).floor_().to(torch.uint8), 4.6
+        stored = (values * spread + 8).round().clamp(0, 15).to(torch.uint8)
     block, groups = min(form.block, num_outputs), num_inputs // group
     scales = setting.normal(-(-num_outputs // block), groups, scale=0.1).float() + 1
-    scales = scales * num_inputs**-0.5 / unit
+    scales = scales * num_inputs**-0.5 / spread
     zeros = None
     if form.zeros:
         zeros = torch.full((num_outputs, groups), 7, dtype=torch.int8, device=like.device)
