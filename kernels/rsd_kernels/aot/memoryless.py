@@ -102,6 +102,8 @@ class _OnDevice(TorchFunctionMode):
             return torch.empty(args[0].shape, dtype=args[0].dtype, device=DEVICE)
         if function is Tensor.copy_ and args[0].is_cuda:
             return _copied(args[0], args[1])
+        if function is Tensor.contiguous and args[0].is_cuda and not args[0].is_contiguous():
+            return args[0].clone(memory_format=torch.contiguous_format)
         if function is Tensor.__getitem__ and args[0].is_cuda and _is_plain(args[1]):
             return _sliced(args[0], args[1])
         if function is Tensor.__setitem__ and args[0].is_cuda:
