@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -53,16 +54,28 @@ class GroupedSource:
     @property
     def on_meta(self) -> GroupedMatrix:
         """Without memory: the matrix with all zeros that it may have, in the order of x."""
-        (outputs, inputs), size = self.shape, self.group_size
-        values = torch.empty(self.shape, dtype=_VALUES[self.kind], device="meta")
-        scales = values.new_empty(
-            -(-outputs // self.scale_rows), inputs // size, dtype=self.scale_dtype
-        )
-        zeros = values.new_empty(outputs, inputs // size, dtype=torch.int8)
-        return GroupedMatrix.pack(
-            self.kind, values, scales, zeros if self.may_have_zeros else None,
-            group_size=size, scale_rows=self.scale_rows,
+        return _packed_on_meta(
+            self.kind, self.shape, self.group_size, self.scale_rows, self.scale_dtype,
+            self.may_have_zeros,
         )  # fmt: skip
+
+
+@cache  # a model has hundreds, of a handful of shapes
+def _packed_on_meta(
+    kind: ValueKind,
+    shape: tuple[int, int],
+    group_size: int,
+    scale_rows: int,
+    scale_dtype: torch.dtype,
+    may_have_zeros: bool,
+) -> GroupedMatrix:
+    groups = shape[1] // group_size
+    values = torch.empty(shape, dtype=_VALUES[kind], device="meta")
+    scales = values.new_empty(-(-shape[0] // scale_rows), groups, dtype=scale_dtype)
+    zeros = values.new_empty(shape[0], groups, dtype=torch.int8) if may_have_zeros else None
+    return GroupedMatrix.pack(
+        kind, values, scales, zeros, group_size=group_size, scale_rows=scale_rows
+    )
 
 
 @dataclass(frozen=True)

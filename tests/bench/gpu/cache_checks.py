@@ -109,6 +109,16 @@ def test_what_the_host_says_of_a_slot_makes_no_other_variant() -> None:
     assert len({variant_of(launch).key for launch in copies}) == 1
 
 
+def test_products_of_weights_in_few_bits_are_compiled_beforehand() -> None:
+    pytest.importorskip("rsd_kernels.grouped.operand")
+    found = SOURCES["weight_formats"]()
+    few = [launch for launch in found if launch.args.get("FORMAT") is not None]
+    assert {launch.args["FORMAT"].kind for launch in few} == {"int4", "int8", "fp8"}
+    for kernel in ("_projection_kernel", "_qkv_projection_kernel"):
+        starts = {launch.overlap for launch in few if launch.kernel.__name__ == kernel}
+        assert starts == {False, True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "slots"), [("device_loop", 64), ("memory", 8)])
 def test_every_launch_of_large_models_is_compiled_beforehand(source: str, slots: int) -> None:
