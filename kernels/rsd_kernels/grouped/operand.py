@@ -33,7 +33,9 @@ GroupedFormat = bundle(
     "GroupedFormat", "kind", "group_size", "scale_rows", "slices", "sharing", "row_width"
 )
 _BLOCK_K = 128  # inputs of a step where values are not packed in words
-_BLOCK_N = (16, 32, 64)
+_FEW_ROWS = 8  # of x in a tile of tensor cores, whose other 8 then take no registers
+_BLOCK_N = (32, 64)  # rows of weight; of fewer, four warps would multiply some twice
+_WIDE_BLOCK_N = (16,)  # in float32, without tensor cores
 
 
 def weight_args(weight: DeviceWeight) -> dict[str, Any]:
@@ -85,17 +87,18 @@ def tiles_of(
     matrix = weight.matrix
     block_k = step_inputs(matrix, dtype)
     wide_dtype = dtype == torch.float32
+    sizes = [n // 2 if gated else n for n in (_WIDE_BLOCK_N if wide_dtype else _BLOCK_N)]
     # A tile reads all of x, so it is as large as leaves the device busy.
-    sizes = _BLOCK_N[: 1 if wide_dtype else 2 if gated else 3]
     filling = [n for n in sizes if fill_device(ceil_div(num_outputs, n))]
     block_n = max(filling, default=sizes[0])
     num_tiles = ceil_div(num_outputs, block_n)
     resident = 2 if gated or wide_dtype else 3
     values = block_n * (2 if gated else 1) * block_k * matrix.kind.bits // 8
-    others = MAX_ROWS * block_k * dtype.itemsize * (2 if normed else 1)
+    rows = _FEW_ROWS if num_rows <= _FEW_ROWS else MAX_ROWS
+    others = rows * block_k * dtype.itemsize * (2 if normed else 1)
     steps = ceil_div(matrix.num_inputs, block_k)
     stages = stages_in_flight(num_tiles, values, others, steps, resident)
-    return ProjectionTiles(MAX_ROWS, block_n, block_k, 4, stages, True, num_tiles, resident)
+    return ProjectionTiles(rows, block_n, block_k, 4, stages, True, num_tiles, resident)
 
 
 def step_inputs(matrix: GroupedMatrix, dtype: torch.dtype) -> int:

@@ -30,20 +30,16 @@ def grouped_product(
     m_n: tl.tensor,  # [BLOCK_N] which rows of weight exist
     NUM_INPUTS: tl.constexpr,
     FORMAT: tl.constexpr,  # of `rsd_kernels.grouped.operand`
-    PAIRED: tl.constexpr,
-    SECOND: tl.constexpr,  # PAIRED: rows of weight from one to its partner
     NORM_FIRST: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """[ROWS, BLOCK_N] products in fp32 with the rows of weight, and with their partners."""
-    GROUP: tl.constexpr = FORMAT.group_size
+) -> tl.tensor:
+    """[ROWS, BLOCK_N] products in fp32 with rows of weight."""
     SLICES: tl.constexpr = FORMAT.slices
     SLICE: tl.constexpr = BLOCK_K // SLICES  # inputs
     SHARING: tl.constexpr = FORMAT.sharing  # slices one after another with one scale
-    ROW_WIDTH: tl.constexpr = FORMAT.row_width
     WIDTH: tl.constexpr = SLICE  # elements of values in a step
     DTYPE: tl.constexpr = p_x.dtype.element_ty
 
@@ -52,16 +48,11 @@ def grouped_product(
     if NORM_FIRST:
         b_rms = inverse_rms(p_x, eps, m_r, NUM_INPUTS, ROWS, BLOCK_K)
     b_y = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    b_up = tl.zeros([ROWS, BLOCK_N], tl.float32)
     p_w = weight.stored + o_n.to(tl.int64)[:, None] * stride_weight
-    p_up = p_w + SECOND * stride_weight
     for i_k in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=NUM_STAGES):
         o_w = i_k // BLOCK_K * WIDTH + tl.arange(0, WIDTH)
-        m_w = m_n[:, None] & (o_w < ROW_WIDTH)[None, :]
+        m_w = m_n[:, None] & (o_w < FORMAT.row_width)[None, :]
         b_w = tl.load(p_w + o_w[None, :], mask=m_w, other=0)
-        b_w_up = b_w
-        if PAIRED:
-            b_w_up = tl.load(p_up + o_w[None, :], mask=m_w, other=0)
         if norm is not None and not NORM_FIRST:
             # Laid out once over all threads; as an operand every warp holds all of x.
             o_x = i_k + tl.arange(0, BLOCK_K)
@@ -70,28 +61,30 @@ def grouped_product(
             # Neighbours are one thread's, which adds them up at once: fewer registers.
             b_square += tl.sum(tl.reshape(b_wide * b_wide, [ROWS, BLOCK_K // 8, 8]), 2)
         for i_part in tl.static_range(SLICES // SHARING):
-            i_group = (i_k + i_part * SHARING * SLICE) // GROUP
-            m_g = m_n & (i_group < NUM_INPUTS // GROUP)  # a last line may have more
+            i_group = (i_k + i_part * SHARING * SLICE) // FORMAT.group_size
+            m_g = m_n & (i_group < NUM_INPUTS // FORMAT.group_size)  # a last line may have more
             b_zero = _zeros(weight, o_n, i_group, m_g, DTYPE, FORMAT)
             b_part = tl.zeros([ROWS, BLOCK_N], tl.float32)
-            b_zero_up, b_part_up = b_zero, b_part
-            if PAIRED:
-                b_zero_up = _zeros(weight, o_n + SECOND, i_group, m_g, DTYPE, FORMAT)
             for i in tl.static_range(SHARING):
                 o_k = i_k + (i_part * SHARING + i) * SLICE + tl.arange(0, SLICE)
                 b_x = _slice_of_x(norm, p_x, weight, b_rms, o_k, m_r, NUM_INPUTS, NORM_FIRST)
                 b_q = _slice_of_values(b_w, b_zero, i_part * SHARING + i, DTYPE, FORMAT)
                 b_part = tl.dot(b_x, tl.trans(b_q), b_part, input_precision="ieee")
-                if PAIRED:
-                    b_q = _slice_of_values(b_w_up, b_zero_up, i_part * SHARING + i, DTYPE, FORMAT)
-                    b_part_up = tl.dot(b_x, tl.trans(b_q), b_part_up, input_precision="ieee")
-            b_y += b_part * _scales(weight, o_n, i_group, m_g, FORMAT)[None, :]
-            if PAIRED:
-                b_up += b_part_up * _scales(weight, o_n + SECOND, i_group, m_g, FORMAT)[None, :]
+            p_scale = weight.scales + i_group * weight.stride_scales + o_n // FORMAT.scale_rows
+            b_y += b_part * tl.load(p_scale, mask=m_g, other=0.0).to(tl.float32)[None, :]
     if norm is not None and not NORM_FIRST:
-        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
-        b_y, b_up = b_y * b_rms, b_up * b_rms
-    return b_y, b_up
+        b_y *= tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
+    return b_y
+
+
+@triton.jit
+def partners(
+    b_y: tl.tensor,  # [ROWS, 2 * BLOCK_N]
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """[ROWS, BLOCK_N] the first half of each row, and the second."""
+    return tl.split(tl.permute(tl.reshape(b_y, [ROWS, 2, BLOCK_N]), (0, 2, 1)))
 
 
 @triton.jit
@@ -118,19 +111,6 @@ def _slice_of_x(
         else:
             b_x *= b_norm  # a product in fp32 that is rounded has the same bits
     return b_x
-
-
-@triton.jit
-def _scales(
-    weight: tl.tuple,
-    o_n: tl.tensor,  # [BLOCK_N] rows of weight
-    i_group: tl.tensor,
-    m_g: tl.tensor,  # [BLOCK_N] which of them exist
-    FORMAT: tl.constexpr,
-) -> tl.tensor:
-    """[BLOCK_N] float32"""
-    p_scale = weight.scales + i_group * weight.stride_scales + o_n // FORMAT.scale_rows
-    return tl.load(p_scale, mask=m_g, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rsd_kernels.activation.kernel import gated as gated_activation
 from rsd_kernels.grouped.operand import tiles_of, weight_args
-from rsd_kernels.grouped.product import grouped_product
+from rsd_kernels.grouped.product import grouped_product, partners
 from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, multiprocessors, overlapping
 from rsd_kernels.linear.tiles import next_weight_args
@@ -170,10 +170,16 @@ def multiply_tile(
             ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
         )  # fmt: skip
     else:
-        b_y, b_up = grouped_product(
-            norm, p_x, weight, stride_weight, o_n, eps, m_r, m_n, NUM_INPUTS, FORMAT, GATED,
-            NUM_OUTPUTS, NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+        PER: tl.constexpr = 2 if GATED else 1
+        o_w = tl.arange(0, PER * BLOCK_N)  # gates, then their partners
+        o_gate = i_tile * BLOCK_N + o_w % BLOCK_N
+        b_y = grouped_product(
+            norm, p_x, weight, stride_weight, o_gate + o_w // BLOCK_N * NUM_OUTPUTS, eps, m_r,
+            o_gate < NUM_OUTPUTS, NUM_INPUTS, FORMAT, NORM_FIRST, ROWS, PER * BLOCK_N, BLOCK_K,
+            NUM_STAGES,
         )  # fmt: skip
+        if GATED:
+            b_y, b_up = partners(b_y, ROWS, BLOCK_N)
     if bias is not None:
         b_y += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     if GATED:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.grouped.operand import tiles_of, weight_args
-from rsd_kernels.grouped.product import grouped_product
+from rsd_kernels.grouped.product import grouped_product, partners
 from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, check_dtype, overlapping
 from rsd_kernels.linear.kernel import prefetch_weights, product
@@ -118,10 +118,14 @@ def _qkv_projection_kernel(
             ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
         )  # fmt: skip
     else:
-        b_low, b_high = grouped_product(
-            norm, p_x, weight, stride_weight, o_low, eps, m_r, m_n, NUM_INPUTS, FORMAT, True, HALF,
-            NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+        o_w = tl.arange(0, 2 * BLOCK_N)  # low elements, then their partners
+        o_first = tl.program_id(0) * BLOCK_N + o_w % BLOCK_N
+        o_row = o_first // HALF * (2 * HALF) + o_first % HALF + o_w // BLOCK_N * HALF
+        b_y = grouped_product(
+            norm, p_x, weight, stride_weight, o_row, eps, m_r, o_first < NUM_HEADS * HALF,
+            NUM_INPUTS, FORMAT, NORM_FIRST, ROWS, 2 * BLOCK_N, BLOCK_K, NUM_STAGES,
         )  # fmt: skip
+        b_low, b_high = partners(b_y, ROWS, BLOCK_N)
     if bias is not None:
         b_low += tl.load(bias + o_low, mask=m_n, other=0.0).to(tl.float32)[None, :]
         b_high += tl.load(bias + o_low + HALF, mask=m_n, other=0.0).to(tl.float32)[None, :]

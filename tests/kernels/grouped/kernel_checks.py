@@ -67,14 +67,19 @@ def test_a_row_has_the_same_bits_alone(kind: ValueKind) -> None:
     x = rows(16, 320, 7).half().to(DEVICE)
     norm = rows(1, 320, 8)[0].half().to(DEVICE)
 
-    def gate_up(x: Tensor) -> Tensor:
-        scratch = {"normed": torch.empty_like(x), "gate_up": x.new_empty(len(x), 34)}
-        out = x.new_empty(len(x), 17)
-        return launchers.norm_gate_up(x, norm, 1e-5, weight, **scratch, out=out)
+    def multiply(x: Tensor) -> Tensor:
+        normed, gate_up, out = (
+            x.new_empty(x.shape),
+            x.new_empty(len(x), 34),
+            x.new_empty(len(x), 17),
+        )
+        return launchers.norm_gate_up(
+            x, norm, 1e-5, weight, normed=normed, gate_up=gate_up, out=out
+        )
 
-    whole = gate_up(x)
+    whole = multiply(x)
     for first, count in ((0, 1), (5, 4), (15, 1)):
-        assert torch.equal(gate_up(x[first : first + count]), whole[first : first + count])
+        assert torch.equal(multiply(x[first : first + count]), whole[first : first + count])
 
 
 class QkvCase(qkv_checks.Case):
@@ -118,13 +123,17 @@ def test_qkv_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     ("right", "wrong", "name"),
     [
         ("4 * (I_SLICE // 2)", "4 * I_SLICE", "int4"),
-        ("i_group < NUM_INPUTS // GROUP", "i_group <= NUM_INPUTS // GROUP", "int4"),
+        ("(i_group < NUM_INPUTS // FORMAT.group_size)", "(i_group < 99)", "int4"),
         ("i_group * weight.stride_zeros", "weight.stride_zeros", "int4, zeros and order"),
         ("weight.order + o_k", "weight.order + o_k // 2", "int4, zeros and order"),
         ("o_n // FORMAT.scale_rows", "o_n", "fp8"),
         ("b_q & -0x7FFF8000 | (b_q >> 1)", "(b_q >> 1)", "fp8, one scale"),
-        ("p_w + SECOND * stride_weight", "p_w", "int8"),
-        ("b_y, b_up = b_y * b_rms, b_up * b_rms", "b_y = b_y * b_rms", "fp8"),
+        (
+            "tl.permute(tl.reshape(b_y, [ROWS, 2, BLOCK_N]), (0, 2, 1))",
+            "tl.reshape(b_y, [ROWS, BLOCK_N, 2])",
+            "int8",
+        ),
+        ("tl.sum(b_square, 1) / NUM_INPUTS", "tl.sum(b_square, 1) / BLOCK_K", "fp8"),
     ],
     ids=["field", "past the end", "zero", "order", "scale", "sign", "partner", "norm"],
 )
@@ -133,7 +142,8 @@ def test_a_bug_is_caught(
 ) -> None:
     dtype = torch.float16 if "one scale" in name else torch.float32
     wrong_product = broken(product, tmp_path, right, wrong)
-    monkeypatch.setattr(projection, "grouped_product", wrong_product.grouped_product)
+    for function in ("grouped_product", "partners"):
+        monkeypatch.setattr(projection, function, getattr(wrong_product, function))
     with pytest.raises(AssertionError):
         check(CASES[name], dtype)
 
