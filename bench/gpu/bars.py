@@ -19,7 +19,7 @@ DECODE_SHARE = {"Qwen2.5-1.5B": 0.75, "Qwen2.5-7B": 0.90}
 # Of Qwen2.5-7B with layers in few bits, by format: share of the read bandwidth, and times as fast
 # as plain weights. In 4 bits the cores that unpack weights are expected to be slower than an
 # H200's memory.
-FORMATS = {"fp8": (0.80, 1.5), "int8": (0.80, 1.5), "int4": (0.60, 2.0)}
+FORMATS = {"fp8": (0.80, 1.5), "int8": (0.80, 1.5), "int4": (0.50, 1.75)}
 LOOP_OP_US = 10.0
 TIMES_EAGER = 5.0
 _LOOP_OPS = {

@@ -42,9 +42,10 @@ LONE_SPEEDUP = 2.0
 # Instructions that a multiprocessor issues in a second, counted for each thread: four schedulers of
 # 32 threads, at the 1.75 GHz that an H100 holds under load.
 ISSUE_RATE = 4 * 32 * 1.75e9
-# And those that a norm adds for a weight of few bits, whose products bring x again for each tile.
-# An estimate.
-NORM_INSTRUCTIONS = 1.7
+# And those that a norm adds for a weight of few bits, whose products bring x again for each tile:
+# counted as in `WeightFormat`, up to 0.9 of gate and up and 1.8 of q, k and v, whose tiles are half
+# as large. Most weights are of the former.
+NORM_INSTRUCTIONS = 1.0
 
 # Arguments that are read whole, once.
 _STREAMED = ("weight", "bias", "norm")
