@@ -147,16 +147,17 @@ def _slice_of_values(
 ) -> tl.tensor:
     """[BLOCK_N, SLICE] of DTYPE: values less their zeros, exactly."""
     if FORMAT.kind == "int4":
-        b_q = _from_int4(b_w, I_SLICE, DTYPE) - b_zero
+        b_q = from_int4(b_w, I_SLICE, DTYPE) - b_zero
     elif FORMAT.kind == "int8":
         b_q = b_w.to(DTYPE) - b_zero
     else:
-        b_q = _from_fp8(b_w, I_SLICE, DTYPE)
+        UNIT: tl.constexpr = 2.0**8 if DTYPE.is_fp16() else 2.0**120
+        b_q = from_fp8(b_w, I_SLICE, DTYPE) * tl.full([1, 1], UNIT, DTYPE)
     return b_q
 
 
 @triton.jit
-def _from_int4(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
+def from_int4(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
     """Field I_SLICE of words, plus `_start`: or-ed into the last bits of a power of two."""
     SHIFT: tl.constexpr = 4 * (I_SLICE // 2)
     ODD: tl.constexpr = 16 * (I_SLICE % 2)
@@ -169,10 +170,13 @@ def _from_int4(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl
 
 
 @triton.jit
-def _from_fp8(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
-    """Field I_SLICE of words. Bits of e4m3 are put where DTYPE has its sign, the low bits of its
-    exponent and the high ones of its fraction, and multiplied by a power of two: exact, and devices
-    need not know e4m3. Its NaN becomes 480."""
+def from_fp8(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
+    """Field I_SLICE of words, but for a factor 2^8 (fp16) or 2^120: the difference of exponents.
+
+    Bits of e4m3 are put where DTYPE has its sign, the low bits of its exponent and the high ones of
+    its fraction, which is exact for small numbers too, and devices need not know e4m3. Its NaN,
+    which no weight is, becomes 480.
+    """
     SHIFT: tl.constexpr = 8 * (I_SLICE // 2)
     ODD: tl.constexpr = 16 * (I_SLICE % 2)
     if DTYPE.is_fp32():
@@ -185,5 +189,4 @@ def _from_fp8(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.
         else:
             b_q = b_q & -0x7FFF8000 | (b_q >> 4) & 0x07F007F0
         b_q = (b_q >> ODD).to(tl.int16).to(DTYPE, bitcast=True)
-    UNIT: tl.constexpr = 2.0**8 if DTYPE.is_fp16() else 2.0**120
-    return b_q * tl.full([1, 1], UNIT, DTYPE)
+    return b_q

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.grouped import product
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
+from rsd_kernels.grouped.product import from_fp8, from_int4
 from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear import kernel as projection
 from rsd_kernels.linear import launchers
@@ -61,6 +64,35 @@ def test_values_are_exact(kind: ValueKind, dtype: torch.dtype) -> None:
     assert torch.equal(torch.cat(found).cpu().float(), matrix.expand().t())
 
 
+@triton.jit
+def _fields_kernel(words: tl.tensor, out: tl.tensor, FP8: tl.constexpr) -> None:
+    """[fields, 256] of 256 words: bits of bfloat16, but for a factor or summand."""
+    o = tl.arange(0, 256)
+    b_w = tl.load(words + o)
+    for i in tl.static_range(4 if FP8 else 8):
+        b_q = from_fp8(b_w, i, tl.bfloat16) if FP8 else from_int4(b_w, i, tl.bfloat16)
+        tl.store(out + i * 256 + o, b_q.to(tl.int16, bitcast=True))
+
+
+def test_bits_of_bfloat16() -> None:
+    """In which the interpreter cannot multiply."""
+    generator = torch.Generator().manual_seed(0)
+    for kind in (INT4, FP8):
+        values = torch.randint(0, 16 if kind is INT4 else 127, (8, 1024), generator=generator)
+        values = values[:, : 32 * len(kind.shifts)].to(torch.uint8)
+        if kind is FP8:
+            values = (values | torch.randint(0, 2, values.shape, generator=generator) << 7).byte()
+        plain = values if kind is INT4 else values.view(torch.float8_e4m3fn)
+        scales = torch.ones(8, 1)
+        stored = GroupedMatrix.pack(kind, plain, scales, group_size=values.shape[1]).values
+        out = torch.empty(len(kind.shifts), 256, dtype=torch.int16, device=DEVICE)
+        _fields_kernel[(1,)](stored.contiguous().to(DEVICE), out, kind is FP8)
+        found = out.cpu().view(torch.bfloat16).float()
+        found = found * 2.0**120 if kind is FP8 else found - 128
+        wanted = plain.float().view(8, -1, 32).transpose(0, 1).flatten(1)  # by field
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("kind", ValueKind)
 def test_a_row_has_the_same_bits_alone(kind: ValueKind) -> None:
     weight = on_device(GroupedWeight(made(kind, 34, 320, 64, zeros=kind is not FP8)[0]))
@@ -68,11 +100,8 @@ def test_a_row_has_the_same_bits_alone(kind: ValueKind) -> None:
     norm = rows(1, 320, 8)[0].half().to(DEVICE)
 
     def multiply(x: Tensor) -> Tensor:
-        normed, gate_up, out = (
-            x.new_empty(x.shape),
-            x.new_empty(len(x), 34),
-            x.new_empty(len(x), 17),
-        )
+        normed, gate_up = x.new_empty(x.shape), x.new_empty(len(x), 34)
+        out = x.new_empty(len(x), 17)
         return launchers.norm_gate_up(
             x, norm, 1e-5, weight, normed=normed, gate_up=gate_up, out=out
         )
@@ -102,7 +131,7 @@ class QkvCase(qkv_checks.Case):
     "case",
     [
         QkvCase(num_rows=3, hidden=64),
-        QkvCase(num_rows=9, hidden=320, bias=False, num_q_heads=2, num_kv_heads=1),
+        QkvCase(num_rows=9, hidden=320, bias=False, num_q_heads=1, num_kv_heads=1),
         QkvCase(num_rows=18, hidden=64, num_q_heads=2, num_kv_heads=1),
         QkvCase(num_rows=3, hidden=128, norm_first=False, head_dim=6),
     ],
