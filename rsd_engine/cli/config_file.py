@@ -26,7 +26,6 @@ from typing import Any
 from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.values import (
     Check,
-    by_role,
     checked,
     flag,
     integer,
@@ -34,6 +33,7 @@ from rsd_engine.cli.values import (
     number,
     policy,
     prm_format,
+    quantization,
     scorer,
     size,
     text,
@@ -56,7 +56,7 @@ ENGINE: Mapping[str, Check] = {
     "step_ends": text,
     "revision": text,
     "hf_overrides": json_object,
-    "quantization": by_role,
+    "quantization": quantization,
     "executor": text,
     "max_guesses": integer,
     "enable_prefix_caching": flag,
@@ -83,6 +83,7 @@ DEMO: Mapping[str, Check] = {
     "draft": text,
     "target": text,
     "prm": text,
+    "quantization": quantization,
     "json": flag,
     "verbose": flag,
 }

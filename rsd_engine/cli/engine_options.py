@@ -63,7 +63,7 @@ def engine_arguments(options: EngineOptions, config: Config) -> dict[str, Any]:
     if options.hf_overrides is not None:
         found["hf_overrides"] = values.json_object("--hf-overrides", options.hf_overrides)
     if options.quantization is not None:
-        found["quantization"] = values.by_role("--quantization", options.quantization)
+        found["quantization"] = values.quantization("--quantization", options.quantization)
     if options.scorer is not None:
         found["scorer"] = values.scorer("--scorer", options.scorer)
     if options.prm_format is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ _UNITS = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
 _MAX_TEXT = 64 << 20  # bytes of a file of settings; a device may be endless
+_ROLES = ("draft", "target", "prm")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 Check = Callable[[str, Any], Any]
@@ -114,6 +115,27 @@ def by_role(name: str, value: Any) -> str | dict[str, str]:
     found = {role.strip(): word.strip() for role, _, word in pairs}
     if not all(equals for _, equals, _ in pairs) or len(found) < len(pairs):
         raise UsageError(f"{name} must be a word or ROLE=WORD,ROLE=WORD, got {value!r}")
+    return found
+
+
+def quantization(name: str, value: Any) -> str | dict[str, str]:
+    """What plain weights are rounded to as an engine loads them, as in `by_role`."""
+    from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS
+
+    return word_by_role(name, value, QUANTIZATIONS)
+
+
+def word_by_role(name: str, value: Any, allowed: Collection[str]) -> str | dict[str, str]:
+    """As `by_role`, of words and roles that there are."""
+    found = by_role(name, value)
+    for role, word in found.items() if isinstance(found, dict) else [("", found)]:
+        if role and role not in _ROLES:
+            raise UsageError(f"{name} names {role!r}; the roles are {', '.join(_ROLES)}")
+        if word not in allowed:
+            of_role = f" of {role}" if role else ""
+            raise UsageError(
+                f"{name}{of_role} must be one of {', '.join(allowed)}, got {reprlib.repr(word)}"
+            )
     return found
 
 

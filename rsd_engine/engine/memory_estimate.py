@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -150,37 +149,6 @@ class ModelMemory:
         return num_tables * length * self.config.head_dim * torch.float32.itemsize
 
 
-def estimate_memory(
-    configs: Mapping[Role, ModelConfig],
-    *,
-    dtype: torch.dtype | None,
-    memory_bytes: float,
-    utilization: float,
-    max_num_seqs: int,
-    max_model_len: int,
-    formats: Mapping[Role, WeightFormat] = MappingProxyType({}),
-) -> MemoryEstimate:
-    """The memory of an engine of these models on a GPU, each with weights of its own.
-
-    Args:
-        configs: the model of each role.
-        dtype: of weights, K and V; None takes each checkpoint's own.
-        memory_bytes: of the device.
-        utilization: share of it that the engine may use.
-        max_num_seqs: slots.
-        max_model_len: most tokens of prompt and output.
-        formats: of the weights of roles whose weights are quantised.
-    """
-    models = {
-        role: ModelMemory(config, WeightForm.plain(dtype or config.dtype), formats.get(role))
-        for role, config in configs.items()
-    }
-    available = int(memory_bytes * utilization)
-    return estimate_models(
-        models, available, max_num_seqs=max_num_seqs, max_model_len=max_model_len, on_gpu=True
-    )
-
-
 def estimate_models(
     models: Mapping[Role, ModelMemory],
     available: int,
@@ -192,11 +160,17 @@ def estimate_models(
     max_guesses: int = 0,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
-    """The memory of an engine of these models, which may take `available` bytes.
+    """The memory of an engine of these models.
 
-    Roles with the same object in `models` share one model. `own` is the scorer, if it is none of
-    them. `max_guesses` is as in `Engine`; `on_gpu`: whether tokens are drawn by kernels, which need
-    room for it. The other arguments are as in `estimate_memory` and `page_layout`.
+    Args:
+        models: of each role; roles with the same object share one model.
+        available: bytes that the engine may take.
+        max_num_seqs: slots.
+        max_model_len: most tokens of prompt and output.
+        page_multiple: as in `page_layout`.
+        own: the scorer, if it is none of the models.
+        max_guesses: as in `Engine`.
+        on_gpu: whether tokens are drawn by kernels, which need room for it.
     """
     configs = {role: model.config for role, model in models.items()}
     shapes = {role: model.config.kv_shape(model.dtype) for role, model in models.items()}

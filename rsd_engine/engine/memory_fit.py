@@ -25,7 +25,7 @@ from rsd_kernels.state.enums import Role
 logger = logging.getLogger("rsd_engine")
 
 SHORTEST_CONTEXT = 256  # tokens; where no more fits, it is better not to start
-_CPU_SHARE = 0.25  # for contexts, of what models leave: a CPU's memory is used by others too
+CPU_SHARE = 0.25  # for contexts, of what models leave: a CPU's memory is used by others too
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Candidate:
     def room(self) -> int:
         """Bytes for contexts, pages and all; negative if not even the models fit."""
         left = self.estimate.pool + self.estimate.growing
-        return left if self.device.type == "cuda" else int(_CPU_SHARE * left)
+        return left if self.device.type == "cuda" else int(CPU_SHARE * left)
 
     @property
     def page_budget(self) -> int:
@@ -223,7 +223,7 @@ def _tell_length(chosen: _Candidate, allowed: int) -> None:
 def _left_text(chosen: _Candidate) -> str:
     """How much is left for pages by default, and why."""
     found = chosen.estimate
-    rest = "" if chosen.device.type == "cuda" else f"; {1 - _CPU_SHARE:.0%} of the rest stay free"
+    rest = "" if chosen.device.type == "cuda" else f"; {1 - CPU_SHARE:.0%} of the rest stay free"
     return (
         f"{megabytes(max(0, chosen.page_budget))} are left for KV pages "
         f"({megabytes(found.available)} available on {chosen.device}, {megabytes(found.needed)} "

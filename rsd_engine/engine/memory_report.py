@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
-
-from torch import Tensor
 
 from rsd_engine.engine.memory_estimate import by_role_name
 from rsd_engine.engine.models import ModelSet
+from rsd_engine.engine.weight_use import count_bytes, held_by_format
 from rsd_engine.loop.rsd import Loop
 from rsd_engine.memory.available import megabytes
 from rsd_engine.memory.page_pool import PagePool
-from rsd_engine.models.heads import LanguageModel, RewardModel
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.slots import SlotState
 
@@ -42,7 +40,8 @@ class MemoryReport:
     """Bytes that an engine has allocated, each counted once, and the use of its pages.
 
     Attributes:
-        weights: of each role.
+        formats: of the weights of each role, by what they are held in, such as "Q4_K"; of plain
+            matrices and of vectors that is their dtype.
         pool: the page pool: K and V of all roles.
         page_bytes: of one page.
         pages: how each role uses its pages.
@@ -52,7 +51,7 @@ class MemoryReport:
         tables: vocabulary and rope tables, and the rows of a pass.
     """
 
-    weights: Mapping[Role, int]
+    formats: Mapping[Role, Mapping[str, int]]
     pool: int
     page_bytes: int
     pages: Mapping[Role, PageUse]
@@ -60,6 +59,11 @@ class MemoryReport:
     state: int
     log: int
     tables: int
+
+    @property
+    def weights(self) -> dict[Role, int]:
+        """Of each role, in all formats; 0 for a role that uses those of another."""
+        return {role: sum(formats.values()) for role, formats in self.formats.items()}
 
     @property
     def total(self) -> int:
@@ -75,8 +79,10 @@ class MemoryReport:
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) in the order to show them."""
-        weights = by_role_name(self.weights)
-        rows = [(f"{name} weights", megabytes(n)) for name, n in weights.items()]
+        rows = [
+            (f"{name} weights", _weights(formats))
+            for name, formats in by_role_name(self.formats).items()
+        ]
         rows.append(("page pool", f"{megabytes(self.pool)}, {self.page_bytes} bytes per page"))
         for name, use in by_role_name(self.pages).items():
             sizes = f"{use.bytes_per_token} bytes per token, {use.tokens_per_page} tokens per page"
@@ -100,8 +106,9 @@ class MemoryReport:
         values: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in ("weights", "pages")
+            if f.name not in ("formats", "pages")
         }
+        values["formats"] = by_role_name(self.formats)
         values["weights"] = by_role_name(self.weights)
         values["pages"] = {name: vars(use) for name, use in by_role_name(self.pages).items()}
         return values | {"total": self.total, "page_waste": self.page_waste}
@@ -110,17 +117,17 @@ class MemoryReport:
 def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     """Counts every tensor of an engine once. It reads a few, so call it between launches."""
     counted: set[int] = set()
-    weights = {role: _count(_weights(model), counted) for role, model in models.models.items()}
-    pool_bytes = _count(pool.buffer, counted)
+    formats = {role: held_by_format(model, counted) for role, model in models.models.items()}
+    pool_bytes = count_bytes(pool.buffer, counted)
     decoders = [model.decoder for model in models.models.values()]
     scratch = [(decoder.activations, decoder.scratch) for decoder in decoders]
-    activations = _count([scratch, loop.logits, loop.sample_scratch], counted)
-    log = _count(loop.state.log, counted)
-    state = _count(loop.state, counted)
+    activations = count_bytes([scratch, loop.logits, loop.sample_scratch], counted)
+    log = count_bytes(loop.state.log, counted)
+    state = count_bytes(loop.state, counted)
     rest = [vars(decoder) for decoder in decoders]
-    tables = _count([rest, vars(loop), models.prm], counted)
+    tables = count_bytes([rest, vars(loop), models.prm], counted)
     return MemoryReport(
-        weights=weights,
+        formats=formats,
         pool=pool_bytes,
         page_bytes=pool.page_bytes,
         pages=_page_use(models, pool, loop.state),
@@ -131,9 +138,12 @@ def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     )
 
 
-def _weights(model: LanguageModel | RewardModel) -> list[Any]:
-    last = model.lm_head if isinstance(model, LanguageModel) else model.head
-    return [model.decoder.weights, last]
+def _weights(formats: Mapping[str, int]) -> str:
+    """All of them, and by format."""
+    total = megabytes(sum(formats.values()))
+    if not formats:
+        return f"{total}, those of another role"
+    return f"{total}: " + ", ".join(f"{megabytes(size)} {name}" for name, size in formats.items())
 
 
 def _page_use(models: ModelSet, pool: PagePool, state: SlotState) -> dict[Role, PageUse]:
@@ -148,28 +158,3 @@ def _page_use(models: ModelSet, pool: PagePool, state: SlotState) -> dict[Role, 
             tokens_held=int(state.kv_len[role].sum()),
         )
     return found
-
-
-def _count(value: Any, counted: set[int]) -> int:
-    """Bytes of the tensors in `value` whose storage is not yet in `counted`; adds it there."""
-    total = 0
-    for tensor in _tensors(value):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in counted:
-            counted.add(storage.data_ptr())
-            total += storage.nbytes()
-    return total
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a tensor, a collection or a dataclass, at any depth."""
-    if isinstance(value, Tensor):
-        if value.untyped_storage().nbytes():
-            yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, field.name) for field in fields(value)])

@@ -49,7 +49,7 @@ class OpenOptions:
         if quantization is not None and not isinstance(quantization, str):
             check_by_role("quantization", quantization, names)
         for name in names:
-            self._quantization_of(name)
+            self.quantization_of(name)
 
     def check_computed(self, dtype: str | torch.dtype, device: torch.device) -> None:
         """Raises ValueError if weights are to be quantised and products of such cannot be made."""
@@ -66,7 +66,12 @@ class OpenOptions:
     def overrides_of(self, name: str) -> Mapping[str, Any]:
         return (self.hf_overrides or {}).get(name, {})
 
-    def _quantization_of(self, name: str) -> Quantization | None:
+    def quantization_of(self, name: str) -> Quantization | None:
+        """What the weights of the role `name` are rounded to.
+
+        Raises:
+            ValueError: there is none of the name that was given.
+        """
         given = self.quantization
         asked = given if given is None or isinstance(given, str) else given.get(name)
         if asked is None:
@@ -80,7 +85,7 @@ class OpenOptions:
     def alike(self, one: Role, other: Role) -> bool:
         """Whether two roles of one source are one model."""
         names = [role.name.lower() for role in (one, other)]
-        first, second = ((self.overrides_of(n), self._quantization_of(n)) for n in names)
+        first, second = ((self.overrides_of(n), self.quantization_of(n)) for n in names)
         return first == second
 
     def open(self, name: str, source: ModelSource) -> Checkpoint:
@@ -90,8 +95,15 @@ class OpenOptions:
             ValueError: it is none, an open one that is to be overridden, or one that is quantised
                 already and is to be quantised.
         """
-        checkpoint = self._opened(name, source)
-        quantization = self._quantization_of(name)
+        return self.quantised(name, self._opened(name, source))
+
+    def quantised(self, name: str, checkpoint: Checkpoint) -> Checkpoint:
+        """The open checkpoint of the role `name`, its weights rounded if they are to be.
+
+        Raises:
+            ValueError: it is quantised already and is to be quantised.
+        """
+        quantization = self.quantization_of(name)
         if quantization is None:
             return checkpoint
         with naming_model(name):

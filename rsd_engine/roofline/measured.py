@@ -1,4 +1,4 @@
-"""How fast this device reads its memory, measured: it bounds the speed of decoding."""
+"""How fast this device reads its memory and computes products, measured: they bound a pass."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ def read_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int
     reductions: tuple[Callable[[], Tensor], ...] = (data.sum, data.amax)
     clock = _seconds_on_gpu if device.type == "cuda" else _seconds
     return data.nbytes / min(clock(read) for read in reductions for _ in range(runs))
+
+
+def product_rate(device: torch.device, width: int = 1024, runs: int = 5) -> float:
+    """Operations per second of PyTorch's product of two fp32 matrices, the best of the runs.
+
+    Args:
+        device: a CPU or a CUDA device.
+        width: rows and columns of each.
+        runs: products.
+    """
+    one, other = torch.ones(2, width, width, device=device)
+    clock = _seconds_on_gpu if device.type == "cuda" else _seconds
+    return 2 * width**3 / min(clock(lambda: one @ other) for _ in range(runs))
 
 
 def _seconds(read: Callable[[], Tensor]) -> float:

@@ -16,7 +16,14 @@ from rsd_engine.roofline.presets import PRESETS
 
 
 def find_config(source: str, revision: str | None = None, *, is_prm: bool = False) -> ModelConfig:
-    """The config of a model.
+    """The config of a model, as `find_model` finds it."""
+    return find_model(source, revision, is_prm=is_prm)[0]
+
+
+def find_model(
+    source: str, revision: str | None = None, *, is_prm: bool = False
+) -> tuple[ModelConfig, Checkpoint | None]:
+    """The config of a model, and its checkpoint, perhaps without weights; a preset has none.
 
     Args:
         source: name of a preset, folder with a config.json, GGUF file or hub id.
@@ -30,11 +37,11 @@ def find_config(source: str, revision: str | None = None, *, is_prm: bool = Fals
         path = Path(source).expanduser()
         preset = None if path.is_dir() else PRESETS.get(source.lower())
         if preset is not None:
-            return ModelConfig.from_dict(preset)
+            return ModelConfig.from_dict(preset), None
         checkpoint = _checkpoint(source, path, revision)
         config = ModelConfig.from_dict(checkpoint.config())
         found = find_reward_family(config.architecture, checkpoint) if is_prm else None
-        return config if found is None else replace(config, is_reward_model=True)
+        return (config if found is None else replace(config, is_reward_model=True)), checkpoint
     except ValueError as error:
         message = str(error)
         raise ValueError(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from rsd_engine import Engine
 from rsd_engine.demo import ROLES, checkpoint_dir
@@ -334,3 +336,78 @@ def test_of_a_hub_id_only_small_files_are_asked_for(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert open_checkpoint("owner/name", weights=False).config()["vocab_size"]
     assert asked and not [name for name in asked if "safetensors" in name or ".bin" in name]
+
+
+def shares(found: dict[str, Any], key: str = "formats") -> dict[str, dict[str, Any]]:
+    """Of every model, by role: format -> its bytes in memory, and what a pass reads."""
+    return {
+        model["role"]: {s["format"]: (s["num_bytes"], s["read_bytes"]) for s in model[key]}
+        for model in found["models"]
+    }
+
+
+def test_weights_by_format(rsd: Rsd) -> None:
+    """Bytes by hand; the PRM reads no embedding, of which its rows are looked up."""
+    where = [checkpoint_dir(role) for role in ROLES]
+    found = as_json(rsd, *where, "--quantization=target=int4")
+    layers, embedding = 6 * 256 * (2 * 256 + 2 * 128 + 3 * 704), 960 * 256
+    of_prm, of_its_embedding = 4 * 128 * (2 * 128 + 2 * 64 + 3 * 160), 960 * 128
+    told = shares(found)
+    assert told["target"] == {
+        "Q4_1": (layers // 32 * 20, layers // 32 * 20),
+        "Q8_0": (embedding // 32 * 34, embedding // 32 * 34),  # its LM head too
+    }
+    assert told["prm"] == {"bfloat16": (2 * (of_prm + of_its_embedding), 2 * of_prm)}
+    on_a_gpu = 2 * (layers + embedding)
+    assert shares(found, "formats_elsewhere")["target"] == {"bfloat16": (on_a_gpu, on_a_gpu)}
+    with Engine(*where, device="cpu", quantization={"target": "int4"}) as engine:
+        for role, formats in engine.memory.formats.items():
+            matrices = {name: size for name, (size, _) in told[role.name.lower()].items()}
+            assert matrices.items() <= formats.items()
+
+
+def test_weights_that_are_expanded(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
+    """A GPTQ checkpoint: in memory on a CPU are fp32 matrices."""
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    folder = edited(tiny.draft, tmp_path / "gptq", "config.json", quantization_config=settings)
+    stored, packed = load_file(folder / "model.safetensors"), {}
+    for name, tensor in stored.items():
+        if not name.endswith("proj.weight"):
+            packed[name] = tensor
+            continue
+        outputs, inputs = tensor.shape
+        shapes = {"qweight": (inputs // 8, outputs), "qzeros": (inputs // 32, outputs // 8)}
+        stem = name.removesuffix(".weight")
+        packed |= {
+            f"{stem}.{part}": torch.zeros(shape, dtype=torch.int32)
+            for part, shape in shapes.items()
+        }
+        packed[f"{stem}.scales"] = torch.zeros(inputs // 32, outputs, dtype=torch.float16)
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    [model] = as_json(rsd, folder)["models"]
+    assert model["format"] == "safetensors (gptq)"
+    linears = [t.numel() for name, t in stored.items() if name.endswith("proj.weight")]
+    [expanded] = [s for s in model["formats"] if s["expanded_from"]]
+    assert expanded["expanded_from"] == "GPTQ" and expanded["format"] == "float32"
+    assert expanded["num_bytes"] == expanded["read_bytes"] == 4 * sum(linears)
+    shown = rsd("inspect", folder, *ROOM).stdout
+    assert "weights held in    float32 0.1 MB, expanded\n" in shown
+    refused = as_json(rsd, folder, "--quantization=int8", fits=False)
+    assert "needs plain weights" in said(refused, "quantization")
+    assert "is stored as GPTQ; leave out quantization" in said(refused, "quantization")
+
+
+def test_what_cannot_be_quantised(rsd: Rsd, tiny: TinyModels) -> None:
+    found = as_json(rsd, tiny.target, "--quantization=draft=int8", fits=False)
+    told = "quantization has 'draft'; the roles here are ['target']"
+    assert said(found, "quantization") == told
+    same = as_json(rsd, tiny.draft, tiny.draft, "--quantization=int8")
+    weights = same["memory"]["weights"]
+    assert weights["draft"] > 0 == weights["target"]  # one model in memory
+    differently = as_json(rsd, tiny.draft, tiny.draft, "--quantization=draft=int4,target=int8")
+    weights = differently["memory"]["weights"]
+    assert 0 < weights["draft"] < weights["target"]
+    for option in ("--device=cuda", "--dtype=bfloat16"):
+        result = rsd("inspect", tiny.target, "--memory=1GB", "--quantization=int8", option)
+        assert result.exit_code == 2
+        assert "quantization='int8' is for a CPU, float32 and the CPU library" in result.stderr

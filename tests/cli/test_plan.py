@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+import torch
 
 from rsd_kernels.launch import available
 from tests.cli.conftest import Rsd
+from tests.models.checkpoints import make_model
+from tests.models.gguf_files import write_gguf
 from tests.tiny_models import TinyModels
 
 MODELS = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=skywork-prm-1.5b")
@@ -111,8 +116,8 @@ def test_the_large_triple_fits_if_it_is_quantised(
 ) -> None:
     """7B, 72B and 7B; a pass then reads its weights as they are stored."""
     models = ("--draft=qwen2.5-7b", "--target=qwen2.5-72b", "--prm=qwen2.5-math-prm-7b")
-    formats = [f"--{role}-quantization={weights}" for role in ("draft", "target", "prm")]
-    found = as_json(rsd, *models, *formats, f"--gpu={gpu}", "--bandwidth=1000", "--tflops=1000000")
+    rates = ("--bandwidth=1000", "--tflops=1000000")
+    found = as_json(rsd, *models, f"--quantization={weights}", f"--gpu={gpu}", *rates)
     assert (found["memory"]["sequences"]["1024"] >= 40) == fits
     embedding = 152064 * 8192
     bits = {"fp8": 8 + 1 / 512, "int4": 4.15625}[weights]
@@ -120,15 +125,98 @@ def test_the_large_triple_fits_if_it_is_quantised(
     assert found["memory"]["weights"]["target"] == pytest.approx(read + 2 * embedding)
     token = (read + 1024 * 327680) / 1e12
     assert found["pass_seconds"]["target"]["token"] == pytest.approx(token, rel=1e-5)
-    assert found["models"]["target"]["quantization"] == weights
+    assert found["models"]["target"]["weights_in"] == weights
 
 
 def test_one_role_quantised(rsd: Rsd) -> None:
-    shown = rsd("plan", *MODELS, "--gpu=h100", "--target-quantization=Q4_K").stdout
-    assert "7.62 B parameters (4.28 GB, q4_k)" in shown
+    shown = rsd("plan", *MODELS, "--gpu=h100", "--quantization=target=INT4-g64").stdout
+    assert "7.62 B parameters (5.70 GB), " in shown
+    assert "\nweights target int4-g64\nwork " in shown
     assert "1.54 B parameters (3.09 GB), " in shown
-    assert "the engine expands them when it loads" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+EMBEDDING = 152064 * 3584  # of Qwen2.5-7B, which has a head of its own
+ON_CPU = ("--device=cpu", "--bandwidth=20", "--tflops=1000", "--memory=24GB", "--context=1000")
+
+
+@pytest.mark.parametrize(
+    ("words", "layers", "tables"),
+    [(("--quantization=Q4_K",), 4.5, 4.5), (("--quantization=int4",), 5, 8.5), ((), 16, 16)],
+)
+def test_a_cpu(rsd: Rsd, words: tuple[str, ...], layers: float, tables: float) -> None:
+    """Computes in float32, K and V too; at load 4 bits are those of Q4_1, beside Q8_0."""
+    found = as_json(rsd, *MODELS, *ON_CPU, *words)
+    body = 7_615_616_512 - 2 * EMBEDDING
+    target = (body * layers + EMBEDDING * tables) / 8
+    assert found["pass_seconds"]["target"]["token"] == pytest.approx(
+        (target + 1000 * 2 * 57344) / 20e9, rel=1e-5
+    )
+    held = target + EMBEDDING * tables / 8
+    assert found["memory"]["weights"]["target"] == pytest.approx(held, rel=1e-6)
+    memory = found["memory"]
+    left = 24e9 - sum(memory["weights"].values()) - memory["activations"]
+    growing = memory["state"] + memory["tables"]
+    assert memory["pool"] == pytest.approx(max(0, left) / 4 - growing + min(0, left), abs=1e5)
+
+
+def test_what_it_prints_of_a_cpu(rsd: Rsd) -> None:
+    quantised = ("--quantization=target=q4_k,draft=int8", "--tflops=0.1")
+    shown = rsd("plan", *MODELS, *ON_CPU, *quantised).stdout
+    threads = torch.get_num_threads()
+    assert f"this CPU, {threads} thread" in shown
+    assert "20.0 GB/s, 100 GFLOP/s, 24.0 GB (with your figures)" in shown
+    assert "7.62 B parameters (4.28 GB), 114688 bytes of KV a token" in shown
+    assert "1.54 B parameters (1.64 GB), " in shown
+    assert "\nweights draft int8, target q4_k\n" in shown
+    assert "75% of what the models leave stays free" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_checkpoint_is_planned_as_its_files_are_used(rsd: Rsd, tmp_path: Path) -> None:
+    model = make_model("llama3", hidden_size=64, intermediate_size=96)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    path = write_gguf(tmp_path / "model.gguf", model, quantise=kind)
+    models = (f"--draft={path}", f"--target={path}", MODELS[2], "--step-tokens=8")
+    work = (*ON_CPU[:-1], "--context=16")
+    found = as_json(rsd, *models, *work)
+    assert found["models"]["draft"]["weights_in"] == "Q8_0"
+    numel = sum(p.numel() for name, p in model.named_parameters())
+    norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    held = found["memory"]["weights"]["draft"]
+    assert (numel - norms) * 34 / 32 <= held <= numel * 34 / 32
+    told = "--quantization of target must be left out: .*model.gguf. is quantised already .Q8_0."
+    refused = rsd("plan", *models, *work, "--quantization=target=int4")
+    assert refused.exit_code == 2
+    assert re.search(told, refused.stderr)
+    shown = rsd("plan", *models, "--gpu=l4", "--context=16").stdout
+    assert "\nweights draft expanded to bfloat16, target expanded to bfloat16\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64}, "int4-g64"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "fp8"}, "fp8"),
+    ],
+)
+def test_a_published_checkpoint_by_its_config(
+    rsd: Rsd, tiny: TinyModels, tmp_path: Path, settings: dict[str, Any], name: str
+) -> None:
+    """As of a hub id, whose weights are not here."""
+    config = json.loads((tiny.target / "config.json").read_text())
+    config["quantization_config"] = settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    models = (f"--draft={tiny.draft}", f"--target={tmp_path}", f"--prm={tiny.prm}")
+    work = ("--context=100", "--step-tokens=10")
+    found = as_json(rsd, *models, *work, "--gpu=l4")["models"]
+    assert found["target"]["weights_in"] == name
+    assert found["target"]["bytes_per_parameter"] < 1.1
+    assert found["draft"]["weights_in"] is None
+    on_cpu = as_json(rsd, *models, *ON_CPU[:-1], *work)["models"]["target"]
+    assert on_cpu["bytes_per_parameter"] == 4
 
 
 def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) -> None:
@@ -185,7 +273,7 @@ def test_launches_as_a_table(rsd: Rsd) -> None:
 def test_launches_with_quantised_weights(rsd: Rsd) -> None:
     """The layers are read in their bits, the LM head and all else as before."""
     args = ("--launches", "--draft=qwen2.5-1.5b", "--gpu=h200")
-    quantised = as_json(rsd, *args, "--draft-quantization=int4-g64")["draft"]["ticks"][0]
+    quantised = as_json(rsd, *args, "--quantization=int4-g64")["draft"]["ticks"][0]
     plain = as_json(rsd, *args)["draft"]["ticks"][0]
     assert quantised["control"] == plain["control"]
     assert 0.5 < quantised["seconds"] / plain["seconds"] < 0.9
@@ -194,7 +282,7 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
         of_layer = few["weight"] and few["weight"][0] != 151936
         saved = math.prod(few["weight"]) * (16 - (4 + 20 / 64)) / 8 if of_layer else 0
         assert few["num_bytes"] == pytest.approx(many["num_bytes"] - saved, rel=1e-5)
-    shown = rsd("plan", *args, "--draft-quantization=int4-g64").stdout
+    shown = rsd("plan", *args, "--quantization=int4-g64").stdout
     assert "draft qwen2.5-1.5b, int4-g64 and bfloat16: 1 sequence of 1024 tokens" in shown
 
 
@@ -203,6 +291,7 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
     [
         ((*MODELS, "--gpu=gtx1080"), "gpu must be one of a10, a100-40gb"),
         (MODELS, "a plan needs --gpu"),
+        (("--target=qwen2.5-7b", "--device=cpu"), "a plan needs --draft, --prm"),
         (("--target=qwen2.5-7b", "--gpu=h100"), "a plan needs --draft, --prm"),
         ((*MODELS, "--gpu=h100", "--bandwidth=1e-320"), "bandwidth must be in .0.001, 1e.09., got"),
         ((*MODELS, "--gpu=h100", "--tflops=1e308"), "tflops must be in .0.001, 1e.09., got"),
@@ -227,12 +316,26 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
         ((*MODELS, "--gpu=h100", "--guess-acceptance=-1"), "--guess-acceptance"),
         ((*MODELS, "--gpu=h100", "--slots=0"), "--slots"),
         (
-            (*MODELS, "--gpu=h100", "--prm-quantization=int3"),
-            "quantization must be one of fp8, .* got 'int3'",
+            (*MODELS, "--gpu=h100", "--quantization=prm=q4_k"),
+            "--quantization of prm must be one of fp8, int8, int4, .* got 'q4_k'",
         ),
         (
-            ("--launches", *MODELS, "--gpu=h100", "--draft-quantization=q4_k"),
-            "none reads q4_k, which is expanded there; fp8, int8, int4",
+            (*MODELS, "--device=cpu", "--quantization=fp8"),
+            "--quantization must be one of int8, int4, q4_0, .* got 'fp8'",
+        ),
+        (
+            (*MODELS, "--device=cpu", "--quantization=int8", "--dtype=bfloat16"),
+            "quantization='int8' is for a CPU, float32 and the CPU library, and dtype=",
+        ),
+        ((*MODELS, "--device=cpu", "--gpu=h100"), "--device may be cpu, without --gpu"),
+        ((*MODELS, "--device=cuda"), "--device may be cpu, .* got cuda"),
+        (
+            ("--launches", *MODELS, "--gpu=h100", "--quantization=q4_k"),
+            "--quantization must be one of fp8, int8, int4, .* got 'q4_k'",
+        ),
+        (
+            ("--launches", *MODELS, "--device=cpu"),
+            "--launches is of a GPU: leave out --device, got cpu",
         ),
         (("--launches", *MODELS), "the launches of a plan need --gpu"),
         (("--launches", "--gpu=h100"), "the launches of a plan need --draft or --target"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_the_subjects(tmp_path: Path) -> None:
     (tiny.draft / "model.safetensors").unlink()
     found = {f.subject for f in run_inspection(options(tiny)).findings}
     shutil.rmtree(tmp_path)
-    found |= {f.subject for f in run_inspection(options(make_tiny_models(tmp_path))).findings}
+    tiny = make_tiny_models(tmp_path)
+    found |= {f.subject for f in run_inspection(options(tiny)).findings}
+    alone = replace(options(tiny), named={"target": str(tiny.target)}, quantization={"prm": "int8"})
+    found |= {f.subject for f in run_inspection(alone).findings}
     told = {row[0].strip("`") for row in INSPECT.table_after("## What is checked")}
     assert found == told
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +19,8 @@ from tests.docs.documents import document
 USAGE = document("docs/usage.md")
 
 
-def test_the_programs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_programs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks, one after the other, in one process."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # of quantised weights
     monkeypatch.setattr(logging.getLogger("rsd_engine"), "level", logging.WARNING)
     names: dict[str, Any] = {}
     for number, code in enumerate(USAGE.blocks("python")):
@@ -37,18 +32,6 @@ def test_the_plan(shell: Shell) -> None:
     command, _, block = USAGE.text.partition("$ rsd plan ")[2].partition("\n")
     shown = block.partition("\n```")[0]
     assert shell.rsd("plan", *shlex.split(command)).strip() == shown.strip()
-
-
-def test_what_fits_if_it_is_quantised(shell: Shell) -> None:
-    models = ("--draft=qwen2.5-7b", "--target=qwen2.5-72b", "--prm=qwen2.5-math-prm-7b")
-    for weights, gigabytes, *fits in USAGE.table_after("What fits then"):
-        formats = [f"--{role}-quantization={weights}" for role in ("draft", "target", "prm")]
-        for gpu, told in zip(("h100", "h200"), fits, strict=True):
-            args = [*models, f"--gpu={gpu}", *(formats if weights != "bfloat16" else ())]
-            memory = json.loads(shell.rsd("plan", *args, "--json"))["memory"]
-            assert gigabytes == f"{sum(memory['weights'].values()) / 1e9:.1f}"
-            number = memory["sequences"]["4096"]
-            assert told == (f"{number} sequences" if number else "does not fit")
 
 
 def test_every_sampling_parameter_is_there() -> None:

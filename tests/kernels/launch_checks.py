@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.aot import compile as aot
-from rsd_kernels.aot.launches import MODEL_SHAPES, forward_launches, overlapped_launches
+from rsd_kernels.aot.launches import (
+    MODEL_SHAPES,
+    forward_launches,
+    grouped_launches,
+    overlapped_launches,
+)
 from rsd_kernels.aot.loop_launches import loop_launches
 from rsd_kernels.launch import Launch
 
@@ -26,7 +31,9 @@ MODEL = "Qwen2.5-1.5B"
 STREAM = 0x5EED0
 # One of each way to launch: few parameters and over a hundred, bundles, early, one program or many,
 # pointers in a tensor.
-FORWARD = ("embed", "qkv_projection", "paged_attention", "linear (down), early")
+FORWARD = (
+    "embed", "qkv_projection", "paged_attention", "linear (down), early", "linear (o), int4, zeros",
+)  # fmt: skip
 LOOP_OPS = (
     "schedule_most_ready", "rollback", "reward_accept_value_1.5B_0", "write_1", "guess",
     "write_verifying_2", "fork_0",
@@ -96,6 +103,7 @@ def driver() -> Iterator[ctypes.CDLL]:
 def all_launches() -> dict[str, Launch]:
     shape = MODEL_SHAPES[MODEL]
     shipped = [*forward_launches(MODEL, shape, 1), *overlapped_launches(MODEL, shape, 1)]
+    shipped += grouped_launches(MODEL, 1, "int4, zeros")
     return {one.op: one.launch for one in shipped} | loop_launches()
 
 

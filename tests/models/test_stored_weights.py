@@ -15,7 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_engine.models.loader import load_language_model, load_reward_model
+from rsd_engine.models.weight_form import WeightForm
 from tests.models.checkpoints import PrmHeads, edit_config, file_behind, make_model, save
 from tests.models.driver import Driver
 from tests.plain_weights import matrix_of, plain
@@ -346,3 +348,21 @@ def test_nothing_writes_to_the_files(folder: Path) -> None:
     Driver(model).run((0, TOKENS))
     plain(model.decoder.weights.embedding).zero_()
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_blocks_of_which_no_products_are_made_are_counted_expanded() -> None:
+    """Q3_K beside Q4_K, as in a file of type Q3_K_M: 110 and 144 bytes for 256 weights."""
+
+    def unread() -> Any:
+        raise AssertionError("a header is enough")
+
+    def stored(packing: str, nbytes: int, blocks: bool) -> StoredTensor:
+        return StoredTensor(
+            (2, 256), torch.float32, "model.gguf", nbytes, unread, packing,
+            stored=unread if blocks else None,
+        )  # fmt: skip
+
+    tensors = {"a": stored("Q3_K", 2 * 110, False), "b": stored("Q4_K", 2 * 144, True)}
+    form = WeightForm.as_stored(torch.float32, tensors)
+    assert form.name == "float32 and Q4_K"
+    assert form.bytes_per_parameter == (4 * 256 + 144) / 512

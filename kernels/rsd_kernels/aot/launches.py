@@ -18,7 +18,10 @@ from rsd_kernels.aot.loop_launches import PAGE_BYTES, loop_launches
 from rsd_kernels.attention.kernel import attention_launch
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.embedding.kernel import embed_launch
-from rsd_kernels.launch import OVERLAP_ROWS, Launch
+from rsd_kernels.grouped.kernel import grouped_rows_launch
+from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
+from rsd_kernels.grouped.weight import DeviceWeight, GroupedWeight
+from rsd_kernels.launch import OVERLAP_ROWS, Launch, ceil_div
 from rsd_kernels.linear.kernel import projection_launch
 from rsd_kernels.linear.tiles import MAX_ROWS
 from rsd_kernels.linear.weight import LinearWeight
@@ -86,6 +89,9 @@ def shipped_launches(
         for num_rows in rows:
             yield from forward_launches(name, shape, num_rows, dtype)
             yield from overlapped_launches(name, shape, num_rows, dtype)
+    for form in GROUPED_FORMS if torch.float32 != dtype else ():
+        for num_rows in rows:
+            yield from grouped_launches(_GROUPED_SHAPE, num_rows, form, dtype)
     for op, launch in loop_launches(_NUM_SLOTS).items():
         yield ShippedLaunch(op, f"{_NUM_SLOTS} slots", 0, launch)
 
@@ -109,6 +115,63 @@ def overlapped_launches(
             yield ShippedLaunch(f"{op}, early", name, num_rows, replace(launch, overlap=True))
 
 
+def grouped_launches(
+    name: str, num_rows: int, form: str, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[ShippedLaunch]:
+    """The products of such a pass with weights in few bits, in both variants where there are two.
+
+    form: of `GROUPED_FORMS`.
+    """
+    shape, grouped = MODEL_SHAPES[name], GROUPED_FORMS[form]
+    for op, launch in _Forward(shape, num_rows, dtype, grouped).products():
+        yield ShippedLaunch(f"{op}, {form}", name, num_rows, replace(launch, overlap=False))
+        if launch.has_wait:
+            early = replace(launch, overlap=True)
+            yield ShippedLaunch(f"{op}, {form}, early", name, num_rows, early)
+
+
+@dataclass(frozen=True)
+class GroupedForm:
+    """How checkpoints hold their matrices; fields as in `GroupedMatrix`."""
+
+    kind: ValueKind
+    group_size: int | None = None  # None: all inputs
+    scale_rows: int = 1
+    zeros: bool = False
+    order: bool = False
+    scale_dtype: torch.dtype = torch.float16
+
+    def weight(self, num_outputs: int, num_inputs: int, bias: Tensor | None) -> GroupedWeight:
+        """Without memory."""
+        kind, group = self.kind, self.group_size or num_inputs
+        shape, dtype = (num_outputs, num_inputs), torch.int8
+        if kind.shifts:
+            line = MIN_GROUP * len(kind.shifts)
+            shape, dtype = (num_outputs, ceil_div(num_inputs, line) * 32), torch.int32
+        groups, scale_rows = num_inputs // group, ceil_div(num_outputs, self.scale_rows)
+        scales = torch.empty(groups, scale_rows, dtype=self.scale_dtype, device=_META).t()
+        zeros = torch.empty(groups, num_outputs, dtype=torch.int8, device=_META).t()
+        order = torch.empty(num_inputs, dtype=torch.int32, device=_META)
+        matrix = GroupedMatrix(
+            kind, torch.empty(shape, dtype=dtype, device=_META), scales,
+            zeros if self.zeros else None, num_inputs, group, self.scale_rows,
+            order if self.order else None,
+        )  # fmt: skip
+        return GroupedWeight(matrix, bias)
+
+
+GROUPED_FORMS = {
+    "int4": GroupedForm(ValueKind.INT4, 128),
+    "int4, zeros": GroupedForm(ValueKind.INT4, 128, zeros=True),
+    "int4, groups of 32": GroupedForm(ValueKind.INT4, 32, zeros=True),
+    "int4, act-order": GroupedForm(ValueKind.INT4, 128, zeros=True, order=True),
+    "int8": GroupedForm(ValueKind.INT8, 128),
+    "fp8, blocks": GroupedForm(ValueKind.FP8, 128, 128, scale_dtype=torch.float32),
+    "fp8": GroupedForm(ValueKind.FP8, scale_dtype=torch.float32),
+}
+_GROUPED_SHAPE = "Qwen2.5-7B"
+
+
 @dataclass(frozen=True)
 class _Forward:
     """One layer of a pass, with its embedding and its heads."""
@@ -116,6 +179,17 @@ class _Forward:
     shape: DecoderShape
     num_rows: int
     dtype: torch.dtype
+    grouped: GroupedForm | None = None  # its products, in few bits
+
+    def products(self) -> Iterator[tuple[str, Launch]]:
+        """All that read weights but the heads."""
+        if self.num_rows <= MAX_ROWS:
+            yield from (pair for pair in self._attention() if pair[0] == "qkv_projection")
+            yield from self._small_products()
+        elif self.grouped is not None:
+            x, weight = self._rows(self.shape.hidden), self._qkv()
+            assert isinstance(weight, GroupedWeight)
+            yield "linear (qkv)", grouped_rows_launch(x, weight, out=self._rows(weight.num_outputs))
 
     def launches(self) -> Iterator[tuple[str, Launch]]:
         shape, num_rows = self.shape, self.num_rows
@@ -186,7 +260,7 @@ class _Forward:
     def _norm_before(self) -> Tensor | None:
         return None if self.shape.norms == "after" else self._vector(self.shape.hidden)
 
-    def _qkv(self) -> LinearWeight:
+    def _qkv(self) -> DeviceWeight:
         shape = self.shape
         num_outputs = (shape.num_q_heads + 2 * shape.num_kv_heads) * shape.head_dim
         return self._weight(num_outputs, shape.hidden, bias=shape.qkv_bias)
@@ -209,9 +283,11 @@ class _Forward:
     def _batch(self) -> RowBatch:
         return RowBatch.allocate(self.num_rows, min(self.num_rows, _NUM_SLOTS), _META)
 
-    def _weight(self, num_outputs: int, num_inputs: int, *, bias: bool = False) -> LinearWeight:
-        matrix = self._matrix(num_outputs, num_inputs)
-        return LinearWeight(matrix, self._vector(num_outputs) if bias else None)
+    def _weight(self, num_outputs: int, num_inputs: int, *, bias: bool = False) -> DeviceWeight:
+        vector = self._vector(num_outputs) if bias else None
+        if self.grouped is not None:
+            return self.grouped.weight(num_outputs, num_inputs, vector)
+        return LinearWeight(self._matrix(num_outputs, num_inputs), vector)
 
     def _rows(self, width: int) -> Tensor:
         return self._matrix(self.num_rows, width)

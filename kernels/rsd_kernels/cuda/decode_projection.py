@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.library import Library, Projection
+from rsd_kernels.grouped.weight import DeviceWeight, GroupedWeight
 from rsd_kernels.launch import overlapping
 from rsd_kernels.linear.weight import LinearWeight
 
@@ -72,7 +73,7 @@ def describe(implementation: str) -> str:
 def launch(
     library: Library,
     x: Tensor,  # [num_rows, num_inputs]
-    weight: LinearWeight,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
+    weight: DeviceWeight,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
     *,
     out: Tensor,  # [num_rows, num_outputs], of the dtype of x or fp32
     residual: Tensor | None = None,  # [num_rows, num_outputs]; may be `out` itself
@@ -92,7 +93,7 @@ def launch(
     if x.shape[0] > MAX_ROWS:
         return False
     reason = "its gate is SiLU, not GELU" if gelu else refusal(x, weight, norm)
-    if reason is not None:
+    if reason is not None or isinstance(weight, GroupedWeight):
         _warn_once(f"decode products: Triton in place of CUDA C++, {reason}")
         return False
     projection = projection_struct(
@@ -105,8 +106,10 @@ def launch(
     return True
 
 
-def refusal(x: Tensor, weight: LinearWeight, norm: Tensor | None) -> str | None:
+def refusal(x: Tensor, weight: DeviceWeight, norm: Tensor | None) -> str | None:
     """Why the kernel does not take operands of a product; None if it does."""
+    if isinstance(weight, GroupedWeight):
+        return f"the weight is in {weight.matrix.kind.value}"
     if x.dtype not in DTYPE_CODES or weight.dtype != x.dtype:
         return f"x has dtype {x.dtype} and the weight {weight.dtype}"
     per_vector = _VECTOR_BYTES // x.element_size()

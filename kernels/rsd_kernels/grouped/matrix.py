@@ -2,10 +2,12 @@
 
 W[n, order[k]] = scale[n // scale_rows, g] * (q[n, k] - zero[n, g]), g = k // group_size
 
-The values of an output lie one after another, as in a plain matrix. Those of 4 bits are packed so
-that a product reads whole lines of memory and unpacks without a shuffle: a line of 32 words holds
-256 inputs, and word j has input 32 * i + j of them in its bits 4 * i to 4 * i + 3. Nothing is
-rounded again: integers, scales and zeros are those of the checkpoint.
+The values of an output lie one after another, as in a plain matrix. INT4 and FP8 are packed so that
+a product reads whole lines of memory and unpacks without a shuffle: a line of 32 words holds 256 or
+128 inputs, and the fields of word j are inputs 32 * i + j of them: those of even i in its low half,
+those of odd i in its high half, so that two of them become 16-bit floats at once. Scales and zeros
+of a group lie one after another. Nothing is rounded again: values, scales and zeros are those of
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-LINE_INPUTS = 256  # of 4 bits, in a line of memory
-_WORDS, _FIELDS = 32, 8  # of a line, of a word
 MIN_GROUP = 32  # inputs that one field of a line's words holds
+_WORDS = 32  # of a line
 
 
 class ValueKind(Enum):
@@ -33,6 +34,14 @@ class ValueKind(Enum):
     def bits(self) -> int:
         return 4 if self is ValueKind.INT4 else 8
 
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """Of the fields of a word; none where values are not packed in words."""
+        return _SHIFTS.get(self, ())
+
+
+_SHIFTS = {ValueKind.INT4: (0, 16, 4, 20, 8, 24, 12, 28), ValueKind.FP8: (0, 16, 8, 24)}
+
 
 @dataclass(frozen=True)
 class GroupedMatrix:
@@ -40,9 +49,9 @@ class GroupedMatrix:
 
     Attributes:
         kind: of the values.
-        values: [N, words of a row] int32 of INT4, [N, K] int8 of INT8, [N, K] uint8 of FP8.
-        scales: [ceil(N / scale_rows), ceil(K / group_size)] of a float dtype.
-        zeros: [N, ceil(K / group_size)] int8; None: 8 for INT4, else 0.
+        values: [N, words of a row] int32 of INT4 and FP8, [N, K] int8 of INT8.
+        scales: [ceil(N / scale_rows), ceil(K / group_size)] of a float dtype, stored by columns.
+        zeros: [N, ceil(K / group_size)] int8, stored by columns; None: 8 for INT4, else 0.
         num_inputs: K.
         group_size: K, or a multiple of `MIN_GROUP`.
         scale_rows: outputs that share a scale.
@@ -88,12 +97,15 @@ class GroupedMatrix:
                 raise ValueError(
                     f"{name} have shape {list(tensor.shape)}; they must have {list(shapes[name])}"
                 )
-        if kind is ValueKind.INT4:
-            stored = _packed(values)
-        else:
-            stored = values.contiguous()
-            stored = stored.view(torch.uint8) if kind is ValueKind.FP8 else stored
-        return cls(kind, stored, scales, zeros, num_inputs, group_size, scale_rows, order)
+        stored = values.contiguous()
+        if kind is ValueKind.FP8:
+            stored = stored.view(torch.uint8)
+        if kind.shifts:
+            stored = _packed(stored, kind.shifts)
+        zeros = None if zeros is None else _by_columns(zeros)
+        return cls(
+            kind, stored, _by_columns(scales), zeros, num_inputs, group_size, scale_rows, order
+        )
 
     @classmethod
     def merge(cls, parts: Sequence[GroupedMatrix]) -> GroupedMatrix:
@@ -114,11 +126,11 @@ class GroupedMatrix:
         parts = parts if shared else [part.with_scale_of_each_output() for part in parts]
         zeros = None
         if any(part.zeros is not None for part in parts):
-            zeros = torch.cat([part.all_zeros() for part in parts])
+            zeros = _by_columns(torch.cat([part.all_zeros() for part in parts]))
         return replace(
             parts[0],
             values=torch.cat([part.values for part in parts]),
-            scales=torch.cat([part.scales for part in parts]),
+            scales=_by_columns(torch.cat([part.scales for part in parts])),
             zeros=zeros,
         )
 
@@ -134,7 +146,7 @@ class GroupedMatrix:
     def with_scale_of_each_output(self) -> GroupedMatrix:
         """The same matrix with `scale_rows` of 1."""
         scales = self.scales.repeat_interleave(self.scale_rows, 0)[: self.num_outputs]
-        return replace(self, scales=scales, scale_rows=1)
+        return replace(self, scales=_by_columns(scales), scale_rows=1)
 
     def all_zeros(self) -> Tensor:
         """[N, groups] int8, where there are none too."""
@@ -167,8 +179,8 @@ class GroupedMatrix:
         return replace(
             each,
             values=each.values[outputs],
-            scales=each.scales[outputs],
-            zeros=None if each.zeros is None else each.zeros[outputs],
+            scales=_by_columns(each.scales[outputs]),
+            zeros=None if each.zeros is None else _by_columns(each.zeros[outputs]),
         )
 
     def to(self, device: torch.device) -> GroupedMatrix:
@@ -182,13 +194,11 @@ class GroupedMatrix:
 
     def expand(self) -> Tensor:
         """[N, K] float32: W, its inputs in the order of x."""
-        found = (
-            _unpacked(self.values, self.num_inputs)
-            if self.kind is ValueKind.INT4
-            else (
-                self.values.view(torch.float8_e4m3fn) if self.kind is ValueKind.FP8 else self.values
-            )
-        )
+        found = self.values
+        if self.kind.shifts:
+            found = _unpacked(found, self.kind, self.num_inputs)
+        if self.kind is ValueKind.FP8:
+            found = found.to(torch.uint8).view(torch.float8_e4m3fn)
         groups = found.float().view(self.num_outputs, -1, self.group_size)
         scales = self.with_scale_of_each_output().scales.float()
         scaled = (groups - self.all_zeros().float()[..., None]) * scales[..., None]
@@ -198,19 +208,24 @@ class GroupedMatrix:
         return torch.empty_like(plain).index_copy_(1, self.order.long(), plain)
 
 
-def _packed(values: Tensor) -> Tensor:
-    """[N, K] uint8 from 0 to 15 -> [N, words] int32; inputs that a last line lacks are 0."""
+def _by_columns(matrix: Tensor) -> Tensor:
+    """The same matrix, each of whose columns lies in one piece."""
+    return matrix.t().contiguous().t()
+
+
+def _packed(values: Tensor, shifts: tuple[int, ...]) -> Tensor:
+    """[N, K] uint8 -> [N, words] int32; inputs that a last line lacks are 0."""
     num_outputs, num_inputs = values.shape
-    padded = torch.nn.functional.pad(values, (0, -num_inputs % LINE_INPUTS))
-    fields = padded.view(num_outputs, -1, _FIELDS, _WORDS)
+    padded = torch.nn.functional.pad(values, (0, -num_inputs % (len(shifts) * _WORDS)))
+    fields = padded.view(num_outputs, -1, len(shifts), _WORDS)
     words = torch.zeros_like(fields[:, :, 0], dtype=torch.int32)
-    for index in range(_FIELDS):
-        words |= fields[:, :, index].to(torch.int32) << 4 * index
+    for index, shift in enumerate(shifts):
+        words |= fields[:, :, index].to(torch.int32) << shift
     return words.flatten(1)
 
 
-def _unpacked(words: Tensor, num_inputs: int) -> Tensor:
+def _unpacked(words: Tensor, kind: ValueKind, num_inputs: int) -> Tensor:
     """The inverse of `_packed`."""
     lines = words.view(len(words), -1, 1, _WORDS)
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device).view(-1, 1)
-    return (lines >> shifts & 15).flatten(1)[:, :num_inputs]
+    shifts = torch.tensor(kind.shifts, dtype=torch.int32, device=words.device).view(-1, 1)
+    return (lines >> shifts & (1 << kind.bits) - 1).flatten(1)[:, :num_inputs]

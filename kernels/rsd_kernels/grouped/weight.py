@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.grouped.matrix import GroupedMatrix
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.linear.weight import LinearWeight, ReadByProduct
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class GroupedWeight:
     bias: Tensor | None = None  # [num_outputs]
     # What a pass reads next, of whatever format. The product fetches its beginning into the cache.
     next_matrix: Tensor | None = None
+
+    @property
+    def stored(self) -> Tensor:
+        """[num_outputs, elements of a row]: the values as they lie in memory."""
+        return self.matrix.values
 
     @property
     def tables(self) -> tuple[GroupedMatrix]:
@@ -45,6 +50,10 @@ class GroupedWeight:
         """The same weight, expanded."""
         return LinearWeight(self.matrix.expand().to(dtype), self.bias)
 
-    def before(self, following: Tensor) -> GroupedWeight:
-        """The same weight, after which a pass reads `following`."""
-        return replace(self, next_matrix=following)
+    def before(self, weight: ReadByProduct) -> GroupedWeight:
+        """The same weight, which a pass reads just before this one."""
+        return replace(self, next_matrix=weight.stored)
+
+
+# Those that a GPU multiplies by.
+DeviceWeight = LinearWeight | GroupedWeight

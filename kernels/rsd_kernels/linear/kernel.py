@@ -19,9 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.activation.kernel import gated as gated_activation
+from rsd_kernels.grouped.operand import tiles_of, weight_args
+from rsd_kernels.grouped.product import grouped_product, partners
+from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, multiprocessors, overlapping
-from rsd_kernels.linear.tiles import MAX_REGISTERS, next_weight_args, projection_tiles
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.linear.tiles import next_weight_args
+from rsd_kernels.norm.kernel import inverse_rms
 from rsd_kernels.overlap import (
     LINE_BYTES,
     allow_next_kernel,
@@ -75,12 +78,7 @@ def product(
         b_square = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
     b_rms = tl.full([ROWS], 1.0, tl.float32)
     if NORM_FIRST:
-        for i_k in range(0, NUM_INPUTS, BLOCK_K):
-            o_k = i_k + tl.arange(0, BLOCK_K)
-            m_x = m_r[:, None] & (o_k < NUM_INPUTS)[None, :]
-            b_x = tl.load(p_x + o_k[None, :], mask=m_x, other=0.0).to(tl.float32)
-            b_square += b_x * b_x
-        b_rms = tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)
+        b_rms = inverse_rms(p_x, eps, m_r, NUM_INPUTS, ROWS, BLOCK_K)
 
     if TENSOR_CORES:
         b_y = tl.zeros([ROWS, BLOCK_N], tl.float32)
@@ -134,7 +132,7 @@ def product(
 
 
 @triton.jit
-def _multiply_tile(
+def multiply_tile(
     i_tile: tl.tensor,
     x: tl.tensor,
     norm: tl.tensor,
@@ -150,6 +148,7 @@ def _multiply_tile(
     stride_out: tl.tensor,
     NUM_INPUTS: tl.constexpr,
     NUM_OUTPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,
     GATED: tl.constexpr,
     GELU: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
@@ -163,12 +162,24 @@ def _multiply_tile(
     o_r, o_n = tl.arange(0, ROWS), i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_r, m_n = o_r < num_rows, o_n < NUM_OUTPUTS
     p_x = x + o_r[:, None] * stride_x
-    p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
-    up = NUM_OUTPUTS * stride_weight  # offset from a gate's row to that of its partner
-    b_y, b_up = product(
-        x, norm, p_x, p_w, up, eps, m_r, m_n, NUM_INPUTS, GATED, TENSOR_CORES, NORM_FIRST,
-        ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
-    )  # fmt: skip
+    if FORMAT is None:
+        p_w = weight + o_n.to(tl.int64)[:, None] * stride_weight
+        up = NUM_OUTPUTS * stride_weight  # offset from a gate's row to that of its partner
+        b_y, b_up = product(
+            x, norm, p_x, p_w, up, eps, m_r, m_n, NUM_INPUTS, GATED, TENSOR_CORES, NORM_FIRST,
+            ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+        )  # fmt: skip
+    else:
+        PER: tl.constexpr = 2 if GATED else 1
+        o_w = tl.arange(0, PER * BLOCK_N)  # gates, then their partners
+        o_gate = i_tile * BLOCK_N + o_w % BLOCK_N
+        b_y = grouped_product(
+            norm, p_x, weight, stride_weight, o_gate + o_w // BLOCK_N * NUM_OUTPUTS, eps, m_r,
+            o_gate < NUM_OUTPUTS, NUM_INPUTS, FORMAT, NORM_FIRST, ROWS, PER * BLOCK_N, BLOCK_K,
+            NUM_STAGES,
+        )  # fmt: skip
+        if GATED:
+            b_y, b_up = partners(b_y, ROWS, BLOCK_N)
     if bias is not None:
         b_y += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     if GATED:
@@ -187,7 +198,8 @@ def _multiply_tile(
 def _projection_kernel(
     x: tl.tensor,  # [num_rows, NUM_INPUTS]
     norm: tl.tensor,  # [NUM_INPUTS] or None
-    weight: tl.tensor,  # [NUM_OUTPUTS, NUM_INPUTS], [2 * NUM_OUTPUTS, NUM_INPUTS] if GATED
+    weight: tl.tensor,  # [NUM_OUTPUTS, NUM_INPUTS], [2 * NUM_OUTPUTS, NUM_INPUTS] if GATED; or
+    # a tuple, see FORMAT
     bias: tl.tensor,  # [NUM_OUTPUTS], [2 * NUM_OUTPUTS] if GATED, or None
     residual: tl.tensor,  # [num_rows, NUM_OUTPUTS] or None
     out: tl.tensor,  # [num_rows, NUM_OUTPUTS]
@@ -201,6 +213,7 @@ def _projection_kernel(
     stride_out: tl.tensor,
     NUM_INPUTS: tl.constexpr,
     NUM_OUTPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,  # of weight, see `rsd_kernels.grouped.operand`; None: a plain matrix
     GATED: tl.constexpr,
     GELU: tl.constexpr,  # of a gated product
     TENSOR_CORES: tl.constexpr,
@@ -218,8 +231,10 @@ def _projection_kernel(
         allow_next_kernel(OVERLAP)
     if OVERLAP:
         o_row = tl.minimum(i_first * BLOCK_N + tl.arange(0, BLOCK_N), NUM_OUTPUTS - 1)
-        p_row = weight + o_row.to(tl.int64)[:, None] * stride_weight
-        prefetch_weights(p_row, NUM_OUTPUTS * stride_weight, NUM_INPUTS, GATED, PREFETCH)
+        values = weight if FORMAT is None else weight.stored
+        p_row = values + o_row.to(tl.int64)[:, None] * stride_weight
+        WIDTH: tl.constexpr = NUM_INPUTS if FORMAT is None else FORMAT.row_width
+        prefetch_weights(p_row, NUM_OUTPUTS * stride_weight, WIDTH, GATED, PREFETCH)
         if i_first == 0:  # vectors that all programs read
             if norm is not None:
                 prefetch_vector(norm, NUM_INPUTS)
@@ -235,23 +250,23 @@ def _projection_kernel(
             # What the next kernel prefetches would be evicted again, were it much earlier.
             if i_tile >= NUM_TILES - step:
                 allow_next_kernel(OVERLAP)
-            _multiply_tile(
+            multiply_tile(
                 i_tile, x, norm, weight, bias, residual, out, eps, num_rows, stride_x,
-                stride_weight, stride_residual, stride_out, NUM_INPUTS, NUM_OUTPUTS, GATED, GELU,
-                TENSOR_CORES, NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+                stride_weight, stride_residual, stride_out, NUM_INPUTS, NUM_OUTPUTS, FORMAT,
+                GATED, GELU, TENSOR_CORES, NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
             )  # fmt: skip
     else:
-        _multiply_tile(
+        multiply_tile(
             i_first, x, norm, weight, bias, residual, out, eps, num_rows, stride_x,
-            stride_weight, stride_residual, stride_out, NUM_INPUTS, NUM_OUTPUTS, GATED, GELU,
-            TENSOR_CORES, NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+            stride_weight, stride_residual, stride_out, NUM_INPUTS, NUM_OUTPUTS, FORMAT,
+            GATED, GELU, TENSOR_CORES, NORM_FIRST, ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
         )  # fmt: skip
     prefetch_ahead(ahead, ahead_lines, i_first, tl.num_programs(0))
 
 
 def projection_launch(
     x: Tensor,  # [num_rows, num_inputs]
-    weight: LinearWeight,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
+    weight: DeviceWeight,  # [num_outputs, num_inputs], [2 * num_outputs, num_inputs] if gated
     *,
     out: Tensor,  # [num_rows, num_outputs]
     residual: Tensor | None = None,  # [num_rows, num_outputs]; may be `out` itself
@@ -263,13 +278,8 @@ def projection_launch(
     """The launch of one product of at most `MAX_ROWS` rows; its arguments are not checked."""
     num_rows, num_inputs = x.shape
     num_outputs = out.shape[1]
-    tiles = projection_tiles(
-        num_rows,
-        num_outputs,
-        num_inputs,
-        gated=gated,
-        normed=norm is not None,
-        dtype=x.dtype,
+    tiles = tiles_of(
+        weight, num_rows, num_outputs, gated=gated, normed=norm is not None, dtype=x.dtype
     )
     return Launch(
         kernel=_projection_kernel,
@@ -277,7 +287,7 @@ def projection_launch(
         args={
             "x": x,
             "norm": norm,
-            "weight": weight.matrix,
+            **weight_args(weight),
             "bias": weight.bias,
             "residual": residual,
             "out": out,
@@ -285,7 +295,6 @@ def projection_launch(
             "eps": eps,
             "num_rows": num_rows,
             "stride_x": x.stride(0),
-            "stride_weight": weight.matrix.stride(0),
             "stride_residual": 0 if residual is None else residual.stride(0),
             "stride_out": out.stride(0),
             "NUM_INPUTS": num_inputs,
@@ -299,10 +308,10 @@ def projection_launch(
             "BLOCK_K": tiles.block_k,
             "NUM_STAGES": tiles.num_stages,
             "PERSISTENT": tiles.persistent,
-            "PREFETCH": tiles.prefetch(num_inputs, weight.dtype.itemsize, gated=gated),
+            "PREFETCH": tiles.prefetch(weight.stored.shape[1], weight.stored.itemsize, gated=gated),
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        max_registers=MAX_REGISTERS,
+        max_registers=tiles.max_registers,
         overlap=overlapping(num_rows),
     )

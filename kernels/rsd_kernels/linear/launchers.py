@@ -1,8 +1,9 @@
 """The matrix products of a decoder on a GPU, with the norm or activation around them.
 
 Up to 16 rows are one launch: of `rsd_kernels.linear.kernel`, or of the CUDA library where it was
-chosen and takes them. More rows are a plain product by cuBLAS with a Triton kernel before or after
-it. Nothing is allocated: outputs and scratch are given.
+chosen and takes them. More rows are a plain product with a Triton kernel before or after it: by
+cuBLAS, or, if the weight is in few bits, by `rsd_kernels.grouped.kernel`. Nothing is allocated:
+outputs and scratch are given.
 
 Twins: `rsd_kernels.linear.twin`.
 """
@@ -18,6 +19,9 @@ from torch import Tensor
 from rsd_kernels.activation.kernel import gate_mul
 from rsd_kernels.cuda import decode_projection
 from rsd_kernels.cuda.library import Library
+from rsd_kernels.grouped.kernel import grouped_rows_launch
+from rsd_kernels.grouped.operand import check_operand
+from rsd_kernels.grouped.weight import DeviceWeight, GroupedWeight
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
     check_devices,
@@ -38,7 +42,7 @@ os.environ.setdefault("TORCH_CUBLASLT_UNIFIED_WORKSPACE", "1")
 
 def linear(
     x: Tensor,  # [n, K]
-    weight: LinearWeight,  # [N, K]
+    weight: DeviceWeight,  # [N, K]
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
@@ -53,7 +57,7 @@ def linear(
         ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     if out is None:
-        out = x.new_empty(*x.shape[:1], *weight.matrix.shape[:1])
+        out = x.new_empty(*x.shape[:1], weight.num_outputs)
     check_product(x, weight, out=out, num_outputs=out.shape[-1])
     if residual is not None:
         check_shape("residual", residual, tuple(out.shape))
@@ -64,14 +68,14 @@ def linear(
     if x.shape[0] <= MAX_ROWS:
         _project(cuda_library, x, weight, out=out, residual=residual)
         return out
-    return _by_cublas(x, weight, residual, out)
+    return _many_rows(x, weight, residual, out)
 
 
 def norm_linear(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [N, K]
+    weight: DeviceWeight,  # [N, K]
     *,
     normed: Tensor,  # [n, K] scratch
     out: Tensor,  # [n, N]
@@ -90,14 +94,14 @@ def norm_linear(
     if x.shape[0] <= MAX_ROWS:
         _project(cuda_library, x, weight, out=out, norm=norm, eps=eps)
         return out
-    return _by_cublas(_normed(x, norm, eps, normed), weight, None, out)
+    return _many_rows(_normed(x, norm, eps, normed), weight, None, out)
 
 
 def norm_gate_up(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [2 * N, K]: gate, then up
+    weight: DeviceWeight,  # [2 * N, K]: gate, then up
     *,
     gelu: bool = False,
     normed: Tensor,  # [n, K] scratch
@@ -122,7 +126,7 @@ def norm_gate_up(
         return out
     check_shape("gate_up", gate_up, (x.shape[0], weight.num_outputs))
     check_dtype("gate_up", gate_up, x.dtype)
-    _by_cublas(_normed(x, norm, eps, normed), weight, None, gate_up)
+    _many_rows(_normed(x, norm, eps, normed), weight, None, gate_up)
     return gate_mul(gate_up, gelu=gelu, out=out)
 
 
@@ -131,7 +135,7 @@ def _normed(x: Tensor, norm: Tensor | None, eps: float, normed: Tensor) -> Tenso
 
 
 def _project(
-    cuda_library: Library | None, x: Tensor, weight: LinearWeight, *, out: Tensor, **fused: Any
+    cuda_library: Library | None, x: Tensor, weight: DeviceWeight, *, out: Tensor, **fused: Any
 ) -> None:
     """One launch of at most `MAX_ROWS` rows; `fused` as in `projection_launch`."""
     if cuda_library is None or not decode_projection.launch(
@@ -140,34 +144,40 @@ def _project(
         projection_launch(x, weight, out=out, **fused).run()
 
 
-def _by_cublas(x: Tensor, weight: LinearWeight, residual: Tensor | None, out: Tensor) -> Tensor:
+def _many_rows(x: Tensor, weight: DeviceWeight, residual: Tensor | None, out: Tensor) -> Tensor:
+    if isinstance(weight, GroupedWeight):
+        grouped_rows_launch(x, weight, out=out, residual=residual).run()
+        return out
     if out.dtype == x.dtype:
         return plain_product(x, weight, residual, out)
     torch.mm(x, weight.matrix.t(), out.dtype, out=out)
     return out if weight.bias is None else out.add_(weight.bias)
 
 
-def check_product(x: Tensor, weight: LinearWeight, *, out: Tensor, num_outputs: int) -> None:
+def check_product(x: Tensor, weight: DeviceWeight, *, out: Tensor, num_outputs: int) -> None:
     """Raises ValueError unless x Wᵀ + bias can be launched; `out` may be fp32."""
-    matrix, bias = weight.matrix, weight.bias
-    for name, tensor in (("x", x), ("weight", matrix), ("out", out)):
+    num_rows, num_inputs = x.shape if x.dim() == 2 else (0, 0)
+    held, bias = weight.stored, weight.bias
+    for name, tensor in (("x", x), ("weight", held), ("out", out)):
         if tensor.dim() != 2:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have 2 dimensions")
-    num_rows, num_inputs = x.shape
     if not num_inputs:
         raise ValueError(f"x has shape {list(x.shape)}; its rows must not be empty")
-    check_shape("weight", matrix, (num_outputs, num_inputs))
     check_shape("out", out, (num_rows, out.shape[1]))
     check_dtype("x", x, *FLOAT_DTYPES)
-    check_dtype("weight", matrix, x.dtype)
+    if isinstance(weight, LinearWeight):
+        check_shape("weight", held, (num_outputs, num_inputs))
+        check_dtype("weight", held, x.dtype)
+    else:
+        check_operand(weight.matrix, (num_outputs, num_inputs))
     check_dtype("out", out, x.dtype, torch.float32)
     if bias is not None:
         check_shape("bias", bias, (num_outputs,))
         check_dtype("bias", bias, x.dtype)
         check_last_contiguous("bias", bias)
-    for name, tensor in (("x", x), ("weight", matrix), ("out", out)):
+    for name, tensor in (("x", x), ("weight", held), ("out", out)):
         check_last_contiguous(name, tensor)
-    check_devices(x=x, weight=matrix, bias=bias, out=out)
+    check_devices(x=x, weight=held, bias=bias, out=out)
 
 
 def check_norm(x: Tensor, norm: Tensor | None, normed: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rsd_kernels.launch import ceil_div, interpreting, next_power_of_2
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.linear.weight import ReadByProduct
 
 MAX_ROWS = 16
 LINE_BYTES = 128  # that a prefetch of one address brings (`rsd_kernels.overlap`)
@@ -49,6 +49,7 @@ class ProjectionTiles:
         block_n: outputs of a tile, pairs of them if the product is gated.
         block_k: inputs of a step.
         num_tiles: that cover all outputs.
+        resident: programs that a multiprocessor holds at least.
     """
 
     rows: int
@@ -58,11 +59,17 @@ class ProjectionTiles:
     num_stages: int
     tensor_cores: bool
     num_tiles: int
+    resident: int
 
     @property
     def persistent(self) -> bool:
         """True if programs compute several tiles, one after the other."""
-        return self.num_tiles > _MULTIPROCESSORS * _RESIDENT
+        return self.num_tiles > _MULTIPROCESSORS * self.resident
+
+    @property
+    def max_registers(self) -> int:
+        """Of a thread, so that a multiprocessor holds so many programs."""
+        return MAX_REGISTERS if self.resident > 2 else 255
 
     def programs(self, multiprocessors: int) -> int:
         """So many that all are resident at once; if persistent, with equally many tiles each.
@@ -71,7 +78,8 @@ class ProjectionTiles:
         """
         if not self.persistent:
             return self.num_tiles
-        turns = ceil_div(self.num_tiles, multiprocessors * RESIDENT)
+        at_once = multiprocessors * (RESIDENT * self.resident // _RESIDENT)
+        turns = ceil_div(self.num_tiles, at_once)
         return ceil_div(self.num_tiles, turns)
 
     def prefetch(self, num_inputs: int, itemsize: int, *, gated: bool) -> int:
@@ -100,20 +108,33 @@ def projection_tiles(
 
     row_bytes = block_k * dtype.itemsize
     step_bytes = block_n * (2 if gated else 1) * row_bytes
-    programs = min(num_tiles, resident)
+    steps = ceil_div(num_inputs, block_k)
+    others = (rows + normed) * row_bytes
+    stages = max(stages, stages_in_flight(num_tiles, step_bytes, others, steps, _RESIDENT))
+    return ProjectionTiles(rows, block_n, block_k, 4, stages, tensor_cores, num_tiles, _RESIDENT)
+
+
+def stages_in_flight(
+    num_tiles: int, step_bytes: int, other_bytes: int, steps: int, resident: int
+) -> int:
+    """Of a loop that reads so much of a weight and of all else in a step: enough on their way."""
+    programs = min(num_tiles, _MULTIPROCESSORS * resident)
     wanted = ceil_div(FLIGHT_BYTES, programs * step_bytes)
     shared = min(_SHARED // ceil_div(programs, _MULTIPROCESSORS), _MAX_SHARED)
-    fit = shared // (step_bytes + (rows + normed) * row_bytes)
-    steps = ceil_div(num_inputs, block_k)
-    stages = max(stages, min(1 + min(wanted, fit, steps), _MAX_STAGES))
-    return ProjectionTiles(rows, block_n, block_k, 4, stages, tensor_cores, num_tiles)
+    fit = shared // (step_bytes + other_bytes)
+    return min(1 + min(wanted, fit, steps), _MAX_STAGES)
 
 
-def next_weight_args(weight: LinearWeight) -> dict[str, Any]:
+def fill_device(num_tiles: int) -> bool:
+    """True if at least four in five multiprocessors get a tile."""
+    return 5 * num_tiles >= 4 * _MULTIPROCESSORS
+
+
+def next_weight_args(weight: ReadByProduct) -> dict[str, Any]:
     """How much of which matrix a product fetches ahead, as arguments of its kernel."""
     matrix = weight.next_matrix
     if matrix is None or interpreting() or not matrix.is_contiguous():
-        return {"ahead": weight.matrix, "ahead_lines": 0}
+        return {"ahead": weight.stored, "ahead_lines": 0}
     return {"ahead": matrix, "ahead_lines": min(matrix.nbytes, AHEAD_BYTES) // LINE_BYTES}
 
 

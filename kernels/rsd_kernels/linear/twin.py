@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.activation.twin import gate_mul
-from rsd_kernels.grouped.weight import GroupedWeight
+from rsd_kernels.grouped.weight import DeviceWeight, GroupedWeight
 from rsd_kernels.linear.blas import cpu_product, plain_product
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.norm.twin import rms_norm
 
 
 def linear(
     x: Tensor,  # [n, K]
-    weight: LinearWeight | GroupedWeight,  # [N, K]; one in few bits is expanded first
+    weight: DeviceWeight,  # [N, K]
     *,
     residual: Tensor | None = None,  # [n, N], added to the product; may be `out` itself
     out: Tensor | None = None,  # [n, N]
@@ -40,7 +39,7 @@ def norm_linear(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [N, K]
+    weight: DeviceWeight,  # [N, K]
     *,
     normed: Tensor,  # [n, K] scratch
     out: Tensor,  # [n, N]
@@ -60,7 +59,7 @@ def norm_gate_up(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,
-    weight: LinearWeight,  # [2 * N, K]: gate, then up
+    weight: DeviceWeight,  # [2 * N, K]: gate, then up
     *,
     gelu: bool = False,
     normed: Tensor,  # [n, K] scratch

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class ReadByProduct(Protocol):
+    """What a product knows of its weight and of the next, of whatever format."""
+
+    @property
+    def stored(self) -> Tensor:
+        """[num_outputs, elements of a row]: the matrix as it lies in memory."""
+        ...
+
+    @property
+    def next_matrix(self) -> Tensor | None:
+        """What a pass reads next."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,11 @@ class LinearWeight:
         return self.matrix.dtype
 
     @property
+    def stored(self) -> Tensor:
+        """The matrix as it lies in memory."""
+        return self.matrix
+
+    @property
     def tables(self) -> tuple[Tensor]:
         """The matrices whose rows its outputs are."""
         return (self.matrix,)
@@ -63,9 +83,9 @@ class LinearWeight:
         """The same weight with its matrix in another dtype."""
         return LinearWeight(self.matrix.to(dtype), self.bias)
 
-    def before(self, weight: LinearWeight) -> LinearWeight:
+    def before(self, weight: ReadByProduct) -> LinearWeight:
         """The same weight, which a pass reads just before this one."""
-        return replace(self, next_matrix=weight.matrix)
+        return replace(self, next_matrix=weight.stored)
 
     def narrow(self, start: int, length: int) -> LinearWeight:
         """Outputs `start` to `start + length`, as views."""

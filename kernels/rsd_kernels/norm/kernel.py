@@ -59,6 +59,25 @@ def _rms_norm_kernel(
     tl.store(out + i_row * stride_out + o, b_out.to(out.dtype.element_ty), mask=m)
 
 
+@triton.jit
+def inverse_rms(
+    p_x: tl.tensor,  # [ROWS, 1] rows of x
+    eps: tl.tensor,
+    m_r: tl.tensor,  # [ROWS] which rows exist
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """[ROWS] 1 / sqrt(mean(x²) + eps), of rows as a tile of a product has them."""
+    b_square = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in range(0, WIDTH, BLOCK):
+        o = i + tl.arange(0, BLOCK)
+        m_x = m_r[:, None] & (o < WIDTH)[None, :]
+        b_x = tl.load(p_x + o[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_square += b_x * b_x
+    return tl.rsqrt(tl.sum(b_square, 1) / WIDTH + eps)
+
+
 def rms_norm(
     x: Tensor,  # [N, width]
     weight: Tensor,  # [width]

@@ -16,11 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.grouped.operand import tiles_of, weight_args
+from rsd_kernels.grouped.product import grouped_product, partners
+from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, check_dtype, overlapping
 from rsd_kernels.linear.kernel import prefetch_weights, product
 from rsd_kernels.linear.launchers import check_norm, check_product, norm_linear
-from rsd_kernels.linear.tiles import MAX_REGISTERS, MAX_ROWS, next_weight_args, projection_tiles
-from rsd_kernels.linear.weight import LinearWeight
+from rsd_kernels.linear.tiles import MAX_ROWS, next_weight_args
 from rsd_kernels.overlap import (
     allow_next_kernel,
     prefetch_ahead,
@@ -34,7 +36,8 @@ from rsd_kernels.rope.kernel import check_arguments, rope_kv_write
 def _qkv_projection_kernel(
     x: tl.tensor,  # [num_rows, NUM_INPUTS]
     norm: tl.tensor,  # [NUM_INPUTS] or None
-    weight: tl.tensor,  # [heads * 2 * HALF, NUM_INPUTS], heads = NUM_Q_HEADS + 2 * NUM_KV_HEADS
+    weight: tl.tensor,  # [heads * 2 * HALF, NUM_INPUTS], heads = NUM_Q_HEADS + 2 * NUM_KV_HEADS;
+    # or a tuple, see FORMAT
     bias: tl.tensor,  # [heads * 2 * HALF] or None
     out: tl.tensor,  # [num_rows, heads, 2 * HALF]; only q is written
     k_pages: tl.tensor,  # [num_pages, tokens_per_page, NUM_KV_HEADS, 2 * HALF]
@@ -59,6 +62,7 @@ def _qkv_projection_kernel(
     stride_v_token: tl.tensor,
     stride_v_head: tl.tensor,
     NUM_INPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,  # of weight, see `rsd_kernels.grouped.operand`; None: a plain matrix
     NUM_Q_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -81,10 +85,12 @@ def _qkv_projection_kernel(
     o_head, o_col = o_pair // HALF, o_pair % HALF
     o_low = o_head * (2 * HALF) + o_col
     p_x = x + o_r[:, None] * stride_x
-    p_w = weight + o_low.to(tl.int64)[:, None] * stride_weight
+    values = weight if FORMAT is None else weight.stored
+    WIDTH: tl.constexpr = NUM_INPUTS if FORMAT is None else FORMAT.row_width
+    p_w = values + o_low.to(tl.int64)[:, None] * stride_weight
     second = HALF * stride_weight
     if OVERLAP:
-        prefetch_weights(p_w, second, NUM_INPUTS, True, PREFETCH)
+        prefetch_weights(p_w, second, WIDTH, True, PREFETCH)
         if tl.program_id(0) == 0:  # vectors that all programs read
             if norm is not None:
                 prefetch_vector(norm, NUM_INPUTS)
@@ -106,10 +112,20 @@ def _qkv_projection_kernel(
     if SCHEDULED:
         wait_for_previous_kernel(OVERLAP)
 
-    b_low, b_high = product(
-        x, norm, p_x, p_w, second, eps, m_r, m_n, NUM_INPUTS, True, TENSOR_CORES, NORM_FIRST,
-        ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
-    )  # fmt: skip
+    if FORMAT is None:
+        b_low, b_high = product(
+            x, norm, p_x, p_w, second, eps, m_r, m_n, NUM_INPUTS, True, TENSOR_CORES, NORM_FIRST,
+            ROWS, BLOCK_N, BLOCK_K, NUM_STAGES,
+        )  # fmt: skip
+    else:
+        o_w = tl.arange(0, 2 * BLOCK_N)  # low elements, then their partners
+        o_first = tl.program_id(0) * BLOCK_N + o_w % BLOCK_N
+        o_row = o_first // HALF * (2 * HALF) + o_first % HALF + o_w // BLOCK_N * HALF
+        b_y = grouped_product(
+            norm, p_x, weight, stride_weight, o_row, eps, m_r, o_first < NUM_HEADS * HALF,
+            NUM_INPUTS, FORMAT, NORM_FIRST, ROWS, 2 * BLOCK_N, BLOCK_K, NUM_STAGES,
+        )  # fmt: skip
+        b_low, b_high = partners(b_y, ROWS, BLOCK_N)
     if bias is not None:
         b_low += tl.load(bias + o_low, mask=m_n, other=0.0).to(tl.float32)[None, :]
         b_high += tl.load(bias + o_low + HALF, mask=m_n, other=0.0).to(tl.float32)[None, :]
@@ -144,7 +160,7 @@ def qkv_projection(
     x: Tensor,  # [n, K]
     norm: Tensor | None,  # [K]; None: x is not normed
     eps: float,  # of this norm and of those of heads
-    weight: LinearWeight,  # [heads * head_dim, K] q, k, v
+    weight: DeviceWeight,  # [heads * head_dim, K] q, k, v
     heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
@@ -194,7 +210,7 @@ def qkv_projection_launch(
     x: Tensor,  # [num_rows, num_inputs]
     norm: Tensor | None,  # [num_inputs]
     eps: float,
-    weight: LinearWeight,  # [heads * head_dim, num_inputs]
+    weight: DeviceWeight,  # [heads * head_dim, num_inputs]
     heads: Tensor,  # [num_rows, heads, head_dim]
     k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
     v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
@@ -210,8 +226,8 @@ def qkv_projection_launch(
     num_rows, num_inputs = x.shape
     num_heads, head_dim = heads.shape[1:]
     num_kv_heads, half = k_pages.shape[2], head_dim // 2
-    tiles = projection_tiles(
-        num_rows, num_heads * half, num_inputs, gated=True, normed=norm is not None, dtype=x.dtype
+    tiles = tiles_of(
+        weight, num_rows, num_heads * half, gated=True, normed=norm is not None, dtype=x.dtype
     )
     return Launch(
         kernel=_qkv_projection_kernel,
@@ -219,7 +235,7 @@ def qkv_projection_launch(
         args={
             "x": x,
             "norm": norm,
-            "weight": weight.matrix,
+            **weight_args(weight),
             "bias": weight.bias,
             "out": heads,
             "k_pages": k_pages,
@@ -233,7 +249,6 @@ def qkv_projection_launch(
             "eps": eps,
             "num_rows": num_rows,
             "stride_x": x.stride(0),
-            "stride_weight": weight.matrix.stride(0),
             "stride_row": heads.stride(0),
             "stride_head": heads.stride(1),
             "stride_k_page": k_pages.stride(0),
@@ -252,11 +267,11 @@ def qkv_projection_launch(
             "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k,
             "NUM_STAGES": tiles.num_stages,
-            "PREFETCH": tiles.prefetch(num_inputs, weight.dtype.itemsize, gated=True),
+            "PREFETCH": tiles.prefetch(weight.stored.shape[1], weight.stored.itemsize, gated=True),
             "SCHEDULED": scheduled,
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        max_registers=MAX_REGISTERS if x.dtype.itemsize == 2 else None,
+        max_registers=tiles.max_registers if x.dtype.itemsize == 2 else None,
         overlap=overlapping(num_rows),
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.linear import twin as linear_twin
-from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.rope import twin as rope_twin
 
 Op = Callable[..., Any]
@@ -21,7 +21,7 @@ def in_two(norm_linear: Op, rope_kv_write: Op) -> Op:
         x: Tensor,  # [n, K]
         norm: Tensor | None,  # [K]; None: x is not normed
         eps: float,  # of this norm and of those of heads
-        weight: LinearWeight,  # [heads * head_dim, K] q, k, v
+        weight: DeviceWeight,  # [heads * head_dim, K] q, k, v
         heads: Tensor,  # [n, heads, head_dim] rows contiguous; q ends up in it
         k_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided
         v_pages: Tensor,  # [num_pages, tokens_per_page, num_kv_heads, head_dim], strided

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rsd_engine.cli import options as o
+from rsd_engine.cli import values
 from rsd_engine.cli.config_file import read_config
 from rsd_engine.cli.errors import clean_errors
 
@@ -42,6 +43,7 @@ def demo(
     draft: Annotated[str | None, typer.Option(help="A draft in place of the demo's.")] = None,
     target: Annotated[str | None, typer.Option(help="A target in place of the demo's.")] = None,
     prm: Annotated[str | None, typer.Option(help="A PRM in place of the demo's.")] = None,
+    quantization: o.QuantizationOption = None,
     json: Annotated[
         bool | None,
         typer.Option("--json/--no-json", help="Print the comparison as one line of JSON instead."),
@@ -60,6 +62,8 @@ def demo(
 
 def _run(given: dict[str, Any]) -> None:
     table = read_config(given.pop("config", None)).demo
+    if "quantization" in given:
+        given["quantization"] = values.quantization("--quantization", given["quantization"])
     from rsd_engine.cli.demo.run import DemoOptions, run_demo
 
     run_demo(DemoOptions(**(table | given)))

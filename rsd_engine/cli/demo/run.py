@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -40,6 +40,7 @@ class DemoOptions:
     draft: str | None = None  # None: the demo's, as below
     target: str | None = None
     prm: str | None = None
+    quantization: str | Mapping[str, str] | None = None
     json: bool = False
     html: Path | None = None  # not in the config
     verbose: bool = False
@@ -114,6 +115,7 @@ def _make_engine(options: DemoOptions) -> Engine:
     }
     others = {
         "policy": Threshold(options.threshold),
+        "quantization": options.quantization,
         "device": options.device,
         "max_num_seqs": AT_ONCE,
         "enable_prefix_caching": False,

@@ -35,6 +35,7 @@ def inspect(
     prm_format: o.PrmFormat = None,
     prm_separator: o.PrmSeparator = None,
     revision: o.Revision = None,
+    quantization: o.QuantizationOption = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     memory: Memory = None,
@@ -71,6 +72,9 @@ def inspect(
             revision=revision,
             device=device,
             dtype=dtype,
+            quantization=(
+                values.quantization("--quantization", quantization) if quantization else None
+            ),
             memory_bytes=memory_bytes,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,

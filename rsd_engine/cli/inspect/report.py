@@ -44,8 +44,8 @@ def _model(model: InspectedModel) -> dict[str, Any]:
         "role": None if model.role is None else _name(model.role),
         "error": model.error,
     }
-    facts, memory = model.facts, model.memory
-    if facts is None or memory is None:
+    facts, loaded = model.facts, model.loaded
+    if facts is None or loaded is None:
         return named
     config = facts.config
     return named | {
@@ -70,8 +70,10 @@ def _model(model: InspectedModel) -> dict[str, Any]:
         "chat_template": facts.has_chat_template,
         "stop_tokens": [asdict(token) for token in facts.stop_tokens],
         "special_tokens": {name: asdict(t) for name, t in facts.special_tokens.items()},
-        "weight_bytes": memory.weights,
-        "kv_bytes_per_token": config.kv_shape(memory.dtype).bytes_per_token,
+        "weight_bytes": loaded.memory.weights,
+        "formats": [asdict(share) for share in loaded.shares],
+        "formats_elsewhere": [asdict(share) for share in loaded.elsewhere],
+        "kv_bytes_per_token": config.kv_shape(loaded.memory.dtype).bytes_per_token,
         "prm": asdict(facts.prm) if facts.prm else None,
     }
 

@@ -14,6 +14,7 @@ from rsd_engine.engine.device import resolve_device
 from rsd_engine.engine.inspect.inspection import Inspection, inspect_models
 from rsd_engine.engine.inspect.memory import Machine
 from rsd_engine.engine.memory_estimate import MAX_ROWS
+from rsd_engine.engine.model_sources import OpenOptions
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.memory.available import available_bytes
 from rsd_engine.models.loader import check_dtype
@@ -33,6 +34,7 @@ class InspectOptions:
     max_num_seqs: int | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
+    quantization: str | Mapping[str, str] | None = None
     prm_format: str | dict[str, Any] | None = None
     prm_separator: str | None = None
 
@@ -48,8 +50,12 @@ class InspectOptions:
         available = self._available(device, share)
         given = {"dtype": self.dtype, "max_num_seqs": self.max_num_seqs}
         named: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
-        found = Machine(device, available, **named, max_model_len=self.max_model_len)
+        opening = OpenOptions(quantization=self.quantization)
+        found = Machine(
+            device, available, **named, max_model_len=self.max_model_len, opening=opening
+        )
         check_dtype(found.dtype)
+        opening.check_computed(found.dtype, device)
         check_integer("max_num_seqs", found.max_num_seqs, 1, MAX_ROWS)
         if found.max_model_len is not None:
             check_integer("max_model_len", found.max_model_len, 2)

@@ -13,8 +13,8 @@ from rich.text import Text
 from rsd_engine.cli.show import make_console, visible
 from rsd_engine.engine.inspect.facts import ModelFacts, NamedId, PrmFacts
 from rsd_engine.engine.inspect.inspection import Inspection
-from rsd_engine.engine.inspect.memory import Machine, at_once, full_requests
-from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.engine.inspect.memory import LoadedModel, Machine, at_once, full_requests
+from rsd_engine.engine.inspect.weights import FormatShare
 from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.memory.available import megabytes
 from rsd_engine.models.checkpoints.storage import Storage
@@ -33,7 +33,9 @@ def print_inspection(found: Inspection) -> None:
     sources = [("error" if m.error else _heading(m.role), m.source) for m in found.models]
     typer.echo("\n".join(f"{name:<7} {visible(source)}" for name, source in sources) + "\n")
     columns = [
-        (_heading(m.role), _rows(m.facts, m.memory)) for m in found.models if m.facts and m.memory
+        (_heading(m.role), _rows(m.facts, m.loaded, found.machine))
+        for m in found.models
+        if m.facts and m.loaded
     ]
     if columns:
         _print_table(_facts(columns))
@@ -71,9 +73,10 @@ def _facts(columns: Sequence[tuple[str, list[tuple[str, str]]]]) -> Table:
     return table
 
 
-def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
-    config, storage = model.config, model.storage
+def _rows(model: ModelFacts, loaded: LoadedModel, machine: Machine) -> list[tuple[str, str]]:
+    config, storage, memory = model.config, model.storage, loaded.memory
     kv = config.kv_shape(memory.dtype).bytes_per_token
+    reads = [f"{share.format} {megabytes(share.read_bytes)}" for share in loaded.shares]
     special = (f"{name} {token}" for name, token in model.special_tokens.items())
     return [
         ("kind", f"{'PRM' if model.prm else 'writer'} ({model.family})"),
@@ -93,10 +96,24 @@ def _rows(model: ModelFacts, memory: ModelMemory) -> list[tuple[str, str]]:
         ("stop tokens", _listed(model.stop_tokens)),
         ("special tokens", "\n".join(special) or "none"),
         ("in memory", megabytes(memory.weights)),
-        ("weights held in", memory.form.name),
+        ("weights held in", _held(loaded.shares)),
+        ("a pass reads", "\n".join(reads)),
+        ("on a GPU" if machine.device.type == "cpu" else "on a CPU", _held(loaded.elsewhere)),
         ("computes in", _short(memory.dtype)),
         ("KV of a token", f"{kv} bytes"),
     ]
+
+
+def _held(shares: Sequence[FormatShare]) -> str:
+    """One line for a format, whatever it was expanded from."""
+    totals: dict[tuple[str, bool], int] = {}
+    for share in shares:
+        key = (share.format, share.expanded_from is not None)
+        totals[key] = totals.get(key, 0) + share.num_bytes
+    return "\n".join(
+        f"{name} {megabytes(size)}" + (", expanded" if expanded else "")
+        for (name, expanded), size in totals.items()
+    )
 
 
 def _on_disk(storage: Storage) -> str:

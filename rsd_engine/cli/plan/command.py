@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rsd_engine.cli import options as o
 from rsd_engine.cli import values
 from rsd_engine.cli.errors import UsageError, clean_errors
-from rsd_kernels.state.enums import Role
 
 HELP = (
     "Estimate the best speed of three models on a GPU, and the memory they need.\n\n"
@@ -18,9 +17,15 @@ HELP = (
     "published bandwidth, products computed at the published rate. No engine can be faster."
 )
 _GPU, _WORK = "GPU", "Work"
-_MODEL_FORMATS = "Quantised weights (the engine expands them when it loads a model)"
 
-Gpu = Annotated[str | None, o.option(_GPU, "h100, a100-80gb, rtx4090, ...; required.", "--gpu")]
+Gpu = Annotated[
+    str | None,
+    o.option(_GPU, "h100, a100-80gb, rtx4090, ...; required without --device cpu.", "--gpu"),
+]
+Device = Annotated[
+    str | None,
+    o.option(_GPU, "cpu: this machine, whose rates are measured, in place of a GPU.", "--device"),
+]
 Bandwidth = Annotated[
     float | None,
     o.option(_GPU, "Measured GB/s of memory, in place of the published figure.", "--bandwidth"),
@@ -34,16 +39,15 @@ Tflops = Annotated[
 Memory = Annotated[str | None, o.option(_GPU, "Memory of the GPU, such as 80GB.", "--memory")]
 
 
-def _quantization(role: str) -> Any:
-    return o.option(
-        _MODEL_FORMATS, f"As if the {role}'s weights were stored so: int4, fp8, q4_k, ...",
-        f"--{role.lower()}-quantization",
-    )  # fmt: skip
-
-
-DraftQuantization = Annotated[str | None, _quantization("draft")]
-TargetQuantization = Annotated[str | None, _quantization("target")]
-PrmQuantization = Annotated[str | None, _quantization("PRM")]
+Quantization = Annotated[
+    str | None,
+    o.option(
+        "Models",
+        "Plan plain weights as int8 or int4, on a GPU also as fp8, int4-g64 or int4-g32, with "
+        "--device cpu also as q4_k, q8_0, ...; or by role, such as draft=fp8,target=int4",
+        "--quantization",
+    ),
+]
 Slots = Annotated[
     int, o.option(_WORK, "Sequences that run at once.", "--slots", min=1, max=o.MAX_COUNT)
 ]
@@ -81,11 +85,11 @@ def plan(
     draft: o.Draft = None,
     target: o.Target = None,
     prm: o.Prm = None,
+    prm_format: o.PrmFormat = None,
     revision: o.Revision = None,
-    draft_quantization: DraftQuantization = None,
-    target_quantization: TargetQuantization = None,
-    prm_quantization: PrmQuantization = None,
+    quantization: Quantization = None,
     gpu: Gpu = None,
+    device: Device = None,
     bandwidth: Bandwidth = None,
     tflops: Tflops = None,
     memory: Memory = None,
@@ -102,27 +106,27 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """See HELP."""
-    required = {"draft": draft, "target": target, "prm": prm, "gpu": gpu}
-    formats = {
-        Role.DRAFT: draft_quantization,
-        Role.TARGET: target_quantization,
-        Role.PRM: prm_quantization,
-    }
-    quantization = {role: name for role, name in formats.items() if name is not None}
+    required = {"draft": draft, "target": target, "prm": prm}
     named = {name: value for name, value in required.items() if value is not None}
     with clean_errors(verbose=bool(verbose)):
         if launches:
             from rsd_engine.cli.plan.launches import LaunchesOptions, print_launches
-            from rsd_engine.cli.plan.run import find_formats
 
+            if device is not None:
+                raise UsageError(f"--launches is of a GPU: leave out --device, got {device}")
             print_launches(
                 LaunchesOptions(
-                    draft, target, revision, gpu, bandwidth, slots, context, dtype, json,
-                    find_formats(quantization),
+                    draft, target, revision, gpu, bandwidth, slots, context, dtype, quantization,
+                    json,
                 )
             )  # fmt: skip
             return
-        if missing := [f"--{name}" for name in required if name not in named]:
+        if device not in (None, "cpu") or (device and gpu):
+            raise UsageError(
+                f"--device may be cpu, without --gpu, and a GPU is named by --gpu; got {device}"
+            )
+        names = required if device else {**required, "gpu": gpu}
+        if missing := [f"--{name}" for name, value in names.items() if value is None]:
             raise UsageError(f"a plan needs {', '.join(missing)}")
         memory_bytes = None if memory is None else values.size("--memory", memory)
         from rsd_engine.cli.plan.run import PlanOptions, make_plan
@@ -130,7 +134,9 @@ def plan(
 
         options = PlanOptions(
             **named,
+            prm_format=values.prm_format("--prm-format", prm_format) if prm_format else None,
             revision=revision,
+            gpu=gpu,
             bandwidth=bandwidth,
             tflops=tflops,
             memory_bytes=memory_bytes,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 import typer
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.cli.plan.run import check_roles, find_device, find_dtype
+from rsd_engine.cli.plan.device import find_device
+from rsd_engine.cli.plan.models import ModelOptions, find_models
 from rsd_engine.cli.plan.show import rounded, table
-from rsd_engine.models.config import DTYPES, ModelConfig
-from rsd_engine.roofline.formats import WeightFormat
+from rsd_engine.engine.memory_estimate import ModelMemory
+from rsd_engine.models.config import DTYPES
 from rsd_engine.roofline.gpus import Device
 from rsd_engine.roofline.launch_times import READ_SHARE, Load
-from rsd_engine.roofline.sources import find_config
 from rsd_engine.roofline.tick_times import KernelTime, TickTime, tick_time
 from rsd_engine.roofline.ticks import MAX_TICK_ROWS, decode_tick
 from rsd_kernels.launch import available
@@ -39,8 +38,8 @@ class LaunchesOptions:
     slots: int
     context: int
     dtype: str | None
+    quantization: str | None
     as_json: bool
-    formats: Mapping[Role, WeightFormat]  # of quantised weights
 
 
 @dataclass(frozen=True)
@@ -56,35 +55,32 @@ def print_launches(options: LaunchesOptions) -> None:
     """Prints what a tick of each writer should take.
 
     Raises:
-        UsageError: an option is missing or has no such value, Triton is not installed, or no
-            product on a GPU reads weights of a format.
+        UsageError: an option is missing or has no such value, or Triton is not installed.
         ValueError: there is no such model, or the engine does not run its kind.
     """
     device, sources = _device(options), _sources(options)
-    configs = {role: find_config(name, options.revision) for role, name in sources.items()}
-    check_roles(configs, sources)
+    models = find_models(
+        ModelOptions(
+            sources, options.revision, on_cpu=False, dtype=options.dtype,
+            quantization=options.quantization, prm_format=None,
+        )
+    )  # fmt: skip
     if options.slots > MAX_TICK_ROWS:
         raise UsageError(
             f"slots must be in [1, {MAX_TICK_ROWS}] with --launches, got {options.slots}: wider "
             "passes are products of cuBLAS"
         )
-    for held in options.formats.values():
-        if held.instructions is None:
-            raise UsageError(
-                f"--launches is of products on a GPU, and none reads {held.name}, which is "
-                "expanded there; fp8, int8, int4 and such as int4-g64"
-            )
     if not available():
         raise UsageError('--launches asks the Triton launchers; run: pip install "triton>=3.6"')
     if not options.as_json:
         typer.echo(_head(options, device))
     found: dict[str, Any] = {}
-    for role, config in configs.items():
+    for role, model in models.items():
         source = sources[role]
-        dtype = find_dtype(options.dtype) or config.dtype
-        times = list(_times(config, dtype, role, options, device))
-        weights = f"{options.formats[role].name} and " if role in options.formats else ""
-        name = f"{role.name.lower()} {source}, {weights}{_DTYPE_NAMES[dtype]}"
+        times = list(_times(model.memory, role, options, device))
+        held = model.memory.weights_format
+        weights = "" if held is None else f"{held.name} and "
+        name = f"{role.name.lower()} {source}, {weights}{_DTYPE_NAMES[model.memory.dtype]}"
         if options.as_json:
             found[role.name.lower()] = {"source": source, "ticks": _dicts(times, device)}
         else:
@@ -114,15 +110,11 @@ def _sources(options: LaunchesOptions) -> dict[Role, str]:
 
 
 def _times(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    role: Role,
-    options: LaunchesOptions,
-    device: Device,
+    model: ModelMemory, role: Role, options: LaunchesOptions, device: Device
 ) -> Iterator[_Times]:
     for sequences in sorted({*_SEQUENCES, options.slots}):
-        tick, load = decode_tick(config, dtype, sequences, role), Load(sequences, options.context)
-        weights = options.formats.get(role)
+        tick = decode_tick(model.config, model.dtype, sequences, role)
+        load, weights = Load(sequences, options.context), model.weights_format
         plain, early = (
             tick_time(tick, load, device, early=early, weights=weights) for early in (False, True)
         )

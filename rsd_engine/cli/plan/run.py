@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rsd_engine.cli.errors import UsageError
-from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_memory
-from rsd_engine.models.config import DTYPES, ModelConfig
+from rsd_engine.cli.plan.device import find_device
+from rsd_engine.cli.plan.models import ModelOptions, PlannedModel, find_models
+from rsd_engine.engine.memory_estimate import MemoryEstimate, estimate_models
+from rsd_engine.engine.memory_fit import CPU_SHARE
+from rsd_engine.models.config import ModelConfig
 from rsd_engine.roofline import rounds
-from rsd_engine.roofline.formats import WeightFormat, find_format
-from rsd_engine.roofline.gpus import Device, find_gpu
 from rsd_engine.roofline.rewrites import GuessedRewrite, guessed_rewrite, guessed_round
 from rsd_engine.roofline.rounds import RoundSeconds, Setting, Speculation, Triple
 from rsd_engine.roofline.shape import ModelShape
-from rsd_engine.roofline.sources import find_config
 from rsd_kernels.state.enums import Role
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of steps
 TOKEN_ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
-_LEAST_RATE, _MOST_RATE = 1e-3, 1e9  # GB/s and TFLOP/s of any device
 _LENGTHS = (1024, 4096, 16384, 65536)
 
 
@@ -32,8 +29,9 @@ class PlanOptions:
     draft: str
     target: str
     prm: str
+    prm_format: str | dict[str, Any] | None
     revision: str | None
-    gpu: str
+    gpu: str | None  # None: the CPU of this machine
     bandwidth: float | None  # GB/s
     tflops: float | None
     memory_bytes: int | None
@@ -45,11 +43,21 @@ class PlanOptions:
     dtype: str | None
     max_model_len: int | None
     gpu_memory_utilization: float | None
-    quantization: Mapping[Role, str]  # of the roles whose weights are
+    quantization: str | None
 
     @property
     def sources(self) -> dict[Role, str]:
         return {Role.DRAFT: self.draft, Role.TARGET: self.target, Role.PRM: self.prm}
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.gpu is None
+
+    @property
+    def models(self) -> ModelOptions:
+        return ModelOptions(
+            self.sources, self.revision, self.on_cpu, self.dtype, self.quantization, self.prm_format
+        )
 
     @property
     def is_measured(self) -> bool:
@@ -79,6 +87,7 @@ class Plan:
     options: PlanOptions
     setting: Setting
     shapes: dict[Role, ModelShape]
+    held_in: dict[Role, str | None]
     pass_seconds: dict[Role, tuple[float, float]]
     target_alone: float
     draft_alone: float
@@ -100,40 +109,38 @@ def make_plan(options: PlanOptions) -> Plan:
         UsageError: the GPU is not known, or an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
+    share = _utilization(options.gpu_memory_utilization)
+    models = find_models(options.models)
+    model_len = _model_len({role: model.config for role, model in models.items()}, options)
     device = find_device(options.gpu, options.bandwidth, options.tflops, options.memory_bytes)
-    configs = {
-        role: find_config(name, options.revision, is_prm=role == Role.PRM)
-        for role, name in options.sources.items()
-    }
-    check_roles(configs, options.sources)
-    dtype = find_dtype(options.dtype)
-    formats = find_formats(options.quantization)
-    shapes = {
-        role: ModelShape.of(config, dtype, weights=formats.get(role))
-        for role, config in configs.items()
-    }
-    model_len = _model_len(configs, options)
-    memory = estimate_memory(
-        configs,
-        dtype=dtype,
-        memory_bytes=device.memory_bytes,
-        utilization=_utilization(options.gpu_memory_utilization),
+    memory = estimate_models(
+        {role: model.memory for role, model in models.items()},
+        int(device.memory_bytes * (1 if options.on_cpu else share)),
         max_num_seqs=options.slots,
         max_model_len=model_len,
-        formats=formats,
+        on_gpu=not options.on_cpu,
     )
+    if options.on_cpu:
+        memory = _shared_with_others(memory)
     lengths = (*(n for n in _LENGTHS if n < model_len), model_len)
     setting = Setting(device, options.slots, options.context, options.step_tokens)
-    return _plan(options, setting, shapes, memory, lengths)
+    return _plan(options, setting, models, memory, lengths)
+
+
+def _shared_with_others(memory: MemoryEstimate) -> MemoryEstimate:
+    """Contexts get a share of what the models leave, as `fit_memory` does it."""
+    left = max(0, memory.pool + memory.growing)
+    return replace(memory, available=memory.available - int((1 - CPU_SHARE) * left))
 
 
 def _plan(
     options: PlanOptions,
     setting: Setting,
-    shapes: dict[Role, ModelShape],
+    models: dict[Role, PlannedModel],
     memory: MemoryEstimate,
     lengths: tuple[int, ...],
 ) -> Plan:
+    shapes = {role: model.shape for role, model in models.items()}
     acceptance, draft, target = options.acceptance, shapes[Role.DRAFT], shapes[Role.TARGET]
     triple = Triple(draft, target, shapes[Role.PRM])
     alone = rounds.alone(target, setting)
@@ -145,6 +152,7 @@ def _plan(
         options=options,
         setting=setting,
         shapes=shapes,
+        held_in={role: model.held_in for role, model in models.items()},
         pass_seconds={
             role: (setting.seconds(shape), setting.seconds(shape, setting.step_tokens))
             for role, shape in shapes.items()
@@ -161,55 +169,6 @@ def _plan(
         memory=memory,
         lengths=lengths,
     )
-
-
-def find_device(
-    gpu: str,
-    bandwidth: float | None = None,  # GB/s
-    tflops: float | None = None,
-    memory_bytes: int | None = None,
-) -> Device:
-    """A GPU by its name, with the user's figures in place of the published ones."""
-    for name, rate in (("bandwidth", bandwidth), ("tflops", tflops)):
-        if rate is not None and (0 < rate < _LEAST_RATE or rate > _MOST_RATE):
-            raise UsageError(f"{name} must be in [{_LEAST_RATE:g}, {_MOST_RATE:g}], got {rate:g}")
-    try:
-        return find_gpu(gpu).measured(
-            bandwidth=None if bandwidth is None else bandwidth * 1e9,
-            flops=None if tflops is None else tflops * 1e12,
-            memory_bytes=memory_bytes,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:
-    """Raises UsageError unless writers are language models and the PRM is a reward model."""
-    for role, config in configs.items():
-        if config.is_reward_model != (role == Role.PRM):
-            kinds = ("a language model", "a reward model")
-            raise UsageError(
-                f"--{role.name.lower()} must be {kinds[role == Role.PRM]}; "
-                f"{sources[role]!r} is {kinds[config.is_reward_model]} "
-                f"({config.architecture})"
-            )
-
-
-def find_formats(names: Mapping[Role, str]) -> dict[Role, WeightFormat]:
-    """The formats of quantised weights, by their names."""
-    try:
-        return {role: find_format(name) for role, name in names.items()}
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def find_dtype(name: str | None) -> torch.dtype | None:
-    """By its name; None: the checkpoint's own."""
-    if name in (None, "auto"):
-        return None
-    if name not in DTYPES:
-        raise UsageError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 def _utilization(given: float | None) -> float:

@@ -12,6 +12,7 @@ import typer
 
 from rsd_engine.cli.plan.run import Plan
 from rsd_engine.engine.memory_estimate import by_role_name
+from rsd_engine.engine.memory_fit import CPU_SHARE
 from rsd_engine.memory.available import megabytes
 from rsd_kernels.state.enums import Role
 
@@ -39,7 +40,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "models": {
             role.name.lower(): {
                 "source": plan.options.sources[role],
-                "quantization": plan.options.quantization.get(role),
+                "weights_in": plan.held_in[role],
             }
             | asdict(shape)
             for role, shape in plan.shapes.items()
@@ -64,32 +65,40 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def _head(plan: Plan) -> list[str]:
-    device, setting = plan.setting.device, plan.setting
-    origin = "with your figures" if plan.options.is_measured else "published figures"
-    rows = [
-        f"GPU     {device.name}: {device.bandwidth / 1e12:.2f} TB/s, "
-        f"{device.flops / 1e12:.0f} TFLOP/s, {device.memory_bytes / 1e9:.0f} GB ({origin})"
-    ]
+    setting = plan.setting
+    rows = [_cpu(plan) if plan.options.on_cpu else _gpu(plan)]
     for role, shape in plan.shapes.items():
         rows.append(
             f"{role.name.lower():<7} {plan.options.sources[role]}: "
-            f"{_billions(shape.num_parameters)} parameters ({_weights(plan, role)}), "
+            f"{_billions(shape.num_parameters)} parameters ({megabytes(shape.weight_bytes)}), "
             f"{shape.kv_bytes_per_token} bytes of KV a token"
         )
+    quantised = [f"{role.name.lower()} {name}" for role, name in plan.held_in.items() if name]
+    if quantised:
+        rows.append(f"weights {', '.join(quantised)}")
     rows.append(
         f"work    {_count(setting.slots, 'sequence')} of {setting.context} tokens, steps of "
         f"{_count(setting.step_tokens, 'token')}"
     )
-    if plan.options.quantization:
-        rows.append("note    quantised weights as stored; the engine expands them when it loads")
     return rows
 
 
-def _weights(plan: Plan, role: Role) -> str:
-    """What the weights of a role take, and in which format if they are quantised."""
-    taken = megabytes(plan.shapes[role].weight_bytes)
-    name = plan.options.quantization.get(role)
-    return taken if name is None else f"{taken}, {name.lower()}"
+def _gpu(plan: Plan) -> str:
+    device, options = plan.setting.device, plan.options
+    origin = "with your figures" if options.is_measured else "published figures"
+    return (
+        f"GPU     {device.name}: {device.bandwidth / 1e12:.2f} TB/s, "
+        f"{device.flops / 1e12:.0f} TFLOP/s, {device.memory_bytes / 1e9:.0f} GB ({origin})"
+    )
+
+
+def _cpu(plan: Plan) -> str:
+    device, options = plan.setting.device, plan.options
+    origin = "with your figures" if options.is_measured else "measured"
+    return (
+        f"CPU     {device.name}: {device.bandwidth / 1e9:.1f} GB/s, "
+        f"{device.flops / 1e9:.0f} GFLOP/s, {device.memory_bytes / 1e9:.1f} GB ({origin})"
+    )
 
 
 def _speeds(plan: Plan) -> list[str]:
@@ -106,23 +115,23 @@ def _speeds(plan: Plan) -> list[str]:
     rates.append((f"RSD, {shares[0]} of steps kept, {shares[1]} of guesses", plan.rsd_guessed))
     rates.append(("draft alone", plan.draft_alone))
     rows = [
-        (name, f"{rate:.0f}", f"{1e3 * per_step / rate:.1f}", f"{rate / plan.target_alone:.2f}")
+        (name, _rate(rate), _ms(per_step / rate), f"{rate / plan.target_alone:.2f}")
         for name, rate in rates
     ]
     parts = ", ".join(
-        f"{label} {1e3 * seconds:.1f}"
+        f"{label} {_ms(seconds)}"
         for label, seconds in (
             ("draft", plan.round.draft), ("score", plan.round.score),
             ("catch up", plan.round.catch_up), ("rewrite", plan.round.rewrite),
         )
     )  # fmt: skip
-    rewrite, alone = plan.rewrite, 1e3 * per_step / plan.target_alone
+    rewrite, alone = plan.rewrite, per_step / plan.target_alone
     return [
         *table(("At best", "tokens/s", "ms a step", "x target"), rows),
         "Roofline: weights and KV read once, products at full rate. Nothing is faster.",
         f"A step at {shares[0]} kept, in ms: {parts}.",
-        f"A rewrite at {shares[1]} of guesses right, in ms: {1e3 * rewrite.seconds:.1f} in "
-        f"{rewrite.target_passes:.1f} passes, not {alone:.1f} in {setting.step_tokens}.",
+        f"A rewrite at {shares[1]} of guesses right, in ms: {_ms(rewrite.seconds)} in "
+        f"{rewrite.target_passes:.1f} passes, not {_ms(alone)} in {setting.step_tokens}.",
     ]
 
 
@@ -154,6 +163,8 @@ def _memory(plan: Plan) -> list[str]:
         f"        {megabytes(memory.state)} of state, {megabytes(memory.tables)} of tables, "
         f"{megabytes(max(0, memory.pool))} of pages",
     ]
+    if plan.options.on_cpu:
+        rows.append(f"        {1 - CPU_SHARE:.0%} of what the models leave stays free")
     if memory.pool < layout.page_bytes:
         rows.append("The models do not fit: no memory is left for keys and values.")
         return rows
@@ -179,6 +190,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return "  ".join([row[0].ljust(widths[0]), *numbers[1:]]).rstrip()
 
     return [line(row) for row in (headers, *rows)]
+
+
+def _rate(rate: float) -> str:
+    """Tokens per second; of few, to three digits."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds, from a thousand on without a fraction."""
+    return f"{1e3 * seconds:.1f}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def _percent(share: float) -> str:

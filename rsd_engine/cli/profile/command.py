@@ -22,7 +22,10 @@ def profile(
     draft: o.Draft = None,
     target: o.Target = None,
     prm: o.Prm = None,
+    prm_format: o.PrmFormat = None,
+    prm_separator: o.PrmSeparator = None,
     revision: o.Revision = None,
+    quantization: o.QuantizationOption = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     max_num_seqs: o.MaxNumSeqs = None,
@@ -61,6 +64,12 @@ def profile(
             engine["kv_cache_memory_bytes"] = values.size("--kv-cache-memory", kv_cache_memory)
         if policy is not None:
             engine["policy"] = values.policy("--policy", policy)
+        if quantization is not None:
+            engine["quantization"] = values.quantization("--quantization", quantization)
+        if prm_format is not None:
+            engine["prm_format"] = values.prm_format("--prm-format", prm_format)
+        if prm_separator is not None:
+            engine["prm_separator"] = values.unescape("--prm-separator", prm_separator)
         if trace is not None:
             _check_writable(trace)
         from rsd_engine.cli.profile.run import ProfileOptions, run_profile

@@ -14,6 +14,7 @@ from rsd_engine import Engine, SamplingParams
 from rsd_engine.cli.engine_options import make_engine
 from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_engine.demo.problems import generate
+from rsd_engine.engine.weight_use import read_by_format
 from rsd_engine.loop.executors.timed_recorder import OpTime
 from rsd_engine.outputs import Metrics
 from rsd_engine.roofline.measured import read_bandwidth
@@ -40,7 +41,7 @@ class Profile:
         device: where the engine ran.
         ops: calls and seconds of every op, by "ROLE.op".
         passes: forward passes, by role.
-        weight_bytes: weights that a pass reads, by role.
+        reads: bytes of the weights that a pass reads, by role and format.
         bandwidth: bytes per second, measured on this device.
         seconds: time in launches.
         tokens: kept tokens of all answers.
@@ -49,14 +50,18 @@ class Profile:
     device: str
     ops: dict[str, OpTime]
     passes: dict[str, int]
-    weight_bytes: dict[str, int]
+    reads: dict[str, dict[str, int]]
     bandwidth: float
     seconds: float
     tokens: int
 
+    def read_bytes(self, role: str) -> int:
+        """Of a role's weights, in a pass."""
+        return sum(self.reads[role].values())
+
     def roofline_seconds(self, role: str) -> float:
         """The least time of a role's passes, in which its weights are read once per pass."""
-        return self.passes[role] * self.weight_bytes[role] / self.bandwidth
+        return self.passes[role] * self.read_bytes(role) / self.bandwidth
 
 
 def run_profile(options: ProfileOptions) -> Profile:
@@ -88,7 +93,7 @@ def _profile(engine: Engine, metrics: list[Metrics], seconds: float) -> Profile:
             for role in models
             if f"{role.name}.forward" in ops
         },
-        weight_bytes={role.name: model.weight_bytes for role, model in models.items()},
+        reads={role.name: read_by_format(model) for role, model in models.items()},
         bandwidth=read_bandwidth(device),
         seconds=seconds,
         tokens=sum(m.draft.tokens_generated + m.target.tokens_generated for m in metrics),

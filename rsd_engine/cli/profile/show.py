@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import typer
 from rich import box
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd_engine.cli.profile.run import Profile
+from rsd_engine.models.weight_form import listed_by_size
+
+_LEAST_SHARE = 0.01  # of the bytes of a pass
 
 
 def print_profile(profile: Profile) -> None:
@@ -38,16 +42,24 @@ def _roles(profile: Profile) -> Table:
         title="Forward passes and their roofline: the least time to read the weights",
         box=box.SIMPLE_HEAD,
     )
-    for name in ("role", "passes", "weights MB", "ms a pass", "roofline ms", "x roofline"):
-        table.add_column(name, justify="left" if name == "role" else "right")
+    names = ("role", "weights in", "MB", "passes", "ms a pass", "roofline ms", "x roofline")
+    for name in names:
+        table.add_column(name, justify="left" if name in names[:2] else "right")
     for role, passes in profile.passes.items():
         seconds, least = profile.ops[f"{role}.forward"].seconds, profile.roofline_seconds(role)
         table.add_row(
-            role.lower(), str(passes), f"{profile.weight_bytes[role] / 1e6:.1f}",
+            role.lower(), _formats(profile.reads[role]),
+            f"{profile.read_bytes(role) / 1e6:.1f}", str(passes),
             f"{seconds / passes * 1e3:.3f}", f"{least / passes * 1e3:.3f}",
             f"{seconds / least:.2f}",
         )  # fmt: skip
     return table
+
+
+def _formats(reads: Mapping[str, int]) -> str:
+    """Those that count: norms and biases, which are few, are left out."""
+    least = _LEAST_SHARE * sum(reads.values())
+    return listed_by_size((name, size) for name, size in reads.items() if size >= least)
 
 
 def print_json(profile: Profile) -> None:
@@ -65,6 +77,7 @@ def print_json(profile: Profile) -> None:
                 "roles": {
                     role: {
                         "passes": passes,
+                        "read_bytes": profile.reads[role],
                         "seconds": profile.ops[f"{role}.forward"].seconds,
                         "roofline_seconds": profile.roofline_seconds(role),
                     }

@@ -28,6 +28,7 @@ def score(
     prm_format: o.PrmFormat = None,
     prm_separator: o.PrmSeparator = None,
     step_delimiter: o.StepDelimiter = None,
+    quantization: o.QuantizationOption = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     config: o.ConfigFile = None,
@@ -39,7 +40,8 @@ def score(
 
         options = EngineOptions(
             draft=draft, target=target, prm=prm, prm_format=prm_format, prm_separator=prm_separator,
-            step_delimiter=step_delimiter, device=device, dtype=dtype, verbose=verbose,
+            step_delimiter=step_delimiter, quantization=quantization, device=device, dtype=dtype,
+            verbose=verbose,
         )  # fmt: skip
         arguments = engine_arguments(options, read_config(config))
         solutions = []

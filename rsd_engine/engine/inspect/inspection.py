@@ -10,9 +10,8 @@ from rsd_engine.engine.inspect import checks
 from rsd_engine.engine.inspect.checks import Link
 from rsd_engine.engine.inspect.facts import ModelFacts, read_facts
 from rsd_engine.engine.inspect.finding import Finding, problem
-from rsd_engine.engine.inspect.memory import Machine, find_fit
+from rsd_engine.engine.inspect.memory import LoadedModel, Machine, find_fit
 from rsd_engine.engine.inspect.roles import Roles, assign_roles
-from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_kernels.state.enums import Role
@@ -26,13 +25,13 @@ class InspectedModel:
 
     Attributes:
         role: what it would be in an engine; None if it could not be read or has no place.
-        facts, memory: None if it could not be read; `error` then says why.
+        facts, loaded: None if it could not be read; `error` then says why.
     """
 
     source: str
     role: Role | None
     facts: ModelFacts | None
-    memory: ModelMemory | None
+    loaded: LoadedModel | None
     error: str | None
 
 
@@ -98,10 +97,11 @@ def inspect_models(
     if errors:  # which roles are missing is not known then
         findings = [finding for finding in findings if finding.is_problem]
     links = _links(roles)
-    found = [*errors, *findings, *_check(roles, links)]
+    models, refused = _quantised(models, machine)
+    found = [*errors, *findings, *refused, *_check(roles, links)]
     fit = None
     if any(role != Role.PRM for role in roles):
-        memory = {m.role: m.memory for m in models if m.role is not None and m.memory}
+        memory = {m.role: m.loaded.memory for m in models if m.role is not None and m.loaded}
         fit, told = find_fit(memory, machine)
         if fit:
             found += checks.check_contexts(roles, fit, machine.max_model_len)
@@ -115,7 +115,7 @@ def _read(
     """What the checkpoint is, or why it cannot be read; its role is not known yet."""
     try:
         facts = read_facts(source, revision, prm_options)
-        return InspectedModel(facts.source, None, facts, machine.memory_of(facts), None)
+        return InspectedModel(facts.source, None, facts, machine.load(facts), None)
     except (ValueError, OSError, ImportError) as error:
         return InspectedModel(str(source), None, None, None, " ".join(str(error).split()))
 
@@ -127,6 +127,32 @@ def _in_order(read: Iterable[InspectedModel], roles: Roles) -> tuple[InspectedMo
     placed = [replace(found[id(facts)], role=role) for role, facts in roles.items()]
     used = {id(facts) for facts in roles.values()}
     return (*placed, *(model for model in models if id(model.facts) not in used))
+
+
+def _quantised(
+    models: Sequence[InspectedModel], machine: Machine
+) -> tuple[tuple[InspectedModel, ...], list[Finding]]:
+    """The models with their weights rounded as is asked, and what cannot be rounded."""
+    found, findings = [], []
+    held: dict[tuple[str, object], LoadedModel | None] = {}  # one object for roles that share it
+    asked = machine.opening.quantization_of
+    if all(model.facts for model in models):
+        roles = [model.role.name.lower() for model in models if model.role is not None]
+        try:
+            machine.opening.check(roles)
+        except ValueError as error:
+            findings.append(problem("quantization", str(error)))
+    for model in models:
+        facts, role = model.facts, model.role
+        if facts and role is not None and (word := asked(role.name.lower())):
+            key = (model.source, word)
+            try:
+                held[key] = held.get(key) or machine.load(facts, role)
+                model = replace(model, loaded=held[key])
+            except ValueError as error:
+                findings.append(problem("quantization", str(error)))
+        found.append(model)
+    return tuple(found), findings
 
 
 def _links(roles: Roles) -> dict[tuple[Role, Role], Link]:

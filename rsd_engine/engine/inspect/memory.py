@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from rsd_engine.engine.inspect.facts import ModelFacts
 from rsd_engine.engine.inspect.finding import Finding, ok, problem
+from rsd_engine.engine.inspect.weights import FormatShare, shares_by_config, shares_of
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.memory_fit import MemoryFit, MemoryOptions, fit_memory
+from rsd_engine.engine.model_sources import OpenOptions
 from rsd_engine.memory.available import megabytes
+from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.loader import resolve_dtype, weight_form
 from rsd_engine.models.weight_form import WeightForm
 from rsd_kernels.state.enums import Role
 
+_OTHER = {"cpu": torch.device("cuda"), "cuda": torch.device("cpu")}
 _STEP_TOKENS = 40  # of a step, by which the PRM's separators are counted
 _LENGTHS = (1024, 4096, 16384, 65536)
 
@@ -28,6 +32,7 @@ class Machine:
     Attributes:
         device: its type decides the dtype; a GPU need not be there.
         available: bytes that the engine may use.
+        opening: how checkpoints are opened there.
     """
 
     device: torch.device
@@ -35,19 +40,48 @@ class Machine:
     dtype: str = "auto"
     max_num_seqs: int = 16
     max_model_len: int | None = None
+    opening: OpenOptions = field(default_factory=OpenOptions)
 
-    def memory_of(self, model: ModelFacts) -> ModelMemory:
-        """What decides how much memory a model takes here.
+    def load(self, model: ModelFacts, role: Role | None = None) -> LoadedModel:
+        """What a model would be in memory.
+
+        Args:
+            model: its checkpoint.
+            role: that it plays, by which its weights may be quantised as they are loaded.
 
         Raises:
-            ValueError: the headers of its weights cannot be read.
+            ValueError: the headers of its weights cannot be read, or it cannot be quantised.
         """
+        plain = model.checkpoint
+        checkpoint = self.opening.quantised(role.name.lower(), plain) if role is not None else plain
+        form, shares = self._held(model, checkpoint, self.device)
+        _, elsewhere = self._held(model, plain, _OTHER[self.device.type])
+        return LoadedModel(ModelMemory(model.config, form), shares, elsewhere)
+
+    def _held(
+        self, model: ModelFacts, checkpoint: Checkpoint, device: torch.device
+    ) -> tuple[WeightForm, tuple[FormatShare, ...]]:
         config = model.config
         if model.storage.num_files == 0:
-            dtype = resolve_dtype(self.dtype, config, self.device)
-            return ModelMemory(config, WeightForm.plain(dtype))
-        form = weight_form(model.checkpoint, config, self.dtype, self.device)
-        return ModelMemory(config, form)
+            form = WeightForm.plain(resolve_dtype(self.dtype, config, device))
+            return form, shares_by_config(config, form)
+        form = weight_form(checkpoint, config, self.dtype, device)
+        return form, shares_of(checkpoint, config, form)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a model would be in memory.
+
+    Attributes:
+        memory: what decides how much it takes.
+        shares: what its matrices are held in.
+        elsewhere: the same on a GPU, if the machine is a CPU, and the other way round.
+    """
+
+    memory: ModelMemory
+    shares: tuple[FormatShare, ...]
+    elsewhere: tuple[FormatShare, ...]
 
 
 def find_fit(

@@ -28,8 +28,8 @@ def test_what_is_said_and_what_is_held(capsys: pytest.CaptureFixture[str]) -> No
 def test_pages_that_were_never_used_are_left_out() -> None:
     use = PageUse(bytes_per_token=10, tokens_per_page=10, remainder=0, pages_held=3, tokens_held=5)
     report = MemoryReport(
-        weights={Role.TARGET: 1000}, pool=900, page_bytes=100, pages={Role.TARGET: use},
-        activations=10, state=20, log=30, tables=40,
+        formats={Role.TARGET: {"Q8_0": 900, "float32": 100}}, pool=900, page_bytes=100,
+        pages={Role.TARGET: use}, activations=10, state=20, log=30, tables=40,
     )  # fmt: skip
     assert report.total == 2000
     assert memory.touched_bytes(report) == 2000 - 900 + 300

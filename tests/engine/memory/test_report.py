@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 import pytest
@@ -12,9 +12,11 @@ import torch
 
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
-from rsd_engine.engine.memory_estimate import ModelMemory, estimate_memory, estimate_models
+from rsd_engine.engine.memory_estimate import MemoryEstimate, ModelMemory, estimate_models
+from rsd_engine.engine.weight_use import count_bytes, name_of, read_by_format
 from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.sources import find_config
+from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.enums import Role
 from tests.tiny_models import TinyModels
@@ -53,11 +55,8 @@ def pages_of_a_sequence() -> int:
 
 def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
     report = engine.memory
-    configs = {Role[name.upper()]: find_config(str(p)) for name, p in tiny.sources().items()}
-    estimate = estimate_memory(
-        configs, dtype=None, memory_bytes=1e9, utilization=0.5,
-        max_num_seqs=SLOTS, max_model_len=MODEL_LEN,
-    )  # fmt: skip
+    sources = {Role[name.upper()]: str(p) for name, p in tiny.sources().items()}
+    estimate = on_a_gpu(sources, 500_000_000, slots=SLOTS, model_len=MODEL_LEN)
     assert estimate.layout.page_bytes == report.page_bytes
     assert estimate.layout.pages_per_sequence == pages_of_a_sequence()
     for role, weights in report.weights.items():
@@ -71,6 +70,42 @@ def test_the_plan_foresees_the_report(engine: Engine, tiny: TinyModels) -> None:
     rope = 2 * 4 * (256 * 8 + 256 * 12 + (2 * 256 + 128) * 8)  # contexts and head sizes
     assert estimate.tables == rope < report.tables
     assert estimate.available == 500_000_000
+
+
+def on_a_gpu(
+    sources: Mapping[Role, str], available: int, *, slots: int, model_len: int
+) -> MemoryEstimate:
+    """Each model in the dtype of its checkpoint, with weights of its own."""
+    configs = {role: find_config(source) for role, source in sources.items()}
+    models = {role: ModelMemory(c, WeightForm.plain(c.dtype)) for role, c in configs.items()}
+    return estimate_models(
+        models, available, max_num_seqs=slots, max_model_len=model_len, on_gpu=True
+    )
+
+
+def test_weights_by_format(tiny: TinyModels) -> None:
+    """A draft in blocks of 34 bytes for 32 weights, and the target's models in fp32."""
+    by_role = {"draft": "int8"}
+    with Engine(**tiny.sources(), device="cpu", quantization=by_role, max_num_seqs=1) as quantised:
+        report = quantised.memory
+        config = quantised.parts.models.writers[Role.DRAFT].model.config
+        reads = read_by_format(quantised.parts.models.models[Role.DRAFT])
+    layers, norms = 2 * 32 * (32 + 2 * 16 + 32 + 3 * 64), 4 * (2 * 64 + 32)
+    embedding = config.vocab_size * 32
+    assert report.formats[Role.DRAFT] == {"Q8_0": (layers + 2 * embedding) // 32 * 34,
+                                          "float32": norms}  # fmt: skip
+    assert report.weights[Role.DRAFT] == sum(report.formats[Role.DRAFT].values())
+    assert set(report.formats[Role.TARGET]) == {"float32"}
+    assert reads == {"Q8_0": (layers + embedding) // 32 * 34, "float32": norms}
+    assert "0.0 MB: 0.0 MB Q8_0, 0.0 MB float32" in report.text()
+    assert report.to_dict()["formats"]["draft"] == report.formats[Role.DRAFT]
+
+
+def test_matrices_in_few_bits_have_the_name_of_their_values() -> None:
+    values = torch.zeros(4, 64, dtype=torch.uint8)
+    matrix = GroupedMatrix.pack(ValueKind.INT4, values, torch.ones(4, 2), group_size=32)
+    assert name_of(matrix) == "int4-g32"
+    assert count_bytes([matrix], set()) == matrix.nbytes
 
 
 def scratch_of(engine: Engine) -> SampleScratch:
@@ -193,10 +228,7 @@ def test_other_errors_of_loading_stay_what_they_are(
 def test_how_many_sequences_fit() -> None:
     """Qwen2.5 1.5B and 7B with a 1.5B PRM: pages of 16 target tokens hold 32 of the others."""
     names = {Role.DRAFT: "qwen2.5-1.5b", Role.TARGET: "qwen2.5-7b", Role.PRM: "skywork-prm-1.5b"}
-    estimate = estimate_memory(
-        {role: find_config(name) for role, name in names.items()}, dtype=None,
-        memory_bytes=80e9, utilization=0.9, max_num_seqs=16, max_model_len=4096,
-    )  # fmt: skip
+    estimate = on_a_gpu(names, 72_000_000_000, slots=16, model_len=4096)
     assert estimate.layout.page_bytes == 16 * 57344
     assert estimate.layout.tokens_per_page == (32, 16, 32)
     others = estimate.activations + estimate.state + estimate.tables
@@ -208,7 +240,5 @@ def test_how_many_sequences_fit() -> None:
     )
     used = 1024 * 28672 + 1024 * 57344 + 1049 * 28672
     assert estimate.page_waste(1024, 40) == pytest.approx(1 - used / (129 * 16 * 57344))
-    assert estimate_memory(
-        {Role.TARGET: find_config("qwen2.5-72b")}, dtype=None, memory_bytes=80e9, utilization=0.9,
-        max_num_seqs=1, max_model_len=1024,
-    ).sequences(1024, 40) == 0  # fmt: skip
+    large = on_a_gpu({Role.TARGET: "qwen2.5-72b"}, 72_000_000_000, slots=1, model_len=1024)
+    assert large.sequences(1024, 40) == 0

@@ -16,6 +16,7 @@ from rsd_kernels.aot.launches import (
     DecoderShape,
     ShippedLaunch,
     forward_launches,
+    grouped_launches,
     overlapped_launches,
 )
 from rsd_kernels.launch import Launch
@@ -75,6 +76,16 @@ def decode_kernel(op: str, arch: int, *, overlap: bool, scheduled: bool | None =
 def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
     usage = aot.usage(decode_kernel(op, arch, overlap=False))
     assert 16 <= usage.registers <= 255 and usage.stack_bytes == 0
+
+
+@pytest.mark.parametrize(("op", "form", "arch"), [("linear (down)", "int4, zeros", 80)])
+def test_few_bits_are_read_by_wide_asynchronous_copies(op: str, form: str, arch: int) -> None:
+    """`python -m bench.kernel_resources` has all of them."""
+    launches = {s.op: s.launch for s in grouped_launches("Qwen2.5-7B", 1, form)}
+    kernel = aot.compile_launch(launches[f"{op}, {form}"], arch)
+    assert aot.usage(kernel).stack_bytes == 0
+    assert "cp.async.cg.shared.global" in kernel.asm["ptx"]  # the 16-byte form
+    assert "mma.sync" in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("rows", [1, 64])

@@ -24,6 +24,7 @@ from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.embedding.kernel import embed
 from rsd_kernels.fork import kernel as fork
+from rsd_kernels.grouped.matrix import ValueKind
 from rsd_kernels.norm import kernel as rms_norm
 from rsd_kernels.retokenise import kernel as retokenise
 from rsd_kernels.reward import accept as reward_accept
@@ -43,6 +44,8 @@ from tests.kernels.activation import kernel_checks as activation_checks
 from tests.kernels.attention import kernel_checks as attention_checks
 from tests.kernels.bridge import kernel_checks as bridge_checks
 from tests.kernels.fork import kernel_checks as fork_checks
+from tests.kernels.grouped.cases import Case as GroupedCase
+from tests.kernels.grouped.cases import check as check_grouped
 from tests.kernels.guess import kernel_checks as ngram_checks
 from tests.kernels.harness import parts
 from tests.kernels.harness.broken import broken
@@ -221,6 +224,8 @@ def forwards() -> None:
     linear_checks.test_a_residual_may_be_the_output(1)
     linear_checks.test_a_residual_may_be_the_output(5)
     linear_checks.test_norm_gate_up(2, 33, 515, " bias")
+    for num_rows in (3, 20):
+        check_grouped(GroupedCase(ValueKind.INT4, num_rows, fused="residual"), torch.float32)
     for name in ("three rows", "norm of heads"):  # one launch, and two
         case = qkv_checks.Case(**qkv_checks.CASES[name])
         qkv_checks.check(case, torch.float32)

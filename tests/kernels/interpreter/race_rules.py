@@ -13,7 +13,9 @@ from torch import Tensor
 # on other elements of the row, but no two warps load one and the same (8 elements a thread, or one
 # warp: `test_no_two_warps_hold_an_element_of_a_norm`), so each warp has loaded its own before it
 # adds, and what goes from warp to warp goes past a barrier of Triton's.
-IN_PLACE = {"_projection_kernel", "_rms_norm_kernel", "_rope_kv_write_kernel"}
+IN_PLACE = {
+    "_projection_kernel", "_grouped_rows_kernel", "_rms_norm_kernel", "_rope_kv_write_kernel",
+}  # fmt: skip
 
 
 class Race(AssertionError):
