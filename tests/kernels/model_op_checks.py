@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
 from rsd_kernels.attention import tiles as attention_tiles
 from rsd_kernels.cuda import library as cuda_library
+from rsd_kernels.grouped.matrix import ValueKind
+from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.model_ops import model_ops, triton_ops
 from rsd_kernels.state.rows import RowBatch
+from tests.kernels.grouped.matrices import made
 from tests.kernels.harness.child import INTERPRETED
 from tests.kernels.harness.tensors import DEVICE
 from tests.models.checkpoints import make_model, save
@@ -26,6 +30,7 @@ Passes = list[dict[int, int]]  # slot -> new tokens
 PASSES: Passes = [{0: 5, 2: 1}, {0: 1, 1: 3, 2: 1}, {0: 1, 1: 1, 2: 1}]
 DECODE_PASSES: Passes = [{0: 2, 1: 1, 2: 1}, {0: 1}, {0: 1, 1: 1, 2: 2}]  # at most four rows
 TOLERANCE = 1e-4  # fp32
+INT4, FP8 = ValueKind.INT4, ValueKind.FP8
 
 
 def tokens(slot: int, start: int, count: int) -> list[int]:
@@ -33,7 +38,11 @@ def tokens(slot: int, start: int, count: int) -> list[int]:
 
 
 def by_twins(folder: Path, passes: Passes = PASSES) -> list[Tensor]:
-    driver, found = Driver(load_language_model(folder, max_rows=64)), []
+    return by_twins_of(load_language_model(folder, max_rows=64), passes)
+
+
+def by_twins_of(model: LanguageModel, passes: Passes = PASSES) -> list[Tensor]:
+    driver, found = Driver(model), []
     for new in passes:
         chunks = [(slot, tokens(slot, driver.kv_len[slot], n)) for slot, n in new.items()]
         found.append(driver.run(*chunks))
@@ -96,6 +105,37 @@ def test_forward(
     for found, wanted in zip(by_triton(model, num_rows, 4), by_twins(folder), strict=True):
         assert bool(found.isfinite().all())
         assert float((found - wanted).abs().max()) <= TOLERANCE
+
+
+def few_bits(folder: Path, device: torch.device) -> LanguageModel:
+    """The model with a layer in few bits, each weight of which knows what is read after it."""
+    model = load_language_model(folder, max_rows=64, device=device, dtype="float32")
+    first, *others = model.decoder.weights.layers
+    few: dict[str, Any] = {}
+    for name, kind in {"qkv": INT4, "o": FP8, "gate_up": FP8, "down": INT4}.items():
+        given = getattr(first, name)
+        group = 32 if given.num_inputs % 32 == 0 else given.num_inputs
+        matrix, _ = made(kind, given.num_outputs, given.num_inputs, group, zeros=kind is INT4)
+        few[name] = GroupedWeight(matrix.to(device), given.bias)
+    for name, following in (("qkv", "o"), ("o", "gate_up"), ("gate_up", "down")):
+        few[name] = few[name].before(few[following])
+    layer = replace(first, **few)
+    model.decoder.weights = replace(model.decoder.weights, layers=(layer, *others))
+    return model
+
+
+def test_forward_of_few_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one layer of two."""
+    folder = save(make_model("llama-bias"), tmp_path)
+    model = few_bits(folder, DEVICE)
+    if INTERPRETED:
+        monkeypatch.setattr(model.decoder, "ops", triton_ops(scheduled=True))
+        scratch = attention_tiles.attention_scratch(64, 4, 4, 32, torch.float32, DEVICE)
+        monkeypatch.setattr(model.decoder, "scratch", scratch)
+    passes: Passes = [{0: 2, 2: 1}]
+    wanted = by_twins_of(few_bits(folder, torch.device("cpu")), passes)
+    for found, twin in zip(by_triton(model, 4, 2, passes), wanted, strict=True):
+        assert float((found - twin).abs().max()) <= TOLERANCE
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs the CUDA library on a device")

@@ -89,8 +89,8 @@ def shipped_launches(
         for num_rows in rows:
             yield from forward_launches(name, shape, num_rows, dtype)
             yield from overlapped_launches(name, shape, num_rows, dtype)
-    for form in GROUPED_FORMS if torch.float32 != dtype else ():
-        for num_rows in rows:
+    for form in GROUPED_FORMS:
+        for num_rows in sorted({*rows} & {*_GROUPED_ROWS}):
             yield from grouped_launches(_GROUPED_SHAPE, num_rows, form, dtype)
     for op, launch in loop_launches(_NUM_SLOTS).items():
         yield ShippedLaunch(op, f"{_NUM_SLOTS} slots", 0, launch)
@@ -169,7 +169,7 @@ GROUPED_FORMS = {
     "fp8, blocks": GroupedForm(ValueKind.FP8, 128, 128, scale_dtype=torch.float32),
     "fp8": GroupedForm(ValueKind.FP8, scale_dtype=torch.float32),
 }
-_GROUPED_SHAPE = "Qwen2.5-7B"
+_GROUPED_SHAPE, _GROUPED_ROWS = "Qwen2.5-7B", (1, 16, 64)  # one of every tile
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import (
     FLOAT_DTYPES,
     ceil_div,
+    check_contiguous,
     check_devices,
     check_dtype,
-    check_last_contiguous,
 )
 from rsd_kernels.linear.tiles import (
     MAX_ROWS,
@@ -54,8 +54,8 @@ def weight_args(weight: DeviceWeight) -> dict[str, Any]:
         held.scales,
         held.zeros,
         held.order,
-        held.scales.stride(1),
-        0 if held.zeros is None else held.zeros.stride(1),
+        held.scales.shape[0],
+        held.num_outputs,
     )
     slices = len(held.kind.shifts) or 1
     whole = held.group_size == held.num_inputs
@@ -88,11 +88,13 @@ def tiles_of(
     block_k = step_inputs(matrix, dtype)
     wide_dtype = dtype == torch.float32
     sizes = [n // 2 if gated else n for n in (_WIDE_BLOCK_N if wide_dtype else _BLOCK_N)]
+    if matrix.group_size < _BLOCK_K:  # registers would hold many scales too
+        sizes = sizes[:1]
     # A tile reads all of x, so it is as large as leaves the device busy.
     filling = [n for n in sizes if fill_device(ceil_div(num_outputs, n))]
     block_n = max(filling, default=sizes[0])
     num_tiles = ceil_div(num_outputs, block_n)
-    resident = 2 if gated or wide_dtype else 3
+    resident = 2 if gated or normed or wide_dtype else 3
     values = block_n * (2 if gated else 1) * block_k * matrix.kind.bits // 8
     rows = _FEW_ROWS if num_rows <= _FEW_ROWS else MAX_ROWS
     others = rows * block_k * dtype.itemsize * (2 if normed else 1)
@@ -119,7 +121,7 @@ def check_operand(matrix: GroupedMatrix, shape: tuple[int, int]) -> None:
         raise ValueError("the weight is in fp8 and has zeros; only integers may have them")
     for name, tensor in (("scales", matrix.scales), ("zeros", matrix.zeros)):
         if tensor is not None:
-            check_last_contiguous(f"transposed {name}", tensor.t())
+            check_contiguous(f"{name}, transposed,", tensor.t())
     check_devices(
         weight=matrix.values, scales=matrix.scales, zeros=matrix.zeros, order=matrix.order
     )

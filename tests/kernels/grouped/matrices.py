@@ -19,7 +19,7 @@ def made(
     order: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[GroupedMatrix, Tensor]:
-    """A random matrix, and its values in float64 computed element by element."""
+    """A random matrix, and what it stands for in float64."""
     generator = torch.Generator().manual_seed(seed)
     shape, groups = (num_outputs, num_inputs), num_inputs // group_size
     values = {
@@ -33,13 +33,10 @@ def made(
         kind, values, scales, zero if zeros else None,
         group_size=group_size, scale_rows=scale_rows, order=order,
     )  # fmt: skip
-    expected = torch.zeros(shape, dtype=torch.float64)
-    plain = values.double()
-    for n in range(num_outputs):
-        for k in range(num_inputs):
-            g = k // group_size
-            default = 8 if kind is ValueKind.INT4 else 0
-            offset = int(zero[n, g]) if zeros else default
-            value = float(scales[n // scale_rows, g]) * (float(plain[n, k]) - offset)
-            expected[n, k if order is None else int(order[k])] = value
+    n, g = torch.arange(num_outputs), torch.arange(num_inputs) // group_size
+    default = 8 if kind is ValueKind.INT4 else 0
+    less = zero.double()[:, g] if zeros else default
+    expected = scales.double()[n // scale_rows][:, g] * (values.double() - less)
+    if order is not None:
+        expected = torch.stack([expected[:, order == k].sum(1) for k in range(num_inputs)], 1)
     return matrix, expected
