@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rsd_engine.models.heads import LanguageModel, RewardModel
+from rsd_engine.models.weight_form import name_of
 from rsd_kernels.formats.weight import StoredMatrix
 from rsd_kernels.grouped.matrix import GroupedMatrix
 
@@ -32,16 +33,6 @@ def read_by_format(model: Model) -> dict[str, int]:
 def count_bytes(value: Any, counted: set[int]) -> int:
     """Bytes of the tensors in `value` whose storage is not yet in `counted`; adds it there."""
     return sum(_by_format(value, counted).values())
-
-
-def name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
-    """What a matrix is held in; of plain elements that is their dtype."""
-    if isinstance(table, GroupedMatrix):
-        return table.kind.value
-    if isinstance(table, StoredMatrix) and table.form.dtype is None:
-        return table.form.name
-    dtype = table.form.dtype if isinstance(table, StoredMatrix) else table.dtype
-    return str(dtype).removeprefix("torch.")
 
 
 def _last(model: Model) -> Any:

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rsd_engine.models.checkpoints.base import StoredTensor
 from rsd_kernels.formats.formats import PLAIN
+from rsd_kernels.formats.weight import StoredMatrix
+from rsd_kernels.grouped.matrix import GroupedMatrix
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class WeightForm:
         num_elements = sum(tensor.num_elements for tensor in matrices)
         return cls(dtype, None, num_bytes / num_elements, listed_by_size(sizes))
 
+    def held(self, stored: Mapping[str, StoredTensor]) -> dict[str, tuple[str, int]]:
+        """Format and bytes in memory of every matrix of a checkpoint."""
+        matrices = {name: tensor for name, tensor in stored.items() if tensor.is_matrix}
+        if self.matrix_dtype is None:
+            return {name: stays_as(matrix) for name, matrix in matrices.items()}
+        return {name: _plain(matrix, self.matrix_dtype) for name, matrix in matrices.items()}
+
 
 def stays_as(matrix: StoredTensor) -> tuple[str, int]:
     """Format and bytes of a matrix that stays as it is stored, if products can be made of that.
@@ -50,8 +60,16 @@ def stays_as(matrix: StoredTensor) -> tuple[str, int]:
     """
     if matrix.stored:
         return str(matrix.packing), matrix.nbytes
-    dtype = matrix.dtype if matrix.dtype in PLAIN else torch.float32
-    return _short(dtype), matrix.num_elements * dtype.itemsize
+    return _plain(matrix, matrix.dtype if matrix.dtype in PLAIN else torch.float32)
+
+
+def name_of(table: Tensor | StoredMatrix | GroupedMatrix) -> str:
+    """What a matrix is held in; of plain elements that is their dtype."""
+    if isinstance(table, Tensor):
+        return _short(table.dtype)
+    if isinstance(table, GroupedMatrix):
+        return table.kind.value
+    return table.form.name if table.form.dtype is None else _short(table.form.dtype)
 
 
 def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
@@ -61,6 +79,10 @@ def listed_by_size(sizes: Iterable[tuple[str, int]]) -> str:
         totals[name] = totals.get(name, 0) + size
     names = sorted(totals, key=lambda name: -totals[name])
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _plain(matrix: StoredTensor, dtype: torch.dtype) -> tuple[str, int]:
+    return _short(dtype), matrix.num_elements * dtype.itemsize
 
 
 def _short(dtype: torch.dtype) -> str:

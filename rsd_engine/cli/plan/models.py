@@ -23,6 +23,7 @@ from rsd_engine.roofline.formats import find_format
 from rsd_engine.roofline.shape import ModelShape
 from rsd_engine.roofline.sources import find_model
 from rsd_kernels.formats.formats import FORMATS
+from rsd_kernels.grouped.matrix import MIN_GROUP
 from rsd_kernels.state.enums import Role
 
 _CPU = torch.device("cpu")
@@ -47,14 +48,6 @@ class ModelOptions:
     dtype: str | None
     quantization: str | None
     prm_format: str | dict[str, Any] | None
-
-    def word_of(self, role: Role) -> str | None:
-        """What the weights of a role are planned in."""
-        if self.quantization is None:
-            return None
-        allowed = (*QUANTIZATIONS, *_BLOCKS) if self.on_cpu else _GPU_WORDS
-        found = word_by_role("--quantization", self.quantization.lower(), allowed)
-        return found if isinstance(found, str) else found.get(role.name.lower())
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
         UsageError: an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
-    words = {role: options.word_of(role) for role in options.sources}
+    words = words_by_role(options.quantization, on_cpu=options.on_cpu)
     dtype = find_dtype(options.dtype)
     if options.on_cpu:
         _check_computed(options.quantization, dtype)
@@ -97,9 +90,24 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
     check_roles(configs, options.sources)
     make = _on_cpu if options.on_cpu else _on_gpu
     return {
-        role: make(configs[role], checkpoint, dtype, _checked(role, words[role], checkpoint))
+        role: make(configs[role], checkpoint, dtype, _checked(role, words.get(role), checkpoint))
         for role, (_, checkpoint) in found.items()
     }
+
+
+def words_by_role(quantization: str | None, *, on_cpu: bool) -> dict[Role, str]:
+    """What the weights of roles are planned in, if not as they are.
+
+    Raises:
+        UsageError: there is no such format on the device, or no such role.
+    """
+    if quantization is None:
+        return {}
+    allowed = (*QUANTIZATIONS, *_BLOCKS) if on_cpu else _GPU_WORDS
+    found = word_by_role("--quantization", quantization.lower(), allowed)
+    if isinstance(found, str):
+        return dict.fromkeys(Role, found)
+    return {Role[name.upper()]: word for name, word in found.items()}
 
 
 def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:
@@ -149,9 +157,10 @@ def _on_gpu(
 ) -> PlannedModel:
     dtype = dtype or config.dtype
     settings = _settings(checkpoint) if checkpoint else {}
-    weights = find_format(word or _published(settings)) if word or settings else None
+    name = word or (_published(settings) if settings else None)
+    weights = find_format(name) if name else None
     form = WeightForm.plain(dtype)
-    expanded = None if weights or not _packing(checkpoint) else f"expanded to {form.name}"
+    expanded = f"expanded to {form.name}" if settings or _packing(checkpoint) else None
     return PlannedModel(
         ModelMemory(config, form, weights),
         ModelShape.of(config, dtype, weights=weights),
@@ -159,11 +168,16 @@ def _on_gpu(
     )
 
 
-def _published(settings: Mapping[str, Any]) -> str:
-    """What `find_format` calls the format of a checkpoint with this quantization_config."""
+def _published(settings: Mapping[str, Any]) -> str | None:
+    """What `find_format` calls the format that this quantization_config tells of.
+
+    None: products on a GPU are not made of it.
+    """
     if settings["quant_method"] not in ("gptq", "awq"):
         return "fp8"
     bits, group = settings["bits"], settings.get("group_size", 128)
+    if group != -1 and group % MIN_GROUP:
+        return None
     endings = {128: "", -1: "-channel"}
     return f"int{bits}" + endings.get(group, f"-g{group}")
 

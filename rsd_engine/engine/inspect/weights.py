@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from rsd_engine.models.allocation import LM_HEAD
-from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
-from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.models.names import with_plain_names
-from rsd_engine.models.weight_form import WeightForm, stays_as
+from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.models.weights import EMBEDDING
 from rsd_engine.roofline.shape import ModelShape
 
@@ -42,13 +42,14 @@ def shares_of(
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
     return _summed(
         FormatShare(
-            name, tensor.packing if tensor.packing != name else None, num_bytes,
-            0 if key == EMBEDDING and not _is_head(config) else num_bytes,
+            held_in,
+            stored[name].packing if held_in in DTYPES else None,
+            num_bytes,
+            0 if name == EMBEDDING and not _is_head(config) else num_bytes,
         )
-        for key, tensor in stored.items()
-        if tensor.is_matrix and not (key == LM_HEAD and _has_no_head(config))
-        for name, num_bytes in [_held_in(tensor, form)]
-    )  # fmt: skip
+        for name, (held_in, num_bytes) in form.held(stored).items()
+        if not (name == LM_HEAD and _has_no_head(config))
+    )
 
 
 def shares_by_config(config: ModelConfig, form: WeightForm) -> tuple[FormatShare, ...]:
@@ -64,24 +65,13 @@ def bytes_per_parameter(checkpoint: Checkpoint, form: WeightForm) -> tuple[float
         ValueError: as `shares_of`.
     """
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
-    found = []
-    for of_tables in (False, True):
-        matrices = [
-            tensor
-            for key, tensor in stored.items()
-            if tensor.is_matrix and (key in (EMBEDDING, LM_HEAD)) == of_tables
-        ]
-        num_bytes = sum(_held_in(tensor, form)[1] for tensor in matrices)
-        found.append(num_bytes / sum(tensor.num_elements for tensor in matrices))
-    return found[0], found[1]
+    held, tables = form.held(stored), {EMBEDDING, LM_HEAD} & stored.keys()
 
+    def average(names: Collection[str]) -> float:
+        num_bytes = sum(held[name][1] for name in names)
+        return num_bytes / sum(stored[name].num_elements for name in names)
 
-def _held_in(matrix: StoredTensor, form: WeightForm) -> tuple[str, int]:
-    """Format and bytes of a matrix in memory."""
-    if form.matrix_dtype is None:
-        return stays_as(matrix)
-    name = str(form.matrix_dtype).removeprefix("torch.")
-    return name, matrix.num_elements * form.matrix_dtype.itemsize
+    return average(held.keys() - tables), average(tables)
 
 
 def _is_head(config: ModelConfig) -> bool:
