@@ -5,7 +5,8 @@
 Three GGUF files of Q4_K are written first: Qwen2.5-7B as the target, Qwen2.5-1.5B as the draft and
 as the PRM (6 GB in all, in DIR, where they stay, or in a temporary folder). Their blocks are
 random, so texts mean nothing, and of the PRM's rewards a constant share is taken as acceptance:
-only costs count. Keys and values of the prompt are random numbers.
+only costs count. Keys and values of the prompt are random numbers. Beside each time stands the
+least by `rsd plan`, of which rates measured on a busy machine make too much.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def _least(plan: Plan) -> dict[str, float]:
 def _plan_options(paths: Mapping[str, Path], options: argparse.Namespace) -> PlanOptions:
     return PlanOptions(
         **{role: str(path) for role, path in paths.items()},
-        prm_format=None, revision=None, gpu=None, bandwidth=None, tflops=None, memory_bytes=None,
+        prm_format=None, revision=None, gpu=None, bandwidth=options.bandwidth,
+        tflops=options.tflops, memory_bytes=None,
         slots=1, context=options.context, step_tokens=options.step_tokens,
         acceptance=options.acceptance, guess_acceptance=0.8, dtype=None, max_model_len=None,
         gpu_memory_utilization=None, quantization=None,
@@ -143,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step-tokens", type=positive, default=40)
     parser.add_argument("--steps", type=positive, default=10, help="of RSD (default: 10)")
     parser.add_argument("--acceptance", type=share, default=0.8, help="share of kept draft steps")
+    parser.add_argument("--bandwidth", type=float, help="GB/s of a quiet machine, for the plan")
+    parser.add_argument("--tflops", type=float, help="TFLOP/s of fp32 products, likewise")
     parser.add_argument("--dry-run", action="store_true", help="tiny models")
     return parser
 

@@ -13,6 +13,7 @@ from rsd_engine.cli.values import word_by_role
 from rsd_engine.engine.inspect.weights import bytes_per_parameter
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.model_sources import OpenOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad, Quantization
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.storage import find_storage
@@ -76,6 +77,7 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
         UsageError: an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
+    _check_prm_format(options.prm_format)
     words = words_by_role(options.quantization, on_cpu=options.on_cpu)
     dtype = find_dtype(options.dtype)
     if options.on_cpu:
@@ -129,6 +131,14 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise UsageError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def _check_prm_format(given: str | dict[str, Any] | None) -> None:
+    """Raises UsageError if there is no such format."""
+    try:
+        PrmOptions(given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_computed(quantization: str | None, dtype: torch.dtype | None) -> None:
