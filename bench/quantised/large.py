@@ -4,9 +4,9 @@
 
 Three GGUF files of Q4_K are written first: Qwen2.5-7B as the target, Qwen2.5-1.5B as the draft and
 as the PRM (6 GB in all, in DIR, where they stay, or in a temporary folder). Their blocks are
-random, so texts mean nothing, and of the PRM's rewards a constant share is taken as acceptance:
-only costs count. Keys and values of the prompt are random numbers. Beside each time stands the
-least by `rsd plan`, of which rates measured on a busy machine make too much.
+random, so only costs count: every step is scored, and a given share of them is kept whatever the
+score. Keys and values of the prompt are random numbers too. Beside each time stands the least time
+by `rsd plan`; a busy machine measures lower rates and makes it too long.
 """
 
 from __future__ import annotations
