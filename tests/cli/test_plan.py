@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rsd_engine.cli.plan import device
+from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_kernels.launch import available
 from tests.cli.conftest import Rsd
 from tests.models.checkpoints import make_model
@@ -158,6 +159,20 @@ def test_a_cpu(rsd: Rsd, words: tuple[str, ...], layers: float, tables: float) -
     left = 24e9 - sum(memory["weights"].values()) - memory["activations"]
     growing = memory["state"] + memory["tables"]
     assert memory["pool"] == pytest.approx(max(0, left) / 4 - growing + min(0, left), abs=1e5)
+
+
+def test_of_a_folder_weights_are_counted_one_by_one(rsd: Rsd) -> None:
+    """The target of the demo family in 4 bits: Q4_1 in its layers, Q8_0 in its embedding."""
+    models = [f"--{role}={checkpoint_dir(role)}" for role in ROLES]
+    work = (*ON_CPU[:-1], "--context=100", "--quantization=target=int4")
+    found = as_json(rsd, *models, *work)
+    layers, embedding = 6 * 256 * (2 * 256 + 2 * 128 + 3 * 704), 960 * 256
+    # norms, 13 of 256 weights, count as the layers do
+    held = (layers + 13 * 256) / 32 * 20 + embedding / 32 * 34
+    assert found["memory"]["weights"]["target"] == pytest.approx(held, abs=1)
+    assert found["models"]["target"]["weights_in"] == "Q4_1 and Q8_0"
+    assert found["models"]["draft"]["weights_in"] is None
+    assert found["models"]["draft"]["bytes_per_parameter"] == 2
 
 
 def test_what_it_prints_of_a_cpu(rsd: Rsd) -> None:

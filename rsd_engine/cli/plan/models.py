@@ -23,6 +23,7 @@ from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.formats import find_format
 from rsd_engine.roofline.shape import ModelShape
 from rsd_engine.roofline.sources import find_model
+from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.formats.formats import FORMATS
 from rsd_kernels.grouped.matrix import MIN_GROUP
 from rsd_kernels.state.enums import Role
@@ -208,7 +209,8 @@ def _on_cpu(
         layers, tables = (f.block_bytes / f.block_length for f in (known.layers, known.tables))
         return _planned(config, WeightForm(torch.float32, None, layers, word), layers, tables, word)
     found = resolve_dtype(dtype or "auto", config, _CPU)
-    expanded = bool(checkpoint and _settings(checkpoint)) or found != torch.float32
+    kept = found == torch.float32 and cpu_ops.available()  # in the dtype of the checkpoint
+    expanded = bool(checkpoint and _settings(checkpoint)) or not kept
     form = WeightForm.plain(found, None if expanded else config.dtype)
     size = form.bytes_per_parameter
     return _planned(config, form, size, size, None)
@@ -220,8 +222,9 @@ def _planned(
     """With so many bytes for a weight of a layer, and for one of embedding and LM head."""
     plain = ModelShape.of(config, form.dtype, layers)
     shape = replace(plain, embedding_bytes_per_parameter=tables)
-    mean = replace(form, bytes_per_parameter=shape.weight_bytes / shape.num_parameters)
-    return PlannedModel(ModelMemory(config, mean), shape, held_in)
+    mean = shape.weight_bytes / shape.num_parameters
+    held = WeightForm(form.dtype, form.matrix_dtype, mean, form.name)
+    return PlannedModel(ModelMemory(config, held), shape, held_in)
 
 
 def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
