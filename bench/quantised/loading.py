@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rsd_engine.models.loader import load_language_model
+from rsd_kernels.formats.weight import StoredMatrix
 
 _STATUS, _FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -50,7 +51,8 @@ def main(file: str) -> None:
     ]
     tables = [t for weight in (model.lm_head, *layers) for t in weight.tables]
     for table in (weights.embedding, *tables):
-        rows = table.view(torch.uint8) if isinstance(table, Tensor) else table.rows
+        assert isinstance(table, Tensor | StoredMatrix)  # on a CPU
+        rows = table.rows if isinstance(table, StoredMatrix) else table.view(torch.uint8)
         rows[:, ::64].sum()  # a byte of every cache line
     peak = 1024 * (_kilobytes("VmHWM") - before)
     size = Path(file).stat().st_size

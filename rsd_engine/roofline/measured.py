@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rsd_kernels.cpu import ops as cpu_ops
+from rsd_kernels.linear.weight import LinearWeight
+
+_ROWS = 32
 _BYTES = {"cpu": 2**29, "cuda": 2**31}
 
 
@@ -25,17 +30,34 @@ def read_bandwidth(device: torch.device, num_bytes: int | None = None, runs: int
     return data.nbytes / min(clock(read) for read in reductions for _ in range(runs))
 
 
-def product_rate(device: torch.device, width: int = 1024, runs: int = 5) -> float:
-    """Operations per second of PyTorch's product of two fp32 matrices, the best of the runs.
+def product_rate(device: torch.device, width: int = 1024, seconds: float = 0.5) -> float:
+    """Operations per second of the quickest product of fp32 matrices.
+
+    That is PyTorch's, or on a CPU that of the CPU library, which multiplies few rows.
 
     Args:
         device: a CPU or a CUDA device.
-        width: rows and columns of each.
-        runs: products.
+        width: rows and columns of each matrix; PyTorch's product has as many rows.
+        seconds: in which each product is repeated; the best time counts.
     """
     one, other = torch.ones(2, width, width, device=device)
     clock = _seconds_on_gpu if device.type == "cuda" else _seconds
-    return 2 * width**3 / min(clock(lambda: one @ other) for _ in range(runs))
+    operations = 2 * width * width
+    rates = []
+    if device.type == "cpu":
+        rows, weight = one[:_ROWS], LinearWeight(other)
+        best = _best(partial(clock, lambda: cpu_ops.linear(rows, weight)), seconds)
+        rates.append(operations * len(rows) / best)
+    rates.append(operations * width / _best(partial(clock, lambda: one @ other), seconds))
+    return max(rates)
+
+
+def _best(run: Callable[[], float], seconds: float) -> float:
+    """The shortest time that `run` returns until so many seconds are over."""
+    best, end = run(), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, run())
+    return best
 
 
 def _seconds(read: Callable[[], Tensor]) -> float:

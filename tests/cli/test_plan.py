@@ -12,6 +12,8 @@ import gguf
 import pytest
 import torch
 
+from rsd_engine.cli.plan import device
+from rsd_engine.demo import ROLES, checkpoint_dir
 from rsd_kernels.launch import available
 from tests.cli.conftest import Rsd
 from tests.models.checkpoints import make_model
@@ -160,12 +162,24 @@ def test_a_cpu(rsd: Rsd, words: tuple[str, ...], layers: float, tables: float) -
     assert memory["pool"] == pytest.approx(max(0, left) / 4 - growing + min(0, left), abs=1e5)
 
 
+def test_of_a_folder_weights_are_counted_one_by_one(rsd: Rsd) -> None:
+    """The target of the demo family in 4 bits: Q4_1 in its layers, Q8_0 in its embedding."""
+    models = [f"--{role}={checkpoint_dir(role)}" for role in ROLES]
+    work = (*ON_CPU[:-1], "--context=100", "--quantization=target=int4")
+    found = as_json(rsd, *models, *work)
+    layers, embedding = 6 * 256 * (2 * 256 + 2 * 128 + 3 * 704), 960 * 256
+    # norms, 13 of 256 weights, count as the layers do
+    held = (layers + 13 * 256) / 32 * 20 + embedding / 32 * 34
+    assert found["memory"]["weights"]["target"] == pytest.approx(held, abs=1)
+    assert found["models"]["target"]["weights_in"] == "Q4_1 and Q8_0"
+    assert found["models"]["draft"]["weights_in"] is None
+    assert found["models"]["draft"]["bytes_per_parameter"] == 2
+
+
 def test_what_it_prints_of_a_cpu(rsd: Rsd) -> None:
     quantised = ("--quantization=target=q4_k,draft=int8", "--tflops=0.1")
     shown = rsd("plan", *MODELS, *ON_CPU, *quantised).stdout
-    threads = torch.get_num_threads()
-    assert f"this CPU, {threads} thread" in shown
-    assert "20.0 GB/s, 100 GFLOP/s, 24.0 GB (with your figures)" in shown
+    assert "CPU     this CPU: 20.0 GB/s, 100 GFLOP/s, 24.0 GB (with your figures)" in shown
     assert "7.62 B parameters (4.28 GB), 114688 bytes of KV a token" in shown
     assert "1.54 B parameters (1.64 GB), " in shown
     assert "\nweights draft int8, target q4_k\n" in shown
@@ -200,6 +214,7 @@ def test_a_checkpoint_is_planned_as_its_files_are_used(rsd: Rsd, tmp_path: Path)
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
         ({"quant_method": "gptq", "bits": 8}, "int8"),
         ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 16}, "expanded to float32"),
     ],
 )
 def test_a_published_checkpoint_by_its_config(
@@ -213,10 +228,28 @@ def test_a_published_checkpoint_by_its_config(
     work = ("--context=100", "--step-tokens=10")
     found = as_json(rsd, *models, *work, "--gpu=l4")["models"]
     assert found["target"]["weights_in"] == name
-    assert found["target"]["bytes_per_parameter"] < 1.1
+    assert (found["target"]["bytes_per_parameter"] < 1.1) == (name[:8] != "expanded")
     assert found["draft"]["weights_in"] is None
     on_cpu = as_json(rsd, *models, *ON_CPU[:-1], *work)["models"]["target"]
     assert on_cpu["bytes_per_parameter"] == 4
+
+
+def test_rates_that_are_not_given_are_measured(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "read_bandwidth", lambda _: 3e10)
+    monkeypatch.setattr(device, "product_rate", lambda _: 2e11)
+    monkeypatch.setattr(device, "host_available_bytes", lambda: 16_000_000_000)
+    shown = rsd("plan", *MODELS, "--device=cpu", "--quantization=int4").stdout
+    threads = torch.get_num_threads()
+    assert f"CPU     this CPU, {threads} thread" in shown
+    assert "30.0 GB/s, 200 GFLOP/s, 16.0 GB (measured)" in shown
+
+
+def test_a_prm_that_does_not_tell_that_it_is_one(rsd: Rsd) -> None:
+    """Qwen2.5-7B as VersaPRM: its LM head is not read, but for two rows."""
+    args = ("--draft=qwen2.5-1.5b", "--target=qwen2.5-7b", "--prm=qwen2.5-7b", *PLAIN)
+    found = as_json(rsd, *args, "--prm-format=versaprm")["models"]["prm"]
+    assert found["num_parameters"] == 7_615_616_512 - EMBEDDING
+    assert found["head_parameters"] == 0
 
 
 def test_folders_and_dtype(rsd: Rsd, tiny: TinyModels, model_args: list[str]) -> None:
@@ -328,6 +361,7 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
             "quantization='int8' is for a CPU, float32 and the CPU library, and dtype=",
         ),
         ((*MODELS, "--device=cpu", "--gpu=h100"), "--device may be cpu, without --gpu"),
+        ((*MODELS, "--gpu=l4", "--prm-format=none"), "prm_format='none' is not known; one of"),
         ((*MODELS, "--device=cuda"), "--device may be cpu, .* got cuda"),
         (
             ("--launches", *MODELS, "--gpu=h100", "--quantization=q4_k"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,13 @@ def test_what_fits(shell: Shell) -> None:
             assert gigabytes == f"{sum(memory['weights'].values()) / 1e9:.1f}"
             number = memory["sequences"]["4096"]
             assert told == (f"{number} sequences" if number else "does not fit")
+
+
+def test_the_plan_of_a_cpu(shell: Shell) -> None:
+    _, _, rest = PAGE.text.partition("$ rsd plan ")
+    command, shown = re.split(r"(?<!\\)\n", rest.partition("\n```")[0], maxsplit=1)
+    found = shell.rsd("plan", *shlex.split(command.replace("\\\n", " ")))
+    assert found.strip() == shown.strip()
 
 
 def test_the_formats_that_a_cpu_reads() -> None:

@@ -1,4 +1,4 @@
-"""`rsd plan`: how fast three models can be on a GPU at best, and what memory they need."""
+"""`rsd plan`: how fast three models can be on a device at best, and what memory they need."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rsd_engine.cli import values
 from rsd_engine.cli.errors import UsageError, clean_errors
 
 HELP = (
-    "Estimate the best speed of three models on a GPU, and the memory they need.\n\n"
+    "Estimate the best speed of three models on a GPU or this CPU, and the memory they need.\n\n"
     "It shows how many draft steps must be kept for RSD to pay, and how many sequences fit. Only "
-    "the configs are read. The speeds are a roofline: weights and KV are read once at the "
-    "published bandwidth, products computed at the published rate. No engine can be faster."
+    "the configs are read, and headers of weights. The speeds are a roofline: weights and KV are "
+    "read once at the bandwidth, products computed at the rate that is published, or measured on "
+    "a CPU. No engine can be faster."
 )
 _GPU, _WORK = "GPU", "Work"
 

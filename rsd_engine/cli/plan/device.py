@@ -40,8 +40,9 @@ def find_device(
 def _this_cpu(bandwidth: float | None, flops: float | None, memory_bytes: int | None) -> Device:
     """Measures what is not given, with the threads that PyTorch uses."""
     threads = torch.get_num_threads()
+    counted = f", {threads} thread{'' if threads == 1 else 's'}"
     return Device(
-        name=f"this CPU, {threads} thread{'' if threads == 1 else 's'}",
+        name="this CPU" + (counted if bandwidth is None or flops is None else ""),
         bandwidth=read_bandwidth(_CPU) if bandwidth is None else bandwidth,
         flops=product_rate(_CPU) if flops is None else flops,
         memory_bytes=host_available_bytes() if memory_bytes is None else memory_bytes,

@@ -12,6 +12,7 @@ from rsd_engine.cli.errors import UsageError
 from rsd_engine.cli.values import word_by_role
 from rsd_engine.engine.memory_estimate import ModelMemory
 from rsd_engine.engine.model_sources import OpenOptions
+from rsd_engine.engine.rewards.prm_options import PrmOptions
 from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad, Quantization
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.storage import find_storage
@@ -21,7 +22,9 @@ from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.roofline.formats import find_format
 from rsd_engine.roofline.shape import ModelShape
 from rsd_engine.roofline.sources import find_model
+from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.formats.formats import FORMATS
+from rsd_kernels.grouped.matrix import MIN_GROUP
 from rsd_kernels.state.enums import Role
 
 _CPU = torch.device("cpu")
@@ -46,14 +49,6 @@ class ModelOptions:
     dtype: str | None
     quantization: str | None
     prm_format: str | dict[str, Any] | None
-
-    def word_of(self, role: Role) -> str | None:
-        """What the weights of a role are planned in."""
-        if self.quantization is None:
-            return None
-        allowed = (*QUANTIZATIONS, *_BLOCKS) if self.on_cpu else _GPU_WORDS
-        found = word_by_role("--quantization", self.quantization.lower(), allowed)
-        return found if isinstance(found, str) else found.get(role.name.lower())
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,8 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
         UsageError: an option does not fit the models.
         ValueError: there is no such model, or the engine does not run its kind.
     """
-    words = {role: options.word_of(role) for role in options.sources}
+    _check_prm_format(options.prm_format)
+    words = words_by_role(options.quantization, on_cpu=options.on_cpu)
     dtype = find_dtype(options.dtype)
     if options.on_cpu:
         _check_computed(options.quantization, dtype)
@@ -96,9 +92,24 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
     check_roles(configs, options.sources)
     make = _on_cpu if options.on_cpu else _on_gpu
     return {
-        role: make(configs[role], checkpoint, dtype, _checked(role, words[role], checkpoint))
+        role: make(configs[role], checkpoint, dtype, _checked(role, words.get(role), checkpoint))
         for role, (_, checkpoint) in found.items()
     }
+
+
+def words_by_role(quantization: str | None, *, on_cpu: bool) -> dict[Role, str]:
+    """What the weights of roles are planned in, if not as they are.
+
+    Raises:
+        UsageError: there is no such format on the device, or no such role.
+    """
+    if quantization is None:
+        return {}
+    allowed = (*QUANTIZATIONS, *_BLOCKS) if on_cpu else _GPU_WORDS
+    found = word_by_role("--quantization", quantization.lower(), allowed)
+    if isinstance(found, str):
+        return dict.fromkeys(Role, found)
+    return {Role[name.upper()]: word for name, word in found.items()}
 
 
 def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:
@@ -120,6 +131,14 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise UsageError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def _check_prm_format(given: str | dict[str, Any] | None) -> None:
+    """Raises UsageError if there is no such format."""
+    try:
+        PrmOptions(given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_computed(quantization: str | None, dtype: torch.dtype | None) -> None:
@@ -148,9 +167,10 @@ def _on_gpu(
 ) -> PlannedModel:
     dtype = dtype or config.dtype
     settings = _settings(checkpoint) if checkpoint else {}
-    weights = find_format(word or _published(settings)) if word or settings else None
+    name = word or (_published(settings) if settings else None)
+    weights = find_format(name) if name else None
     form = WeightForm.plain(dtype)
-    expanded = None if weights or not _packing(checkpoint) else f"expanded to {form.name}"
+    expanded = f"expanded to {form.name}" if settings or _packing(checkpoint) else None
     return PlannedModel(
         ModelMemory(config, form, weights),
         ModelShape.of(config, dtype, weights=weights),
@@ -158,11 +178,16 @@ def _on_gpu(
     )
 
 
-def _published(settings: Mapping[str, Any]) -> str:
-    """What `find_format` calls the format of a checkpoint with this quantization_config."""
+def _published(settings: Mapping[str, Any]) -> str | None:
+    """What `find_format` calls the format that this quantization_config tells of.
+
+    None: products on a GPU are not made of it.
+    """
     if settings["quant_method"] not in ("gptq", "awq"):
         return "fp8"
     bits, group = settings["bits"], settings.get("group_size", 128)
+    if group != -1 and group % MIN_GROUP:
+        return None
     endings = {128: "", -1: "-channel"}
     return f"int{bits}" + endings.get(group, f"-g{group}")
 
@@ -182,7 +207,8 @@ def _on_cpu(
         layers, tables = (f.block_bytes / f.block_length for f in (known.layers, known.tables))
         return _planned(config, WeightForm(torch.float32, None, layers, word, tables), word)
     found = resolve_dtype(dtype or "auto", config, _CPU)
-    expanded = bool(checkpoint and _settings(checkpoint)) or found != torch.float32
+    kept = found == torch.float32 and cpu_ops.available()  # in the dtype of the checkpoint
+    expanded = bool(checkpoint and _settings(checkpoint)) or not kept
     form = WeightForm.plain(found, None if expanded else config.dtype)
     return _planned(config, form, None)
 

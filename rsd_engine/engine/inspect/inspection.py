@@ -14,6 +14,7 @@ from rsd_engine.engine.inspect.memory import LoadedModel, Machine, find_fit
 from rsd_engine.engine.inspect.roles import Roles, assign_roles
 from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.engine.rewards.prm_options import PrmOptions
+from rsd_engine.models.checkpoints.at_load import Quantization
 from rsd_kernels.state.enums import Role
 
 _WRITERS = (Role.DRAFT, Role.TARGET)
@@ -133,26 +134,32 @@ def _quantised(
     models: Sequence[InspectedModel], machine: Machine
 ) -> tuple[tuple[InspectedModel, ...], list[Finding]]:
     """The models with their weights rounded as is asked, and what cannot be rounded."""
-    found, findings = [], []
-    held: dict[tuple[str, object], LoadedModel | None] = {}  # one object for roles that share it
-    asked = machine.opening.quantization_of
-    if all(model.facts for model in models):
-        roles = [model.role.name.lower() for model in models if model.role is not None]
-        try:
-            machine.opening.check(roles)
-        except ValueError as error:
-            findings.append(problem("quantization", str(error)))
+    found, findings = [], _unknown_roles(models, machine)
+    loaded: dict[tuple[str, Quantization], LoadedModel] = {}  # one for roles that share a model
     for model in models:
-        facts, role = model.facts, model.role
-        if facts and role is not None and (word := asked(role.name.lower())):
-            key = (model.source, word)
+        role, facts = model.role, model.facts
+        asked = None if role is None else machine.opening.quantization_of(role.name.lower())
+        if facts and asked:
+            key = (model.source, asked)
             try:
-                held[key] = held.get(key) or machine.load(facts, role)
-                model = replace(model, loaded=held[key])
+                if key not in loaded:
+                    loaded[key] = machine.load(facts, role)
+                model = replace(model, loaded=loaded[key])
             except ValueError as error:
                 findings.append(problem("quantization", str(error)))
         found.append(model)
     return tuple(found), findings
+
+
+def _unknown_roles(models: Sequence[InspectedModel], machine: Machine) -> list[Finding]:
+    """Whether weights are to be rounded of a role that is not there; not told of those unread."""
+    roles = [model.role.name.lower() for model in models if model.role is not None]
+    try:
+        if all(model.facts for model in models):
+            machine.opening.check(roles)
+    except ValueError as error:
+        return [problem("quantization", str(error))]
+    return []
 
 
 def _links(roles: Roles) -> dict[tuple[Role, Role], Link]:

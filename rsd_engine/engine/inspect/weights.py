@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rsd_engine.models.allocation import LM_HEAD
 from rsd_engine.models.checkpoints.base import Checkpoint
-from rsd_engine.models.config import ModelConfig
+from rsd_engine.models.config import DTYPES, ModelConfig
 from rsd_engine.models.names import with_plain_names
 from rsd_engine.models.weight_form import WeightForm
 from rsd_engine.models.weights import EMBEDDING
@@ -40,16 +40,16 @@ def shares_of(
         ValueError: the headers of its weights cannot be read.
     """
     stored = with_plain_names(checkpoint.tensors(), checkpoint.source)
-    held = form.held(stored)
     return _summed(
         FormatShare(
-            name, tensor.packing if tensor.packing != name else None, num_bytes,
-            0 if key == EMBEDDING and not _is_head(config) else num_bytes,
+            held_in,
+            stored[name].packing if held_in in DTYPES else None,
+            num_bytes,
+            0 if name == EMBEDDING and not _is_head(config) else num_bytes,
         )
-        for key, tensor in stored.items()
-        if tensor.is_matrix and not (key == LM_HEAD and _has_no_head(config))
-        for name, num_bytes in [held[key]]
-    )  # fmt: skip
+        for name, (held_in, num_bytes) in form.held(stored).items()
+        if not (name == LM_HEAD and _has_no_head(config))
+    )
 
 
 def shares_by_config(config: ModelConfig, form: WeightForm) -> tuple[FormatShare, ...]:

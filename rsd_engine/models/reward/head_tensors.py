@@ -88,13 +88,20 @@ def one_output(stored: Tensors, tokenizer: Callable[[], Any]) -> Tensors:
 
 def _difference(whole: StoredTensor, *, good: int, bad: int) -> StoredTensor:
     def read() -> Tensor:
-        rows = whole.read()
-        return (rows[good].float() - rows[bad].float())[None]
+        of_good, of_bad = _rows(whole, good, bad)
+        return (of_good.float() - of_bad.float())[None]
 
     # A row of its own: 1 of a bias.
     shape = (1, *whole.shape[1:])
     size = 4 * (whole.shape[1] if len(shape) > 1 else 1)
     return replace(whole, shape=shape, dtype=torch.float32, nbytes=size, read=read, packing=None)
+
+
+def _rows(whole: StoredTensor, *numbers: int) -> Tensor:
+    """Some rows; of a matrix in blocks only these are expanded."""
+    if whole.stored is None:
+        return whole.read()[list(numbers)]
+    return whole.stored().select(torch.tensor(numbers)).expand()
 
 
 def _no_bias() -> Tensor:

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from rsd_engine import Engine, SamplingParams, Threshold
 from rsd_engine.cli.app import app
+from rsd_engine.cli.profile import run as run_profile
 from rsd_engine.demo import ROLES, checkpoint_dir
 from tests.cli.conftest import Rsd, write_jsonl
 from tests.tiny_models import TinyModels
@@ -59,7 +60,8 @@ def test_a_target_in_4_bits_beside_a_draft_in_16(rsd: Rsd) -> None:
     assert "target" in sources, "no step is the quantised target's"
 
 
-def test_a_profile_of_mixed_formats(rsd: Rsd) -> None:
+def test_a_profile_of_mixed_formats(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_profile, "read_bandwidth", lambda _: 1e10)
     result = rsd(
         "profile", "--problems=1", "--max-tokens=8", "--max-num-seqs=1", "--json",
         "--device=cpu", "--quantization=draft=int8,target=int4",
@@ -72,6 +74,9 @@ def test_a_profile_of_mixed_formats(rsd: Rsd) -> None:
     weights = 6 * 256 * (2 * 256 + 2 * 128 + 3 * 704)
     assert reads["TARGET"]["Q4_1"] == weights // 32 * 20
     assert reads["TARGET"]["Q8_0"] == 960 * 256 // 32 * 34  # embedding and LM head are one
+    assert roles["TARGET"]["roofline_seconds"] == pytest.approx(
+        roles["TARGET"]["passes"] * sum(reads["TARGET"].values()) / 1e10
+    )
     # The PRM reads no embedding: its rows are looked up.
     layers = 4 * 128 * (2 * 128 + 2 * 64 + 3 * 160)
     assert reads["PRM"]["bfloat16"] == 2 * layers

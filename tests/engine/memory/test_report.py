@@ -13,8 +13,8 @@ import torch
 from rsd_engine import Engine, SamplingParams
 from rsd_engine.engine import build, models
 from rsd_engine.engine.memory_estimate import MemoryEstimate, ModelMemory, estimate_models
-from rsd_engine.engine.weight_use import count_bytes, name_of, read_by_format
-from rsd_engine.models.weight_form import WeightForm
+from rsd_engine.engine.weight_use import count_bytes, read_by_format
+from rsd_engine.models.weight_form import WeightForm, name_of
 from rsd_engine.roofline.sources import find_config
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 from rsd_kernels.sample.scratch import SampleScratch
@@ -102,9 +102,9 @@ def test_weights_by_format(tiny: TinyModels) -> None:
 
 
 def test_matrices_in_few_bits_have_the_name_of_their_values() -> None:
-    values = torch.zeros(4, 64, dtype=torch.uint8)
-    matrix = GroupedMatrix.pack(ValueKind.INT4, values, torch.ones(4, 2), group_size=32)
-    assert name_of(matrix) == "int4-g32"
+    values = torch.zeros(4, 256, dtype=torch.uint8)
+    matrix = GroupedMatrix.pack(ValueKind.INT4, values, torch.ones(4, 2), group_size=128)
+    assert name_of(matrix) == "int4"
     assert count_bytes([matrix], set()) == matrix.nbytes
 
 

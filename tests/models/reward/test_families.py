@@ -88,6 +88,27 @@ def test_rows_of_the_lm_head_from_gguf(tmp_path: Path) -> None:
     assert float(Driver(made).run((0, row))[0]) == pytest.approx(float(wanted), abs=1e-4)
 
 
+def test_of_an_lm_head_in_blocks_two_rows_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    from rsd_engine.models.checkpoints.gguf import GgufCheckpoint
+    from tests.models.gguf_files import write_gguf
+
+    tokenizer, kind = qwen_like(), gguf.GGMLQuantizationType.Q8_0
+    sizes = {"vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 96}
+    model = make_model("llama2", **sizes)
+    path = write_gguf(tmp_path / "tiny.gguf", model, tokenizer=tokenizer, quantise=kind)
+    monkeypatch.setattr(GgufCheckpoint, "_expand", None)
+    made = load_reward_model(path, max_rows=8, family=reward_family("VersaPRM"))
+    assert isinstance(made.head, ValueHead)
+    table = model.state_dict()["lm_head.weight"].numpy()
+    blocks = gguf.quants.quantize(table, kind)
+    plus, minus = (tokenizer.encode(sign).ids[0] for sign in "+-")
+    good, bad = (torch.from_numpy(gguf.dequantize(blocks[i], kind)) for i in (plus, minus))
+    assert torch.equal(made.head.weight[0], good - bad)
+
+
 def test_a_head_of_rows_is_computed_in_float32(tmp_path: Path) -> None:
     """In bfloat16 two rows that are nearly the same would differ by a few bits."""
     prm = rlhflow(tmp_path / "Llama3.1-8B-PRM-Mistral-Data")
