@@ -226,12 +226,9 @@ def weight_form(
         return WeightForm.plain(dtype)
     stored = checkpoint.tensors()
     matrices = [tensor for tensor in stored.values() if tensor.is_matrix]
-    if any(tensor.stored for tensor in matrices):
-        return WeightForm.as_stored(dtype, stored)
     kinds = {tensor.dtype for tensor in matrices}
-    for narrow in (torch.bfloat16, torch.float16):
-        if kinds == {narrow}:
-            return WeightForm.plain(dtype, narrow)
+    if any(tensor.stored for tensor in matrices) or kinds in ({torch.bfloat16}, {torch.float16}):
+        return WeightForm.as_stored(dtype, stored)
     return WeightForm.plain(dtype)
 
 
