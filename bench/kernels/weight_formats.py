@@ -45,6 +45,7 @@ from rsd_kernels.model_ops import TWINS
 MODELS = ("Qwen2.5-1.5B", "Qwen2.5-7B")
 PLAIN = "plain"
 ROWS = (1, 4, 16)
+_ZERO = 7  # of values that have zeros of their own
 _LINEARS = ("qkv", "o", "gate_up", "down")
 
 
@@ -154,13 +155,14 @@ def random_matrix(setting: Setting, like: torch.Tensor, form: Format) -> Grouped
     elif form.kind is ValueKind.INT8:
         stored = (values * spread).round().clamp(-128, 127).to(torch.int8)
     else:
-        stored = (values * spread + 8).round().clamp(0, 15).to(torch.uint8)
+        middle = _ZERO if form.zeros else 8
+        stored = (values * spread + middle).round().clamp(0, 15).to(torch.uint8)
     block, groups = min(form.block, num_outputs), num_inputs // group
     scales = setting.normal(-(-num_outputs // block), groups, scale=0.1).float() + 1
     scales = scales * num_inputs**-0.5 / spread
     zeros = None
     if form.zeros:
-        zeros = torch.full((num_outputs, groups), 7, dtype=torch.int8, device=like.device)
+        zeros = torch.full((num_outputs, groups), _ZERO, dtype=torch.int8, device=like.device)
     order = None
     if not form.in_order:
         order = torch.arange(num_inputs - 1, -1, -1, dtype=torch.int32, device=like.device)
