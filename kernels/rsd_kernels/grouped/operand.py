@@ -33,7 +33,7 @@ GroupedFormat = bundle(
     "GroupedFormat", "kind", "group_size", "scale_rows", "slices", "sharing", "row_width"
 )
 _BLOCK_K = 128  # inputs of a step where values are not packed in words
-_FEW_ROWS = 8  # of x in a tile of tensor cores, whose other 8 then take no registers
+_FEW_ROWS = 8  # of x in a tile; tensor cores take 16, and no norm is made of the others
 _BLOCK_N = (32, 64)  # rows of weight; of fewer, four warps would multiply some twice
 _WIDE_BLOCK_N = (16,)  # in float32, without tensor cores
 
@@ -96,7 +96,7 @@ def tiles_of(
     num_tiles = ceil_div(num_outputs, block_n)
     resident = 2 if gated or normed or wide_dtype else 3
     values = block_n * (2 if gated else 1) * block_k * matrix.kind.bits // 8
-    rows = _FEW_ROWS if num_rows <= _FEW_ROWS else MAX_ROWS
+    rows = _FEW_ROWS if normed and num_rows <= _FEW_ROWS else MAX_ROWS
     others = rows * block_k * dtype.itemsize * (2 if normed else 1)
     steps = ceil_div(matrix.num_inputs, block_k)
     stages = stages_in_flight(num_tiles, values, others, steps, resident)

@@ -1,16 +1,18 @@
 """The product with a matrix in few bits, as a device function: the counterpart of that in
 `rsd_kernels.linear.kernel` for plain weights.
 
-All rows go by tensor cores. An H200 reads 9.6e12 values of 4 bits a second, and its cores issue
-2.9e13 instructions a second and lane: three a value. Unpacked two at a time, and multiplied
-without widening, a value takes 3.7 of them (5.4 with a norm), however many of the 16 rows there
-are. On plain cores one row would take as many, and four would take 11: each widens its own x.
+All rows go by tensor cores. An H200 reads 9.6e12 values of 4 bits a second, and its lanes issue
+2.9e13 instructions: three a value. Unpacked two at a time, and multiplied without widening, a value
+takes 3.5 to 5 of them in the loop (7 with a norm, which every tile makes of its own x), however
+many of the 16 rows there are. On plain cores one row would take about 5, and four would take 11.
 
 The sums of a part of the inputs that shares a scale are scaled, not its values. Every row is summed
 in the same order whatever rows are beside it, and whatever tile it is in.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -71,7 +73,8 @@ def grouped_product(
                 b_q = _slice_of_values(b_w, b_zero, i_part * SHARING + i, DTYPE, FORMAT)
                 b_part = tl.dot(b_x, tl.trans(b_q), b_part, input_precision="ieee")
             p_scale = weight.scales + i_group * weight.stride_scales + o_n // FORMAT.scale_rows
-            b_y += b_part * tl.load(p_scale, mask=m_g, other=0.0).to(tl.float32)[None, :]
+            b_scale = tl.load(p_scale, mask=m_g, other=0.0).to(tl.float32) * _unit(DTYPE, FORMAT)
+            b_y += b_part * b_scale[None, :]
     if norm is not None and not NORM_FIRST:
         b_y *= tl.rsqrt(tl.sum(b_square, 1) / NUM_INPUTS + eps)[:, None]
     return b_y
@@ -122,19 +125,19 @@ def _zeros(
     DTYPE: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> tl.tensor:
-    """[BLOCK_N, 1] what values are less; with 4 bits, plus what `_slice_of_values` adds to them."""
-    START: tl.constexpr = _start(DTYPE) if FORMAT.kind == "int4" else 0.0
+    """[BLOCK_N, 1] what values are less, in the unit of `_slice_of_values`."""
     if weight.zeros is None:
         b_zero = tl.full([1], 8 if FORMAT.kind == "int4" else 0, tl.int8)
     else:
         b_zero = tl.load(weight.zeros + i_group * weight.stride_zeros + o_n, mask=m_g, other=0)
-    return (b_zero.to(tl.float32) + START).to(DTYPE)[:, None]
+    return (b_zero.to(tl.float32) * (1.0 / _unit(DTYPE, FORMAT))).to(DTYPE)[:, None]
 
 
 @triton.constexpr_function
-def _start(dtype: tl.dtype) -> float:
-    """A power of two of whose floats a last bit stands for 1, in the lowest 4 bits or more."""
-    return {"bf16": 2.0**7, "fp16": 2.0**10, "fp32": 2.0**23}[dtype.name]
+def _unit(dtype: tl.dtype, form: Any) -> float:
+    """What 1 in `_slice_of_values` stands for: a power of two."""
+    units = {"bf16": 2.0**6, "fp16": 2.0**9, "fp32": 1.0}
+    return units[dtype.name] if form.kind == "int4" else 1.0
 
 
 @triton.jit
@@ -145,9 +148,15 @@ def _slice_of_values(
     DTYPE: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> tl.tensor:
-    """[BLOCK_N, SLICE] of DTYPE: values less their zeros, exactly."""
+    """[BLOCK_N, SLICE] of DTYPE: values less their zeros, exactly, in units of `_unit`."""
     if FORMAT.kind == "int4":
-        b_q = from_int4(b_w, I_SLICE, DTYPE) - b_zero
+        b_q = from_int4(b_w, I_SLICE, DTYPE)
+        if DTYPE.is_fp32():
+            b_q -= b_zero
+        else:
+            # An integer as bits is the least float that many times.
+            LARGE: tl.constexpr = 2.0**15 if DTYPE.is_fp16() else 2.0**127
+            b_q = tl.fma(b_q, tl.full(b_q.shape, LARGE, DTYPE), tl.broadcast_to(-b_zero, b_q.shape))
     elif FORMAT.kind == "int8":
         b_q = b_w.to(DTYPE) - b_zero
     else:
@@ -158,13 +167,13 @@ def _slice_of_values(
 
 @triton.jit
 def from_int4(b_w: tl.tensor, I_SLICE: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
-    """Field I_SLICE of words, plus `_start`: or-ed into the last bits of a power of two."""
+    """Field I_SLICE of words; in 16 bits that many times the least float, whose bits are 1."""
     SHIFT: tl.constexpr = 4 * (I_SLICE // 2)
     ODD: tl.constexpr = 16 * (I_SLICE % 2)
     if DTYPE.is_fp32():
-        b_q = ((b_w >> (SHIFT + ODD)) & 15 | 0x4B000000).to(tl.float32, bitcast=True)
+        b_q = ((b_w >> (SHIFT + ODD)) & 15).to(tl.float32)
     else:  # two at a time
-        b_q = (b_w >> SHIFT) & 0x000F000F | (0x64006400 if DTYPE.is_fp16() else 0x43004300)
+        b_q = (b_w >> SHIFT) & 0x000F000F
         b_q = (b_q >> ODD).to(tl.int16).to(DTYPE, bitcast=True)
     return b_q
 

@@ -66,7 +66,7 @@ def test_values_are_exact(kind: ValueKind, dtype: torch.dtype) -> None:
 
 @triton.jit
 def _fields_kernel(words: tl.tensor, out: tl.tensor, FP8: tl.constexpr) -> None:
-    """[fields, 256] of 256 words: bits of bfloat16, but for a factor or summand."""
+    """[fields, 256] of 256 words: bits of bfloat16, but for a factor."""
     o = tl.arange(0, 256)
     b_w = tl.load(words + o)
     for i in tl.static_range(4 if FP8 else 8):
@@ -87,8 +87,8 @@ def test_bits_of_bfloat16() -> None:
         stored = GroupedMatrix.pack(kind, plain, scales, group_size=values.shape[1]).values
         out = torch.empty(len(kind.shifts), 256, dtype=torch.int16, device=DEVICE)
         _fields_kernel[(1,)](stored.contiguous().to(DEVICE), out, kind is FP8)
-        found = out.cpu().view(torch.bfloat16).float()
-        found = found * 2.0**120 if kind is FP8 else found - 128
+        power = 120 if kind is FP8 else 133
+        found = torch.ldexp(out.cpu().view(torch.bfloat16).double(), torch.tensor(power)).float()
         wanted = plain.float().view(8, -1, 32).transpose(0, 1).flatten(1)  # by field
         assert torch.equal(found, wanted)
 

@@ -57,13 +57,14 @@ def test_tiles(num_outputs: int, num_inputs: int, gated: bool, num_rows: int) ->
         )
 
 
-def test_a_tile_has_the_rows_that_there_are() -> None:
+def test_few_rows_are_normed_as_8() -> None:
     one = weight(ValueKind.INT4)
-    found = [
-        tiles_of(one, n, 4, gated=False, normed=False, dtype=torch.float16).rows
-        for n in (0, 1, 8, 9, 16)
-    ]
-    assert found == [8, 8, 8, 16, 16]
+    for normed, wanted in ((True, [8, 8, 8, 16, 16]), (False, [16] * 5)):
+        found = [
+            tiles_of(one, n, 4, gated=False, normed=normed, dtype=torch.float16).rows
+            for n in (0, 1, 8, 9, 16)
+        ]
+        assert found == wanted
 
 
 def test_plain_weights_are_passed_as_before() -> None:
