@@ -115,10 +115,14 @@ def play(engine: Engine, scene: Scene, *, real_prompts: bool = False) -> Played:
 
 
 def fill_pages(engine: Engine) -> None:
-    """Writes small random numbers into every page: they stand for prompts, and must be finite."""
+    """Writes small random numbers into every page: they stand for prompts, and must be finite.
+
+    They are the same in every process, and so are the tokens that are drawn after them.
+    """
     pool, dtype = engine.parts.pool, engine.parts.models.main.model.dtype
+    generator = torch.Generator(pool.buffer.device).manual_seed(0)
     for chunk in pool.buffer.view(dtype).split(2**28):
-        chunk.normal_(0, 0.5)
+        chunk.normal_(0, 0.5, generator=generator)
 
 
 def _check_pages(core: EngineCore, requests: Sequence[SlotRequest]) -> None:
