@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,22 @@ def test_a_row_has_the_same_bits_alone(kind: ValueKind) -> None:
     whole = multiply(x)
     for first, count in ((0, 1), (5, 4), (15, 1)):
         assert torch.equal(multiply(x[first : first + count]), whole[first : first + count])
+
+
+@pytest.mark.parametrize("num_programs", [1, 2])
+def test_programs_may_compute_several_tiles(num_programs: int) -> None:
+    """With the bits of programs that compute one."""
+    weight = on_device(GroupedWeight(made(INT4, 132, 64, 32, zeros=True)[0]))
+    x = rows(3, 64, 7).half().to(DEVICE)
+    out = torch.empty(3, 66, dtype=torch.float16, device=DEVICE)
+    launch = projection.projection_launch(x, weight, out=out, gated=True)
+    num_tiles = -(-66 // launch.args["BLOCK_N"])
+    assert launch.grid == (num_tiles,) and num_tiles > num_programs
+    launch.run()
+    found = out.clone()
+    out.fill_(torch.nan)
+    replace(launch, grid=(num_programs,), args=launch.args | {"PERSISTENT": True}).run()
+    assert torch.equal(found, out) and bool(found.isfinite().all())
 
 
 class QkvCase(qkv_checks.Case):
