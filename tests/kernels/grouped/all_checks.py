@@ -24,5 +24,5 @@ def test_products(kind: ValueKind, group_size: int) -> None:
     for index, (zeros, order, num_rows) in enumerate(combinations):
         dtype, scale_rows = (torch.float16, torch.float32)[index % 2], (1, 8)[index // 2 % 2]
         check(
-            Case(kind, num_rows, 34, 384, group_size, scale_rows, zeros, order, next(fused)), dtype
+            Case(kind, num_rows, 18, 384, group_size, scale_rows, zeros, order, next(fused)), dtype
         )

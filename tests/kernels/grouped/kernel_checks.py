@@ -199,6 +199,10 @@ def test_bad_arguments_are_refused() -> None:
     matrix = made(FP8, 4, 64, 32, zeros=True)[0].to(DEVICE)
     with pytest.raises(ValueError, match="the weight is in fp8 and has zeros; only integers may"):
         launchers.linear(x, GroupedWeight(matrix))
+    order = torch.arange(64, dtype=torch.int64)
+    matrix = made(INT4, 4, 64, 32, order=order)[0].to(DEVICE)
+    with pytest.raises(ValueError, match="order has dtype torch.int64; allowed: torch.int32"):
+        launchers.linear(x, GroupedWeight(matrix))
     good = made(INT4, 4, 64, 32)[0].to(DEVICE)
     for x_bad, bias, message in (
         (torch.zeros(2, 32), None, r"weight has shape \[4, 64\]; it must be \[4, 32\]"),
