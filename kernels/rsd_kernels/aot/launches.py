@@ -169,7 +169,7 @@ GROUPED_FORMS = {
     "fp8, blocks": GroupedForm(ValueKind.FP8, 128, 128, scale_dtype=torch.float32),
     "fp8": GroupedForm(ValueKind.FP8, scale_dtype=torch.float32),
 }
-_GROUPED_SHAPE, _GROUPED_ROWS = "Qwen2.5-7B", (1, 16, 64)  # one of every tile
+_GROUPED_SHAPE, _GROUPED_ROWS = "Qwen2.5-7B", (1, 16, 64, 256)  # one of every tile
 
 
 @dataclass(frozen=True)

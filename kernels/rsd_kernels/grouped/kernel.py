@@ -57,8 +57,10 @@ def grouped_rows_launch(
     """The launch of x Wᵀ + bias + residual; its arguments are not checked."""
     num_rows, num_inputs = x.shape
     num_outputs = out.shape[1]
-    narrow = x.dtype.itemsize == 2
-    rows, block_n = (64, 64) if narrow else (16, 16)
+    if x.dtype.itemsize > 2:  # without tensor cores
+        rows, block_n, warps, stages = 16, 16, 4, 3
+    else:
+        rows, block_n, warps, stages = (64, 64, 4, 3) if num_rows <= 64 else (128, 64, 8, 2)
     return Launch(
         kernel=_grouped_rows_kernel,
         grid=(ceil_div(num_rows, rows), ceil_div(num_outputs, block_n)),
@@ -77,8 +79,8 @@ def grouped_rows_launch(
             "ROWS": rows,
             "BLOCK_N": block_n,
             "BLOCK_K": step_inputs(weight.matrix, x.dtype),
-            "NUM_STAGES": 3,
+            "NUM_STAGES": stages,
         },
-        num_warps=4,
-        num_stages=3,
+        num_warps=warps,
+        num_stages=stages,
     )

@@ -15,6 +15,7 @@ from rsd_kernels.launch import (
     check_contiguous,
     check_devices,
     check_dtype,
+    check_shape,
 )
 from rsd_kernels.linear.tiles import (
     MAX_ROWS,
@@ -119,9 +120,13 @@ def check_operand(matrix: GroupedMatrix, shape: tuple[int, int]) -> None:
     check_dtype("scales", matrix.scales, *FLOAT_DTYPES)
     if matrix.kind is ValueKind.FP8 and matrix.zeros is not None:
         raise ValueError("the weight is in fp8 and has zeros; only integers may have them")
-    for name, tensor in (("scales", matrix.scales), ("zeros", matrix.zeros)):
-        if tensor is not None:
-            check_contiguous(f"{name}, transposed,", tensor.t())
+    check_contiguous("scales, transposed,", matrix.scales.t())
+    if matrix.zeros is not None:
+        check_dtype("zeros", matrix.zeros, torch.int8)
+        check_contiguous("zeros, transposed,", matrix.zeros.t())
+    if matrix.order is not None:
+        check_shape("order", matrix.order, (matrix.num_inputs,))
+        check_dtype("order", matrix.order, torch.int32)
     check_devices(
         weight=matrix.values, scales=matrix.scales, zeros=matrix.zeros, order=matrix.order
     )

@@ -156,20 +156,20 @@ def _many_rows(x: Tensor, weight: DeviceWeight, residual: Tensor | None, out: Te
 
 def check_product(x: Tensor, weight: DeviceWeight, *, out: Tensor, num_outputs: int) -> None:
     """Raises ValueError unless x Wᵀ + bias can be launched; `out` may be fp32."""
-    num_rows, num_inputs = x.shape if x.dim() == 2 else (0, 0)
     held, bias = weight.stored, weight.bias
     for name, tensor in (("x", x), ("weight", held), ("out", out)):
         if tensor.dim() != 2:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have 2 dimensions")
+    num_rows, num_inputs = x.shape
     if not num_inputs:
         raise ValueError(f"x has shape {list(x.shape)}; its rows must not be empty")
-    check_shape("out", out, (num_rows, out.shape[1]))
     check_dtype("x", x, *FLOAT_DTYPES)
     if isinstance(weight, LinearWeight):
         check_shape("weight", held, (num_outputs, num_inputs))
         check_dtype("weight", held, x.dtype)
     else:
         check_operand(weight.matrix, (num_outputs, num_inputs))
+    check_shape("out", out, (num_rows, out.shape[1]))
     check_dtype("out", out, x.dtype, torch.float32)
     if bias is not None:
         check_shape("bias", bias, (num_outputs,))

@@ -78,16 +78,6 @@ def test_decode_kernels_compile_without_spills(op: str, arch: int) -> None:
     assert 16 <= usage.registers <= 255 and usage.stack_bytes == 0
 
 
-@pytest.mark.parametrize(("op", "form", "arch"), [("linear (down)", "int4, zeros", 80)])
-def test_few_bits_are_read_by_wide_asynchronous_copies(op: str, form: str, arch: int) -> None:
-    """`python -m bench.kernel_resources` has all of them."""
-    launches = {s.op: s.launch for s in grouped_launches("Qwen2.5-7B", 1, form)}
-    kernel = aot.compile_launch(launches[f"{op}, {form}"], arch)
-    assert aot.usage(kernel).stack_bytes == 0
-    assert "cp.async.cg.shared.global" in kernel.asm["ptx"]  # the 16-byte form
-    assert "mma.sync" in kernel.asm["ptx"]
-
-
 @pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_heads_and_dtypes_compile(name: str, rows: int) -> None:
@@ -191,6 +181,21 @@ def test_what_early_kernels_do_before_they_have_waited(op: str, arch: int) -> No
     assert touched == ({"ld.global"} if op in SCHEDULED else set())
     fetches = any(word in op for word in ("linear", "gate_up", "lm_head")) or op in SCHEDULED[:2]
     assert bool(prefetches) == fetches
+
+
+@pytest.mark.parametrize(("op", "form", "arch"), [("linear (o)", "fp8", 90)])
+def test_few_bits(op: str, form: str, arch: int) -> None:
+    """They are read by wide copies, and the early variant asks for them before it waits.
+
+    `python -m bench.kernel_resources` compiles all of them.
+    """
+    launches = {s.op: s.launch for s in grouped_launches("Qwen2.5-7B", 1, form)}
+    kernel = aot.compile_launch(launches[f"{op}, {form}, early"], arch)
+    assert aot.usage(kernel).stack_bytes == 0
+    ptx = str(kernel.asm["ptx"])
+    assert "cp.async.cg.shared.global" in ptx and "mma.sync" in ptx
+    touched, prefetches = before_the_wait(ptx[ptx.index("\n{", ptx.index(".entry")) :])
+    assert not touched and prefetches
 
 
 @pytest.mark.parametrize("op", SCHEDULED)

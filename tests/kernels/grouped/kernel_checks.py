@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ def test_a_row_has_the_same_bits_alone(kind: ValueKind) -> None:
         assert torch.equal(multiply(x[first : first + count]), whole[first : first + count])
 
 
+@pytest.mark.parametrize("num_programs", [1, 2])
+def test_programs_may_compute_several_tiles(num_programs: int) -> None:
+    """With the bits of programs that compute one."""
+    weight = on_device(GroupedWeight(made(INT4, 132, 64, 32, zeros=True)[0]))
+    x = rows(3, 64, 7).half().to(DEVICE)
+    out = torch.empty(3, 66, dtype=torch.float16, device=DEVICE)
+    launch = projection.projection_launch(x, weight, out=out, gated=True)
+    num_tiles = -(-66 // launch.args["BLOCK_N"])
+    assert launch.grid == (num_tiles,) and num_tiles > num_programs
+    launch.run()
+    found = out.clone()
+    out.fill_(torch.nan)
+    replace(launch, grid=(num_programs,), args=launch.args | {"PERSISTENT": True}).run()
+    assert torch.equal(found, out) and bool(found.isfinite().all())
+
+
 class QkvCase(qkv_checks.Case):
     """The fused launch with a weight in few bits, which stands for the same in every dtype."""
 
@@ -181,6 +198,10 @@ def test_bad_arguments_are_refused() -> None:
     x = torch.zeros(2, 64, device=DEVICE)
     matrix = made(FP8, 4, 64, 32, zeros=True)[0].to(DEVICE)
     with pytest.raises(ValueError, match="the weight is in fp8 and has zeros; only integers may"):
+        launchers.linear(x, GroupedWeight(matrix))
+    order = torch.arange(64, dtype=torch.int64)
+    matrix = made(INT4, 4, 64, 32, order=order)[0].to(DEVICE)
+    with pytest.raises(ValueError, match="order has dtype torch.int64; allowed: torch.int32"):
         launchers.linear(x, GroupedWeight(matrix))
     good = made(INT4, 4, 64, 32)[0].to(DEVICE)
     for x_bad, bias, message in (
