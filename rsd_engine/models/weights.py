@@ -249,10 +249,7 @@ def _before(weight: Weight, following: Weight) -> Weight:
     """The weight, which knows the next; those in a file are read by CPUs, which look ahead."""
     if isinstance(weight, StoredWeight) or isinstance(following, StoredWeight):
         return weight
-    read_next = following.matrix
-    if isinstance(read_next, GroupedMatrix):
-        read_next = read_next.values
-    return replace(weight, next_matrix=read_next)
+    return weight.before(following)
 
 
 def _split(
