@@ -43,9 +43,8 @@ LONE_SPEEDUP = 2.0
 # 32 threads, at the 1.75 GHz that an H100 holds under load.
 ISSUE_RATE = 4 * 32 * 1.75e9
 # And those that a norm adds for a weight of few bits, whose products bring x again for each tile:
-# counted as in `WeightFormat`, up to 0.9 of gate and up and 1.8 of q, k and v, whose tiles are half
-# as large. Most weights are of the former.
-NORM_INSTRUCTIONS = 1.0
+# counted as in `WeightFormat`, 1.3 (int8), 1.7 (int4) and 2.3 (fp8) of gate and up.
+NORM_INSTRUCTIONS = 1.7
 
 # Arguments that are read whole, once.
 _STREAMED = ("weight", "bias", "norm")

@@ -17,11 +17,9 @@ from triton.runtime import driver
 
 from bench.gpu import cache as gpu_cache
 from bench.gpu import engines
-from bench.gpu.engines import ENGINES
 from bench.gpu.launches import SOURCES
 from bench.lib.random_models import TRIPLES
 from rsd_engine import Engine
-from rsd_engine.roofline.formats import find_format
 from rsd_kernels.aot.compile import compile_launch, loop_instructions
 from rsd_kernels.aot.memoryless import DEVICE
 from rsd_kernels.aot.variant import variant_of
@@ -124,34 +122,6 @@ def test_products_of_weights_in_few_bits_are_compiled_beforehand() -> None:
     for kernel in ("_projection_kernel", "_qkv_projection_kernel"):
         starts = {launch.overlap for launch in few if launch.kernel.__name__ == kernel}
         assert starts == {False, True}
-
-
-@pytest.mark.slow  # it compiles for 10 s
-def test_instructions_that_a_weight_in_few_bits_takes() -> None:
-    """What the roofline counts with is what is in the compiled loops, for o and down of a 7B."""
-    pytest.importorskip("rsd_kernels.grouped.operand")
-    found = {}
-    for launch in SOURCES["weight_formats"]():
-        form = launch.args.get("FORMAT")
-        if form is None or launch.overlap or launch.args["NUM_INPUTS"] != 18944:  # down
-            continue
-        weight = launch.args["weight"]
-        if launch.args["num_rows"] == 1 and weight.zeros is None and weight.order is None:
-            found[form.kind] = launch
-    for kind, launch in found.items():
-        threads, weights = 32 * launch.num_warps, launch.args["BLOCK_N"] * launch.args["BLOCK_K"]
-        counted = loop_instructions(compile_launch(launch, 90)) * threads / weights
-        assert counted == pytest.approx(find_format(kind).instructions, rel=0.1)
-    assert found.keys() == {"int4", "int8", "fp8"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("source", "slots"), [("device_loop", 64), ("memory", 8)])
-def test_every_launch_of_large_models_is_compiled_beforehand(source: str, slots: int) -> None:
-    """The shapes of Qwen2.5-1.5B and 7B, with other memory."""
-    found = engines.launches(ENGINES[source], free_memory=OTHER_MEMORY)
-    assert found[0].args["state"].num_slots == slots
-    assert not not_compiled(found, source)
 
 
 class CompilerOnly:

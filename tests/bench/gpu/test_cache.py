@@ -8,8 +8,13 @@ from tests.kernels.harness.child import run_checks
 
 pytest.importorskip("triton")
 
-CHECKS = "bench/gpu/cache_checks.py"
+CHECKS, OF_LARGE_MODELS = "bench/gpu/cache_checks.py", "bench/gpu/large_cache_checks.py"
 
 
 def test_without_a_device() -> None:
     run_checks(CHECKS, interpreted=False)
+
+
+@pytest.mark.slow
+def test_large_models_without_a_device() -> None:
+    run_checks(OF_LARGE_MODELS, interpreted=False)
