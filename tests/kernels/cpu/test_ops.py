@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, product
 from pathlib import Path
@@ -30,7 +29,10 @@ from rsd_kernels.rope.twin import rope_kv_write as rope_twin
 from rsd_kernels.sample.twin import noisy_largest
 from rsd_kernels.state.enums import Purpose
 from rsd_kernels.state.rows import RowBatch
+from tests.kernels.harness.isa import isa
 from tests.kernels.harness.tensors import assert_close
+
+__all__ = ["isa"]  # a fixture
 
 NAN = float("nan")
 EPS = 1e-5
@@ -39,18 +41,7 @@ ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 19]
 SHAPES = [(1, 1), (7, 5), (24, 16), (53, 37), (96, 64), (31, 200)]
 
 
-@pytest.fixture(autouse=True, params=["avx512", "avx2", "baseline"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    library = cpu_library.load()
-    if library is None:
-        pytest.skip(f"the CPU library is {cpu_library.status()}")
-    before = library.isa
-    try:
-        library.choose_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    library.choose_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

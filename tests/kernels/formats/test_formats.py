@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import gguf
 import numpy as np
 import pytest
@@ -17,23 +15,12 @@ from rsd_kernels.formats.formats import BF16, FORMATS, PLAIN, Q4_1, Q4_K, Q6_K, 
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight
 from rsd_kernels.linear.weight import LinearWeight
 from tests.kernels.formats.random_rows import random_matrix
+from tests.kernels.harness.isa import isa
+
+__all__ = ["isa"]  # a fixture
 
 BLOCKS = [form for form in FORMATS.values() if form.dtype is None]
 ROWS = [1, 3, 8, 9, 40]  # a tile of the smallest and of other sizes, and groups of rows
-
-
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    library = cpu_library.load()
-    if library is None:
-        pytest.skip(f"the CPU library is {cpu_library.status()}")
-    before = library.isa
-    try:
-        library.choose_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    library.choose_isa(before)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
