@@ -35,6 +35,7 @@ GroupedFormat = bundle(
 )
 _BLOCK_K = 128  # inputs of a step where values are not packed in words
 _FEW_ROWS = 8  # of x in a tile; tensor cores take 16, and no norm is made of the others
+_FEW_STAGES = 4  # of a product that unpacking limits, not reading
 _BLOCK_N = (32, 64)  # rows of weight; of fewer, four warps would multiply some twice
 _WIDE_BLOCK_N = (16,)  # in float32, without tensor cores
 
@@ -101,6 +102,8 @@ def tiles_of(
     others = rows * block_k * dtype.itemsize * (2 if normed else 1)
     steps = ceil_div(matrix.num_inputs, block_k)
     stages = stages_in_flight(num_tiles, values, others, steps, resident)
+    if normed and matrix.group_size < _BLOCK_K:  # more take registers that there are not on sm_100
+        stages = min(stages, _FEW_STAGES)
     return ProjectionTiles(rows, block_n, block_k, 4, stages, True, num_tiles, resident)
 
 

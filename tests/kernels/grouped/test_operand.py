@@ -25,13 +25,15 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
-def weight(kind: ValueKind, num_outputs: int = 4, num_inputs: int = 64) -> GroupedWeight:
-    return GroupedWeight(made(kind, num_outputs, num_inputs, 32)[0])
+def weight(
+    kind: ValueKind, num_outputs: int = 4, num_inputs: int = 64, group_size: int = 32
+) -> GroupedWeight:
+    return GroupedWeight(made(kind, num_outputs, num_inputs, group_size)[0])
 
 
-def large(kind: ValueKind, num_inputs: int) -> Any:
+def large(kind: ValueKind, num_inputs: int, group_size: int = 128) -> Any:
     """One output stands for all: tiles do not look at them."""
-    return weight(kind, 1, num_inputs)
+    return weight(kind, 1, num_inputs, group_size)
 
 
 @pytest.mark.parametrize("num_rows", [1, 9])
@@ -55,6 +57,23 @@ def test_tiles(num_outputs: int, num_inputs: int, gated: bool, num_rows: int) ->
         assert programs * values * (found.num_stages - 1) >= min(
             tiles.FLIGHT_BYTES // 2, num_outputs * num_inputs * kind.bits // 8 // 2
         )
+
+
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_small_groups_with_a_norm_have_few_stages(num_rows: int) -> None:
+    """To unpack them takes longer than to read them, and their scales take the registers."""
+    for group_size in (32, 64):
+        found = tiles_of(
+            large(ValueKind.INT4, 3584, group_size), num_rows, 18944,
+            gated=True, normed=True, dtype=torch.bfloat16,
+        )  # fmt: skip
+        assert found.num_stages == 4
+        assert found.programs(MULTIPROCESSORS) >= MULTIPROCESSORS
+    plain = tiles_of(
+        large(ValueKind.INT4, 3584, 32), num_rows, 18944,
+        gated=True, normed=False, dtype=torch.bfloat16,
+    )  # fmt: skip
+    assert plain.num_stages > 4
 
 
 def test_few_rows_are_normed_as_8() -> None:
