@@ -38,9 +38,12 @@ HEADERS = ("file", "batch", "what", "decode tok/s", "min", "max", "prompt tok/s"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     source = Path(options.model).expanduser() if options.model else smollm2.gguf_file()
+    if not source.is_file():
+        parser.error(f"--model must be a .gguf file, got {source}")
     files = {PUBLISHED: source} | {n: converted(source, n) for n in (EIGHT_BITS, HALF)}
     loading = {name: loaded(path) for name, path in files.items()}
     task = Task(options.prompt_tokens, options.tokens, max(options.batch))

@@ -48,9 +48,7 @@ class Allocation:
         form = self.form
         if form.matrix_dtype is not None:
             grouped = self._grouped_of() if form.grouped else nothing_grouped
-            return DecoderWeights.allocate(
-                config, form.dtype, self.device, form.matrix_dtype, grouped
-            )
+            return DecoderWeights.allocate(config, form.dtype, self.device, grouped)
         matrices = {n: t.as_matrix() for n, t in self.stored.items() if t.is_matrix}
         return DecoderWeights.of_stored(config, form.dtype, matrices)
 

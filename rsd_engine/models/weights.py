@@ -58,11 +58,10 @@ class LayerWeights:
         config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
-        matrix_dtype: torch.dtype | None = None,
         grouped: Grouped = nothing_grouped,
         prefix: str = "",
     ) -> LayerWeights:
-        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given.
+        """Unfilled weights.
 
         `grouped` is asked for tensors whose names begin with `prefix`.
         """
@@ -74,9 +73,7 @@ class LayerWeights:
             matrix = grouped([f"{prefix}{name}.weight" for name in names])
             if matrix is not None:
                 return GroupedWeight(matrix, vector(shape[0]) if bias else None)
-            return LinearWeight.allocate(
-                *shape, bias=bias, dtype=dtype, matrix_dtype=matrix_dtype, device=device
-            )
+            return LinearWeight.allocate(*shape, bias=bias, dtype=dtype, device=device)
 
         return cls._made(config, vector, linear)
 
@@ -161,20 +158,17 @@ class DecoderWeights:
         config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
-        matrix_dtype: torch.dtype | None = None,
         grouped: Grouped = nothing_grouped,
     ) -> DecoderWeights:
-        """Unfilled weights; matrices are of `dtype` too unless `matrix_dtype` is given.
+        """Unfilled weights.
 
         Raises ValueError as `grouped` does.
         """
         shape = (config.vocab_size, config.hidden_size)
         return cls(
-            embedding=torch.empty(shape, dtype=matrix_dtype or dtype, device=device),
+            embedding=torch.empty(shape, dtype=dtype, device=device),
             layers=tuple(
-                LayerWeights.allocate(
-                    config, dtype, device, matrix_dtype, grouped, f"model.layers.{index}."
-                )
+                LayerWeights.allocate(config, dtype, device, grouped, f"model.layers.{index}.")
                 for index in range(config.num_layers)
             ),
             final_norm=torch.empty(config.hidden_size, dtype=dtype, device=device),

@@ -364,6 +364,10 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
         ((*MODELS, "--gpu=l4", "--prm-format=none"), "prm_format='none' is not known; one of"),
         ((*MODELS, "--device=cuda"), "--device may be cpu, .* got cuda"),
         (
+            ("--launches", "--draft=qwen2.5-1.5b", "--gpu=h100", "--quantization=target=int4"),
+            "--quantization names target, and --target is not given",
+        ),
+        (
             ("--launches", *MODELS, "--gpu=h100", "--quantization=q4_k"),
             "--quantization must be one of fp8, int8, int4, .* got 'q4_k'",
         ),

@@ -41,11 +41,10 @@ class LinearWeight:
         *,
         bias: bool = False,
         dtype: torch.dtype,
-        matrix_dtype: torch.dtype | None = None,
         device: torch.device,
     ) -> LinearWeight:
-        """An unfilled weight; the matrix is of `dtype` too unless `matrix_dtype` is given."""
-        matrix = torch.empty(num_outputs, num_inputs, dtype=matrix_dtype or dtype, device=device)
+        """An unfilled weight."""
+        matrix = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
         return cls(matrix, torch.empty(num_outputs, dtype=dtype, device=device) if bias else None)
 
     @property

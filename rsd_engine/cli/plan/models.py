@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
         ValueError: there is no such model, or the engine does not run its kind.
     """
     _check_prm_format(options.prm_format)
-    words = words_by_role(options.quantization, on_cpu=options.on_cpu)
+    words = words_by_role(options.quantization, options.sources, on_cpu=options.on_cpu)
     dtype = find_dtype(options.dtype)
     if options.on_cpu:
         _check_computed(options.quantization, dtype)
@@ -97,19 +97,24 @@ def find_models(options: ModelOptions) -> dict[Role, PlannedModel]:
     }
 
 
-def words_by_role(quantization: str | None, *, on_cpu: bool) -> dict[Role, str]:
+def words_by_role(
+    quantization: str | None, roles: Collection[Role], *, on_cpu: bool
+) -> dict[Role, str]:
     """What the weights of roles are planned in, if not as they are.
 
     Raises:
-        UsageError: there is no such format on the device, or no such role.
+        UsageError: there is no such format on the device, or no such role, or no model for it.
     """
     if quantization is None:
         return {}
     allowed = (*QUANTIZATIONS, *_BLOCKS) if on_cpu else _GPU_WORDS
     found = word_by_role("--quantization", quantization.lower(), allowed)
     if isinstance(found, str):
-        return dict.fromkeys(Role, found)
-    return {Role[name.upper()]: word for name, word in found.items()}
+        return dict.fromkeys(roles, found)
+    words = {Role[name.upper()]: word for name, word in found.items()}
+    if absent := [role.name.lower() for role in words if role not in roles]:
+        raise UsageError(f"--quantization names {absent[0]}, and --{absent[0]} is not given")
+    return words
 
 
 def check_roles(configs: Mapping[Role, ModelConfig], sources: Mapping[Role, str]) -> None:

@@ -114,6 +114,12 @@ def test_without_llama_cpp(
         assert found["texts"] == {} and {s["who"] for s in found["speeds"]} == {"ours"}
 
 
+def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--model", "nowhere.gguf", *QUICK])
+    assert "--model must be a .gguf file, got nowhere.gguf" in capsys.readouterr().err
+
+
 def test_other_tokens_than_those_of_the_expansion_are_not_timed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,18 +30,16 @@ def test_parts_are_views(bias: Tensor | None) -> None:
     assert bool((linear(x, weight) == 0).all())
 
 
-@pytest.mark.parametrize("matrix_dtype", [None, torch.bfloat16])
-def test_allocate(matrix_dtype: torch.dtype | None) -> None:
-    allocate = partial(
-        LinearWeight.allocate, dtype=torch.float32, matrix_dtype=matrix_dtype, device=CPU
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_allocate(dtype: torch.dtype) -> None:
+    allocate = partial(LinearWeight.allocate, dtype=dtype, device=CPU)
     weight = allocate(6, 4, bias=True)
     assert (weight.num_outputs, weight.num_inputs) == (6, 4)
-    assert weight.dtype == weight.matrix.dtype == (matrix_dtype or torch.float32)
-    assert weight.bias is not None and weight.bias.dtype == torch.float32
-    assert weight.nbytes == 24 * weight.dtype.itemsize + 6 * 4
+    assert weight.dtype == weight.matrix.dtype == dtype
+    assert weight.bias is not None and weight.bias.dtype == dtype
+    assert weight.nbytes == (24 + 6) * dtype.itemsize
     plain = allocate(6, 4)
-    assert plain.bias is None and plain.nbytes == weight.nbytes - 6 * 4
+    assert plain.bias is None and plain.nbytes == weight.nbytes - 6 * dtype.itemsize
 
 
 def test_another_dtype_is_that_of_the_matrix() -> None:
