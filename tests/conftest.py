@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -13,7 +14,11 @@ __all__ = ["kept_renderers"]
 
 
 def pytest_configure() -> None:
-    """Shells start background jobs with Ctrl-C ignored, and children inherit that."""
+    """Shells start background jobs with Ctrl-C ignored, and children inherit that.
+
+    Processes that tests start have one thread each, as the tests have.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

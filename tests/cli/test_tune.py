@@ -146,7 +146,7 @@ def test_another_budget_asks_only_what_is_new(
 @pytest.mark.slow  # `test_a_run_and_its_resumption` cuts the files as a kill does
 def test_killed_at_random_and_resumed_gives_what_one_run_gives(tmp_path: Path) -> None:
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
     def command(name: str) -> list[str]:
         return [

@@ -60,7 +60,7 @@ class Run:
         self.output = folder / output
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rsd_engine.cli", *arguments(tiny, folder, output)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -28,7 +28,7 @@ def command(model_args: list[str], folder: Path, output: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def finished(path: Path) -> int:

@@ -44,7 +44,6 @@ def run_checks(*options: str, problems: int) -> None:
     variables = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "RSD_TEST_PROBLEMS": str(problems),
-        "OMP_NUM_THREADS": "1",
     }
     file = ROOT / "tests" / "engine" / "executors" / "checks.py"
     done = subprocess.run(

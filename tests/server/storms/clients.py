@@ -172,6 +172,7 @@ async def _hang_up(
     body = json.dumps({**case.body, **more}).encode()
     head = (
         f"POST {case.path} HTTP/1.1\r\nHost: rsd\r\nContent-Type: application/json\r\n"
+        "Connection: close\r\n"  # a refusal has no text, and ends
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     if not until and visitor.rng.random() < 0.1:

@@ -48,7 +48,7 @@ class ServerProcess:
                 sys.executable, "-m", "rsd_engine.cli", "serve", *models,
                 "--served-model-name=demo", "--port=0", *options,
             ],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
