@@ -91,6 +91,8 @@ def _between_launches(loop: Loop) -> None:
     for slot in (0, state.num_slots - 1):
         ops.end_slot_step(state, slot, sizes)
         ops.end_slot_step(state, slot, sizes, ConfidenceKind.GIVEN)
+    if loop.ends:
+        ops.retokenise(state, loop.ends.tables, loop.ends.merges, loop.bridge_scratch)
     for targets in range(1, state.num_slots):
         ops.fork(state, loop.pages, 0, range(1, targets + 1), sizes)
 

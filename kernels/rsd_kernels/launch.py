@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_REGISTERS = 65536  # of a multiprocessor
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 OVERLAP_ROWS = 16
 
@@ -138,6 +139,14 @@ class Launch:
             self.kernel[self.grid](**self.all_args, **self.options)
         else:
             recorded.append(self)
+
+
+def all_registers(num_warps: int) -> int:
+    """`max_registers` of a program that has a multiprocessor to itself.
+
+    Unasked, the assembler spills registers of a long kernel to leave room for a second program.
+    """
+    return min(255, _REGISTERS // (32 * num_warps))
 
 
 @contextmanager

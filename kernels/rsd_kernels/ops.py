@@ -112,7 +112,7 @@ def sample_scratch(state: SlotState, vocabulary: int, num_places: int) -> Sample
 
 
 def bridge_scratch(state: SlotState) -> Tensor | None:
-    """What `write` and `retokenise` need for words; None where the twin runs."""
+    """What `write`, `score` and `retokenise` need for words; None where the twin runs."""
     if not runs_on(state.length):
         return None
     return import_module("rsd_kernels.bridge.kernel").bridge_scratch(state)

@@ -11,13 +11,14 @@ from torch import Tensor
 from rsd_engine.engine.memory_estimate import MAX_ROWS
 from rsd_engine.engine.models import ModelSet, WriterModel
 from rsd_engine.engine.rewards.scorers import confidence_kind
-from rsd_engine.loop.rsd import Forward, Loop
+from rsd_engine.loop.rsd import Forward, Loop, Score
 from rsd_engine.memory.budget import PoolLayout
 from rsd_engine.memory.page_pool import PagePool
 from rsd_engine.roofline.guesses import GuessCosts, guesses_at_rate
 from rsd_engine.steps.merge_tables import build_merge_tables, settles_ends
 from rsd_engine.steps.tables import build_step_tables
 from rsd_kernels import ops
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.state.enums import RATE_STEPS, Role
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import SlotState
@@ -68,10 +69,15 @@ def make_loop(
         )
 
     state.guesses_at_rate.copy_(torch.tensor(_paying_guesses(models, device)))
+    by_writer = models.of_vocabularies(tables)
+    ends = None
+    if text_ends:  # so the writers share a vocabulary
+        of_all = next(iter(by_writer.values()))
+        ends = EndRules(of_all, on_device if settles_ends(tokenizer, delimiters) else None)
     return Loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device, places),
-        tables=models.of_vocabularies(tables),
+        tables=by_writer,
         merges=on_device if prm is None or shared_prm else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
@@ -80,8 +86,7 @@ def make_loop(
         pages=pool.pages,
         confidence=confidence,
         prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
-        text_ends=text_ends,
-        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
+        ends=ends,
     )
 
 
@@ -99,7 +104,7 @@ def _passes(
     layout: PoolLayout,
     state: SlotState,
     logits: Mapping[Role, Tensor],
-) -> tuple[dict[Role, Forward], Forward | None]:
+) -> tuple[dict[Role, Forward], Score | None]:
     """The models bound to their pages: the forward of each role, and the op after the PRM's."""
     shapes = models.kv_shapes
     views = {shape: pool.view(shape) for shape in set(shapes.values())}

@@ -77,8 +77,8 @@ def may_settle_ends(models: ModelSet) -> bool:
 
 def host_ends(models: ModelSet, loop: Loop, delimiters: Sequence[str]) -> HostEnds | None:
     """Tokenises the ends of kept steps that the device cannot; None if they stay as written."""
-    if not loop.text_ends:
+    if loop.ends is None:
         return None
-    if loop.end_merges is None:
+    if loop.ends.merges is None:
         logger.info("step ends: tokenised again from text, on the host (slower)")
     return StepEnds(models.main.tokenizer, delimiters).end_tokens

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rsd_engine.loop.program import Block, Call, Switch, While
 from rsd_kernels import ops
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.columns import number
@@ -35,6 +36,8 @@ KEPT_VIEWS = 64
 
 Forward = Callable[[RowBatch], None]
 """Reads the rows of a pass. A writer leaves its `Loop.logits`, the PRM what `Loop.score` reads."""
+Score = Callable[[RowBatch, EndRules | None, Tensor | None], None]
+"""Keeps or rejects the steps that the PRM has just read: given `Loop.ends`, and room for words."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,11 @@ class Loop:
     merges: MergeTables | None  # None: steps go from model to model through text, on the host
     tokens_per_page: tuple[int, int, int]
     forwards: dict[Role, Forward]
-    score: Callable[[RowBatch], None] | None  # the PRM keeps or rejects the steps just read
+    score: Score | None
     # of each writer: [places, vocabulary] float32, the ids that may be sampled; often the same
     logits: Mapping[Role, Tensor]
     pages: Tensor  # [N, page_bytes] uint8: the pool
-    text_ends: bool = False  # the end of a kept step is read as the tokens of its text
-    end_merges: MergeTables | None = None  # of the writers; None: the host finds these tokens
+    ends: EndRules | None = None  # how those of kept steps are read; None: as they were written
     rule: BatchingRule = BatchingRule.MOST_READY  # the order of passes; no result depends on it
     confidence: ConfidenceKind = ConfidenceKind.NONE  # by which steps are decided without a PRM
     prm_kv: Role = Role.PRM  # whose K/V the PRM's passes use; a writer's, if it scores its context
@@ -130,27 +132,19 @@ def _forward_in_use(loop: Loop, role: Role, narrow: Callable[[int, int, int], Ro
 def _write(loop: Loop, role: Role, rows: RowBatch) -> Block:
     """Samples a token of each slot. A step that ends goes to the PRM, or is kept."""
     logits, tables = loop.logits[role][: rows.num_places], loop.tables[role]
-    rules = WriteRules(tables, loop.merges, loop.tokens_per_page, loop.confidence, loop.guesses)
+    keeps = role == Role.TARGET or loop.confidence != ConfidenceKind.NONE
+    rules = WriteRules(
+        tables, loop.merges, loop.tokens_per_page, loop.confidence, loop.guesses,
+        ends=loop.ends if keeps else None,
+    )  # fmt: skip
     scratch = loop.sample_scratch[logits.shape[1]]
     write = partial(
         ops.write, loop.state, rows, logits, role, rules, scratch, loop.bridge_scratch
     )  # fmt: skip
-    return (
-        Call(f"{role.name}.write", write),
-        *(_retokenise(loop, role) if role == Role.TARGET or loop.confidence else ()),
-    )
+    return (Call(f"{role.name}.write", write),)
 
 
 def _score(loop: Loop, rows: RowBatch) -> Block:
     """Scores the steps that were read; each is kept, or rolled back and rewritten."""
     assert loop.score is not None
-    return (Call("PRM.score", partial(loop.score, rows)), *_retokenise(loop, Role.PRM))
-
-
-def _retokenise(loop: Loop, role: Role) -> Block:
-    """Settles the ends of the steps that were kept."""
-    if not loop.text_ends:
-        return ()
-    tables = loop.tables[Role.DRAFT]  # the target shares its vocabulary
-    retokenise = partial(ops.retokenise, loop.state, tables, loop.end_merges, loop.bridge_scratch)
-    return (Call(f"{role.name}.retokenise", retokenise),)
+    return (Call("PRM.score", partial(loop.score, rows, loop.ends, loop.bridge_scratch)),)

@@ -9,6 +9,7 @@ from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.decoder import Decoder
 from rsd_engine.models.weights import HeadWeight
 from rsd_kernels import ops
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.state.enums import Role
 from rsd_kernels.state.rows import RowBatch
@@ -106,6 +107,8 @@ class RewardModel(Model):
     def score(
         self,
         batch: RowBatch,
+        ends: EndRules | None,
+        words: Tensor | None,  # from `ops.bridge_scratch`
         state: SlotState,
         tokens_per_page: tuple[int, int, int],
         scratch: Tensor,  # from `ops.score_scratch`
@@ -113,4 +116,4 @@ class RewardModel(Model):
     ) -> None:
         """Scores each step that the pass read to its end, and accepts or rejects it."""
         hidden = self.hidden[: batch.num_rows]
-        ops.score(state, batch, hidden, self.head, tokens_per_page, scratch, prm_kv)
+        ops.score(state, batch, hidden, self.head, tokens_per_page, scratch, prm_kv, ends, words)

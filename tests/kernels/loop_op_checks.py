@@ -41,7 +41,7 @@ from tests.loop.toy import run, story, toy_request
 
 def test_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels: dict[str, Op] = {"schedule": schedule_kernel.schedule, "write": write_kernel.write}
-    calls = run_shadowed(monkeypatch, kernels, 1, count=10)
+    calls = run_shadowed(monkeypatch, kernels, 1, count=10, ends="device")
     calls += run_shadowed(monkeypatch, kernels, 2, count=3)
     assert all(calls[name] > 0 for name in kernels), calls
 
@@ -79,16 +79,18 @@ def test_guesses_in_every_state_of_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
         "schedule": schedule_kernel.schedule,
         "write": write_kernel.write,
     }
-    calls = run_shadowed(monkeypatch, kernels, 4, count=4, max_guesses=5)
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, max_guesses=5, ends="device")
     assert min(calls.values()) > 10, calls
 
 
-@pytest.mark.parametrize("kind", [ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY])
+@pytest.mark.parametrize(
+    ("kind", "ends"), [(ConfidenceKind.LOGPROB, "device"), (ConfidenceKind.ENTROPY, "host")]
+)
 def test_confidence_in_every_state_of_a_run(
-    kind: ConfidenceKind, monkeypatch: pytest.MonkeyPatch
+    kind: ConfidenceKind, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels: dict[str, Op] = {"write": write_kernel.write}
-    calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind)
+    calls = run_shadowed(monkeypatch, kernels, 4, count=4, confidence=kind, ends=ends)
     assert min(calls.values()) > 10, calls
 
 

@@ -35,6 +35,7 @@ from rsd_kernels.cuda import library as cuda_library
 from rsd_kernels.cuda.library import Projection
 from rsd_kernels.linear.weight import LinearWeight
 from rsd_kernels.model_ops import triton_ops
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward.heads import ClassesHead
 from rsd_kernels.state.enums import ConfidenceKind, Role
 from rsd_kernels.state.rows import RowBatch
@@ -149,8 +150,7 @@ def program(prm: str, max_guesses: int = 0) -> list[Call]:
         batch=RowBatch.allocate(BUCKETS[-1], SLOTS, DEVICE, SLOTS + max_guesses),
         tables=dict.fromkeys((Role.DRAFT, Role.TARGET), tables),
         merges=merges,
-        text_ends=True,
-        end_merges=merges,
+        ends=EndRules(tables, merges),
         tokens_per_page=tokens_per_page,
         forwards=forwards,
         score=score,
@@ -207,8 +207,8 @@ def test_launches_of_a_decode_pass(work: Work) -> None:
 # Of the loop's own ops, in ticks that read one row. The table of `docs/kernels.md`.
 TICKS = {
     "DRAFT": ["schedule_kernel", "adjust_kernel", "draw_kernel"],
-    "TARGET": ["schedule_kernel", "adjust_kernel", "draw_kernel", "retokenise_kernel"],
-    "PRM": ["schedule_kernel", "SCORE", "retokenise_kernel"],
+    "TARGET": ["schedule_kernel", "adjust_kernel", "draw_kernel"],
+    "PRM": ["schedule_kernel", "SCORE"],
 }
 SCORES = {
     "skywork-prm-1.5b": ["score_value_kernel"],
@@ -247,7 +247,7 @@ def test_what_guesses_add(work: Work) -> None:
         return kernels(work)
 
     assert launched(guessing, "guess") == {"guess_kernel": 1}
-    for name in ("schedule", "TARGET.forward", "TARGET.retokenise"):
+    for name in ("schedule", "TARGET.forward"):
         assert launched(guessing, name) == launched(plain, name)
     writes = launched(guessing, "TARGET.write")
     assert writes - launched(plain, "TARGET.write") == {"append_kernel": 1}

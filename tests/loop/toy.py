@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import Tensor
 
 from rsd_engine.core.engine_core import EngineCore
 from rsd_engine.core.events import Event, RequestDone, StepDecided
@@ -24,6 +25,7 @@ from rsd_engine.loop.program import Block, OpFailed
 from rsd_engine.loop.rsd import Loop, build_program
 from rsd_engine.steps.automaton import build_automaton
 from rsd_kernels.policy.formula import PolicyKind
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward import loop_twin
 from rsd_kernels.schedule.rules import BatchingRule
 from rsd_kernels.state.enums import (
@@ -36,7 +38,16 @@ from rsd_kernels.state.enums import (
 )
 from rsd_kernels.state.rows import RowBatch
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
-from rsd_kernels.state.tables import MergeTables, StepTables
+from rsd_kernels.state.tables import (
+    ENDS_LINE,
+    JOINS_NEXT,
+    JOINS_PREVIOUS,
+    STARTS_LINE,
+    UNCERTAIN,
+    UNSETTLES,
+    MergeTables,
+    StepTables,
+)
 from tests.page_checks import check_integrity
 
 if TYPE_CHECKING:
@@ -101,6 +112,28 @@ def toy_ends(context: list[int], _: int) -> tuple[int, list[int]]:
     if len(context) < 7 or context[-2:] != [NEWLINE, NEWLINE]:
         return len(context), []
     return len(context) - 6, list(encode("aaaa."))
+
+
+def toy_end_merges() -> MergeTables:
+    """Two newlines at an end become a full stop, and that goes where there is a letter before it.
+
+    Behind a `c` only the host can tell, nor can the device if a step begins with a newline.
+    """
+    letters, (c, stop) = torch.arange(CHARS.index(".")), encode("c.")
+    ends = torch.tensor([stop, NEWLINE])
+    merges = toy_merges()
+    merges.flags[letters] = JOINS_NEXT
+    merges.flags[c] |= UNCERTAIN
+    merges.flags[ends] = JOINS_NEXT | JOINS_PREVIOUS | ENDS_LINE | STARTS_LINE
+    merges.flags[NEWLINE] |= UNSETTLES
+    merges.byte_token[[ord(sign) for sign in CHARS]] = torch.arange(EOS, dtype=torch.int32)
+    left, right = torch.cat([letters, ends[1:]]), torch.cat([ends[:1].expand_as(letters), ends[1:]])
+    return replace(
+        merges,
+        merge_pair=left << 32 | right,
+        merge_rank=torch.arange(len(left), 0, -1, dtype=torch.int32),
+        merge_token=torch.cat([letters, ends[:1]]).int(),
+    )
 
 
 def toy_merges() -> MergeTables:
@@ -182,6 +215,7 @@ def toy_core(
     max_guesses: int = 0,
     enable_prefix_caching: bool = True,
     text_ends: HostEnds | None = None,
+    end_merges: MergeTables | None = None,
 ) -> EngineCore:
     sizes = SlotSizes(
         num_slots=num_slots,
@@ -220,8 +254,8 @@ def toy_core(
             row = tuple(state.prm_tokens[slot, : int(batch.seq_kv_len[s])].tolist())
             rewards[s] = reward_of(row) if bool(batch.seq_complete[s]) else torch.nan
 
-    def score(batch: RowBatch) -> None:
-        loop_twin.decide(state, batch, rewards, tokens_per_page, prm_kv)
+    def score(batch: RowBatch, ends: EndRules | None, words: Tensor | None) -> None:
+        loop_twin.decide(state, batch, rewards, tokens_per_page, prm_kv, ends)
 
     forwards = {Role.DRAFT: writer(Role.DRAFT, draft), Role.TARGET: writer(Role.TARGET, target)}
     if not confidence:
@@ -240,7 +274,7 @@ def toy_core(
         rule=rule,
         prm_kv=prm_kv,
         confidence=confidence,
-        text_ends=text_ends is not None,
+        ends=EndRules(shared, end_merges) if text_ends else None,
     )
     executor = make_executor(build_program(loop), ticks_per_launch)
     if vocabularies is None:

@@ -6,6 +6,7 @@ Nothing is launched: the tensors are on device "meta" and have no memory.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from rsd_kernels.fork import kernel as fork
 from rsd_kernels.guess import kernel as guess
 from rsd_kernels.launch import Launch
 from rsd_kernels.retokenise import kernel as retokenise
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward import accept as reward_accept
 from rsd_kernels.reward import kernel as reward
 from rsd_kernels.reward import scores as reward_scores
@@ -88,25 +90,32 @@ def _fork_launches(state: SlotState) -> list[Launch]:
 def _text_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
     """What follows the forwards of writers, over a vocabulary of Qwen2.5's size."""
     tables, merges = _step_tables(), _merge_tables()
-    words = bridge.bridge_scratch(state)
+    settling = {"ends_by_host": EndRules(tables, None), "ends": EndRules(tables, merges)}
+    ends = settling["ends"]
     plain = WriteRules(tables, merges, _TOKENS_PER_PAGE)
     writes = {
-        f"_{kind.name.lower()}": replace(plain, confidence=kind)
+        f"_{kind.name.lower()}": replace(plain, confidence=kind, ends=ends)
         for kind in (ConfidenceKind.LOGPROB, ConfidenceKind.ENTROPY)
     }
     writes |= {"_by_host": replace(plain, merges=None), "": plain}
+    writes |= {f"_{name}": replace(plain, ends=rules) for name, rules in settling.items()}
     found = {
         f"write{name}_{i}": launch
         for name, rules in writes.items()
         for i, launch in enumerate(_write_launches(state, batch, rules, Role.DRAFT))
     }
     places = RowBatch.allocate(_MAX_ROWS, state.num_slots, _META, state.num_slots + _MAX_GUESSES)
-    verifying = _write_launches(state, places, replace(plain, verifies=True), Role.TARGET)
+    verifies = replace(plain, verifies=True, ends=ends)
+    verifying = _write_launches(state, places, verifies, Role.TARGET)
     return {
         **{f"write_verifying_{i}": verifying[i] for i in (1, 2)},
         **found,
-        "retokenise": retokenise.retokenise_launch(state, tables, merges, words),
-        "wait_with_ends": retokenise.wait_with_ends_launch(state),
+        **{
+            f"retokenise_{name}": retokenise.retokenise_launch(
+                state, rules, bridge.bridge_scratch(state)
+            )
+            for name, rules in settling.items()
+        },
     }
 
 
@@ -150,16 +159,20 @@ def _reward_launches(state: SlotState, batch: RowBatch) -> dict[str, Launch]:
         "reward": real, "accept": whole,
     }  # fmt: skip
     launches: dict[str, Launch] = {}
+    words, ends = bridge.bridge_scratch(state), EndRules(_step_tables(), _merge_tables())
     for size, width in _HIDDEN.items():
         rows = torch.empty(_MAX_ROWS, width, dtype=torch.bfloat16, device=_META)
         for kind, head in _heads(width).items():
             scratch = torch.empty(
                 reward_scores.scratch_shape(head, num_seqs), dtype=torch.float32, device=_META
             )
-            ours = reward.score_launches(state, batch, rows, head, _TOKENS_PER_PAGE, scratch)
-            theirs = reward_accept.reward_accept_launches(rows[:num_seqs], head, policy, scratch)
-            for i, launch in enumerate(ours):
+            score = partial(
+                reward.score_launches, state, batch, rows, head, _TOKENS_PER_PAGE, scratch, words
+            )
+            for i, launch in enumerate(score()):
                 launches[f"score_{kind}_{size}_{i}"] = launch
+            launches[f"score_{kind}_{size}_ends"] = score(ends=ends)[-1]
+            theirs = reward_accept.reward_accept_launches(rows[:num_seqs], head, policy, scratch)
             for i, launch in enumerate(theirs):
                 launches[f"reward_accept_{kind}_{size}_{i}"] = launch
     return launches

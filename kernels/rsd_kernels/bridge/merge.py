@@ -8,11 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS
+from rsd_kernels.state.tables import JOINS_NEXT, JOINS_PREVIOUS, MAX_WORD_BYTES
 
 _JOINS_NEXT = tl.constexpr(JOINS_NEXT)
 _JOINS_PREVIOUS = tl.constexpr(JOINS_PREVIOUS)
 _NONE = tl.constexpr((1 << 63) - 1)
+_MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 
 
 @triton.jit
@@ -114,29 +115,19 @@ def _find(merges: tl.tuple, b_pair: tl.tensor, m_pair: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _best_merge(
-    merges: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
-) -> tuple[tl.tensor, ...]:
+def _best_merge(merges: tl.tuple, p_word: tl.tensor, size: tl.tensor) -> tuple[tl.tensor, ...]:
     """(rank << 32) + place of the next merge, `_NONE` if there is none; the token it makes."""
-    best = tl.full((), _NONE, tl.int64)
-    made = size * 0
-    done = 0
-    while done < size - 1:
-        o_left = done + tl.arange(0, CHUNK)
-        m_pair = o_left < size - 1
-        b_left = tl.load(p_word + o_left, mask=m_pair, other=0).to(tl.int64)
-        b_right = tl.load(p_word + o_left + 1, mask=m_pair, other=0).to(tl.int64)
-        b_merge = _find(merges, b_left * 4294967296 + b_right, m_pair)
-        m_merge = m_pair & (b_merge >= 0)
-        b_rank = tl.load(merges.merge_rank + b_merge, mask=m_merge, other=0).to(tl.int64)
-        b_key = tl.where(m_merge, (b_rank << 32) + o_left.to(tl.int64), _NONE)
-        here = tl.min(b_key)
-        if here < best:
-            best = here
-            b_token = tl.load(merges.merge_token + b_merge, mask=m_merge, other=0)
-            made = tl.sum(tl.where(m_merge & (b_key == here), b_token, 0))
-        done += CHUNK
-    return best, made
+    o_left = tl.arange(0, _MAX_WORD)  # all at once: one more loop in loops would spill registers
+    m_pair = o_left < size - 1
+    b_left = tl.load(p_word + o_left, mask=m_pair, other=0).to(tl.int64)
+    b_right = tl.load(p_word + o_left + 1, mask=m_pair, other=0).to(tl.int64)
+    b_merge = _find(merges, b_left * 4294967296 + b_right, m_pair)
+    m_merge = m_pair & (b_merge >= 0)
+    b_rank = tl.load(merges.merge_rank + b_merge, mask=m_merge, other=0).to(tl.int64)
+    b_key = tl.where(m_merge, (b_rank << 32) + o_left.to(tl.int64), _NONE)
+    best = tl.min(b_key)
+    b_token = tl.load(merges.merge_token + b_merge, mask=m_merge, other=0)
+    return best, tl.sum(tl.where(m_merge & (b_key == best), b_token, 0))
 
 
 @triton.jit
@@ -162,9 +153,11 @@ def merge_word(
     merges: tl.tuple, p_word: tl.tensor, size: tl.tensor, CHUNK: tl.constexpr
 ) -> tl.tensor:
     """Merges `size` ids in place until nothing merges; returns how many are left."""
-    best, made = _best_merge(merges, p_word, size, CHUNK)
-    while best != _NONE:
-        _replace_pair(p_word, size, (best & 0xFFFFFFFF).to(tl.int32), made, CHUNK)
-        size -= 1
-        best, made = _best_merge(merges, p_word, size, CHUNK)
+    merges_more = size > 1
+    while merges_more:
+        best, made = _best_merge(merges, p_word, size)
+        merges_more = best != _NONE
+        if merges_more:
+            _replace_pair(p_word, size, (best & 0xFFFFFFFF).to(tl.int32), made, CHUNK)
+            size -= 1
     return size

@@ -21,6 +21,7 @@ from rsd_kernels.cpu import library as native
 from rsd_kernels.cpu.library import Library
 from rsd_kernels.end_step import twin as end_step_twin
 from rsd_kernels.fork.columns import CONTEXTS, LOGPROBS, forked_columns
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward.heads import RewardHead
 from rsd_kernels.reward.twin import rewards
 from rsd_kernels.sample import twin as sample_twin
@@ -120,6 +121,8 @@ def write(
     elif not rules.confidence and rules.merges is not None:
         bridge(state, rules.tables, rules.merges)
     end_step(state, rules.tokens_per_page, rules.confidence)
+    if rules.ends:
+        retokenise(state, rules.ends.tables, rules.ends.merges)
 
 
 def bridge(
@@ -131,7 +134,7 @@ def bridge(
 
 
 def retokenise(
-    state: SlotState, tables: StepTables, merges: MergeTables | None, scratch: Tensor | None = None
+    state: SlotState, tables: StepTables, merges: MergeTables | None, words: Tensor | None = None
 ) -> None:
     """See `retokenise.twin`."""
     of_merges = None if merges is None else _addresses(merges, merge_args)
@@ -158,10 +161,12 @@ def score(
     tokens_per_page: tuple[int, int, int],
     scratch: Tensor | None = None,
     prm_kv: Role = Role.PRM,
+    ends: EndRules | None = None,
+    words: Tensor | None = None,
 ) -> None:
     """See `reward.loop_twin`."""
     row = batch.seq_start[1 : number(state.num_seqs) + 1] - 1
-    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page, prm_kv)
+    decide(state, batch, rewards(hidden[row.long()], head), tokens_per_page, prm_kv, ends)
 
 
 def decide(
@@ -170,11 +175,14 @@ def decide(
     rewards: Tensor,  # [S] float32
     tokens_per_page: tuple[int, int, int],
     prm_kv: Role = Role.PRM,
+    ends: EndRules | None = None,
 ) -> None:
     """See `reward.loop_twin`."""
     advance(state, batch, Role.PRM, prm_kv)
     given, sizes = rewards.float(), _pages(tokens_per_page)  # float64 of a float64 model
     _library().decide(_slots(state), _rows(batch), given.data_ptr(), sizes)
+    if ends:
+        retokenise(state, ends.tables, ends.merges)
 
 
 def fork(

@@ -162,10 +162,11 @@ def end_steps(
     ONLY_ENDED: tl.constexpr,
     CONFIDENCE: tl.constexpr,
     CHUNK: tl.constexpr,
-) -> None:
+) -> tl.tensor:
     """Deals with the step of every lane in `m_lane`; of those whose step has ended, if ONLY_ENDED.
 
-    Then steps that go on are told where the request streams them.
+    Then steps that go on are told where the request streams them. Returns whether anything went
+    into the log.
     """
     b_phase = tl.load(state.phase + b_slot, mask=m_lane, other=0)
     m_part = m_lane & (b_slot < 0)
@@ -203,8 +204,10 @@ def end_steps(
         b_kind = tl.where(m_score & ~m_accept, REJECTED, b_kind)
         b_bits = tl.where(m_score, b_scored, b_bits)
     m_lane = (m_lane & ~m_candidate) | m_part
-    if tl.max(tl.where(m_lane, 1, 0)) != 0:  # in most ticks nothing is decided
+    logs = tl.max(tl.where(m_lane, 1, 0)) != 0
+    if logs:  # in most ticks nothing is decided
         transition(state, b_slot, m_lane, b_kind, b_source, b_bits, tokens_per_page, CHUNK)
+    return logs
 
 
 @triton.jit(do_not_specialize=["slot"])

@@ -1,4 +1,7 @@
-"""Tokenise the end of a kept step again: one program a slot.
+"""Tokenise the end of a kept step again: a device function, for all slots in turn.
+
+The last program of a launch that keeps steps calls it (`sample.ends`, `reward.kernel`); the kernel
+here is for steps that are kept between launches.
 
 The last word is found by the flags of its tokens and merged anew from its bytes, as in `bridge`:
 lowest rank first, then leftmost. From the first token that differs on, kv_len = min(kv_len, begin).
@@ -8,13 +11,16 @@ Twin: `rsd_kernels.retokenise.twin`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsd_kernels.bridge.kernel import SCRATCH_WIDTH, bridge_scratch
+from rsd_kernels.bridge.kernel import CHUNK, SCRATCH_WIDTH, bridge_scratch
 from rsd_kernels.bridge.merge import gather_word, merge_word
-from rsd_kernels.launch import Launch, check_devices, check_shape, next_power_of_2
+from rsd_kernels.launch import Launch, all_registers, check_devices, check_shape, next_power_of_2
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.state.args import check_state, check_tables, merge_args, state_args, table_args
 from rsd_kernels.state.enums import Mode, Phase
 from rsd_kernels.state.slots import SlotState
@@ -42,7 +48,6 @@ _UNCERTAIN = tl.constexpr(UNCERTAIN)
 _UNSETTLES = tl.constexpr(UNSETTLES)
 _MAX_WORD = tl.constexpr(MAX_WORD_BYTES)
 _SCRATCH_WIDTH = tl.constexpr(SCRATCH_WIDTH)
-_CHUNK = 128  # ids looked at in a turn
 
 
 @triton.jit
@@ -136,78 +141,110 @@ def _replace_end(
 
 
 @triton.jit
-def retokenise_kernel(
-    state: tl.tuple, tables: tl.tuple, merges: tl.tuple, scratch: tl.tensor, CHUNK: tl.constexpr
+def _settle_end(
+    state: tl.tuple,
+    tables: tl.tuple,
+    merges: tl.tuple,
+    words: tl.tensor,
+    slot: tl.tensor,
+    CHUNK: tl.constexpr,
 ) -> None:
-    slot = tl.program_id(0)
-    first = tl.load(state.kept_from + slot)
-    phase = tl.load(state.phase + slot)
-    wanted = ((phase == _PHASE_DRAFT) | (phase == _PHASE_CHOICE)) & (first >= 0)
-    wanted = wanted & (tl.load(state.mode + slot) == _MODE_RSD)
-    length = tl.load(state.length + slot)
-    if wanted & (length == tl.load(state.committed + slot)):
-        p_context = state.tokens + slot.to(tl.int64) * state.max_len
-        begin, size, certain = _end_word(tables, merges, p_context, first, length)
-        tl.debug_barrier()  # every thread has read whether there is something to do
-        if certain == 0:
-            tl.store(state.phase + slot, _WAIT_HOST)
-        else:
-            tl.store(state.kept_from + slot, -1)
-            if length - begin > 1:
-                p_word = scratch + slot.to(tl.int64) * _SCRATCH_WIDTH
-                gather_word(tables, merges, p_context, length, p_word, size * 0, begin, size, CHUNK)
-                word = merge_word(merges, p_word, size, CHUNK)
-                _replace_end(state, slot, length, begin, p_word, word, CHUNK)
+    """Of a step that the slot has just kept."""
+    first, length = tl.load(state.kept_from + slot), tl.load(state.length + slot)
+    p_context = state.tokens + slot.to(tl.int64) * state.max_len
+    begin, size, certain = _end_word(tables, merges, p_context, first, length)
+    tl.debug_barrier()  # every thread has read where the step begins
+    if certain == 0:
+        tl.store(state.phase + slot, _WAIT_HOST)
+    else:
+        tl.store(state.kept_from + slot, -1)
+        if length - begin > 1:
+            p_word = words + slot.to(tl.int64) * _SCRATCH_WIDTH
+            gather_word(tables, merges, p_context, length, p_word, size * 0, begin, size, CHUNK)
+            word = merge_word(merges, p_word, size, CHUNK)
+            _replace_end(state, slot, length, begin, p_word, word, CHUNK)
 
 
 @triton.jit
-def wait_with_ends_kernel(state: tl.tuple, BLOCK_S: tl.constexpr) -> None:
-    """Every step just kept waits for the host."""
+def settle_ends(
+    state: tl.tuple,
+    tables: tl.tuple,
+    merges: tl.tuple,  # None: every step just kept waits for the host
+    words: tl.tensor,  # of `bridge_scratch`
+    BLOCK_S: tl.constexpr,  # at least the slots
+    CHUNK: tl.constexpr,
+) -> None:
+    """Settles the end of the step that each RSD slot has just kept, one slot after another."""
+    tl.debug_barrier()  # every thread has stored what became of the steps
     b_slot = tl.arange(0, BLOCK_S)
-    m_slot = b_slot < state.num_slots
-    b_phase = tl.load(state.phase + b_slot, mask=m_slot, other=0)
-    b_mode = tl.load(state.mode + b_slot, mask=m_slot, other=0)
-    b_kept_from = tl.load(state.kept_from + b_slot, mask=m_slot, other=-1)
-    b_begun = tl.load(state.length + b_slot, mask=m_slot, other=0)
-    b_begun -= tl.load(state.committed + b_slot, mask=m_slot, other=0)
+    m_lane = b_slot < state.num_slots
+    b_phase = tl.load(state.phase + b_slot, mask=m_lane, other=0)
+    b_mode = tl.load(state.mode + b_slot, mask=m_lane, other=0)
+    b_first = tl.load(state.kept_from + b_slot, mask=m_lane, other=-1)
+    b_begun = tl.load(state.length + b_slot, mask=m_lane, other=0)
+    b_begun -= tl.load(state.committed + b_slot, mask=m_lane, other=0)
     m_begins = (b_phase == _PHASE_DRAFT) | (b_phase == _PHASE_CHOICE)
-    m_wait = m_begins & (b_mode == _MODE_RSD) & (b_kept_from >= 0) & (b_begun == 0)
-    tl.debug_barrier()  # a slot may be the lane of several threads: all have read its phase
-    tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_slot & m_wait)
+    m_kept = m_lane & m_begins & (b_mode == _MODE_RSD) & (b_first >= 0) & (b_begun == 0)
+    if merges is None:
+        tl.debug_barrier()  # a slot may be the lane of several threads: all have read its phase
+        tl.store(state.phase + b_slot, b_slot * 0 + _WAIT_HOST, mask=m_kept)
+    else:
+        slot = tl.min(tl.where(m_kept, b_slot, BLOCK_S))
+        while slot < BLOCK_S:
+            _settle_end(state, tables, merges, words, slot, CHUNK)
+            slot = tl.min(tl.where(m_kept & (b_slot > slot), b_slot, BLOCK_S))
+
+
+@triton.jit
+def retokenise_kernel(
+    state: tl.tuple,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
+    words: tl.tensor,
+    BLOCK_S: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    settle_ends(state, end_tables, end_merges, words, BLOCK_S, CHUNK)
 
 
 def retokenise(
-    state: SlotState, tables: StepTables, merges: MergeTables | None, scratch: Tensor | None = None
+    state: SlotState, tables: StepTables, merges: MergeTables | None, words: Tensor | None = None
 ) -> None:
     """Replaces the end of the step that each RSD slot has just kept; see the twin.
 
-    scratch: of `bridge_scratch`; allocated if it is not given.
+    words: of `bridge_scratch`; allocated if it is not given.
 
     Raises:
         ValueError: an argument has an unsupported shape, dtype, stride or device.
     """
     check_state(state)
-    if merges is None:
-        wait_with_ends_launch(state).run()
-        return
-    check_tables(state, tables, merges)
-    if scratch is None:
-        scratch = bridge_scratch(state)
-    check_shape("scratch", scratch, (state.num_slots, SCRATCH_WIDTH))
-    check_devices(length=state.length, scratch=scratch)
-    retokenise_launch(state, tables, merges, scratch).run()
+    ends = EndRules(tables, merges)
+    retokenise_launch(state, ends, check_ends(state, ends, words)).run()
 
 
-def retokenise_launch(
-    state: SlotState, tables: StepTables, merges: MergeTables, scratch: Tensor
-) -> Launch:
+def retokenise_launch(state: SlotState, ends: EndRules, words: Tensor) -> Launch:
     args = {
-        "state": state_args(state), "tables": table_args(tables), "merges": merge_args(merges),
-        "scratch": scratch, "CHUNK": _CHUNK,
+        "state": state_args(state), **end_args(ends), "words": words,
+        "BLOCK_S": next_power_of_2(max(state.num_slots, 2)), "CHUNK": CHUNK,
     }  # fmt: skip
-    return Launch(retokenise_kernel, (state.num_slots,), args, num_warps=1)
+    return Launch(retokenise_kernel, (1,), args, num_warps=4, max_registers=all_registers(4))
 
 
-def wait_with_ends_launch(state: SlotState) -> Launch:
-    args = {"state": state_args(state), "BLOCK_S": next_power_of_2(max(state.num_slots, 2))}
-    return Launch(wait_with_ends_kernel, (1,), args, num_warps=1)
+def check_ends(state: SlotState, ends: EndRules | None, words: Tensor | None) -> Tensor:
+    """Raises ValueError unless a kernel can take these; returns the room for words."""
+    if ends is not None:
+        check_tables(state, ends.tables, ends.merges)
+    if words is None:
+        return bridge_scratch(state)
+    check_shape("words", words, (state.num_slots, SCRATCH_WIDTH))
+    check_devices(length=state.length, words=words)
+    return words
+
+
+def end_args(ends: EndRules | None) -> dict[str, Any]:
+    """Arguments of `settle_ends`; without tables it is not called."""
+    merges = ends.merges if ends else None
+    return {
+        "end_tables": table_args(ends.tables) if ends else None,
+        "end_merges": merge_args(merges) if merges else None,
+    }

@@ -30,7 +30,7 @@ _WRITERS = (Role.DRAFT, Role.TARGET)
 
 
 def retokenise(
-    state: SlotState, tables: StepTables, merges: MergeTables | None, scratch: Tensor | None = None
+    state: SlotState, tables: StepTables, merges: MergeTables | None, words: Tensor | None = None
 ) -> None:
     """Replaces the end of the step that each RSD slot has just kept by the tokens of its text.
 
@@ -40,7 +40,7 @@ def retokenise(
         state: of the batch.
         tables: bytes of the tokens.
         merges: flags and merges of the writers' tokenizer; None: every step waits for the host.
-        scratch: for the kernel alone.
+        words: for the kernel alone.
     """
     for b in _just_kept(state):
         first, length = number(state.kept_from, b), number(state.length, b)

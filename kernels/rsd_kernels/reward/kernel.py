@@ -7,14 +7,18 @@ One launch with a head of one layer, two with the others, see `reward.scores`. T
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.bridge.kernel import CHUNK as END_CHUNK
 from rsd_kernels.end_step.decision import decide, wait_for_group
 from rsd_kernels.end_step.kernel import DRAFT, KEPT, REJECTED, STEP_CHUNK, transition
-from rsd_kernels.launch import Launch, interpreting, next_power_of_2
+from rsd_kernels.launch import Launch, all_registers, interpreting, next_power_of_2
+from rsd_kernels.retokenise.kernel import check_ends, end_args, settle_ends
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward.checks import check_head, check_hidden, check_scratch
 from rsd_kernels.reward.ensemble import ensemble_args, heads_launch, mean_rewards
 from rsd_kernels.reward.heads import ClassesHead, EnsembleHead, RewardHead, ValueHead
@@ -36,6 +40,7 @@ from rsd_kernels.state.slots import SlotState
 from rsd_kernels.tick_clock.kernel import end_tick
 
 PRM = tl.constexpr(int(Role.PRM))
+_END_CHUNK = tl.constexpr(END_CHUNK)
 
 
 @triton.jit
@@ -79,6 +84,9 @@ def score_value_kernel(
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
     prm_kv: tl.tensor,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
+    words: tl.tensor,
     hidden: tl.tensor,
     norm_weight: tl.tensor,
     weight: tl.tensor,
@@ -90,6 +98,7 @@ def score_value_kernel(
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_ALL: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
@@ -112,6 +121,8 @@ def score_value_kernel(
     )
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    if end_tables is not None:
+        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -121,6 +132,9 @@ def score_valued_kernel(
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
     prm_kv: tl.tensor,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
+    words: tl.tensor,
     hidden: tl.tensor,
     stride_row: tl.tensor,
     norm_weight: tl.tensor,
@@ -134,6 +148,7 @@ def score_valued_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_ALL: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
@@ -145,6 +160,8 @@ def score_valued_kernel(
     )  # fmt: skip
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    if end_tables is not None:
+        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -154,10 +171,14 @@ def score_classes_kernel(
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
     prm_kv: tl.tensor,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
+    words: tl.tensor,
     scratch: tl.tensor,
     classes_bias: tl.tensor,
     num_blocks: tl.tensor,
     BLOCK_S: tl.constexpr,
+    BLOCK_ALL: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
@@ -165,6 +186,8 @@ def score_classes_kernel(
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    if end_tables is not None:
+        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -174,9 +197,13 @@ def score_ensemble_kernel(
     batch: tl.tuple,
     tokens_per_page: tl.tuple,
     prm_kv: tl.tensor,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
+    words: tl.tensor,
     scratch: tl.tensor,
     num_heads: tl.tensor,
     BLOCK_S: tl.constexpr,
+    BLOCK_ALL: tl.constexpr,
     CHUNK: tl.constexpr,
     CLOCK: tl.constexpr,
 ) -> None:
@@ -184,6 +211,8 @@ def score_ensemble_kernel(
     b_reward = mean_rewards(scratch, b_lane, m_lane, batch.max_seqs, num_heads)
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
     _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
+    if end_tables is not None:
+        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
     end_tick(state, CLOCK)
 
 
@@ -195,6 +224,8 @@ def score(
     tokens_per_page: Sequence[int],
     scratch: Tensor | None = None,  # `scratch_shape(head, batch.num_seqs)`; None: allocated
     prm_kv: Role = Role.PRM,  # whose K/V the pass has used
+    ends: EndRules | None = None,  # of accepted steps; None: they stay as they were written
+    words: Tensor | None = None,  # of `bridge_scratch`; None: allocated
 ) -> None:
     """Counts what was read; accepts or rejects each step by the reward of its last row.
 
@@ -207,7 +238,10 @@ def score(
     check_hidden(hidden, batch.num_rows)
     check_head(head, hidden)
     scratch = check_scratch(scratch, scratch_shape(head, batch.num_seqs), hidden.device)
-    for launch in score_launches(state, batch, hidden, head, tokens_per_page, scratch, prm_kv):
+    words = check_ends(state, ends, words)
+    for launch in score_launches(
+        state, batch, hidden, head, tokens_per_page, scratch, words, prm_kv, ends
+    ):
         launch.run()
 
 
@@ -218,26 +252,34 @@ def score_launches(
     head: RewardHead,
     tokens_per_page: Sequence[int],
     scratch: Tensor,
+    words: Tensor,
     prm_kv: Role = Role.PRM,
+    ends: EndRules | None = None,
 ) -> list[Launch]:
     """One for heads of one layer, two for the others."""
     lanes = next_power_of_2(max(batch.num_seqs, 2))
     args = {
         "state": state_args(state), "batch": batch_args(batch),
-        "tokens_per_page": page_sizes(tokens_per_page), "BLOCK_S": lanes, "CHUNK": STEP_CHUNK,
-        "CLOCK": not interpreting(), "prm_kv": int(prm_kv),
+        "tokens_per_page": page_sizes(tokens_per_page), "BLOCK_S": lanes,
+        "BLOCK_ALL": next_power_of_2(max(state.num_slots, 2)), "CHUNK": STEP_CHUNK,
+        "CLOCK": not interpreting(), "prm_kv": int(prm_kv), "words": words, **end_args(ends),
     }  # fmt: skip
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)
-        return [Launch(score_value_kernel, (1,), args, num_warps=VALUE_WARPS)]
+        return [_decider(score_value_kernel, args, VALUE_WARPS)]
     if isinstance(head, ClassesHead):
         args |= valued_args(hidden, head) | {"BLOCK_S": max(lanes, LEAST_LANES)}
-        return [Launch(score_valued_kernel, (1,), args, num_warps=CLASSES_WARPS)]
+        return [_decider(score_valued_kernel, args, CLASSES_WARPS)]
     lanes_of = (batch.num_seqs, batch.seq_start, state.num_seqs)
     if isinstance(head, EnsembleHead):
         args |= ensemble_args(head, scratch)
         first = heads_launch(hidden, head, scratch, *lanes_of)
-        return [first, Launch(score_ensemble_kernel, (1,), args, num_warps=4)]
+        return [first, _decider(score_ensemble_kernel, args, 4)]
     args |= classes_args(head, scratch)
     first = inner_launch(hidden, head, scratch, *lanes_of)
-    return [first, Launch(score_classes_kernel, (1,), args, num_warps=8)]
+    return [first, _decider(score_classes_kernel, args, 8)]
+
+
+def _decider(kernel: Any, args: dict[str, Any], num_warps: int) -> Launch:
+    registers = all_registers(num_warps)
+    return Launch(kernel, (1,), args, num_warps=num_warps, max_registers=registers)

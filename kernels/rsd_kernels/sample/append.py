@@ -230,6 +230,8 @@ def append_kernel(
     merges: tl.tuple,
     words: tl.tensor,
     tokens_per_page: tl.tuple,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
     arrived: tl.tensor,
     role: tl.tensor,
     vocabulary: tl.tensor,
@@ -251,5 +253,6 @@ def append_kernel(
                 pass_on_step(state, tables, merges, words, slot, DECIDES)
     if ENDS:
         end_tick_of_writer(
-            state, arrived, batch.max_seqs, tokens_per_page, DECIDES, BLOCK_S, CLOCK
+            state, arrived, batch.max_seqs, tokens_per_page, end_tables, end_merges, words,
+            DECIDES, BLOCK_S, CLOCK,
         )  # fmt: skip

@@ -238,6 +238,8 @@ def draw_kernel(
     merges: tl.tuple,
     words: tl.tensor,
     tokens_per_page: tl.tuple,
+    end_tables: tl.tuple,
+    end_merges: tl.tuple,
     role: tl.tensor,
     purpose: tl.tensor,
     CONFIDENCE: tl.constexpr,
@@ -273,8 +275,8 @@ def draw_kernel(
     if ENDS:  # noqa: SIM102 - decided when this is compiled
         if goes_on:
             end_tick_of_writer(
-                state, scratch.all_arrived, batch.max_places, tokens_per_page, DECIDES, BLOCK_S,
-                CLOCK,
+                state, scratch.all_arrived, batch.max_places, tokens_per_page, end_tables,
+                end_merges, words, DECIDES, BLOCK_S, CLOCK,
             )  # fmt: skip
 
 

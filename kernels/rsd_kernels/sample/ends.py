@@ -14,6 +14,7 @@ import triton.language as tl
 from rsd_kernels.arrival import last_to_arrive
 from rsd_kernels.bridge.kernel import CHUNK, bridge_slot, wait_for_host
 from rsd_kernels.end_step.kernel import STEP_CHUNK, end_steps
+from rsd_kernels.retokenise.kernel import settle_ends
 from rsd_kernels.tick_clock.kernel import end_tick
 
 _CHUNK = tl.constexpr(CHUNK)
@@ -44,6 +45,9 @@ def end_tick_of_writer(
     arrived: tl.tensor,
     count: tl.tensor,  # programs that call this
     tokens_per_page: tl.tuple,
+    end_tables: tl.tuple,  # None: the ends of kept steps stay as they were written
+    end_merges: tl.tuple,
+    words: tl.tensor,
     DECIDES: tl.constexpr,
     BLOCK_S: tl.constexpr,  # at least the slots
     CLOCK: tl.constexpr,
@@ -52,5 +56,8 @@ def end_tick_of_writer(
     if last_to_arrive(arrived, count):
         b_slot = tl.arange(0, BLOCK_S)
         m_slot = b_slot < state.num_slots
-        end_steps(state, b_slot, m_slot, tokens_per_page, True, DECIDES, _STEP_CHUNK)
+        kept = end_steps(state, b_slot, m_slot, tokens_per_page, True, DECIDES, _STEP_CHUNK)
+        if end_tables is not None:  # noqa: SIM102 - decided when this is compiled
+            if kept:  # or rejected, or told
+                settle_ends(state, end_tables, end_merges, words, BLOCK_S, _CHUNK)
         end_tick(state, CLOCK)

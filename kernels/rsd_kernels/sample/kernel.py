@@ -46,8 +46,8 @@ _END_WARPS = 8  # where the last program to append deals with the ended steps of
 _NOISE_BLOCK = 4  # ids whose noise comes from one random block
 # Sampling and append alone.
 _NO_TICK: dict[str, Any] = {
-    "merges": None, "words": None, "tokens_per_page": None, "DECIDES": 0, "BLOCK_S": 1,
-    "CLOCK": False,
+    "merges": None, "words": None, "tokens_per_page": None, "end_tables": None, "end_merges": None,
+    "DECIDES": 0, "BLOCK_S": 1, "CLOCK": False,
 }  # fmt: skip
 
 

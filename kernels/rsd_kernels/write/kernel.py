@@ -1,7 +1,7 @@
 """What follows the forward of a writer's pass: two launches, or three if guesses are verified.
 
 The kernels are those of sampling: the first also counts what was read, and the last one deals with
-the steps that end (`sample.ends`).
+the steps that end, and with the ends of those that are kept (`sample.ends`).
 
 Twin: `rsd_kernels.write.twin`.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rsd_kernels.bridge.kernel import SCRATCH_WIDTH, bridge_scratch
-from rsd_kernels.launch import Launch, check_devices, check_shape, interpreting, next_power_of_2
+from rsd_kernels.launch import Launch, interpreting, next_power_of_2
+from rsd_kernels.retokenise.kernel import check_ends, end_args
 from rsd_kernels.sample.kernel import check_sampling, check_scratch, sample_append_launches
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.state.args import check_tables, merge_args, page_sizes
@@ -45,10 +45,7 @@ def write(
     if scratch is None:
         scratch = SampleScratch.allocate(state, logits.shape[1], batch.num_places)
     check_scratch(state, batch, logits, scratch)
-    if words is None:
-        words = bridge_scratch(state)
-    check_shape("words", words, (state.num_slots, SCRATCH_WIDTH))
-    check_devices(length=state.length, words=words)
+    words = check_ends(state, rules.ends, words)
     for launch in write_launches(state, batch, logits, role, rules, scratch, words):
         launch.run()
 
@@ -66,6 +63,7 @@ def write_launches(
         "merges": None if rules.merges is None else merge_args(rules.merges),
         "words": words,
         "tokens_per_page": page_sizes(rules.tokens_per_page),
+        **end_args(rules.ends),
         "DECIDES": int(rules.confidence),
         "BLOCK_S": max(next_power_of_2(state.num_slots), 2),
         "CLOCK": not interpreting(),

@@ -1,4 +1,4 @@
-"""What follows the forward of a writer's pass: five ops in turn, each with a twin of its own."""
+"""What follows the forward of a writer's pass: six ops in turn, each with a twin of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rsd_kernels.bridge.twin import bridge, wait_for_host
 from rsd_kernels.end_step.twin import end_step
+from rsd_kernels.retokenise.twin import retokenise
 from rsd_kernels.sample.scratch import SampleScratch
 from rsd_kernels.sample.twin import sample_append
 from rsd_kernels.schedule.twin import advance
@@ -26,7 +27,7 @@ def write(
 ) -> None:
     """Counts what was read, draws a token at each place, appends it, and ends the steps that end.
 
-    A step that ends goes to the PRM, or is kept (`end_step`).
+    A step that ends goes to the PRM, or is kept (`end_step`), and its end is settled.
 
     scratch, words: for the kernels alone.
     """
@@ -38,3 +39,5 @@ def write(
     elif not rules.confidence and rules.merges is not None:
         bridge(state, rules.tables, rules.merges)
     end_step(state, rules.tokens_per_page, rules.confidence)
+    if rules.ends:
+        retokenise(state, rules.ends.tables, rules.ends.merges)

@@ -66,11 +66,9 @@ class Groups:
             return False
         int(self._state.log_head)  # host read: waits until the device has decided these steps
         collect()
-        if self._loop.text_ends:
-            loop = self._loop
-            ops.retokenise(
-                self._state, loop.tables[Role.DRAFT], loop.end_merges, loop.bridge_scratch
-            )
+        ends = self._loop.ends
+        if ends:
+            ops.retokenise(self._state, ends.tables, ends.merges, self._loop.bridge_scratch)
         return True
 
     def go_on(self, tell: Callable[[Event], None]) -> bool:

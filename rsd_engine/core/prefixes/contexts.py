@@ -89,5 +89,5 @@ def _pending_from(loop: Loop) -> np.ndarray:
     phase, mode, kept_from = (
         host(column) for column in (loop.state.phase, loop.state.mode, loop.state.kept_from)
     )
-    pending = loop.text_ends & (mode == Mode.RSD) & (phase != Phase.DONE)
+    pending = (loop.ends is not None) & (mode == Mode.RSD) & (phase != Phase.DONE)
     return np.where(pending, kept_from, -1)

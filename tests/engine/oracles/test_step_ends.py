@@ -88,7 +88,8 @@ def test_the_answers_of_text_between_models(
         device="cpu",
         executor=executor,
     ) as engine:
-        assert (engine.parts.core.loop.end_merges is None) == (way == "host")
+        ends = engine.parts.core.loop.ends
+        assert ends and (ends.merges is None) == (way == "host")
         plain = answers(engine)
         assert all(map(same, plain, theirs))
         if executor == "eager":
@@ -141,7 +142,8 @@ def test_a_prm_with_another_tokenizer(tmp_path: Path) -> None:
     models = make_tiny_models(tmp_path, seed=41, own_prm_tokenizer=True)
     with Engine(**models.sources(), max_num_seqs=4, device="cpu") as engine:
         assert engine.parts.core.loop.merges is None
-        assert engine.parts.core.loop.end_merges is not None
+        ends = engine.parts.core.loop.ends
+        assert ends and ends.merges is not None
         with harsh(engine):
             found = generate(engine, PROMPTS, PARAMS)
         kept = [d for result in found for d in decisions(result)]
@@ -153,6 +155,6 @@ def test_a_prm_with_another_tokenizer(tmp_path: Path) -> None:
 
 def test_plain_engines_do_not_look(newline_models: TinyModels) -> None:
     with Engine(target=newline_models.target, step_delimiters="\n\n", device="cpu") as engine:
-        assert not engine.parts.core.loop.text_ends
+        assert engine.parts.core.loop.ends is None
     with pytest.raises(ValueError, match=r"step_ends is 'both'; it must be 'text' or 'tokens'"):
         Engine(target=newline_models.target, step_ends="both", device="cpu")

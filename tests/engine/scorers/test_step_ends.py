@@ -38,7 +38,8 @@ def test_steps_that_a_confidence_keeps(
     newline_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(newline_models, 0.5) as engine:
-        assert engine.parts.core.loop.end_merges is not None
+        ends = engine.parts.core.loop.ends
+        assert ends and ends.merges is not None
         found = generate(engine, PROMPTS, PARAMS)
         wanted = [decisions(result) for result in found]
         with harsh(engine):
@@ -51,7 +52,8 @@ def test_steps_that_a_confidence_keeps(
         assert [decisions(r) for r in generate(engine, PROMPTS, PARAMS)] == wanted
     monkeypatch.setattr(make_loop, "settles_ends", lambda *_: False)
     with opened(newline_models, 0.5) as engine:  # by way of text, on the host
-        assert engine.parts.core.loop.end_merges is None
+        ends = engine.parts.core.loop.ends
+        assert ends and ends.merges is None
         assert [decisions(r) for r in generate(engine, PROMPTS, PARAMS)] == wanted
 
 
@@ -87,5 +89,5 @@ def test_a_judge_reads_what_the_writers_wrote(caplog: pytest.LogCaptureFixture) 
         caplog.at_level(logging.INFO, "rsd_engine"),
         Engine(draft, target, scorer=TargetJudge(), max_num_seqs=1, device="cpu") as engine,
     ):
-        assert not engine.parts.core.loop.text_ends
+        assert engine.parts.core.loop.ends is None
     assert "step ends: read as they were written" in caplog.text

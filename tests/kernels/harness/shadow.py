@@ -36,8 +36,11 @@ from tests.loop.toy import (
     EngineCore,
     around_steps,
     as_written,
+    encode,
     run,
     toy_core,
+    toy_end_merges,
+    toy_ends,
     toy_request,
     toy_tables,
 )
@@ -221,12 +224,16 @@ def random_requests(seed: int, count: int, *, logprobs: bool = True) -> list[Any
     ]
 
 
-def random_writer(salt: int, num_ids: int = NUM_IDS) -> Callable[[Sequence[int]], list[float]]:
+def random_writer(
+    salt: int, num_ids: int = NUM_IDS, liked: str = ""
+) -> Callable[[Sequence[int]], list[float]]:
     """Logits that depend on the row only; some rows cannot be sampled from."""
 
     def logits(row: Sequence[int]) -> list[float]:
         rng = random.Random(hash((salt, *row)))
         values = [rng.gauss(0.0, 2.0) for _ in range(num_ids)]
+        for i in encode(liked):
+            values[i] += 3.0
         if rng.random() < 0.01:
             values[rng.randrange(num_ids)] = float("nan")
         return values
@@ -243,11 +250,14 @@ def random_core(
     *,
     two: bool = False,
     max_guesses: int = 0,
+    ends: str = "written",
 ) -> EngineCore:
     """So few pages that slots lack some and are preempted; maybe with two vocabularies.
 
     For an odd seed there are ids around steps. For one that leaves 2 when divided by 4 the target
     scores its own context, if there is one vocabulary.
+
+    ends: of kept steps: "written", or settled by the "host" or the "device".
     """
 
     def score(row: Sequence[int]) -> float:
@@ -255,9 +265,10 @@ def random_core(
         return float("nan") if rng.random() < 0.03 else rng.random()
 
     own = seed % 4 == 2 and not two
+    liked = ".\n" if ends != "written" else ""
     return toy_core(
-        random_writer(seed),
-        random_writer(seed + 1, NUM_TARGET_IDS if two else NUM_IDS),
+        random_writer(seed, liked=liked),
+        random_writer(seed + 1, NUM_TARGET_IDS if two else NUM_IDS, liked),
         score,
         num_slots=num_slots,
         num_pages=62,
@@ -269,6 +280,8 @@ def random_core(
         prm_kv=Role.DRAFT if confidence else Role.TARGET if own else Role.PRM,
         confidence=confidence,
         max_guesses=max_guesses,
+        text_ends=toy_ends if ends != "written" else None,
+        end_merges=toy_end_merges() if ends == "device" else None,
     )
 
 
@@ -296,6 +309,7 @@ def run_shadowed(
     two: bool = False,
     max_guesses: int = 0,
     on_cpu: bool = False,
+    ends: str = "written",
 ) -> Counter[str]:
     """Runs random requests to their ends; returns how often each op was compared."""
     shadow = Shadow(monkeypatch, kernels, on_cpu=on_cpu)
@@ -304,7 +318,7 @@ def run_shadowed(
         requests = with_guesses(requests, seed)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
-    core = random_core(seed, confidence=confidence, two=two, max_guesses=max_guesses)
+    core = random_core(seed, confidence=confidence, two=two, max_guesses=max_guesses, ends=ends)
     core.state.guesses_at_rate.copy_(torch.arange(RATE_STEPS + 1) // 6)
     run(core, requests)
     return shadow.calls

@@ -97,7 +97,7 @@ def test_all_wait_for_the_host() -> None:
 def test_says_what_is_wrong() -> None:
     made = FAMILIES["qwen"]
     state = copied(kept([([1] * 5, 1)]))
-    scratch = torch.empty(2, 7, dtype=torch.int32)
-    with pytest.raises(ValueError, match="scratch"):
-        kernel.retokenise(state, copied(made.tables), copied(made.merges), copied(scratch))
+    words = torch.empty(2, 7, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"words has shape \[2, 7\]"):
+        kernel.retokenise(state, copied(made.tables), copied(made.merges), copied(words))
     assert state.tokens.shape[1] == ROW

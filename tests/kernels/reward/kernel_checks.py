@@ -19,6 +19,7 @@ from rsd_engine.core.slots import fill_slot
 from rsd_kernels import ops
 from rsd_kernels.policy.formula import PolicyKind, accept_probability
 from rsd_kernels.policy.kernel import accepts
+from rsd_kernels.retokenise.rules import EndRules
 from rsd_kernels.reward import accept as accept_kernel
 from rsd_kernels.reward import kernel, loop_twin, twin
 from rsd_kernels.reward import scores as reward_scores
@@ -250,6 +251,7 @@ def score_a_run(
     count: int,
     *,
     two: bool = False,
+    ends: str = "written",
     change: Callable[[SlotState], None] = lambda state: None,
 ) -> Counter[int]:
     """Scores what a run scores by kernel too; its rewards, given to the twin, leave one state.
@@ -257,6 +259,7 @@ def score_a_run(
     Returns the phases in which the scored slots were left. change: of a copy of the run's state,
     which is scored in its place.
     """
+    seed, settled = 1 if ends == "device" else 3, 0
     generator = torch.Generator().manual_seed(1)
     width = 48
     head = HEADS[kind](width, torch.float32, generator)
@@ -268,8 +271,9 @@ def score_a_run(
         _: Tensor,
         tokens_per_page: tuple[int, int, int],
         prm_kv: Role,
+        rules: EndRules | None,
     ) -> None:
-        nonlocal calls
+        nonlocal calls, settled
         calls += 1
         changed, rows = copied_on_cpu(state), copied_on_cpu(batch)
         change(changed)
@@ -279,7 +283,7 @@ def score_a_run(
         ours = copied(changed)
         kernel.score(
             ours, copied(batch), hidden.to(DEVICE), with_tensors(head, lambda t: t.to(DEVICE)),
-            tokens_per_page, poisoned(head, batch.num_seqs), prm_kv,
+            tokens_per_page, poisoned(head, batch.num_seqs), prm_kv, copied(rules),
         )  # fmt: skip
         rewards = ours.reward.cpu()[batch.seq_slot.long()]
         last = hidden[(batch.seq_start[1:] - 1).long()]
@@ -288,16 +292,18 @@ def score_a_run(
         exact = twin.rewards(last.double(), with_tensors(head, Tensor.double))
         if bool(finite.any()):
             close(rewards[finite], twin.rewards(last, head)[finite], exact[finite], head)
-        decide_by_twin(changed, rows, rewards, tokens_per_page, prm_kv)
+        decide_by_twin(changed, rows, rewards, tokens_per_page, prm_kv, rules)
         assert not differences(changed, ours)
         phases.update(changed.phase[batch.seq_slot[done].long()].tolist())
-        decide_by_twin(state, batch, rewards, tokens_per_page, prm_kv)
+        settled += int((changed.shortened != state.shortened).sum())
+        decide_by_twin(state, batch, rewards, tokens_per_page, prm_kv, rules)
 
     monkeypatch.setattr(loop_twin, "decide", decide)
-    requests = random_requests(3, count)
+    requests = random_requests(seed, count)
     if two:
         requests = [for_two_vocabularies(request) for request in requests]
-    run(random_core(3, two=two), requests)
+    run(random_core(seed, two=two, ends=ends), requests)
+    assert (settled > 0) == (ends == "device")
     return phases
 
 
@@ -306,13 +312,14 @@ def score_a_run(
 def test_score_in_the_states_of_a_run(
     kind: str, two: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert score_a_run(kind, monkeypatch, 10, two=two).total() > 7
+    ends = "written" if two else "device"
+    assert score_a_run(kind, monkeypatch, 10, two=two, ends=ends).total() > 7
 
 
 def test_score_in_states_with_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of the scored slots are candidates, which wait for their group."""
     change = partial(put_forks, rng=random.Random(0), per_page=PER_PAGE)
-    phases = score_a_run("value", monkeypatch, 10, change=change)
+    phases = score_a_run("value", monkeypatch, 10, ends="host", change=change)
     assert phases[Phase.CHOICE] > 1 and phases[Phase.CANDIDATE] > 1, phases
 
 
