@@ -174,8 +174,10 @@ def settle_ends(
     BLOCK_S: tl.constexpr,  # at least the slots
     CHUNK: tl.constexpr,
 ) -> None:
-    """Settles the end of the step that each RSD slot has just kept, one slot after another."""
-    tl.debug_barrier()  # every thread has stored what became of the steps
+    """Settles the end of the step that each RSD slot has just kept, one slot after another.
+
+    What is read here first, `transition` has stored before its last barrier.
+    """
     b_slot = tl.arange(0, BLOCK_S)
     m_lane = b_slot < state.num_slots
     b_phase = tl.load(state.phase + b_slot, mask=m_lane, other=0)

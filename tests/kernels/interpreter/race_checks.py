@@ -197,7 +197,8 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     with watching(try_without_barriers=True) as watch:
         run_shadowed(monkeypatch, loop_ops, 1, count=3)
-        run_shadowed(monkeypatch, loop_ops, 4, count=2, confidence=ConfidenceKind.LOGPROB)
+        by_draft = ConfidenceKind.LOGPROB
+        run_shadowed(monkeypatch, loop_ops, 4, count=2, confidence=by_draft, ends="device")
         reward_checks.score_a_run("value", monkeypatch, 3)
         draws()
         rare_steps()
