@@ -13,7 +13,7 @@ import torch
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from rsd_engine.steps.vocabulary import Vocabulary, byte_letters, component
+from rsd_engine.steps.vocabulary import Vocabulary, byte_letters, collector_paused, component
 from rsd_kernels.state.tables import (
     ENDS_LINE,
     JOINS_NEXT,
@@ -29,6 +29,7 @@ _MARK = "."  # stands for the tokens that may
 _BEFORE = ("", _MARK, "a", "\n")  # what may stand before a delimiter
 
 
+@collector_paused()
 def build_merge_tables(
     vocabulary: Vocabulary, delimiters: Sequence[str], device: torch.device | str
 ) -> MergeTables | None:

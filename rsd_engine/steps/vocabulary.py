@@ -7,9 +7,11 @@ and the device need not decode text.
 from __future__ import annotations
 
 import codecs
+import gc
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +64,23 @@ class Vocabulary:
             return data.decode("utf-8").replace(" ", self.space_mark)
         except UnicodeDecodeError:
             return None
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's garbage collector does not run meanwhile.
+
+    Reading the JSON of a large vocabulary makes hundreds of thousands of lists and no cycles; the
+    collector, which such a number sets off, would look through all objects again and again, for
+    longer than the reading takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -12,7 +13,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rsd_engine.steps.vocabulary import backend_of, byte_letters, plain_encoder, read_vocabulary
+from rsd_engine.steps.vocabulary import (
+    backend_of,
+    byte_letters,
+    collector_paused,
+    plain_encoder,
+    read_vocabulary,
+)
 from tests.steps.toy_tokenizers import id_of, llama_like, qwen_like, smollm_like
 
 TOKENIZERS = {"qwen": qwen_like(), "smollm": smollm_like(), "llama": llama_like()}
@@ -91,6 +98,20 @@ def test_unknown_decoders_are_refused_by_name() -> None:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("x", "y"), decoders.Fuse()])
     with pytest.raises(ValueError, match="got .*'Replace', 'Fuse'"):
         read_vocabulary(tokenizer)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_paused_collector_is_afterwards_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("enable"))
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("disable"))
+    with pytest.raises(KeyError), collector_paused():
+        calls.append("inside")
+        raise KeyError
+    assert calls == ["disable", "inside", *(["enable"] if enabled else [])]
 
 
 def test_slow_tokenizers_are_refused() -> None:
