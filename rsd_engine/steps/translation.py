@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from rsd_engine.steps.vocabulary import Vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, component
 
 
 class StepTranslator:
@@ -55,19 +56,20 @@ class StepTranslator:
 
 def _continuing(backend: Tokenizer, num_ids: int) -> Tokenizer:
     """A plain encoder without the space that some put before a text, and without unknown ids."""
-    settings = json.loads(backend.to_str())
-    settings["truncation"] = settings["padding"] = None
-    settings["added_tokens"] = [t for t in settings["added_tokens"] if t["id"] < num_ids]
-    settings["normalizer"] = _without_prefix(settings["normalizer"])
-    settings["pre_tokenizer"] = _without_prefix(settings["pre_tokenizer"])
+    settings = json.loads(Tokenizer(BPE()).to_str())
+    for name in ("normalizer", "pre_tokenizer"):
+        settings[name] = _without_prefix(component(getattr(backend, name)))
     changed = Tokenizer.from_str(json.dumps(settings))
+    changed.model = backend.model  # shared, as by `plain_encoder`
+    added = backend.get_added_tokens_decoder()
+    changed.add_tokens([added[i] for i in sorted(added) if i < num_ids])
     changed.encode_special_tokens = True
     return changed
 
 
-def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_prefix(part: dict[str, Any]) -> dict[str, Any] | None:
     """A normalizer or pre-tokenizer that adds nothing to the beginning of a text."""
-    if part is None or part["type"] == "Prepend":
+    if not part or part["type"] == "Prepend":
         return None
     changed = dict(part)
     for name in ("normalizers", "pretokenizers"):
