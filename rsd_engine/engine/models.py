@@ -87,8 +87,8 @@ class PrmModel:
     loaded: RewardModel | None  # None: it is on a server
     family: RewardFamily
     format: PrmFormat
-    # Where it is the writers' and steps are read as they are tokenised: the device can write its
-    # tokens. None: the host does, by way of text.
+    # Its own, where the writers share it and it reads steps as they are tokenised, so that the
+    # device can write its tokens; None: the host does, by way of text.
     shared_vocabulary: Vocabulary | None
     kv: Role = Role.PRM  # whose K/V it uses
 
