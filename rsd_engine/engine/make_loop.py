@@ -50,15 +50,15 @@ def make_loop(
     prm, logits = models.prm, _logits(models, places, device)
     confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    tokenizer, on_device = models.main.tokenizer, None
-    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
-    if not models.separate and (prm is None or shared_prm or text_ends):
-        on_device = build_merge_tables(tokenizer, delimiters, device)
+    vocabulary, on_device = models.main.vocabulary, None
+    prm_vocabulary = prm.shared_vocabulary if prm and not models.separate else None
+    if not models.separate and (prm is None or prm_vocabulary or text_ends):
+        on_device = build_merge_tables(vocabulary, delimiters, device)
 
     def tables(writer: WriterModel) -> StepTables:
         return build_step_tables(
-            writer.tokenizer,
-            shared_prm.tokenizer if shared_prm else None,
+            writer.vocabulary,
+            prm_vocabulary,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
@@ -72,7 +72,7 @@ def make_loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device, places),
         tables=models.of_vocabularies(tables),
-        merges=on_device if prm is None or shared_prm else None,
+        merges=on_device if prm is None or prm_vocabulary else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,
@@ -81,7 +81,7 @@ def make_loop(
         confidence=confidence,
         prm_kv=prm.kv if prm else Role.DRAFT if confidence else Role.PRM,
         text_ends=text_ends,
-        end_merges=on_device if text_ends and settles_ends(tokenizer, delimiters) else None,
+        end_merges=on_device if text_ends and settles_ends(vocabulary, delimiters) else None,
     )
 
 
