@@ -105,12 +105,17 @@ def _of_checks(slots: int) -> object:
         return engine
 
 
+def _of_executors(*, few_bits: bool) -> object:
+    return executors.open_engine(DEVICE, "eager", executors.open_family(few_bits, fill=False))
+
+
 def _memory(preset: str) -> object:
     return memory.open_engine(memory.parser().parse_args(["--preset", preset]), DEVICE)
 
 
 ENGINES: dict[str, Callable[[], object]] = {
-    "executors": lambda: executors.open_engine(DEVICE, "eager"),
+    "executors": lambda: _of_executors(few_bits=False),
+    "executors_few_bits": lambda: _of_executors(few_bits=True),
     "device_loop": lambda: device_loop.main([]),
     "batching": lambda: batching.main([]),
     "step_latency": lambda: latency.main([]),

@@ -1,12 +1,14 @@
 """The demo family on every executor, and the first difference between them.
 
     python -m bench.gpu.executors
+    python -m bench.gpu.executors --few-bits    # draft in fp8, target in int4, PRM in int8
     python -m bench.gpu.executors --dry-run     # fewer problems, on a CPU
 
 One engine of four slots solves the same problems by each executor, with the most likely tokens and
 with drawn ones. All must write the same tokens, give the same rewards to the last bit, and keep and
 reject the same steps. What the first one finds is also held beside an engine on the CPU: sums
-differ there in their last bits, so that comparison only informs.
+differ there in their last bits, so that comparison only informs. With `--few-bits` layers are
+rounded when they are loaded; a CPU multiplies with what they stand for in fp32.
 """
 
 from __future__ import annotations
@@ -21,15 +23,24 @@ from typing import Any
 import torch
 
 from bench.lib import report
+from bench.lib.few_bits import FewBits
 from bench.lib.options import NO_GPU, command_parser, default_device
 from bench.loop.runs import using
 from rsd_engine import Engine, RequestOutput, SamplingParams
-from rsd_engine.demo import checkpoint_dir
+from rsd_engine.demo import ModelRole, checkpoint_dir
 from rsd_engine.demo.problems import generate as make_problems
 from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
+from rsd_engine.models.checkpoints.base import Checkpoint
+from rsd_engine.models.checkpoints.open import open_checkpoint
+from rsd_kernels.grouped.matrix import ValueKind
 
 SLOTS, MODEL_LEN, KV_BYTES = 4, 400, 64 * 2**20
+_FORMATS: dict[ModelRole, ValueKind] = {
+    "draft": ValueKind.FP8,
+    "target": ValueKind.INT4,
+    "prm": ValueKind.INT8,
+}
 _ON_GPU, _ON_CPU = ("eager", "host-graphs", "device-loop"), ("simulated-loop", "eager")
 
 Solved = dict[str, list[RequestOutput]]  # by how tokens are chosen
@@ -93,11 +104,23 @@ def _tokens(step: int, of: str, ids: Sequence[int]) -> Iterator[tuple[int, str, 
         yield step, f"token {place} of the {of}", token
 
 
-def open_engine(device: torch.device, executor: str) -> Engine:
+def open_family(few_bits: bool, *, fill: bool = True) -> list[Checkpoint]:
+    """Draft, target and PRM of the demo.
+
+    Args:
+        few_bits: whether their layers are rounded.
+        fill: whether rounded layers get their values.
+    """
+    plain = {role: open_checkpoint(checkpoint_dir(role)) for role in _FORMATS}
+    if not few_bits:
+        return list(plain.values())
+    return [FewBits(plain[role], kind, fill=fill) for role, kind in _FORMATS.items()]
+
+
+def open_engine(device: torch.device, executor: str, family: Sequence[Checkpoint]) -> Engine:
     """The demo family in fp32, which keeps nothing from one run to the next."""
     return Engine(
-        checkpoint_dir("draft"), checkpoint_dir("target"), checkpoint_dir("prm"),
-        device=device, dtype="float32", executor=executor, max_num_seqs=SLOTS,
+        *family, device=device, dtype="float32", executor=executor, max_num_seqs=SLOTS,
         max_model_len=MODEL_LEN, kv_cache_memory_bytes=KV_BYTES, enable_prefix_caching=False,
     )  # fmt: skip
 
@@ -119,10 +142,19 @@ def solver(problems: int, max_tokens: int) -> Callable[[Engine], Solved]:
     return solve
 
 
-def run(device: torch.device, names: Sequence[str], solve: Callable[[Engine], Solved]) -> bool:
+def run(
+    device: torch.device,
+    names: Sequence[str],
+    solve: Callable[[Engine], Solved],
+    *,
+    few_bits: bool = False,
+) -> bool:
     """Prints the result after every executor; returns whether all agree."""
     result: dict[str, Any] = {"bench": "gpu.executors", "executors": {}, "equal": None}
-    with open_engine(device, names[0]) as engine:
+    family = open_family(few_bits)
+    with open_engine(device, names[0], family) as engine:
+        formats = engine.memory.formats
+        result["weights"] = {role.name.lower(): list(formats[role]) for role in formats}
         solved = _tell(result, names[0], partial(solve, engine), None)
         for name in names[1:]:
             program = build_program(engine.parts.core.loop)
@@ -132,7 +164,7 @@ def run(device: torch.device, names: Sequence[str], solve: Callable[[Engine], So
     equal = all(found["difference"] is None for found in result["executors"].values())
     result["equal"] = equal
     report.print_json(result)
-    with open_engine(torch.device("cpu"), "eager") as engine:
+    with open_engine(torch.device("cpu"), "eager", family) as engine:
         other = first_difference(solve(engine), solved, rewards=False)
     print(f"{names[0]} beside the CPU: {other or 'the same tokens'}")
     report.print_json(result | {"beside_the_cpu": other and vars(other)})
@@ -161,12 +193,14 @@ def _tell(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("gpu.executors", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="fewer problems, on a CPU")
-    dry_run = parser.parse_args(arguments).dry_run
-    if dry_run:
-        return 0 if run(torch.device("cpu"), _ON_CPU, solver(1, 48)) else 1
+    parser.add_argument("--few-bits", action="store_true", help="with layers in few bits")
+    given = parser.parse_args(arguments)
+    few_bits = given.few_bits
+    if given.dry_run:
+        return 0 if run(torch.device("cpu"), _ON_CPU, solver(1, 48), few_bits=few_bits) else 1
     if not torch.cuda.is_available():
         parser.error(NO_GPU)
-    return 0 if run(default_device(), _ON_GPU, solver(SLOTS, 200)) else 1
+    return 0 if run(default_device(), _ON_GPU, solver(SLOTS, 200), few_bits=few_bits) else 1
 
 
 if __name__ == "__main__":

@@ -138,6 +138,14 @@ def second_parts(first: Mapping[str, Mapping[str, Any]]) -> tuple[Part, ...]:
             may_be_early=True,
         ),
         Part(
+            "few_bits",
+            "bench.gpu.executors",
+            ("--few-bits",),
+            ("--few-bits", "--dry-run"),
+            limit=60,
+            least=30,
+        ),
+        Part(
             "tests",
             "bench.gpu_tests",
             ("tests/kernels", "tests/docs", "tests/bench/lib", "--jobs", _TEST_JOBS,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from bench.lib.timing import Mismatch
+from rsd_kernels import ahead
+from rsd_kernels.attention import kernel as attention
 from rsd_kernels.linear import tiles
 
 # Bytes of weights that a program prefetches before it waits; None for the default.
@@ -18,13 +21,15 @@ VARIANTS: dict[str, int | None] = {
     "ours, early, no weights ahead": 0,
     "ours, early, 64 KiB ahead": 65536,
 }
-# Of products that do not start early: other constants of `rsd_kernels.linear.tiles`. They change
-# a grid and an argument, and no kernel.
+# Of kernels that do not start early: other constants of the modules in `_MODULES`. They change a
+# grid and an argument, and no kernel.
 PRODUCT_VARIANTS: dict[str, dict[str, int]] = {
-    "ours, nothing ahead": {"AHEAD_BYTES": 0},
+    "ours, nothing ahead": {"AHEAD_BYTES": 0, "ATTENTION_AHEAD_BYTES": 0},
+    "ours, nothing ahead by attention": {"ATTENTION_AHEAD_BYTES": 0},
     "ours, 16 MB ahead": {"AHEAD_BYTES": 2**24},
     "ours, a program a tile": {"RESIDENT": 2**20},
 }
+_MODULES = (tiles, ahead, attention)
 _SWITCH = "RSD_OVERLAP_KERNELS"
 _TOKENS = 8
 _ROUNDS = 4
@@ -46,13 +51,12 @@ def starting_early(on: bool) -> Iterator[None]:
 
 @contextmanager
 def with_constants(**values: int) -> Iterator[None]:
-    """Sets constants of `rsd_kernels.linear.tiles` for products launched or captured inside."""
-    before = {name: getattr(tiles, name) for name in values}
-    vars(tiles).update(values)
-    try:
+    """Sets constants of `_MODULES` for what is launched or captured inside."""
+    with ExitStack() as stack:
+        for module in _MODULES:
+            for name in values.keys() & vars(module).keys():
+                stack.enter_context(mock.patch.object(module, name, values[name]))
         yield
-    finally:
-        vars(tiles).update(before)
 
 
 def prefetching(num_bytes: int | None) -> AbstractContextManager[None]:

@@ -52,7 +52,6 @@ from rsd_engine.models.loader import check_dtype
 from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.policies import Policy, Threshold, check_policy
 from rsd_engine.steps.scorers import Scorer
-from rsd_engine.steps.vocabulary import backend_of
 from rsd_kernels.state.enums import MAX_DELIMITER_STATES, Role
 from rsd_kernels.state.slots import ANY_ROWS, SlotSizes, SlotState
 
@@ -264,9 +263,7 @@ def _say_prm(models: ModelSet, fit: MemoryFit) -> None:
     if models.prm is None or models.prm.loaded is None:
         return
     family, form = models.prm.family, models.prm.format
-    text = backend_of(models.prm.tokenizer).decode(
-        list(form.separator_ids), skip_special_tokens=False
-    )
+    text = form.encoder.decode(list(form.separator_ids), skip_special_tokens=False)
     logger.info(
         "prm: read as %s, with rewards from %g to %g and a threshold of %g by default; %r follows "
         "every step", family.name, *family.reward_range, family.threshold, text,

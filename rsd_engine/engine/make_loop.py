@@ -51,15 +51,15 @@ def make_loop(
     prm, logits = models.prm, _logits(models, places, device)
     confidence = confidence_kind(models.scorer)
     forwards, score = _passes(models, pool, layout, state, logits)
-    tokenizer, on_device = models.main.tokenizer, None
-    shared_prm = prm if prm and prm.shares_vocabulary and not models.separate else None
-    if not models.separate and (prm is None or shared_prm or text_ends):
-        on_device = build_merge_tables(tokenizer, delimiters, device)
+    vocabulary, on_device = models.main.vocabulary, None
+    prm_vocabulary = prm.shared_vocabulary if prm and not models.separate else None
+    if not models.separate and (prm is None or prm_vocabulary or text_ends):
+        on_device = build_merge_tables(vocabulary, delimiters, device)
 
     def tables(writer: WriterModel) -> StepTables:
         return build_step_tables(
-            writer.tokenizer,
-            shared_prm.tokenizer if shared_prm else None,
+            writer.vocabulary,
+            prm_vocabulary,
             delimiters,
             prm.format.separator_ids if prm else (),
             device,
@@ -73,12 +73,12 @@ def make_loop(
     ends = None
     if text_ends:  # so the writers share a vocabulary
         of_all = next(iter(by_writer.values()))
-        ends = EndRules(of_all, on_device if settles_ends(tokenizer, delimiters) else None)
+        ends = EndRules(of_all, on_device if settles_ends(vocabulary, delimiters) else None)
     return Loop(
         state=state,
         batch=RowBatch.allocate(MAX_ROWS, state.num_slots, device, places),
         tables=by_writer,
-        merges=on_device if prm is None or shared_prm else None,
+        merges=on_device if prm is None or prm_vocabulary else None,
         tokens_per_page=layout.tokens_per_page,
         forwards=forwards,
         score=score,

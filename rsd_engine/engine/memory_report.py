@@ -125,7 +125,7 @@ def report_memory(models: ModelSet, pool: PagePool, loop: Loop) -> MemoryReport:
     log = count_bytes(loop.state.log, counted)
     state = count_bytes(loop.state, counted)
     rest = [vars(decoder) for decoder in decoders]
-    tables = count_bytes([rest, vars(loop), models.prm], counted)
+    tables = count_bytes([rest, vars(loop)], counted)
     return MemoryReport(
         formats=formats,
         pool=pool_bytes,

@@ -86,10 +86,10 @@ class PrmModel:
 
     loaded: RewardModel | None  # None: it is on a server
     family: RewardFamily
-    tokenizer: Any
     format: PrmFormat
-    # With the writers, and it reads steps as they are tokenised: the device can write its tokens.
-    shares_vocabulary: bool
+    # Its own, where the writers share it and it reads steps as they are tokenised, so that the
+    # device can write its tokens; None: the host does, by way of text.
+    shared_vocabulary: Vocabulary | None
     kv: Role = Role.PRM  # whose K/V it uses
 
     @property
@@ -339,14 +339,8 @@ def _load_prm(model: OpenModel, writer: WriterModel, options: dict[str, Any]) ->
     loaded = load_reward_model(model.checkpoint, **options, family=family)
     _say(Role.PRM, model.checkpoint, loaded)
     form = family.format(model.tokenizer)
-    is_device_path = form.encode_step is None
-    return PrmModel(
-        loaded=loaded,
-        family=family,
-        tokenizer=model.tokenizer,
-        format=form,
-        shares_vocabulary=is_device_path and shares_vocabulary(writer.tokenizer, model.tokenizer),
-    )
+    is_shared = form.encode_step is None and shares_vocabulary(writer.vocabulary, model.vocabulary)
+    return PrmModel(loaded, family, form, model.vocabulary if is_shared else None)
 
 
 def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
@@ -357,11 +351,9 @@ def difference_of_writers(opened: Mapping[Role, OpenModel]) -> str | None:
 
 
 def _difference(draft: OpenModel | WriterModel, target: OpenModel | WriterModel) -> str | None:
-    if draft.tokenizer is target.tokenizer:
-        return None
     names = ("the draft", "the target")
     difference = first_special_difference(draft.vocabulary, target.vocabulary, names)
-    return difference or first_difference(draft.tokenizer, target.tokenizer, names)
+    return difference or first_difference(draft.vocabulary, target.vocabulary, names)
 
 
 def differ(draft: WriterModel, target: WriterModel) -> bool:

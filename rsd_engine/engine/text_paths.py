@@ -31,8 +31,8 @@ def text_bridges(models: ModelSet, loop: Loop) -> dict[Role, HostBridge] | None:
     form = prm.format
 
     def bridge(writer: WriterModel) -> HostBridge:
-        ids = (form.separator_ids, form.encode_step)
-        return TextBridge(writer.tokenizer, prm.tokenizer, *ids).step_tokens
+        made = TextBridge(writer.vocabulary, form.encoder, form.separator_ids, form.encode_step)
+        return made.step_tokens
 
     return models.of_vocabularies(bridge)
 
@@ -59,7 +59,7 @@ def translations(models: ModelSet) -> dict[Role, Translate] | None:
 
     def translate(writer: WriterModel, reader: WriterModel) -> Translate:
         num_ids = models.num_ids_of(reader)
-        return StepTranslator(writer.vocabulary, reader.tokenizer, num_ids).translate
+        return StepTranslator(writer.vocabulary, reader.vocabulary, num_ids).translate
 
     return {Role.DRAFT: translate(draft, target), Role.TARGET: translate(target, draft)}
 
@@ -81,4 +81,4 @@ def host_ends(models: ModelSet, loop: Loop, delimiters: Sequence[str]) -> HostEn
         return None
     if loop.ends.merges is None:
         logger.info("step ends: tokenised again from text, on the host (slower)")
-    return StepEnds(models.main.tokenizer, delimiters).end_tokens
+    return StepEnds(models.main.vocabulary, delimiters).end_tokens

@@ -16,7 +16,7 @@ from rsd_engine.memory.page_pool import PagedKV
 from rsd_engine.models.activations import Activations
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.rope_config import RopeConfig
-from rsd_engine.models.weights import DecoderWeights, LayerWeights
+from rsd_engine.models.weights import DecoderWeights, LayerWeights, matrix_in_memory
 from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.cpu.decoder import DecoderParts
 from rsd_kernels.formats.weight import Weight
@@ -164,7 +164,7 @@ class Decoder:
         key_map = shared.key_maps[config.sliding_windows[index]]
         self.ops.paged_attention(
             shared.q, kv.k[index], kv.v[index], key_map, scale=config.attention_scale,
-            out=shared.attended,
+            out=shared.attended, ahead=matrix_in_memory(layer.gate_up),
         )  # fmt: skip
         self._add(buffers.attended, layer.o, layer.attention_out_norm, buffers)
 

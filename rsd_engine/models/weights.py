@@ -18,9 +18,11 @@ from torch import Tensor
 from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.names import ATTENTION_OUT, DOWN, GATE_UP, QKV
 from rsd_engine.models.weight_form import listed_by_size, name_of
+from rsd_kernels.ahead import ATTENTION_AHEAD_BYTES
 from rsd_kernels.formats.weight import StoredMatrix, StoredWeight, Weight
 from rsd_kernels.grouped.matrix import GroupedMatrix
 from rsd_kernels.grouped.weight import GroupedWeight
+from rsd_kernels.launch import ceil_div
 from rsd_kernels.linear.weight import LinearWeight
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -183,7 +185,7 @@ class DecoderWeights:
                 replace(
                     layer,
                     qkv=_before(layer.qkv, layer.o),
-                    o=_before(layer.o, layer.gate_up),
+                    o=_before(layer.o, layer.gate_up, skip=ATTENTION_AHEAD_BYTES),
                     gate_up=_before(layer.gate_up, layer.down),
                     down=down,
                 )
@@ -239,11 +241,20 @@ class DecoderWeights:
         return found
 
 
-def _before(weight: Weight, following: Weight) -> Weight:
-    """The weight, which knows the next; those in a file are read by CPUs, which look ahead."""
-    if isinstance(weight, StoredWeight) or isinstance(following, StoredWeight):
+def matrix_in_memory(weight: Weight) -> Tensor | None:
+    """[num_outputs, elements of a row]; None of one in a file, which CPUs read, who look ahead."""
+    return None if isinstance(weight, StoredWeight) else weight.stored
+
+
+def _before(weight: Weight, following: Weight, *, skip: int = 0) -> Weight:
+    """The weight, which knows the next but for so many bytes of it, which attention has fetched."""
+    matrix = matrix_in_memory(following)
+    if isinstance(weight, StoredWeight) or matrix is None:
         return weight
-    return weight.before(following)
+    first = ceil_div(skip, matrix.shape[1] * matrix.itemsize)
+    if first >= len(matrix):
+        return weight.before(None)
+    return weight.before(matrix[first:] if first else matrix)
 
 
 def _split(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.gpus import Device
+from rsd_kernels.ahead import LINE_BYTES
 from rsd_kernels.launch import Launch
 
 # The share of the published bandwidth that the best read of much memory reaches; copies on H100 and
@@ -33,7 +35,8 @@ EARLY_GAP = 0.7e-6
 SERIAL_READ = 0.5e-6
 # Of reading that can be under way when a launch ends: so much of what it fetches for a later one
 # comes while the next launch starts. What is more makes it end later. An estimate: the latency of
-# a busy memory, less than any launch takes to start.
+# a busy memory, less than any launch takes to start. Where the programs of a launch meet at its
+# end, memory is free for as long as the last one takes to find what the others have left.
 IN_FLIGHT = 0.9e-6
 # Warps that a multiprocessor holds at a time, by their registers: 65,536, about 128 a thread.
 RESIDENT_WARPS = 16
@@ -64,6 +67,18 @@ class Load:
     context: int
 
 
+class Fetch(NamedTuple):
+    """What a launch asks the cache for, for a later one.
+
+    Attributes:
+        num_bytes: asked for.
+        seconds: in which memory has nothing else to do.
+    """
+
+    num_bytes: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class LaunchCost:
     """What a launch asks of a device.
@@ -74,7 +89,7 @@ class LaunchCost:
         programs: that share the bytes.
         warps: of a program.
         early: whether it starts while the kernel before it runs.
-        fetched_bytes: of `num_bytes`, those that an earlier launch has asked the cache for.
+        fetched: of `num_bytes`, those that earlier launches have asked the cache for.
         instructions: of plain cores, to unpack weights of few bits; not counted where weights are
             plain, for there it is never these that take the time.
     """
@@ -84,7 +99,7 @@ class LaunchCost:
     programs: int
     warps: int
     early: bool
-    fetched_bytes: float = 0.0
+    fetched: tuple[Fetch, ...] = ()
     instructions: float = 0.0
 
     @classmethod
@@ -126,13 +141,24 @@ class LaunchCost:
             raise ValueError(f"the multiprocessors of {device.name} are not known")
         wave = device.multiprocessors * max(1, RESIDENT_WARPS // self.warps)
         bandwidth = LOOP_SHARE * device.bandwidth
-        fetched = min(self.fetched_bytes, IN_FLIGHT * bandwidth, self.num_bytes)
-        reading = (self.num_bytes - fetched) / bandwidth
+        fetched = sum(min(fetch.num_bytes, fetch.seconds * bandwidth) for fetch in self.fetched)
+        reading = max(0.0, self.num_bytes - fetched) / bandwidth
         issuing = self.instructions / (device.multiprocessors * ISSUE_RATE)
         each = max(reading, issuing) / self.programs
         last = self.programs % wave
         alone = each * device.multiprocessors / LONE_SPEEDUP
         return (self.programs - last) * each + (max(last * each, alone) if last else 0.0)
+
+
+def fetch_of(launch: Launch) -> tuple[int, Fetch] | None:
+    """Of which matrix, by its id, a launch fetches how much; None if it fetches nothing."""
+    lines = launch.args.get("ahead_lines", 0)
+    if not lines:
+        return None
+    matrix = launch.args["ahead"]
+    whole = matrix if matrix._base is None else matrix._base  # it may begin in the middle
+    seconds = IN_FLIGHT + (_MEETING_READS * SERIAL_READ if _meets(launch) else 0.0)
+    return id(whole), Fetch(lines * LINE_BYTES, seconds)
 
 
 def _num_bytes(launch: Launch, load: Load) -> float:
@@ -164,12 +190,15 @@ def _instructions(launch: Launch, weights: WeightFormat) -> float:
 
 
 def _serial_reads(launch: Launch) -> int:
-    bundles = (value for value in launch.args.values() if isinstance(value, tuple))
-    meets = _has(launch, _COUNTER) or any(hasattr(bundle, _COUNTER) for bundle in bundles)
     found = sum(number for name, number in _SERIAL_READS.items() if _has(launch, name))
     if launch.overlap and launch.args.get("SCHEDULED"):
         found = 0  # done before the wait for the previous kernel
-    return 1 + found + (_MEETING_READS if meets else 0)
+    return 1 + found + (_MEETING_READS if _meets(launch) else 0)
+
+
+def _meets(launch: Launch) -> bool:
+    bundles = (value for value in launch.args.values() if isinstance(value, tuple))
+    return _has(launch, _COUNTER) or any(hasattr(bundle, _COUNTER) for bundle in bundles)
 
 
 def _has(launch: Launch, name: str) -> bool:

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from rsd_engine.roofline.formats import WeightFormat
 from rsd_engine.roofline.gpus import Device
-from rsd_engine.roofline.launch_times import LaunchCost, Load
+from rsd_engine.roofline.launch_times import Fetch, LaunchCost, Load, fetch_of
 from rsd_engine.roofline.ticks import Tick
 from rsd_kernels.launch import Launch
-
-_LINE_BYTES = 128  # of the cache
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,11 @@ def _costs(
     launches: Sequence[Launch], load: Load, formats: Mapping[int, WeightFormat]
 ) -> Iterator[LaunchCost]:
     """In order, since a launch may fetch the beginning of a later one's weight (`ahead`)."""
-    fetched: dict[int, int] = {}  # bytes, by the id of the matrix
+    fetched: dict[int, tuple[Fetch, ...]] = {}  # by the id of the matrix
     for launch in launches:
         matrix = id(launch.args.get("weight"))
         cost = LaunchCost.of(launch, load, formats.get(matrix))
-        yield replace(cost, fetched_bytes=fetched.pop(matrix, 0))
-        if lines := launch.args.get("ahead_lines", 0):
-            fetched[id(launch.args["ahead"])] = lines * _LINE_BYTES
+        yield replace(cost, fetched=fetched.pop(matrix, ()))
+        if found := fetch_of(launch):
+            whole, fetch = found
+            fetched[whole] = (*fetched.get(whole, ()), fetch)

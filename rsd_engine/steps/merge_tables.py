@@ -13,13 +13,7 @@ import torch
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from rsd_engine.steps.vocabulary import (
-    Vocabulary,
-    backend_of,
-    byte_letters,
-    component,
-    read_vocabulary,
-)
+from rsd_engine.steps.vocabulary import Vocabulary, byte_letters, collector_paused, component
 from rsd_kernels.state.tables import (
     ENDS_LINE,
     JOINS_NEXT,
@@ -35,27 +29,24 @@ _MARK = "."  # stands for the tokens that may
 _BEFORE = ("", _MARK, "a", "\n")  # what may stand before a delimiter
 
 
+@collector_paused()
 def build_merge_tables(
-    tokenizer: Any, delimiters: Sequence[str], device: torch.device | str
+    vocabulary: Vocabulary, delimiters: Sequence[str], device: torch.device | str
 ) -> MergeTables | None:
-    """The tables for a tokenizer and every string that may end a step.
+    """The tables for a vocabulary and every string that may end a step.
 
     Returns:
         None if the device cannot know the tokens at the end of a step: the model is not a
         byte-level BPE, or letters or digits may join a delimiter, so that a change could reach back
         without bound. The host must then write the PRM's context, by way of text.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
-    vocabulary = read_vocabulary(tokenizer)
-    backend = backend_of(tokenizer)
+    backend = vocabulary.backend
     split = backend.pre_tokenizer
-    model = component(backend.model)
-    if vocabulary.space_mark is not None or model["type"] != "BPE" or split is None:
+    if vocabulary.space_mark is not None or not isinstance(backend.model, BPE) or split is None:
         return None
     if any(_joined(split, probe, d) for probe in _PROBES for d in delimiters):
         return None
+    model = component(backend.model)
     flags = _flags(vocabulary, split, delimiters)
     byte_token = [model["vocab"].get(byte_letters(bytes([byte])), -1) for byte in range(256)]
     if any(byte_token[byte] < 0 for byte in _flagged_bytes(vocabulary, flags)):
@@ -171,13 +162,13 @@ def _unsettles(split: PreTokenizer, text: str, delimiters: Sequence[str]) -> boo
     return False
 
 
-def settles_ends(tokenizer: Any, delimiters: Sequence[str]) -> bool:
+def settles_ends(vocabulary: Vocabulary, delimiters: Sequence[str]) -> bool:
     """Whether the device can tell the tokens of most step ends, from the flags of single tokens.
 
     It cannot where white space is cut differently at the end of a text and before a letter, as by
     GPT-2's tokenizer and SmolLM2's, or a delimiter has more than newlines.
     """
-    split = backend_of(tokenizer).pre_tokenizer
+    split = vocabulary.backend.pre_tokenizer
     newlines = all(delimiter.strip("\n") == "" for delimiter in delimiters)
     return newlines and not any(_unsettles(split, probe, delimiters) for probe in _PROBES)
 

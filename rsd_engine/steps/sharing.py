@@ -6,11 +6,13 @@ it by way of text.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
+from tokenizers import Tokenizer
 from tokenizers.models import Model
 
-from rsd_engine.steps.vocabulary import Vocabulary, backend_of, component, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, component
 
 # The settings of a BPE or Unigram model that decide, besides its vocabulary, how text is split.
 _MODEL_RULES = (
@@ -24,41 +26,34 @@ _MODEL_RULES = (
 )
 
 
-def shares_vocabulary(tokenizer: Any, prm_tokenizer: Any) -> bool:
+def shares_vocabulary(ours: Vocabulary, theirs: Vocabulary) -> bool:
     """True if all ordinary tokens have the same ids and bytes in both, and both split text alike.
 
     Added tokens may differ: one tokenizer's `<|quad_end|>` may be the other's `<extra_0>`. So may
     Unicode normalisation (NFC), which does not change text that is already normal.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
-    return first_difference(tokenizer, prm_tokenizer) is None
+    return first_difference(ours, theirs) is None
 
 
 def first_difference(
-    tokenizer: Any, prm_tokenizer: Any, names: tuple[str, str] = ("one", "the other")
+    ours: Vocabulary, theirs: Vocabulary, names: tuple[str, str] = ("one", "the other")
 ) -> str | None:
     """Why two tokenizers do not share a vocabulary (`shares_vocabulary`); None if they do.
 
     Args:
-        tokenizer: the first.
-        prm_tokenizer: the second.
+        ours: one vocabulary.
+        theirs: the other.
         names: what to call the two.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
-    if backend_of(tokenizer) is backend_of(prm_tokenizer):
+    if ours.backend is theirs.backend:
         return None
-    ours, theirs = read_vocabulary(tokenizer), read_vocabulary(prm_tokenizer)
     token = _first_differing_id(ours, theirs)
     if token is not None:
         first, second = (_shown(_bytes_at(v, token)) for v in (ours, theirs))
         return f"id {token} is {first} in {names[0]} and {second} in {names[1]}"
-    if splits_text(tokenizer) != splits_text(prm_tokenizer):
+    if splits_text(ours.backend) != splits_text(theirs.backend):
         return "they cut text into words differently (pre_tokenizer, normalizer)"
-    if not _same_model(backend_of(tokenizer).model, backend_of(prm_tokenizer).model):
+    if not _same_model(ours.backend.model, theirs.backend.model):
         return "they put tokens together differently (merges)"
     return None
 
@@ -85,15 +80,8 @@ def first_special_difference(
 def _first_differing_id(ours: Vocabulary, theirs: Vocabulary) -> int | None:
     """The first id that is an added token in neither and does not have the same bytes in both."""
     either_added = ours.added_ids | theirs.added_ids
-    longer = max(ours.num_tokens, theirs.num_tokens)
-    return next(
-        (
-            i
-            for i in range(longer)
-            if i not in either_added and _bytes_at(ours, i) != _bytes_at(theirs, i)
-        ),
-        None,
-    )
+    pairs = enumerate(zip_longest(ours.token_bytes, theirs.token_bytes, fillvalue=b""))
+    return next((i for i, (a, b) in pairs if a != b and i not in either_added), None)
 
 
 def _shown(data: bytes) -> str:
@@ -117,9 +105,8 @@ def _same_model(ours: Model, theirs: Model) -> bool:
     return all((first.get(name) or None) == (second.get(name) or None) for name in _MODEL_RULES)
 
 
-def splits_text(tokenizer: Any) -> tuple[Any, ...]:
+def splits_text(backend: Tokenizer) -> tuple[Any, ...]:
     """What decides how a tokenizer cuts text into words, to be compared with another's."""
-    backend = backend_of(tokenizer)
     return (
         _without(component(backend.pre_tokenizer), "trim_offsets"),  # offsets, not tokens
         _without_nfc(component(backend.normalizer)),

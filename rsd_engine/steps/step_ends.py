@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
 
-from rsd_engine.steps.vocabulary import plain_encoder, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder
 
 _TOKENS_BEFORE = 16  # of the step: enough for every word that its first character may change
 
@@ -24,16 +23,13 @@ class StepEnds:
     step that ended without a delimiter, counts as one.
 
     Args:
-        tokenizer: fast tokenizer of the models that write.
+        vocabulary: of the models that write.
         delimiters: every string that may end a step, of all requests.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
 
-    def __init__(self, tokenizer: Any, delimiters: Sequence[str]) -> None:
-        self._vocabulary = read_vocabulary(tokenizer)
-        self._encoder = plain_encoder(tokenizer)
+    def __init__(self, vocabulary: Vocabulary, delimiters: Sequence[str]) -> None:
+        self._vocabulary = vocabulary
+        self._encoder = plain_encoder(vocabulary.backend)
         self._ends = tuple(text.encode("utf-8") for text in ("\n", *delimiters))
 
     def end_tokens(self, context: Sequence[int], first: int) -> tuple[int, list[int]]:

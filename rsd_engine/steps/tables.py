@@ -8,14 +8,12 @@ tables have the prefixes of these few tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from rsd_engine.steps.sharing import shares_vocabulary
-from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder
 from rsd_kernels.state.enums import MAX_CUT_TOKENS
 from rsd_kernels.state.tables import BY_TEXT, NOT_READ, StepTables
 
@@ -23,8 +21,8 @@ Prefixes = dict[int, dict[int, list[int]]]  # token -> length of the prefix -> i
 
 
 def build_step_tables(
-    tokenizer: Any,
-    prm_tokenizer: Any | None,
+    vocabulary: Vocabulary,
+    prm_vocabulary: Vocabulary | None,
     delimiters: Sequence[str],
     separator_ids: Sequence[int],
     device: torch.device | str,
@@ -36,9 +34,10 @@ def build_step_tables(
     """The tables for a vocabulary, delimiters and a PRM that shares the vocabulary.
 
     Args:
-        tokenizer: fast tokenizer of draft and target.
-        prm_tokenizer: the PRM's; None if there is no PRM or the host writes its context by way of
-            text (`TextBridge`). `prm_token` is then NOT_READ everywhere.
+        vocabulary: of draft and target.
+        prm_vocabulary: the PRM's, the same but for added tokens (`shares_vocabulary`); None if
+            there is no PRM or the host writes its context by way of text (`TextBridge`).
+            `prm_token` is then NOT_READ everywhere.
         delimiters: every string that may end a step, of all requests.
         separator_ids: PRM ids that follow each step, from the PRM's format.
         device: where the tables will be.
@@ -47,24 +46,15 @@ def build_step_tables(
         as_written: whether the PRM reads steps as they were written, delimiters too.
 
     Raises:
-        ValueError: `num_transient` is more than there are separator ids, `prm_tokenizer` does not
-            share the vocabulary, or a tokenizer is not supported (`read_vocabulary`).
+        ValueError: `num_transient` is more than there are separator ids.
     """
     if not 0 <= num_transient <= len(separator_ids):
         raise ValueError(
             f"num_transient is {num_transient}; it must be 0 to {len(separator_ids)}, the number "
             "of separator ids"
         )
-    vocabulary = read_vocabulary(tokenizer)
-    if prm_tokenizer is not None and not shares_vocabulary(tokenizer, prm_tokenizer):
-        raise ValueError(
-            "prm_tokenizer must share the vocabulary of the tokenizer, or be None: TextBridge then "
-            "writes the PRM's context"
-        )
     cuts = _cuts(vocabulary, [delimiter.encode("utf-8") for delimiter in delimiters])
-    entry, start, tokens = _prefix_table(
-        vocabulary, _canonical_prefixes(tokenizer, vocabulary, cuts)
-    )
+    entry, start, tokens = _prefix_table(vocabulary, _canonical_prefixes(vocabulary, cuts))
     starts = [0]
     for data in vocabulary.token_bytes:
         starts.append(starts[-1] + len(data))
@@ -74,7 +64,7 @@ def build_step_tables(
         prefix_entry=_int_tensor(entry, device),
         prefix_start=_int_tensor(start, device),
         prefix_token=_int_tensor(tokens, device),
-        prm_token=_int_tensor(_prm_tokens(vocabulary, prm_tokenizer), device),
+        prm_token=_int_tensor(_prm_tokens(vocabulary, prm_vocabulary), device),
         separator=_int_tensor(list(separator_ids), device),
         before_step=_int_tensor(list(before_step), device),
         num_transient=num_transient,
@@ -105,13 +95,11 @@ def _cuts(vocabulary: Vocabulary, delimiters: list[bytes]) -> dict[int, list[int
     return cuts
 
 
-def _canonical_prefixes(
-    tokenizer: Any, vocabulary: Vocabulary, cuts: dict[int, list[int]]
-) -> Prefixes:
+def _canonical_prefixes(vocabulary: Vocabulary, cuts: dict[int, list[int]]) -> Prefixes:
     """The tokens of every prefix, [] if it has none or too many; equal ones are tokenised once."""
     data = vocabulary.token_bytes
     wanted = sorted({data[token][:c] for token, lengths in cuts.items() for c in lengths})
-    encoder = plain_encoder(tokenizer)
+    encoder = plain_encoder(vocabulary.backend)
     tokens_of = {prefix: _tokens_of(prefix, encoder, vocabulary) for prefix in wanted}
     for prefix, ids in tokens_of.items():
         if len(ids) > MAX_CUT_TOKENS:
@@ -159,11 +147,11 @@ def _prefix_table(
     return entry, starts, tokens
 
 
-def _prm_tokens(vocabulary: Vocabulary, prm_tokenizer: Any | None) -> list[int]:
+def _prm_tokens(vocabulary: Vocabulary, prm_vocabulary: Vocabulary | None) -> list[int]:
     """The PRM's id of each token: the same id if it has the same bytes there."""
-    if prm_tokenizer is None:
+    if prm_vocabulary is None:
         return [NOT_READ] * vocabulary.num_tokens
-    theirs = read_vocabulary(prm_tokenizer).token_bytes
+    theirs = prm_vocabulary.token_bytes
 
     def found(token: int, data: bytes) -> int:
         if not data:

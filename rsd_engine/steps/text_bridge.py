@@ -6,9 +6,10 @@ It means the same as the device's tables, and serves as their oracle in tests, b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from rsd_engine.steps.vocabulary import plain_encoder, read_vocabulary
+from tokenizers import Tokenizer
+
+from rsd_engine.steps.vocabulary import Vocabulary
 from rsd_kernels.state.enums import Finish
 
 
@@ -16,25 +17,22 @@ class TextBridge:
     """Translates the generator's ids of a step into the PRM's.
 
     Args:
-        tokenizer: fast tokenizer of the model that writes.
-        prm_tokenizer: fast tokenizer of the PRM.
+        vocabulary: of the model that writes.
+        encoder: of the PRM, which reads all text as plain text (`plain_encoder`).
         separator_ids: PRM ids that follow each step.
         encode_step: the PRM's ids of a step by its text and whether it is the first, for PRMs that
             do not tokenise a step alone.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
 
     def __init__(
         self,
-        tokenizer: Any,
-        prm_tokenizer: Any,
+        vocabulary: Vocabulary,
+        encoder: Tokenizer,
         separator_ids: Sequence[int],
         encode_step: Callable[[str, bool], list[int]] | None = None,
     ) -> None:
-        self._vocabulary = read_vocabulary(tokenizer)
-        self._encoder = plain_encoder(prm_tokenizer)
+        self._vocabulary = vocabulary
+        self._encoder = encoder
         self._separator = list(separator_ids)
         self._encode_step = encode_step or self._alone
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, component
 
 
 class StepTranslator:
@@ -19,20 +20,16 @@ class StepTranslator:
 
     Args:
         vocabulary: of the model that wrote the step.
-        tokenizer: fast tokenizer of the model that will read it.
+        reader: that of the model that will read it.
         num_ids: ids that this model has; its tokenizer may know more.
-
-    Raises:
-        ValueError: as `read_vocabulary`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: Any, num_ids: int) -> None:
-        theirs = read_vocabulary(tokenizer).special_text
-        id_of_text = {text: i for i, text in theirs.items() if i < num_ids}
+    def __init__(self, vocabulary: Vocabulary, reader: Vocabulary, num_ids: int) -> None:
+        id_of_text = {text: i for i, text in reader.special_text.items() if i < num_ids}
         special = vocabulary.special_text
         self._vocabulary = vocabulary
         self._special_ids = {i: id_of_text[t] for i, t in special.items() if t in id_of_text}
-        self._encoder = _continuing(plain_encoder(tokenizer), num_ids)
+        self._encoder = _continuing(reader.backend, num_ids)
 
     def translate(self, token_ids: Sequence[int]) -> list[int]:
         """The ids of a step's text.
@@ -57,20 +54,22 @@ class StepTranslator:
         return self._encoder.encode(text, add_special_tokens=False).ids
 
 
-def _continuing(encoder: Tokenizer, num_ids: int) -> Tokenizer:
-    """The tokenizer without the space that some put before a text, and without unknown ids."""
-    settings = json.loads(encoder.to_str())
-    settings["added_tokens"] = [t for t in settings["added_tokens"] if t["id"] < num_ids]
-    settings["normalizer"] = _without_prefix(settings["normalizer"])
-    settings["pre_tokenizer"] = _without_prefix(settings["pre_tokenizer"])
+def _continuing(backend: Tokenizer, num_ids: int) -> Tokenizer:
+    """A plain encoder without the space that some put before a text, and without unknown ids."""
+    settings = json.loads(Tokenizer(BPE()).to_str())
+    for name in ("normalizer", "pre_tokenizer"):
+        settings[name] = _without_prefix(component(getattr(backend, name)))
     changed = Tokenizer.from_str(json.dumps(settings))
+    changed.model = backend.model  # shared, as by `plain_encoder`
+    added = backend.get_added_tokens_decoder()
+    changed.add_tokens([added[i] for i in sorted(added) if i < num_ids])
     changed.encode_special_tokens = True
     return changed
 
 
-def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_prefix(part: dict[str, Any]) -> dict[str, Any] | None:
     """A normalizer or pre-tokenizer that adds nothing to the beginning of a text."""
-    if part is None or part["type"] == "Prepend":
+    if not part or part["type"] == "Prepend":
         return None
     changed = dict(part)
     for name in ("normalizers", "pretokenizers"):

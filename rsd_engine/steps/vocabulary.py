@@ -1,4 +1,4 @@
-"""The bytes of every token id, read from a Hugging Face fast tokenizer.
+"""A Hugging Face fast tokenizer as it was read: the bytes of every token id, and what splits text.
 
 Delimiters, stop strings and streamed text all work on these bytes, so they agree with one another,
 and the device need not decode text.
@@ -6,11 +6,13 @@ and the device need not decode text.
 
 from __future__ import annotations
 
+import codecs
+import gc
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -21,14 +23,29 @@ _SENTENCEPIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspac
 ToBytes = Callable[[str], bytes]
 
 
+def _alphabet() -> str:
+    """GPT-2's: a printable Latin-1 character stands for its own byte.
+
+    The letters from U+0100 on stand for the 68 other bytes, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = map(chr, range(0x100, 0x144))
+    return "".join(chr(byte) if byte in printable else next(others) for byte in range(256))
+
+
+_LETTERS = _alphabet()  # of the bytes 0 to 255
+_BYTE_OF_LETTER = {ord(letter): byte for byte, letter in enumerate(_LETTERS)}
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a tokenizer as bytes."""
+    """A tokenizer as it was read: its tokens as bytes, and what cuts text into them."""
 
     token_bytes: tuple[bytes, ...]  # what an id adds to the text; b"" for special and unused ids
     special_text: Mapping[int, str]  # how the special tokens are written
     added_ids: frozenset[int]  # tokens, special or not, that are matched before the model runs
     space_mark: str | None  # how sentencepiece writes a space; None for byte-level letters
+    backend: Tokenizer = field(repr=False, compare=False)  # what was read
 
     @property
     def num_tokens(self) -> int:
@@ -47,6 +64,23 @@ class Vocabulary:
             return data.decode("utf-8").replace(" ", self.space_mark)
         except UnicodeDecodeError:
             return None
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's garbage collector does not run meanwhile.
+
+    Reading the JSON of a large vocabulary makes hundreds of thousands of lists and no cycles; the
+    collector, which such a number sets off, would look through all objects again and again, for
+    longer than the reading takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:
@@ -68,11 +102,23 @@ def plain_encoder(tokenizer: Any) -> Tokenizer:
 
     It does not truncate or pad, and reads a special token in the text letter by letter: a question
     that contains `<|im_end|>` cannot end its own turn. It is a copy because these settings belong
-    to the tokenizer, which the caller goes on using.
+    to the tokenizer, which the caller goes on using. Both have one model: that of a large
+    vocabulary takes a second to copy.
+
+    Args:
+        tokenizer: a transformers fast tokenizer, or the `tokenizers.Tokenizer` behind one.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
     """
-    encoder = Tokenizer.from_str(backend_of(tokenizer).to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
+    backend = backend_of(tokenizer)
+    encoder = Tokenizer(backend.model)
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(backend, name)
+        if part is not None:
+            setattr(encoder, name, part)
+    added = backend.get_added_tokens_decoder()
+    encoder.add_tokens([added[i] for i in sorted(added)])
     encoder.encode_special_tokens = True
     return encoder
 
@@ -98,12 +144,12 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     for token, i in ids.items():
         if i not in special:
             token_bytes[i] = to_bytes(token)
-    return Vocabulary(tuple(token_bytes), special, frozenset(added), space_mark)
+    return Vocabulary(tuple(token_bytes), special, frozenset(added), space_mark, backend)
 
 
 def byte_letters(data: bytes) -> str:
     """`data` in the alphabet of byte-level BPE: one letter per byte."""
-    return "".join(_letter_of_byte()[byte] for byte in data)
+    return codecs.charmap_decode(data, "strict", _LETTERS)[0]
 
 
 def component(part: Any) -> dict[str, Any]:
@@ -149,10 +195,9 @@ def _space_mark(parts: list[dict[str, Any]]) -> str | None:
 
 
 def _byte_level(token: str) -> bytes:
-    byte_of = _byte_of_letter()
     try:
-        return bytes(byte_of[letter] for letter in token)
-    except KeyError:  # an added token, stored as plain text
+        return codecs.charmap_encode(token, "strict", _BYTE_OF_LETTER)[0]
+    except UnicodeEncodeError:  # an added token, stored as plain text
         return token.encode("utf-8")
 
 
@@ -164,20 +209,3 @@ def _sentencepiece(mark: str, byte_fallback: bool) -> ToBytes:
         return token.replace(mark, " ").encode("utf-8")
 
     return to_bytes
-
-
-@cache
-def _byte_of_letter() -> dict[str, int]:
-    """GPT-2's alphabet: a printable Latin-1 character stands for its own byte.
-
-    The letters from U+0100 on stand for the 68 other bytes, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-@cache
-def _letter_of_byte() -> dict[int, str]:
-    return {byte: letter for letter, byte in _byte_of_letter().items()}

@@ -103,6 +103,8 @@ def check_pytest(words: list[str]) -> None:
         assert "/" not in word or (ROOT / word).exists(), f"pytest: no {word}"
 
 
+# A command of a package that was imported before runs from its file again, as `python -m` does.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_commands(document: Document) -> None:
     for words in commands(document):

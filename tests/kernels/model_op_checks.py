@@ -118,7 +118,7 @@ def few_bits(folder: Path, device: torch.device) -> LanguageModel:
         matrix, _ = made(kind, given.num_outputs, given.num_inputs, group, zeros=kind is INT4)
         few[name] = GroupedWeight(matrix.to(device), given.bias)
     for name, following in (("qkv", "o"), ("o", "gate_up"), ("gate_up", "down")):
-        few[name] = few[name].before(few[following])
+        few[name] = few[name].before(few[following].stored)
     layer = replace(first, **few)
     model.decoder.weights = replace(model.decoder.weights, layers=(layer, *others))
     return model

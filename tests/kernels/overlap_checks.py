@@ -17,10 +17,11 @@ from torch import Tensor
 
 from rsd_engine.models.heads import LanguageModel
 from rsd_engine.models.loader import load_language_model
-from rsd_kernels import overlap
+from rsd_kernels import ahead, overlap
 from rsd_kernels.attention import attend
 from rsd_kernels.attention import kernel as paged_attention
 from rsd_kernels.attention import tiles as attention_tiles
+from rsd_kernels.attention.map import AttentionMap
 from rsd_kernels.launch import Launch, can_overlap
 from rsd_kernels.linear import kernel as projection
 from rsd_kernels.linear import tiles
@@ -232,7 +233,7 @@ def test_the_next_weight_is_asked_for_by_all_programs_together(
 ) -> None:
     """Every line of its beginning, after all work; whoever asks, results are the same."""
     seen: list[int] = []
-    following = LinearWeight(torch.ones(64, 256))
+    following = torch.ones(64, 256)
     weight = LinearWeight(torch.ones(4 * num_programs, 8)).before(following)
     out = torch.zeros(1, 4 * num_programs)
 
@@ -243,15 +244,54 @@ def test_the_next_weight_is_asked_for_by_all_programs_together(
     monkeypatch.setattr(overlap, "prefetch", ask)
     projection.projection_launch(torch.ones(1, 8), weight, out=out).run()
     assert seen == []  # the interpreter has no cache
-    monkeypatch.setattr(tiles, "interpreting", lambda: False)
-    monkeypatch.setattr(tiles, "AHEAD_BYTES", num_bytes)
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", num_bytes)
     out.zero_()
     launch = projection.projection_launch(torch.ones(1, 8), weight, out=out)
     assert launch.grid == (num_programs,)
     launch.run()
-    first = following.matrix.data_ptr()
+    first = following.data_ptr()
     assert set(seen) == set(range(first, first + num_bytes, 128))
     assert out[0].tolist() == [8.0] * 4 * num_programs
+
+
+@interpreted
+@pytest.mark.parametrize("num_keys", [1, 40, 200])
+def test_attention_asks_for_a_later_weight(num_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the last to arrive; and a chunk of a prompt asks for nothing."""
+    following, seen = torch.ones(64, 256), list[int]()  # 64 KiB
+
+    def ask(pointers: Any) -> None:
+        seen.extend(pointers.handle.data.reshape(-1).tolist())
+
+    def attend_by(rows: int) -> tuple[Tensor, Launch]:
+        pages = torch.arange(16 * 16 * 8.0).view(16, 16, 1, 8).sin()
+        table = torch.arange(16, dtype=torch.int32)[None]
+        batch = pack([(0, [1] * rows)], [num_keys - 1], table, 16)
+        key_map = AttentionMap(batch, table, 16, None, ())
+        out = torch.zeros(rows, 2, 8)
+        launch = paged_attention.attention_launch(
+            torch.ones(rows, 2, 8), pages, pages.cos(), key_map, scale=1.0, out=out, ahead=following
+        )
+        launch.run()
+        return out, launch
+
+    expected, _ = attend_by(1)
+    monkeypatch.setattr(overlap, "prefetch", ask)
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
+    monkeypatch.setattr(paged_attention, "ATTENTION_AHEAD_BYTES", 57_984)
+    found, launch = attend_by(1)
+    assert torch.equal(found, expected)
+    share = 128 * 128  # bytes that a program asks for in a turn
+    assert launch.grid == (1, 1, 32)
+    used = -(-num_keys // 64)  # splits of 64 keys, of which the last one combines
+    shares = [i for i in range(4) if used == 1 or i != used - 1]
+    wanted = [range(i * share, min((i + 1) * share, 57_984), 128) for i in shares]
+    first = following.data_ptr()
+    assert {at - first for at in seen} == {at for each in wanted for at in each}
+    seen.clear()
+    attend_by(17)
+    assert seen == []
 
 
 @interpreted

@@ -59,9 +59,10 @@ def test_every_weight_knows_the_next(pair: Pair) -> None:
     assert len(order) == 4 * model.config.num_layers
     following = [weight.next_matrix for weight in order]
     assert following[-1] is None
-    assert all(
-        known is weight.matrix for known, weight in zip(following[:-1], order[1:], strict=True)
-    )
+    wanted = [weight.matrix for weight in order[1:]]
+    for place, (known, matrix) in enumerate(zip(following, wanted, strict=False)):
+        # Attention has fetched all of these small ones of gate and up.
+        assert known is (None if place % 4 == 1 else matrix)
 
 
 def test_token_by_token(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from rsd_engine.steps.automaton import ByteAutomaton, build_automaton
 from rsd_engine.steps.merge_tables import build_merge_tables
 from rsd_engine.steps.tables import build_step_tables
 from rsd_engine.steps.text_bridge import TextBridge
-from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, plain_encoder, read_vocabulary
 from rsd_kernels.bridge.merge_twin import merge_bytes, retokenise_end
 from rsd_kernels.bridge.twin import prm_step_tokens
 from rsd_kernels.state.tables import MergeTables, StepTables
@@ -38,14 +38,19 @@ class Family:
 
 
 def family(tokenizer: Tokenizer) -> Family:
+    vocabulary = read_vocabulary(tokenizer)
     return Family(
         tokenizer,
-        read_vocabulary(tokenizer),
-        build_step_tables(tokenizer, tokenizer, [BLANK], [SEPARATOR], "cpu"),
-        build_merge_tables(tokenizer, [BLANK], "cpu"),
+        vocabulary,
+        build_step_tables(vocabulary, vocabulary, [BLANK], [SEPARATOR], "cpu"),
+        merges_of(tokenizer, [BLANK]),
         build_automaton([BLANK], 64, "step_delimiters"),
-        TextBridge(tokenizer, tokenizer, [SEPARATOR]),
+        TextBridge(vocabulary, plain_encoder(tokenizer), [SEPARATOR]),
     )
+
+
+def merges_of(tokenizer: Tokenizer, delimiters: list[str]) -> MergeTables | None:
+    return build_merge_tables(read_vocabulary(tokenizer), delimiters, "cpu")
 
 
 FAMILIES = {
@@ -153,36 +158,36 @@ def test_vocabularies_the_device_cannot_follow_have_no_merge_tables() -> None:
     assert FAMILIES["llama"].merges is None
     unsplit = qwen_like()
     unsplit.pre_tokenizer = None
-    assert build_merge_tables(unsplit, [BLANK], "cpu") is None
+    assert merges_of(unsplit, [BLANK]) is None
     # a delimiter inside the words of this tokenizer
-    assert build_merge_tables(qwen_like(), ["a"], "cpu") is None
+    assert merges_of(qwen_like(), ["a"]) is None
 
 
 def test_bytes_without_a_token_matter_only_where_a_tail_may_hold_them() -> None:
     # 0xFF is never in a text, 0x2E is the full stop
     without_ff = json.loads(math_like().to_str())
     without_ff["model"]["vocab"].pop("ÿ")
-    merges = build_merge_tables(Tokenizer.from_str(json.dumps(without_ff)), [BLANK], "cpu")
+    merges = merges_of(Tokenizer.from_str(json.dumps(without_ff)), [BLANK])
     assert merges is not None and merges.byte_token[0xFF] == -1 and merges.byte_token[0x2E] >= 0
     without_dot = json.loads(math_like().to_str())
     vocab = without_dot["model"]["vocab"]
     vocab["~."] = vocab.pop(".")
     without_dot["model"]["merges"] = []
-    assert build_merge_tables(Tokenizer.from_str(json.dumps(without_dot)), [BLANK], "cpu") is None
+    assert merges_of(Tokenizer.from_str(json.dumps(without_dot)), [BLANK]) is None
 
 
 def test_looked_up_words_that_merging_does_not_reach_have_no_merge_tables() -> None:
     made = math_like().to_str()
     made = replace_once(made, '"ignore_merges":false', '"ignore_merges":true')
-    assert build_merge_tables(Tokenizer.from_str(made), [BLANK], "cpu") is not None
+    assert merges_of(Tokenizer.from_str(made), [BLANK]) is not None
     unreachable = replace_once(made, '"vocab":{', '"vocab":{"((":9999,')
-    assert build_merge_tables(Tokenizer.from_str(unreachable), [BLANK], "cpu") is None
+    assert merges_of(Tokenizer.from_str(unreachable), [BLANK]) is None
 
 
 @given(text=st.text(alphabet="we ad2$.)é日\n", max_size=15))
 def test_other_tokenizers_go_through_text(text: str) -> None:
     writer, prm = FAMILIES["llama"], FAMILIES["qwen"]
-    bridge = TextBridge(writer.tokenizer, prm.tokenizer, [1, 2])
+    bridge = TextBridge(writer.vocabulary, plain_encoder(prm.tokenizer), [1, 2])
     ids = prm.tokenizer.encode(text, add_special_tokens=False).ids
     written = writer.tokenizer.encode(text + BLANK, add_special_tokens=False).ids[1:]
     # ids[1:] drops the space that sentencepiece puts before a text, where it is a token of its own

@@ -51,7 +51,7 @@ def is_cut(data: bytes, c: int, delimiters: list[bytes]) -> bool:
 def test_every_cut_has_tokens_of_exactly_those_bytes(name: str, delimiters: list[str]) -> None:
     tokenizer = TOKENIZERS[name]
     vocabulary = read_vocabulary(tokenizer)
-    tables = build_step_tables(tokenizer, tokenizer, delimiters, [3], "cpu")
+    tables = build_step_tables(vocabulary, vocabulary, delimiters, [3], "cpu")
     encoded = [d.encode() for d in delimiters]
     for token, data in enumerate(vocabulary.token_bytes):
         cuts = [c for c in range(1, len(data)) if is_cut(data, c, encoded)]
@@ -64,7 +64,7 @@ def test_every_cut_has_tokens_of_exactly_those_bytes(name: str, delimiters: list
 
 def test_prefixes_are_the_tokens_of_the_text() -> None:
     tokenizer = math_like()
-    tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
+    tables = build_step_tables(read_vocabulary(tokenizer), None, ["\n\n"], [], "cpu")
 
     def ids(*tokens: str) -> list[int]:
         return [id_of(tokenizer, token) for token in tokens]
@@ -84,7 +84,7 @@ def test_prefixes_that_are_no_text_get_the_models_own_tokens() -> None:
     half = tokenizer.token_to_id("Ã") or 0
     made = replace_once(tokenizer.to_str(), '"vocab":{', '"vocab":{"ÃĊĊ":9999,')
     tokenizer = Tokenizer.from_str(replace_once(made, '"merges":[', '"merges":[["Ã","ĊĊ"],'))
-    tables = build_step_tables(tokenizer, None, ["\n\n"], [], "cpu")
+    tables = build_step_tables(read_vocabulary(tokenizer), None, ["\n\n"], [], "cpu")
     assert prefix(tables, 9999, 1) == [half]
 
 
@@ -93,7 +93,7 @@ def test_bytes_and_prm_ids() -> None:
     prm = qwen_like([*CHAT_TOKENS, "<extra_0>"])
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     vocabulary = read_vocabulary(tokenizer)
-    tables = build_step_tables(tokenizer, prm, ["\n\n"], [5, 6], "cpu")
+    tables = build_step_tables(vocabulary, read_vocabulary(prm), ["\n\n"], [5, 6], "cpu")
     start = tables.token_start.tolist()
     joined = bytes(tables.token_byte.tolist())
     assert tuple(joined[a:b] for a, b in pairwise(start)) == vocabulary.token_bytes
@@ -109,20 +109,16 @@ def test_bytes_and_prm_ids() -> None:
 
 
 def test_ids_around_a_step() -> None:
+    vocabulary = read_vocabulary(qwen_like())
     made = build_step_tables(
-        qwen_like(), None, ["\n\n"], [5, 6], "cpu", before_step=[7], num_transient=2
+        vocabulary, None, ["\n\n"], [5, 6], "cpu", before_step=[7], num_transient=2
     )
     assert (made.before_step.tolist(), made.num_transient) == ([7], 2)
     with pytest.raises(ValueError, match="num_transient is 3; it must be 0 to 2"):
-        build_step_tables(qwen_like(), None, ["\n\n"], [5, 6], "cpu", num_transient=3)
+        build_step_tables(vocabulary, None, ["\n\n"], [5, 6], "cpu", num_transient=3)
 
 
 def test_without_a_prm_no_token_has_a_place() -> None:
-    tables = build_step_tables(qwen_like(), None, ["\n\n"], [], "cpu")
+    tables = build_step_tables(read_vocabulary(qwen_like()), None, ["\n\n"], [], "cpu")
     assert set(tables.prm_token.tolist()) == {NOT_READ}
     assert tables.separator.numel() == 0
-
-
-def test_a_prm_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prm_tokenizer.*TextBridge"):
-        build_step_tables(qwen_like(), smollm_like(), ["\n\n"], [1], "cpu")

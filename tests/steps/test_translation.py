@@ -28,7 +28,7 @@ FAMILIES = {
 
 
 def translator(source: Tokenizer, target: Tokenizer, num_ids: int = 10**6) -> StepTranslator:
-    return StepTranslator(read_vocabulary(source), target, num_ids)
+    return StepTranslator(read_vocabulary(source), read_vocabulary(target), num_ids)
 
 
 def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rsd_engine.steps.vocabulary import backend_of, plain_encoder, read_vocabulary
+from rsd_engine.steps.vocabulary import (
+    backend_of,
+    byte_letters,
+    collector_paused,
+    plain_encoder,
+    read_vocabulary,
+)
 from tests.steps.toy_tokenizers import id_of, llama_like, qwen_like, smollm_like
 
 TOKENIZERS = {"qwen": qwen_like(), "smollm": smollm_like(), "llama": llama_like()}
@@ -57,6 +68,20 @@ def test_added_tokens_that_are_not_special_are_text() -> None:
     assert token in vocabulary.added_ids and token not in vocabulary.special_text
 
 
+def test_a_byte_level_token_with_another_letter_is_plain_text() -> None:
+    letters = bytes_to_unicode()
+    byte_of = {letter: byte for byte, letter in letters.items()}
+    characters = [chr(i) for i in range(0x180)]
+    tokens = [*characters, *(f"a{c}Ġ" for c in characters)]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    assert read_vocabulary(tokenizer).token_bytes == tuple(
+        bytes(byte_of[c] for c in token) if byte_of.keys() >= set(token) else token.encode()
+        for token in tokens
+    )
+    assert byte_letters(bytes(range(256))) == "".join(letters[byte] for byte in range(256))
+
+
 def test_transformers_tokenizers_and_their_special_tokens() -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=qwen_like(), eos_token="<|im_end|>")
     assert read_vocabulary(wrapped) == read_vocabulary(qwen_like())
@@ -75,6 +100,20 @@ def test_unknown_decoders_are_refused_by_name() -> None:
         read_vocabulary(tokenizer)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_paused_collector_is_afterwards_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("enable"))
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("disable"))
+    with pytest.raises(KeyError), collector_paused():
+        calls.append("inside")
+        raise KeyError
+    assert calls == ["disable", "inside", *(["enable"] if enabled else [])]
+
+
 def test_slow_tokenizers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.json, got object"):
         read_vocabulary(object())
@@ -87,3 +126,24 @@ def test_plain_encoder_reads_special_tokens_as_letters_and_leaves_the_original_a
     ids = plain_encoder(tokenizer).encode("a<|im_end|>", add_special_tokens=False).ids
     assert read_vocabulary(tokenizer).join(ids) == b"a<|im_end|>"
     assert tokenizer.padding is not None and tokenizer.truncation is not None
+    assert not tokenizer.encode_special_tokens
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_plain_encoder_has_every_part_of_the_original(name: str) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZERS[name].to_str())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens(["<bos>"])
+    tokenizer.add_tokens([AddedToken("<Think>", special=False), AddedToken("a", lstrip=True)])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", id_of(tokenizer, "<bos>"))]
+    )
+    settings = json.loads(tokenizer.to_str())
+    tokenizer.enable_padding(length=50)
+    tokenizer.enable_truncation(9)
+    encoder = plain_encoder(tokenizer)
+    assert json.loads(encoder.to_str()) == settings
+    text = "We add <THINK> a É 日本 <bos>\n\n"
+    copy = Tokenizer.from_str(json.dumps(settings))
+    copy.encode_special_tokens = True
+    assert encoder.encode(text).ids == copy.encode(text).ids

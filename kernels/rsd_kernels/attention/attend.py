@@ -5,8 +5,8 @@ out[n, h] = sum_j softmax_j(q[n, h] . k[j, h / GROUP] * scale) v[j, h / GROUP]
 over the keys j of row n's sequence up to itself. The keys are split over programs (Flash-Decoding;
 Dao et al., 2023), so that one sequence with two K/V heads still fills the device; of the programs
 that share rows the last one to arrive combines what all of them found. The grid depends on shapes
-alone: lengths and page tables are read on the device, and programs without work return at once. A
-captured launch therefore serves any lengths.
+alone: lengths and page tables are read on the device. A captured launch therefore serves any
+lengths. Programs without work, and those that are done, fetch weights for the products to come.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rsd_kernels.overlap import allow_next_kernel, prefetch_rows, wait_for_previous_kernel
+from rsd_kernels.overlap import (
+    allow_next_kernel,
+    prefetch_ahead,
+    prefetch_rows,
+    wait_for_previous_kernel,
+)
 
 _PREFETCHED = tl.constexpr(128)  # keys of a split that are asked for before the wait
 _PARTS_LOADED = tl.constexpr(8192)  # numbers loaded at once: 64 registers of 128 threads
@@ -77,7 +82,33 @@ def _combine(
         tl.store(p_out[:, None] + o_d[None, :], b_out, mask=m_g[:, None] & m_d[None, :])
 
 
-@triton.jit(do_not_specialize=["num_seqs", "stride_table"])
+@triton.jit
+def _leave(
+    part: tl.tensor,
+    part_max: tl.tensor,
+    part_sum: tl.tensor,
+    p_arrived: tl.tensor,  # the counter of this tile and K/V head
+    b_acc: tl.tensor,  # [M, D] what the split found
+    b_max: tl.tensor,  # [M]
+    b_sum: tl.tensor,  # [M]
+    o_part: tl.tensor,  # [M] where that goes
+    m_m: tl.tensor,  # [M]
+    m_d: tl.tensor,  # [D]
+    num_used: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> tl.tensor:
+    """Leaves what a split found; returns whether it is the last of its rows to arrive."""
+    o_d = tl.arange(0, BLOCK_D)
+    tl.store(part_max + o_part, b_max, mask=m_m)
+    tl.store(part_sum + o_part, b_sum, mask=m_m)
+    p_part = part + o_part[:, None] * HEAD_DIM + o_d[None, :]
+    tl.store(p_part, b_acc, mask=m_m[:, None] & m_d[None, :])
+    tl.debug_barrier()  # all threads have stored their share before one of them releases it
+    return tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") == num_used - 1
+
+
+@triton.jit(do_not_specialize=["num_seqs", "stride_table", "ahead_lines"])
 def attend_kernel(
     q: tl.tensor,  # [N, num_q_heads, HEAD_DIM]
     k_pages: tl.tensor,  # [num_pages, TOKENS_PER_PAGE, num_kv_heads, HEAD_DIM]
@@ -88,6 +119,8 @@ def attend_kernel(
     part_max: tl.tensor,  # [N, num_q_heads, num_splits] fp32, of scores in base 2
     part_sum: tl.tensor,  # [N, num_q_heads, num_splits] fp32
     arrived: tl.tensor,  # [N, num_kv_heads] int32, all 0 before and after
+    ahead: tl.tensor,  # a matrix that the pass reads soon
+    ahead_lines: tl.tensor,  # of it, to prefetch
     seq_slot: tl.tensor,  # [S]
     seq_start: tl.tensor,  # [S + 1]
     seq_kv_len: tl.tensor,  # [S]
@@ -163,73 +196,77 @@ def attend_kernel(
                     prefetch_rows(p_k + b_page * stride_k_page + o_token * stride_k_token, HEAD_DIM)
                     prefetch_rows(p_v + b_page * stride_v_page + o_token * stride_v_token, HEAD_DIM)
         wait_for_previous_kernel(OVERLAP)
-    if i_split >= num_used:
-        return
+    is_last = num_used < 0  # no
+    if i_split < num_used:
+        o_m, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+        o_row = i_row + o_m // GROUP
+        o_head = i_head * GROUP + o_m % GROUP
+        m_m, m_d = (o_m < ROWS * GROUP) & (o_row < i_stop), o_d < HEAD_DIM
+        b_position = position + o_m // GROUP
+        p_q = q + o_row.to(tl.int64) * stride_q_row + o_head * stride_q_head
+        b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
 
-    o_m, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    o_row = i_row + o_m // GROUP
-    o_head = i_head * GROUP + o_m % GROUP
-    m_m, m_d = (o_m < ROWS * GROUP) & (o_row < i_stop), o_d < HEAD_DIM
-    b_position = position + o_m // GROUP
-    p_q = q + o_row.to(tl.int64) * stride_q_row + o_head * stride_q_head
-    b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
+        b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        b_sum = tl.zeros([BLOCK_M], tl.float32)
+        b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        # The pages of a step are read in the one before: it knows at once where its keys lie.
+        o_next = i_first * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_next = (o_next >= first_key) & (o_next < end_key)
+        b_next = tl.load(p_table + o_next // TOKENS_PER_PAGE, mask=m_next, other=0)
+        for i_block in range(i_first, i_end):
+            o_key = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+            # Memory past the last key may hold NaN: it is never loaded, not masked afterwards.
+            m_key = (o_key >= first_key) & (o_key < end_key)
+            b_page, o_token = b_next.to(tl.int64), o_key % TOKENS_PER_PAGE
+            m_next = (o_key + BLOCK_N < end_key) & (i_block + 1 < i_end)
+            b_next = tl.load(p_table + (o_key + BLOCK_N) // TOKENS_PER_PAGE, mask=m_next, other=0)
+            p_k = (
+                k_pages + b_page * stride_k_page + o_token * stride_k_token + i_head * stride_k_head
+            )
+            p_v = (
+                v_pages + b_page * stride_v_page + o_token * stride_v_token + i_head * stride_v_head
+            )
+            m_load = m_key[:, None] & m_d[None, :]
+            b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_load, other=0.0)
+            b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
+            m_seen = m_key[None, :] & (o_key[None, :] <= b_position[:, None])
+            if WINDOW > 0:
+                m_seen &= o_key[None, :] > b_position[:, None] - WINDOW
+            b_score = tl.where(m_seen, b_score, float("-inf"))
+            b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
+            b_shift = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # no -inf - -inf
+            b_weight = tl.exp2(b_score - b_shift[:, None])
+            b_decay = tl.exp2(b_max - b_shift)
+            b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
+            b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_load, other=0.0)
+            b_acc = b_acc * b_decay[:, None]
+            b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+            b_max = b_new_max
 
-    b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BLOCK_M], tl.float32)
-    b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # The pages of a step are read in the one before: where its keys lie is known when it begins.
-    o_next = i_first * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_next = (o_next >= first_key) & (o_next < end_key)
-    b_next = tl.load(p_table + o_next // TOKENS_PER_PAGE, mask=m_next, other=0)
-    for i_block in range(i_first, i_end):
-        o_key = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
-        # Memory past the last key may hold NaN: it is never loaded, not masked afterwards.
-        m_key = (o_key >= first_key) & (o_key < end_key)
-        b_page, o_token = b_next.to(tl.int64), o_key % TOKENS_PER_PAGE
-        m_next = (o_key + BLOCK_N < end_key) & (i_block + 1 < i_end)
-        b_next = tl.load(p_table + (o_key + BLOCK_N) // TOKENS_PER_PAGE, mask=m_next, other=0)
-        p_k = k_pages + b_page * stride_k_page + o_token * stride_k_token + i_head * stride_k_head
-        p_v = v_pages + b_page * stride_v_page + o_token * stride_v_token + i_head * stride_v_head
-        m_load = m_key[:, None] & m_d[None, :]
-        b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_load, other=0.0)
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
-        m_seen = m_key[None, :] & (o_key[None, :] <= b_position[:, None])
-        if WINDOW > 0:
-            m_seen &= o_key[None, :] > b_position[:, None] - WINDOW
-        b_score = tl.where(m_seen, b_score, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
-        b_shift = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # no -inf - -inf
-        b_weight = tl.exp2(b_score - b_shift[:, None])
-        b_decay = tl.exp2(b_max - b_shift)
-        b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
-        b_v = tl.load(p_v[:, None] + o_d[None, :], mask=m_load, other=0.0)
-        b_acc = b_acc * b_decay[:, None]
-        b_acc = tl.dot(b_weight.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
-        b_max = b_new_max
-
-    m_out = m_m[:, None] & m_d[None, :]
-    b_out = (b_acc / b_sum[:, None]).to(out.dtype.element_ty)
-    p_out = out + o_row.to(tl.int64) * stride_out_row + o_head * stride_out_head
-    p_out = p_out[:, None] + o_d[None, :]
-    if part is None:
-        tl.store(p_out, b_out, mask=m_out)
-    else:
-        if num_used == 1:  # nothing to combine
-            tl.store(p_out, b_out, mask=m_out)
-            return
-        o_part = o_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + o_head
-        o_part = o_part * tl.num_programs(2) + i_split
-        tl.store(part_max + o_part, b_max, mask=m_m)
-        tl.store(part_sum + o_part, b_sum, mask=m_m)
-        tl.store(part + o_part[:, None] * HEAD_DIM + o_d[None, :], b_acc, mask=m_out)
-        tl.debug_barrier()  # all threads have stored their share before one of them releases it
-        # The counter of the tile's first row: no two tiles share one, however rows are divided.
-        p_arrived = arrived + i_row * tl.num_programs(1) + i_head
-        if tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") < num_used - 1:
-            return
-        tl.store(p_arrived, 0)  # for the next launch
-        num_rows = tl.minimum(ROWS, i_stop - i_row)
-        _combine(
-            out, part, part_max, part_sum, i_row, num_rows, i_head, num_used, stride_out_row,
-            stride_out_head, GROUP, HEAD_DIM, BLOCK_D, MAX_SPLITS,
-        )  # fmt: skip
+        m_out = m_m[:, None] & m_d[None, :]
+        b_out = (b_acc / b_sum[:, None]).to(out.dtype.element_ty)
+        p_out = out + o_row.to(tl.int64) * stride_out_row + o_head * stride_out_head
+        p_out = p_out[:, None] + o_d[None, :]
+        tl.store(p_out, b_out, mask=m_out & (num_used == 1))  # else there is more to come
+        if part is not None:  # noqa: SIM102 - known when it is compiled, what follows is not
+            if num_used > 1:
+                o_part = o_row.to(tl.int64) * (tl.num_programs(1) * GROUP) + o_head
+                o_part = o_part * tl.num_programs(2) + i_split
+                # The counter of the tile's first row: no two tiles share one, however rows divide.
+                p_arrived = arrived + i_row * tl.num_programs(1) + i_head
+                is_last = _leave(
+                    part, part_max, part_sum, p_arrived, b_acc, b_max, b_sum, o_part, m_m, m_d,
+                    num_used, HEAD_DIM, BLOCK_D,
+                )  # fmt: skip
+    if part is not None:  # noqa: SIM102
+        if is_last:
+            tl.store(arrived + i_row * tl.num_programs(1) + i_head, 0)  # for the next launch
+            num_rows = tl.minimum(ROWS, i_stop - i_row)
+            _combine(
+                out, part, part_max, part_sum, i_row, num_rows, i_head, num_used, stride_out_row,
+                stride_out_head, GROUP, HEAD_DIM, BLOCK_D, MAX_SPLITS,
+            )  # fmt: skip
+    if not is_last:  # the last one has no time
+        i_program = (i_tile * tl.num_programs(1) + i_head) * tl.num_programs(2) + i_split
+        num_programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+        prefetch_ahead(ahead, ahead_lines, i_program, num_programs)

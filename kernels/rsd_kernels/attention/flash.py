@@ -114,8 +114,10 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """As `rsd_kernels.attention.twin.paged_attention`. Returns `out`."""
+    del ahead
     library = importlib.import_module("flash_attn")
     batch = key_map.batch
     left = -1 if key_map.sliding_window is None else key_map.sliding_window - 1

@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor
 
+from rsd_kernels.ahead import ATTENTION_AHEAD_BYTES, ahead_args
 from rsd_kernels.attention.attend import attend_kernel
 from rsd_kernels.attention.checks import check_arguments, check_values
 from rsd_kernels.attention.map import AttentionMap, AttentionScratch
@@ -24,6 +25,7 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
+    ahead: Tensor | None = None,
     scheduled: bool = False,
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
@@ -33,6 +35,8 @@ def paged_attention(
     are left alone. Nothing is read on the host, and nothing is allocated when `key_map.scratch` is
     given (`attention_scratch`).
 
+    ahead: a matrix that the pass reads soon; in a decode pass its beginning is brought into the L2
+        cache (`rsd_kernels.ahead`).
     scheduled: a promise that the tensors of `key_map` were complete before the previous kernel in
         the stream began. Where kernels overlap, this one then reads them without waiting for that
         kernel to end (`rsd_kernels.overlap`). What `schedule` writes for a pass qualifies: `embed`,
@@ -45,7 +49,9 @@ def paged_attention(
     check_arguments(q, k_pages, v_pages, key_map, out=out)
     if debugging():
         check_values(k_pages, key_map)
-    attention_launch(q, k_pages, v_pages, key_map, scale=scale, out=out, scheduled=scheduled).run()
+    attention_launch(
+        q, k_pages, v_pages, key_map, scale=scale, out=out, ahead=ahead, scheduled=scheduled
+    ).run()
     return out
 
 
@@ -57,6 +63,7 @@ def attention_launch(
     *,
     scale: float,
     out: Tensor,
+    ahead: Tensor | None = None,
     scheduled: bool = False,
 ) -> Launch:
     """The launch of `paged_attention`, whose arguments these are."""
@@ -78,6 +85,7 @@ def attention_launch(
             "v_pages": v_pages,
             "out": out,
             **_scratch(key_map.scratch, q, num_kv_heads, tiles.num_splits),
+            **ahead_args(ahead if tiles.decode else None, ATTENTION_AHEAD_BYTES, q),
             "seq_slot": batch.seq_slot,
             "seq_start": batch.seq_start,
             "seq_kv_len": batch.seq_kv_len,

@@ -30,6 +30,7 @@ class AttentionTiles:
     max_splits: int  # of any pass with this tile
     num_warps: int
     num_stages: int
+    decode: bool  # few rows
 
     @property
     def min_blocks(self) -> int:
@@ -56,7 +57,7 @@ def attention_tiles(
     tiles = ceil_div(max(1, num_rows), block_m // group) * num_kv_heads
     splits = max(1, next_power_of_2(_PROGRAMS // tiles + 1) // 2)
     most = _MAX_SPLITS if decode else _MAX_WIDE_SPLITS
-    return AttentionTiles(block_m, block_n, min(splits, most), most, warps, stages)
+    return AttentionTiles(block_m, block_n, min(splits, most), most, warps, stages, decode)
 
 
 def attention_scratch(

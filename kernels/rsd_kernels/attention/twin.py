@@ -128,12 +128,16 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
     The pages must hold K and V of the new rows already. Query head h reads K/V head
     h // (num_q_heads // num_kv_heads). Rows of `out` that belong to no sequence are left alone.
+
+    ahead: a matrix that the pass reads soon, for the kernel alone.
     """
+    del ahead
     num_kv_heads, head_dim = k_pages.shape[-2:]
     for group in key_map.groups:
         k = _gather(k_pages, group)

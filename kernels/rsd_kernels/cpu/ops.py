@@ -187,14 +187,18 @@ def paged_attention(
     *,
     scale: float,
     out: Tensor,  # [N, num_q_heads, head_dim]
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """softmax(q kᵀ * scale) v of every row over the keys of its sequence up to itself.
 
     Rows of `out` that belong to no sequence are left unchanged. Returns `out`.
 
+    ahead: for a GPU alone.
+
     Raises:
         ValueError: if a length, slot or page is out of range; nothing is written then.
     """
+    del ahead
     batch, table = key_map.batch, key_map.page_table
     pages = _pages(k_pages, v_pages)
     small = q.shape[2] <= native.MAX_HEAD_DIM and table.stride(1) == 1

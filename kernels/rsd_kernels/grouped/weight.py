@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_kernels.grouped.matrix import GroupedMatrix
-from rsd_kernels.linear.weight import LinearWeight, ReadByProduct
+from rsd_kernels.linear.weight import LinearWeight
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class GroupedWeight:
         """The same weight, expanded."""
         return LinearWeight(self.matrix.expand().to(dtype), self.bias)
 
-    def before(self, weight: ReadByProduct) -> GroupedWeight:
-        """The same weight, which a pass reads just before this one."""
-        return replace(self, next_matrix=weight.stored)
+    def before(self, matrix: Tensor | None) -> GroupedWeight:
+        """The same weight, which a pass reads just before this matrix, or this part of one."""
+        return replace(self, next_matrix=matrix)
 
 
 # Those that a GPU multiplies by.

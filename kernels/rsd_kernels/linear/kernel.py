@@ -19,11 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from rsd_kernels.activation.kernel import gated as gated_activation
+from rsd_kernels.ahead import next_weight_args
 from rsd_kernels.grouped.operand import tiles_of, weight_args
 from rsd_kernels.grouped.product import grouped_product, partners
 from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, multiprocessors, overlapping
-from rsd_kernels.linear.tiles import next_weight_args
 from rsd_kernels.norm.kernel import inverse_rms
 from rsd_kernels.overlap import (
     LINE_BYTES,

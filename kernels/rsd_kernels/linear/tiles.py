@@ -9,25 +9,19 @@ grid depends on the device, and no sum on the grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from rsd_kernels.launch import ceil_div, interpreting, next_power_of_2
-from rsd_kernels.linear.weight import ReadByProduct
+from rsd_kernels.ahead import LINE_BYTES
+from rsd_kernels.launch import ceil_div, next_power_of_2
 
 MAX_ROWS = 16
-LINE_BYTES = 128  # that a prefetch of one address brings (`rsd_kernels.overlap`)
 # Of the weight, prefetched by each program before it waits for the previous kernel. The programs
 # that are resident at a time then prefetch 5 to 9 MB: what an H100 reads in 2 to 3 us.
 PREFETCH_BYTES = 16384
 # Of a weight, on their way at any time. An H200 reads 4 MB within the latency of its memory (about
 # 0.9 us), an H100 3 MB.
 FLIGHT_BYTES = 6 * 2**20
-# Of the next weight, fetched into the L2 cache by programs that have done their work: what memory
-# delivers in the 1.4 us (H200) to 2 us (H100) until the next kernel's first weights are on their
-# way. It is far less than the 50 MB of these caches, so it stays there until it is read.
-AHEAD_BYTES = 6 * 2**20
 # Programs of a loop over tiles, on a multiprocessor. If it is very large, every tile has its own.
 RESIDENT = 3
 MAX_REGISTERS = 168  # of a thread, so that a multiprocessor holds three programs of four warps
@@ -128,14 +122,6 @@ def stages_in_flight(
 def fill_device(num_tiles: int) -> bool:
     """True if at least four in five multiprocessors get a tile."""
     return 5 * num_tiles >= 4 * _MULTIPROCESSORS
-
-
-def next_weight_args(weight: ReadByProduct) -> dict[str, Any]:
-    """How much of which matrix a product fetches ahead, as arguments of its kernel."""
-    matrix = weight.next_matrix
-    if matrix is None or interpreting() or not matrix.is_contiguous():
-        return {"ahead": weight.stored, "ahead_lines": 0}
-    return {"ahead": matrix, "ahead_lines": min(matrix.nbytes, AHEAD_BYTES) // LINE_BYTES}
 
 
 def _block(

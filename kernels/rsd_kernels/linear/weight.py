@@ -82,9 +82,9 @@ class LinearWeight:
         """The same weight with its matrix in another dtype."""
         return LinearWeight(self.matrix.to(dtype), self.bias)
 
-    def before(self, weight: ReadByProduct) -> LinearWeight:
-        """The same weight, which a pass reads just before this one."""
-        return replace(self, next_matrix=weight.stored)
+    def before(self, matrix: Tensor | None) -> LinearWeight:
+        """The same weight, which a pass reads just before this matrix, or this part of one."""
+        return replace(self, next_matrix=matrix)
 
     def narrow(self, start: int, length: int) -> LinearWeight:
         """Outputs `start` to `start + length`, as views."""

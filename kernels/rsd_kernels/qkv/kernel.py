@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rsd_kernels.ahead import next_weight_args
 from rsd_kernels.grouped.operand import tiles_of, weight_args
 from rsd_kernels.grouped.product import grouped_product, partners
 from rsd_kernels.grouped.weight import DeviceWeight
 from rsd_kernels.launch import Launch, check_dtype, overlapping
 from rsd_kernels.linear.kernel import prefetch_weights, product
 from rsd_kernels.linear.launchers import check_norm, check_product, norm_linear
-from rsd_kernels.linear.tiles import MAX_ROWS, next_weight_args
+from rsd_kernels.linear.tiles import MAX_ROWS
 from rsd_kernels.overlap import (
     allow_next_kernel,
     prefetch_ahead,

@@ -39,7 +39,7 @@ def find_link(first: Role, second: Role, roles: Roles) -> Link:
     """Compares the tokenizers of two roles."""
     names = (f"the {_name(first)}", f"the {_name(second)}")
     ours, theirs = roles[first], roles[second]
-    difference = first_difference(ours.tokenizer, theirs.tokenizer, names)
+    difference = first_difference(ours.vocabulary, theirs.vocabulary, names)
     special = first_special_difference(ours.vocabulary, theirs.vocabulary, names)
     return Link(difference is None, difference, special)
 

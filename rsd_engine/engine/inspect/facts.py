@@ -16,7 +16,7 @@ from rsd_engine.models.config import ModelConfig
 from rsd_engine.models.registry import decoder_families, find_reward_family, reward_architectures
 from rsd_engine.models.reward.family import PrmFormat, RewardFamily
 from rsd_engine.models.rope_config import RopeConfig
-from rsd_engine.steps.vocabulary import Vocabulary, backend_of, read_vocabulary
+from rsd_engine.steps.vocabulary import Vocabulary, read_vocabulary
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
 QUESTION = "{question}"  # stands for the question in a PRM's prompt
@@ -71,7 +71,6 @@ class ModelFacts:
     storage: Storage
     config: ModelConfig
     family: str
-    tokenizer: Any = field(repr=False)
     vocabulary: Vocabulary = field(repr=False)
     stop_tokens: tuple[NamedId, ...]
     special_tokens: Mapping[str, NamedId]
@@ -130,7 +129,6 @@ def _read(checkpoint: Checkpoint, is_local: bool, prm_options: PrmOptions | None
         storage=find_storage(checkpoint),
         config=replace(config, is_reward_model=reward is not None),
         family=_family(config.architecture),
-        tokenizer=tokenizer,
         vocabulary=vocabulary,
         stop_tokens=_named(sorted(read_stop_ids(checkpoint, tokenizer)), vocabulary),
         special_tokens=_special_tokens(tokenizer, vocabulary),
@@ -153,7 +151,7 @@ def _prm_facts(family: RewardFamily, tokenizer: Any, vocabulary: Vocabulary) -> 
     form = family.format(tokenizer)
     return PrmFacts(
         family=family.name,
-        prompt=_prompt(form, tokenizer),
+        prompt=_prompt(form),
         separator=_named(form.separator_ids, vocabulary),
         head=family.head.__name__,
         threshold=family.threshold,
@@ -161,8 +159,8 @@ def _prm_facts(family: RewardFamily, tokenizer: Any, vocabulary: Vocabulary) -> 
     )
 
 
-def _prompt(form: PrmFormat, tokenizer: Any) -> str:
-    decode = backend_of(tokenizer).decode
+def _prompt(form: PrmFormat) -> str:
+    decode = form.encoder.decode
     before, after = (
         decode(list(ids), skip_special_tokens=False) for ids in (form.before, form.after)
     )

@@ -186,7 +186,7 @@ def _open_prm(
         server.check_tokenizer(tokenizer)
     form = family.format(tokenizer)
     scorer = find_scorer(server, family, _probe(form))
-    return PrmModel(None, family, tokenizer, form, shares_vocabulary=False), scorer
+    return PrmModel(None, family, form, shared_vocabulary=None), scorer
 
 
 def _probe(form: PrmFormat) -> list[int]:

@@ -110,7 +110,7 @@ def add_scorer(models: ModelSet, scorer: Scorer | None, own: OwnScorer | None) -
         threshold=scorer.default_threshold,
     )
     model = RewardModel(writer.model.decoder, head)
-    prm = PrmModel(model, family, writer.tokenizer, form, shares_vocabulary=True, kv=own.role)
+    prm = PrmModel(model, family, form, writer.vocabulary, kv=own.role)
     return replace(models, prm=prm, scorer=scorer)
 
 

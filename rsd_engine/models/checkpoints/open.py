@@ -13,6 +13,7 @@ from rsd_engine.models.checkpoints.quantized import expanded
 from rsd_engine.models.checkpoints.tokenizer_folder import folder_tokenizer
 from rsd_engine.models.checkpoints.weight_files import stored_tensors
 from rsd_engine.models.schemas import read_json
+from rsd_engine.steps.vocabulary import collector_paused
 
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -101,7 +102,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         ValueError: it has none that can be read.
     """
     try:
-        return checkpoint.tokenizer()
+        with collector_paused():
+            return checkpoint.tokenizer()
     except ImportError:
         raise
     except BaseException as error:  # the tokenizers library raises all kinds, and panics

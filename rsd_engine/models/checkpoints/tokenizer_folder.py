@@ -21,6 +21,7 @@ from rsd_engine.models.schemas import (
     read_json,
 )
 from rsd_engine.steps.sharing import splits_text
+from rsd_engine.steps.vocabulary import backend_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _is_installed(module: str) -> bool:
 def _compare_with_auto(folder: Path, content: dict[str, Any], tokenizer: Any) -> None:
     """Says so if transformers' AutoTokenizer would cut text into words otherwise."""
     auto = _by_auto(folder, content)
-    if auto is not None and splits_text(auto) != splits_text(tokenizer):
+    if auto is not None and splits_text(backend_of(auto)) != splits_text(backend_of(tokenizer)):
         _LOG.warning(
             "%s: AutoTokenizer of transformers reads it as %s, which replaces how the checkpoint's "
             "tokenizer.json cuts text into words; the engine keeps to tokenizer.json, so other "

@@ -17,6 +17,7 @@ from triton.runtime import driver
 
 from bench.gpu import cache as gpu_cache
 from bench.gpu import engines
+from bench.gpu.engines import ENGINES
 from bench.gpu.launches import SOURCES
 from bench.lib.random_models import TRIPLES
 from rsd_engine import Engine
@@ -122,6 +123,22 @@ def test_products_of_weights_in_few_bits_are_compiled_beforehand() -> None:
     for kernel in ("_projection_kernel", "_qkv_projection_kernel"):
         starts = {launch.overlap for launch in few if launch.kernel.__name__ == kernel}
         assert starts == {False, True}
+
+
+def test_an_engine_multiplies_with_few_bits_as_they_are() -> None:
+    """The LM head alone is plain; what more than 16 rows take is a kernel of its own."""
+    found = engines.launches(ENGINES["executors_few_bits"], free_memory=OTHER_MEMORY)
+    kinds: dict[str, set[str | None]] = {}
+    for launch in found:
+        if "FORMAT" in launch.args:
+            form = launch.args["FORMAT"]
+            kinds.setdefault(launch.kernel.__name__, set()).add(form and form.kind)
+    few = {"int4", "int8", "fp8"}
+    assert kinds == {
+        "_projection_kernel": few | {None}, "_qkv_projection_kernel": few,
+        "_grouped_rows_kernel": few,
+    }  # fmt: skip
+    assert not not_compiled(found, "executors_few_bits")
 
 
 class CompilerOnly:

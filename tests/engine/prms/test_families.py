@@ -115,7 +115,7 @@ def check_rewards(family: Family, results: list[RequestOutput]) -> None:
 def test_the_family_is_found(family: Family) -> None:
     prm = family.engine.parts.models.prm
     assert prm is not None and prm.family is reward_family(family.name)
-    assert prm.shares_vocabulary == (family.name not in BY_TEXT)
+    assert (prm.shared_vocabulary is not None) == (family.name not in BY_TEXT)
     assert (family.engine.parts.core.loop.merges is None) == (family.name in BY_TEXT)
 
 

@@ -27,12 +27,13 @@ OWN = PrmTemplate("<s>Problem: {question} Solution:", separator="$\n", threshold
 def rewards_by_hand(
     engine: Engine, question: str, texts: list[str], prompt: str, separator: str
 ) -> list[float]:
-    """Rewards of a plain forward over the prompt and the steps, each tokenised alone."""
-    prm = engine.parts.models.prm
-    assert prm is not None
+    """Rewards of a plain forward over the prompt and the steps, each tokenised alone.
+
+    The PRM's tokenizer is that of the writers.
+    """
 
     def ids(text: str) -> list[int]:
-        return list(prm.tokenizer.encode(text, add_special_tokens=False))
+        return list(engine.get_tokenizer().encode(text, add_special_tokens=False))
 
     fresh, row, found = Fresh(engine), ids(prompt.format(question=question)), []
     for text in texts:
@@ -118,7 +119,7 @@ def test_the_two_class_family_keeps_its_token(tmp_path: Path) -> None:
         prm = built.parts.models.prm
         assert prm is not None
         [separator] = prm.format.separator_ids
-        assert prm.tokenizer.convert_ids_to_tokens(separator) == "<extra_0>"
+        assert prm.format.encoder.id_to_token(separator) == "<extra_0>"
 
 
 def test_the_log_says_how_the_prm_is_read(

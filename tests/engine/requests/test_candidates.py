@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from rsd_engine import (
     GSI,
@@ -36,7 +38,7 @@ from rsd_kernels.state.enums import Finish, RecordKind, Role
 
 TEXTS = (b"a", b"b", b"c", b"\n", b"", b"\xc3", b"\xa4")
 END = 4
-LETTERS = Vocabulary(TEXTS, {END: "</s>"}, frozenset({END}), None)
+LETTERS = Vocabulary(TEXTS, {END: "</s>"}, frozenset({END}), None, Tokenizer(BPE()))
 DRAFT, TARGET, PRM = Role.DRAFT, Role.TARGET, Role.PRM
 PARAMETERS = {DRAFT: 1, TARGET: 100, PRM: 10_000}
 NAN, INF = math.nan, math.inf

@@ -211,7 +211,9 @@ def test_plain_kernels_wait_for_nothing(op: str) -> None:
     assert "griddepcontrol" not in ptx and TOUCHES.search(ptx) is not None
     if "ahead" in decode_launch(op).args:  # of the next weight, after all work
         asked = [found.start() for found in re.finditer(r"prefetch\.global\.L2", ptx)]
-        assert len(asked) == 1 and asked[0] > ptx.rindex("st.global")
+        assert len(asked) == 1
+        # Attention has programs that do nothing else: theirs may stand before what others do.
+        assert asked[0] > ptx.rindex("st.global") or op == "paged_attention"
     else:
         assert "prefetch" not in ptx
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from rsd_kernels import ahead
+from rsd_kernels.ahead import next_weight_args
 from rsd_kernels.cuda import decode_projection
 from rsd_kernels.grouped.matrix import ValueKind
 from rsd_kernels.grouped.operand import GroupedArgs, tiles_of, weight_args
 from rsd_kernels.grouped.weight import GroupedWeight
 from rsd_kernels.linear import tiles, twin
-from rsd_kernels.linear.tiles import next_weight_args
 from rsd_kernels.linear.weight import LinearWeight
 from tests.kernels.grouped.matrices import made
 
@@ -116,11 +117,11 @@ def test_slices_that_share_a_scale(
 
 
 def test_a_weight_is_read_before_one_of_any_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "interpreting", lambda: False)
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
     plain, few = LinearWeight(torch.empty(4, 64)), weight(ValueKind.INT4)
-    assert plain.before(few).next_matrix is few.matrix.values
-    assert few.before(plain).next_matrix is plain.matrix
-    told = few.before(weight(ValueKind.FP8, 8, 128))
+    assert plain.before(few.stored).next_matrix is few.matrix.values
+    assert few.before(plain.stored).next_matrix is plain.matrix
+    told = few.before(weight(ValueKind.FP8, 8, 128).stored)
     assert told.matrix is few.matrix and few.next_matrix is None
     args = next_weight_args(told)
     assert args["ahead"] is told.next_matrix and args["ahead_lines"] == 8

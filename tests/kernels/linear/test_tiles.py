@@ -7,13 +7,10 @@ import torch
 
 from rsd_kernels.linear import tiles
 from rsd_kernels.linear.tiles import (
-    AHEAD_BYTES,
     FLIGHT_BYTES,
     ProjectionTiles,
-    next_weight_args,
     projection_tiles,
 )
-from rsd_kernels.linear.weight import LinearWeight
 
 MULTIPROCESSORS = 132
 # outputs (pairs if gated), inputs, gated, normed: of Qwen2.5 0.5B, 1.5B and 7B
@@ -88,16 +85,3 @@ def test_a_program_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "RESIDENT", 2**20)
     assert gate_up.programs(MULTIPROCESSORS) == gate_up.num_tiles
     assert cut("1.5B", "gate_up", 1) == gate_up  # the same kernel
-
-
-def test_what_is_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = LinearWeight(torch.empty(4, 8, dtype=torch.bfloat16))
-    small, large = (LinearWeight(torch.empty(n, 1024, dtype=torch.bfloat16)) for n in (3, 8192))
-    monkeypatch.setattr(tiles, "interpreting", lambda: False)
-    assert next_weight_args(first) == {"ahead": first.matrix, "ahead_lines": 0}
-    assert next_weight_args(first.before(small)) == {"ahead": small.matrix, "ahead_lines": 48}
-    args = next_weight_args(first.before(large))
-    assert args["ahead"] is large.matrix and args["ahead_lines"] * 128 == AHEAD_BYTES
-    assert next_weight_args(first.before(LinearWeight(large.matrix.t())))["ahead_lines"] == 0
-    monkeypatch.setattr(tiles, "interpreting", lambda: True)
-    assert next_weight_args(first.before(large))["ahead_lines"] == 0

@@ -50,7 +50,7 @@ def test_another_dtype_is_that_of_the_matrix() -> None:
 
 def test_a_weight_knows_what_is_read_after_it() -> None:
     first, second = (LinearWeight(torch.randn(2, 4), torch.randn(2)) for _ in range(2))
-    told = first.before(second)
+    told = first.before(second.stored)
     assert told.matrix is first.matrix and told.bias is first.bias
     assert told.next_matrix is second.matrix and first.next_matrix is None
     assert told.nbytes == first.nbytes

@@ -48,8 +48,8 @@ def ids_of(tokenizer: Any, *pieces: str) -> list[int]:
 @pytest.mark.parametrize("name", ["qwen", "math"])
 def test_tables_and_text_give_the_same_context(name: str) -> None:
     made, rng = FAMILIES[name], random.Random(name)
-    assert settles_ends(made.tokenizer, [BLANK])
-    ends = StepEnds(made.tokenizer, [BLANK])
+    assert settles_ends(made.vocabulary, [BLANK])
+    ends = StepEnds(made.vocabulary, [BLANK])
     changed = on_device = whole = 0
     for _ in range(1500):
         context, first = written(made, rng)
@@ -83,7 +83,7 @@ def test_ends_of_steps(before: list[str], step: list[str], expected: list[str]) 
     context += ids_of(made.tokenizer, *step)
     wanted = ids_of(made.tokenizer, *expected)
     assert by_device(made, context, first) == wanted
-    assert by_text(StepEnds(made.tokenizer, [BLANK]), context, first) == wanted
+    assert by_text(StepEnds(made.vocabulary, [BLANK]), context, first) == wanted
 
 
 def test_a_step_that_begins_with_a_newline_waits_for_the_host() -> None:
@@ -91,12 +91,12 @@ def test_a_step_that_begins_with_a_newline_waits_for_the_host() -> None:
     context = ids_of(made.tokenizer, "we", "\n\n", "\n", "add", "\n\n")
     assert by_device(made, context, 2) is None
     wanted = ids_of(made.tokenizer, "we", "\n\n\n", "add", "\n\n")
-    assert by_text(StepEnds(made.tokenizer, [BLANK]), context, 2) == wanted
+    assert by_text(StepEnds(made.vocabulary, [BLANK]), context, 2) == wanted
 
 
 def test_other_vocabularies_wait_for_the_host() -> None:
     made = FAMILIES["qwen"]
-    assert not settles_ends(made.tokenizer, ["."])
+    assert not settles_ends(made.vocabulary, ["."])
     context, first = written(made, random.Random(0))
     state = kept([(context, first)] * 5)
     state.mode[1] = Mode.DRAFT
@@ -110,7 +110,7 @@ def test_other_vocabularies_wait_for_the_host() -> None:
 
 def test_sentencepiece_puts_no_space_before_the_end() -> None:
     made = FAMILIES["llama"]
-    ends = StepEnds(made.tokenizer, [BLANK])
+    ends = StepEnds(made.vocabulary, [BLANK])
     ids = made.tokenizer.encode("we add\n\n", add_special_tokens=False).ids
     assert by_text(ends, ids, 0) == ids
     # "sum" written letter by letter stays; only the delimiter's tokens could change
@@ -120,7 +120,7 @@ def test_sentencepiece_puts_no_space_before_the_end() -> None:
 
 def test_special_tokens_and_parts_of_characters_stay() -> None:
     made = FAMILIES["qwen"]
-    ends = StepEnds(made.tokenizer, [BLANK])
+    ends = StepEnds(made.vocabulary, [BLANK])
     special = id_of(made.tokenizer, "<|im_start|>")
     newline, two = ids_of(made.tokenizer, "\n", "\n\n")
     assert by_text(ends, [special, newline, newline], 1) == [special, two]

@@ -246,8 +246,8 @@ def test_a_weight_names_the_values_that_a_pass_reads_next(tmp_path: Path) -> Non
     make, settings, _ = CASES["gptq"]
     folder, _ = quantise(tmp_path, make, settings, ("layers.1.",), **SIZES)
     first, plain, last = load_language_model(folder, max_rows=1).decoder.weights.layers
-    assert isinstance(first.o, GroupedWeight) and isinstance(first.gate_up, GroupedWeight)
-    assert first.o.next_matrix is first.gate_up.matrix.values
+    assert isinstance(first.o, GroupedWeight) and isinstance(first.qkv, GroupedWeight)
+    assert first.qkv.next_matrix is first.o.matrix.values
     assert isinstance(first.down, GroupedWeight) and isinstance(plain.qkv, LinearWeight)
     assert first.down.next_matrix is plain.qkv.matrix
     assert isinstance(plain.down, LinearWeight) and isinstance(last.qkv, GroupedWeight)
