@@ -304,7 +304,7 @@ def attended(module: Any) -> None:
         (rollback, "    tl.debug_barrier()  # every", "    # every", cut_back),
         (rms_norm, "out + i_row * stride_out", "out + i_row // 2 * stride_out", normed),
         (rms_norm, "stride_x + o, mask=m, other=0.0", "stride_x + o", normed),
-        (attend, "tl.num_programs(2) + i_split", "tl.num_programs(2)", attended),
+        (attend, "o_part * tl.num_programs(2) + i_split", "o_part * tl.num_programs(2)", attended),
         (attend, "tl.debug_barrier()", "# no barrier", attended),
         (attend, 'sem="acq_rel", scope="gpu"', 'sem="acq_rel", scope="cta"', attended),
     ],
