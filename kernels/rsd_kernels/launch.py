@@ -142,7 +142,7 @@ class Launch:
 
 
 def all_registers(num_warps: int) -> int:
-    """`max_registers` of a program that has a multiprocessor to itself.
+    """`max_registers` where programs are few: each has a multiprocessor to itself.
 
     Unasked, the assembler spills registers of a long kernel to leave room for a second program.
     """

@@ -63,9 +63,13 @@ def _decide(
     m_lane: tl.tensor,
     b_reward: tl.tensor,
     tokens_per_page: tl.tuple,
+    end_tables: tl.tuple,  # None: the ends of accepted steps stay as they were written
+    end_merges: tl.tuple,
+    words: tl.tensor,
+    BLOCK_ALL: tl.constexpr,  # at least the slots
     CHUNK: tl.constexpr,
 ) -> None:
-    """Accepts each lane's step with probability w(reward), else rejects it.
+    """Accepts each lane's step with probability w(reward), and settles its end; else rejects it.
 
     A candidate waits for its group.
     """
@@ -76,6 +80,8 @@ def _decide(
         state, b_slot, m_lane & (b_group < 0), tl.where(m_accept, KEPT, REJECTED),
         b_slot * 0 + DRAFT, b_bits, tokens_per_page, CHUNK,
     )  # fmt: skip
+    if end_tables is not None:
+        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
 
 
 @triton.jit(do_not_specialize=["prm_kv"])
@@ -120,9 +126,10 @@ def score_value_kernel(
         BLOCK_H,
     )
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
-    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
-    if end_tables is not None:
-        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
+    _decide(
+        state, b_slot, m_lane, b_reward, tokens_per_page, end_tables, end_merges, words,
+        BLOCK_ALL, CHUNK,
+    )  # fmt: skip
     end_tick(state, CLOCK)
 
 
@@ -159,9 +166,10 @@ def score_valued_kernel(
         WIDTH, GREEDY, BLOCK_S, BLOCK_C, BLOCK_H,
     )  # fmt: skip
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
-    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
-    if end_tables is not None:
-        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
+    _decide(
+        state, b_slot, m_lane, b_reward, tokens_per_page, end_tables, end_merges, words,
+        BLOCK_ALL, CHUNK,
+    )  # fmt: skip
     end_tick(state, CLOCK)
 
 
@@ -185,9 +193,10 @@ def score_classes_kernel(
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = class_rewards(scratch, classes_bias, b_lane, m_lane, batch.max_seqs, num_blocks)
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
-    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
-    if end_tables is not None:
-        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
+    _decide(
+        state, b_slot, m_lane, b_reward, tokens_per_page, end_tables, end_merges, words,
+        BLOCK_ALL, CHUNK,
+    )  # fmt: skip
     end_tick(state, CLOCK)
 
 
@@ -210,9 +219,10 @@ def score_ensemble_kernel(
     b_lane, b_slot, m_lane = _complete_lanes(state, batch, BLOCK_S)
     b_reward = mean_rewards(scratch, b_lane, m_lane, batch.max_seqs, num_heads)
     advance(state, batch, PRM, prm_kv, BLOCK_S, CLOCK)
-    _decide(state, b_slot, m_lane, b_reward, tokens_per_page, CHUNK)
-    if end_tables is not None:
-        settle_ends(state, end_tables, end_merges, words, BLOCK_ALL, _END_CHUNK)
+    _decide(
+        state, b_slot, m_lane, b_reward, tokens_per_page, end_tables, end_merges, words,
+        BLOCK_ALL, CHUNK,
+    )  # fmt: skip
     end_tick(state, CLOCK)
 
 
@@ -238,7 +248,7 @@ def score(
     check_hidden(hidden, batch.num_rows)
     check_head(head, hidden)
     scratch = check_scratch(scratch, scratch_shape(head, batch.num_seqs), hidden.device)
-    words = check_ends(state, ends, words)
+    words = check_ends(state, ends, words) if ends else None
     for launch in score_launches(
         state, batch, hidden, head, tokens_per_page, scratch, words, prm_kv, ends
     ):
@@ -252,7 +262,7 @@ def score_launches(
     head: RewardHead,
     tokens_per_page: Sequence[int],
     scratch: Tensor,
-    words: Tensor,
+    words: Tensor | None,
     prm_kv: Role = Role.PRM,
     ends: EndRules | None = None,
 ) -> list[Launch]:
@@ -262,7 +272,8 @@ def score_launches(
         "state": state_args(state), "batch": batch_args(batch),
         "tokens_per_page": page_sizes(tokens_per_page), "BLOCK_S": lanes,
         "BLOCK_ALL": next_power_of_2(max(state.num_slots, 2)), "CHUNK": STEP_CHUNK,
-        "CLOCK": not interpreting(), "prm_kv": int(prm_kv), "words": words, **end_args(ends),
+        "CLOCK": not interpreting(), "prm_kv": int(prm_kv), "words": words if ends else None,
+        **end_args(ends),
     }  # fmt: skip
     if isinstance(head, ValueHead):
         args |= value_args(hidden, head, lanes)

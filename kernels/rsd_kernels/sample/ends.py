@@ -56,8 +56,8 @@ def end_tick_of_writer(
     if last_to_arrive(arrived, count):
         b_slot = tl.arange(0, BLOCK_S)
         m_slot = b_slot < state.num_slots
-        kept = end_steps(state, b_slot, m_slot, tokens_per_page, True, DECIDES, _STEP_CHUNK)
+        logs = end_steps(state, b_slot, m_slot, tokens_per_page, True, DECIDES, _STEP_CHUNK)
         if end_tables is not None:  # noqa: SIM102 - decided when this is compiled
-            if kept:  # or rejected, or told
+            if logs:  # in most ticks nothing is kept
                 settle_ends(state, end_tables, end_merges, words, BLOCK_S, _CHUNK)
         end_tick(state, CLOCK)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rsd_kernels.launch import (
     Launch,
+    all_registers,
     ceil_div,
     check_devices,
     check_dtype,
@@ -165,5 +166,10 @@ def sample_append_launches(
             "arrived": scratch.all_arrived, "ENDS": in_loop,
         }  # fmt: skip
         warps = _END_WARPS if in_loop else 1
-        launches.append(Launch(append_kernel, (batch.num_seqs,), append, num_warps=warps))
+        launches.append(
+            Launch(
+                append_kernel, (batch.num_seqs,), append, num_warps=warps,
+                max_registers=all_registers(warps),
+            )
+        )  # fmt: skip
     return launches
