@@ -121,12 +121,12 @@ def mid_step(sizes: LoopOpSizes, device: torch.device) -> SlotState:
 def scored_rows(state: SlotState, device: torch.device) -> RowBatch:
     """One row per slot, the last of its step, whose K/V the PRM has now."""
     num_slots = state.num_slots
-    batch = RowBatch.allocate(num_slots, num_slots, torch.device("cpu"))
-    batch.seq_slot.copy_(torch.arange(num_slots))
-    batch.seq_start.copy_(torch.arange(num_slots + 1))
+    batch = RowBatch.allocate(num_slots, num_slots, device)
+    batch.seq_slot.copy_(torch.arange(num_slots, device=device))
+    batch.seq_start.copy_(torch.arange(num_slots + 1, device=device))
     batch.seq_kv_len.copy_(state.kv_len[Role.PRM])
     batch.seq_complete.fill_(1)
-    return moved(batch, device)
+    return batch
 
 
 def plain_tables(vocabulary: int, device: torch.device | None = None) -> StepTables:

@@ -141,6 +141,17 @@ def test_an_engine_multiplies_with_few_bits_as_they_are() -> None:
     assert not not_compiled(found, "executors_few_bits")
 
 
+@pytest.mark.parametrize("name", ["control", "decode", "ops", "verify"])
+def test_what_benchmarks_of_kernels_launch_is_found(name: str) -> None:
+    """Without a GPU, in the sizes that they have on one."""
+    kernels = {launch.kernel.__name__ for launch in SOURCES[name]()}
+    wanted = {
+        "control": "rollback_kernel", "decode": "attend_kernel", "ops": "attend_kernel",
+        "verify": "attend_kernel",
+    }  # fmt: skip
+    assert wanted[name] in kernels, kernels
+
+
 class CompilerOnly:
     """Stands in for Triton's driver: it names the device to compile for, and needs none."""
 
