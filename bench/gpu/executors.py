@@ -33,14 +33,9 @@ from rsd_engine.loop.executors.factory import make_executor
 from rsd_engine.loop.rsd import build_program
 from rsd_engine.models.checkpoints.base import Checkpoint
 from rsd_engine.models.checkpoints.open import open_checkpoint
-from rsd_kernels.grouped.matrix import ValueKind
 
 SLOTS, MODEL_LEN, KV_BYTES = 4, 400, 64 * 2**20
-_FORMATS: dict[ModelRole, ValueKind] = {
-    "draft": ValueKind.FP8,
-    "target": ValueKind.INT4,
-    "prm": ValueKind.INT8,
-}
+_FORMATS: dict[ModelRole, str] = {"draft": "fp8", "target": "int4", "prm": "int8"}
 _ON_GPU, _ON_CPU = ("eager", "host-graphs", "device-loop"), ("simulated-loop", "eager")
 
 Solved = dict[str, list[RequestOutput]]  # by how tokens are chosen
@@ -114,7 +109,7 @@ def open_family(few_bits: bool, *, fill: bool = True) -> list[Checkpoint]:
     plain = {role: open_checkpoint(checkpoint_dir(role)) for role in _FORMATS}
     if not few_bits:
         return list(plain.values())
-    return [FewBits(plain[role], kind, fill=fill) for role, kind in _FORMATS.items()]
+    return [FewBits(plain[role], word, fill=fill) for role, word in _FORMATS.items()]
 
 
 def open_engine(device: torch.device, executor: str, family: Sequence[Checkpoint]) -> Engine:

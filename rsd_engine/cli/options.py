@@ -67,7 +67,8 @@ QuantizationOption = Annotated[
     str | None,
     option(
         _MODELS,
-        "int8 or int4, to which plain weights are rounded as they are loaded; or by role, such as "
+        "int8 or int4, to which plain weights are rounded as they are loaded, or fp8 on a GPU; or "
+        "by role, such as "
         "draft=int8,target=int4 (default: none)",
         "--quantization",
     ),

@@ -120,9 +120,9 @@ def by_role(name: str, value: Any) -> str | dict[str, str]:
 
 def quantization(name: str, value: Any) -> str | dict[str, str]:
     """What plain weights are rounded to as an engine loads them, as in `by_role`."""
-    from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS
+    from rsd_engine.engine.model_sources import QUANTIZATION_WORDS
 
-    return word_by_role(name, value, QUANTIZATIONS)
+    return word_by_role(name, value, QUANTIZATION_WORDS)
 
 
 def word_by_role(name: str, value: Any, allowed: Collection[str]) -> str | dict[str, str]:

@@ -123,7 +123,7 @@ def build_engine(
     servers = find_servers(sources, scorer)
     opened = open_models(
         draft, target, prm,
-        options=opening, prm_options=prm_options,
+        options=opening, prm_options=prm_options, device=where,
         scored=scorer is not None, guesses=options.max_guesses > 0,
     )  # fmt: skip
     remote = open_remote(servers, opened, prm_options)

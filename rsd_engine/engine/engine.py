@@ -71,8 +71,8 @@ class Engine(StepScoring):
         revision: branch, tag or commit of hub ids.
         hf_overrides: for each role ("draft", "target", "prm") fields of its config.json to
             replace, such as {"target": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}}.
-        quantization: "int8" or "int4", for all models or by role as in {"target": "int4"}: rounds
-            plain weights in blocks as they are loaded, on a CPU.
+        quantization: "int8", "int4" or, on a GPU, "fp8", for all models or by role as in
+            {"target": "int4"}: rounds plain weights in blocks as they are loaded.
         executor: how the loop runs. "auto" takes the fastest of "device-loop" (GPU: one graph runs
             many ticks), "host-graphs" (GPU: the host replays graphs every tick) and "eager"
             (Python). For tests, "simulated-loop" walks the graph of the device loop in Python; for

@@ -11,11 +11,15 @@ import torch
 
 from rsd_engine.engine.prompts import naming_model
 from rsd_engine.engine.remote.model import RemoteModel, parse_url
-from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad, Quantization
+from rsd_engine.models.checkpoints.at_load import QUANTIZATIONS, QuantisedAtLoad
+from rsd_engine.models.checkpoints.grouped_at_load import KINDS, GroupedAtLoad
 from rsd_engine.models.checkpoints.open import Checkpoint, is_url, open_checkpoint
 from rsd_kernels.cpu import library as cpu_library
 from rsd_kernels.cpu import ops as cpu_ops
 from rsd_kernels.state.enums import Role
+
+# What plain weights can be rounded to as they are loaded, on some device.
+QUANTIZATION_WORDS = tuple(dict.fromkeys((*QUANTIZATIONS, *KINDS)))
 
 ModelSource = str | Path | Checkpoint | RemoteModel
 """A folder, hub id or GGUF file, a checkpoint that was opened already, or a model on a server."""
@@ -28,7 +32,7 @@ class OpenOptions:
     Attributes:
         revision: of hub ids.
         hf_overrides: fields of config.json to replace.
-        quantization: at load, a name in `QUANTIZATIONS`, for all roles or for each.
+        quantization: at load, a word in `QUANTIZATION_WORDS`, for all roles or for each.
     """
 
     revision: str | None = None
@@ -53,11 +57,16 @@ class OpenOptions:
 
     def check_computed(self, dtype: str | torch.dtype, device: torch.device) -> None:
         """Raises ValueError if weights are to be quantised and products of such cannot be made."""
-        if self.quantization is None:
+        given = self.quantization
+        if given is None or device.type == "cuda":
             return
-        wanted = f"quantization={self.quantization!r} is for a CPU, float32 and the CPU library"
-        if device.type != "cpu":
-            raise ValueError(f"{wanted}, and the device is {device}; leave it out or use 'cpu'")
+        words = given.values() if isinstance(given, Mapping) else [given]
+        if absent := [word for word in words if word in KINDS.keys() - QUANTIZATIONS.keys()]:
+            raise ValueError(
+                f"quantization {absent[0]!r} is for a GPU, and the device is {device}; take one of "
+                f"{', '.join(QUANTIZATIONS)}"
+            )
+        wanted = f"quantization={given!r} on a CPU is for float32 and the CPU library"
         if dtype not in ("auto", "float32", torch.float32):
             raise ValueError(f"{wanted}, and dtype={dtype!r}; leave one of them out")
         if not cpu_ops.available():
@@ -66,7 +75,7 @@ class OpenOptions:
     def overrides_of(self, name: str) -> Mapping[str, Any]:
         return (self.hf_overrides or {}).get(name, {})
 
-    def quantization_of(self, name: str) -> Quantization | None:
+    def quantization_of(self, name: str) -> str | None:
         """What the weights of the role `name` are rounded to.
 
         Raises:
@@ -76,11 +85,10 @@ class OpenOptions:
         asked = given if given is None or isinstance(given, str) else given.get(name)
         if asked is None:
             return None
-        found = QUANTIZATIONS.get(asked) if isinstance(asked, str) else None
-        if found is None:
-            allowed = " or ".join(map(repr, QUANTIZATIONS))
-            raise ValueError(f"quantization of {name} is {asked!r}; it must be {allowed}")
-        return found
+        if not isinstance(asked, str) or asked not in QUANTIZATION_WORDS:
+            allowed = ", ".join(map(repr, QUANTIZATION_WORDS))
+            raise ValueError(f"quantization of {name} is {asked!r}; it must be one of {allowed}")
+        return asked
 
     def alike(self, one: Role, other: Role) -> bool:
         """Whether two roles of one source are one model."""
@@ -88,26 +96,28 @@ class OpenOptions:
         first, second = ((self.overrides_of(n), self.quantization_of(n)) for n in names)
         return first == second
 
-    def open(self, name: str, source: ModelSource) -> Checkpoint:
-        """The checkpoint of the role `name`.
+    def open(self, name: str, source: ModelSource, device: torch.device) -> Checkpoint:
+        """The checkpoint of the role `name`, for this device.
 
         Raises:
             ValueError: it is none, an open one that is to be overridden, or one that is quantised
                 already and is to be quantised.
         """
-        return self.quantised(name, self._opened(name, source))
+        return self.quantised(name, self._opened(name, source), device)
 
-    def quantised(self, name: str, checkpoint: Checkpoint) -> Checkpoint:
+    def quantised(self, name: str, checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
         """The open checkpoint of the role `name`, its weights rounded if they are to be.
 
         Raises:
             ValueError: it is quantised already and is to be quantised.
         """
-        quantization = self.quantization_of(name)
-        if quantization is None:
+        word = self.quantization_of(name)
+        if word is None:
             return checkpoint
         with naming_model(name):
-            return QuantisedAtLoad(checkpoint, quantization)
+            if device.type == "cuda":
+                return GroupedAtLoad(checkpoint, word)
+            return QuantisedAtLoad(checkpoint, QUANTIZATIONS[word])
 
     def _opened(self, name: str, source: ModelSource) -> Checkpoint:
         overrides = self.overrides_of(name)

@@ -180,6 +180,7 @@ def open_models(
     *,
     options: OpenOptions,
     prm_options: PrmOptions,
+    device: torch.device,
     scored: bool = False,
     guesses: bool = False,
 ) -> dict[Role, OpenModel]:
@@ -191,6 +192,7 @@ def open_models(
         draft, target, prm: where the models are; see `ModelSource`.
         options: how they are opened.
         prm_options: how the PRM is fed.
+        device: where they will run.
         scored: whether a scorer stands in place of the PRM.
         guesses: whether the draft may have nothing to do but to guess the target's tokens.
 
@@ -210,7 +212,7 @@ def open_models(
         if is_same and options.alike(Role.DRAFT, Role.TARGET):
             opened[role] = opened[Role.DRAFT]
         else:
-            opened[role] = _read(role, options.open(_name(role), source), prm_options)
+            opened[role] = _read(role, options.open(_name(role), source, device), prm_options)
     alone = prm is None and not scored and len(opened) > 1
     if alone and (difference := difference_of_writers(opened)):
         raise ValueError(

@@ -407,7 +407,21 @@ def test_what_cannot_be_quantised(rsd: Rsd, tiny: TinyModels) -> None:
     differently = as_json(rsd, tiny.draft, tiny.draft, "--quantization=draft=int4,target=int8")
     weights = differently["memory"]["weights"]
     assert 0 < weights["draft"] < weights["target"]
-    for option in ("--device=cuda", "--dtype=bfloat16"):
-        result = rsd("inspect", tiny.target, "--memory=1GB", "--quantization=int8", option)
+    for option, told in (
+        ("--quantization=fp8", "quantization 'fp8' is for a GPU, and the device is cpu"),
+        ("--dtype=bfloat16", "quantization='int8' on a CPU is for float32 and the CPU library"),
+    ):
+        given = ("--device=cpu", "--memory=1GB", "--quantization=int8", option)
+        result = rsd("inspect", tiny.target, *given)
         assert result.exit_code == 2
-        assert "quantization='int8' is for a CPU, float32 and the CPU library" in result.stderr
+        assert told in result.stderr
+
+
+@pytest.mark.parametrize(("word", "held"), [("int4", "int4-g32"), ("fp8", "fp8")])
+def test_rounded_for_a_gpu(rsd: Rsd, tiny: TinyModels, word: str, held: str) -> None:
+    """No GPU has to be there."""
+    given = ("--device=cuda", "--memory=80GB", f"--quantization={word}", "--json")
+    result = rsd("inspect", tiny.draft, *given)
+    assert result.exit_code == 0, result.output
+    [model] = json.loads(result.stdout)["models"]
+    assert held in str(model["formats"]) and held not in str(model["formats_elsewhere"])

@@ -358,7 +358,7 @@ def test_launches_with_quantised_weights(rsd: Rsd) -> None:
         ),
         (
             (*MODELS, "--device=cpu", "--quantization=int8", "--dtype=bfloat16"),
-            "quantization='int8' is for a CPU, float32 and the CPU library, and dtype=",
+            "quantization='int8' on a CPU is for float32 and the CPU library, and dtype=",
         ),
         ((*MODELS, "--device=cpu", "--gpu=h100"), "--device may be cpu, without --gpu"),
         ((*MODELS, "--gpu=l4", "--prm-format=none"), "prm_format='none' is not known; one of"),

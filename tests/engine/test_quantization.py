@@ -70,15 +70,19 @@ def test_the_report_counts_the_blocks(tiny: TinyModels) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"quantization": "int3"}, "quantization of target is 'int3'; it must be 'int8' or 'int4'"),
-        ({"quantization": {"target": 4}}, "quantization of target is 4; it must be 'int8' or"),
+        ({"quantization": "int3"}, "quantization of target is 'int3'; it must be one of 'int8', "),
+        ({"quantization": {"target": 4}}, "quantization of target is 4; it must be one of 'int8'"),
         ({"quantization": {"draft": "int8"}}, "quantization has 'draft'; the roles here are"),
         ({"quantization": 8}, "quantization must be a dict by role, got 8"),
         (
             {"quantization": "int8", "dtype": "bfloat16"},
-            "quantization='int8' is for a CPU, float32 and the CPU library, and dtype='bfloat16'",
+            "quantization='int8' on a CPU is for float32 and the CPU library, and dtype='bfloat16'",
         ),
         ({"quantization": "int8", "dtype": torch.float16}, "and dtype=torch.float16"),
+        (
+            {"quantization": {"target": "fp8"}},
+            "quantization 'fp8' is for a GPU, and the device is cpu; take one of int8, int4",
+        ),
     ],
 )
 def test_what_is_not_allowed(tiny: TinyModels, arguments: dict[str, Any], words: str) -> None:
@@ -87,12 +91,10 @@ def test_what_is_not_allowed(tiny: TinyModels, arguments: dict[str, Any], words:
     assert words in str(error.value)
 
 
-def test_a_gpu_is_refused_before_anything_is_opened() -> None:
-    options = OpenOptions(quantization="int8")
-    with pytest.raises(ValueError, match="for a CPU, .*, and the device is cuda:0; leave it out"):
-        options.check_computed("auto", torch.device("cuda", 0))
-    options.check_computed("auto", torch.device("cpu"))
-    OpenOptions().check_computed("bfloat16", torch.device("cuda", 0))
+@pytest.mark.parametrize("word", ["fp8", "int8", "int4"])
+def test_on_a_gpu_in_any_dtype(word: str) -> None:
+    for dtype in ("auto", "bfloat16", torch.float16):
+        OpenOptions(quantization=word).check_computed(dtype, torch.device("cuda", 0))
 
 
 def test_without_the_library(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:

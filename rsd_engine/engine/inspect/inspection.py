@@ -14,7 +14,6 @@ from rsd_engine.engine.inspect.memory import LoadedModel, Machine, find_fit
 from rsd_engine.engine.inspect.roles import Roles, assign_roles
 from rsd_engine.engine.memory_fit import MemoryFit
 from rsd_engine.engine.rewards.prm_options import PrmOptions
-from rsd_engine.models.checkpoints.at_load import Quantization
 from rsd_kernels.state.enums import Role
 
 _WRITERS = (Role.DRAFT, Role.TARGET)
@@ -135,7 +134,7 @@ def _quantised(
 ) -> tuple[tuple[InspectedModel, ...], list[Finding]]:
     """The models with their weights rounded as is asked, and what cannot be rounded."""
     found, findings = [], _unknown_roles(models, machine)
-    loaded: dict[tuple[str, Quantization], LoadedModel] = {}  # one for roles that share a model
+    loaded: dict[tuple[str, str], LoadedModel] = {}  # one for roles that share a model
     for model in models:
         role, facts = model.role, model.facts
         asked = None if role is None else machine.opening.quantization_of(role.name.lower())

@@ -53,7 +53,9 @@ class Machine:
             ValueError: the headers of its weights cannot be read, or it cannot be quantised.
         """
         plain = model.checkpoint
-        checkpoint = self.opening.quantised(role.name.lower(), plain) if role is not None else plain
+        checkpoint = plain
+        if role is not None:
+            checkpoint = self.opening.quantised(role.name.lower(), plain, self.device)
         form, shares = self._held(model, checkpoint, self.device)
         _, elsewhere = self._held(model, plain, _OTHER[self.device.type])
         return LoadedModel(ModelMemory(model.config, form), shares, elsewhere)

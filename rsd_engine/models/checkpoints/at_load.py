@@ -46,15 +46,37 @@ class Quantization:
 
     def format_of(self, name: str, tensor: StoredTensor) -> MatrixFormat | None:
         """Of a tensor of a checkpoint, by its header; None: it stays as it is."""
-        in_layer = _OF_LAYER.fullmatch(name)
-        if not tensor.is_matrix or not (in_layer or _TABLE.fullmatch(name)):
+        of_layer = in_layer(name)
+        if not tensor.is_matrix or not (of_layer or _TABLE.fullmatch(name)):
             return None
-        form = self.layers if in_layer else self.tables
+        form = self.layers if of_layer else self.tables
         return None if tensor.shape[1] % form.block_length else form
 
 
 _KNOWN = (Quantization("int8", Q8_0, Q8_0), Quantization("int4", Q4_1, Q8_0))
 QUANTIZATIONS = {quantization.name: quantization for quantization in _KNOWN}
+
+
+def in_layer(name: str) -> bool:
+    """Whether a tensor is a weight of a layer, by its name."""
+    return _OF_LAYER.fullmatch(name) is not None
+
+
+def check_plain(checkpoint: Checkpoint, quantization: str) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint that is to be rounded.
+
+    Raises:
+        ValueError: its weights are quantised already, or cannot be read.
+    """
+    stored = dict(checkpoint.tensors())
+    for name, tensor in stored.items():
+        if tensor.packing:
+            raise ValueError(
+                f"model {checkpoint.source!r}: quantization={quantization!r} needs plain weights, "
+                f"and {name} in {tensor.file} is stored as {tensor.packing}; leave out "
+                "quantization for this model"
+            )
+    return stored
 
 
 class QuantisedAtLoad(Checkpoint):
@@ -76,14 +98,7 @@ class QuantisedAtLoad(Checkpoint):
         self.overrides = checkpoint.overrides
         self._plain = checkpoint
         self._quantization = quantization
-        self._stored = dict(checkpoint.tensors())
-        for name, tensor in self._stored.items():
-            if tensor.packing:
-                raise ValueError(
-                    f"model {self.source!r}: quantization={quantization.name!r} needs plain "
-                    f"weights, and {name} in {tensor.file} is stored as {tensor.packing}; leave "
-                    "out quantization for this model"
-                )
+        self._stored = check_plain(checkpoint, quantization.name)
         if not self._sources:
             raise ValueError(
                 f"model {self.source!r}: quantization={quantization.name!r} rounds blocks of "

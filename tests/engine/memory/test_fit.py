@@ -274,7 +274,7 @@ def test_two_roles_of_one_folder_share_weights(twice: TinyModels, tmp_path: Path
 def test_the_estimate_counts_shared_weights_once(twice: TinyModels) -> None:
     opened = models.open_models(
         twice.draft, str(twice.target), twice.prm,
-        options=OpenOptions(), prm_options=PrmOptions(),
+        options=OpenOptions(), prm_options=PrmOptions(), device=torch.device("cpu"),
     )  # fmt: skip
     memory = models.memory_of(opened, "float32", CPU)
     assert opened[Role.DRAFT] is opened[Role.TARGET] is not opened[Role.PRM]
