@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,21 @@ from torch import Tensor
 from bench.gpu import engines
 from bench.lib.random_models import TRIPLES
 from rsd_engine import Engine
+from rsd_engine.models import loader
 from rsd_engine.models.checkpoints import grouped_at_load
 from rsd_engine.models.checkpoints.grouped_at_load import KINDS, GroupedAtLoad
 from rsd_engine.models.checkpoints.open import open_checkpoint
+from rsd_engine.models.loader import load_language_model
+from rsd_engine.models.weight_form import WeightForm
 from rsd_kernels.aot.memoryless import DEVICE
 from rsd_kernels.grouped.matrix import GroupedMatrix, ValueKind
 from rsd_kernels.grouped.rounding import scale_dtype
 from rsd_kernels.launch import available
 from tests.models.checkpoints import make_model, save
+from tests.models.driver import Driver
 
 CPU = torch.device("cpu")
+TOKENS = [1, 2, 3, 50, 60, 7]
 SIZES = {"hidden_size": 128, "intermediate_size": 96}
 
 
@@ -44,6 +50,25 @@ def test_layers_are_rounded(word: str, tmp_path: Path) -> None:
             assert made.nbytes == tensor.grouped.on_meta.nbytes
             wanted = tensor.read().float()
             assert (made.expand() - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi4-mini-short"])
+def test_a_model_of_rounded_layers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where tensors of the file are merged, and where outputs move for the rotation."""
+
+    def as_on_a_gpu(checkpoint: Any, config: Any, dtype: Any, device: torch.device) -> WeightForm:
+        return WeightForm.in_groups(torch.float32, checkpoint.tensors())
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    heads = {"num_attention_heads": 8} if name.startswith("phi4") else {}
+    folder = save(make_model(name, **sizes, **heads), tmp_path)
+    wanted = Driver(load_language_model(folder, max_rows=8)).run((0, TOKENS))
+    monkeypatch.setattr(loader, "weight_form", as_on_a_gpu)
+    few = load_language_model(GroupedAtLoad(open_checkpoint(folder), "int8"), max_rows=8)
+    assert "int8-g32" in few.decoder.weights.held_in
+    assert (Driver(few).run((0, TOKENS)) - wanted).norm() < 0.06 * wanted.norm()
 
 
 def test_what_cannot_be_rounded(tmp_path: Path) -> None:
