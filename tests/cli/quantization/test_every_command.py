@@ -105,7 +105,7 @@ def test_bad_input_is_one_line_before_anything_is_read(
     assert result.exit_code == 2
     assert not result.stdout
     blocks = "q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k"
-    wanted = message.format(more=f", {blocks}" if command == "plan" else "")
+    wanted = message.format(more=f", {blocks}" if command == "plan" else ", fp8")
     assert result.stderr == f"error: {wanted}\n"
 
 
@@ -114,5 +114,5 @@ def test_in_a_config_file(rsd: Rsd, tiny: TinyModels, tmp_path: Path) -> None:
     config.write_text('[engine.quantization]\ntarget = "int3"\n')
     result = rsd("generate", f"--target={tiny.target}", f"--config={config}", "hello")
     assert result.exit_code == 2
-    wanted = "engine.quantization of target must be one of int8, int4, got 'int3'"
+    wanted = "engine.quantization of target must be one of int8, int4, fp8, got 'int3'"
     assert wanted in result.stderr
