@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rsd_engine.models.checkpoints.base import Checkpoint, GroupedSource, StoredTensor
+from rsd_engine.models.checkpoints.base import (
+    Checkpoint,
+    GroupedSource,
+    RewrittenCheckpoint,
+    StoredTensor,
+)
 from rsd_engine.models.checkpoints.grouped_at_load import GroupedAtLoad
 from rsd_kernels.grouped.matrix import GroupedMatrix
 
 
-class FewBits(Checkpoint):
+class FewBits(RewrittenCheckpoint):
     """Another checkpoint, rounded as for a GPU. A CPU reads what the few bits stand for.
 
     Args:
@@ -26,27 +29,14 @@ class FewBits(Checkpoint):
     """
 
     def __init__(self, checkpoint: Checkpoint, word: str, *, fill: bool = True) -> None:
-        self.source = f"{checkpoint.source} in {word}"
-        self._rounded = GroupedAtLoad(checkpoint, word)
+        super().__init__(GroupedAtLoad(checkpoint, word))
         self._fill = fill
-
-    def config(self) -> Mapping[str, Any]:
-        return self._rounded.config()
 
     def tensors(self) -> Mapping[str, StoredTensor]:
         return {
             name: self._read_from(tensor, tensor.grouped) if tensor.grouped else tensor
-            for name, tensor in self._rounded.tensors().items()
+            for name, tensor in self._plain.tensors().items()
         }
-
-    def weight_files(self) -> tuple[Path, ...]:
-        return self._rounded.weight_files()
-
-    def tokenizer(self) -> Any:
-        return self._rounded.tokenizer()
-
-    def generation_config(self) -> dict[str, Any] | None:
-        return self._rounded.generation_config()
 
     def _read_from(self, tensor: StoredTensor, source: GroupedSource) -> StoredTensor:
         if not self._fill:

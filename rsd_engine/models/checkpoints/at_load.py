@@ -15,10 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
 
-from rsd_engine.models.checkpoints.base import Checkpoint, StoredTensor
+from rsd_engine.models.checkpoints.base import Checkpoint, RewrittenCheckpoint, StoredTensor
 from rsd_engine.models.checkpoints.block_cache import (
     Blocks,
     BlockSource,
@@ -79,7 +77,7 @@ def check_plain(checkpoint: Checkpoint, quantization: str) -> dict[str, StoredTe
     return stored
 
 
-class QuantisedAtLoad(Checkpoint):
+class QuantisedAtLoad(RewrittenCheckpoint):
     """A checkpoint of plain weights, with matrices in blocks.
 
     The blocks are made when the first of them is read, and kept in the user's cache for the next
@@ -94,9 +92,7 @@ class QuantisedAtLoad(Checkpoint):
     """
 
     def __init__(self, checkpoint: Checkpoint, quantization: Quantization) -> None:
-        self.source = checkpoint.source
-        self.overrides = checkpoint.overrides
-        self._plain = checkpoint
+        super().__init__(checkpoint)
         self._quantization = quantization
         self._stored = check_plain(checkpoint, quantization.name)
         if not self._sources:
@@ -104,9 +100,6 @@ class QuantisedAtLoad(Checkpoint):
                 f"model {self.source!r}: quantization={quantization.name!r} rounds blocks of "
                 f"{quantization.layers.block_length}, and no matrix has rows of whole blocks"
             )
-
-    def config(self) -> Mapping[str, Any]:
-        return self._plain.config()
 
     def tensors(self) -> Mapping[str, StoredTensor]:
         return self._stored | {
@@ -118,15 +111,6 @@ class QuantisedAtLoad(Checkpoint):
             )
             for name, source in self._sources.items()
         }
-
-    def weight_files(self) -> tuple[Path, ...]:
-        return self._plain.weight_files()
-
-    def tokenizer(self) -> Any:
-        return self._plain.tokenizer()
-
-    def generation_config(self) -> dict[str, Any] | None:
-        return self._plain.generation_config()
 
     def _matrix(self, name: str) -> StoredMatrix:
         return self._blocks(name)

@@ -135,3 +135,28 @@ class Checkpoint(ABC):
     @abstractmethod
     def generation_config(self) -> dict[str, Any] | None:
         """End-of-text ids and sampling defaults, None if the checkpoint has none."""
+
+
+class RewrittenCheckpoint(Checkpoint):
+    """A checkpoint that has all of another but its tensors.
+
+    Args:
+        plain: the other.
+    """
+
+    def __init__(self, plain: Checkpoint) -> None:
+        self.source = plain.source
+        self.overrides = plain.overrides
+        self._plain = plain
+
+    def config(self) -> Mapping[str, Any]:
+        return self._plain.config()
+
+    def weight_files(self) -> tuple[Path, ...]:
+        return self._plain.weight_files()
+
+    def tokenizer(self) -> Any:
+        return self._plain.tokenizer()
+
+    def generation_config(self) -> dict[str, Any] | None:
+        return self._plain.generation_config()

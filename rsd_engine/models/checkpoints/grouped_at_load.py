@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from rsd_engine.models.checkpoints.at_load import check_plain, in_layer
-from rsd_engine.models.checkpoints.base import Checkpoint, GroupedSource, StoredTensor
+from rsd_engine.models.checkpoints.base import (
+    Checkpoint,
+    GroupedSource,
+    RewrittenCheckpoint,
+    StoredTensor,
+)
 from rsd_kernels.grouped.matrix import MIN_GROUP, GroupedMatrix, ValueKind
 from rsd_kernels.grouped.rounding import rounded, scale_dtype
 
@@ -26,11 +29,11 @@ _GROUPS = {ValueKind.INT4: (MIN_GROUP,)}
 _USUAL_GROUPS = (128, MIN_GROUP)
 
 
-class GroupedAtLoad(Checkpoint):
+class GroupedAtLoad(RewrittenCheckpoint):
     """A checkpoint of plain weights, with the matrices of its layers in few bits.
 
-    Each is rounded on the device when it is loaded, which takes a few milliseconds. `read` of a
-    tensor still gives what the checkpoint has.
+    Each is rounded on the device when it is loaded. `read` of a tensor still gives what the
+    checkpoint has.
 
     Args:
         checkpoint: of plain weights.
@@ -41,9 +44,7 @@ class GroupedAtLoad(Checkpoint):
     """
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self.source = checkpoint.source
-        self.overrides = checkpoint.overrides
-        self._plain = checkpoint
+        super().__init__(checkpoint)
         self._kind = KINDS[name]
         stored = check_plain(checkpoint, name)
         self._stored = {name: self._grouped(name, tensor) for name, tensor in stored.items()}
@@ -53,20 +54,8 @@ class GroupedAtLoad(Checkpoint):
                 "no matrix of a layer has rows of whole groups"
             )
 
-    def config(self) -> Mapping[str, Any]:
-        return self._plain.config()
-
     def tensors(self) -> Mapping[str, StoredTensor]:
         return self._stored
-
-    def weight_files(self) -> tuple[Path, ...]:
-        return self._plain.weight_files()
-
-    def tokenizer(self) -> Any:
-        return self._plain.tokenizer()
-
-    def generation_config(self) -> dict[str, Any] | None:
-        return self._plain.generation_config()
 
     def _grouped(self, name: str, tensor: StoredTensor) -> StoredTensor:
         if not tensor.is_matrix or not in_layer(name):
